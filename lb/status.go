@@ -1,0 +1,97 @@
+package lb
+
+import (
+	"net/netip"
+	"time"
+
+	"shunt/maps"
+)
+
+// Family is an IP family, by its version number.
+type Family uint8
+
+// The two IP families.
+const (
+	IPv4 Family = 4
+	IPv6 Family = 6
+)
+
+// String gives the family as v1.IPFamily spells it.
+func (f Family) String() string {
+	if f == IPv6 {
+		return "IPv6"
+	}
+	return "IPv4"
+}
+
+// FamilyOf is the family of a valid, unmapped address.
+func FamilyOf(a netip.Addr) Family {
+	if a.Is4() {
+		return IPv4
+	}
+	return IPv6
+}
+
+// Status is a snapshot of the reconcile loop, for health and metrics.
+type Status struct {
+	// Synced: the first reconcile after SetSynced is done.
+	Synced bool
+	// LastSync is when the maps last held everything that was known.
+	LastSync time.Time
+	// QueuedSince is when the oldest change that is not in the maps yet was
+	// taken; zero where there is none.
+	QueuedSince time.Time
+	// LastQueued is when the newest change was taken.
+	LastQueued time.Time
+	// Err is what the last reconcile failed with, nil where it did not.
+	Err error
+	// The changes taken since start, and those of them not programmed yet.
+	ServiceChanges, EndpointChanges               uint64
+	ServiceChangesPending, EndpointChangesPending int
+	// NoLocalEndpoints counts the service ports (of one family) whose policy is
+	// Local and which have endpoints, but no usable one on this node.
+	NoLocalEndpoints map[NoLocalKey]int
+	// Node is nil until this Node was seen.
+	Node *Node
+}
+
+// NoLocalKey names a count of Status.NoLocalEndpoints.
+type NoLocalKey struct {
+	Family Family
+	// External: of externalTrafficPolicy, else of internalTrafficPolicy.
+	External bool
+}
+
+// HealthCheck is what the healthCheckNodePort server of a service must say.
+type HealthCheck struct {
+	Service ServiceName
+	// Port is spec.healthCheckNodePort.
+	Port uint16
+	// LocalEndpoints counts ready endpoints of this node, of both families;
+	// one that is listed under several service ports counts once.
+	LocalEndpoints int
+}
+
+// Report is what one reconcile did.
+type Report struct {
+	Started, Ended time.Time
+	// Full: every service was looked at (the first reconcile, or the node changed).
+	Full bool
+	// Services counts those that were looked at, Failed those of them that are
+	// kept for a retry.
+	Services, Failed int
+	// Writes by kind of map write.
+	Writes maps.Writes
+	// Programmed holds LastChange of every slice that is now in the maps for the
+	// first time since it changed.
+	Programmed []time.Time
+	// Err is the first failure.
+	Err error
+}
+
+// Observer hears from the reconcile goroutine; its methods must not block.
+type Observer interface {
+	Reconciled(Report)
+	// SetHealthChecks gives all of them, sorted by service, when any changed.
+	SetHealthChecks([]HealthCheck)
+}

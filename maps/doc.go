@@ -1,0 +1,6 @@
+// Package maps owns the eBPF maps as typed Go: it opens, sizes, pins, adopts
+// and dumps them, and ships an in-memory fake and a fault-injecting one that
+// are held to the same results. It never decides what a map should hold (that
+// is package lb) and never loads a program (that is package bpf). Start reading
+// at Tables.
+package maps

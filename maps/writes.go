@@ -1,0 +1,30 @@
+package maps
+
+// Writes counts map writes by kind. Frontends, Names and NodeAddrs are
+// system calls; Backends and Slots are stores to mapped memory, of one record
+// and of one 4-byte slot each.
+type Writes struct {
+	Frontends, Slots, Backends, Names, NodeAddrs uint64
+}
+
+// Add adds another count to this one.
+func (w *Writes) Add(o Writes) {
+	w.Frontends += o.Frontends
+	w.Slots += o.Slots
+	w.Backends += o.Backends
+	w.Names += o.Names
+	w.NodeAddrs += o.NodeAddrs
+}
+
+// Total is the sum over all kinds.
+func (w Writes) Total() uint64 {
+	return w.Frontends + w.Slots + w.Backends + w.Names + w.NodeAddrs
+}
+
+// Fill is how full one map is.
+type Fill struct {
+	// Map is the map's name; Flag is the flag of `shunt run` that sets its size.
+	Map, Flag string
+	// Used counts entries; Size is how many there can be.
+	Used, Size uint32
+}
