@@ -1,0 +1,12 @@
+// SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
+/* abi.c: the maps without a program. Package maps is generated from it. */
+#include "maps.h"
+
+/* Types that no map names must be used here to reach the BTF, and Go. The
+ * variables themselves are never loaded. */
+enum reason abi_reason;
+enum frontend_kind abi_frontend_kind;
+enum service_flag abi_service_flag;
+enum backend_flag abi_backend_flag;
+enum node_addr_flag abi_node_addr_flag;
+__u32 abi_version = SHUNT_ABI;

@@ -1,0 +1,3 @@
+package bpf
+
+//go:generate go tool bpf2go -cc clang-19 -strip llvm-strip-19 -target bpfel -no-global-types sock sock.c -- -Iinclude -O2 -Wall -Werror $BPF_CFLAGS

@@ -1,0 +1,163 @@
+/* abi.h: the types that maps share with user space.
+ *
+ * Byte order: an address or a port is in network order, everything else in the
+ * machine's. Every layout is asserted here; Go's side of it is generated from
+ * this file (maps/abi_bpfel.go). SHUNT_ABI goes up whenever a daemon could no
+ * longer work with the maps that an older one left: it then builds new ones
+ * beside them and switches.
+ */
+#pragma once
+
+#include <linux/bpf.h>
+#include <linux/types.h>
+
+#define SHUNT_ABI 1
+
+/* An IPv6 address, or an IPv4 one as ::ffff:a.b.c.d (RFC 4291, 2.5.5.2): one
+ * form, so that there is one code path and one set of maps for both families. */
+struct addr {
+	__u8 b[16];
+} __attribute__((aligned(4)));
+_Static_assert(sizeof(struct addr) == 16, "struct addr");
+
+/* Key of `services`. Three shapes:
+ *   address, port, protocol   a cluster IP, external IP or load-balancer IP
+ *   any,     port, protocol   a node port: `any` is :: or ::ffff:0.0.0.0
+ *   address, 0,    0          a cluster IP as a whole: what is asked of it and
+ *                             has no entry of its own is an undefined port */
+struct frontend_key {
+	struct addr addr;
+	__be16 port;
+	__u8 protocol; /* IPPROTO_TCP, IPPROTO_UDP */
+	__u8 pad;
+};
+_Static_assert(sizeof(struct frontend_key) == 20, "struct frontend_key");
+
+enum frontend_kind {
+	FRONTEND_KIND_UNSPEC,
+	FRONTEND_KIND_CLUSTER_IP,
+	FRONTEND_KIND_NODE_PORT,
+	FRONTEND_KIND_LOAD_BALANCER_IP,
+	FRONTEND_KIND_EXTERNAL_IP,
+	FRONTEND_KIND_UNDEFINED_PORT, /* the whole of a cluster IP: refused */
+};
+
+enum service_flag {
+	SERVICE_FLAG_INSIDE_LOCAL = 1,  /* `inside` holds endpoints of this node only */
+	SERVICE_FLAG_OUTSIDE_LOCAL = 2, /* `outside` does */
+	SERVICE_FLAG_ELSEWHERE = 4,     /* usable endpoints exist, here or elsewhere:
+					 * where a Local range is empty, drop, don't refuse */
+};
+
+/* `count` slots from `base` on. */
+struct slot_range {
+	__u32 base;
+	__u32 count;
+};
+
+/* Value of `services`: one frontend of a service port. */
+struct service {
+	__u32 id;               /* of the service port and family; never 0 but in UNDEFINED_PORT */
+	__u32 affinity_seconds; /* 0: no session affinity */
+	struct slot_range inside;  /* for clients on this node */
+	struct slot_range outside; /* for packets from a network */
+	__u16 flags;            /* enum service_flag */
+	__u8 kind;              /* enum frontend_kind */
+	__u8 pad;
+};
+_Static_assert(sizeof(struct service) == 28, "struct service");
+
+enum backend_flag {
+	BACKEND_FLAG_CLUSTER_SET = 1, /* new connections may take it: cluster set */
+	BACKEND_FLAG_LOCAL_SET = 2,   /* the same: local set */
+	BACKEND_FLAG_ON_NODE = 4,     /* the endpoint is on this node */
+	BACKEND_FLAG_TERMINATING = 8,
+};
+
+/* Element of `backends`, one per endpoint of a service port. service_id 0: the
+ * record is free, and whoever still names its id must choose again. */
+struct backend {
+	struct addr addr;
+	__be16 port;
+	__u8 protocol;
+	__u8 flags; /* enum backend_flag */
+	__u32 service_id;
+};
+_Static_assert(sizeof(struct backend) == 24, "struct backend");
+
+/* One flow of a socket: what the program that owns it called its peer, and
+ * what that was translated to. */
+struct sock_flow {
+	struct addr frontend_addr;
+	struct addr backend_addr;
+	__be16 frontend_port;
+	__be16 backend_port;
+	__u32 backend_id;
+	__u32 service_id;
+	__u32 used; /* sock_flows.clock at its last use; 0: the record is free */
+};
+_Static_assert(sizeof(struct sock_flow) == 48, "struct sock_flow");
+
+/* How many services one unconnected UDP socket can speak to at once and still
+ * have every reply come from the address that it wrote to. */
+#define SOCK_FLOWS 16
+
+struct sock_flows {
+	struct bpf_spin_lock lock; /* two threads may send on one socket */
+	__u32 clock; /* counts uses */
+	__u32 hand;  /* where the last flow that had to go was looked for */
+	__u32 pad;
+	struct sock_flow flow[SOCK_FLOWS];
+};
+_Static_assert(sizeof(struct sock_flows) == 16 + SOCK_FLOWS * 48, "struct sock_flows");
+
+/* Key of `affinity`. A client of this node is its network namespace's cookie
+ * in the last 8 bytes, machine order, after 8 zero bytes; one from outside is
+ * its address. No host has an address below ::/64 but ::1, which no packet from
+ * outside can carry: the two can't be mistaken for one another. */
+struct affinity_key {
+	__u32 service_id;
+	struct addr client;
+};
+_Static_assert(sizeof(struct affinity_key) == 20, "struct affinity_key");
+
+struct affinity_value {
+	__u64 last_used; /* ns, CLOCK_MONOTONIC */
+	__u32 backend_id;
+	__u32 pad;
+};
+_Static_assert(sizeof(struct affinity_value) == 16, "struct affinity_value");
+
+enum node_addr_flag {
+	NODE_ADDR_FLAG_OWN_NETNS = 1, /* for sockets of the node's own network namespace
+				       * only: loopback, which a pod has for itself */
+};
+
+/* Value of `node_addrs`. */
+struct node_addr {
+	__u32 flags; /* enum node_addr_flag */
+};
+
+/* Value of `names`: what a service id stands for, so that a new daemon adopts
+ * ids by name and the command line has names without a daemon. Zero-padded;
+ * the lengths are those that the API allows (RFC 1123 labels). */
+struct service_name {
+	__u8 namespace[64];
+	__u8 name[64];
+	__u8 port[64];
+	__u8 protocol;
+	__u8 family; /* 4 or 6 */
+	__u8 pad[2];
+};
+_Static_assert(sizeof(struct service_name) == 196, "struct service_name");
+
+/* Element 0 of `meta`: what the daemon says of itself, for `shunt status`. */
+struct meta_value {
+	__u32 abi;      /* SHUNT_ABI */
+	__u32 pid;      /* in the daemon's pid namespace */
+	__s64 started;  /* ns, Unix time */
+	__s64 synced;   /* ns, Unix time, of the last reconcile that left nothing; 0: none */
+	__u32 pending;  /* services whose change is not in the maps */
+	__u32 pad;
+};
+_Static_assert(sizeof(struct meta_value) == 32, "struct meta_value");

@@ -1,0 +1,208 @@
+/* lb.h: which backend answers. Knows services, slots, backends and affinity;
+ * knows no packet and no hook's context.
+ *
+ * Entries may change under a reader in two ways. A hash element can be reused
+ * for another key while we read it, and a slot can belong to somebody else when
+ * we come to it late. Both show alike: the backend that we arrive at does not
+ * name the service that we started from, and we look again. An entry without
+ * backends leads to none that could tell, so it has to be seen twice. */
+#pragma once
+
+#include <linux/errno.h>
+
+#include "config.h"
+#include "maps.h"
+
+/* Look-ups of one entry before we give up: it would have to change within each
+ * of as many fractions of a microsecond. */
+#define LB_TRIES 4
+
+enum lb_side { LB_INSIDE, LB_OUTSIDE };
+
+struct lb_choice {
+	struct addr addr;
+	__be16 port;
+	__u32 backend_id;
+	__u32 service_id;
+};
+
+static __always_inline __u32 lb_word(const struct addr *a, int i)
+{
+	return ((const __u32 *)a->b)[i];
+}
+
+static __always_inline int lb_addr_equal(const struct addr *a, const struct addr *b)
+{
+	return lb_word(a, 0) == lb_word(b, 0) && lb_word(a, 1) == lb_word(b, 1) &&
+	       lb_word(a, 2) == lb_word(b, 2) && lb_word(a, 3) == lb_word(b, 3);
+}
+
+static __always_inline int lb_addr_is_v4(const struct addr *a)
+{
+	return lb_word(a, 0) == 0 && lb_word(a, 1) == 0 &&
+	       lb_word(a, 2) == __builtin_bswap32(0xffff);
+}
+
+/* The service that a frontend belongs to: its own entry, else the node port of
+ * a node address, else the whole cluster IP. NULL: nobody's. */
+static __always_inline struct service *lb_frontend(const struct frontend_key *dst,
+						   __u64 netns_cookie)
+{
+	struct frontend_key key = *dst;
+	struct node_addr *node;
+	struct service *svc;
+
+	svc = bpf_map_lookup_elem(&services, &key);
+	if (svc)
+		return svc;
+
+	node = bpf_map_lookup_elem(&node_addrs, &key.addr);
+	if (node && (!(node->flags & NODE_ADDR_FLAG_OWN_NETNS) ||
+		     netns_cookie == config_netns_cookie)) {
+		if (lb_addr_is_v4(&key.addr))
+			*(__u32 *)&key.addr.b[12] = 0;
+		else
+			__builtin_memset(&key.addr, 0, sizeof(key.addr));
+		svc = bpf_map_lookup_elem(&services, &key);
+		if (svc)
+			return svc;
+		key.addr = dst->addr;
+	}
+
+	key.port = 0;
+	key.protocol = 0;
+	return bpf_map_lookup_elem(&services, &key);
+}
+
+/* The backend of that id if it is still that service's. */
+static __always_inline struct backend *lb_backend(__u32 id, __u32 service_id)
+{
+	struct backend *be = bpf_map_lookup_elem(&backends, &id);
+
+	return be && service_id && be->service_id == service_id ? be : NULL;
+}
+
+static __always_inline void lb_choose(struct lb_choice *out, __u32 id, const struct backend *be,
+				      __u32 service_id)
+{
+	out->addr = be->addr;
+	out->port = be->port;
+	out->backend_id = id;
+	out->service_id = service_id;
+}
+
+/* Session affinity: the client's backend if its time is not over and new
+ * connections may still take it. The rule is the Service API's:
+ * sessionAffinityConfig.clientIP.timeoutSeconds after the last connection. */
+static __always_inline int lb_affinity_find(const struct service *svc, __u8 set,
+					    const struct affinity_key *key, __u64 now,
+					    struct lb_choice *out)
+{
+	struct affinity_value *aff = bpf_map_lookup_elem(&affinity, key);
+	struct backend *be;
+	__u32 id;
+
+	/* Not now - last_used: another CPU may have used it after our `now`. */
+	if (!aff || aff->last_used + svc->affinity_seconds * 1000000000ULL <= now)
+		return 0;
+	id = aff->backend_id;
+	be = lb_backend(id, svc->id);
+	if (!be || !(be->flags & set))
+		return 0;
+	aff->last_used = now;
+	lb_choose(out, id, be, svc->id);
+	return 1;
+}
+
+/* Remember a choice. Of two first connections at once, both take the backend of
+ * the one that was remembered first. */
+static __always_inline void lb_affinity_store(const struct service *svc, __u8 set,
+					      const struct affinity_key *key, __u64 now,
+					      struct lb_choice *out)
+{
+	struct affinity_value value = { .last_used = now, .backend_id = out->backend_id };
+
+	if (bpf_map_update_elem(&affinity, key, &value, BPF_NOEXIST) != -EEXIST)
+		return;
+	if (!lb_affinity_find(svc, set, key, now, out))
+		bpf_map_update_elem(&affinity, key, &value, BPF_ANY);
+}
+
+/* What a new connection to a service without a usable backend meets. */
+static __always_inline enum reason lb_no_backend(const struct service *svc)
+{
+	if (svc->kind == FRONTEND_KIND_UNDEFINED_PORT)
+		return REASON_UNDEFINED_PORT;
+	return svc->flags & SERVICE_FLAG_ELSEWHERE ? REASON_NO_LOCAL_ENDPOINT : REASON_NO_ENDPOINT;
+}
+
+/* One look at dst's entry, for a new connection: a backend of that side. `pick`
+ * is any number: the slot is pick modulo the range. `empty` counts the looks that
+ * found no backend. Returns REASON_TRANSLATED or REASON_AFFINITY_KEPT with *out
+ * filled, REASON_ENTRY_CHANGED to look again, or the reason why there is none. */
+static __always_inline enum reason lb_try(const struct frontend_key *dst, enum lb_side side,
+					  __u64 netns_cookie, const struct addr *client,
+					  __u32 pick, int *empty, struct lb_choice *out)
+{
+	struct service *entry = lb_frontend(dst, netns_cookie);
+	struct affinity_key key = {};
+	struct slot_range range;
+	struct backend *be;
+	struct service svc;
+	__u32 slot, *id;
+	__u64 now = 0;
+	__u8 set;
+
+	if (!entry)
+		return REASON_NO_FRONTEND;
+	svc = *entry;
+	range = side == LB_INSIDE ? svc.inside : svc.outside;
+	set = svc.flags & (side == LB_INSIDE ? SERVICE_FLAG_INSIDE_LOCAL :
+					       SERVICE_FLAG_OUTSIDE_LOCAL) ?
+		      BACKEND_FLAG_LOCAL_SET : BACKEND_FLAG_CLUSTER_SET;
+	if (range.count == 0)
+		return (*empty)++ ? lb_no_backend(&svc) : REASON_ENTRY_CHANGED;
+
+	if (svc.affinity_seconds) {
+		key.service_id = svc.id;
+		key.client = *client;
+		now = bpf_ktime_get_ns();
+		if (lb_affinity_find(&svc, set, &key, now, out))
+			return REASON_AFFINITY_KEPT;
+	}
+	slot = range.base + pick % range.count;
+	id = bpf_map_lookup_elem(&slots, &slot);
+	if (!id)
+		return REASON_ENTRY_CHANGED;
+	slot = *id;
+	be = lb_backend(slot, svc.id);
+	if (!be)
+		return REASON_ENTRY_CHANGED;
+	lb_choose(out, slot, be, svc.id);
+	if (svc.affinity_seconds)
+		lb_affinity_store(&svc, set, &key, now, out);
+	return REASON_TRANSLATED;
+}
+
+/* Choose a backend for a new connection to dst: lb_try until the entry holds
+ * still. Returns as lb_try; REASON_ENTRY_CHANGED where it never did. */
+static __always_inline enum reason lb_select(const struct frontend_key *dst, enum lb_side side,
+					     __u64 netns_cookie, const struct addr *client,
+					     __u32 pick, struct lb_choice *out)
+{
+	enum reason reason = REASON_ENTRY_CHANGED;
+	int empty = 0;
+
+	for (int i = 0; i < LB_TRIES && reason == REASON_ENTRY_CHANGED; i++)
+		reason = lb_try(dst, side, netns_cookie, client, pick, &empty, out);
+	return reason;
+}
+
+/* Count one connection, or one flow begun, for a backend. */
+static __always_inline void lb_count(__u32 backend_id)
+{
+	__u64 *n = bpf_map_lookup_elem(&backend_stats, &backend_id);
+
+	if (n)
+		__sync_fetch_and_add(n, 1);
+}

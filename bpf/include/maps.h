@@ -1,0 +1,108 @@
+/* maps.h: the maps. One declaration each, shared by every compilation unit; the
+ * sizes here are the defaults of the flags of `shunt run`. */
+#pragma once
+
+#include <linux/bpf.h>
+#include <bpf/bpf_helpers.h>
+
+#include "abi.h"
+#include "reason.h"
+
+#ifndef DEFAULT_SERVICES
+#define DEFAULT_SERVICES 131072
+#define DEFAULT_SLOTS 1048576
+#define DEFAULT_BACKENDS 262144
+#define DEFAULT_AFFINITY 65536
+#define DEFAULT_NODE_ADDRS 1024
+#endif
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, DEFAULT_SERVICES);
+	__type(key, struct frontend_key);
+	__type(value, struct service);
+} services SEC(".maps");
+
+/* Backend ids, in ranges; a range that an entry of `services` names is never
+ * written, so a look-up sees one state of a service or the next. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__uint(max_entries, DEFAULT_SLOTS);
+	__type(key, __u32);
+	__type(value, __u32);
+} slots SEC(".maps");
+
+/* Element 0 is never used: id 0 is nobody's. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__uint(max_entries, DEFAULT_BACKENDS);
+	__type(key, __u32);
+	__type(value, struct backend);
+} backends SEC(".maps");
+
+/* Connections and flows begun, by backend id. One counter, not one per CPU: it
+ * moves once a connection, and per-CPU counters for every backend would cost
+ * gigabytes on a large machine. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__uint(max_entries, DEFAULT_BACKENDS);
+	__type(key, __u32);
+	__type(value, __u64);
+} backend_stats SEC(".maps");
+
+/* The flow of a connected socket. */
+struct {
+	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, int);
+	__type(value, struct sock_flow);
+} sock_peer SEC(".maps");
+
+/* The flows of an unconnected UDP socket. */
+struct {
+	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, int);
+	__type(value, struct sock_flows);
+} sock_flows SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, DEFAULT_AFFINITY);
+	__type(key, struct affinity_key);
+	__type(value, struct affinity_value);
+} affinity SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, DEFAULT_NODE_ADDRS);
+	__type(key, struct addr);
+	__type(value, struct node_addr);
+} node_addrs SEC(".maps");
+
+/* Not preallocated: 196 bytes a name, and no program reads it. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, DEFAULT_SERVICES);
+	__type(key, __u32);
+	__type(value, struct service_name);
+} names SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, REASON_MAX);
+	__type(key, __u32);
+	__type(value, __u64);
+} counters SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct meta_value);
+} meta SEC(".maps");

@@ -1,0 +1,303 @@
+// SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
+/* sock.c: the socket path. cgroup hooks on connect, sendmsg, recvmsg and
+ * getpeername: a service's address becomes a backend's before the kernel has
+ * made a packet, and no packet is translated after that.
+ *
+ * Each family's four hooks only spell addresses their way; what they do is in
+ * the functions above them. A hook returns 1 to go on and 0 to refuse. */
+#include <stddef.h>
+
+#include <linux/bpf.h>
+#include <linux/in.h>
+#include <bpf/bpf_endian.h>
+#include <bpf/bpf_helpers.h>
+
+#include "config.h"
+#include "hook.h"
+#include "lb.h"
+#include "sock.h"
+
+char LICENSE[] SEC("license") = "Dual BSD/GPL";
+
+#define SOCK_PASS 1
+#define SOCK_REFUSE 0
+
+/* The errno for a refusal. A dropped connection can't be left hanging here, as
+ * no packet exists that could be dropped: the caller hears that there is no way
+ * to the host, which it can tell from a service without endpoints. */
+static __always_inline int sock_refuse(enum reason reason)
+{
+	if (config_has_set_retval)
+		bpf_set_retval(reason == REASON_NO_LOCAL_ENDPOINT ? -EHOSTUNREACH : -ECONNREFUSED);
+	return SOCK_REFUSE;
+}
+
+static __always_inline int sock_is_ours(const struct bpf_sock_addr *ctx)
+{
+	return ctx->protocol == IPPROTO_TCP || ctx->protocol == IPPROTO_UDP;
+}
+
+/* Affinity's client on this node: the network namespace (abi.h, affinity_key). */
+static __always_inline void sock_client(__u64 netns_cookie, struct addr *client)
+{
+	*(__u32 *)&client->b[0] = 0;
+	*(__u32 *)&client->b[4] = 0;
+	*(__u32 *)&client->b[8] = (__u32)(netns_cookie >> 32);
+	*(__u32 *)&client->b[12] = (__u32)netns_cookie;
+}
+
+/* connect(): choose a backend and remember what it stands for. */
+static __always_inline enum reason sock_connect(struct bpf_sock_addr *ctx,
+						const struct frontend_key *dst,
+						struct lb_choice *to)
+{
+	__u64 cookie = bpf_get_netns_cookie(ctx);
+	enum reason reason;
+	struct addr client;
+
+	if (dst->protocol == IPPROTO_UDP && sock_flow_keep(ctx->sk, dst, to)) {
+		reason = REASON_FLOW_KEPT;
+	} else {
+		sock_client(cookie, &client);
+		reason = lb_select(dst, LB_INSIDE, cookie, &client, bpf_get_prandom_u32(), to);
+	}
+	switch (reason) {
+	case REASON_TRANSLATED:
+	case REASON_AFFINITY_KEPT:
+		lb_count(to->backend_id);
+		break;
+	case REASON_FLOW_KEPT:
+		break;
+	default:
+		sock_peer_forget(ctx->sk);
+		return reason;
+	}
+	return sock_peer_store(ctx->sk, dst, to) ? REASON_UNRECORDED : reason;
+}
+
+/* A new flow of an unconnected socket. The first pick follows from socket and
+ * destination, so that a flow which had to make room for others comes back to
+ * its backend while the service does not change; the next ones are for a backend
+ * that another flow of this socket has already. */
+static __always_inline enum reason sock_flow_begin(struct bpf_sock_addr *ctx,
+						   const struct frontend_key *dst,
+						   struct lb_choice *to)
+{
+	__u64 cookie = bpf_get_netns_cookie(ctx);
+	__u64 pick = bpf_get_socket_cookie(ctx);
+	enum reason reason = REASON_UNSPEC;
+	struct addr client;
+	int empty = 0;
+
+	sock_client(cookie, &client);
+	pick ^= lb_word(&dst->addr, 2) ^ ((__u64)lb_word(&dst->addr, 3) << 16) ^ dst->port;
+	pick *= 0x9e3779b97f4a7c15ULL; /* 2^64 / golden ratio: spreads the bits upwards */
+	for (int i = 0; i < LB_TRIES; i++) {
+		reason = lb_try(dst, LB_INSIDE, cookie, &client, (__u32)(pick >> 32) + i, &empty,
+				to);
+		if (reason == REASON_ENTRY_CHANGED)
+			continue;
+		if (reason != REASON_TRANSLATED || !sock_flow_taken(ctx->sk, dst, to))
+			break;
+	}
+	return reason;
+}
+
+/* sendmsg() with an address on a UDP socket, connected or not. */
+static __always_inline enum reason sock_sendmsg(struct bpf_sock_addr *ctx,
+						const struct frontend_key *dst,
+						struct lb_choice *to)
+{
+	enum reason reason;
+
+	if (sock_peer_keep(ctx->sk, dst, to) || sock_flow_keep(ctx->sk, dst, to))
+		return REASON_FLOW_KEPT;
+	reason = sock_flow_begin(ctx, dst, to);
+	if (reason != REASON_TRANSLATED && reason != REASON_AFFINITY_KEPT)
+		return reason;
+	lb_count(to->backend_id);
+	return sock_flow_store(ctx->sk, dst, to) ? REASON_UNRECORDED : reason;
+}
+
+/* Whether a reason means that `to` is where to go. */
+static __always_inline int sock_is_translated(enum reason reason)
+{
+	return reason == REASON_TRANSLATED || reason == REASON_AFFINITY_KEPT ||
+	       reason == REASON_FLOW_KEPT || reason == REASON_UNRECORDED;
+}
+
+/* What both forward hooks of both families do. Returns the hook's verdict;
+ * *translated says whether `to` has to be written to the context. */
+static __always_inline int sock_forward(struct bpf_sock_addr *ctx, const struct frontend_key *dst,
+					int is_connect, struct lb_choice *to, int *translated)
+{
+	enum reason reason;
+
+	reason = !sock_is_ours(ctx) ? REASON_PROTOCOL :
+		 is_connect	    ? sock_connect(ctx, dst, to) :
+				      sock_sendmsg(ctx, dst, to);
+	hook_count(reason);
+	*translated = sock_is_translated(reason);
+	if (*translated || reason == REASON_PROTOCOL || reason == REASON_NO_FRONTEND)
+		return SOCK_PASS;
+	return sock_refuse(reason);
+}
+
+/* recvmsg(): the sender as the socket's owner knows it. */
+static __always_inline int sock_reply(struct bpf_sock_addr *ctx, struct addr *addr, __be16 *port)
+{
+	int restored = sock_reply_restore(ctx->sk, addr, port);
+
+	hook_count(restored ? REASON_REPLY_RESTORED : REASON_REPLY_PASSED);
+	return restored;
+}
+
+/* getpeername(): the peer as connect() was told. */
+static __always_inline int sock_peername(struct bpf_sock_addr *ctx, struct addr *addr,
+					 __be16 *port)
+{
+	struct sock_flow *peer = bpf_sk_storage_get(&sock_peer, ctx->sk, NULL, 0);
+
+	if (!peer || !sock_flow_is_from(peer, addr, *port)) {
+		hook_count(REASON_PEER_PASSED);
+		return 0;
+	}
+	*addr = peer->frontend_addr;
+	*port = peer->frontend_port;
+	hook_count(REASON_PEER_RESTORED);
+	return 1;
+}
+
+/* IPv4: the context's address is one word. */
+
+static __always_inline void sock4_read(const struct bpf_sock_addr *ctx, struct addr *addr)
+{
+	__builtin_memset(addr, 0, sizeof(*addr));
+	*(__u32 *)&addr->b[8] = bpf_htonl(0xffff);
+	*(__u32 *)&addr->b[12] = ctx->user_ip4;
+}
+
+static __always_inline void sock4_write(struct bpf_sock_addr *ctx, const struct addr *addr,
+					__be16 port)
+{
+	ctx->user_ip4 = lb_word(addr, 3);
+	ctx->user_port = port;
+}
+
+static __always_inline int sock4_forward(struct bpf_sock_addr *ctx, int is_connect)
+{
+	struct frontend_key dst = { .port = ctx->user_port, .protocol = ctx->protocol };
+	struct lb_choice to = {};
+	int translated, verdict;
+
+	sock4_read(ctx, &dst.addr);
+	verdict = sock_forward(ctx, &dst, is_connect, &to, &translated);
+	if (translated)
+		sock4_write(ctx, &to.addr, to.port);
+	return verdict;
+}
+
+SEC("cgroup/connect4")
+int shunt_connect4(struct bpf_sock_addr *ctx)
+{
+	return sock4_forward(ctx, 1);
+}
+
+SEC("cgroup/sendmsg4")
+int shunt_sendmsg4(struct bpf_sock_addr *ctx)
+{
+	return sock4_forward(ctx, 0);
+}
+
+SEC("cgroup/recvmsg4")
+int shunt_recvmsg4(struct bpf_sock_addr *ctx)
+{
+	__be16 port = ctx->user_port;
+	struct addr addr;
+
+	sock4_read(ctx, &addr);
+	if (sock_reply(ctx, &addr, &port))
+		sock4_write(ctx, &addr, port);
+	return SOCK_PASS;
+}
+
+SEC("cgroup/getpeername4")
+int shunt_getpeername4(struct bpf_sock_addr *ctx)
+{
+	__be16 port = ctx->user_port;
+	struct addr addr;
+
+	sock4_read(ctx, &addr);
+	if (sock_peername(ctx, &addr, &port))
+		sock4_write(ctx, &addr, port);
+	return SOCK_PASS;
+}
+
+/* IPv6, and IPv4 on an IPv6 socket: four words, ours as they are. */
+
+static __always_inline void sock6_read(const struct bpf_sock_addr *ctx, struct addr *addr)
+{
+	*(__u32 *)&addr->b[0] = ctx->user_ip6[0];
+	*(__u32 *)&addr->b[4] = ctx->user_ip6[1];
+	*(__u32 *)&addr->b[8] = ctx->user_ip6[2];
+	*(__u32 *)&addr->b[12] = ctx->user_ip6[3];
+}
+
+static __always_inline void sock6_write(struct bpf_sock_addr *ctx, const struct addr *addr,
+					__be16 port)
+{
+	ctx->user_ip6[0] = lb_word(addr, 0);
+	ctx->user_ip6[1] = lb_word(addr, 1);
+	ctx->user_ip6[2] = lb_word(addr, 2);
+	ctx->user_ip6[3] = lb_word(addr, 3);
+	ctx->user_port = port;
+}
+
+static __always_inline int sock6_forward(struct bpf_sock_addr *ctx, int is_connect)
+{
+	struct frontend_key dst = { .port = ctx->user_port, .protocol = ctx->protocol };
+	struct lb_choice to = {};
+	int translated, verdict;
+
+	sock6_read(ctx, &dst.addr);
+	verdict = sock_forward(ctx, &dst, is_connect, &to, &translated);
+	if (translated)
+		sock6_write(ctx, &to.addr, to.port);
+	return verdict;
+}
+
+SEC("cgroup/connect6")
+int shunt_connect6(struct bpf_sock_addr *ctx)
+{
+	return sock6_forward(ctx, 1);
+}
+
+SEC("cgroup/sendmsg6")
+int shunt_sendmsg6(struct bpf_sock_addr *ctx)
+{
+	return sock6_forward(ctx, 0);
+}
+
+SEC("cgroup/recvmsg6")
+int shunt_recvmsg6(struct bpf_sock_addr *ctx)
+{
+	__be16 port = ctx->user_port;
+	struct addr addr;
+
+	sock6_read(ctx, &addr);
+	if (sock_reply(ctx, &addr, &port))
+		sock6_write(ctx, &addr, port);
+	return SOCK_PASS;
+}
+
+SEC("cgroup/getpeername6")
+int shunt_getpeername6(struct bpf_sock_addr *ctx)
+{
+	__be16 port = ctx->user_port;
+	struct addr addr;
+
+	sock6_read(ctx, &addr);
+	if (sock_peername(ctx, &addr, &port))
+		sock6_write(ctx, &addr, port);
+	return SOCK_PASS;
+}

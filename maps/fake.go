@@ -1,0 +1,154 @@
+package maps
+
+import (
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+)
+
+// Fake is Tables in memory, for tests without a kernel. It refuses what the
+// kernel's maps refuse, and one thing more: a write to slots that a frontend
+// names, or to the address of a record that is in use, which on real maps would
+// be a race with the programs.
+type Fake struct {
+	sizes     Sizes
+	frontends map[FrontendKey]Service
+	slots     []uint32
+	backends  []Backend
+	names     map[uint32]Name
+	nodeAddrs map[netip.Addr]uint32
+}
+
+var _ Tables = (*Fake)(nil)
+
+// NewFake makes empty maps of these sizes.
+func NewFake(sizes Sizes) *Fake {
+	return &Fake{
+		sizes:     sizes,
+		frontends: map[FrontendKey]Service{},
+		slots:     make([]uint32, sizes.Slots),
+		backends:  make([]Backend, sizes.Backends),
+		names:     map[uint32]Name{},
+		nodeAddrs: map[netip.Addr]uint32{},
+	}
+}
+
+// Sizes gives what fits.
+func (f *Fake) Sizes() Sizes { return f.sizes }
+
+// SetFrontend adds or replaces an entry; every backend that it leads to must be
+// its own service's.
+func (f *Fake) SetFrontend(key FrontendKey, v Service) error {
+	if _, there := f.frontends[key]; !there && len(f.frontends) >= int(f.sizes.Services) {
+		return fmt.Errorf("set frontend %s: %w", key, f.sizes.NewFullError(mapServices))
+	}
+	for _, r := range []SlotRange{v.Inside, v.Outside} {
+		if uint64(r.Base)+uint64(r.Count) > uint64(len(f.slots)) {
+			return fmt.Errorf("set frontend %s: slots %d+%d leave the array", key, r.Base, r.Count)
+		}
+		for _, id := range f.slots[r.Base : r.Base+r.Count] {
+			if f.backends[id].ServiceId != v.Id || v.Id == 0 {
+				return fmt.Errorf("set frontend %s of service id %d: slot names record %d of service id %d",
+					key, v.Id, id, f.backends[id].ServiceId)
+			}
+		}
+	}
+	f.frontends[key] = v
+	return nil
+}
+
+// DeleteFrontend removes an entry.
+func (f *Fake) DeleteFrontend(key FrontendKey) error {
+	delete(f.frontends, key)
+	return nil
+}
+
+// WriteSlots fills slots that no frontend names.
+func (f *Fake) WriteSlots(base uint32, ids []uint32) error {
+	end := uint64(base) + uint64(len(ids))
+	if end > uint64(len(f.slots)) {
+		return fmt.Errorf("write %d slots from %d: map slots has %d", len(ids), base, len(f.slots))
+	}
+	for key, v := range f.frontends {
+		for _, r := range []SlotRange{v.Inside, v.Outside} {
+			if uint64(r.Base) < end && base < r.Base+r.Count {
+				return fmt.Errorf("write slots %d to %d: frontend %s names %d to %d",
+					base, end, key, r.Base, r.Base+r.Count)
+			}
+		}
+	}
+	copy(f.slots[base:], ids)
+	return nil
+}
+
+// SetBackend fills a free record, or changes the flags of a used one.
+func (f *Fake) SetBackend(id uint32, b Backend) error {
+	if id == 0 || int(id) >= len(f.backends) {
+		return fmt.Errorf("set backend record %d: map backends has records 1 to %d", id, len(f.backends)-1)
+	}
+	if old := f.backends[id]; old.ServiceId != 0 {
+		old.Flags = b.Flags
+		if old != b {
+			return fmt.Errorf("set backend record %d to %s: it is %s's", id, b.AddrPort(), old.AddrPort())
+		}
+	}
+	f.backends[id] = b
+	return nil
+}
+
+// FreeBackend clears the record's service id.
+func (f *Fake) FreeBackend(id uint32) error {
+	if id == 0 || int(id) >= len(f.backends) {
+		return fmt.Errorf("free backend record %d: map backends has records 1 to %d", id, len(f.backends)-1)
+	}
+	f.backends[id].ServiceId = 0
+	return nil
+}
+
+// SetName keeps what a service id stands for.
+func (f *Fake) SetName(id uint32, n Name) error {
+	if _, err := newServiceName(n); err != nil {
+		return err
+	}
+	if _, there := f.names[id]; !there && len(f.names) >= int(f.sizes.Services) {
+		return fmt.Errorf("name service id %d %s: %w", id, n, f.sizes.NewFullError(mapNames))
+	}
+	f.names[id] = n
+	return nil
+}
+
+// DeleteName forgets what a service id stood for.
+func (f *Fake) DeleteName(id uint32) error {
+	delete(f.names, id)
+	return nil
+}
+
+// SetNodeAddr adds an address that takes node ports.
+func (f *Fake) SetNodeAddr(a netip.Addr, flags uint32) error {
+	f.nodeAddrs[a] = flags
+	return nil
+}
+
+// DeleteNodeAddr removes one.
+func (f *Fake) DeleteNodeAddr(a netip.Addr) error {
+	delete(f.nodeAddrs, a)
+	return nil
+}
+
+// Dump gives a copy of everything.
+func (f *Fake) Dump() (*Dump, error) {
+	d := &Dump{
+		Frontends: maps.Clone(f.frontends),
+		Slots:     slices.Clone(f.slots),
+		Backends:  map[uint32]Backend{},
+		Names:     maps.Clone(f.names),
+		NodeAddrs: maps.Clone(f.nodeAddrs),
+	}
+	for id, be := range f.backends {
+		if be.ServiceId != 0 {
+			d.Backends[uint32(id)] = be
+		}
+	}
+	return d, nil
+}

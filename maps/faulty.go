@@ -1,0 +1,70 @@
+package maps
+
+import (
+	"fmt"
+	"net/netip"
+)
+
+// Faulty is Tables of which writes fail when Fail says so; a write that fails
+// leaves the maps as they were, as a failed system call does.
+type Faulty struct {
+	Tables
+	// Fail is asked before every write, by the method's name; nil lets it go on.
+	Fail func(method string) error
+}
+
+var _ Tables = (*Faulty)(nil)
+
+func (f *Faulty) try(method string, write func() error) error {
+	if f.Fail != nil {
+		if err := f.Fail(method); err != nil {
+			return fmt.Errorf("%s: %w", method, err)
+		}
+	}
+	return write()
+}
+
+// SetFrontend fails if Fail("SetFrontend") does; the other methods likewise.
+func (f *Faulty) SetFrontend(k FrontendKey, v Service) error {
+	return f.try("SetFrontend", func() error { return f.Tables.SetFrontend(k, v) })
+}
+
+// DeleteFrontend is a write.
+func (f *Faulty) DeleteFrontend(k FrontendKey) error {
+	return f.try("DeleteFrontend", func() error { return f.Tables.DeleteFrontend(k) })
+}
+
+// WriteSlots is a write.
+func (f *Faulty) WriteSlots(base uint32, ids []uint32) error {
+	return f.try("WriteSlots", func() error { return f.Tables.WriteSlots(base, ids) })
+}
+
+// SetBackend is a write.
+func (f *Faulty) SetBackend(id uint32, b Backend) error {
+	return f.try("SetBackend", func() error { return f.Tables.SetBackend(id, b) })
+}
+
+// FreeBackend is a write.
+func (f *Faulty) FreeBackend(id uint32) error {
+	return f.try("FreeBackend", func() error { return f.Tables.FreeBackend(id) })
+}
+
+// SetName is a write.
+func (f *Faulty) SetName(id uint32, n Name) error {
+	return f.try("SetName", func() error { return f.Tables.SetName(id, n) })
+}
+
+// DeleteName is a write.
+func (f *Faulty) DeleteName(id uint32) error {
+	return f.try("DeleteName", func() error { return f.Tables.DeleteName(id) })
+}
+
+// SetNodeAddr is a write.
+func (f *Faulty) SetNodeAddr(a netip.Addr, flags uint32) error {
+	return f.try("SetNodeAddr", func() error { return f.Tables.SetNodeAddr(a, flags) })
+}
+
+// DeleteNodeAddr is a write.
+func (f *Faulty) DeleteNodeAddr(a netip.Addr) error {
+	return f.try("DeleteNodeAddr", func() error { return f.Tables.DeleteNodeAddr(a) })
+}

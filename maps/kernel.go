@@ -1,0 +1,216 @@
+package maps
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"sync/atomic"
+	"unsafe"
+
+	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
+)
+
+// Kernel is Tables on real maps. The arrays are mapped into memory: a slot or a
+// backend costs a store, not a system call.
+type Kernel struct {
+	set      *Set
+	sizes    Sizes
+	slots    []slot
+	backends []Backend
+	stats    []uint64
+	meta     []Meta
+}
+
+// slot is an element of map slots as it lies in memory: the kernel rounds array
+// elements up to 8 bytes.
+type slot struct {
+	ID uint32
+	_  uint32
+}
+
+var _ Tables = (*Kernel)(nil)
+
+// NewKernel maps the set's arrays into memory. Close lets go of them.
+func NewKernel(set *Set) (*Kernel, error) {
+	k := &Kernel{set: set, sizes: Sizes{
+		Services: set.maps[mapServices].MaxEntries(),
+		Slots:    set.maps[mapSlots].MaxEntries(),
+		Backends: set.maps[mapBackends].MaxEntries(),
+		Affinity: set.maps[mapAffinity].MaxEntries(),
+	}}
+	err := errors.Join(
+		mapArray(set.maps[mapSlots], &k.slots),
+		mapArray(set.maps[mapBackends], &k.backends),
+		mapArray(set.maps[mapBackendStats], &k.stats),
+		mapArray(set.maps[mapMeta], &k.meta))
+	if err != nil {
+		return nil, errors.Join(err, k.Close())
+	}
+	return k, nil
+}
+
+// mapArray maps all elements of an mmapable array. T has the element's size
+// with the kernel's rounding.
+func mapArray[T any](m *ebpf.Map, to *[]T) error {
+	n := int(m.MaxEntries())
+	var zero T
+	length := n * int(unsafe.Sizeof(zero))
+	page := unix.Getpagesize()
+	length = (length + page - 1) / page * page
+	mem, err := unix.Mmap(m.FD(), 0, length, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+	if err != nil {
+		return fmt.Errorf("map array %s of %d elements into memory: %w", m.String(), n, err)
+	}
+	*to = unsafe.Slice((*T)(unsafe.Pointer(unsafe.SliceData(mem))), n)
+	return nil
+}
+
+func unmapArray[T any](s []T) error {
+	if s == nil {
+		return nil
+	}
+	var zero T
+	length := len(s) * int(unsafe.Sizeof(zero))
+	page := unix.Getpagesize()
+	length = (length + page - 1) / page * page
+	return unix.MunmapPtr(unsafe.Pointer(unsafe.SliceData(s)), uintptr(length))
+}
+
+// Close unmaps the arrays; the set stays open.
+func (k *Kernel) Close() error {
+	return errors.Join(unmapArray(k.slots), unmapArray(k.backends), unmapArray(k.stats), unmapArray(k.meta))
+}
+
+// Sizes gives what fits.
+func (k *Kernel) Sizes() Sizes { return k.sizes }
+
+// SetFrontend is one BPF_MAP_UPDATE_ELEM: a look-up sees the old value or the new.
+func (k *Kernel) SetFrontend(key FrontendKey, v Service) error {
+	return k.wrap(k.set.maps[mapServices].Put(key, v), mapServices, "set frontend "+key.String())
+}
+
+// DeleteFrontend removes an entry of services.
+func (k *Kernel) DeleteFrontend(key FrontendKey) error {
+	err := k.set.maps[mapServices].Delete(key)
+	return k.wrap(ignoreMissing(err), mapServices, "delete frontend "+key.String())
+}
+
+// WriteSlots stores backend ids from base on.
+func (k *Kernel) WriteSlots(base uint32, ids []uint32) error {
+	if uint64(base)+uint64(len(ids)) > uint64(len(k.slots)) {
+		return fmt.Errorf("write %d slots from %d: map slots has %d", len(ids), base, len(k.slots))
+	}
+	for i, id := range ids {
+		atomic.StoreUint32(&k.slots[int(base)+i].ID, id)
+	}
+	return nil
+}
+
+// SetBackend stores a record, its service id last: whoever sees that sees all.
+func (k *Kernel) SetBackend(id uint32, b Backend) error {
+	if id == 0 || int(id) >= len(k.backends) {
+		return fmt.Errorf("set backend record %d: map backends has records 1 to %d", id, len(k.backends)-1)
+	}
+	to := &k.backends[id]
+	if to.ServiceId == b.ServiceId && to.Addr == b.Addr && to.Port == b.Port && to.Protocol == b.Protocol {
+		to.Flags = b.Flags
+		return nil
+	}
+	atomic.StoreUint32(&to.ServiceId, 0)
+	to.Addr, to.Port, to.Protocol, to.Flags = b.Addr, b.Port, b.Protocol, b.Flags
+	atomic.StoreUint64(&k.stats[id], 0)
+	atomic.StoreUint32(&to.ServiceId, b.ServiceId)
+	return nil
+}
+
+// FreeBackend clears the record's service id.
+func (k *Kernel) FreeBackend(id uint32) error {
+	if id == 0 || int(id) >= len(k.backends) {
+		return fmt.Errorf("free backend record %d: map backends has records 1 to %d", id, len(k.backends)-1)
+	}
+	atomic.StoreUint32(&k.backends[id].ServiceId, 0)
+	return nil
+}
+
+// Backend reads one record; false where it is nobody's. Safe from any goroutine.
+func (k *Kernel) Backend(id uint32) (Backend, bool) {
+	if id == 0 || int(id) >= len(k.backends) {
+		return Backend{}, false
+	}
+	be := &k.backends[id]
+	if atomic.LoadUint32(&be.ServiceId) == 0 {
+		return Backend{}, false
+	}
+	return *be, true
+}
+
+// Connections counts connections and flows begun to a backend record.
+func (k *Kernel) Connections(id uint32) uint64 {
+	if int(id) >= len(k.stats) {
+		return 0
+	}
+	return atomic.LoadUint64(&k.stats[id])
+}
+
+// SetName keeps what a service id stands for.
+func (k *Kernel) SetName(id uint32, n Name) error {
+	v, err := newServiceName(n)
+	if err != nil {
+		return err
+	}
+	return k.wrap(k.set.maps[mapNames].Put(id, v), mapNames, fmt.Sprintf("name service id %d %s", id, n))
+}
+
+// DeleteName forgets what a service id stood for.
+func (k *Kernel) DeleteName(id uint32) error {
+	err := k.set.maps[mapNames].Delete(id)
+	return k.wrap(ignoreMissing(err), mapNames, fmt.Sprintf("delete the name of service id %d", id))
+}
+
+// SetNodeAddr adds an address that takes node ports.
+func (k *Kernel) SetNodeAddr(a netip.Addr, flags uint32) error {
+	err := k.set.maps[mapNodeAddrs].Put(newAddr(a), abiNodeAddr{Flags: flags})
+	return k.wrap(err, mapNodeAddrs, "add node address "+a.String())
+}
+
+// DeleteNodeAddr removes an address that takes node ports.
+func (k *Kernel) DeleteNodeAddr(a netip.Addr) error {
+	err := k.set.maps[mapNodeAddrs].Delete(newAddr(a))
+	return k.wrap(ignoreMissing(err), mapNodeAddrs, "delete node address "+a.String())
+}
+
+// FrontendID looks one entry of services up; false where there is none.
+func (k *Kernel) FrontendID(key FrontendKey) (uint32, bool) {
+	var v Service
+	err := k.set.maps[mapServices].Lookup(key, &v)
+	return v.Id, err == nil && v.Id != 0
+}
+
+// UpdateMeta changes what the daemon says of itself.
+func (k *Kernel) UpdateMeta(change func(*Meta)) { change(&k.meta[0]) }
+
+// Meta reads what the daemon last said of itself.
+func (k *Kernel) Meta() Meta { return k.meta[0] }
+
+// wrap turns the kernel's "no room" into a FullError and says what was tried.
+func (k *Kernel) wrap(err error, name, what string) error {
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, unix.E2BIG):
+		full := k.sizes.NewFullError(name)
+		if full.Size == 0 {
+			full.Size = k.set.maps[name].MaxEntries()
+		}
+		return fmt.Errorf("%s: %w", what, full)
+	}
+	return fmt.Errorf("%s in map %s: %w", what, name, err)
+}
+
+func ignoreMissing(err error) error {
+	if errors.Is(err, ebpf.ErrKeyNotExist) {
+		return nil
+	}
+	return err
+}

@@ -1,0 +1,96 @@
+package maps
+
+import (
+	"fmt"
+	"net/netip"
+	"sync/atomic"
+)
+
+// Dump reads everything back.
+func (k *Kernel) Dump() (*Dump, error) {
+	d := &Dump{
+		Frontends: map[FrontendKey]Service{},
+		Slots:     make([]uint32, len(k.slots)),
+		Backends:  map[uint32]Backend{},
+		Names:     map[uint32]Name{},
+		NodeAddrs: map[netip.Addr]uint32{},
+	}
+	for i := range k.slots {
+		d.Slots[i] = atomic.LoadUint32(&k.slots[i].ID)
+	}
+	for id := range k.backends {
+		if be, used := k.Backend(uint32(id)); used {
+			d.Backends[uint32(id)] = be
+		}
+	}
+	var key FrontendKey
+	var svc Service
+	it := k.set.maps[mapServices].Iterate()
+	for it.Next(&key, &svc) {
+		d.Frontends[key] = svc
+	}
+	if err := it.Err(); err != nil {
+		return nil, fmt.Errorf("read map %s: %w", mapServices, err)
+	}
+	return d, k.dumpSmall(d)
+}
+
+func (k *Kernel) dumpSmall(d *Dump) error {
+	var id uint32
+	var name abiServiceName
+	it := k.set.maps[mapNames].Iterate()
+	for it.Next(&id, &name) {
+		d.Names[id] = name.name()
+	}
+	if err := it.Err(); err != nil {
+		return fmt.Errorf("read map %s: %w", mapNames, err)
+	}
+	var a abiAddr
+	var flags abiNodeAddr
+	it = k.set.maps[mapNodeAddrs].Iterate()
+	for it.Next(&a, &flags) {
+		d.NodeAddrs[a.addr()] = flags.Flags
+	}
+	if err := it.Err(); err != nil {
+		return fmt.Errorf("read map %s: %w", mapNodeAddrs, err)
+	}
+	return nil
+}
+
+// Reasons counts how often programs ended by each reason, summed over CPUs; the
+// words are those of enum reason, lower-cased and without its prefix.
+func (k *Kernel) Reasons() (map[string]uint64, error) {
+	names, err := reasonNames()
+	if err != nil {
+		return nil, err
+	}
+	counts := make(map[string]uint64, len(names))
+	for r, name := range names {
+		var perCPU []uint64
+		if err := k.set.maps[mapCounters].Lookup(r, &perCPU); err != nil {
+			return nil, fmt.Errorf("read the counter of reason %s: %w", name, err)
+		}
+		var sum uint64
+		for _, n := range perCPU {
+			sum += n
+		}
+		counts[name] = sum
+	}
+	return counts, nil
+}
+
+// AffinityUsed counts entries of map affinity; it walks the whole map.
+func (k *Kernel) AffinityUsed() (uint32, error) {
+	var n uint32
+	var key AffinityKey
+	var v AffinityValue
+	it := k.set.maps[mapAffinity].Iterate()
+	for it.Next(&key, &v) {
+		n++
+	}
+	if err := it.Err(); err != nil {
+		return n, fmt.Errorf("read map %s: %w", mapAffinity, err)
+	}
+	return n, nil
+}
+

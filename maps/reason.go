@@ -1,0 +1,31 @@
+package maps
+
+import (
+	"fmt"
+	"strings"
+	"sync"
+
+	"github.com/cilium/ebpf/btf"
+)
+
+// reasonNames maps enum reason to its words: lower-cased and without prefix.
+// They are read from the type information of the embedded object, so that they
+// can't drift from the C source.
+var reasonNames = sync.OnceValues(func() (map[uint32]string, error) {
+	spec, err := loadAbi()
+	if err != nil {
+		return nil, fmt.Errorf("read the embedded map declarations: %w", err)
+	}
+	var enum *btf.Enum
+	if err := spec.Types.TypeByName("reason", &enum); err != nil {
+		return nil, fmt.Errorf("find enum reason in the embedded object: %w", err)
+	}
+	names := map[uint32]string{}
+	for _, v := range enum.Values {
+		if v.Value == uint64(abiReasonREASON_UNSPEC) || v.Value == uint64(abiReasonREASON_MAX) {
+			continue
+		}
+		names[uint32(v.Value)] = strings.ToLower(strings.TrimPrefix(v.Name, "REASON_"))
+	}
+	return names, nil
+})

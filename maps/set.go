@@ -1,0 +1,243 @@
+package maps
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+
+	"github.com/cilium/ebpf"
+)
+
+// Set is the open maps, by name: what programs are loaded with and Kernel
+// writes to.
+type Set struct {
+	maps map[string]*ebpf.Map
+	dir  string // where they are pinned
+	// staged: pinned beside an older set, which Commit replaces.
+	staged bool
+}
+
+// Spec gives the maps' declarations with the given sizes.
+func Spec(sizes Sizes) (map[string]*ebpf.MapSpec, error) {
+	spec, err := loadAbi()
+	if err != nil {
+		return nil, fmt.Errorf("read the embedded map declarations: %w", err)
+	}
+	specs := make(map[string]*ebpf.MapSpec, len(spec.Maps))
+	for _, name := range mapNamesAll {
+		m := spec.Maps[name]
+		if m == nil {
+			return nil, fmt.Errorf("the embedded object has no map %s", name)
+		}
+		if n := sizes.of(name); n != 0 {
+			m.MaxEntries = n
+		}
+		specs[name] = m
+	}
+	return specs, nil
+}
+
+var mapNamesAll = []string{mapServices, mapSlots, mapBackends, mapBackendStats, mapSockPeer,
+	mapSockFlows, mapAffinity, mapNodeAddrs, mapNames, mapCounters, mapMeta}
+
+// DefaultSizes are those that the C declarations have.
+func DefaultSizes() Sizes {
+	spec, err := loadAbi()
+	if err != nil {
+		return Sizes{} // the object is embedded: only a broken build gets here, and Spec says so
+	}
+	return Sizes{
+		Services: spec.Maps[mapServices].MaxEntries,
+		Slots:    spec.Maps[mapSlots].MaxEntries,
+		Backends: spec.Maps[mapBackends].MaxEntries,
+		Affinity: spec.Maps[mapAffinity].MaxEntries,
+	}
+}
+
+// ABI is SHUNT_ABI of the embedded objects.
+func ABI() (uint32, error) {
+	spec, err := loadAbi()
+	if err != nil {
+		return 0, fmt.Errorf("read the embedded map declarations: %w", err)
+	}
+	var abi uint32
+	if err := spec.Variables[abiVarAbiVersion].Get(&abi); err != nil {
+		return 0, fmt.Errorf("read the embedded ABI version: %w", err)
+	}
+	return abi, nil
+}
+
+// Directory names below the daemon's directory on the bpf file system.
+const (
+	pinDir    = "maps"
+	stagedDir = "maps.new"
+)
+
+// OpenResult says how the maps came to be.
+type OpenResult struct {
+	// Adopted: the maps are those that an earlier daemon pinned.
+	Adopted bool
+	// Replaces says why an earlier daemon's maps could not be adopted; empty
+	// where there were none. They serve until Commit.
+	Replaces string
+}
+
+// Open adopts the maps pinned below root if they fit this ABI and these sizes,
+// else makes new ones: beside the old ones, if there are any, which stay in
+// effect until Commit. root is a directory on a bpf file system.
+func Open(root string, sizes Sizes) (*Set, OpenResult, error) {
+	specs, err := Spec(sizes)
+	if err != nil {
+		return nil, OpenResult{}, err
+	}
+	if err := os.RemoveAll(filepath.Join(root, stagedDir)); err != nil {
+		return nil, OpenResult{}, fmt.Errorf("remove maps that an earlier start left half-made: %w", err)
+	}
+	old, err := Load(root)
+	if errors.Is(err, fs.ErrNotExist) {
+		set, err := create(filepath.Join(root, pinDir), specs, nil)
+		return set, OpenResult{}, err
+	}
+	why := ""
+	if err != nil {
+		why = err.Error()
+	} else if why = old.misfit(specs); why == "" {
+		return old, OpenResult{Adopted: true}, nil
+	}
+	set, err := create(filepath.Join(root, stagedDir), specs, old)
+	if old != nil {
+		err = errors.Join(err, old.Close())
+	}
+	if err != nil {
+		return nil, OpenResult{}, err
+	}
+	set.staged = true
+	return set, OpenResult{Replaces: why}, nil
+}
+
+// Load opens the pinned maps as they are, without creating anything. The error
+// is fs.ErrNotExist where there are none.
+func Load(root string) (*Set, error) {
+	dir := filepath.Join(root, pinDir)
+	if _, err := os.Stat(dir); err != nil {
+		return nil, fmt.Errorf("look for pinned maps: %w", err)
+	}
+	set := &Set{maps: map[string]*ebpf.Map{}, dir: dir}
+	for _, name := range mapNamesAll {
+		m, err := ebpf.LoadPinnedMap(filepath.Join(dir, name), nil)
+		if err != nil {
+			_ = set.Close()
+			// Not ErrNotExist: a set of which a part is missing is not an empty one.
+			return nil, fmt.Errorf("open pinned map %s in %s: %v", name, dir, err)
+		}
+		set.maps[name] = m
+	}
+	return set, nil
+}
+
+// misfit says why these maps can't be used where the specs are wanted.
+func (s *Set) misfit(specs map[string]*ebpf.MapSpec) string {
+	want, err := ABI()
+	if err != nil {
+		return err.Error()
+	}
+	var meta Meta
+	if err := s.maps[mapMeta].Lookup(uint32(0), &meta); err != nil {
+		return fmt.Sprintf("map meta can't be read: %v", err)
+	}
+	// 0: made, but its daemon died before it said anything.
+	if meta.Abi != want && meta.Abi != 0 {
+		return fmt.Sprintf("they have ABI %d, this binary has %d", meta.Abi, want)
+	}
+	for name, spec := range specs {
+		m := s.maps[name]
+		if m.MaxEntries() != spec.MaxEntries {
+			return fmt.Sprintf("map %s has room for %d entries, %s asks for %d",
+				name, m.MaxEntries(), flagOf(name), spec.MaxEntries)
+		}
+		if m.Type() != spec.Type || m.KeySize() != spec.KeySize || m.ValueSize() != spec.ValueSize {
+			return fmt.Sprintf("map %s has another layout", name)
+		}
+	}
+	return ""
+}
+
+// create makes and pins maps in dir; what sockets and counters hold is taken
+// over from old where it fits, since nobody could fill it in again.
+func create(dir string, specs map[string]*ebpf.MapSpec, old *Set) (*Set, error) {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, fmt.Errorf("make directory %s for pinned maps: %w", dir, err)
+	}
+	set := &Set{maps: map[string]*ebpf.Map{}, dir: dir}
+	for _, name := range mapNamesAll {
+		m, err := createOne(name, specs[name], old)
+		if err == nil {
+			set.maps[name] = m
+			err = m.Pin(filepath.Join(dir, name))
+		}
+		if err != nil {
+			return nil, errors.Join(fmt.Errorf("make and pin map %s with %d entries: %w",
+				name, specs[name].MaxEntries, err), set.Close(), os.RemoveAll(dir))
+		}
+	}
+	return set, nil
+}
+
+func createOne(name string, spec *ebpf.MapSpec, old *Set) (*ebpf.Map, error) {
+	if old != nil && (name == mapSockPeer || name == mapSockFlows || name == mapCounters) {
+		m := old.maps[name]
+		if m.Type() == spec.Type && m.ValueSize() == spec.ValueSize && m.MaxEntries() == spec.MaxEntries {
+			c, err := m.Clone()
+			if err != nil {
+				return nil, err
+			}
+			return c, c.Unpin()
+		}
+	}
+	return ebpf.NewMap(spec)
+}
+
+// Commit makes a staged set the pinned one, in place of the older. To be called
+// once programs that use this set are in effect.
+func (s *Set) Commit() error {
+	if !s.staged {
+		return nil
+	}
+	root := filepath.Dir(s.dir)
+	dir := filepath.Join(root, pinDir)
+	if err := os.RemoveAll(dir); err != nil {
+		return fmt.Errorf("remove the pins of the maps before these: %w", err)
+	}
+	if err := os.Rename(s.dir, dir); err != nil {
+		return fmt.Errorf("rename pinned maps %s to %s: %w", s.dir, dir, err)
+	}
+	s.dir, s.staged = dir, false
+	return nil
+}
+
+// Map gives an open map by its name in C, nil where there is none.
+func (s *Set) Map(name string) *ebpf.Map { return s.maps[name] }
+
+// All gives the open maps by name, for loading programs with them.
+func (s *Set) All() map[string]*ebpf.Map { return s.maps }
+
+// Close closes the file descriptors; pins stay.
+func (s *Set) Close() error {
+	var errs []error
+	for _, m := range s.maps {
+		errs = append(errs, m.Close())
+	}
+	return errors.Join(errs...)
+}
+
+// Remove unpins all maps below root.
+func Remove(root string) error {
+	for _, d := range []string{pinDir, stagedDir} {
+		if err := os.RemoveAll(filepath.Join(root, d)); err != nil {
+			return fmt.Errorf("remove pinned maps: %w", err)
+		}
+	}
+	return nil
+}

@@ -1,0 +1,133 @@
+package maps
+
+import (
+	"fmt"
+	"net/netip"
+)
+
+// Tables is what the reconcile loop writes. Every method is idempotent, and is
+// to be called from one goroutine; programs in the kernel read meanwhile. The
+// caller keeps the order that makes a change safe: backends and slots before
+// the frontend that names them, and frees in the other direction.
+type Tables interface {
+	// SetFrontend adds or replaces an entry of services in one step.
+	SetFrontend(FrontendKey, Service) error
+	// DeleteFrontend removes an entry; it need not be there.
+	DeleteFrontend(FrontendKey) error
+	// WriteSlots fills slots from base on with backend ids. The range must not be
+	// named by any frontend.
+	WriteSlots(base uint32, ids []uint32) error
+	// SetBackend fills a free record, or changes the flags of a used one.
+	SetBackend(id uint32, b Backend) error
+	// FreeBackend marks a record as nobody's.
+	FreeBackend(id uint32) error
+	// SetName and DeleteName keep what a service id stands for.
+	SetName(id uint32, n Name) error
+	DeleteName(id uint32) error
+	// SetNodeAddr adds an address that takes node ports; flags: OwnNetns.
+	SetNodeAddr(a netip.Addr, flags uint32) error
+	DeleteNodeAddr(a netip.Addr) error
+	// Sizes gives what fits.
+	Sizes() Sizes
+	// Dump reads everything back.
+	Dump() (*Dump, error)
+}
+
+// Sizes are the maps' numbers of entries.
+type Sizes struct {
+	Services, Slots, Backends, Affinity uint32
+}
+
+// The flags of `shunt run` that set Sizes.
+const (
+	FlagServices = "--services-map-size"
+	FlagSlots    = "--slots-map-size"
+	FlagBackends = "--backends-map-size"
+	FlagAffinity = "--affinity-map-size"
+)
+
+// maxEntries bounds every size: an array of so many 24-byte backends is 1.6 GB.
+const maxEntries = 1 << 26
+
+// Validate refuses sizes that the kernel would not take or nobody can mean.
+func (s Sizes) Validate() error {
+	for _, f := range []struct {
+		flag string
+		n    uint32
+	}{{FlagServices, s.Services}, {FlagSlots, s.Slots}, {FlagBackends, s.Backends}, {FlagAffinity, s.Affinity}} {
+		if f.n < 16 || f.n > maxEntries {
+			return fmt.Errorf("%s is %d: give a number of entries from 16 to %d", f.flag, f.n, maxEntries)
+		}
+	}
+	return nil
+}
+
+// FullError says that a map has no room for what should go into it. What it
+// holds already stays in effect.
+type FullError struct {
+	Map, Flag string
+	Size      uint32
+}
+
+// Error names the map, its size and the flag that sets it.
+func (e *FullError) Error() string {
+	return fmt.Sprintf("map %s is full: it has room for %d entries; start shunt run with a larger %s",
+		e.Map, e.Size, e.Flag)
+}
+
+// flagOf names the flag that sets a map's size.
+func flagOf(name string) string {
+	switch name {
+	case mapServices, mapNames:
+		return FlagServices
+	case mapSlots:
+		return FlagSlots
+	case mapBackends, mapBackendStats:
+		return FlagBackends
+	case mapAffinity:
+		return FlagAffinity
+	}
+	return ""
+}
+
+// NewFullError is the FullError for a map of these sizes by name.
+func (s Sizes) NewFullError(name string) *FullError {
+	return &FullError{Map: name, Flag: flagOf(name), Size: s.of(name)}
+}
+
+// of gives the size of a map by name, 0 for one that has no flag.
+func (s Sizes) of(name string) uint32 {
+	switch name {
+	case mapServices, mapNames:
+		return s.Services
+	case mapSlots:
+		return s.Slots
+	case mapBackends, mapBackendStats:
+		return s.Backends
+	case mapAffinity:
+		return s.Affinity
+	}
+	return 0
+}
+
+// The maps' names, which are also their pins' file names.
+const (
+	mapServices     = abiMapServices
+	mapSlots        = abiMapSlots
+	mapBackends     = abiMapBackends
+	mapBackendStats = abiMapBackendStats
+	mapSockPeer     = abiMapSockPeer
+	mapSockFlows    = abiMapSockFlows
+	mapAffinity     = abiMapAffinity
+	mapNodeAddrs    = abiMapNodeAddrs
+	mapNames        = abiMapNames
+	mapCounters     = abiMapCounters
+	mapMeta         = abiMapMeta
+)
+
+// Names of maps that callers name in errors.
+const (
+	NameServices = mapServices
+	NameSlots    = mapSlots
+	NameBackends = mapBackends
+)

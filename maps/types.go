@@ -1,0 +1,182 @@
+package maps
+
+import (
+	"encoding/binary"
+	"fmt"
+	"net/netip"
+	"strings"
+)
+
+// The maps' keys and values, generated from bpf/include/abi.h, whose comments
+// say what each field means. Addresses and ports in them are in network order.
+type (
+	// FrontendKey is the key of map services.
+	FrontendKey = abiFrontendKey
+	// Service is the value of map services.
+	Service = abiService
+	// SlotRange is a range of map slots.
+	SlotRange = abiSlotRange
+	// Backend is an element of map backends.
+	Backend = abiBackend
+	// SockFlow is what a connected socket's storage holds.
+	SockFlow = abiSockFlow
+	// AffinityKey is the key of map affinity.
+	AffinityKey = abiAffinityKey
+	// AffinityValue is the value of map affinity.
+	AffinityValue = abiAffinityValue
+	// Meta is the one element of map meta.
+	Meta = abiMetaValue
+)
+
+// FrontendKind is what sort of address a frontend has (enum frontend_kind).
+type FrontendKind uint8
+
+// The kinds of frontend.
+const (
+	ClusterIP      = FrontendKind(abiFrontendKindFRONTEND_KIND_CLUSTER_IP)
+	NodePort       = FrontendKind(abiFrontendKindFRONTEND_KIND_NODE_PORT)
+	LoadBalancerIP = FrontendKind(abiFrontendKindFRONTEND_KIND_LOAD_BALANCER_IP)
+	ExternalIP     = FrontendKind(abiFrontendKindFRONTEND_KIND_EXTERNAL_IP)
+	UndefinedPort  = FrontendKind(abiFrontendKindFRONTEND_KIND_UNDEFINED_PORT)
+)
+
+// String gives the kind as the Service API spells it.
+func (k FrontendKind) String() string {
+	switch k {
+	case ClusterIP:
+		return "ClusterIP"
+	case NodePort:
+		return "NodePort"
+	case LoadBalancerIP:
+		return "LoadBalancerIP"
+	case ExternalIP:
+		return "ExternalIP"
+	case UndefinedPort:
+		return "UndefinedPort"
+	}
+	return fmt.Sprintf("FrontendKind(%d)", uint8(k))
+}
+
+// Flags of Service.Flags (enum service_flag).
+const (
+	InsideLocal  = uint16(abiServiceFlagSERVICE_FLAG_INSIDE_LOCAL)
+	OutsideLocal = uint16(abiServiceFlagSERVICE_FLAG_OUTSIDE_LOCAL)
+	Elsewhere    = uint16(abiServiceFlagSERVICE_FLAG_ELSEWHERE)
+)
+
+// Flags of Backend.Flags (enum backend_flag).
+const (
+	ClusterSet  = uint8(abiBackendFlagBACKEND_FLAG_CLUSTER_SET)
+	LocalSet    = uint8(abiBackendFlagBACKEND_FLAG_LOCAL_SET)
+	OnNode      = uint8(abiBackendFlagBACKEND_FLAG_ON_NODE)
+	Terminating = uint8(abiBackendFlagBACKEND_FLAG_TERMINATING)
+)
+
+// OwnNetns is a flag of map node_addrs: the address takes node ports from
+// sockets of the node's own network namespace only.
+const OwnNetns = uint32(abiNodeAddrFlagNODE_ADDR_FLAG_OWN_NETNS)
+
+// Name is what a service id stands for: a service port of one family.
+type Name struct {
+	Namespace, Name, Port string
+	// Protocol is the IP protocol number.
+	Protocol uint8
+	// Family is 4 or 6.
+	Family uint8
+}
+
+// String gives "namespace/name:port/PROTOCOL", as the command line shows it.
+func (n Name) String() string {
+	s := n.Namespace + "/" + n.Name
+	if n.Port != "" {
+		s += ":" + n.Port
+	}
+	return s + "/" + ProtocolName(n.Protocol)
+}
+
+// ProtocolName spells an IP protocol number as the Service API does.
+func ProtocolName(p uint8) string {
+	switch p {
+	case 0:
+		return "ANY"
+	case 6:
+		return "TCP"
+	case 17:
+		return "UDP"
+	}
+	return fmt.Sprintf("%d", p)
+}
+
+// HostPort turns a port of a map into the machine's byte order, and back.
+func HostPort(be uint16) uint16 {
+	var b [2]byte
+	binary.NativeEndian.PutUint16(b[:], be)
+	return binary.BigEndian.Uint16(b[:])
+}
+
+// NewFrontendKey makes a key from an address in the machine's terms. The
+// unspecified address of a family with a port is the key of a node port.
+func NewFrontendKey(a netip.Addr, port uint16, protocol uint8) FrontendKey {
+	return FrontendKey{Addr: newAddr(a), Port: HostPort(port), Protocol: protocol}
+}
+
+// AddrPort gives the key's address (unmapped) and port in host order.
+func (k FrontendKey) AddrPort() netip.AddrPort { return addrPort(k.Addr, k.Port) }
+
+// String gives "address:port/PROTOCOL", or "*:port" for a node port.
+func (k FrontendKey) String() string {
+	ap := k.AddrPort()
+	host := ap.String()
+	if ap.Addr().IsUnspecified() {
+		host = fmt.Sprintf("*:%d", ap.Port())
+		if ap.Addr().Is6() {
+			host = "[*]" + host[1:]
+		}
+	}
+	return host + "/" + ProtocolName(k.Protocol)
+}
+
+// NewBackend makes an element of map backends.
+func NewBackend(a netip.AddrPort, protocol, flags uint8, serviceID uint32) Backend {
+	return Backend{Addr: newAddr(a.Addr()), Port: HostPort(a.Port()), Protocol: protocol,
+		Flags: flags, ServiceId: serviceID}
+}
+
+// AddrPort gives the backend's address (unmapped) and port in host order.
+func (b Backend) AddrPort() netip.AddrPort { return addrPort(b.Addr, b.Port) }
+
+// Frontend gives what the socket was connected to, Backend what that became.
+func (f SockFlow) Frontend() netip.AddrPort { return addrPort(f.FrontendAddr, f.FrontendPort) }
+
+// Backend gives the address that the socket really speaks to.
+func (f SockFlow) Backend() netip.AddrPort { return addrPort(f.BackendAddr, f.BackendPort) }
+
+func newAddr(a netip.Addr) abiAddr { return abiAddr{B: a.As16()} }
+
+func (a abiAddr) addr() netip.Addr { return netip.AddrFrom16(a.B).Unmap() }
+
+func addrPort(a abiAddr, port uint16) netip.AddrPort {
+	return netip.AddrPortFrom(a.addr(), HostPort(port))
+}
+
+func newServiceName(n Name) (abiServiceName, error) {
+	v := abiServiceName{Protocol: n.Protocol, Family: n.Family}
+	for _, f := range []struct {
+		to   *[64]uint8
+		what string
+		s    string
+	}{{&v.Namespace, "namespace", n.Namespace}, {&v.Name, "name", n.Name}, {&v.Port, "port name", n.Port}} {
+		if len(f.s) >= len(f.to) {
+			return v, fmt.Errorf("service %s: %s has %d characters, map names holds %d",
+				n, f.what, len(f.s), len(f.to)-1)
+		}
+		copy(f.to[:], f.s)
+	}
+	return v, nil
+}
+
+func (v abiServiceName) name() Name {
+	text := func(b [64]uint8) string { return strings.TrimRight(string(b[:]), "\x00") }
+	return Name{Namespace: text(v.Namespace), Name: text(v.Name), Port: text(v.Port),
+		Protocol: v.Protocol, Family: v.Family}
+}
