@@ -1,0 +1,206 @@
+package watcher
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"time"
+
+	"github.com/go-logr/zapr"
+	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
+	v1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/fields"
+	"k8s.io/apimachinery/pkg/util/wait"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/tools/cache"
+	"k8s.io/klog/v2"
+	"k8s.io/utils/clock"
+
+	"shunt/lb"
+)
+
+// nodeGrace is how long SetSynced waits for this Node after Services and
+// EndpointSlices are there: endpoints are chosen by the Node's zone, and a
+// first reconcile without it would move every flow that follows zone hints,
+// and back. A Node that can't be read must not keep the proxy from starting.
+const nodeGrace = 5 * time.Second
+
+// APIOptions says what NewAPI watches and whom it tells.
+type APIOptions struct {
+	Client kubernetes.Interface
+	// NodeName is metadata.name of this node's Node.
+	NodeName string
+	Sink     lb.Sink
+	Log      *zap.Logger
+	// Recorder records Events; nil: they are only logged.
+	Recorder Recorder
+}
+
+// API watches an API server.
+type API struct {
+	APIOptions
+	converter Converter
+	services  *store[lb.ServiceName, lb.Service]
+	slices    *store[lb.SliceName, lb.EndpointSlice]
+	node      *store[string, lb.Node]
+}
+
+// NewAPI checks the options; nothing is asked of the API server before Run.
+func NewAPI(o APIOptions) (*API, error) {
+	switch {
+	case o.Client == nil || o.Sink == nil:
+		return nil, errors.New("watch the API server: no client or no sink given")
+	case o.NodeName == "":
+		return nil, errors.New("watch the API server: the name of this node is not known: give --node-name")
+	}
+	if o.Log == nil {
+		o.Log = zap.NewNop()
+	}
+	a := &API{APIOptions: o}
+	a.services = newStore(handling[lb.ServiceName, lb.Service]{a.service, equalService, o.Sink.SetService, o.Sink.DeleteService})
+	a.slices = newStore(handling[lb.SliceName, lb.EndpointSlice]{a.slice, equalSlice, o.Sink.SetSlice, o.Sink.DeleteSlice})
+	a.node = newStore(handling[string, lb.Node]{a.ownNode, equalNode, o.Sink.SetNode, func(string) { o.Sink.SetNode(nil) }})
+	a.services.reports = reporter[lb.ServiceName]{log: o.Log, recorder: o.Recorder, uidOf: a.services.uid}
+	a.slices.reports = reporter[lb.SliceName]{log: o.Log, recorder: o.Recorder, uidOf: a.services.uid}
+	a.node.reports = reporter[string]{log: o.Log}
+	return a, nil
+}
+
+func (a *API) service(obj any) (item[lb.ServiceName, lb.Service], bool) {
+	s, ok := obj.(*v1.Service)
+	if !ok {
+		return item[lb.ServiceName, lb.Service]{}, false
+	}
+	m, w := a.converter.Service(s)
+	return item[lb.ServiceName, lb.Service]{lb.ServiceName{Namespace: s.Namespace, Name: s.Name}, s.UID, m, w}, true
+}
+
+// slice leaves the UID out: nobody asks for a slice's.
+func (a *API) slice(obj any) (item[lb.SliceName, lb.EndpointSlice], bool) {
+	s, ok := obj.(*discoveryv1.EndpointSlice)
+	if !ok {
+		return item[lb.SliceName, lb.EndpointSlice]{}, false
+	}
+	m, w := a.converter.Slice(s)
+	return item[lb.SliceName, lb.EndpointSlice]{lb.SliceName{Namespace: s.Namespace, Name: s.Name}, "", m, w}, true
+}
+
+func (a *API) ownNode(obj any) (item[string, lb.Node], bool) {
+	n, ok := obj.(*v1.Node)
+	if !ok {
+		return item[string, lb.Node]{}, false
+	}
+	m, w := a.converter.Node(n)
+	return item[string, lb.Node]{n.Name, n.UID, m, w}, true
+}
+
+// ServiceWarning records a Warning on a Service, by the UID that it has now.
+// It is for other packages; without a Recorder it does nothing.
+func (a *API) ServiceWarning(service lb.ServiceName, reason, note string) {
+	if a.Recorder != nil {
+		a.Recorder.ServiceWarning(service, a.services.uid(service), reason, note)
+	}
+}
+
+// Run watches until ctx is done, whatever the API server does: what fails is
+// logged and retried. It returns nil, after all that it started has ended.
+func (a *API) Run(ctx context.Context) error {
+	label := func(sel string) func(*metav1.ListOptions) {
+		return func(o *metav1.ListOptions) { o.LabelSelector = sel }
+	}
+	own := fields.OneTermEqualSelector(metav1.ObjectNameField, a.NodeName).String()
+	ofNode := func(o *metav1.ListOptions) { o.FieldSelector = own }
+	core, discovery := a.Client.CoreV1(), a.Client.DiscoveryV1()
+	follow := func(resource string) *link { return &link{resource: resource, log: a.Log} }
+
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	reflect := func(lw cache.ListerWatcher, example any, s cache.ReflectorStore) {
+		wg.Go(func() { a.reflect(ctx, lw, example, s) })
+	}
+	reflect(listWatch(core.Nodes(), ofNode, follow("nodes"), a.Client), &v1.Node{}, a.node)
+	reflect(listWatch(core.Services(metav1.NamespaceAll), label(serviceSelector), follow("services"), a.Client), &v1.Service{}, a.services)
+	reflect(listWatch(discovery.EndpointSlices(metav1.NamespaceAll), label(sliceSelector), follow("endpointslices"), a.Client),
+		&discoveryv1.EndpointSlice{}, a.slices)
+	wg.Go(func() { a.announce(ctx) })
+	<-ctx.Done()
+	return nil
+}
+
+// reflect runs one reflector until ctx is done. Its retries are quicker than a
+// controller's (at most 10–20 s apart, for 30–60 s): a proxy that is not told
+// of endpoints sends connections to dead ones. What it logs is for debugging;
+// link says what an operator must know.
+func (a *API) reflect(ctx context.Context, lw cache.ListerWatcher, example any, s cache.ReflectorStore) {
+	logger := zapr.NewLogger(a.Log.WithOptions(zap.WrapCore(func(c zapcore.Core) zapcore.Core { return demoted{c} })))
+	r := cache.NewReflectorWithOptions(lw, example, s, cache.ReflectorOptions{
+		Logger:  &logger,
+		Clock:   endingClock{ctx: ctx},
+		Backoff: &wait.Backoff{Duration: 200 * time.Millisecond, Factor: 2, Jitter: 1, Steps: 20, Cap: 10 * time.Second},
+	})
+	r.RunWithContext(klog.NewContext(ctx, logger))
+}
+
+// announce calls SetSynced, once.
+func (a *API) announce(ctx context.Context) {
+	start := time.Now()
+	for _, synced := range []chan struct{}{a.services.synced, a.slices.synced} {
+		select {
+		case <-synced:
+		case <-ctx.Done():
+			return
+		}
+	}
+	late := time.NewTimer(nodeGrace)
+	defer late.Stop()
+	select {
+	case <-a.node.synced:
+		if a.node.len() == 0 {
+			a.Log.Warn("there is no Node of this name: zone hints are not followed; check --node-name", zap.String("node", a.NodeName))
+		}
+	case <-late.C:
+		a.Log.Warn("this Node could not be read yet: zone hints are not followed until it is", zap.String("node", a.NodeName))
+	case <-ctx.Done():
+		return
+	}
+	a.Log.Info("all services and endpoints of the API server are known",
+		zap.Int("services", a.services.len()), zap.Int("slices", a.slices.len()), zap.Duration("took", time.Since(start)))
+	a.Sink.SetSynced()
+}
+
+// endingClock lets a reflector's wait for a retry end with its context, which
+// client-go forgets while it waits for the first streamed list.
+type endingClock struct {
+	clock.RealClock
+	ctx context.Context
+}
+
+func (c endingClock) After(d time.Duration) <-chan time.Time {
+	ch := make(chan time.Time, 1)
+	go func() {
+		t := time.NewTimer(d)
+		defer t.Stop()
+		select {
+		case now := <-t.C:
+			ch <- now
+		case <-c.ctx.Done():
+			ch <- time.Now()
+		}
+	}()
+	return ch
+}
+
+// demoted logs everything at debug level.
+type demoted struct{ zapcore.Core }
+
+func (d demoted) Enabled(zapcore.Level) bool { return d.Core.Enabled(zapcore.DebugLevel) }
+
+func (d demoted) With(f []zapcore.Field) zapcore.Core { return demoted{d.Core.With(f)} }
+
+func (d demoted) Check(e zapcore.Entry, ce *zapcore.CheckedEntry) *zapcore.CheckedEntry {
+	e.Level = min(e.Level, zapcore.DebugLevel)
+	return d.Core.Check(e, ce)
+}

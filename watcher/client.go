@@ -1,0 +1,164 @@
+package watcher
+
+import (
+	"fmt"
+	"net"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/clientcmd"
+)
+
+// The environment variables that name the API server. It can't be found through
+// the kubernetes Service: nothing serves that before we do.
+const (
+	// EnvAPIServer is the default of ClientOptions.APIServer.
+	EnvAPIServer = "SHUNT_APISERVER"
+	// envControlPlane is what kind and kindnet call it, as HOST:PORT.
+	envControlPlane = "CONTROL_PLANE_ENDPOINT"
+	envServiceHost  = "KUBERNETES_SERVICE_HOST"
+	envServicePort  = "KUBERNETES_SERVICE_PORT"
+)
+
+// serviceAccountDir is where the kubelet mounts a pod's token and the cluster's CA.
+const serviceAccountDir = "/var/run/secrets/kubernetes.io/serviceaccount"
+
+// ClientOptions says how to reach the API server.
+type ClientOptions struct {
+	// Kubeconfig is a file; empty: the pod's service account is used.
+	Kubeconfig string
+	// APIServer is a URL, HOST:PORT or HOST. It overrides the kubeconfig's
+	// server; empty: $SHUNT_APISERVER, then the kubeconfig's server, or without
+	// a kubeconfig $CONTROL_PLANE_ENDPOINT, then
+	// $KUBERNETES_SERVICE_HOST:$KUBERNETES_SERVICE_PORT.
+	APIServer string
+	// QPS and Burst limit requests, not watch events; 0: client-go's defaults.
+	QPS   float32
+	Burst int
+	// UserAgent is "shunt" where it is empty.
+	UserAgent string
+
+	serviceAccount string // the directory; for tests
+}
+
+// NewClient makes a client that speaks protobuf. It reads files and nothing
+// else: whether the API server can be reached shows when it is asked.
+func NewClient(o ClientOptions) (kubernetes.Interface, *rest.Config, error) {
+	if o.APIServer == "" {
+		o.APIServer = os.Getenv(EnvAPIServer)
+	}
+	var cfg *rest.Config
+	var err error
+	if o.Kubeconfig != "" {
+		cfg, err = fromKubeconfig(o.Kubeconfig, o.APIServer)
+	} else {
+		cfg, err = inCluster(o.APIServer, o.serviceAccount)
+	}
+	if err != nil {
+		return nil, nil, err
+	}
+	tune(cfg, o)
+	client, err := kubernetes.NewForConfig(cfg)
+	if err != nil {
+		return nil, nil, fmt.Errorf("make a client of the API server %s: %w", cfg.Host, err)
+	}
+	return client, cfg, nil
+}
+
+// tune sets what does not depend on where the API server is. There is no
+// timeout of a whole request, which would cut every watch. A connection to a
+// server that died without a word is found dead by TCP keepalive within 25 s,
+// one to a server that hangs by client-go's HTTP/2 pings within 45 s
+// (HTTP2_READ_IDLE_TIMEOUT_SECONDS, HTTP2_PING_TIMEOUT_SECONDS).
+func tune(cfg *rest.Config, o ClientOptions) {
+	cfg.ContentType = runtime.ContentTypeProtobuf
+	cfg.AcceptContentTypes = runtime.ContentTypeProtobuf + "," + runtime.ContentTypeJSON
+	cfg.QPS, cfg.Burst = o.QPS, o.Burst
+	cfg.UserAgent = o.UserAgent
+	if cfg.UserAgent == "" {
+		cfg.UserAgent = "shunt"
+	}
+	cfg.Timeout = 0
+	cfg.WarningHandler = rest.NoWarnings{}
+	cfg.Dial = (&net.Dialer{
+		Timeout:         10 * time.Second,
+		KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: 10 * time.Second, Interval: 5 * time.Second, Count: 3},
+	}).DialContext
+}
+
+func fromKubeconfig(file, server string) (*rest.Config, error) {
+	raw, err := clientcmd.LoadFromFile(file)
+	if err != nil {
+		return nil, fmt.Errorf("read --kubeconfig %s: %w", file, err)
+	}
+	if err := clientcmd.ResolveLocalPaths(raw); err != nil {
+		return nil, fmt.Errorf("read --kubeconfig %s: %w", file, err)
+	}
+	overrides := &clientcmd.ConfigOverrides{}
+	if server != "" {
+		if overrides.ClusterInfo.Server, err = serverURL(server); err != nil {
+			return nil, err
+		}
+	}
+	cfg, err := clientcmd.NewDefaultClientConfig(*raw, overrides).ClientConfig()
+	if err != nil {
+		return nil, fmt.Errorf("use --kubeconfig %s: %w: does its current-context name a cluster with a server and a user?", file, err)
+	}
+	return cfg, nil
+}
+
+// inCluster uses the pod's service account, at the given address or at that of
+// the environment.
+func inCluster(server, dir string) (*rest.Config, error) {
+	if server == "" {
+		server = os.Getenv(envControlPlane)
+	}
+	if host, p := os.Getenv(envServiceHost), os.Getenv(envServicePort); server == "" && host != "" && p != "" {
+		server = net.JoinHostPort(host, p)
+	}
+	if server == "" {
+		return nil, fmt.Errorf("no API server is known: give --kubeconfig FILE, --apiserver ADDRESS or $%s, or run in a pod", EnvAPIServer)
+	}
+	u, err := serverURL(server)
+	if err != nil {
+		return nil, err
+	}
+	cfg := &rest.Config{Host: u}
+	if strings.HasPrefix(u, "http://") {
+		return cfg, nil // nothing secret goes over it
+	}
+	if dir == "" {
+		dir = serviceAccountDir
+	}
+	token, ca := filepath.Join(dir, "token"), filepath.Join(dir, "ca.crt")
+	for _, file := range []string{token, ca} {
+		if _, err := os.ReadFile(file); err != nil {
+			return nil, fmt.Errorf("no credentials for the API server %s: %w: give --kubeconfig FILE, or run in a pod with a service account", u, err)
+		}
+	}
+	cfg.BearerTokenFile = token // read again when it is renewed
+	cfg.CAFile = ca
+	return cfg, nil
+}
+
+// serverURL makes a URL of a URL, HOST:PORT or HOST; https is the default.
+func serverURL(s string) (string, error) {
+	full := s
+	if !strings.Contains(s, "://") {
+		if ip := net.ParseIP(s); ip != nil && strings.Contains(s, ":") {
+			s = "[" + s + "]"
+		}
+		full = "https://" + s
+	}
+	u, err := url.Parse(full)
+	if err != nil || u.Hostname() == "" || (u.Scheme != "https" && u.Scheme != "http") || u.User != nil {
+		return "", fmt.Errorf("the API server's address %q is not a URL, HOST:PORT or HOST: like https://192.0.2.1:6443", s)
+	}
+	return u.String(), nil
+}

@@ -1,0 +1,96 @@
+package watcher
+
+import (
+	"k8s.io/apimachinery/pkg/util/validation"
+
+	v1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+
+	"shunt/lb"
+)
+
+// The labels by which an object says that it is none of our business. The API
+// server applies them for us (see api.go); manifest files have ignored().
+const (
+	// labelProxyName: another proxy implements this Service (KEP-2447).
+	labelProxyName = "service.kubernetes.io/service-proxy-name"
+	// labelHeadless is set by the EndpointSlice controller on the slices of a
+	// headless Service. It says nothing on a Service.
+	labelHeadless = v1.IsHeadlessService
+)
+
+// Converter turns API objects into the model of package lb. It is pure but for
+// a memory of strings that many objects share. The zero value is ready; safe
+// for concurrent use. No method keeps or changes the object that it is given.
+type Converter struct {
+	shared interner
+}
+
+// ignored says that the server-side selectors would not have shown an object
+// with these labels.
+func ignored(kind string, labels map[string]string) bool {
+	if _, ok := labels[labelProxyName]; ok {
+		return true
+	}
+	_, headless := labels[labelHeadless]
+	return headless && kind == kindSlice
+}
+
+// The kinds of object, as the API and warnings spell them.
+const (
+	kindService = "Service"
+	kindSlice   = "EndpointSlice"
+	kindNode    = "Node"
+)
+
+// named checks an object's namespace and name as the API server would: they go
+// into maps, logs and metrics.
+func (p *problems) named() bool {
+	if msgs := validation.IsDNS1123Label(p.of.Namespace); len(msgs) > 0 {
+		p.add("metadata.namespace", "%s: object ignored: %s", show(p.of.Namespace), msgs[0])
+		return false
+	}
+	return p.validName("metadata.name", p.of.Name)
+}
+
+func (p *problems) validName(field, name string) bool {
+	if name == "" {
+		p.add(field, "is missing: object ignored")
+		return false
+	}
+	if msgs := validation.IsDNS1123Subdomain(name); len(msgs) > 0 {
+		p.add(field, "%s: object ignored: %s", show(name), msgs[0])
+		return false
+	}
+	return true
+}
+
+// protocol reads a protocol; the API's default is TCP.
+func protocol(p v1.Protocol) (lb.Protocol, string) {
+	switch p {
+	case v1.ProtocolTCP, "":
+		return lb.TCP, ""
+	case v1.ProtocolUDP:
+		return lb.UDP, ""
+	case v1.ProtocolSCTP:
+		return 0, "SCTP is not supported"
+	}
+	return 0, show(string(p)) + " is not TCP or UDP"
+}
+
+// port says whether n can be a port number.
+func port(n int32) bool { return n >= 1 && n <= 65535 }
+
+func family(f v1.IPFamily) (lb.Family, bool) {
+	switch f {
+	case v1.IPv4Protocol:
+		return lb.IPv4, true
+	case v1.IPv6Protocol:
+		return lb.IPv6, true
+	}
+	return 0, false
+}
+
+func addressFamily(t discoveryv1.AddressType) (lb.Family, bool) {
+	return family(v1.IPFamily(t))
+}

@@ -1,0 +1,115 @@
+package watcher
+
+import (
+	"net/netip"
+	"strings"
+)
+
+// use is what an address is to be used for: it decides which are refused.
+type use uint8
+
+const (
+	// asFrontend: a cluster IP or load-balancer IP, which the API server itself
+	// or a controller gave.
+	asFrontend use = iota
+	// asExternalIP: a frontend that a user wrote.
+	asExternalIP
+	// asEndpoint: the first address of an endpoint.
+	asEndpoint
+	// asNode: an address of this node.
+	asNode
+)
+
+// readAddr reads an address for a use. Forms that kube-proxy accepts and that
+// are not canonical (IPv4-mapped IPv6, leading zeros) are accepted with a
+// warning that says how they were read; what can't be programmed is refused
+// with one.
+func (p *problems) readAddr(field path, s string, u use) (netip.Addr, bool) {
+	a, note := parseAddr(s)
+	if !a.IsValid() {
+		p.add(field.String(), "%s %s: ignored", show(s), note)
+		return a, false
+	}
+	if why := unusable(a, u); why != "" {
+		p.add(field.String(), "%s %s: ignored", show(s), why)
+		return a, false
+	}
+	if note != "" {
+		p.add(field.String(), "%s %s %s", show(s), note, a)
+	}
+	return a, true
+}
+
+// parseAddr reads an address, unmapped. The note says why it is none, or how a
+// form that is not canonical was read.
+func parseAddr(s string) (netip.Addr, string) {
+	a, err := netip.ParseAddr(s)
+	switch {
+	case err != nil:
+		if a, err = netip.ParseAddr(trimZeros(s)); err != nil {
+			return netip.Addr{}, "is not an IP address"
+		}
+		return a, "has leading zeros, read as decimal:"
+	case a.Zone() != "":
+		return netip.Addr{}, "has a zone"
+	case a.Is4In6():
+		return a.Unmap(), "is IPv4-mapped, read as"
+	}
+	return a, ""
+}
+
+// trimZeros removes leading zeros from the numbers of a dotted quad. Old
+// objects may have them; Go, and the API server that let them in, have always
+// read them as decimal (CVE-2021-29923 is about those who did not).
+func trimZeros(s string) string {
+	parts := strings.Split(s, ".")
+	if len(parts) != 4 || len(s) > 64 {
+		return s
+	}
+	for i, n := range parts {
+		if n = strings.TrimLeft(n, "0"); n == "" && parts[i] != "" {
+			n = "0"
+		}
+		parts[i] = n
+	}
+	return strings.Join(parts, ".")
+}
+
+// unusable says why an address can't have this use, "" if it can. It follows
+// what API validation refuses for externalIPs and endpoints (no unspecified,
+// loopback or link-local address, no multicast group); for what controllers
+// write it refuses only what could not work, or would capture this node's own
+// loopback traffic.
+func unusable(a netip.Addr, u use) string {
+	switch {
+	case a.IsUnspecified():
+		return "is the unspecified address"
+	case a.IsLoopback():
+		return "is a loopback address"
+	case a.IsMulticast():
+		return "is a multicast address"
+	case a == netip.AddrFrom4([4]byte{255, 255, 255, 255}):
+		return "is the broadcast address"
+	case a.IsLinkLocalUnicast() && (a.Is6() || u == asExternalIP || u == asEndpoint):
+		return "is a link-local address"
+	}
+	return ""
+}
+
+// parseRange reads a CIDR, masked and unmapped; the note says why it is none.
+func parseRange(s string) (netip.Prefix, string) {
+	r, err := netip.ParsePrefix(s)
+	if err != nil {
+		quad, bits, _ := strings.Cut(s, "/")
+		if r, err = netip.ParsePrefix(trimZeros(quad) + "/" + bits); err != nil {
+			return netip.Prefix{}, "is not a CIDR"
+		}
+	}
+	if a := r.Addr(); a.Is4In6() {
+		if r.Bits() < 96 {
+			return netip.Prefix{}, "is IPv4-mapped and wider than all of IPv4"
+		}
+		r = netip.PrefixFrom(a.Unmap(), r.Bits()-96)
+	}
+	return r.Masked(), ""
+}

@@ -1,0 +1,36 @@
+package watcher
+
+import (
+	"slices"
+
+	v1 "k8s.io/api/core/v1"
+
+	"shunt/lb"
+)
+
+// taintAutoscaler is put on a node by the cluster autoscaler before it deletes
+// it: load balancers should stop choosing the node (KEP-3836).
+const taintAutoscaler = "ToBeDeletedByClusterAutoscaler"
+
+// Node converts a Node; never nil.
+func (c *Converter) Node(n *v1.Node) (*lb.Node, []Warning) {
+	p := &problems{of: Warning{Kind: kindNode, Name: n.Name}}
+	out := &lb.Node{
+		Name:     n.Name,
+		Zone:     n.Labels[v1.LabelTopologyZone],
+		Deleting: n.DeletionTimestamp != nil,
+		Tainted: slices.ContainsFunc(n.Spec.Taints, func(t v1.Taint) bool {
+			return t.Key == taintAutoscaler
+		}),
+	}
+	for i, a := range n.Status.Addresses {
+		if a.Type != v1.NodeInternalIP && a.Type != v1.NodeExternalIP {
+			continue
+		}
+		ip, ok := p.readAddr(path{"status.addresses", i, "address"}, a.Address, asNode)
+		if ok && !slices.Contains(out.Addrs, ip) {
+			out.Addrs = append(out.Addrs, ip)
+		}
+	}
+	return out, p.list
+}

@@ -1,0 +1,103 @@
+package watcher
+
+import (
+	"context"
+	"strings"
+
+	"github.com/go-logr/zapr"
+	"go.uber.org/zap"
+	v1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/tools/events"
+	"k8s.io/klog/v2"
+
+	"shunt/lb"
+)
+
+const (
+	// reportingController is what Events say that they come from.
+	reportingController = "shunt"
+	// maxNote is the API's limit for the note of an Event, in bytes.
+	maxNote = 1024
+	// queuedEvents is how many Events may wait for Run.
+	queuedEvents = 256
+)
+
+// Events records Events (events.k8s.io/v1) through the API server: equal ones
+// are folded into a series, and what can't be written is logged. Methods may be
+// called at any time and return at once; Events from before Run wait for it, and
+// are dropped beyond queuedEvents.
+type Events struct {
+	node        string
+	log         *zap.Logger
+	broadcaster events.EventBroadcaster
+	recorder    events.EventRecorder
+	queue       chan event
+}
+
+type event struct {
+	kind, reason, note string
+	regarding          *v1.ObjectReference
+}
+
+var _ Recorder = (*Events)(nil)
+
+// NewEvents makes a recorder for the proxy of a node.
+func NewEvents(client kubernetes.Interface, nodeName string, log *zap.Logger) *Events {
+	if log == nil {
+		log = zap.NewNop()
+	}
+	b := events.NewBroadcaster(&events.EventSinkImpl{Interface: client.EventsV1()})
+	logger := zapr.NewLogger(log)
+	return &Events{
+		node: nodeName, log: log, broadcaster: b,
+		// An ObjectReference is used as it is: no scheme is needed.
+		recorder: b.NewRecorder(runtime.NewScheme(), reportingController).WithLogger(logger),
+		queue:    make(chan event, queuedEvents),
+	}
+}
+
+// Run writes Events until ctx is done; what is not written then is lost.
+func (e *Events) Run(ctx context.Context) error {
+	defer e.broadcaster.Shutdown()
+	ctx = klog.NewContext(ctx, zapr.NewLogger(e.log))
+	if err := e.broadcaster.StartRecordingToSinkWithContext(ctx); err != nil {
+		return err
+	}
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case ev := <-e.queue:
+			e.recorder.Eventf(ev.regarding, nil, ev.kind, ev.reason, ev.reason, "%s", ev.note)
+		}
+	}
+}
+
+// ServiceWarning records a Warning on a Service.
+func (e *Events) ServiceWarning(service lb.ServiceName, uid types.UID, reason, note string) {
+	e.record(v1.EventTypeWarning, reason, note, &v1.ObjectReference{
+		APIVersion: "v1", Kind: kindService, Namespace: service.Namespace, Name: service.Name, UID: uid,
+	})
+}
+
+// Starting records on the Node that the proxy starts. The UID is the node's
+// name: that is where kubectl describe looks for what runs on a node.
+func (e *Events) Starting() {
+	e.record(v1.EventTypeNormal, EventStarting, "shunt starts to serve Services on this node", &v1.ObjectReference{
+		APIVersion: "v1", Kind: kindNode, Name: e.node, UID: types.UID(e.node),
+	})
+}
+
+func (e *Events) record(kind, reason, note string, regarding *v1.ObjectReference) {
+	if len(note) > maxNote {
+		note = strings.ToValidUTF8(note[:maxNote-len("…")], "") + "…"
+	}
+	select {
+	case e.queue <- event{kind, reason, note, regarding}:
+	default:
+		e.log.Warn("too many Events at once: one is not recorded", zap.String("reason", reason), zap.String("note", note))
+	}
+}

@@ -1,0 +1,82 @@
+package watcher
+
+import (
+	"strings"
+	"sync"
+
+	"shunt/lb"
+)
+
+// interned is how many distinct values an interner remembers. Beyond, it starts
+// over: that costs only that a value may be in memory twice.
+const interned = 1 << 16
+
+// interner gives equal strings and equal hints one place in memory: 100,000
+// endpoints name a few thousand nodes, a few dozen ports and a handful of zones.
+// The zero value is ready; safe for concurrent use.
+type interner struct {
+	mu      sync.Mutex
+	strings map[string]string
+	hints   map[string]*lb.Hints
+	key     []byte // scratch for the key of hints
+}
+
+// string returns the one copy of s, which shares no memory with what s was cut from.
+func (t *interner) string(s string) string {
+	if s == "" {
+		return ""
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.stringLocked(s)
+}
+
+func (t *interner) stringLocked(s string) string {
+	if kept, ok := t.strings[s]; ok {
+		return kept
+	}
+	if t.strings == nil || len(t.strings) >= interned {
+		t.strings = make(map[string]string)
+	}
+	s = strings.Clone(s)
+	t.strings[s] = s
+	return s
+}
+
+// hintSet returns the one copy of hints for these nodes and zones, nil where
+// both are empty. Nobody may write to what it returns.
+func (t *interner) hintSet(nodes, zones []string) *lb.Hints {
+	if len(nodes) == 0 && len(zones) == 0 {
+		return nil
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.key = t.key[:0]
+	for _, n := range nodes {
+		t.key = append(append(t.key, n...), 0)
+	}
+	t.key = append(t.key, 0) // no name is empty: this ends the nodes
+	for _, z := range zones {
+		t.key = append(append(t.key, z...), 0)
+	}
+	if kept, ok := t.hints[string(t.key)]; ok {
+		return kept
+	}
+	if t.hints == nil || len(t.hints) >= interned {
+		t.hints = make(map[string]*lb.Hints)
+	}
+	kept := &lb.Hints{Nodes: t.copyLocked(nodes), Zones: t.copyLocked(zones)}
+	t.hints[string(t.key)] = kept
+	return kept
+}
+
+func (t *interner) copyLocked(list []string) []string {
+	if len(list) == 0 {
+		return nil
+	}
+	out := make([]string, len(list))
+	for i, s := range list {
+		out[i] = t.stringLocked(s)
+	}
+	return out
+}

@@ -1,0 +1,110 @@
+package watcher
+
+import (
+	"context"
+	"sync"
+	"time"
+
+	"go.uber.org/zap"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/watch"
+	"k8s.io/client-go/tools/cache"
+)
+
+// The server-side selectors of the contract.
+const (
+	serviceSelector = "!" + labelProxyName
+	sliceSelector   = "!" + labelProxyName + ",!" + labelHeadless
+)
+
+// failureInterval is how often a failure that lasts is said again.
+const failureInterval = 30 * time.Second
+
+// resource is the typed client of one kind of object.
+type resource[L runtime.Object] interface {
+	List(context.Context, metav1.ListOptions) (L, error)
+	Watch(context.Context, metav1.ListOptions) (watch.Interface, error)
+}
+
+// listWatch lists and watches what sel selects, and tells link how that went.
+// It stands between reflector and client since a reflector keeps quiet about a
+// watch that can't be made again. The client says whether streamed lists work
+// with it (a fake one can't).
+func listWatch[L runtime.Object](r resource[L], sel func(*metav1.ListOptions), link *link, client any) cache.ListerWatcher {
+	return cache.ToListWatcherWithWatchListSemantics(&cache.ListWatch{
+		ListWithContextFunc: func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
+			sel(&o)
+			list, err := r.List(ctx, o)
+			link.did(ctx, "list", err)
+			return list, err
+		},
+		WatchFuncWithContext: func(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) {
+			sel(&o)
+			w, err := r.Watch(ctx, o)
+			link.did(ctx, "watch", err)
+			return w, err
+		},
+	}, client)
+}
+
+// link follows whether the API server answers for one resource and says so in
+// the log: a failure at once, then at most every failureInterval; an end of it
+// once.
+type link struct {
+	resource string
+	log      *zap.Logger
+
+	mu       sync.Mutex
+	since    time.Time // of the failure; zero while all is well
+	said     time.Time
+	failures int // since said
+}
+
+func (l *link) did(ctx context.Context, verb string, err error) {
+	if ctx.Err() != nil {
+		return // we are stopping
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	now := time.Now()
+	if err == nil {
+		if !l.since.IsZero() {
+			l.log.Info("the API server answers again", zap.String("resource", l.resource),
+				zap.Duration("failed", now.Sub(l.since).Round(time.Millisecond)))
+		}
+		l.since, l.said, l.failures = time.Time{}, time.Time{}, 0
+		return
+	}
+	if expired(err) {
+		return // the server has forgotten where our watch was: a new list follows
+	}
+	if l.since.IsZero() {
+		l.since = now
+	}
+	l.failures++
+	if !l.said.IsZero() && now.Sub(l.said) < failureInterval {
+		return
+	}
+	l.log.Error("cannot "+verb+" "+l.resource+": "+hint(err, l.resource)+"; what is programmed stays, and this is retried",
+		zap.Error(err), zap.Int("failures", l.failures), zap.Time("since", l.since))
+	l.said, l.failures = now, 0
+}
+
+func expired(err error) bool {
+	return apierrors.IsResourceExpired(err) || apierrors.IsGone(err)
+}
+
+// hint says what to do about an error of the API server.
+func hint(err error, resource string) string {
+	switch {
+	case apierrors.IsForbidden(err):
+		return "the account may not; grant it list and watch on " + resource
+	case apierrors.IsUnauthorized(err):
+		return "the API server does not accept the credentials; check the token or client certificate"
+	case apierrors.IsTooManyRequests(err):
+		return "the API server is overloaded"
+	}
+	return "is the API server's address right, and can this node reach it?"
+}

@@ -1,0 +1,185 @@
+package watcher
+
+import (
+	"fmt"
+	"sync"
+
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/tools/cache"
+)
+
+// item is an API object on its way from the wire to a store: already converted,
+// with nothing left of the original.
+type item[K comparable, M any] struct {
+	key      K
+	uid      types.UID
+	model    *M // nil: nothing of it is programmed
+	warnings []Warning
+}
+
+// handling is what differs between the kinds of object.
+type handling[K comparable, M any] struct {
+	// convert makes an item of an API object; not ok if it is of another type.
+	convert func(obj any) (item[K, M], bool)
+	equal   func(a, b *M) bool
+	// set and remove pass a change on; they return at once.
+	set    func(*M)
+	remove func(K)
+}
+
+// store is where a reflector puts the objects of one kind, in place of an
+// informer's queue and cache: what it holds is the model itself, which the Sink
+// shares, so nothing is in memory twice. It compares what arrives with what it
+// has, so that neither a relist (after an API server's restart, a cut watch)
+// nor a change of a field that we don't use reaches the Sink; what was deleted
+// meanwhile is found by Replace. An object that was deleted and made again
+// between two looks is a replacement with another UID: it is set, never removed
+// first, so that no moment without it is programmed.
+//
+// A reflector calls it from one goroutine; the lock is for uid.
+type store[K comparable, M any] struct {
+	handling[K, M]
+	reports reporter[K]
+
+	mu     sync.RWMutex
+	held   map[K]entry[M]
+	once   sync.Once
+	synced chan struct{} // closed when the initial list has been passed on
+}
+
+type entry[M any] struct {
+	uid   types.UID
+	model *M
+}
+
+var (
+	_ cache.ReflectorStore    = (*store[string, int])(nil)
+	_ cache.TransformingStore = (*store[string, int])(nil)
+)
+
+func newStore[K comparable, M any](h handling[K, M]) *store[K, M] {
+	return &store[K, M]{handling: h, held: make(map[K]entry[M]), synced: make(chan struct{})}
+}
+
+// Transformer makes the reflector drop the original of each object of a
+// streamed list as it arrives (cache.TransformingStore).
+func (s *store[K, M]) Transformer() cache.TransformFunc {
+	return func(obj any) (any, error) { return s.item(obj) }
+}
+
+// item converts an API object; an item it returns as it is, since a streamed
+// list passes through here twice.
+func (s *store[K, M]) item(obj any) (item[K, M], error) {
+	if it, ok := obj.(item[K, M]); ok {
+		return it, nil
+	}
+	if it, ok := s.convert(obj); ok {
+		return it, nil
+	}
+	return item[K, M]{}, fmt.Errorf("the API server sent an object of type %T", obj)
+}
+
+// Add is called for an object that the watch saw appear.
+func (s *store[K, M]) Add(obj any) error {
+	it, err := s.item(obj)
+	if err == nil {
+		s.put(it)
+	}
+	return err
+}
+
+// Update is called for an object that the watch saw change.
+func (s *store[K, M]) Update(obj any) error { return s.Add(obj) }
+
+// Delete is called for an object that is gone, or that the selector no longer
+// matches.
+func (s *store[K, M]) Delete(obj any) error {
+	it, err := s.item(obj)
+	if err == nil {
+		s.reports.forget(it.key)
+		s.drop(it.key)
+	}
+	return err
+}
+
+// Replace is called with a whole list: first at start, then after each relist.
+// What is there is set before what is gone is removed: endpoints that moved
+// from one slice to another are never missing from both.
+func (s *store[K, M]) Replace(list []any, _ string) error {
+	seen := make(map[K]struct{}, len(list))
+	for _, obj := range list {
+		it, err := s.item(obj)
+		if err != nil {
+			return err
+		}
+		seen[it.key] = struct{}{}
+		s.put(it)
+	}
+	there := func(key K) bool { _, ok := seen[key]; return ok }
+	for _, key := range s.keys() {
+		if !there(key) {
+			s.drop(key)
+		}
+	}
+	s.reports.retain(there)
+	s.once.Do(func() { close(s.synced) })
+	return nil
+}
+
+// Resync has nothing to do: the Sink keeps its own promise to retry.
+func (s *store[K, M]) Resync() error { return nil }
+
+func (s *store[K, M]) put(it item[K, M]) {
+	if it.model == nil {
+		s.drop(it.key)
+	} else if s.keep(it) {
+		s.set(it.model)
+	}
+	s.reports.report(it.key, it.warnings)
+}
+
+// keep holds the item and says whether that changed anything.
+func (s *store[K, M]) keep(it item[K, M]) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	old, ok := s.held[it.key]
+	if ok && s.equal(old.model, it.model) {
+		s.held[it.key] = entry[M]{it.uid, old.model}
+		return false
+	}
+	s.held[it.key] = entry[M]{it.uid, it.model}
+	return true
+}
+
+func (s *store[K, M]) drop(key K) {
+	s.mu.Lock()
+	_, ok := s.held[key]
+	delete(s.held, key)
+	s.mu.Unlock()
+	if ok {
+		s.remove(key)
+	}
+}
+
+func (s *store[K, M]) keys() []K {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	out := make([]K, 0, len(s.held))
+	for key := range s.held {
+		out = append(out, key)
+	}
+	return out
+}
+
+func (s *store[K, M]) len() int {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	return len(s.held)
+}
+
+// uid is empty for an object that is not held.
+func (s *store[K, M]) uid(key K) types.UID {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	return s.held[key].uid
+}

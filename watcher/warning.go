@@ -1,0 +1,101 @@
+package watcher
+
+import (
+	"fmt"
+	"strconv"
+	"strings"
+
+	"shunt/lb"
+)
+
+// The reasons of the Events that shunt records, as kube-proxy's users know them.
+const (
+	// EventIncorrectIPVersion (Warning, on a Service): an address is of another
+	// IP family than its place in the object says.
+	EventIncorrectIPVersion = "KubeProxyIncorrectIPVersion"
+	// EventFailedHealthCheck (Warning, on a Service): the server on its
+	// healthCheckNodePort could not be started.
+	EventFailedHealthCheck = "FailedToStartServiceHealthcheck"
+	// EventStarting (Normal, on the Node): the proxy starts.
+	EventStarting = "Starting"
+)
+
+// Warning says that a part of an object is not used as it is written, and why.
+// Everything else of the object is.
+type Warning struct {
+	// Kind is Service, EndpointSlice or Node; Namespace is empty for a Node.
+	Kind, Namespace, Name string
+	// Field is the path of the field within the object, like
+	// spec.externalIPs[1]; empty where the whole object is meant.
+	Field string
+	// Problem says what is wrong and what became of it.
+	Problem string
+	// Event is the reason of the Event to record on Service, empty for none.
+	Event string
+	// Service is the Service that the object is, or belongs to.
+	Service lb.ServiceName
+}
+
+// Object gives "Kind namespace/name", or "Kind name" for a Node.
+func (w Warning) Object() string {
+	if w.Namespace == "" {
+		return w.Kind + " " + w.Name
+	}
+	return w.Kind + " " + w.Namespace + "/" + w.Name
+}
+
+// String gives the warning as one line: object, field, problem.
+func (w Warning) String() string {
+	if w.Field == "" {
+		return w.Object() + ": " + w.Problem
+	}
+	return w.Object() + ": " + w.Field + ": " + w.Problem
+}
+
+// problems collects the warnings of one object.
+type problems struct {
+	of   Warning // the parts that all warnings of the object share
+	list []Warning
+}
+
+func (p *problems) add(field, format string, args ...any) {
+	w := p.of
+	w.Field, w.Problem = field, fmt.Sprintf(format, args...)
+	p.list = append(p.list, w)
+}
+
+// event is add with the reason of an Event.
+func (p *problems) event(reason, field, format string, args ...any) {
+	p.add(field, format, args...)
+	p.list[len(p.list)-1].Event = reason
+}
+
+// path is a field path that is spelled out only if there is something to say.
+type path struct {
+	list string
+	i    int
+	leaf string
+}
+
+// noIndex makes a path of a field that is no list.
+const noIndex = -1
+
+func (p path) String() string {
+	s := p.list
+	if p.i != noIndex {
+		s += "[" + strconv.Itoa(p.i) + "]"
+	}
+	if p.leaf != "" {
+		s += "." + p.leaf
+	}
+	return s
+}
+
+// show quotes a value for a message and cuts it where it is absurdly long.
+func show(s string) string {
+	const most = 64
+	if len(s) > most {
+		return strconv.Quote(strings.ToValidUTF8(s[:most], "")) + "…"
+	}
+	return strconv.Quote(s)
+}
