@@ -93,4 +93,3 @@ func (k *Kernel) AffinityUsed() (uint32, error) {
 	}
 	return n, nil
 }
-

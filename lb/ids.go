@@ -1,0 +1,192 @@
+package lb
+
+import (
+	"math/bits"
+	"time"
+)
+
+// grace is how long an id or a range of slots that was given up is left alone:
+// a program that looked it up before is done by then. A program runs for
+// microseconds; look-ups check what they arrive at all the same.
+const grace = 250 * time.Millisecond
+
+// idPool gives out ids from 1 to max, lowest first, and takes them back after
+// the grace period.
+type idPool struct {
+	max, next uint32
+	free      []uint32
+	resting   resting[uint32]
+	used      uint32
+}
+
+func newIDPool(max uint32) *idPool { return &idPool{max: max, next: 1} }
+
+// get gives an id, or false where all are in use.
+func (p *idPool) get(now time.Time) (uint32, bool) {
+	p.free = append(p.free, p.resting.ready(now)...)
+	if n := len(p.free); n > 0 {
+		id := p.free[n-1]
+		p.free = p.free[:n-1]
+		p.used++
+		return id, true
+	}
+	if p.next > p.max {
+		return 0, false
+	}
+	p.next++
+	p.used++
+	return p.next - 1, true
+}
+
+// reserve marks the ids of an adopted map as in use. Called once, before get.
+func (p *idPool) reserve(used map[uint32]bool) {
+	for id := range used {
+		p.next = max(p.next, id+1)
+	}
+	for id := uint32(1); id < p.next; id++ {
+		if !used[id] {
+			p.free = append(p.free, id)
+		}
+	}
+	p.used = uint32(len(used))
+}
+
+func (p *idPool) put(id uint32, now time.Time) {
+	p.resting.put(id, now)
+	p.used--
+}
+
+// resting holds what was given up until its grace period is over.
+type resting[T any] struct {
+	queue []rest[T]
+}
+
+type rest[T any] struct {
+	item  T
+	until time.Time
+}
+
+func (r *resting[T]) put(item T, now time.Time) {
+	r.queue = append(r.queue, rest[T]{item, now.Add(grace)})
+}
+
+// ready takes out what has rested long enough.
+func (r *resting[T]) ready(now time.Time) []T {
+	n := 0
+	for n < len(r.queue) && !r.queue[n].until.After(now) {
+		n++
+	}
+	if n == 0 {
+		return nil
+	}
+	items := make([]T, n)
+	for i := range items {
+		items[i] = r.queue[i].item
+	}
+	r.queue = append(r.queue[:0], r.queue[n:]...)
+	return items
+}
+
+// slotPool gives out ranges of slots whose sizes are powers of two and whose
+// bases are multiples of their size (a buddy allocator), so that what an
+// adopted map holds tells where every range ends.
+type slotPool struct {
+	size uint32
+	// free holds the bases of free blocks by order: a block of order n has 1<<n
+	// slots.
+	free    [32]map[uint32]bool
+	resting resting[block]
+	used    uint32
+}
+
+type block struct {
+	base uint32
+	order
+}
+
+type order uint8
+
+// orderFor is the order of the smallest block with room for n slots, n > 0.
+func orderFor(n uint32) order { return order(bits.Len32(n - 1)) }
+
+func (o order) size() uint32 { return 1 << o }
+
+func newSlotPool(size uint32) *slotPool {
+	p := &slotPool{size: size}
+	for o := range p.free {
+		p.free[o] = map[uint32]bool{}
+	}
+	base := uint32(0)
+	for o := 31; o >= 0; o-- {
+		if size&(1<<o) != 0 {
+			p.free[o][base] = true
+			base += 1 << o
+		}
+	}
+	return p
+}
+
+// get gives a block with room for n slots, or false where there is none.
+func (p *slotPool) get(n uint32, now time.Time) (block, bool) {
+	for _, b := range p.resting.ready(now) {
+		p.merge(b)
+	}
+	want := orderFor(n)
+	for o := want; int(o) < len(p.free); o++ {
+		for base := range p.free[o] {
+			return p.split(block{base, o}, block{base, want}), true
+		}
+	}
+	return block{}, false
+}
+
+// split cuts the part that is wanted out of a free block.
+func (p *slotPool) split(from, want block) block {
+	delete(p.free[from.order], from.base)
+	for from.order > want.order {
+		from.order--
+		upper := from.base + from.size()
+		if want.base >= upper {
+			p.free[from.order][from.base] = true
+			from.base = upper
+		} else {
+			p.free[from.order][upper] = true
+		}
+	}
+	p.used += want.size()
+	return want
+}
+
+// reserve takes a given block out of the free ones; false where it is not free.
+func (p *slotPool) reserve(want block) bool {
+	if want.base%want.size() != 0 {
+		return false
+	}
+	for o := want.order; int(o) < len(p.free); o++ {
+		base := want.base &^ (o.size() - 1)
+		if p.free[o][base] {
+			p.split(block{base, o}, want)
+			return true
+		}
+	}
+	return false
+}
+
+func (p *slotPool) put(b block, now time.Time) {
+	p.resting.put(b, now)
+	p.used -= b.size()
+}
+
+// merge makes a block free, together with its buddy where that is free too.
+func (p *slotPool) merge(b block) {
+	for int(b.order) < len(p.free)-1 {
+		buddy := b.base ^ b.size()
+		if !p.free[b.order][buddy] {
+			break
+		}
+		delete(p.free[b.order], buddy)
+		b.base &= buddy
+		b.order++
+	}
+	p.free[b.order][b.base] = true
+}

@@ -1,0 +1,191 @@
+package lb
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+	"time"
+
+	"go.uber.org/zap"
+
+	"shunt/maps"
+)
+
+// LoopOptions is what a Loop needs; all fields but Observer and OnStale are
+// required.
+type LoopOptions struct {
+	Store  *Store
+	Tables maps.Tables
+	Log    *zap.Logger
+	Now    func() time.Time
+	// NodeName is this node's, for local endpoints and node hints.
+	NodeName  string
+	NodePorts NodePortAddresses
+	// Observer hears of every reconcile; nil: nobody does.
+	Observer Observer
+	// OnStale hears when a change left sockets behind that speak to nobody; it
+	// must not block. nil: nobody does.
+	OnStale func(Stale)
+}
+
+// Loop is the one writer of the maps: it takes changes from the Store, the first
+// at once and what comes meanwhile together, and reconciles the services they
+// touch.
+type Loop struct {
+	o        LoopOptions
+	r        *reconciler
+	synced   chan struct{}
+	isSynced bool
+	pruned   bool
+	// pending is what failed and is tried again.
+	pending changes
+	retries int
+	checks  healthChecks
+
+	mu     sync.Mutex
+	status Status
+	// working is the oldest change of the reconcile under way or of pending.
+	working time.Time
+	failing map[ServiceName]*change
+}
+
+// The wait before what failed is tried again doubles from retryFirst to retryMax.
+const (
+	retryFirst = grace
+	retryMax   = 30 * time.Second
+)
+
+// NewLoop makes a loop that has not looked at the maps yet.
+func NewLoop(o LoopOptions) *Loop {
+	return &Loop{
+		o: o, r: newReconciler(o.Tables, o.Log, o.Now),
+		synced: make(chan struct{}),
+		checks: healthChecks{},
+	}
+}
+
+// Adopt takes over what the maps hold. Call it once, before Run.
+func (l *Loop) Adopt() (Adopted, error) {
+	dump, err := l.o.Tables.Dump()
+	if err != nil {
+		return Adopted{}, fmt.Errorf("read what an earlier daemon left in the maps: %w", err)
+	}
+	return l.r.adopt(dump), nil
+}
+
+// Synced is closed when the first reconcile is done.
+func (l *Loop) Synced() <-chan struct{} { return l.synced }
+
+// Run reconciles until the context ends. It returns nil then.
+func (l *Loop) Run(ctx context.Context) error {
+	retry := time.NewTimer(time.Hour)
+	defer retry.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-l.o.Store.poke:
+		case <-retry.C:
+		}
+		l.step()
+		retry.Stop()
+		if !l.pending.empty() {
+			retry.Reset(l.backoff())
+		}
+	}
+}
+
+func (l *Loop) backoff() time.Duration {
+	wait := retryFirst << min(l.retries, 10)
+	return min(wait, retryMax)
+}
+
+// step is one reconcile of everything that changed or failed before.
+func (l *Loop) step() {
+	report := Report{Started: l.o.Now()}
+	todo := l.o.Store.take()
+	todo.merge(l.pending)
+	first := !l.isSynced
+	report.Full = first || todo.all
+	l.begin(todo)
+
+	failed := changes{since: todo.since}
+	var errs []error
+	node, addrs := l.o.Store.nodeAndAddrs()
+	at := place{node: l.o.NodeName}
+	if node != nil {
+		at.zone = node.Zone
+	}
+	names := l.names(todo, report.Full)
+	for i := 0; i < len(names); i++ {
+		name := names[i]
+		if err := l.reconcileService(name, at); err != nil {
+			errs = append(errs, err)
+			*failed.service(name) = todo.of(name)
+		} else if !first {
+			report.Programmed = append(report.Programmed, todo.of(name).triggers...)
+		}
+		if i == len(names)-1 {
+			names = append(names, l.r.heirs()...)
+		}
+	}
+	if addrs != nil && (todo.addrs || first) {
+		if err := l.r.reconcileAddrs(l.o.NodePorts.choose(addrs, node)); err != nil {
+			errs = append(errs, err)
+			failed.addrs = true
+		}
+	}
+	if len(errs) == 0 && !l.pruned {
+		err := l.r.prune()
+		errs = append(errs, err)
+		l.pruned = err == nil
+		failed.addrs = failed.addrs || err != nil // to come back
+	}
+	report.Services, report.Failed = len(names), len(failed.services)
+	report.Err = errors.Join(errs...)
+	l.end(failed, report, node)
+}
+
+// names gives the services to look at, those that are gone first: they may hold
+// addresses and room that others need.
+func (l *Loop) names(todo changes, full bool) []ServiceName {
+	var gone, there []ServiceName
+	if full {
+		services := l.o.Store.serviceNames()
+		for name := range l.r.ports {
+			if services[name] == nil {
+				gone = append(gone, name)
+			}
+		}
+		for name := range services {
+			there = append(there, name)
+		}
+	} else {
+		for name := range todo.services {
+			if svc, _ := l.o.Store.get(name); svc == nil {
+				gone = append(gone, name)
+			} else {
+				there = append(there, name)
+			}
+		}
+	}
+	byName := func(a, b ServiceName) int {
+		return cmp.Or(cmp.Compare(a.Namespace, b.Namespace), cmp.Compare(a.Name, b.Name))
+	}
+	slices.SortFunc(gone, byName)
+	slices.SortFunc(there, byName)
+	return append(gone, there...)
+}
+
+func (l *Loop) reconcileService(name ServiceName, at place) error {
+	svc, sls := l.o.Store.get(name)
+	l.checks.update(name, svc, sls, at)
+	var plans []portPlan
+	if svc != nil {
+		plans = planService(svc, sls, at)
+	}
+	return l.r.reconcile(name, plans)
+}

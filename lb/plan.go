@@ -1,0 +1,167 @@
+package lb
+
+import (
+	"net/netip"
+	"slices"
+	"time"
+
+	"shunt/maps"
+)
+
+// portKey names a service port of one family: what has a service id. Protocol 0
+// stands for a cluster IP as a whole, of which the ports that no service port
+// has are undefined; that has no id.
+type portKey struct {
+	service  ServiceName
+	port     string
+	protocol Protocol
+	family   Family
+}
+
+func (k portKey) name() maps.Name {
+	return maps.Name{Namespace: k.service.Namespace, Name: k.service.Name, Port: k.port,
+		Protocol: uint8(k.protocol), Family: uint8(k.family)}
+}
+
+func keyOf(n maps.Name) portKey {
+	return portKey{service: ServiceName{n.Namespace, n.Name}, port: n.Port,
+		protocol: Protocol(n.Protocol), family: Family(n.Family)}
+}
+
+// portPlan is what the maps must hold for a portKey, in values, without ids.
+type portPlan struct {
+	key portKey
+	// created decides between claims to one frontend.
+	created   time.Time
+	affinity  uint32 // seconds
+	frontends []frontendPlan
+	// backends are those that serve, in the sets or not, sorted by address: a
+	// flow keeps an endpoint that has left the set while it serves.
+	backends []backendPlan
+	// noLocal: by policy (see Status.NoLocalEndpoints).
+	noLocalInternal, noLocalExternal bool
+}
+
+type frontendPlan struct {
+	key  maps.FrontendKey
+	kind maps.FrontendKind
+	// Whether each side uses the local set, else it uses the cluster set.
+	insideLocal, outsideLocal bool
+}
+
+type backendPlan struct {
+	addr  netip.AddrPort
+	flags uint8 // maps.ClusterSet and so on
+}
+
+// inSet gives the indexes of the backends that have a flag.
+func (p *portPlan) inSet(flag uint8) []int {
+	var in []int
+	for i, b := range p.backends {
+		if b.flags&flag != 0 {
+			in = append(in, i)
+		}
+	}
+	return in
+}
+
+// planService gives the plans of all of a service's ports.
+func planService(svc *Service, slicesOf []*EndpointSlice, at place) []portPlan {
+	var plans []portPlan
+	for _, family := range []Family{IPv4, IPv6} {
+		clusterIP, has := ofFamily(svc.ClusterIPs, family)
+		if !has {
+			continue
+		}
+		for _, p := range svc.Ports {
+			if p.Protocol != TCP && p.Protocol != UDP {
+				continue
+			}
+			plans = append(plans, planPort(svc, p, family, slicesOf, at))
+		}
+		plans = append(plans, portPlan{
+			key:     portKey{service: svc.Name, family: family},
+			created: svc.Created,
+			frontends: []frontendPlan{{
+				key: maps.NewFrontendKey(clusterIP, 0, 0), kind: maps.UndefinedPort}},
+		})
+	}
+	return plans
+}
+
+func ofFamily(addrs []netip.Addr, f Family) (netip.Addr, bool) {
+	i := slices.IndexFunc(addrs, func(a netip.Addr) bool { return FamilyOf(a) == f })
+	if i < 0 {
+		return netip.Addr{}, false
+	}
+	return addrs[i], true
+}
+
+func planPort(svc *Service, p ServicePort, family Family, slicesOf []*EndpointSlice, at place) portPlan {
+	eps := candidates(slicesOf, p.Name, p.Protocol, family, at)
+	choose(eps, at)
+	plan := portPlan{
+		key:       portKey{service: svc.Name, port: p.Name, protocol: p.Protocol, family: family},
+		created:   svc.Created,
+		affinity:  uint32(svc.AffinityTimeout / time.Second),
+		frontends: planFrontends(svc, p, family),
+	}
+	var cluster, local bool
+	for i := range eps {
+		c := &eps[i]
+		cluster, local = cluster || c.inCluster, local || c.inLocal
+		if c.ready || c.serving {
+			plan.backends = append(plan.backends, backendPlan{addr: c.addr, flags: c.flags()})
+		}
+	}
+	plan.noLocalInternal = svc.InternalLocal && cluster && !local
+	plan.noLocalExternal = svc.ExternalLocal && cluster && !local &&
+		(p.NodePort != 0 || len(plan.frontends) > 1)
+	return plan
+}
+
+func (c *candidate) flags() uint8 {
+	var flags uint8
+	for _, f := range []struct {
+		is   bool
+		flag uint8
+	}{{c.inCluster, maps.ClusterSet}, {c.inLocal, maps.LocalSet}, {c.local, maps.OnNode}, {c.terminating, maps.Terminating}} {
+		if f.is {
+			flags |= f.flag
+		}
+	}
+	return flags
+}
+
+// planFrontends gives the addresses at which a service port is reached. Clients
+// of this node use the cluster set of an external frontend even if its policy is
+// Local: to them it is as if they had used the cluster IP.
+func planFrontends(svc *Service, p ServicePort, family Family) []frontendPlan {
+	var plan []frontendPlan
+	add := func(kind maps.FrontendKind, a netip.Addr, port uint16) {
+		f := frontendPlan{key: maps.NewFrontendKey(a, port, uint8(p.Protocol)), kind: kind,
+			outsideLocal: svc.ExternalLocal}
+		if kind == maps.ClusterIP {
+			f.insideLocal, f.outsideLocal = svc.InternalLocal, svc.InternalLocal
+		}
+		taken := slices.ContainsFunc(plan, func(o frontendPlan) bool { return o.key == f.key })
+		if FamilyOf(a) == family && !taken {
+			plan = append(plan, f)
+		}
+	}
+	for _, a := range svc.ClusterIPs {
+		add(maps.ClusterIP, a, p.Port)
+	}
+	for _, a := range svc.LoadBalancerIPs {
+		add(maps.LoadBalancerIP, a, p.Port)
+	}
+	for _, a := range svc.ExternalIPs {
+		add(maps.ExternalIP, a, p.Port)
+	}
+	if p.NodePort != 0 {
+		any4, any6 := netip.IPv4Unspecified(), netip.IPv6Unspecified()
+		add(maps.NodePort, any4, p.NodePort)
+		add(maps.NodePort, any6, p.NodePort)
+	}
+	return plan
+}

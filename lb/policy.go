@@ -1,0 +1,190 @@
+package lb
+
+// Policy: which endpoints of a service port this node uses.
+//
+//   - The cluster set: ready endpoints that the topology allows; if there are
+//     none, all that are serving and terminating, wherever they are (KEP-1672).
+//   - The local set: ready endpoints of this node; if there are none, those of
+//     this node that are serving and terminating (KEP-1669). Hints don't count.
+//   - Topology follows from the hints alone (KEP-2433, KEP-3015): if every ready
+//     endpoint has node hints and one of them names this node, those that name
+//     it; else the same with zone hints and this node's zone; else all.
+//
+// Which of the two sets a frontend uses, its traffic policy says (plan.go).
+
+import (
+	"net/netip"
+	"slices"
+)
+
+// place is where this node is; empty fields are unknown and match no hint.
+type place struct {
+	node, zone string
+}
+
+// candidate is one endpoint of a service port, merged over all slices.
+type candidate struct {
+	addr                        netip.AddrPort
+	ready, serving, terminating bool
+	// local: on this node, by any slice that lists it.
+	local bool
+	hints *Hints
+	// The sets that it is in.
+	inCluster, inLocal bool
+}
+
+// rank orders what slices say of one endpoint: the better condition wins.
+func (c *candidate) rank() int {
+	r := 0
+	if c.ready {
+		r += 4
+	}
+	if c.serving {
+		r += 2
+	}
+	if c.terminating {
+		r++
+	}
+	return r
+}
+
+// merge takes in what another slice says of the same endpoint. The outcome does
+// not depend on the order: of equal conditions the hints are united, and an
+// endpoint without hints in one of them has none.
+func (c *candidate) merge(o candidate) {
+	local := c.local || o.local
+	switch d := c.rank() - o.rank(); {
+	case d < 0:
+		*c = o
+	case d == 0:
+		c.hints = mergeHints(c.hints, o.hints)
+	}
+	c.local = local
+}
+
+func mergeHints(a, b *Hints) *Hints {
+	if a == b || b == nil {
+		return b
+	}
+	if a == nil {
+		return nil
+	}
+	return &Hints{Nodes: unite(a.Nodes, b.Nodes), Zones: unite(a.Zones, b.Zones)}
+}
+
+func unite(a, b []string) []string {
+	all := slices.Concat(a, b)
+	slices.Sort(all)
+	return slices.Compact(all)
+}
+
+// candidates gives the endpoints of one family that slices list for a port name
+// and protocol, merged by address and port, sorted by them.
+func candidates(all []*EndpointSlice, name string, protocol Protocol, family Family, at place) []candidate {
+	var found []candidate
+	for _, s := range all {
+		for _, p := range s.Ports {
+			if p.Name != name || p.Protocol != protocol {
+				continue
+			}
+			for i := range s.Endpoints {
+				if e := &s.Endpoints[i]; FamilyOf(e.Addr) == family {
+					found = append(found, newCandidate(e, p.Port, at))
+				}
+			}
+		}
+	}
+	slices.SortFunc(found, func(a, b candidate) int { return a.addr.Compare(b.addr) })
+	merged := found[:0]
+	for _, c := range found {
+		if n := len(merged); n > 0 && merged[n-1].addr == c.addr {
+			merged[n-1].merge(c)
+			continue
+		}
+		merged = append(merged, c)
+	}
+	return merged
+}
+
+func newCandidate(e *Endpoint, port uint16, at place) candidate {
+	return candidate{
+		addr:        netip.AddrPortFrom(e.Addr, port),
+		ready:       e.Ready,
+		serving:     e.Serving,
+		terminating: e.Terminating,
+		local:       at.node != "" && e.Node == at.node,
+		hints:       e.Hints,
+	}
+}
+
+// choose marks each candidate with the sets that it is in.
+func choose(all []candidate, at place) {
+	draining := func(c *candidate) bool { return c.serving && c.terminating }
+	mark(all, func(c *candidate) { c.inCluster = true }, topology(all, at), draining)
+	mark(all, func(c *candidate) { c.inLocal = true },
+		func(c *candidate) bool { return c.local && c.ready },
+		func(c *candidate) bool { return c.local && draining(c) })
+}
+
+// mark marks those that the first rule takes which takes any.
+func mark(all []candidate, set func(*candidate), rules ...func(*candidate) bool) {
+	for _, takes := range rules {
+		none := true
+		for i := range all {
+			if takes(&all[i]) {
+				set(&all[i])
+				none = false
+			}
+		}
+		if !none {
+			return
+		}
+	}
+}
+
+// topology gives the rule that says which ready endpoints the hints allow here.
+func topology(all []candidate, at place) func(*candidate) bool {
+	forNode := func(c *candidate) bool { return c.ready && slices.Contains(c.hints.Nodes, at.node) }
+	forZone := func(c *candidate) bool { return c.ready && slices.Contains(c.hints.Zones, at.zone) }
+	var ready, nodes, zones, here, near int
+	for i := range all {
+		c := &all[i]
+		if !c.ready {
+			continue
+		}
+		ready++
+		if c.hints == nil {
+			continue
+		}
+		nodes += min(len(c.hints.Nodes), 1)
+		zones += min(len(c.hints.Zones), 1)
+		if at.node != "" && forNode(c) {
+			here++
+		}
+		if at.zone != "" && forZone(c) {
+			near++
+		}
+	}
+	switch {
+	case nodes == ready && here > 0:
+		return forNode
+	case zones == ready && near > 0:
+		return forZone
+	}
+	return func(c *candidate) bool { return c.ready }
+}
+
+// localReady counts the addresses of ready endpoints on this node, each once
+// whatever the number of ports: what a health check of the service reports.
+func localReady(all []*EndpointSlice, at place) int {
+	var addrs []netip.Addr
+	for _, s := range all {
+		for i := range s.Endpoints {
+			if e := &s.Endpoints[i]; e.Ready && at.node != "" && e.Node == at.node {
+				addrs = append(addrs, e.Addr)
+			}
+		}
+	}
+	slices.SortFunc(addrs, netip.Addr.Compare)
+	return len(slices.Compact(addrs))
+}

@@ -1,0 +1,74 @@
+package lb
+
+import (
+	"net/netip"
+	"slices"
+	"time"
+
+	"shunt/maps"
+)
+
+// port is what the maps hold for a portKey: written only after the write to the
+// maps it stands for.
+type port struct {
+	key     portKey
+	created time.Time
+	// id is 0 until the name is set, and for a cluster IP as a whole.
+	id        uint32
+	frontends []frontend
+	// ranges that frontends name, or did until a change that failed half-way.
+	ranges []slotRange
+	// backends, sorted by address.
+	backends []backend
+
+	noLocalInternal, noLocalExternal bool
+}
+
+type frontend struct {
+	key   maps.FrontendKey
+	value maps.Service
+}
+
+type slotRange struct {
+	block
+	ids []uint32
+}
+
+type backend struct {
+	addr  netip.AddrPort
+	id    uint32
+	flags uint8
+}
+
+func (p *port) frontend(k maps.FrontendKey) int {
+	return slices.IndexFunc(p.frontends, func(f frontend) bool { return f.key == k })
+}
+
+func (p *port) backend(a netip.AddrPort) (int, bool) {
+	return slices.BinarySearchFunc(p.backends, a, func(b backend, a netip.AddrPort) int {
+		return b.addr.Compare(a)
+	})
+}
+
+// rangeOf finds a range that holds exactly these ids.
+func (p *port) rangeOf(ids []uint32) (maps.SlotRange, bool) {
+	for _, r := range p.ranges {
+		if slices.Equal(r.ids, ids) {
+			return maps.SlotRange{Base: r.base, Count: uint32(len(ids))}, true
+		}
+	}
+	return maps.SlotRange{}, false
+}
+
+// names says whether a frontend of the port leads to the range.
+func (p *port) names(r slotRange) bool {
+	return slices.ContainsFunc(p.frontends, func(f frontend) bool {
+		return f.value.Inside.Count > 0 && f.value.Inside.Base == r.base ||
+			f.value.Outside.Count > 0 && f.value.Outside.Base == r.base
+	})
+}
+
+// gone: nothing of the port is in the maps any more.
+func (p *port) gone() bool {
+	return p.id == 0 && len(p.frontends) == 0
+}

@@ -1,0 +1,296 @@
+package lb
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"time"
+
+	"go.uber.org/zap"
+
+	"shunt/maps"
+)
+
+// reconciler brings the maps from what they hold to what a plan wants, a service
+// at a time. It belongs to the loop's goroutine.
+type reconciler struct {
+	tables maps.Tables
+	log    *zap.Logger
+	now    func() time.Time
+
+	ports    map[ServiceName][]*port
+	owners   map[maps.FrontendKey]*port
+	claims   claims
+	services *idPool
+	records  *idPool
+	slots    *slotPool
+	// orphans are frontends of an adopted map that no service is known to own yet.
+	orphans map[maps.FrontendKey]maps.Service
+	left    leftovers
+	// nodeAddrs is what map node_addrs holds.
+	nodeAddrs map[netip.Addr]uint32
+	noLocal   map[NoLocalKey]int
+
+	writes maps.Writes
+	// stale: a change left sockets behind that speak to nobody.
+	stale Stale
+}
+
+// Stale says which sockets a change may have left behind.
+type Stale struct {
+	// Backends of the protocol were freed: sockets connected to them speak to
+	// nobody that serves.
+	TCPBackends, UDPBackends bool
+	// UDPFrontends are new: a socket that was connected to one before speaks to
+	// an address that nobody has.
+	UDPFrontends bool
+}
+
+// Any says whether there is anything to look for.
+func (s Stale) Any() bool { return s.TCPBackends || s.UDPBackends || s.UDPFrontends }
+
+func newReconciler(tables maps.Tables, log *zap.Logger, now func() time.Time) *reconciler {
+	sizes := tables.Sizes()
+	return &reconciler{
+		tables: tables, log: log, now: now,
+		ports:     map[ServiceName][]*port{},
+		owners:    map[maps.FrontendKey]*port{},
+		claims:    claims{},
+		services:  newIDPool(1<<32 - 2),
+		records:   newIDPool(sizes.Backends - 1),
+		slots:     newSlotPool(sizes.Slots),
+		orphans:   map[maps.FrontendKey]maps.Service{},
+		noLocal:   map[NoLocalKey]int{},
+		nodeAddrs: map[netip.Addr]uint32{},
+	}
+}
+
+// reconcile makes the maps hold these plans for a service and nothing else of
+// it. After an error what is in the maps works, and the call can be repeated.
+func (r *reconciler) reconcile(name ServiceName, plans []portPlan) error {
+	var errs []error
+	old := r.ports[name]
+	// What goes, goes first: it may hold addresses and room that others need.
+	for _, p := range old {
+		if !slices.ContainsFunc(plans, func(w portPlan) bool { return w.key == p.key }) {
+			errs = append(errs, r.apply(p, portPlan{key: p.key, created: p.created}, true))
+		}
+	}
+	for _, want := range plans {
+		i := slices.IndexFunc(r.ports[name], func(p *port) bool { return p.key == want.key })
+		if i < 0 {
+			r.ports[name] = append(r.ports[name], &port{key: want.key})
+			i = len(r.ports[name]) - 1
+		}
+		errs = append(errs, r.apply(r.ports[name][i], want, false))
+	}
+	r.ports[name] = slices.DeleteFunc(r.ports[name], (*port).gone)
+	if len(r.ports[name]) == 0 {
+		delete(r.ports, name)
+	}
+	return errors.Join(errs...)
+}
+
+// apply brings one port to its plan. The order keeps every look-up right: what
+// an entry leads to is there before the entry, and goes after it.
+func (r *reconciler) apply(p *port, want portPlan, remove bool) error {
+	p.created = want.created
+	r.countNoLocal(p, -1)
+	p.noLocalInternal, p.noLocalExternal = want.noLocalInternal, want.noLocalExternal
+	r.countNoLocal(p, 1)
+	if !remove && want.key.protocol != 0 && p.id == 0 {
+		if err := r.nameID(p); err != nil {
+			return err
+		}
+	}
+	if err := r.addBackends(p, want); err != nil {
+		return err
+	}
+	inCluster, inLocal, err := r.placeRanges(p, want)
+	if err != nil {
+		return err
+	}
+	if err := r.setFrontends(p, want, inCluster, inLocal); err != nil {
+		return err
+	}
+	if err := r.deleteFrontends(p, want); err != nil {
+		return err
+	}
+	r.freeRanges(p)
+	if err := r.freeBackends(p, want); err != nil {
+		return err
+	}
+	if remove && p.id != 0 {
+		return r.forgetID(p)
+	}
+	return nil
+}
+
+func (r *reconciler) countNoLocal(p *port, n int) {
+	if p.noLocalInternal {
+		r.noLocal[NoLocalKey{Family: p.key.family}] += n
+	}
+	if p.noLocalExternal {
+		r.noLocal[NoLocalKey{Family: p.key.family, External: true}] += n
+	}
+}
+
+func (r *reconciler) nameID(p *port) error {
+	id, ok := r.services.get(r.now())
+	if !ok {
+		return fmt.Errorf("service %s: all %d service ids are in use", p.key.service, r.services.max)
+	}
+	if err := r.tables.SetName(id, p.key.name()); err != nil {
+		r.services.put(id, r.now())
+		return err
+	}
+	r.writes.Names++
+	p.id = id
+	return nil
+}
+
+func (r *reconciler) forgetID(p *port) error {
+	if err := r.tables.DeleteName(p.id); err != nil {
+		return err
+	}
+	r.writes.Names++
+	r.services.put(p.id, r.now())
+	p.id = 0
+	return nil
+}
+
+// addBackends writes the records that are missing, and adds flags to the others;
+// flags that go, go in freeBackends.
+func (r *reconciler) addBackends(p *port, want portPlan) error {
+	for _, w := range want.backends {
+		i, there := p.backend(w.addr)
+		if there {
+			if err := r.setFlags(p, &p.backends[i], p.backends[i].flags|w.flags); err != nil {
+				return err
+			}
+			continue
+		}
+		id, ok := r.records.get(r.now())
+		if !ok {
+			return fmt.Errorf("service %s: add endpoint %s: %w", p.key.service, w.addr,
+				r.tables.Sizes().NewFullError(maps.NameBackends))
+		}
+		rec := maps.NewBackend(w.addr, uint8(p.key.protocol), w.flags, p.id)
+		if err := r.tables.SetBackend(id, rec); err != nil {
+			r.records.put(id, r.now())
+			return fmt.Errorf("service %s: %w", p.key.service, err)
+		}
+		r.writes.Backends++
+		p.backends = slices.Insert(p.backends, i, backend{w.addr, id, w.flags})
+	}
+	return nil
+}
+
+func (r *reconciler) setFlags(p *port, b *backend, flags uint8) error {
+	if b.flags == flags {
+		return nil
+	}
+	rec := maps.NewBackend(b.addr, uint8(p.key.protocol), flags, p.id)
+	if err := r.tables.SetBackend(b.id, rec); err != nil {
+		return fmt.Errorf("service %s: %w", p.key.service, err)
+	}
+	r.writes.Backends++
+	b.flags = flags
+	return nil
+}
+
+// placeRanges makes sure that there are slots with the sets that frontends use.
+func (r *reconciler) placeRanges(p *port, want portPlan) (inCluster, inLocal maps.SlotRange, err error) {
+	var cluster, local bool
+	for _, f := range want.frontends {
+		cluster = cluster || !f.insideLocal || !f.outsideLocal
+		local = local || f.insideLocal || f.outsideLocal
+	}
+	if cluster {
+		if inCluster, err = r.placeRange(p, r.ids(p, want, maps.ClusterSet)); err != nil {
+			return
+		}
+	}
+	if local {
+		inLocal, err = r.placeRange(p, r.ids(p, want, maps.LocalSet))
+	}
+	return
+}
+
+// ids gives the record ids of a set, which addBackends has made sure of.
+func (r *reconciler) ids(p *port, want portPlan, flag uint8) []uint32 {
+	var ids []uint32
+	for _, b := range want.backends {
+		if b.flags&flag == 0 {
+			continue
+		}
+		if i, there := p.backend(b.addr); there {
+			ids = append(ids, p.backends[i].id)
+		}
+	}
+	return ids
+}
+
+func (r *reconciler) placeRange(p *port, ids []uint32) (maps.SlotRange, error) {
+	if len(ids) == 0 {
+		return maps.SlotRange{}, nil
+	}
+	if there, ok := p.rangeOf(ids); ok {
+		return there, nil
+	}
+	b, ok := r.slots.get(uint32(len(ids)), r.now())
+	if !ok {
+		return maps.SlotRange{}, fmt.Errorf("service %s: find %d slots in a row: %w",
+			p.key.service, len(ids), r.tables.Sizes().NewFullError(maps.NameSlots))
+	}
+	if err := r.tables.WriteSlots(b.base, ids); err != nil {
+		r.slots.put(b, r.now())
+		return maps.SlotRange{}, fmt.Errorf("service %s: %w", p.key.service, err)
+	}
+	r.writes.Slots += uint64(len(ids))
+	p.ranges = append(p.ranges, slotRange{block: b, ids: ids})
+	return maps.SlotRange{Base: b.base, Count: uint32(len(ids))}, nil
+}
+
+// freeRanges gives back the ranges that no frontend names.
+func (r *reconciler) freeRanges(p *port) {
+	kept := p.ranges[:0]
+	for _, rg := range p.ranges {
+		if p.names(rg) {
+			kept = append(kept, rg)
+			continue
+		}
+		r.slots.put(rg.block, r.now())
+	}
+	clear(p.ranges[len(kept):])
+	p.ranges = kept
+}
+
+// freeBackends frees the records that are not wanted, and takes flags away from
+// the others. Both come after the frontends have changed: until then a client
+// may be sent there.
+func (r *reconciler) freeBackends(p *port, want portPlan) error {
+	for i := 0; i < len(p.backends); {
+		b := &p.backends[i]
+		at, wanted := slices.BinarySearchFunc(want.backends, *b, func(w backendPlan, b backend) int {
+			return w.addr.Compare(b.addr)
+		})
+		if wanted {
+			if err := r.setFlags(p, b, want.backends[at].flags); err != nil {
+				return err
+			}
+			i++
+			continue
+		}
+		if err := r.tables.FreeBackend(b.id); err != nil {
+			return fmt.Errorf("service %s: %w", p.key.service, err)
+		}
+		r.writes.Backends++
+		r.records.put(b.id, r.now())
+		r.stale.TCPBackends = r.stale.TCPBackends || p.key.protocol == TCP
+		r.stale.UDPBackends = r.stale.UDPBackends || p.key.protocol == UDP
+		p.backends = slices.Delete(p.backends, i, i+1)
+	}
+	return nil
+}

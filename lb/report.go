@@ -1,0 +1,140 @@
+package lb
+
+import (
+	"cmp"
+	"maps"
+	"slices"
+
+	"go.uber.org/zap"
+
+	shuntmaps "shunt/maps"
+)
+
+// begin notes that a reconcile is under way, for Status.
+func (l *Loop) begin(todo changes) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.working = todo.since
+	l.failing = todo.services
+}
+
+// end notes what a reconcile came to and tells those who want to know.
+func (l *Loop) end(failed changes, report Report, node *Node) {
+	report.Ended = l.o.Now()
+	report.Writes, l.r.writes = l.r.writes, shuntmaps.Writes{}
+	stale := l.r.stale
+	l.r.stale = Stale{}
+	l.pending = failed
+	l.retries++
+	if failed.empty() {
+		l.pending = changes{}
+		l.retries = 0
+	}
+	l.note(report, node)
+	if report.Err != nil {
+		l.o.Log.Error("not everything could be programmed; what was stays in effect, the rest is tried again",
+			zap.Error(report.Err), zap.Int("services", report.Failed), zap.Duration("retry_in", l.backoff()))
+	}
+	if l.o.Observer != nil {
+		l.o.Observer.Reconciled(report)
+		if checks, changed := l.checks.take(); changed {
+			l.o.Observer.SetHealthChecks(checks)
+		}
+	}
+	if stale.Any() && l.o.OnStale != nil {
+		l.o.OnStale(stale)
+	}
+	if !l.isSynced {
+		l.isSynced = true
+		close(l.synced)
+	}
+}
+
+func (l *Loop) note(report Report, node *Node) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.working = l.pending.since
+	l.failing = l.pending.services
+	l.status.Synced = true
+	l.status.Err = report.Err
+	l.status.Node = node
+	l.status.NoLocalEndpoints = maps.Clone(l.r.noLocal)
+	l.status.Fill = l.fill()
+	if l.pending.empty() {
+		l.status.LastSync = report.Ended
+	}
+}
+
+// Status is a snapshot; safe from any goroutine.
+func (l *Loop) Status() Status {
+	l.mu.Lock()
+	s := l.status
+	s.QueuedSince = l.working
+	service, endpoints := pendingOf(l.failing)
+	l.mu.Unlock()
+
+	st := l.o.Store
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	ps, pe := pendingOf(st.dirty.services)
+	s.ServiceChangesPending, s.EndpointChangesPending = service+ps, endpoints+pe
+	s.ServiceChanges, s.EndpointChanges = st.serviceChanges, st.endpointChanges
+	s.LastQueued = st.lastQueued
+	s.Node = st.node
+	if st.synced && s.QueuedSince.IsZero() {
+		s.QueuedSince = st.dirty.since
+	}
+	return s
+}
+
+func pendingOf(services map[ServiceName]*change) (service, endpoints int) {
+	for _, c := range services {
+		service += c.service
+		endpoints += c.endpoints
+	}
+	return service, endpoints
+}
+
+// fill gives how full the maps are that the loop fills.
+func (l *Loop) fill() []shuntmaps.Fill {
+	sizes := l.o.Tables.Sizes()
+	return []shuntmaps.Fill{
+		{Map: shuntmaps.NameServices, Flag: shuntmaps.FlagServices, Used: uint32(len(l.r.owners) + len(l.r.orphans)), Size: sizes.Services},
+		{Map: shuntmaps.NameSlots, Flag: shuntmaps.FlagSlots, Used: l.r.slots.used, Size: sizes.Slots},
+		{Map: shuntmaps.NameBackends, Flag: shuntmaps.FlagBackends, Used: l.r.records.used, Size: sizes.Backends},
+	}
+}
+
+// healthChecks keeps what healthCheckNodePort servers must say.
+type healthChecks struct {
+	byService map[ServiceName]HealthCheck
+	changed   bool
+}
+
+func (h *healthChecks) update(name ServiceName, svc *Service, sls []*EndpointSlice, at place) {
+	old, had := h.byService[name]
+	if svc == nil || svc.HealthCheckNodePort == 0 {
+		delete(h.byService, name)
+		h.changed = h.changed || had
+		return
+	}
+	if h.byService == nil {
+		h.byService = map[ServiceName]HealthCheck{}
+	}
+	now := HealthCheck{Service: name, Port: svc.HealthCheckNodePort, LocalEndpoints: localReady(sls, at)}
+	h.byService[name] = now
+	h.changed = h.changed || now != old
+}
+
+// take gives all checks, sorted by service, if any changed since it was asked.
+func (h *healthChecks) take() ([]HealthCheck, bool) {
+	if !h.changed {
+		return nil, false
+	}
+	h.changed = false
+	all := slices.Collect(maps.Values(h.byService))
+	slices.SortFunc(all, func(a, b HealthCheck) int {
+		return cmp.Compare(a.Service.String(), b.Service.String())
+	})
+	return all, true
+}

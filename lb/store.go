@@ -1,0 +1,269 @@
+package lb
+
+import (
+	"maps"
+	"net/netip"
+	"reflect"
+	"sync"
+	"time"
+)
+
+// Store holds what the watchers know and which services have changed since the
+// loop last took them. It is a Sink; all of it is safe for concurrent use.
+type Store struct {
+	now  func() time.Time
+	poke chan struct{}
+
+	mu       sync.Mutex
+	services map[ServiceName]*Service
+	slices   map[ServiceName]map[SliceName]*EndpointSlice
+	// owner is the service that a slice is filed under.
+	owner  map[SliceName]ServiceName
+	node   *Node
+	addrs  []netip.Addr
+	synced bool
+
+	dirty changes
+	// Totals since start, for Status.
+	serviceChanges, endpointChanges uint64
+	lastQueued                      time.Time
+}
+
+var _ Sink = (*Store)(nil)
+
+// changes is what the loop has to look at.
+type changes struct {
+	services map[ServiceName]*change
+	// all: every service, since this node changed.
+	all bool
+	// addrs: the addresses that take node ports.
+	addrs bool
+	// since is when the oldest of these was taken; zero where there is none.
+	since time.Time
+}
+
+// change is why one service has to be looked at.
+type change struct {
+	service, endpoints int
+	// triggers are LastChange of the slices that changed.
+	triggers []time.Time
+}
+
+func (c *changes) service(name ServiceName) *change {
+	if c.services == nil {
+		c.services = map[ServiceName]*change{}
+	}
+	if c.services[name] == nil {
+		c.services[name] = &change{}
+	}
+	return c.services[name]
+}
+
+// of gives the change of a service, zero where there is none.
+func (c *changes) of(name ServiceName) change {
+	if ch := c.services[name]; ch != nil {
+		return *ch
+	}
+	return change{}
+}
+
+func (c *changes) empty() bool { return len(c.services) == 0 && !c.all && !c.addrs }
+
+// merge adds what an older, failed attempt left undone.
+func (c *changes) merge(older changes) {
+	for name, o := range older.services {
+		n := c.service(name)
+		n.service += o.service
+		n.endpoints += o.endpoints
+		n.triggers = append(o.triggers, n.triggers...)
+	}
+	c.all = c.all || older.all
+	c.addrs = c.addrs || older.addrs
+	if c.since.IsZero() || !older.since.IsZero() && older.since.Before(c.since) {
+		c.since = older.since
+	}
+}
+
+// NewStore makes an empty store with its clock.
+func NewStore(now func() time.Time) *Store {
+	return &Store{
+		now: now, poke: make(chan struct{}, 1),
+		services: map[ServiceName]*Service{},
+		slices:   map[ServiceName]map[SliceName]*EndpointSlice{},
+		owner:    map[SliceName]ServiceName{},
+	}
+}
+
+// SetService adds or replaces a service.
+func (s *Store) SetService(svc *Service) {
+	s.update(func() bool {
+		if old := s.services[svc.Name]; old != nil && reflect.DeepEqual(old, svc) {
+			return false
+		}
+		s.services[svc.Name] = svc
+		s.serviceChanged(svc.Name)
+		return true
+	})
+}
+
+// DeleteService removes a service.
+func (s *Store) DeleteService(name ServiceName) {
+	s.update(func() bool {
+		if s.services[name] == nil {
+			return false
+		}
+		delete(s.services, name)
+		s.serviceChanged(name)
+		return true
+	})
+}
+
+// SetSlice adds or replaces a slice, under whichever service it names now.
+func (s *Store) SetSlice(sl *EndpointSlice) {
+	s.update(func() bool {
+		owner, known := s.owner[sl.Name]
+		if known && owner == sl.Service && reflect.DeepEqual(s.slices[owner][sl.Name], sl) {
+			return false
+		}
+		if known && owner != sl.Service {
+			s.dropSlice(sl.Name, owner)
+		}
+		if s.slices[sl.Service] == nil {
+			s.slices[sl.Service] = map[SliceName]*EndpointSlice{}
+		}
+		s.slices[sl.Service][sl.Name] = sl
+		s.owner[sl.Name] = sl.Service
+		s.endpointsChanged(sl.Service, sl.LastChange)
+		return true
+	})
+}
+
+// DeleteSlice removes a slice.
+func (s *Store) DeleteSlice(name SliceName) {
+	s.update(func() bool {
+		owner, known := s.owner[name]
+		if known {
+			s.dropSlice(name, owner)
+		}
+		return known
+	})
+}
+
+func (s *Store) dropSlice(name SliceName, owner ServiceName) {
+	delete(s.owner, name)
+	delete(s.slices[owner], name)
+	if len(s.slices[owner]) == 0 {
+		delete(s.slices, owner)
+	}
+	s.endpointsChanged(owner, time.Time{})
+}
+
+// SetNode replaces what is known of this node. Only its zone bears on services.
+func (s *Store) SetNode(n *Node) {
+	s.update(func() bool {
+		if reflect.DeepEqual(s.node, n) {
+			return false
+		}
+		zone := func(n *Node) string {
+			if n == nil {
+				return ""
+			}
+			return n.Zone
+		}
+		changed := zone(s.node) != zone(n)
+		s.node = n
+		s.dirty.all = s.dirty.all || changed
+		s.dirty.addrs = true // --nodeport-addresses=primary follows the Node
+		return true
+	})
+}
+
+// SetNodeAddrs replaces the addresses of this node's interfaces.
+func (s *Store) SetNodeAddrs(addrs []netip.Addr) {
+	s.update(func() bool {
+		if s.addrs != nil && reflect.DeepEqual(s.addrs, addrs) {
+			return false
+		}
+		s.addrs = addrs
+		s.dirty.addrs = true
+		return true
+	})
+}
+
+// SetSynced lets the loop begin.
+func (s *Store) SetSynced() {
+	s.update(func() bool {
+		was := s.synced
+		s.synced = true
+		return !was
+	})
+}
+
+// update runs a change under the lock, and wakes the loop if it was one.
+func (s *Store) update(change func() bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !change() {
+		return
+	}
+	s.lastQueued = s.now()
+	if s.dirty.since.IsZero() {
+		s.dirty.since = s.lastQueued
+	}
+	if s.synced {
+		select {
+		case s.poke <- struct{}{}:
+		default: // it is awake already
+		}
+	}
+}
+
+func (s *Store) serviceChanged(name ServiceName) {
+	s.dirty.service(name).service++
+	s.serviceChanges++
+}
+
+func (s *Store) endpointsChanged(name ServiceName, trigger time.Time) {
+	c := s.dirty.service(name)
+	c.endpoints++
+	s.endpointChanges++
+	if !trigger.IsZero() {
+		c.triggers = append(c.triggers, trigger)
+	}
+}
+
+// take empties the set of changes.
+func (s *Store) take() changes {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	c := s.dirty
+	s.dirty = changes{}
+	return c
+}
+
+// get gives a service and its slices; nil and none where there is no service.
+func (s *Store) get(name ServiceName) (*Service, []*EndpointSlice) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	svc := s.services[name]
+	if svc == nil {
+		return nil, nil
+	}
+	sls := make([]*EndpointSlice, 0, len(s.slices[name]))
+	for _, sl := range s.slices[name] {
+		sls = append(sls, sl)
+	}
+	return svc, sls
+}
+
+func (s *Store) serviceNames() map[ServiceName]*Service {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return maps.Clone(s.services)
+}
+
+func (s *Store) nodeAndAddrs() (*Node, []netip.Addr) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.node, s.addrs
+}
