@@ -213,9 +213,14 @@ func (p *problems) sourceRanges(out *lb.Service, list []string) {
 		if slices.ContainsFunc(out.SourceRanges, func(r netip.Prefix) bool { return lb.FamilyOf(r.Addr()) == f }) {
 			continue
 		}
-		had := len(out.LoadBalancerIPs)
-		out.LoadBalancerIPs = slices.DeleteFunc(out.LoadBalancerIPs, func(a netip.Addr) bool { return lb.FamilyOf(a) == f })
-		if len(out.LoadBalancerIPs) != had {
+		var served []netip.Addr
+		for _, a := range out.LoadBalancerIPs {
+			if lb.FamilyOf(a) != f {
+				served = append(served, a)
+			}
+		}
+		if len(served) != len(out.LoadBalancerIPs) {
+			out.LoadBalancerIPs = served
 			p.add(field, "no valid %s range is left: the %s load-balancer IPs are not served, rather than open to everyone", f, f)
 		}
 	}

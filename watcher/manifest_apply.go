@@ -1,0 +1,132 @@
+package watcher
+
+import (
+	"cmp"
+	"maps"
+	"path/filepath"
+	"slices"
+
+	"go.uber.org/zap"
+
+	"shunt/lb"
+)
+
+// fileKey is an object as one file has it.
+type fileKey struct {
+	file string
+	objectKey
+}
+
+// apply passes on what differs between the objects that now count and those
+// that did. New ones are set before old ones are removed: an endpoint that
+// moved from one slice to another is never missing from both.
+func (m *Manifests) apply() {
+	desired, node := m.winners()
+	m.usable = len(desired)
+	if m.applied == nil {
+		m.applied = make(map[objectKey]any)
+	}
+	set := 0
+	for _, key := range sorted(desired) {
+		if m.set(key, desired[key]) {
+			set++
+		}
+	}
+	removed := 0
+	for _, key := range sorted(m.applied) {
+		if _, ok := desired[key]; !ok {
+			removed++
+			delete(m.applied, key)
+			m.remove(key)
+		}
+	}
+	m.setNode(node)
+	m.Log.Info("manifests were read", zap.Int("files", len(m.files)), zap.Int("objects", len(desired)),
+		zap.Int("set", set), zap.Int("removed", removed))
+}
+
+// winners gives the models that count, the first object of each name; node is
+// the one of this node, or nil. What is wrong with any object is reported.
+func (m *Manifests) winners() (desired map[objectKey]any, node *lb.Node) {
+	desired = make(map[objectKey]any)
+	first := make(map[objectKey]string)
+	there := make(map[fileKey]bool)
+	for _, path := range m.sortedFiles() {
+		for _, o := range m.files[path].objects {
+			key, warnings := fileKey{path, o.key}, o.warnings
+			if winner, taken := first[o.key]; taken && o.ours() {
+				warnings = append(slices.Clip(warnings), Warning{
+					Kind: o.key.kind, Namespace: o.key.namespace, Name: o.key.name,
+					Problem: "is ignored: " + filepath.Base(winner) + " has it already",
+				})
+				if winner == path {
+					key.file += "#2" // what the first of them earned is reported apart
+				}
+			} else {
+				first[o.key] = path
+				switch model := o.model.(type) {
+				case nil:
+				case *lb.Node:
+					if node == nil && (m.NodeName == "" || model.Name == m.NodeName) {
+						node = model
+					}
+				default:
+					desired[o.key] = model
+				}
+			}
+			there[key] = true
+			m.reports.report(key, warnings, zap.String("file", path), zap.Int("line", o.line))
+		}
+	}
+	m.reports.retain(func(k fileKey) bool { return there[k] })
+	return desired, node
+}
+
+// set passes a model on if it is not the one that is there, and says whether it
+// did.
+func (m *Manifests) set(key objectKey, model any) bool {
+	old := m.applied[key]
+	switch n := model.(type) {
+	case *lb.Service:
+		if o, ok := old.(*lb.Service); ok && equalService(o, n) {
+			return false
+		}
+		m.Sink.SetService(n)
+	case *lb.EndpointSlice:
+		if o, ok := old.(*lb.EndpointSlice); ok && equalSlice(o, n) {
+			return false
+		}
+		m.Sink.SetSlice(n)
+	}
+	m.applied[key] = model
+	return true
+}
+
+func (m *Manifests) remove(key objectKey) {
+	switch key.kind {
+	case kindService:
+		m.Sink.DeleteService(lb.ServiceName{Namespace: key.namespace, Name: key.name})
+	case kindSlice:
+		m.Sink.DeleteSlice(lb.SliceName{Namespace: key.namespace, Name: key.name})
+	}
+}
+
+// setNode passes this node on. Where no file has it, it is known by its name:
+// a machine without an API server is a node all the same.
+func (m *Manifests) setNode(node *lb.Node) {
+	if node == nil && m.NodeName != "" {
+		node = &lb.Node{Name: m.NodeName}
+	}
+	if old := m.node; node == old || (node != nil && old != nil && equalNode(node, old)) {
+		return
+	}
+	m.node = node
+	m.Sink.SetNode(node)
+}
+
+// sorted gives the keys of objects in a fixed order: services, then slices.
+func sorted(objects map[objectKey]any) []objectKey {
+	return slices.SortedFunc(maps.Keys(objects), func(a, b objectKey) int {
+		return cmp.Or(-cmp.Compare(a.kind, b.kind), cmp.Compare(a.namespace, b.namespace), cmp.Compare(a.name, b.name))
+	})
+}

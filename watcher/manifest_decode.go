@@ -1,0 +1,97 @@
+package watcher
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strconv"
+
+	kjson "sigs.k8s.io/json"
+)
+
+// decode reads data into into, an API object. Fields that the API does not know
+// become warnings; what can't be read is a failure that names the field.
+func (p *parsed) decode(o *object, data []byte, into any, fresh func() any) bool {
+	if o.key.name == "" {
+		p.failures = append(p.failures, failure{err: fmt.Errorf("%s: metadata.name: is missing", o.key.kind)})
+		return false
+	}
+	strict, err := kjson.UnmarshalStrict(data, into)
+	if err != nil {
+		if field := locate(data, func(d []byte) error { return kjson.UnmarshalCaseSensitivePreserveInts(d, fresh()) }); field != "" {
+			err = fmt.Errorf("%s: %w", field, err)
+		}
+		p.failures = append(p.failures, failure{key: o.key, err: err})
+		return false
+	}
+	for _, e := range strict {
+		var fe kjson.FieldError
+		if errors.As(e, &fe) {
+			o.warn(fe.FieldPath(), "%s: ignored", e)
+		} else {
+			o.warn("", "%s: ignored", e)
+		}
+	}
+	return true
+}
+
+// locateTries bounds the work that locate does for one object.
+const locateTries = 2000
+
+// locate finds the field that decode fails on, "" if that can't be told: the
+// decoder's own message often gives the field's type, and not its place in a
+// list. It decodes again with one value after another blanked; where that
+// helps, the fault is there or below.
+func locate(data []byte, decode func([]byte) error) string {
+	var root any
+	if json.Unmarshal(data, &root) != nil {
+		return ""
+	}
+	tries := 0
+	helps := func() bool {
+		tries++
+		d, err := json.Marshal(root)
+		return tries <= locateTries && err == nil && decode(d) == nil
+	}
+	found, node := "", root
+	for {
+		step, child := blankChild(node, helps)
+		if step == "" {
+			break
+		}
+		found, node = found+step, child
+	}
+	if found != "" && found[0] == '.' {
+		found = found[1:]
+	}
+	return found
+}
+
+// blankChild finds the child of a node without which all is well, and its step
+// in a field path; "" if there is none.
+func blankChild(node any, helps func() bool) (string, any) {
+	switch n := node.(type) {
+	case map[string]any:
+		for _, key := range slices.Sorted(maps.Keys(n)) {
+			was := n[key]
+			n[key] = nil
+			ok := was != nil && helps()
+			n[key] = was
+			if ok {
+				return "." + key, was
+			}
+		}
+	case []any:
+		for i, was := range n {
+			n[i] = nil
+			ok := was != nil && helps()
+			n[i] = was
+			if ok {
+				return "[" + strconv.Itoa(i) + "]", was
+			}
+		}
+	}
+	return "", nil
+}
