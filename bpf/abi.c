@@ -1,3 +1,5 @@
+//go:build ignore
+
 // SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
 /* abi.c: the maps without a program. Package maps is generated from it. */
 #include "maps.h"

@@ -1,3 +1,5 @@
+//go:build ignore
+
 // SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
 /* sock.c: the socket path. cgroup hooks on connect, sendmsg, recvmsg and
  * getpeername: a service's address becomes a backend's before the kernel has

@@ -180,11 +180,35 @@ func (k *Kernel) DeleteNodeAddr(a netip.Addr) error {
 	return k.wrap(ignoreMissing(err), mapNodeAddrs, "delete node address "+a.String())
 }
 
-// FrontendID looks one entry of services up; false where there is none.
-func (k *Kernel) FrontendID(key FrontendKey) (uint32, bool) {
+// SockPeerFD is the file descriptor of map sock_peer, by which sock_diag is
+// asked for what sockets hold in it.
+func (k *Kernel) SockPeerFD() int { return k.set.maps[mapSockPeer].FD() }
+
+// IsBackend says whether a record is that service's and has that address. Safe
+// from any goroutine.
+func (k *Kernel) IsBackend(id, service uint32, addr netip.AddrPort) bool {
+	be, used := k.Backend(id)
+	return used && be.ServiceId == service && be.AddrPort() == addr
+}
+
+// IsFrontend says whether a service has that address and port, as its own or as
+// a node port of an address of this node. Safe from any goroutine.
+func (k *Kernel) IsFrontend(addr netip.AddrPort, protocol uint8) bool {
+	services := k.set.maps[mapServices]
 	var v Service
-	err := k.set.maps[mapServices].Lookup(key, &v)
-	return v.Id, err == nil && v.Id != 0
+	if services.Lookup(NewFrontendKey(addr.Addr(), addr.Port(), protocol), &v) == nil {
+		return true
+	}
+	var node abiNodeAddr
+	err := k.set.maps[mapNodeAddrs].Lookup(newAddr(addr.Addr()), &node)
+	if err != nil || node.Flags&OwnNetns != 0 {
+		return false
+	}
+	any := netip.IPv6Unspecified()
+	if addr.Addr().Is4() {
+		any = netip.IPv4Unspecified()
+	}
+	return services.Lookup(NewFrontendKey(any, addr.Port(), protocol), &v) == nil
 }
 
 // UpdateMeta changes what the daemon says of itself.

@@ -1,0 +1,147 @@
+package bpf
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
+	"github.com/cilium/ebpf/features"
+	"golang.org/x/sys/unix"
+)
+
+// RequireRoot says in one line what rights are missing.
+func RequireRoot() error {
+	head := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var data [2]unix.CapUserData
+	if err := unix.Capget(&head, &data[0]); err != nil {
+		return fmt.Errorf("read this process's capabilities: %w", err)
+	}
+	for _, c := range []struct {
+		bit  int
+		name string
+	}{{unix.CAP_SYS_ADMIN, "CAP_SYS_ADMIN"}, {unix.CAP_NET_ADMIN, "CAP_NET_ADMIN"}} {
+		if data[c.bit/32].Effective&(1<<(c.bit%32)) == 0 {
+			return fmt.Errorf("%s is missing: run as root, in a pod with securityContext.privileged", c.name)
+		}
+	}
+	return nil
+}
+
+// FindCgroupRoot gives the first cgroup v2 mount point, or checks the directory
+// that was asked for.
+func FindCgroupRoot(asked string) (string, error) {
+	if asked != "" {
+		if err := requireFS(asked, unix.CGROUP2_SUPER_MAGIC); err != nil {
+			return "", fmt.Errorf("--cgroup-root %s: not a directory of a cgroup v2 hierarchy (%w); "+
+				"`grep cgroup2 /proc/mounts` shows where there is one", asked, err)
+		}
+		return asked, nil
+	}
+	f, err := os.Open("/proc/self/mounts")
+	if err != nil {
+		return "", fmt.Errorf("look for a cgroup v2 mount: %w", err)
+	}
+	defer f.Close()
+	lines := bufio.NewScanner(f)
+	for lines.Scan() {
+		// device, mount point (octal escapes for blanks), type
+		if fields := strings.Fields(lines.Text()); len(fields) > 2 && fields[2] == "cgroup2" {
+			return strings.NewReplacer(`\040`, " ", `\011`, "\t", `\134`, `\`).Replace(fields[1]), nil
+		}
+	}
+	if err := lines.Err(); err != nil {
+		return "", fmt.Errorf("look for a cgroup v2 mount: %w", err)
+	}
+	return "", errors.New("no cgroup v2 hierarchy is mounted: `mount -t cgroup2 none /sys/fs/cgroup/unified`, " +
+		"or boot with systemd.unified_cgroup_hierarchy=1, or name a directory with --cgroup-root")
+}
+
+// RequireBPFFS makes the directory for pins if it is missing, and checks that it
+// is on a bpf file system. With mount, one is mounted at its parent first where
+// there is none.
+func RequireBPFFS(dir string, mount bool) error {
+	if !filepath.IsAbs(dir) {
+		return fmt.Errorf("--bpffs-root %q: give an absolute path", dir)
+	}
+	err := requireFS(existing(dir), unix.BPF_FS_MAGIC)
+	if err != nil && mount {
+		parent := filepath.Dir(dir)
+		if err := os.MkdirAll(parent, 0o700); err != nil {
+			return fmt.Errorf("make %s to mount a bpf file system on: %w", parent, err)
+		}
+		if err := unix.Mount("bpf", parent, "bpf", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "mode=0700"); err != nil {
+			return fmt.Errorf("mount a bpf file system on %s: %w", parent, err)
+		}
+		err = requireFS(parent, unix.BPF_FS_MAGIC)
+	}
+	if err != nil {
+		return fmt.Errorf("--bpffs-root %s: not on a bpf file system (%w): `mount -t bpf bpf %s`, or use --mount-bpffs",
+			dir, err, filepath.Dir(dir))
+	}
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return fmt.Errorf("make directory %s for pins: %w", dir, err)
+	}
+	return nil
+}
+
+// existing gives the path or the nearest parent of it that is there.
+func existing(path string) string {
+	for {
+		if _, err := os.Stat(path); !errors.Is(err, fs.ErrNotExist) || path == "/" {
+			return path
+		}
+		path = filepath.Dir(path)
+	}
+}
+
+func requireFS(path string, magic int64) error {
+	var st unix.Statfs_t
+	if err := unix.Statfs(path, &st); err != nil {
+		return &fs.PathError{Op: "statfs", Path: path, Err: err}
+	}
+	if int64(st.Type) != magic {
+		return fmt.Errorf("%s has file system type %#x", path, st.Type)
+	}
+	return nil
+}
+
+// Feature is something of the kernel that shunt uses.
+type Feature struct {
+	Name string
+	// Needed: without it nothing works. Without what names what is lost otherwise.
+	Needed  bool
+	Without string
+	// Err is nil where the kernel has it.
+	Err error
+}
+
+// Features probes the kernel by trying, never by its version.
+func Features() []Feature {
+	helper := func(f asm.BuiltinFunc) error { return features.HaveProgramHelper(ebpf.CGroupSockAddr, f) }
+	return []Feature{
+		{Name: "cgroup sock_addr programs", Needed: true, Err: features.HaveProgramType(ebpf.CGroupSockAddr)},
+		{Name: "socket storage", Needed: true, Err: features.HaveMapType(ebpf.SkStorage)},
+		{Name: "socket storage in connect hooks", Needed: true, Err: helper(asm.FnSkStorageGet)},
+		{Name: "network namespace cookies", Needed: true, Err: helper(asm.FnGetNetnsCookie)},
+		{Name: "bounded loops", Needed: true, Err: features.HaveBoundedLoops()},
+		{Name: "bpf_set_retval", Err: helper(asm.FnSetRetval),
+			Without: "a refused connect() fails with EPERM instead of ECONNREFUSED"},
+	}
+}
+
+// explain turns a failure to load into what the kernel lacks, if that is why.
+func explain(err error) error {
+	for _, f := range Features() {
+		if f.Needed && errors.Is(f.Err, ebpf.ErrNotSupported) {
+			return fmt.Errorf("this kernel has no %s: shunt needs Linux 5.10 or newer with CONFIG_CGROUP_BPF and CONFIG_BPF_SYSCALL (%w)",
+				f.Name, f.Err)
+		}
+	}
+	return err
+}
