@@ -1,0 +1,69 @@
+package lab
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"syscall"
+)
+
+// Error is what failed inside a pod. errors.Is finds its errno: ECONNREFUSED,
+// EHOSTUNREACH and so on as the system call gave it, and ETIMEDOUT where the
+// time that the caller allowed ran out.
+type Error struct {
+	// Op is the system call, or what else was tried.
+	Op string
+	// Errno is 0 where no system call failed.
+	Errno syscall.Errno
+	// Detail says more, mostly where there is no errno.
+	Detail string
+}
+
+func (e *Error) Error() string {
+	switch {
+	case e.Errno == 0:
+		return e.Op + ": " + e.Detail
+	case e.Detail != "":
+		return fmt.Sprintf("%s %s: %v", e.Op, e.Detail, e.Errno)
+	}
+	return fmt.Sprintf("%s: %v", e.Op, e.Errno)
+}
+
+// Unwrap gives the errno.
+func (e *Error) Unwrap() error {
+	if e.Errno == 0 {
+		return nil
+	}
+	return e.Errno
+}
+
+// failure makes an Error of what a system call returned. nil stays nil, an
+// Error stays itself.
+func failure(op string, err error) *Error {
+	if err == nil {
+		return nil
+	}
+	if e := (*Error)(nil); errors.As(err, &e) {
+		return e
+	}
+	if errno := syscall.Errno(0); errors.As(err, &errno) {
+		return &Error{Op: op, Errno: errno}
+	}
+	return &Error{Op: op, Detail: err.Error()}
+}
+
+// request is one line to an agent. Several can be in flight. With Cancel it
+// asks for the early end of the one that has that ID, which still answers.
+type request struct {
+	ID     uint64          `json:"id"`
+	Op     string          `json:"op,omitempty"`
+	Args   json.RawMessage `json:"args,omitempty"`
+	Cancel bool            `json:"cancel,omitempty"`
+}
+
+// response is one line from an agent.
+type response struct {
+	ID     uint64          `json:"id"`
+	Result json.RawMessage `json:"result,omitempty"`
+	Err    *Error          `json:"err,omitempty"`
+}

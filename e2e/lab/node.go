@@ -1,0 +1,160 @@
+package lab
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// Node is a network namespace that forwards, with its pods behind it.
+type Node struct {
+	lab    *Lab
+	name   string
+	number int
+	space  *netns
+	cgroup string
+	bpffs  string
+	pods   int // made so far
+}
+
+// Node adds a node; all others get a route to its pods. Names are unique in
+// the lab, and short: they become part of a file name.
+func (l *Lab) Node(name string) *Node {
+	l.t.Helper()
+	l.mu.Lock()
+	n := &Node{lab: l, name: name, number: len(l.nodes) + 1, cgroup: filepath.Join(l.state.cgroup, name)}
+	err := l.Err()
+	if err == nil {
+		if err = n.create(); err != nil {
+			err = fmt.Errorf("make node %s: %w", name, err)
+		} else {
+			l.nodes = append(l.nodes, n)
+		}
+	}
+	l.mu.Unlock()
+	if err != nil {
+		l.fail(err)
+	}
+	return n
+}
+
+func checkName(name string) error {
+	if name == "" || name == "." || name == ".." || strings.ContainsAny(name, "/ ") {
+		return fmt.Errorf("%q is no name: it becomes part of a file name", name)
+	}
+	return nil
+}
+
+func (n *Node) create() error {
+	if err := checkName(n.name); err != nil {
+		return err
+	}
+	if n.number > maxNodes {
+		return fmt.Errorf("a lab has room for %d nodes", maxNodes)
+	}
+	if err := makeCgroup(n.cgroup); err != nil {
+		return err
+	}
+	var err error
+	if n.space, err = n.lab.newSpace(n.name, routerSysctls); err != nil {
+		return err
+	}
+	if err := n.lab.plug(n.space, n.number); err != nil {
+		return err
+	}
+	gateway := onWire(wireHost)
+	if err := anywhere.each(func(dst netip.Prefix) error {
+		return n.space.route(dst, gateway.of(dst), "eth0")
+	}); err != nil {
+		return err
+	}
+	for _, other := range n.lab.nodes {
+		if err := errors.Join(n.routePods(other), other.routePods(n)); err != nil {
+			return err
+		}
+	}
+	return n.space.settle("eth0", n.Addr6())
+}
+
+// routePods sends traffic for the other node's pods to that node.
+func (n *Node) routePods(other *Node) error {
+	via := onWire(other.number)
+	return podCIDR(other.number).each(func(dst netip.Prefix) error {
+		return n.space.route(dst, via.of(dst), "eth0")
+	})
+}
+
+// of gives the address of the pair that has the prefix's family.
+func (p pair) of(family netip.Prefix) netip.Addr {
+	if family.Addr().Is4() {
+		return p.v4.Addr()
+	}
+	return p.v6.Addr()
+}
+
+// Name is what the node was called.
+func (n *Node) Name() string { return n.name }
+
+// Addr4 and Addr6 are the node's addresses on the wire.
+func (n *Node) Addr4() netip.Addr { return onWire(n.number).v4.Addr() }
+
+// Addr6 is the node's IPv6 address on the wire.
+func (n *Node) Addr6() netip.Addr { return onWire(n.number).v6.Addr() }
+
+// PodCIDRs gives the ranges of the node's pods, IPv4 first.
+func (n *Node) PodCIDRs() []netip.Prefix {
+	c := podCIDR(n.number)
+	return []netip.Prefix{c.v4, c.v6}
+}
+
+// Cgroup is the node's cgroup directory; its pods' are below it.
+func (n *Node) Cgroup() string { return n.cgroup }
+
+// NetnsPath can be given to `nsenter --net=` and to `ip netns exec` by its
+// last element (which hides cgroup and bpf file systems, though).
+func (n *Node) NetnsPath() string { return n.space.path() }
+
+// Do runs fn on a thread in the node's network namespace, in this process and
+// its cgroup. fn must not start goroutines that expect the same.
+func (n *Node) Do(fn func() error) error {
+	if err := n.lab.Err(); err != nil {
+		return err
+	}
+	return n.space.do(fn)
+}
+
+// BPFFS is a bpf file system of the node's own, mounted at the first call and
+// unmounted with the lab; what is pinned there goes then, too.
+func (n *Node) BPFFS() string {
+	n.lab.t.Helper()
+	n.lab.mu.Lock()
+	err := n.mountBPFFS()
+	n.lab.mu.Unlock()
+	if err != nil {
+		n.lab.fail(fmt.Errorf("mount a bpf file system for node %s: %w", n.name, err))
+	}
+	return n.bpffs
+}
+
+func (n *Node) mountBPFFS() error {
+	if n.bpffs != "" || n.lab.Err() != nil {
+		return nil
+	}
+	if err := n.lab.ctx.Err(); err != nil {
+		return fmt.Errorf("the lab is closed: %w", err)
+	}
+	dir := filepath.Join(n.lab.state.dir, "bpf", n.name)
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return err
+	}
+	if err := unix.Mount("bpf", dir, "bpf", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "mode=0700"); err != nil {
+		return err
+	}
+	n.bpffs = dir
+	return nil
+}

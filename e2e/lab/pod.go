@@ -1,0 +1,244 @@
+package lab
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"path/filepath"
+	"slices"
+	"sync"
+	"time"
+)
+
+// Pod is where processes run: a network namespace and a cgroup. A pod of the
+// node's own network (Node.HostPod) shares the node's namespace, an outside
+// client (Lab.Client) belongs to no node.
+type Pod struct {
+	lab    *Lab
+	node   *Node // nil for a client
+	name   string
+	space  *netns
+	shared bool // the namespace is the node's
+	addrs  pair
+	veth   string // the node's end
+	cgroup string
+
+	agentMu sync.Mutex
+	agent   *agentConn
+	removed bool
+}
+
+// Pod adds a pod with a namespace, a veth pair and a cgroup of its own.
+func (n *Node) Pod(name string) *Pod {
+	n.lab.t.Helper()
+	p := &Pod{lab: n.lab, node: n, name: name, cgroup: filepath.Join(n.cgroup, name)}
+	return p.made(p.makePod)
+}
+
+// HostPod adds a pod with hostNetwork: the node's namespace, a cgroup of its
+// own. It is also how a test runs the node's own processes.
+func (n *Node) HostPod(name string) *Pod {
+	n.lab.t.Helper()
+	p := &Pod{lab: n.lab, node: n, name: name, cgroup: filepath.Join(n.cgroup, name)}
+	p.space, p.shared, p.addrs = n.space, true, onWire(n.number)
+	return p.made(func() error { return nil })
+}
+
+// Client adds a machine outside the cluster: on the wire, with no route to pods
+// or services (see RouteVia) and under no node's cgroup.
+func (l *Lab) Client(name string) *Pod {
+	l.t.Helper()
+	p := &Pod{lab: l, name: name, cgroup: filepath.Join(l.state.cgroup, name)}
+	return p.made(p.makeClient)
+}
+
+func (p *Pod) made(rest func() error) *Pod {
+	p.lab.t.Helper()
+	p.lab.mu.Lock()
+	err := p.lab.Err()
+	if err == nil {
+		err = p.create(rest)
+	}
+	p.lab.mu.Unlock()
+	if err != nil {
+		p.lab.fail(err)
+	}
+	return p
+}
+
+func (p *Pod) create(rest func() error) error {
+	err := checkName(p.name)
+	if err == nil {
+		err = makeCgroup(p.cgroup)
+	}
+	if err == nil {
+		err = rest()
+	}
+	if err != nil {
+		return fmt.Errorf("make pod %s: %w", p.name, err)
+	}
+	return nil
+}
+
+func (p *Pod) makePod() error {
+	n := p.node
+	number := firstPod + n.pods
+	if n.pods == maxPods {
+		return fmt.Errorf("node %s has room for %d pods", n.name, maxPods)
+	}
+	n.pods++
+	p.addrs = podAddr(n.number, number)
+	p.veth = fmt.Sprintf("veth%d", number)
+	var err error
+	if p.space, err = p.lab.newSpace(n.name+"-"+p.name, sysctls(nil)); err != nil {
+		return err
+	}
+	gateway := podAddr(n.number, 1)
+	err = errors.Join(
+		connect(n.space, p.veth, p.space, "eth0"),
+		n.space.address(p.veth, gateway),
+		p.space.address("eth0", p.addrs),
+	)
+	if err != nil {
+		return err
+	}
+	err = p.addrs.each(func(own netip.Prefix) error {
+		via := gateway.of(own)
+		return errors.Join(
+			n.space.route(own, netip.Addr{}, p.veth),
+			p.space.route(netip.PrefixFrom(via, own.Bits()), netip.Addr{}, "eth0"),
+			p.space.route(anywhere.sameFamily(own), via, "eth0"),
+		)
+	})
+	if err != nil {
+		return err
+	}
+	return errors.Join(
+		n.space.settle(p.veth, gateway.v6.Addr()),
+		p.space.settle("eth0", p.addrs.v6.Addr()),
+	)
+}
+
+// sameFamily gives the prefix of the pair that has the other's family.
+func (p pair) sameFamily(as netip.Prefix) netip.Prefix {
+	if as.Addr().Is4() {
+		return p.v4
+	}
+	return p.v6
+}
+
+func (p *Pod) makeClient() error {
+	l := p.lab
+	if l.clients == maxClients {
+		return fmt.Errorf("a lab has room for %d clients", maxClients)
+	}
+	host := firstClient + l.clients
+	l.clients++
+	p.addrs = onWire(host)
+	var err error
+	if p.space, err = l.newSpace(p.name, sysctls(nil)); err != nil {
+		return err
+	}
+	if err := l.plug(p.space, host); err != nil {
+		return err
+	}
+	return p.space.settle("eth0", p.addrs.v6.Addr())
+}
+
+// RouteVia sends a client's (or a node's, given one of its HostPods) traffic
+// for the range to a node, as a router outside the cluster does.
+func (p *Pod) RouteVia(dst netip.Prefix, n *Node) {
+	p.lab.t.Helper()
+	if p.lab.Err() != nil {
+		return
+	}
+	if err := p.space.route(dst, onWire(n.number).of(dst), "eth0"); err != nil {
+		p.lab.fail(err)
+	}
+}
+
+// Name is what the pod was called; its servers answer with it.
+func (p *Pod) Name() string { return p.name }
+
+// Node is nil for an outside client.
+func (p *Pod) Node() *Node { return p.node }
+
+// Addr4 is the pod's IPv4 address.
+func (p *Pod) Addr4() netip.Addr { return p.addrs.v4.Addr() }
+
+// Addr6 is the pod's IPv6 address.
+func (p *Pod) Addr6() netip.Addr { return p.addrs.v6.Addr() }
+
+// Addrs gives both addresses, IPv4 first.
+func (p *Pod) Addrs() []netip.Addr { return []netip.Addr{p.Addr4(), p.Addr6()} }
+
+// Veth is the name of the device at the node's end; empty where there is none.
+func (p *Pod) Veth() string { return p.veth }
+
+// Cgroup is the pod's cgroup directory.
+func (p *Pod) Cgroup() string { return p.cgroup }
+
+// NetnsPath is as for a node.
+func (p *Pod) NetnsPath() string { return p.space.path() }
+
+// Do runs fn on a thread in the pod's network namespace, as Node.Do does.
+func (p *Pod) Do(fn func() error) error {
+	if err := p.lab.Err(); err != nil {
+		return err
+	}
+	return p.space.do(fn)
+}
+
+// DialContext connects from the pod's network namespace, but from this process
+// and so from outside the pod's cgroup: no socket hook of the node sees it. The
+// address must be an IP address and a port. It fits http.Transport.
+func (p *Pod) DialContext(ctx context.Context, network, address string) (conn net.Conn, err error) {
+	if _, err := netip.ParseAddrPort(address); err != nil {
+		return nil, fmt.Errorf("dial from pod %s: %w", p.name, err)
+	}
+	err = p.Do(func() (err error) {
+		var d net.Dialer
+		conn, err = d.DialContext(ctx, network, address)
+		return err
+	})
+	return conn, err
+}
+
+// Remove ends the pod's processes and takes its namespace and cgroup away, as
+// when a pod is deleted: connections to it end in silence.
+func (p *Pod) Remove() {
+	p.lab.t.Helper()
+	if p.lab.Err() != nil {
+		return
+	}
+	p.agentMu.Lock()
+	p.removed = true
+	p.agentMu.Unlock()
+	p.lab.mu.Lock()
+	err := p.remove()
+	p.lab.mu.Unlock()
+	if err != nil {
+		p.lab.fail(fmt.Errorf("remove pod %s: %w", p.name, err))
+	}
+}
+
+func (p *Pod) remove() error {
+	errs := []error{removeCgroup(p.cgroup)}
+	if p.shared {
+		return errors.Join(errs...)
+	}
+	if p.veth != "" { // at once; with the namespace it goes some time later
+		link, err := p.node.space.nl.LinkByName(p.veth)
+		if err == nil {
+			err = p.node.space.nl.LinkDel(link)
+		}
+		errs = append(errs, err)
+	}
+	p.lab.spaces = slices.DeleteFunc(p.lab.spaces, func(n *netns) bool { return n == p.space })
+	return errors.Join(append(errs, p.space.remove())...)
+}
+
+// requestTimeout is what an exchange may take where no timeout is given.
+const requestTimeout = 5 * time.Second

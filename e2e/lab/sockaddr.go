@@ -1,0 +1,160 @@
+package lab
+
+import (
+	"encoding/binary"
+	"fmt"
+	"net/netip"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// socketKind gives what socket(2) wants for a network in the words of package
+// net: tcp, tcp4, tcp6, udp, udp4, udp6. Without a digit the family is that of
+// addr. With 6 an IPv4 address is spoken to as v4-mapped.
+func socketKind(network string, addr netip.Addr) (domain, kind int, err error) {
+	proto, family := strings.TrimRight(network, "46"), strings.TrimLeft(network, "tcpud")
+	switch proto {
+	case "tcp":
+		kind = unix.SOCK_STREAM
+	case "udp":
+		kind = unix.SOCK_DGRAM
+	}
+	switch {
+	case family == "4" || family == "" && addr.Unmap().Is4():
+		domain = unix.AF_INET
+	case family == "6" || family == "":
+		domain = unix.AF_INET6
+	}
+	if kind == 0 || domain == 0 {
+		return 0, 0, fmt.Errorf("%q is no network: tcp, tcp4, tcp6, udp, udp4 or udp6 is", network)
+	}
+	return domain, kind, nil
+}
+
+// anyAddr is the wildcard address of a network, with a port.
+func anyAddr(network string, port uint16) netip.AddrPort {
+	if strings.HasSuffix(network, "4") {
+		return netip.AddrPortFrom(netip.IPv4Unspecified(), port)
+	}
+	return netip.AddrPortFrom(netip.IPv6Unspecified(), port)
+}
+
+// toSockaddr gives the address as a socket of that domain takes it: an IPv4
+// address becomes v4-mapped where the socket is an IPv6 one.
+func toSockaddr(domain int, a netip.AddrPort) (unix.Sockaddr, error) {
+	if !a.IsValid() || domain == unix.AF_INET && !a.Addr().Unmap().Is4() {
+		return nil, fmt.Errorf("%v is no address for a socket of that family", a)
+	}
+	if domain == unix.AF_INET {
+		return &unix.SockaddrInet4{Port: int(a.Port()), Addr: a.Addr().Unmap().As4()}, nil
+	}
+	return &unix.SockaddrInet6{Port: int(a.Port()), Addr: a.Addr().As16()}, nil
+}
+
+// fromSockaddr keeps v4-mapped addresses as they are; the zero value stands for
+// no address at all.
+func fromSockaddr(sa unix.Sockaddr) netip.AddrPort {
+	switch sa := sa.(type) {
+	case *unix.SockaddrInet4:
+		return netip.AddrPortFrom(netip.AddrFrom4(sa.Addr), uint16(sa.Port))
+	case *unix.SockaddrInet6:
+		return netip.AddrPortFrom(netip.AddrFrom16(sa.Addr), uint16(sa.Port))
+	}
+	return netip.AddrPort{}
+}
+
+func unmap(a netip.AddrPort) netip.AddrPort {
+	return netip.AddrPortFrom(a.Addr().Unmap(), a.Port())
+}
+
+// setTimeouts bounds connect, send and receive on a blocking socket. Zero is
+// for ever to the kernel, so a duration below a microsecond becomes one.
+func setTimeouts(fd int, d time.Duration) error {
+	tv := unix.NsecToTimeval(max(d, time.Microsecond).Nanoseconds())
+	if err := unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_SNDTIMEO, &tv); err != nil {
+		return err
+	}
+	return unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &tv)
+}
+
+// timedOut gives ETIMEDOUT for what a blocking socket says when its own timeout
+// has passed.
+func timedOut(err error) error {
+	if err == unix.EAGAIN || err == unix.EINPROGRESS {
+		return unix.ETIMEDOUT
+	}
+	return err
+}
+
+// pollFor waits for events on fd; 0 events: the time is over.
+func pollFor(fd int, events int16, timeout time.Duration) (int16, error) {
+	deadline := time.Now().Add(timeout)
+	for {
+		left := max(time.Until(deadline), 0)
+		fds := []unix.PollFd{{Fd: int32(fd), Events: events}}
+		ts := unix.NsecToTimespec(left.Nanoseconds())
+		n, err := unix.Ppoll(fds, &ts, nil)
+		if err == unix.EINTR {
+			continue
+		}
+		if err != nil || n == 0 {
+			return 0, err
+		}
+		return fds[0].Revents, nil
+	}
+}
+
+// connectTo is connect(2) on a blocking socket with timeouts. A signal does not
+// undo a connect that has begun: it goes on, and is waited for.
+func connectTo(fd int, sa unix.Sockaddr, timeout time.Duration) error {
+	err := unix.Connect(fd, sa)
+	if err != unix.EINTR {
+		return timedOut(err)
+	}
+	ready, err := pollFor(fd, unix.POLLOUT, timeout)
+	if err != nil {
+		return err
+	}
+	if ready == 0 {
+		return unix.ETIMEDOUT
+	}
+	errno, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_ERROR)
+	if err == nil && errno != 0 {
+		err = unix.Errno(errno)
+	}
+	return err
+}
+
+// netnsCookie gives the kernel's number for the network namespace that the
+// socket is in.
+func netnsCookie(fd int) (uint64, error) {
+	return unix.GetsockoptUint64(fd, unix.SOL_SOCKET, unix.SO_NETNS_COOKIE)
+}
+
+// packetInfo finds the address that a datagram was sent to among its control
+// messages, and makes the control message that sends a reply from there.
+func packetInfo(oob []byte) (self netip.Addr, reply []byte) {
+	msgs, err := unix.ParseSocketControlMessage(oob)
+	if err != nil {
+		return self, nil
+	}
+	for _, m := range msgs {
+		switch {
+		case m.Header.Level == unix.IPPROTO_IP && m.Header.Type == unix.IP_PKTINFO && len(m.Data) >= unix.SizeofInet4Pktinfo:
+			// ipi_spec_dst is the address to reply from, ipi_addr what the
+			// packet's header says; they differ for broadcasts only.
+			addr := [4]byte(m.Data[4:8])
+			return netip.AddrFrom4(addr), unix.PktInfo4(&unix.Inet4Pktinfo{Spec_dst: addr})
+		case m.Header.Level == unix.IPPROTO_IPV6 && m.Header.Type == unix.IPV6_PKTINFO && len(m.Data) >= unix.SizeofInet6Pktinfo:
+			addr := [16]byte(m.Data[0:16])
+			info := &unix.Inet6Pktinfo{Addr: addr}
+			if a := netip.AddrFrom16(addr); a.IsLinkLocalUnicast() {
+				info.Ifindex = binary.NativeEndian.Uint32(m.Data[16:20])
+			}
+			return netip.AddrFrom16(addr), unix.PktInfo6(info)
+		}
+	}
+	return self, nil
+}

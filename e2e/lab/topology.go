@@ -1,0 +1,194 @@
+package lab
+
+import (
+	"fmt"
+	"net"
+	"net/netip"
+	"time"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// Sysctls of every namespace. IPv6 addresses are usable at once (no duplicate
+// address detection), and nothing is filtered by the way it came in.
+func sysctls(more map[string]string) map[string]string {
+	all := map[string]string{
+		"ipv6/conf/all/accept_dad":     "0",
+		"ipv6/conf/default/accept_dad": "0",
+		"ipv4/conf/all/rp_filter":      "0",
+		"ipv4/conf/default/rp_filter":  "0",
+	}
+	for k, v := range more {
+		all[k] = v
+	}
+	return all
+}
+
+var routerSysctls = sysctls(map[string]string{
+	"ipv4/ip_forward":          "1",
+	"ipv6/conf/all/forwarding": "1",
+})
+
+const bridgeName = "wire"
+
+// makeWire makes the bridge that all nodes and clients are joined to. Its
+// namespace forwards nothing: what is sent to it by default vanishes.
+func (l *Lab) makeWire() error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	var err error
+	if l.wire, err = l.newSpace("wire", sysctls(nil)); err != nil {
+		return err
+	}
+	snoop := false
+	br := &netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: bridgeName}, MulticastSnooping: &snoop}
+	if err := l.wire.nl.LinkAdd(br); err != nil {
+		return fmt.Errorf("make the wire's bridge: %w", err)
+	}
+	return l.wire.address(bridgeName, onWire(wireHost))
+}
+
+// newSpace makes a namespace that Close removes.
+func (l *Lab) newSpace(name string, sysctls map[string]string) (*netns, error) {
+	if err := l.ctx.Err(); err != nil {
+		return nil, fmt.Errorf("the lab is closed: %w", err)
+	}
+	n, err := newNetns(l.state.netnsName(name), sysctls)
+	if err != nil {
+		return nil, err
+	}
+	l.spaces = append(l.spaces, n)
+	return n, nil
+}
+
+// plug joins a namespace to the wire: its eth0 gets the address of that host.
+func (l *Lab) plug(n *netns, host int) error {
+	bridge, err := l.wire.nl.LinkByName(bridgeName)
+	if err != nil {
+		return err
+	}
+	port := fmt.Sprintf("port%d", host)
+	if err := connect(l.wire, port, n, "eth0"); err != nil {
+		return err
+	}
+	link, err := l.wire.nl.LinkByName(port)
+	if err != nil {
+		return err
+	}
+	if err := l.wire.nl.LinkSetMaster(link, bridge); err != nil {
+		return fmt.Errorf("join %s to the wire: %w", n.name, err)
+	}
+	return n.address("eth0", onWire(host))
+}
+
+// connect makes a veth pair between two namespaces, up at both ends.
+func connect(a *netns, aName string, b *netns, bName string) error {
+	veth := &netlink.Veth{
+		LinkAttrs:     netlink.LinkAttrs{Name: aName},
+		PeerName:      bName,
+		PeerNamespace: netlink.NsFd(b.handle.Fd()),
+	}
+	if err := a.nl.LinkAdd(veth); err != nil {
+		return fmt.Errorf("make veth %s in %s: %w", aName, a.name, err)
+	}
+	if err := a.up(aName); err != nil {
+		return err
+	}
+	return b.up(bName)
+}
+
+func (n *netns) up(device string) error {
+	link, err := n.nl.LinkByName(device)
+	if err == nil {
+		err = n.nl.LinkSetUp(link)
+	}
+	if err != nil {
+		return fmt.Errorf("bring up %s in %s: %w", device, n.name, err)
+	}
+	return nil
+}
+
+// address gives a device one address of each family and brings it up.
+func (n *netns) address(device string, p pair) error {
+	if err := n.up(device); err != nil {
+		return err
+	}
+	link, err := n.nl.LinkByName(device)
+	if err != nil {
+		return err
+	}
+	return p.each(func(prefix netip.Prefix) error {
+		addr := &netlink.Addr{IPNet: ipNet(prefix)}
+		if prefix.Addr().Is6() {
+			addr.Flags = unix.IFA_F_NODAD
+		}
+		if err := n.nl.AddrAdd(link, addr); err != nil {
+			return fmt.Errorf("add %v to %s in %s: %w", prefix, device, n.name, err)
+		}
+		return nil
+	})
+}
+
+// route sends what is for dst to a gateway behind the device; no gateway: dst
+// is on the link itself.
+func (n *netns) route(dst netip.Prefix, via netip.Addr, device string) error {
+	link, err := n.nl.LinkByName(device)
+	if err != nil {
+		return err
+	}
+	r := &netlink.Route{Dst: ipNet(dst), LinkIndex: link.Attrs().Index}
+	if via.IsValid() {
+		r.Gw = via.AsSlice()
+	} else if dst.Addr().Is4() {
+		r.Scope = netlink.SCOPE_LINK
+	}
+	if err := n.nl.RouteReplace(r); err != nil {
+		return fmt.Errorf("route %v by %v %s in %s: %w", dst, via, device, n.name, err)
+	}
+	return nil
+}
+
+// settle waits until the kernel, which works on IPv6 addresses after the call
+// that made them has returned, answers to own and can ask for neighbours on
+// the device.
+func (n *netns) settle(device string, own netip.Addr) error {
+	link, err := n.nl.LinkByName(device)
+	if err != nil {
+		return err
+	}
+	deadline := time.Now().Add(5 * time.Second)
+	for {
+		ready, err := n.settled(link, own)
+		if ready {
+			return nil
+		}
+		if time.Now().After(deadline) {
+			return fmt.Errorf("IPv6 on %s in %s did not get ready in 5s (last error: %v)", device, n.name, err)
+		}
+		time.Sleep(100 * time.Microsecond)
+	}
+}
+
+func (n *netns) settled(link netlink.Link, own netip.Addr) (bool, error) {
+	addrs, err := n.nl.AddrList(link, netlink.FAMILY_V6)
+	if err != nil {
+		return false, err
+	}
+	linkLocal := false
+	for _, a := range addrs {
+		if a.Flags&unix.IFA_F_TENTATIVE != 0 {
+			return false, nil
+		}
+		linkLocal = linkLocal || a.IP.IsLinkLocalUnicast()
+	}
+	if !linkLocal {
+		return false, nil
+	}
+	routes, err := n.nl.RouteGet(own.AsSlice())
+	return err == nil && len(routes) > 0 && routes[0].Type == unix.RTN_LOCAL, err
+}
+
+func ipNet(p netip.Prefix) *net.IPNet {
+	return &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
+}
