@@ -14,8 +14,8 @@ import (
 	"shunt/maps"
 )
 
-// LoopOptions is what a Loop needs; all fields but Observer and OnStale are
-// required.
+// LoopOptions is what a Loop needs; all fields are required but those that
+// say what nil means.
 type LoopOptions struct {
 	Store  *Store
 	Tables maps.Tables
@@ -26,6 +26,9 @@ type LoopOptions struct {
 	NodePorts NodePortAddresses
 	// Observer hears of every reconcile; nil: nobody does.
 	Observer Observer
+	// OnSynced runs on the loop's goroutine when the first reconcile is done, and
+	// may write to the maps; its error ends Run. nil: nothing is to be done.
+	OnSynced func(context.Context) error
 	// OnStale hears when a change left sockets behind that speak to nobody; it
 	// must not block. nil: nobody does.
 	OnStale func(Stale)
@@ -90,7 +93,13 @@ func (l *Loop) Run(ctx context.Context) error {
 		case <-l.o.Store.poke:
 		case <-retry.C:
 		}
+		first := !l.isSynced
 		l.step()
+		if first && l.o.OnSynced != nil {
+			if err := l.o.OnSynced(ctx); err != nil {
+				return err
+			}
+		}
 		retry.Stop()
 		if !l.pending.empty() {
 			retry.Reset(l.backoff())
@@ -133,7 +142,7 @@ func (l *Loop) step() {
 		}
 	}
 	if addrs != nil && (todo.addrs || first) {
-		if err := l.r.reconcileAddrs(l.o.NodePorts.choose(addrs, node)); err != nil {
+		if err := l.r.reconcileAddrs(l.o.NodePorts.Choose(addrs, node)); err != nil {
 			errs = append(errs, err)
 			failed.addrs = true
 		}

@@ -33,8 +33,8 @@ func ParseNodePortAddresses(values []string) (NodePortAddresses, error) {
 	return n, nil
 }
 
-// choose gives the entries of map node_addrs: the addresses with their flags.
-func (n NodePortAddresses) choose(addrs []netip.Addr, node *Node) map[netip.Addr]uint32 {
+// Choose gives the entries of map node_addrs: the addresses with their flags.
+func (n NodePortAddresses) Choose(addrs []netip.Addr, node *Node) map[netip.Addr]uint32 {
 	chosen := map[netip.Addr]uint32{}
 	for _, a := range addrs {
 		switch {

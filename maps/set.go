@@ -72,7 +72,7 @@ func ABI() (uint32, error) {
 // Directory names below the daemon's directory on the bpf file system.
 const (
 	pinDir    = "maps"
-	stagedDir = "maps.new"
+	stagedDir = "maps-new" // no dot: a bpf file system takes none in names
 )
 
 // OpenResult says how the maps came to be.

@@ -130,4 +130,6 @@ const (
 	NameServices = mapServices
 	NameSlots    = mapSlots
 	NameBackends = mapBackends
+	NameAffinity = mapAffinity
+	NameNames    = mapNames
 )

@@ -1,0 +1,89 @@
+package cmd
+
+import (
+	"fmt"
+	"net/netip"
+
+	"go.uber.org/zap"
+
+	"shunt/health"
+	"shunt/lb"
+	"shunt/maps"
+	"shunt/watcher"
+)
+
+// reporter passes what the loop says on to those who tell others: the health and
+// metrics servers, the log, map meta. It is the loop's Observer.
+type reporter struct {
+	d      *daemon
+	health *health.Server
+	// first: the first reconcile is not over yet.
+	first bool
+}
+
+var _ lb.Observer = (*reporter)(nil)
+
+func newReporter(d *daemon, src *source) (*reporter, error) {
+	r := &reporter{d: d, first: true}
+	v, err := readVersion()
+	if err != nil {
+		return nil, err
+	}
+	r.health, err = health.New(health.Options{
+		Log:            d.log,
+		HealthzAddress: d.cfg.healthz, MetricsAddress: d.cfg.metrics,
+		BindHardFail:    d.cfg.BindAddressHardFail,
+		RequireNode:     src.hasNode,
+		SelectAddresses: len(d.cfg.NodePortAddresses) > 0,
+		BindFailed: func(service lb.ServiceName, port uint16, err error) {
+			if src.warn != nil {
+				src.warn(service, watcher.EventFailedHealthCheck,
+					fmt.Sprintf("healthCheckNodePort %d can't be served on node %s: %v", port, d.cfg.NodeName, err))
+			}
+		},
+		Config: d.cfg, Profiling: d.cfg.Profiling,
+		Reasons: d.kernel,
+		Build:   health.BuildInfo{Version: v.Version, Revision: v.Revision},
+	})
+	return r, err
+}
+
+func (r *reporter) setAdopted(a lb.Adopted) {
+	r.health.SetStatus(r.d.loop)
+	r.health.SetAdopted(map[string]int{
+		maps.NameServices: a.Frontends, maps.NameBackends: a.Backends, maps.NameNames: a.Services})
+}
+
+func (r *reporter) setAddrs(addrs []netip.Addr) {
+	r.d.store.SetNodeAddrs(addrs)
+	var chosen []netip.Addr
+	for a := range r.d.cfg.nodePorts.Choose(addrs, r.d.loop.Status().Node) {
+		chosen = append(chosen, a)
+	}
+	r.health.SetNodePortAddresses(chosen)
+}
+
+// Reconciled logs the first reconcile, and those that took long or failed.
+func (r *reporter) Reconciled(rep lb.Report) {
+	r.health.Reconciled(rep)
+	status := r.d.loop.Status()
+	r.d.kernel.UpdateMeta(func(m *maps.Meta) {
+		m.Pending = uint32(status.ServiceChangesPending + status.EndpointChangesPending)
+		if rep.Err == nil {
+			m.Synced = rep.Ended.UnixNano()
+		}
+	})
+	log := r.d.log.Debug
+	if r.first {
+		log = r.d.log.Info
+		r.first = false
+	}
+	w := rep.Writes
+	log("reconciled", zap.Int("services", rep.Services), zap.Duration("took", rep.Ended.Sub(rep.Started)),
+		zap.Uint64("writes", w.Total()), zap.Uint64("frontend_writes", w.Frontends),
+		zap.Uint64("slot_writes", w.Slots), zap.Uint64("backend_writes", w.Backends),
+		zap.Uint64("name_writes", w.Names), zap.Uint64("node_addr_writes", w.NodeAddrs))
+}
+
+// SetHealthChecks passes healthCheckNodePorts on.
+func (r *reporter) SetHealthChecks(checks []lb.HealthCheck) { r.health.SetHealthChecks(checks) }

@@ -1,0 +1,95 @@
+// Package cmd owns the command line: one file a command, flags into a checked
+// configuration, and the wiring of the other packages. It decides nothing about
+// traffic. Start reading at Main, then run.go.
+package cmd
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/spf13/cobra"
+
+	"shunt/bpf"
+	"shunt/e2e/lab"
+)
+
+// Exit codes of every command.
+const (
+	exitOK      = 0
+	exitFailure = 1
+	// exitUsage: the command line itself makes no sense; nothing was done.
+	exitUsage = 2
+)
+
+// usageError marks an error of the command line.
+type usageError struct{ error }
+
+func (e usageError) Unwrap() error { return e.error }
+
+func usageErrorf(format string, args ...any) error {
+	return usageError{fmt.Errorf(format, args...)}
+}
+
+// Main runs the command line and returns the exit code.
+func Main(args []string) int {
+	bpf.MaybeProbe()
+	lab.MaybeAgent()
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	return execute(ctx, args, os.Stdout, os.Stderr)
+}
+
+func execute(ctx context.Context, args []string, stdout, stderr io.Writer) int {
+	root := newRootCommand()
+	root.SetArgs(args)
+	root.SetOut(stdout)
+	root.SetErr(stderr)
+	err := root.ExecuteContext(ctx)
+	if err == nil {
+		return exitOK
+	}
+	fmt.Fprintf(stderr, "error: %v\n", err)
+	var usage usageError
+	if errors.As(err, &usage) {
+		return exitUsage
+	}
+	return exitFailure
+}
+
+func newRootCommand() *cobra.Command {
+	root := &cobra.Command{
+		Use:           "shunt",
+		Short:         "A kube-proxy replacement, and nothing else",
+		Long:          "shunt takes kube-proxy's place on a node, beside any CNI: Services become entries in eBPF maps,\nand a connect() to one reaches a backend with nothing in between.",
+		SilenceErrors: true,
+		SilenceUsage:  true,
+		Args:          cobra.NoArgs,
+		RunE: func(c *cobra.Command, _ []string) error {
+			return c.Help()
+		},
+	}
+	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
+		return usageErrorf("%w (see '%s --help')", err, c.CommandPath())
+	})
+	root.CompletionOptions.HiddenDefaultCmd = true
+	root.AddCommand(newRunCommand(), newStatusCommand(), newServicesCommand(),
+		newCleanupCommand(), newVersionCommand(), newDemoCommand())
+	for _, c := range root.Commands() {
+		args := c.Args
+		c.Args = func(c *cobra.Command, a []string) error {
+			if args == nil {
+				args = cobra.NoArgs
+			}
+			if err := args(c, a); err != nil {
+				return usageErrorf("%w (see '%s --help')", err, c.CommandPath())
+			}
+			return nil
+		}
+	}
+	return root
+}

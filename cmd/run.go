@@ -1,0 +1,213 @@
+package cmd
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"runtime/debug"
+	"time"
+
+	"github.com/spf13/cobra"
+	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
+	"golang.org/x/sync/errgroup"
+
+	"shunt/bpf"
+	"shunt/lb"
+	"shunt/maps"
+)
+
+// gcPercent trades a little time of the garbage collector for memory: the heap
+// is mostly the model, which hardly changes.
+const gcPercent = 50
+
+func newRunCommand() *cobra.Command {
+	var cfg Config
+	c := &cobra.Command{
+		Use:   "run",
+		Short: "Run the daemon of a node",
+		Long: "Run watches Services and EndpointSlices and keeps the eBPF maps of this node. What it attaches stays\n" +
+			"in effect when it ends, so that it can be replaced; `shunt cleanup` takes it away.",
+		RunE: func(c *cobra.Command, _ []string) error {
+			if err := cfg.validate(); err != nil {
+				return err
+			}
+			return run(c.Context(), &cfg)
+		},
+	}
+	c.Flags().SortFlags = false
+	cfg.addFlags(c.Flags())
+	return c
+}
+
+// daemon is what run wires together.
+type daemon struct {
+	cfg      *Config
+	log      *zap.Logger
+	cgroup   string
+	set      *maps.Set
+	kernel   *maps.Kernel
+	programs *bpf.Programs
+	store    *lb.Store
+	loop     *lb.Loop
+	sweeper  *bpf.Sweeper
+	reporter *reporter
+}
+
+func run(ctx context.Context, cfg *Config) error {
+	debug.SetGCPercent(gcPercent)
+	log, err := newLogger(cfg.Verbosity)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = log.Sync() }() // fails on a terminal, and says nothing of use
+	d := &daemon{cfg: cfg, log: log, store: lb.NewStore(time.Now)}
+	lock, err := d.prepare()
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, lock.Release()) }()
+	if err := d.open(); err != nil {
+		return err
+	}
+	defer d.close()
+	err = d.serve(ctx)
+	if err == nil {
+		log.Info("stopped; what was programmed stays in effect")
+	}
+	return err
+}
+
+// prepare checks what the machine has to have, before anything is touched.
+func (d *daemon) prepare() (*bpf.Lock, error) {
+	if err := bpf.RequireRoot(); err != nil {
+		return nil, err
+	}
+	cgroup, err := bpf.FindCgroupRoot(d.cfg.CgroupRoot)
+	if err != nil {
+		return nil, err
+	}
+	d.cgroup = cgroup
+	if err := bpf.RequireBPFFS(d.cfg.BPFFSRoot, d.cfg.MountBPFFS); err != nil {
+		return nil, err
+	}
+	return bpf.TakeLock(d.cfg.BPFFSRoot)
+}
+
+// open brings maps and programs into the kernel, not into effect.
+func (d *daemon) open() error {
+	set, opened, err := maps.Open(d.cfg.BPFFSRoot, d.cfg.MapSizes)
+	if err != nil {
+		return err
+	}
+	d.set = set
+	if opened.Replaces != "" {
+		d.log.Info("the maps of the daemon before are replaced; they serve until the new ones are filled",
+			zap.String("why", opened.Replaces))
+	}
+	if d.kernel, err = maps.NewKernel(set); err != nil {
+		return errors.Join(err, set.Close())
+	}
+	if d.programs, err = bpf.Load(set); err != nil {
+		return errors.Join(err, d.kernel.Close(), set.Close())
+	}
+	if !d.programs.HasSetRetval {
+		d.log.Warn("this kernel has no bpf_set_retval: a refused connect() fails with EPERM instead of ECONNREFUSED")
+	}
+	return nil
+}
+
+func (d *daemon) close() {
+	err := errors.Join(d.programs.Close(), d.kernel.Close(), d.set.Close())
+	if err != nil {
+		d.log.Warn("close maps and programs", zap.Error(err))
+	}
+}
+
+// serve runs all parts until the context ends or one of them fails.
+func (d *daemon) serve(ctx context.Context) error {
+	source, err := newSource(d)
+	if err != nil {
+		return err
+	}
+	if d.reporter, err = newReporter(d, source); err != nil {
+		return err
+	}
+	abi, err := maps.ABI()
+	if err != nil {
+		return err
+	}
+	d.sweeper = bpf.NewSweeper(bpf.SweeperOptions{
+		Maps: d.kernel, Cgroup: d.cgroup, Log: d.log,
+		Destroyed: func(p uint8) { d.reporter.health.SocketsDestroyed(lb.Protocol(p), 1) },
+	})
+	d.loop = lb.NewLoop(lb.LoopOptions{
+		Store: d.store, Tables: d.kernel, Log: d.log, Now: time.Now,
+		NodeName: d.cfg.NodeName, NodePorts: d.cfg.nodePorts,
+		Observer: d.reporter, OnStale: d.sweepStale, OnSynced: d.attach,
+	})
+	adopted, err := d.loop.Adopt()
+	if err != nil {
+		return err
+	}
+	d.reporter.setAdopted(adopted)
+	d.kernel.UpdateMeta(func(m *maps.Meta) {
+		*m = maps.Meta{Abi: abi, Pid: uint32(os.Getpid()), Started: time.Now().UnixNano()}
+	})
+	d.log.Info("started", zap.String("node", d.cfg.NodeName), zap.String("cgroup", d.cgroup),
+		zap.String("bpffs", d.cfg.BPFFSRoot), zap.Int("adopted_frontends", adopted.Frontends),
+		zap.Int("adopted_backends", adopted.Backends), zap.Int("adopted_services", adopted.Services))
+
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error { return d.loop.Run(ctx) })
+	group.Go(func() error { return d.sweeper.Run(ctx) })
+	group.Go(func() error { return bpf.WatchAddrs(ctx, d.reporter.setAddrs, d.log) })
+	group.Go(func() error { return d.reporter.health.Run(ctx) })
+	for _, part := range source.parts {
+		group.Go(func() error { return part(ctx) })
+	}
+	return group.Wait()
+}
+
+// attach puts the programs into effect once the maps hold everything, so that a
+// partial view never serves. It runs on the loop's goroutine.
+func (d *daemon) attach(ctx context.Context) error {
+	if err := d.programs.Attach(d.cfg.BPFFSRoot, d.cgroup); err != nil {
+		return err
+	}
+	if err := bpf.Verify(ctx, d.kernel, d.cgroup); err != nil {
+		return err
+	}
+	if err := d.set.Commit(); err != nil {
+		return err
+	}
+	d.log.Info("in effect", zap.String("cgroup", d.cgroup))
+	// Sockets that an earlier daemon, or nobody, left with an old address.
+	d.sweeper.Poke(bpf.Sweep{UDP: true, TCP: d.cfg.DestroyTCPSockets})
+	return nil
+}
+
+func (d *daemon) sweepStale(s lb.Stale) {
+	d.sweeper.Poke(bpf.Sweep{
+		UDP: s.UDPBackends || s.UDPFrontends,
+		TCP: s.TCPBackends && d.cfg.DestroyTCPSockets,
+	})
+}
+
+// newLogger logs JSON lines to standard error, as cluster log collectors like it.
+func newLogger(verbosity int) (*zap.Logger, error) {
+	cfg := zap.NewProductionConfig()
+	cfg.Sampling = nil // an operator who looks for one line must find it
+	cfg.DisableStacktrace = true
+	cfg.EncoderConfig.TimeKey = "time"
+	cfg.EncoderConfig.EncodeTime = zapcore.RFC3339NanoTimeEncoder
+	if verbosity > 0 {
+		cfg.Level = zap.NewAtomicLevelAt(zap.DebugLevel)
+	}
+	log, err := cfg.Build()
+	if err != nil {
+		return nil, fmt.Errorf("set up the log: %w", err)
+	}
+	return log, nil
+}

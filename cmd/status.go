@@ -1,0 +1,228 @@
+package cmd
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
+
+	"shunt/bpf"
+	"shunt/maps"
+)
+
+// statusReport is what `shunt status -o json` prints. It comes from the pins, so
+// it is there with the daemon dead.
+type statusReport struct {
+	BPFFSRoot string `json:"bpffsRoot"`
+	Kernel    string `json:"kernel"`
+	// InEffect: every hook is attached.
+	InEffect    bool              `json:"inEffect"`
+	Daemon      daemonStatus      `json:"daemon"`
+	Attachments []bpf.Attachment  `json:"attachments"`
+	Maps        []mapStatus       `json:"maps"`
+	Reasons     map[string]uint64 `json:"reasons"`
+	Features    []featureStatus   `json:"features"`
+}
+
+type daemonStatus struct {
+	Running bool   `json:"running"`
+	PID     uint32 `json:"pid,omitempty"`
+	ABI     uint32 `json:"abi"`
+	// Started and Synced are nil where that never happened.
+	Started *time.Time `json:"started,omitempty"`
+	Synced  *time.Time `json:"synced,omitempty"`
+	// Pending counts changes that were not in the maps when it last reconciled.
+	Pending uint32 `json:"pending"`
+}
+
+type mapStatus struct {
+	Map  string `json:"map"`
+	Used uint32 `json:"used"`
+	Size uint32 `json:"size"`
+	Flag string `json:"flag"`
+}
+
+type featureStatus struct {
+	Feature string `json:"feature"`
+	Has     bool   `json:"has"`
+	// Lost says what does not work without it.
+	Lost string `json:"lost,omitempty"`
+}
+
+func newStatusCommand() *cobra.Command {
+	var root, output string
+	c := &cobra.Command{
+		Use:   "status",
+		Short: "Show what works on this node, what doesn't, and why",
+		Long:  "Status reads the pinned maps and links: it works with the daemon dead.",
+		RunE: func(c *cobra.Command, _ []string) error {
+			s, err := readStatus(root)
+			if err != nil {
+				return err
+			}
+			return writeOutput(c.OutOrStdout(), output, s, s.table)
+		},
+	}
+	addOutputFlag(c, &output, "json")
+	addBPFFSRootFlag(c, &root)
+	return c
+}
+
+// openPins opens what a daemon pinned, for commands that only read.
+func openPins(root string) (*maps.Set, *maps.Kernel, error) {
+	if err := bpf.RequireRoot(); err != nil {
+		return nil, nil, err
+	}
+	set, err := maps.Load(root)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil, fmt.Errorf("no maps are pinned below %s: no daemon has run here with this --bpffs-root", root)
+	}
+	if err != nil {
+		return nil, nil, err
+	}
+	kernel, err := maps.NewKernel(set)
+	if err != nil {
+		return nil, nil, errors.Join(err, set.Close())
+	}
+	return set, kernel, nil
+}
+
+func readStatus(root string) (*statusReport, error) {
+	set, kernel, err := openPins(root)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = errors.Join(kernel.Close(), set.Close()) }() // only read
+	s := &statusReport{BPFFSRoot: root, Kernel: kernelRelease(), Attachments: bpf.Attachments(root), InEffect: true}
+	for _, a := range s.Attachments {
+		s.InEffect = s.InEffect && a.Attached
+	}
+	s.Daemon = readDaemon(root, kernel.Meta())
+	dump, err := kernel.Dump()
+	if err != nil {
+		return nil, err
+	}
+	affinity, err := kernel.AffinityUsed()
+	if err != nil {
+		return nil, err
+	}
+	sizes := kernel.Sizes()
+	s.Maps = []mapStatus{
+		{maps.NameServices, uint32(len(dump.Frontends)), sizes.Services, maps.FlagServices},
+		{maps.NameSlots, slotsUsed(dump), sizes.Slots, maps.FlagSlots},
+		{maps.NameBackends, uint32(len(dump.Backends)), sizes.Backends, maps.FlagBackends},
+		{maps.NameAffinity, affinity, sizes.Affinity, maps.FlagAffinity},
+	}
+	if s.Reasons, err = kernel.Reasons(); err != nil {
+		return nil, err
+	}
+	s.Features = readFeatures()
+	return s, nil
+}
+
+func readDaemon(root string, meta maps.Meta) daemonStatus {
+	d := daemonStatus{ABI: meta.Abi, PID: meta.Pid, Pending: meta.Pending,
+		Started: unixTime(meta.Started), Synced: unixTime(meta.Synced)}
+	lock, err := bpf.TakeLock(root)
+	if err == nil {
+		_ = lock.Release() // it is only asked for
+	}
+	d.Running = errors.Is(err, bpf.ErrLocked)
+	return d
+}
+
+func unixTime(ns int64) *time.Time {
+	if ns == 0 {
+		return nil
+	}
+	t := time.Unix(0, ns).UTC()
+	return &t
+}
+
+// slotsUsed counts the slots that frontends lead to, each once.
+func slotsUsed(d *maps.Dump) uint32 {
+	seen := map[uint32]uint32{}
+	for _, svc := range d.Frontends {
+		for _, r := range []maps.SlotRange{svc.Inside, svc.Outside} {
+			seen[r.Base] = max(seen[r.Base], r.Count)
+		}
+	}
+	var n uint32
+	for _, count := range seen {
+		n += count
+	}
+	return n
+}
+
+func readFeatures() []featureStatus {
+	var all []featureStatus
+	for _, f := range bpf.Features() {
+		fs := featureStatus{Feature: f.Name, Has: f.Err == nil}
+		switch {
+		case fs.Has:
+		case f.Needed:
+			fs.Lost = "everything: shunt can't run on this kernel"
+		default:
+			fs.Lost = f.Without
+		}
+		all = append(all, fs)
+	}
+	return all
+}
+
+func kernelRelease() string {
+	var u unix.Utsname
+	if err := unix.Uname(&u); err != nil {
+		return "unknown"
+	}
+	return unix.ByteSliceToString(u.Release[:])
+}
+
+func (s *statusReport) table(w io.Writer) {
+	t := tabwriter.NewWriter(w, 0, 8, 2, ' ', 0)
+	defer t.Flush()
+	state := "not running"
+	if s.Daemon.Running {
+		state = fmt.Sprintf("running, pid %d", s.Daemon.PID)
+	}
+	fmt.Fprintf(t, "Daemon:\t%s, map ABI %d\n", state, s.Daemon.ABI)
+	fmt.Fprintf(t, "Started:\t%s\n", timeText(s.Daemon.Started))
+	fmt.Fprintf(t, "Synced:\t%s, %d changes pending\n", timeText(s.Daemon.Synced), s.Daemon.Pending)
+	fmt.Fprintf(t, "Kernel:\t%s\n", s.Kernel)
+	effect := "in effect: new connections are translated"
+	if !s.InEffect {
+		effect = "NOT in effect"
+	}
+	fmt.Fprintf(t, "Socket path:\t%s\n", effect)
+	for _, a := range s.Attachments {
+		if a.Attached {
+			fmt.Fprintf(t, "  %s\tattached to cgroup %d\n", a.Hook, a.Cgroup)
+		} else {
+			fmt.Fprintf(t, "  %s\t%s\n", a.Hook, a.Problem)
+		}
+	}
+	fmt.Fprintln(t, "Maps:")
+	for _, m := range s.Maps {
+		fmt.Fprintf(t, "  %s\t%d of %d (%.1f %%), %s\n", m.Map, m.Used, m.Size, 100*float64(m.Used)/float64(m.Size), m.Flag)
+	}
+	fmt.Fprintln(t, "Kernel features:")
+	for _, f := range s.Features {
+		text := "yes"
+		if !f.Has {
+			text = "no: " + f.Lost
+		}
+		fmt.Fprintf(t, "  %s\t%s\n", f.Feature, text)
+	}
+}
+
+func timeText(t *time.Time) string {
+	if t == nil {
+		return "never"
+	}
+	return fmt.Sprintf("%s (%s ago)", t.Format(time.RFC3339), time.Since(*t).Round(time.Second))
+}

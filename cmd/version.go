@@ -1,0 +1,86 @@
+package cmd
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"runtime"
+	"runtime/debug"
+
+	"github.com/spf13/cobra"
+
+	"shunt/maps"
+)
+
+// version is set by the linker for a release.
+var version = "devel"
+
+type versionInfo struct {
+	Version  string `json:"version"`
+	Revision string `json:"revision,omitempty"`
+	// ABI is the version of the maps' layout: daemons of one ABI take over from
+	// each other in place.
+	ABI uint32 `json:"abi"`
+	Go  string `json:"go"`
+}
+
+func readVersion() (versionInfo, error) {
+	v := versionInfo{Version: version, Go: runtime.Version()}
+	if info, ok := debug.ReadBuildInfo(); ok {
+		for _, s := range info.Settings {
+			if s.Key == "vcs.revision" {
+				v.Revision = s.Value
+			}
+		}
+	}
+	abi, err := maps.ABI()
+	v.ABI = abi
+	return v, err
+}
+
+func newVersionCommand() *cobra.Command {
+	var output string
+	c := &cobra.Command{
+		Use:   "version",
+		Short: "Print the version of this binary",
+		RunE: func(c *cobra.Command, _ []string) error {
+			v, err := readVersion()
+			if err != nil {
+				return err
+			}
+			return writeOutput(c.OutOrStdout(), output, v, func(w io.Writer) {
+				fmt.Fprintf(w, "shunt %s (map ABI %d, %s)\n", v.Version, v.ABI, v.Go)
+			})
+		},
+	}
+	addOutputFlag(c, &output, "json")
+	return c
+}
+
+// addOutputFlag adds -o with the formats that a command has beside its table.
+func addOutputFlag(c *cobra.Command, output *string, formats ...string) {
+	usage := "output format, instead of a table: json"
+	for _, f := range formats[1:] {
+		usage += "|" + f
+	}
+	c.Flags().StringVarP(output, "output", "o", "", usage)
+	c.PreRunE = func(*cobra.Command, []string) error {
+		for _, f := range append(formats, "") {
+			if *output == f {
+				return nil
+			}
+		}
+		return usageErrorf("-o %s: there is %v", *output, formats)
+	}
+}
+
+// writeOutput writes v as JSON if that was asked for, else the table.
+func writeOutput(w io.Writer, output string, v any, table func(io.Writer)) error {
+	if output != "json" {
+		table(w)
+		return nil
+	}
+	enc := json.NewEncoder(w)
+	enc.SetIndent("", "  ")
+	return enc.Encode(v)
+}
