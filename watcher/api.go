@@ -46,6 +46,7 @@ type API struct {
 	services  *store[lb.ServiceName, lb.Service]
 	slices    *store[lb.SliceName, lb.EndpointSlice]
 	node      *store[string, lb.Node]
+	grace     time.Duration // nodeGrace
 }
 
 // NewAPI checks the options; nothing is asked of the API server before Run.
@@ -59,7 +60,7 @@ func NewAPI(o APIOptions) (*API, error) {
 	if o.Log == nil {
 		o.Log = zap.NewNop()
 	}
-	a := &API{APIOptions: o}
+	a := &API{APIOptions: o, grace: nodeGrace}
 	a.services = newStore(handling[lb.ServiceName, lb.Service]{a.service, equalService, o.Sink.SetService, o.Sink.DeleteService})
 	a.slices = newStore(handling[lb.SliceName, lb.EndpointSlice]{a.slice, equalSlice, o.Sink.SetSlice, o.Sink.DeleteSlice})
 	a.node = newStore(handling[string, lb.Node]{a.ownNode, equalNode, o.Sink.SetNode, func(string) { o.Sink.SetNode(nil) }})
@@ -88,10 +89,14 @@ func (a *API) slice(obj any) (item[lb.SliceName, lb.EndpointSlice], bool) {
 	return item[lb.SliceName, lb.EndpointSlice]{lb.SliceName{Namespace: s.Namespace, Name: s.Name}, "", m, w}, true
 }
 
+// ownNode takes no other Node, should a server not know the field selector.
 func (a *API) ownNode(obj any) (item[string, lb.Node], bool) {
 	n, ok := obj.(*v1.Node)
 	if !ok {
 		return item[string, lb.Node]{}, false
+	}
+	if n.Name != a.NodeName {
+		return item[string, lb.Node]{key: n.Name}, true
 	}
 	m, w := a.converter.Node(n)
 	return item[string, lb.Node]{n.Name, n.UID, m, w}, true
@@ -154,7 +159,7 @@ func (a *API) announce(ctx context.Context) {
 			return
 		}
 	}
-	late := time.NewTimer(nodeGrace)
+	late := time.NewTimer(a.grace)
 	defer late.Stop()
 	select {
 	case <-a.node.synced:

@@ -157,7 +157,10 @@ func serverURL(s string) (string, error) {
 		full = "https://" + s
 	}
 	u, err := url.Parse(full)
-	if err != nil || u.Hostname() == "" || (u.Scheme != "https" && u.Scheme != "http") || u.User != nil {
+	if err == nil && u.User != nil {
+		return "", fmt.Errorf("the API server's address must not hold a user or password: give a kubeconfig with them")
+	}
+	if err != nil || u.Hostname() == "" || (u.Scheme != "https" && u.Scheme != "http") {
 		return "", fmt.Errorf("the API server's address %q is not a URL, HOST:PORT or HOST: like https://192.0.2.1:6443", s)
 	}
 	return u.String(), nil

@@ -51,7 +51,9 @@ func serviceCasesMore() []serviceCase {
 		{
 			name:   "ranges are trimmed, masked and unique",
 			change: ranges(" 203.0.113.7/24\t", "203.0.113.0/24", "2001:db8:1::1/48", "010.0.0.0/8", "::ffff:192.0.2.0/120"),
-			want:   func(m *lb.Service) { m.SourceRanges = prefixes("203.0.113.0/24", "2001:db8:1::/48", "10.0.0.0/8", "192.0.2.0/24") },
+			want: func(m *lb.Service) {
+				m.SourceRanges = prefixes("203.0.113.0/24", "2001:db8:1::/48", "10.0.0.0/8", "192.0.2.0/24")
+			},
 		},
 		{
 			name:     "an invalid range beside valid ones of both families",
@@ -61,7 +63,9 @@ func serviceCasesMore() []serviceCase {
 		{
 			name:   "no valid range of a family: its load-balancer IPs are not served",
 			change: ranges("203.0.113.0/24", "2001:db8:1::/480"),
-			want:   func(m *lb.Service) { m.SourceRanges, m.LoadBalancerIPs = prefixes("203.0.113.0/24"), addrs("192.0.2.1") },
+			want: func(m *lb.Service) {
+				m.SourceRanges, m.LoadBalancerIPs = prefixes("203.0.113.0/24"), addrs("192.0.2.1")
+			},
 			warnings: []string{
 				`spec.loadBalancerSourceRanges[1]: "2001:db8:1::/480" is not a CIDR: ignored`,
 				`spec.loadBalancerSourceRanges: no valid IPv6 range is left: the IPv6 load-balancer IPs are not served, rather than open to everyone`,

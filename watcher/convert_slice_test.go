@@ -136,9 +136,12 @@ func TestSlice(t *testing.T) {
 			warnings: []string{`addressType: is IPv6, but no address of the slice ("10.1.0.1", …) is: slice ignored [KubeProxyIncorrectIPVersion]`},
 		},
 		{
-			name:   "IPv6",
-			change: func(s *in) { s.AddressType, s.Endpoints = discoveryv1.AddressTypeIPv6, s.Endpoints[:1]; s.Endpoints[0].Addresses[0] = "fd00::1" },
-			want:   func(m *out) { first(m); m.Endpoints[0].Addr = addrs("fd00::1")[0] },
+			name: "IPv6",
+			change: func(s *in) {
+				s.AddressType, s.Endpoints = discoveryv1.AddressTypeIPv6, s.Endpoints[:1]
+				s.Endpoints[0].Addresses[0] = "fd00::1"
+			},
+			want: func(m *out) { first(m); m.Endpoints[0].Addr = addrs("fd00::1")[0] },
 		},
 		{
 			name: "FQDN", change: func(s *in) { s.AddressType = discoveryv1.AddressTypeFQDN }, ignored: true,

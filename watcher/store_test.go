@@ -1,0 +1,190 @@
+package watcher
+
+import (
+	"strings"
+	"testing"
+
+	"go.uber.org/zap"
+	v1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/kubernetes/fake"
+
+	"shunt/lb"
+)
+
+// events is a Recorder that remembers.
+type recorded struct{ list []string }
+
+func (r *recorded) ServiceWarning(s lb.ServiceName, uid types.UID, reason, note string) {
+	r.list = append(r.list, s.String()+" "+string(uid)+" "+reason+": "+note)
+}
+
+func newTestAPI(t *testing.T, log *zap.Logger, r Recorder) (*API, *sink) {
+	t.Helper()
+	s := newSink(t)
+	a, err := NewAPI(APIOptions{Client: fake.NewClientset(), NodeName: "n1", Sink: s, Log: log, Recorder: r})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return a, s
+}
+
+func slice(name string, change ...func(*discoveryv1.EndpointSlice)) *discoveryv1.EndpointSlice {
+	s := webSlice()
+	s.Name = name
+	for _, c := range change {
+		c(s)
+	}
+	return s
+}
+
+func must(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestRelist says that a list after a cut watch passes on the difference and
+// nothing else, and sets before it removes.
+func TestRelist(t *testing.T) {
+	a, s := newTestAPI(t, nil, nil)
+	must(t, a.slices.Replace([]any{slice("a"), slice("b"), slice("c")}, "1"))
+	s.same(s.take(), []string{"set slice shop/a", "set slice shop/b", "set slice shop/c"})
+	select {
+	case <-a.slices.synced:
+	default:
+		t.Fatal("the first list is passed on, but not synced")
+	}
+	held := s.slices[lb.SliceName{Namespace: "shop", Name: "a"}]
+
+	must(t, a.slices.Replace([]any{slice("a"), slice("b"), slice("c")}, "1"))
+	s.same(s.take(), nil)
+	if a.slices.held[held.Name].model != held {
+		t.Error("an equal object replaced the one that the Sink has: there are two in memory")
+	}
+
+	ready := func(e *discoveryv1.EndpointSlice) { e.Endpoints[1].Conditions.Ready = ptr(false) }
+	must(t, a.slices.Replace([]any{slice("a"), slice("b", ready), slice("d")}, "2"))
+	calls := s.take()
+	s.same(calls, []string{"set slice shop/b", "set slice shop/d", "delete slice shop/c"})
+	if calls[2] != "delete slice shop/c" {
+		t.Errorf("removed before all was set: %q", calls)
+	}
+	must(t, a.slices.Replace(nil, "3"))
+	s.same(s.take(), []string{"delete slice shop/a", "delete slice shop/b", "delete slice shop/d"})
+}
+
+// TestStreamedList: a streamed list hands over what the transformer made of it.
+func TestStreamedList(t *testing.T) {
+	a, s := newTestAPI(t, nil, nil)
+	made, err := a.slices.Transformer()(slice("a"))
+	must(t, err)
+	again, err := a.slices.Transformer()(made)
+	must(t, err)
+	must(t, a.slices.Replace([]any{again}, "1"))
+	s.same(s.take(), []string{"set slice shop/a"})
+	if _, err := a.slices.Transformer()(&v1.Pod{}); err == nil {
+		t.Error("an object of another type is taken")
+	}
+	if a.slices.Add("nonsense") == nil || a.slices.Replace([]any{"nonsense"}, "") == nil {
+		t.Error("what is no object is taken")
+	}
+}
+
+// TestServiceTurns follows one service through what can happen to it.
+func TestServiceTurns(t *testing.T) {
+	a, s := newTestAPI(t, nil, nil)
+	must(t, a.services.Add(webService()))
+	s.same(s.take(), []string{"set service shop/web"})
+
+	touched := webService()
+	touched.Annotations = map[string]string{"irrelevant": "change"}
+	touched.ResourceVersion = "7"
+	must(t, a.services.Update(touched))
+	s.same(s.take(), nil)
+
+	external := webService()
+	external.Spec.Type = v1.ServiceTypeExternalName
+	must(t, a.services.Update(external))
+	s.same(s.take(), []string{"delete service shop/web"})
+	must(t, a.services.Update(external))
+	s.same(s.take(), nil)
+
+	must(t, a.services.Update(webService()))
+	s.same(s.take(), []string{"set service shop/web"})
+	name := lb.ServiceName{Namespace: "shop", Name: "web"}
+	if a.services.uid(name) != "u1" {
+		t.Errorf("UID %q", a.services.uid(name))
+	}
+
+	// Deleted and made again between two looks: one replacement.
+	other := webService()
+	other.UID, other.CreationTimestamp.Time = "u2", other.CreationTimestamp.Add(1e9)
+	must(t, a.services.Update(other))
+	s.same(s.take(), []string{"set service shop/web"})
+	if a.services.uid(name) != "u2" {
+		t.Errorf("UID %q after it was made again", a.services.uid(name))
+	}
+
+	must(t, a.services.Delete(other))
+	s.same(s.take(), []string{"delete service shop/web"})
+	must(t, a.services.Delete(other))
+	s.same(s.take(), nil)
+}
+
+// TestWarnings: each is said once, until it is gone and comes back; an Event
+// goes to the Service, with its UID.
+func TestWarnings(t *testing.T) {
+	log, logs := testLog(zap.WarnLevel)
+	r := &recorded{}
+	a, _ := newTestAPI(t, log, r)
+	must(t, a.services.Add(webService()))
+	bad := func(addrs ...string) *discoveryv1.EndpointSlice {
+		return slice("a", func(s *discoveryv1.EndpointSlice) {
+			for _, addr := range addrs {
+				s.Endpoints = append(s.Endpoints, discoveryv1.Endpoint{Addresses: []string{addr}})
+			}
+		})
+	}
+	must(t, a.slices.Replace([]any{bad("fd00::1")}, "1"))
+	must(t, a.slices.Replace([]any{bad("fd00::1")}, "1"))
+	must(t, a.slices.Update(bad("10.1.0.7", "fd00::1"))) // the index moves
+	const text = `"fd00::1" is IPv6, but addressType is IPv4: endpoint ignored`
+	if n := said(logs, text); n != 1 || logs.Len() != 1 {
+		t.Errorf("said %d times, in %d lines", n, logs.Len())
+	}
+	if len(r.list) != 1 || !strings.Contains(r.list[0], "shop/web u1 "+EventIncorrectIPVersion+": EndpointSlice shop/a: endpoints[2].addresses[0]: "+text) {
+		t.Errorf("events: %q", r.list)
+	}
+
+	must(t, a.slices.Update(bad()))
+	must(t, a.slices.Update(bad("fd00::1")))
+	if n := said(logs, text); n != 2 {
+		t.Errorf("a fault that came back: said %d times", n)
+	}
+	must(t, a.slices.Delete(bad()))
+	if len(a.slices.reports.said) != 0 {
+		t.Error("something is remembered of an object that is gone")
+	}
+	must(t, a.slices.Add(bad("fd00::1")))
+	must(t, a.slices.Replace(nil, "2"))
+	if len(a.slices.reports.said) != 0 {
+		t.Error("something is remembered of an object that a list no longer has")
+	}
+
+	before := logs.Len()
+	var many []string
+	for i := range 1000 {
+		many = append(many, strings.Repeat("x", i%50)+"!")
+	}
+	must(t, a.slices.Add(bad(many...)))
+	if n := logs.Len() - before; n != mostSaid+1 {
+		t.Errorf("one object put %d lines in the log", n)
+	}
+	a.ServiceWarning(lb.ServiceName{Namespace: "shop", Name: "web"}, EventFailedHealthCheck, "the port is taken")
+	if last := r.list[len(r.list)-1]; last != "shop/web u1 FailedToStartServiceHealthcheck: the port is taken" {
+		t.Errorf("event: %q", last)
+	}
+}
