@@ -86,6 +86,7 @@ func (l *Loop) Synced() <-chan struct{} { return l.synced }
 func (l *Loop) Run(ctx context.Context) error {
 	retry := time.NewTimer(time.Hour)
 	defer retry.Stop()
+	retry.Stop() // armed by a failure only: nothing may begin before the poke
 	for {
 		select {
 		case <-ctx.Done():
@@ -129,13 +130,19 @@ func (l *Loop) step() {
 		at.zone = node.Zone
 	}
 	names := l.names(todo, report.Full)
+	asked := len(names) // after them come heirs, for whom nothing changed
 	for i := 0; i < len(names); i++ {
-		name := names[i]
+		name, change := names[i], todo.of(names[i])
+		if first {
+			change.triggers = nil // they are from before our time
+		}
 		if err := l.reconcileService(name, at); err != nil {
 			errs = append(errs, err)
-			*failed.service(name) = todo.of(name)
-		} else if !first {
-			report.Programmed = append(report.Programmed, todo.of(name).triggers...)
+			if again := failed.service(name); i < asked {
+				*again = change
+			}
+		} else if i < asked {
+			report.Programmed = append(report.Programmed, change.triggers...)
 		}
 		if i == len(names)-1 {
 			names = append(names, l.r.heirs()...)
