@@ -17,6 +17,11 @@ type Adopted struct {
 // leftovers are ids of an adopted map that stand for nothing this daemon knows.
 type leftovers struct {
 	names, backends []uint32
+	// ids are service ids that entries have and names don't; slots are named by
+	// frontends of which we can't tell the ranges. Neither is used for anything
+	// else while those entries are there.
+	ids   []uint32
+	slots []block
 }
 
 // adopt takes what the maps hold for programmed, by the names of service ids.
@@ -27,14 +32,7 @@ func (r *reconciler) adopt(d *maps.Dump) Adopted {
 	}
 	byID := r.adoptNames(d)
 	r.adoptBackends(d, byID)
-	services := map[uint32]bool{}
-	for id := range d.Names {
-		services[id] = true
-	}
 	for k, v := range d.Frontends {
-		if v.Id != 0 {
-			services[v.Id] = true
-		}
 		p := byID[v.Id]
 		if p == nil || !r.adoptRanges(p, d, v) {
 			r.orphans[k] = v
@@ -43,8 +41,44 @@ func (r *reconciler) adopt(d *maps.Dump) Adopted {
 		p.frontends = append(p.frontends, frontend{k, v})
 		r.owners[k] = p
 	}
-	r.services.reserve(services)
+	r.adoptServiceIDs(d)
+	for _, v := range r.orphans {
+		r.holdSlots(v.Inside)
+		r.holdSlots(v.Outside)
+	}
 	return Adopted{Frontends: len(d.Frontends), Backends: len(d.Backends), Services: len(byID)}
+}
+
+// adoptServiceIDs keeps every id that anything in the maps has from being given
+// to another service.
+func (r *reconciler) adoptServiceIDs(d *maps.Dump) {
+	ids := map[uint32]bool{}
+	for id := range d.Names {
+		ids[id] = true
+	}
+	note := func(id uint32) {
+		if !ids[id] && r.services.has(id) {
+			ids[id] = true
+			r.left.ids = append(r.left.ids, id)
+		}
+	}
+	for _, v := range d.Frontends {
+		note(v.Id)
+	}
+	for _, be := range d.Backends {
+		note(be.ServiceId)
+	}
+	r.services.reserve(ids)
+}
+
+// holdSlots keeps slots from being written as long as an orphan names them.
+func (r *reconciler) holdSlots(s maps.SlotRange) {
+	end := min(uint64(s.Base)+uint64(s.Count), uint64(r.slots.size))
+	for i := uint64(s.Base); i < end; i++ {
+		if b := (block{base: uint32(i)}); r.slots.reserve(b) {
+			r.left.slots = append(r.left.slots, b)
+		}
+	}
 }
 
 func (r *reconciler) adoptNames(d *maps.Dump) map[uint32]*port {
@@ -52,7 +86,7 @@ func (r *reconciler) adoptNames(d *maps.Dump) map[uint32]*port {
 	for id, n := range d.Names {
 		key := keyOf(n)
 		twice := slices.ContainsFunc(r.ports[key.service], func(p *port) bool { return p.key == key })
-		if id == 0 || twice {
+		if !r.services.has(id) || key.protocol == 0 || twice {
 			r.left.names = append(r.left.names, id)
 			continue
 		}
@@ -111,6 +145,7 @@ func (r *reconciler) adoptRanges(p *port, d *maps.Dump, v maps.Service) bool {
 // prune removes from the maps what adopt could not make sense of and no service
 // has claimed by the end of the first reconcile.
 func (r *reconciler) prune() error {
+	const what = "remove what an earlier daemon left: %w"
 	var errs []error
 	for k := range r.orphans {
 		if err := r.tables.DeleteFrontend(k); err != nil {
@@ -119,6 +154,9 @@ func (r *reconciler) prune() error {
 		}
 		r.writes.Frontends++
 		delete(r.orphans, k)
+	}
+	if err := errors.Join(errs...); err != nil {
+		return fmt.Errorf(what, err) // they may still lead to the rest
 	}
 	free := func(ids []uint32, free func(uint32) error, pool *idPool, writes *uint64) []uint32 {
 		return slices.DeleteFunc(ids, func(id uint32) bool {
@@ -134,7 +172,14 @@ func (r *reconciler) prune() error {
 	r.left.backends = free(r.left.backends, r.tables.FreeBackend, r.records, &r.writes.Backends)
 	r.left.names = free(r.left.names, r.tables.DeleteName, r.services, &r.writes.Names)
 	if err := errors.Join(errs...); err != nil {
-		return fmt.Errorf("remove what an earlier daemon left: %w", err)
+		return fmt.Errorf(what, err)
 	}
+	for _, id := range r.left.ids {
+		r.services.put(id, r.now())
+	}
+	for _, b := range r.left.slots {
+		r.slots.put(b, r.now())
+	}
+	r.left = leftovers{}
 	return nil
 }

@@ -2,7 +2,9 @@ package lb
 
 import (
 	"fmt"
+	gomaps "maps"
 	"slices"
+	"time"
 
 	"go.uber.org/zap"
 
@@ -23,31 +25,68 @@ func (c claims) add(k maps.FrontendKey, name ServiceName) bool {
 	return !known
 }
 
-// setFrontends adds and changes the entries that the plan wants. Each is one
-// update of one hash element: it leads to the old ranges or to the new.
-func (r *reconciler) setFrontends(p *port, want portPlan, inCluster, inLocal maps.SlotRange) error {
-	elsewhere := len(want.inSet(maps.ClusterSet)) > 0
-	for _, f := range want.frontends {
-		if !r.claim(p, f.key) {
-			continue
+// claimed gives those of the frontends that the port may have.
+func (r *reconciler) claimed(p *port, all []frontendPlan) []frontendPlan {
+	mine := make([]frontendPlan, 0, len(all))
+	for _, f := range all {
+		if r.claim(p, f.key) {
+			mine = append(mine, f)
 		}
+	}
+	return mine
+}
+
+// setFrontends adds and changes the entries that are the port's. Each is one
+// update of one hash element: it leads to the old ranges or to the new.
+func (r *reconciler) setFrontends(p *port, want portPlan, mine []frontendPlan, inCluster, inLocal maps.SlotRange) error {
+	elsewhere := len(want.inSet(maps.ClusterSet)) > 0
+	for _, f := range mine {
 		value := frontendValue(p.id, want.affinity, f, inCluster, inLocal, elsewhere)
-		i := p.frontend(f.key)
-		if i >= 0 && p.frontends[i].value == value {
+		if held, there := r.held(p, f.key); there && held == value {
+			r.own(p, f.key, value)
 			continue
 		}
 		if err := r.tables.SetFrontend(f.key, value); err != nil {
 			return fmt.Errorf("service %s: %w", p.key.service, err)
 		}
 		r.writes.Frontends++
-		if i >= 0 {
-			p.frontends[i].value = value
-			continue
+		if p.frontend(f.key) < 0 {
+			r.stale.UDPFrontends = r.stale.UDPFrontends || p.key.protocol == UDP
 		}
-		p.frontends = append(p.frontends, frontend{f.key, value})
-		r.stale.UDPFrontends = r.stale.UDPFrontends || p.key.protocol == UDP
+		r.own(p, f.key, value)
 	}
 	return nil
+}
+
+// held gives what the map holds for a frontend that is the port's or nobody's.
+func (r *reconciler) held(p *port, k maps.FrontendKey) (maps.Service, bool) {
+	if i := p.frontend(k); i >= 0 {
+		return p.frontends[i].value, true
+	}
+	v, adopted := r.orphans[k]
+	return v, adopted
+}
+
+// own notes that the map holds the port's value for a frontend. Whoever had it
+// before was overwritten, in one step; its other frontends keep what they lead to.
+func (r *reconciler) own(p *port, k maps.FrontendKey, v maps.Service) {
+	delete(r.orphans, k)
+	if i := p.frontend(k); i >= 0 {
+		p.frontends[i].value = v
+		return
+	}
+	if owner := r.owners[k]; owner != nil {
+		owner.frontends = slices.DeleteFunc(owner.frontends, func(f frontend) bool { return f.key == k })
+		if owner.key.service != p.key.service { // else reconcile comes to it
+			r.claims.add(k, owner.key.service)
+			r.freeRanges(owner)
+			r.log.Warn("frontend goes to the older service",
+				zap.Stringer("service", owner.key.service), zap.Stringer("frontend", k),
+				zap.Stringer("owner", p.key.service))
+		}
+	}
+	p.frontends = append(p.frontends, frontend{k, v})
+	r.owners[k] = p
 }
 
 func frontendValue(id, affinity uint32, f frontendPlan, inCluster, inLocal maps.SlotRange, elsewhere bool) maps.Service {
@@ -71,37 +110,40 @@ func frontendValue(id, affinity uint32, f frontendPlan, inCluster, inLocal maps.
 	return v
 }
 
-// claim makes the port the owner of a frontend, unless an older service is.
-// Order of arrival does not matter, so that all nodes agree.
+// claim says whether the port may have a frontend: unless an older service has
+// it, or another port of this service that still wants it. Order of arrival does
+// not matter, so that all nodes agree.
 func (r *reconciler) claim(p *port, k maps.FrontendKey) bool {
 	owner := r.owners[k]
-	if owner == p {
+	switch {
+	case owner == nil || owner == p:
+		return true
+	case owner.key.service == p.key.service:
+		return !owner.wants(k)
+	case older(p, owner):
 		return true
 	}
-	if owner != nil && !older(p, owner) {
-		if r.claims.add(k, p.key.service) {
-			r.log.Warn("frontend is another service's: not programmed for this one",
-				zap.Stringer("service", p.key.service), zap.Stringer("frontend", k),
-				zap.Stringer("owner", owner.key.service))
+	if r.claims.add(k, p.key.service) {
+		r.log.Warn("frontend is another service's: not programmed for this one",
+			zap.Stringer("service", p.key.service), zap.Stringer("frontend", k),
+			zap.Stringer("owner", owner.key.service))
+	}
+	return false
+}
+
+// setCreated notes the age of a port's service. It may have become another: the
+// service was made anew under the same name, or the port was adopted, and its
+// age not known until now. Then who has its frontends is decided again.
+func (r *reconciler) setCreated(p *port, created time.Time) {
+	if p.created.Equal(created) {
+		return
+	}
+	p.created = created
+	for _, f := range p.frontends {
+		if r.claims[f.key] != nil {
+			r.contested = append(r.contested, f.key)
 		}
-		return false
 	}
-	if owner != nil {
-		i := owner.frontend(k)
-		if i >= 0 { // the entry itself is overwritten in one step
-			owner.frontends = slices.Delete(owner.frontends, i, i+1)
-		}
-		r.claims.add(k, owner.key.service)
-		r.log.Warn("frontend goes to the older service",
-			zap.Stringer("service", owner.key.service), zap.Stringer("frontend", k),
-			zap.Stringer("owner", p.key.service))
-	}
-	if v, adopted := r.orphans[k]; adopted {
-		delete(r.orphans, k)
-		p.frontends = append(p.frontends, frontend{k, v})
-	}
-	r.owners[k] = p
-	return true
 }
 
 // older says which of two services has a frontend that both claim: the one that
@@ -133,18 +175,19 @@ func (r *reconciler) deleteFrontends(p *port, want portPlan) error {
 	return nil
 }
 
-// heirs gives the services that claim frontends which nobody has any more, and
-// forgets their claims.
+// heirs gives the services that claim frontends which nobody has any more, or of
+// which the owner may not be the oldest any more, and forgets their claims.
 func (r *reconciler) heirs() []ServiceName {
-	var names []ServiceName
+	names := map[ServiceName]bool{}
 	for k, claimants := range r.claims {
-		if r.owners[k] != nil {
+		if r.owners[k] != nil && !slices.Contains(r.contested, k) {
 			continue
 		}
 		for name := range claimants {
-			names = append(names, name)
+			names[name] = true
 		}
 		delete(r.claims, k)
 	}
-	return names
+	r.contested = nil
+	return slices.Collect(gomaps.Keys(names))
 }

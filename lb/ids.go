@@ -10,8 +10,8 @@ import (
 // microseconds; look-ups check what they arrive at all the same.
 const grace = 250 * time.Millisecond
 
-// idPool gives out ids from 1 to max, lowest first, and takes them back after
-// the grace period.
+// idPool gives out ids from 1 to max, used ones before fresh ones, and takes
+// them back after the grace period.
 type idPool struct {
 	max, next uint32
 	free      []uint32
@@ -38,20 +38,30 @@ func (p *idPool) get(now time.Time) (uint32, bool) {
 	return p.next - 1, true
 }
 
-// reserve marks the ids of an adopted map as in use. Called once, before get.
+// reserve marks the ids of an adopted map as in use, those of them that are in
+// the pool's range. Called once, before get.
 func (p *idPool) reserve(used map[uint32]bool) {
 	for id := range used {
-		p.next = max(p.next, id+1)
+		if p.has(id) {
+			p.next = max(p.next, id+1)
+			p.used++
+		}
 	}
 	for id := uint32(1); id < p.next; id++ {
 		if !used[id] {
 			p.free = append(p.free, id)
 		}
 	}
-	p.used = uint32(len(used))
 }
 
+// has says whether an id is one that the pool gives out.
+func (p *idPool) has(id uint32) bool { return id >= 1 && id <= p.max }
+
+// put takes back an id that get or reserve took; one out of range is nobody's.
 func (p *idPool) put(id uint32, now time.Time) {
+	if !p.has(id) {
+		return
+	}
 	p.resting.put(id, now)
 	p.used--
 }

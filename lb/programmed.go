@@ -16,6 +16,8 @@ type port struct {
 	// id is 0 until the name is set, and for a cluster IP as a whole.
 	id        uint32
 	frontends []frontend
+	// wanted is what the port's plan wants while its service is reconciled.
+	wanted []frontendPlan
 	// ranges that frontends name, or did until a change that failed half-way.
 	ranges []slotRange
 	// backends, sorted by address.
@@ -42,6 +44,19 @@ type backend struct {
 
 func (p *port) frontend(k maps.FrontendKey) int {
 	return slices.IndexFunc(p.frontends, func(f frontend) bool { return f.key == k })
+}
+
+// wants says whether the plan under way wants a frontend for this port.
+func (p *port) wants(k maps.FrontendKey) bool {
+	return slices.ContainsFunc(p.wanted, func(f frontendPlan) bool { return f.key == k })
+}
+
+// keeps says whether the port has a frontend that it does not want any more,
+// but another port does that could not take it over yet.
+func (p *port) keeps(waiting []frontendPlan) bool {
+	return slices.ContainsFunc(waiting, func(f frontendPlan) bool {
+		return p.frontend(f.key) >= 0 && !p.wants(f.key)
+	})
 }
 
 func (p *port) backend(a netip.AddrPort) (int, bool) {

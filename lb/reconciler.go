@@ -19,12 +19,14 @@ type reconciler struct {
 	log    *zap.Logger
 	now    func() time.Time
 
-	ports    map[ServiceName][]*port
-	owners   map[maps.FrontendKey]*port
-	claims   claims
-	services *idPool
-	records  *idPool
-	slots    *slotPool
+	ports  map[ServiceName][]*port
+	owners map[maps.FrontendKey]*port
+	claims claims
+	// contested are frontends whose owner's age turned out to be another.
+	contested []maps.FrontendKey
+	services  *idPool
+	records   *idPool
+	slots     *slotPool
 	// orphans are frontends of an adopted map that no service is known to own yet.
 	orphans map[maps.FrontendKey]maps.Service
 	left    leftovers
@@ -54,10 +56,11 @@ func newReconciler(tables maps.Tables, log *zap.Logger, now func() time.Time) *r
 	sizes := tables.Sizes()
 	return &reconciler{
 		tables: tables, log: log, now: now,
-		ports:     map[ServiceName][]*port{},
-		owners:    map[maps.FrontendKey]*port{},
-		claims:    claims{},
-		services:  newIDPool(1<<32 - 2),
+		ports:  map[ServiceName][]*port{},
+		owners: map[maps.FrontendKey]*port{},
+		claims: claims{},
+		// Map names bounds how many are in use; others rest meanwhile.
+		services:  newIDPool(2 * sizes.Services),
 		records:   newIDPool(sizes.Backends - 1),
 		slots:     newSlotPool(sizes.Slots),
 		orphans:   map[maps.FrontendKey]maps.Service{},
@@ -68,22 +71,32 @@ func newReconciler(tables maps.Tables, log *zap.Logger, now func() time.Time) *r
 
 // reconcile makes the maps hold these plans for a service and nothing else of
 // it. After an error what is in the maps works, and the call can be repeated.
+//
+// Over all ports of the service, what is new comes before what goes: an address
+// that moves from one port to another is overwritten in one step, and is never
+// without an entry in between.
 func (r *reconciler) reconcile(name ServiceName, plans []portPlan) error {
-	var errs []error
-	old := r.ports[name]
-	// What goes, goes first: it may hold addresses and room that others need.
-	for _, p := range old {
-		if !slices.ContainsFunc(plans, func(w portPlan) bool { return w.key == p.key }) {
-			errs = append(errs, r.apply(p, portPlan{key: p.key, created: p.created}, true))
+	steps := r.steps(name, plans)
+	var waiting []frontendPlan
+	for _, s := range steps {
+		s.port.wanted = s.want.frontends
+	}
+	for i := range steps {
+		s := &steps[i]
+		s.err = r.install(s.port, s.want, s.remove)
+		// A full map needs the room of what goes; after any other failure that
+		// stays until the next attempt.
+		if full := (*maps.FullError)(nil); s.err != nil && !errors.As(s.err, &full) {
+			waiting = append(waiting, s.want.frontends...)
 		}
 	}
-	for _, want := range plans {
-		i := slices.IndexFunc(r.ports[name], func(p *port) bool { return p.key == want.key })
-		if i < 0 {
-			r.ports[name] = append(r.ports[name], &port{key: want.key})
-			i = len(r.ports[name]) - 1
+	var errs []error
+	for _, s := range steps {
+		if s.err == nil && !s.port.keeps(waiting) {
+			s.err = r.retire(s.port, s.want, s.remove)
 		}
-		errs = append(errs, r.apply(r.ports[name][i], want, false))
+		s.port.wanted = nil
+		errs = append(errs, s.err)
 	}
 	r.ports[name] = slices.DeleteFunc(r.ports[name], (*port).gone)
 	if len(r.ports[name]) == 0 {
@@ -92,28 +105,59 @@ func (r *reconciler) reconcile(name ServiceName, plans []portPlan) error {
 	return errors.Join(errs...)
 }
 
-// apply brings one port to its plan. The order keeps every look-up right: what
-// an entry leads to is there before the entry, and goes after it.
-func (r *reconciler) apply(p *port, want portPlan, remove bool) error {
-	p.created = want.created
-	r.countNoLocal(p, -1)
-	p.noLocalInternal, p.noLocalExternal = want.noLocalInternal, want.noLocalExternal
-	r.countNoLocal(p, 1)
+// portStep is one port of a service on its way to a plan.
+type portStep struct {
+	port   *port
+	want   portPlan
+	remove bool
+	err    error
+}
+
+// steps pairs a service's ports with their plans; what has no plan, goes.
+func (r *reconciler) steps(name ServiceName, plans []portPlan) []portStep {
+	steps := make([]portStep, 0, len(plans))
+	for _, p := range r.ports[name] {
+		if !slices.ContainsFunc(plans, func(w portPlan) bool { return w.key == p.key }) {
+			steps = append(steps, portStep{port: p, want: portPlan{key: p.key, created: p.created}, remove: true})
+		}
+	}
+	for _, want := range plans {
+		i := slices.IndexFunc(r.ports[name], func(p *port) bool { return p.key == want.key })
+		if i < 0 {
+			r.ports[name] = append(r.ports[name], &port{key: want.key})
+			i = len(r.ports[name]) - 1
+		}
+		steps = append(steps, portStep{port: r.ports[name][i], want: want})
+	}
+	return steps
+}
+
+// install adds what a plan has that a port has not: first what an entry leads
+// to, then the entry, so that every look-up is right.
+func (r *reconciler) install(p *port, want portPlan, remove bool) error {
+	r.setCreated(p, want.created)
 	if !remove && want.key.protocol != 0 && p.id == 0 {
 		if err := r.nameID(p); err != nil {
 			return err
 		}
 	}
+	r.countNoLocal(p, -1)
+	p.noLocalInternal, p.noLocalExternal = want.noLocalInternal, want.noLocalExternal
+	r.countNoLocal(p, 1)
 	if err := r.addBackends(p, want); err != nil {
 		return err
 	}
-	inCluster, inLocal, err := r.placeRanges(p, want)
+	mine := r.claimed(p, want.frontends)
+	inCluster, inLocal, err := r.placeRanges(p, want, mine)
 	if err != nil {
 		return err
 	}
-	if err := r.setFrontends(p, want, inCluster, inLocal); err != nil {
-		return err
-	}
+	return r.setFrontends(p, want, mine, inCluster, inLocal)
+}
+
+// retire removes what the port has that its plan has not: the entry before what
+// it leads to.
+func (r *reconciler) retire(p *port, want portPlan, remove bool) error {
 	if err := r.deleteFrontends(p, want); err != nil {
 		return err
 	}
@@ -200,10 +244,11 @@ func (r *reconciler) setFlags(p *port, b *backend, flags uint8) error {
 	return nil
 }
 
-// placeRanges makes sure that there are slots with the sets that frontends use.
-func (r *reconciler) placeRanges(p *port, want portPlan) (inCluster, inLocal maps.SlotRange, err error) {
+// placeRanges makes sure that there are slots with the sets that the frontends
+// use which the port may have.
+func (r *reconciler) placeRanges(p *port, want portPlan, mine []frontendPlan) (inCluster, inLocal maps.SlotRange, err error) {
 	var cluster, local bool
-	for _, f := range want.frontends {
+	for _, f := range mine {
 		cluster = cluster || !f.insideLocal || !f.outsideLocal
 		local = local || f.insideLocal || f.outsideLocal
 	}
