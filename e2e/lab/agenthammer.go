@@ -181,7 +181,7 @@ func (a *agent) compare(ctx context.Context, args compareArgs) ([]*summaryReply,
 	c := newClock()
 	askers := make([]*asker, len(args.Dsts))
 	for i, dst := range args.Dsts {
-		t, err := newTarget(requestArgs{args.Network, dst, RequestOptions{Timeout: o.Timeout}})
+		t, err := newTarget(requestArgs{args.Network, dst, RequestOptions{Timeout: o.Timeout, Unconnected: o.Unconnected}})
 		if err != nil {
 			return nil, err
 		}

@@ -160,9 +160,10 @@ type CompareOptions struct {
 	Rounds int
 	// Warmup is rounds before that which do not count; 0: a tenth of Rounds.
 	Warmup int
-	// Timeout is as in HammerOptions.
-	Timeout time.Duration
-	// Records keeps every exchange, in the order of rounds.
+	// Timeout and Unconnected are as in HammerOptions.
+	Timeout     time.Duration
+	Unconnected bool
+	// Records keeps every exchange, one a round.
 	Records bool
 }
 

@@ -1,8 +1,10 @@
 package lab
 
 import (
+	"context"
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -126,6 +128,26 @@ func (n *Node) Do(fn func() error) error {
 		return err
 	}
 	return n.space.do(fn)
+}
+
+// DialContext connects from the node's network namespace, but from this process
+// and so from outside the node's cgroup: no socket hook of the node sees it. The
+// address must be an IP address and a port. It fits http.Transport.
+func (n *Node) DialContext(ctx context.Context, network, address string) (net.Conn, error) {
+	return dial(ctx, n.Do, network, address)
+}
+
+func dial(ctx context.Context, do func(func() error) error, network, address string) (conn net.Conn, err error) {
+	// A name would be looked up on another thread, in another namespace.
+	if _, err := netip.ParseAddrPort(address); err != nil {
+		return nil, fmt.Errorf("dial: %w", err)
+	}
+	err = do(func() (err error) {
+		var d net.Dialer
+		conn, err = d.DialContext(ctx, network, address)
+		return err
+	})
+	return conn, err
 }
 
 // BPFFS is a bpf file system of the node's own, mounted at the first call and

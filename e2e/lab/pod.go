@@ -191,19 +191,9 @@ func (p *Pod) Do(fn func() error) error {
 	return p.space.do(fn)
 }
 
-// DialContext connects from the pod's network namespace, but from this process
-// and so from outside the pod's cgroup: no socket hook of the node sees it. The
-// address must be an IP address and a port. It fits http.Transport.
-func (p *Pod) DialContext(ctx context.Context, network, address string) (conn net.Conn, err error) {
-	if _, err := netip.ParseAddrPort(address); err != nil {
-		return nil, fmt.Errorf("dial from pod %s: %w", p.name, err)
-	}
-	err = p.Do(func() (err error) {
-		var d net.Dialer
-		conn, err = d.DialContext(ctx, network, address)
-		return err
-	})
-	return conn, err
+// DialContext connects from the pod's network namespace, see Node.DialContext.
+func (p *Pod) DialContext(ctx context.Context, network, address string) (net.Conn, error) {
+	return dial(ctx, p.Do, network, address)
 }
 
 // Remove ends the pod's processes and takes its namespace and cgroup away, as
