@@ -68,11 +68,15 @@ func run(ctx context.Context, cfg *Config) error {
 		return err
 	}
 	defer func() { err = errors.Join(err, lock.Release()) }()
+	source, err := newSource(d)
+	if err != nil {
+		return err
+	}
 	if err := d.open(); err != nil {
 		return err
 	}
 	defer d.close()
-	err = d.serve(ctx)
+	err = d.serve(ctx, source)
 	if err == nil {
 		log.Info("stopped; what was programmed stays in effect")
 	}
@@ -126,11 +130,7 @@ func (d *daemon) close() {
 }
 
 // serve runs all parts until the context ends or one of them fails.
-func (d *daemon) serve(ctx context.Context) error {
-	source, err := newSource(d)
-	if err != nil {
-		return err
-	}
+func (d *daemon) serve(ctx context.Context, source *source) (err error) {
 	if d.reporter, err = newReporter(d, source); err != nil {
 		return err
 	}

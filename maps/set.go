@@ -107,6 +107,9 @@ func Open(root string, sizes Sizes) (*Set, OpenResult, error) {
 		return old, OpenResult{Adopted: true}, nil
 	}
 	set, err := create(filepath.Join(root, stagedDir), specs, old)
+	if err == nil && old != nil && old.sameABI() {
+		err = carryOver(old, set)
+	}
 	if old != nil {
 		err = errors.Join(err, old.Close())
 	}
@@ -135,6 +138,13 @@ func Load(root string) (*Set, error) {
 		set.maps[name] = m
 	}
 	return set, nil
+}
+
+// sameABI says whether an older set means what this binary means.
+func (s *Set) sameABI() bool {
+	want, err := ABI()
+	var meta Meta
+	return err == nil && s.maps[mapMeta].Lookup(uint32(0), &meta) == nil && meta.Abi == want
 }
 
 // misfit says why these maps can't be used where the specs are wanted.
