@@ -1,0 +1,298 @@
+package health
+
+import (
+	"errors"
+	"fmt"
+	"math"
+	"net/http"
+	"reflect"
+	"runtime"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/testutil"
+	"go.uber.org/zap"
+
+	"shunt/lb"
+	"shunt/maps"
+)
+
+// fixedReasons is a ReasonSource.
+type fixedReasons struct {
+	counts map[string]uint64
+	err    error
+}
+
+func (f fixedReasons) Reasons() (map[string]uint64, error) { return f.counts, f.err }
+
+// newTestServer is a server that is not run, for those who only count.
+func newTestServer(t *testing.T, opts Options, st StatusSource) *Server {
+	t.Helper()
+	opts.Log, opts.Now = zap.NewNop(), atNoon
+	s, err := New(opts)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if st != nil {
+		s.SetStatus(st)
+	}
+	return s
+}
+
+// exposes compares the named metrics with their text form.
+func exposes(t *testing.T, s *Server, want string, names ...string) {
+	t.Helper()
+	if err := testutil.CollectAndCompare(s.collector, strings.NewReader(want), names...); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestStatusMetrics(t *testing.T) {
+	st := &fixedStatus{st: lb.Status{
+		LastSync: time.Unix(1000, 500e6), LastQueued: time.Unix(2000, 0),
+		ServiceChanges: 5, EndpointChanges: 7, ServiceChangesPending: 1, EndpointChangesPending: 2,
+		NoLocalEndpoints: map[lb.NoLocalKey]int{{Family: lb.IPv6, External: true}: 3, {Family: lb.IPv4}: 4},
+		Fill:             []maps.Fill{{Map: "slots", Used: 6, Size: 8}, {Map: "services", Used: 1, Size: 2}},
+	}}
+	exposes(t, newTestServer(t, Options{}, st), `
+# HELP kubeproxy_sync_proxy_rules_endpoint_changes_pending Changes of EndpointSlices that are not in the maps yet.
+# TYPE kubeproxy_sync_proxy_rules_endpoint_changes_pending gauge
+kubeproxy_sync_proxy_rules_endpoint_changes_pending 2
+# HELP kubeproxy_sync_proxy_rules_endpoint_changes_total Changes of EndpointSlices that were taken.
+# TYPE kubeproxy_sync_proxy_rules_endpoint_changes_total counter
+kubeproxy_sync_proxy_rules_endpoint_changes_total 7
+# HELP kubeproxy_sync_proxy_rules_last_queued_timestamp_seconds When the newest change was taken, as a Unix time in seconds; 0 before the first.
+# TYPE kubeproxy_sync_proxy_rules_last_queued_timestamp_seconds gauge
+kubeproxy_sync_proxy_rules_last_queued_timestamp_seconds 2000
+# HELP kubeproxy_sync_proxy_rules_last_timestamp_seconds When the maps last held everything that was known, as a Unix time in seconds; 0 if they never did.
+# TYPE kubeproxy_sync_proxy_rules_last_timestamp_seconds gauge
+kubeproxy_sync_proxy_rules_last_timestamp_seconds 1000.5
+# HELP kubeproxy_sync_proxy_rules_no_local_endpoints_total Service ports with a Local traffic policy and no usable endpoint on this node, of those that have endpoints.
+# TYPE kubeproxy_sync_proxy_rules_no_local_endpoints_total gauge
+kubeproxy_sync_proxy_rules_no_local_endpoints_total{ip_family="IPv4",traffic_policy="external"} 0
+kubeproxy_sync_proxy_rules_no_local_endpoints_total{ip_family="IPv4",traffic_policy="internal"} 4
+kubeproxy_sync_proxy_rules_no_local_endpoints_total{ip_family="IPv6",traffic_policy="external"} 3
+kubeproxy_sync_proxy_rules_no_local_endpoints_total{ip_family="IPv6",traffic_policy="internal"} 0
+# HELP kubeproxy_sync_proxy_rules_service_changes_pending Changes of Services that are not in the maps yet.
+# TYPE kubeproxy_sync_proxy_rules_service_changes_pending gauge
+kubeproxy_sync_proxy_rules_service_changes_pending 1
+# HELP kubeproxy_sync_proxy_rules_service_changes_total Changes of Services that were taken.
+# TYPE kubeproxy_sync_proxy_rules_service_changes_total counter
+kubeproxy_sync_proxy_rules_service_changes_total 5
+# HELP shunt_map_entries Entries in an eBPF map.
+# TYPE shunt_map_entries gauge
+shunt_map_entries{map="services"} 1
+shunt_map_entries{map="slots"} 6
+# HELP shunt_map_max_entries Entries that an eBPF map has room for.
+# TYPE shunt_map_max_entries gauge
+shunt_map_max_entries{map="services"} 2
+shunt_map_max_entries{map="slots"} 8
+`, "kubeproxy_sync_proxy_rules_endpoint_changes_pending", "kubeproxy_sync_proxy_rules_endpoint_changes_total",
+		"kubeproxy_sync_proxy_rules_last_queued_timestamp_seconds", "kubeproxy_sync_proxy_rules_last_timestamp_seconds",
+		"kubeproxy_sync_proxy_rules_no_local_endpoints_total", "kubeproxy_sync_proxy_rules_service_changes_pending",
+		"kubeproxy_sync_proxy_rules_service_changes_total", "shunt_map_entries", "shunt_map_max_entries")
+}
+
+func TestTimestampsBeforeAnything(t *testing.T) {
+	exposes(t, newTestServer(t, Options{}, nil), `
+# HELP kubeproxy_sync_proxy_rules_last_timestamp_seconds When the maps last held everything that was known, as a Unix time in seconds; 0 if they never did.
+# TYPE kubeproxy_sync_proxy_rules_last_timestamp_seconds gauge
+kubeproxy_sync_proxy_rules_last_timestamp_seconds 0
+`, "kubeproxy_sync_proxy_rules_last_timestamp_seconds")
+}
+
+func TestCountedMetrics(t *testing.T) {
+	s := newTestServer(t, Options{
+		Reasons: fixedReasons{counts: map[string]uint64{"translated": 9, "no_endpoint": 1}},
+		Build:   BuildInfo{Version: "v1.2.3", Revision: "abc"},
+	}, inOrder())
+	s.Reconciled(lb.Report{Writes: maps.Writes{Frontends: 1, Slots: 2, NodeAddrs: 3}})
+	s.Reconciled(lb.Report{Writes: maps.Writes{Slots: 2, Backends: 4}, Failed: 2, Err: errDisk})
+	s.SocketsDestroyed(lb.UDP, 3)
+	s.SocketsDestroyed(lb.UDP, 2)
+	s.SetAdopted(map[string]int{"services": 10, "gone": 1})
+	s.SetAdopted(map[string]int{"services": 11})
+	exposes(t, s, fmt.Sprintf(`
+# HELP shunt_adopted_entries Entries that were found in the pinned maps at start and kept.
+# TYPE shunt_adopted_entries gauge
+shunt_adopted_entries{map="services"} 11
+# HELP shunt_build_info Always 1; its labels say which binary this is.
+# TYPE shunt_build_info gauge
+shunt_build_info{goversion=%q,revision="abc",version="v1.2.3"} 1
+# HELP shunt_map_writes_total Writes to the eBPF maps by kind of entry.
+# TYPE shunt_map_writes_total counter
+shunt_map_writes_total{kind="backends"} 4
+shunt_map_writes_total{kind="frontends"} 1
+shunt_map_writes_total{kind="names"} 0
+shunt_map_writes_total{kind="node_addrs"} 3
+shunt_map_writes_total{kind="slots"} 4
+# HELP shunt_reason_total How often an eBPF program ended, by the reason why.
+# TYPE shunt_reason_total counter
+shunt_reason_total{reason="no_endpoint"} 1
+shunt_reason_total{reason="translated"} 9
+# HELP shunt_reconcile_failures_total Reconciles that could not bring everything into the maps and left the rest for another attempt.
+# TYPE shunt_reconcile_failures_total counter
+shunt_reconcile_failures_total 1
+# HELP shunt_services_failing Services that the last reconcile could not bring into the maps.
+# TYPE shunt_services_failing gauge
+shunt_services_failing 2
+# HELP shunt_sockets_destroyed_total Sockets of clients that were destroyed since their endpoint was removed.
+# TYPE shunt_sockets_destroyed_total counter
+shunt_sockets_destroyed_total{protocol="TCP"} 0
+shunt_sockets_destroyed_total{protocol="UDP"} 5
+`, runtime.Version()), "shunt_adopted_entries", "shunt_build_info", "shunt_map_writes_total", "shunt_reason_total",
+		"shunt_reconcile_failures_total", "shunt_services_failing", "shunt_sockets_destroyed_total")
+
+	s.Reconciled(lb.Report{})
+	if got := testutil.ToFloat64(s.collector.failing); got != 0 {
+		t.Errorf("shunt_services_failing: %v after a reconcile without failures", got)
+	}
+}
+
+// TestEveryWriteIsExposed: the sum over all labels is maps.Writes' own total,
+// whatever fields it has.
+func TestEveryWriteIsExposed(t *testing.T) {
+	var w maps.Writes
+	v := reflect.ValueOf(&w).Elem()
+	for i := range v.NumField() {
+		v.Field(i).SetUint(1 << i)
+	}
+	var sum uint64
+	for _, kind := range writeKinds(w) {
+		sum += kind.count
+	}
+	if sum != w.Total() {
+		t.Errorf("labels add up to %d, Writes.Total is %d", sum, w.Total())
+	}
+}
+
+// histogramOf gives the count and the sum of a histogram.
+func histogramOf(t *testing.T, s *Server, name string) (count uint64, sum float64) {
+	t.Helper()
+	registry := prometheus.NewPedanticRegistry()
+	registry.MustRegister(s.collector)
+	families, err := registry.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range families {
+		if f.GetName() == name {
+			h := f.GetMetric()[0].GetHistogram()
+			return h.GetSampleCount(), h.GetSampleSum()
+		}
+	}
+	t.Fatalf("no metric %s", name)
+	return 0, 0
+}
+
+func TestDurations(t *testing.T) {
+	s := newTestServer(t, Options{}, inOrder())
+	at := func(ms int) time.Time { return noon.Add(time.Duration(ms) * time.Millisecond) }
+	s.Reconciled(lb.Report{Started: at(0), Ended: at(500), Full: true})
+	s.Reconciled(lb.Report{Started: at(1000), Ended: at(1002), Programmed: []time.Time{
+		at(2),    // 1 s ago
+		at(-1),   // before the process was there: not counted
+		at(1502), // by a clock that is ahead of ours: no time at all
+	}})
+	s.Reconciled(lb.Report{Started: at(2000), Ended: at(2001)})
+	for name, want := range map[string]struct {
+		count uint64
+		sum   float64
+	}{
+		"kubeproxy_sync_proxy_rules_duration_seconds":         {3, 0.503},
+		"kubeproxy_sync_full_proxy_rules_duration_seconds":    {1, 0.5},
+		"kubeproxy_sync_partial_proxy_rules_duration_seconds": {2, 0.003},
+		"kubeproxy_network_programming_duration_seconds":      {2, 1},
+	} {
+		if count, sum := histogramOf(t, s, name); count != want.count || math.Abs(sum-want.sum) > 1e-9 {
+			t.Errorf("%s: %d observations of %v s, want %d of %v s", name, count, sum, want.count, want.sum)
+		}
+	}
+}
+
+// TestBucketsHoldKubeProxys: queries by le, such as le="0.001", find a bucket.
+func TestBucketsHoldKubeProxys(t *testing.T) {
+	for i, bound := 0, 0.001; i < 15; i, bound = i+1, bound*2 {
+		found := false
+		for _, b := range syncBuckets {
+			found = found || b == bound
+		}
+		if !found {
+			t.Errorf("no bucket of %v s in %v", bound, syncBuckets)
+		}
+	}
+}
+
+func TestProbesAreCounted(t *testing.T) {
+	st := inOrder()
+	s, _ := start(t, Options{HealthzAddress: anyPort, MetricsAddress: anyPort}, st)
+	get(t, s.HealthzAddr(), "/healthz")
+	get(t, s.HealthzAddr(), "/healthz")
+	get(t, s.HealthzAddr(), "/livez")
+	st.set(func(st *lb.Status) { st.Node.Deleting = true })
+	get(t, s.HealthzAddr(), "/healthz")
+	get(t, s.MetricsAddr(), "/healthz") // of another server: not counted
+	exposes(t, s, `
+# HELP kubeproxy_proxy_healthz_total Answers of /healthz by HTTP status code.
+# TYPE kubeproxy_proxy_healthz_total counter
+kubeproxy_proxy_healthz_total{code="200"} 2
+kubeproxy_proxy_healthz_total{code="503"} 1
+# HELP kubeproxy_proxy_livez_total Answers of /livez by HTTP status code.
+# TYPE kubeproxy_proxy_livez_total counter
+kubeproxy_proxy_livez_total{code="200"} 1
+`, "kubeproxy_proxy_healthz_total", "kubeproxy_proxy_livez_total")
+}
+
+// TestMetricsServer asks every path of it.
+func TestMetricsServer(t *testing.T) {
+	opts := Options{MetricsAddress: anyPort, Config: map[string]any{"nodeName": "n1"},
+		Reasons: fixedReasons{err: errors.New("map is gone")}}
+	s, logs := start(t, opts, inOrder())
+	for path, want := range map[string]reply{
+		"/proxyMode":             {code: http.StatusOK, body: "shunt"},
+		"/healthz":               {code: http.StatusOK, body: `"nodeEligible":true`},
+		"/configz":               {code: http.StatusOK, body: `{"nodeName":"n1"}`},
+		"/debug/pprof/goroutine": {code: http.StatusNotFound},
+		"/other":                 {code: http.StatusNotFound},
+		// A source that cannot be read costs its own metric alone.
+		"/metrics": {code: http.StatusOK, body: "\nkubeproxy_sync_proxy_rules_service_changes_total 0\n"},
+	} {
+		if r := get(t, s.MetricsAddr(), path); r.code != want.code || !strings.Contains(r.body, want.body) {
+			t.Errorf("%s: %d %s, want %d with %s", path, r.code, r.body, want.code, want.body)
+		}
+	}
+	if logs.FilterMessage("metrics are incomplete").Len() != 1 {
+		t.Error("the source that cannot be read is not in the log")
+	}
+	body := get(t, s.MetricsAddr(), "/metrics").body
+	for _, words := range []string{"go_goroutines ", "process_open_fds ", "shunt_build_info{"} {
+		if !strings.Contains(body, "\n"+words) {
+			t.Errorf("/metrics has no %s", words)
+		}
+	}
+	if strings.Contains(body, "shunt_reason_total") {
+		t.Error("/metrics has reasons that could not be read")
+	}
+}
+
+func TestProfiling(t *testing.T) {
+	s, _ := start(t, Options{MetricsAddress: anyPort, Profiling: true}, inOrder())
+	for _, path := range []string{"/debug/pprof/", "/debug/pprof/goroutine?debug=1", "/debug/pprof/cmdline"} {
+		if r := get(t, s.MetricsAddr(), path); r.code != http.StatusOK {
+			t.Errorf("%s: %d %s", path, r.code, r.body)
+		}
+	}
+}
+
+// TestPedantic: nothing is collected that was not described, or twice.
+func TestPedantic(t *testing.T) {
+	s := newTestServer(t, Options{Reasons: fixedReasons{counts: map[string]uint64{"a": 1}}}, inOrder())
+	s.SetAdopted(map[string]int{"services": 1})
+	registry := prometheus.NewPedanticRegistry()
+	registry.MustRegister(s.collector)
+	if _, err := registry.Gather(); err != nil {
+		t.Error(err)
+	}
+}

@@ -1,0 +1,169 @@
+package health
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"net/netip"
+	"sync"
+	"syscall"
+	"time"
+
+	"go.uber.org/zap"
+)
+
+// grace is how long answers that are being written may take when a server is
+// closed. With the closing itself it stays under a second.
+const grace = 700 * time.Millisecond
+
+// maxHeader is more than any probe's request has, in bytes.
+const maxHeader = 16 << 10
+
+// backoff is how long to wait between attempts to bind an address: it doubles
+// from min to max.
+type backoff struct {
+	min, max time.Duration
+}
+
+var bindBackoff = backoff{min: time.Second, max: time.Minute}
+
+// after is the wait after the given number of failures, of at least one.
+func (b backoff) after(failures int) time.Duration {
+	d := b.min
+	for i := 1; i < failures && d < b.max; i++ {
+		d *= 2
+	}
+	return min(d, b.max)
+}
+
+// listen binds a TCP address. A wildcard of either family takes both, where the
+// node has both: net.Listen does so for "tcp".
+func listen(ctx context.Context, addr netip.AddrPort) (net.Listener, error) {
+	var lc net.ListenConfig
+	return lc.Listen(ctx, "tcp", addr.String())
+}
+
+// bindHint is what to do about a failed bind, where flag sets the address.
+func bindHint(err error, flag string) string {
+	switch {
+	case errors.Is(err, syscall.EADDRINUSE):
+		return "another process has that port: end it (is kube-proxy still running?) or choose another by " + flag
+	case errors.Is(err, syscall.EADDRNOTAVAIL):
+		return "this node has no such address: give one of its own by " + flag
+	case errors.Is(err, syscall.EACCES), errors.Is(err, syscall.EPERM):
+		return "a port below 1024 needs CAP_NET_BIND_SERVICE: choose another by " + flag
+	}
+	return "choose another address by " + flag
+}
+
+// serve answers on l until ctx is done, then closes l at once, lets answers
+// that are being written end, and returns nil. It returns an error if l fails
+// before. log takes what net/http complains of, such as broken connections.
+func serve(ctx context.Context, l net.Listener, h http.Handler, log *zap.Logger) error {
+	complaints, err := zap.NewStdLogAt(log, zap.DebugLevel)
+	if err != nil {
+		return err
+	}
+	srv := &http.Server{
+		Handler:  h,
+		ErrorLog: complaints,
+		// Any path or method is for our handlers to judge, "OPTIONS *" too.
+		DisableGeneralOptionsHandler: true,
+		ReadHeaderTimeout:            5 * time.Second,
+		ReadTimeout:                  10 * time.Second,
+		IdleTimeout:                  90 * time.Second,
+		MaxHeaderBytes:               maxHeader,
+	}
+	failed := make(chan error, 1)
+	go func() { failed <- srv.Serve(l) }()
+	select {
+	case err := <-failed:
+		if ctx.Err() == nil {
+			_ = srv.Close()
+			return fmt.Errorf("accept connections: %w", err)
+		}
+		failed <- err // our owner closed l itself
+	case <-ctx.Done():
+	}
+	limit, cancel := context.WithTimeout(context.WithoutCancel(ctx), grace)
+	defer cancel()
+	if srv.Shutdown(limit) != nil {
+		_ = srv.Close()
+	}
+	<-failed
+	return nil
+}
+
+// site is one of the two servers that have an address of their own.
+type site struct {
+	// name is for the log, flag sets addr.
+	name, flag string
+	addr       netip.AddrPort
+	handler    http.Handler
+	log        *zap.Logger
+
+	mu sync.Mutex
+	at netip.AddrPort
+}
+
+// bound is where the site listens, the zero value while it does not.
+func (s *site) bound() netip.AddrPort {
+	if s == nil {
+		return netip.AddrPort{}
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.at
+}
+
+func (s *site) setBound(at netip.AddrPort) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.at = at
+}
+
+// run binds and serves until ctx is done. A failure is tried again with backoff,
+// or returned where hardFail is set.
+func (s *site) run(ctx context.Context, hardFail bool) error {
+	for failures := 0; ; {
+		err := s.once(ctx, func() { failures = 0 })
+		if ctx.Err() != nil {
+			return nil
+		}
+		if hardFail {
+			return err
+		}
+		failures++
+		wait := bindBackoff.after(failures)
+		s.log.Error("cannot serve "+s.name+", everything else goes on", zap.Error(err), zap.Duration("retryIn", wait))
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(wait):
+		}
+	}
+}
+
+// once binds, calls served, and serves until ctx is done or the socket fails.
+func (s *site) once(ctx context.Context, served func()) error {
+	l, err := listen(ctx, s.addr)
+	if err != nil {
+		return fmt.Errorf("serve %s on %s: %w; %s", s.name, s.addr, err, bindHint(err, s.flag))
+	}
+	at := s.addr
+	if tcp, ok := l.Addr().(*net.TCPAddr); ok {
+		// The address as it was given, with the port that the kernel chose for 0:
+		// a dual-stack socket calls itself [::] whatever it was bound to.
+		at = netip.AddrPortFrom(s.addr.Addr(), tcp.AddrPort().Port())
+	}
+	s.setBound(at)
+	defer s.setBound(netip.AddrPort{})
+	served()
+	s.log.Info("serving "+s.name, zap.Stringer("address", at))
+	if err := serve(ctx, l, s.handler, s.log); err != nil {
+		return fmt.Errorf("serve %s on %s: %w", s.name, at, err)
+	}
+	return nil
+}

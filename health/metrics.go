@@ -1,0 +1,82 @@
+package health
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"net/http/pprof"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+	"go.uber.org/zap"
+)
+
+// scrapesAtOnce bounds what a misconfigured scraper can cost.
+const scrapesAtOnce = 4
+
+// metricsMux is what 127.0.0.1:10249 serves. Its healthz is not counted in
+// kubeproxy_proxy_healthz_total, which is about :10256.
+func metricsMux(c *checker, metrics *collector, opts Options) (http.Handler, error) {
+	config, err := json.Marshal(opts.Config)
+	if err != nil {
+		return nil, fmt.Errorf("health: encode the configuration for /configz as JSON: %w", err)
+	}
+	registry := prometheus.NewRegistry()
+	for _, col := range []prometheus.Collector{
+		metrics,
+		collectors.NewGoCollector(),
+		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
+	} {
+		if err := registry.Register(col); err != nil {
+			return nil, fmt.Errorf("health: register metrics: %w", err)
+		}
+	}
+	mux := http.NewServeMux()
+	mux.Handle("/metrics", promhttp.HandlerFor(registry, promhttp.HandlerOpts{
+		// One source that cannot be read must not cost the others.
+		ErrorHandling:       promhttp.ContinueOnError,
+		ErrorLog:            scrapeLog{opts.Log},
+		Registry:            registry,
+		MaxRequestsInFlight: scrapesAtOnce,
+	}))
+	mux.Handle("/healthz", probe(c, answerHealthz, nil))
+	mux.HandleFunc("/proxyMode", func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+		w.Header().Set("X-Content-Type-Options", "nosniff")
+		_, _ = io.WriteString(w, ProxyMode)
+	})
+	mux.HandleFunc("/configz", func(w http.ResponseWriter, _ *http.Request) {
+		writeJSON(w, http.StatusOK, json.RawMessage(config))
+	})
+	if opts.Profiling {
+		addProfiling(mux)
+	}
+	return mux, nil
+}
+
+// addProfiling serves /debug/pprof. A profile takes as long as its client says,
+// longer than a request may take to arrive: net/http would cut it short there.
+func addProfiling(mux *http.ServeMux) {
+	unhurried := func(h http.HandlerFunc) http.HandlerFunc {
+		return func(w http.ResponseWriter, r *http.Request) {
+			_ = http.NewResponseController(w).SetReadDeadline(time.Time{})
+			h(w, r)
+		}
+	}
+	mux.HandleFunc("/debug/pprof/", unhurried(pprof.Index))
+	mux.HandleFunc("/debug/pprof/cmdline", unhurried(pprof.Cmdline))
+	mux.HandleFunc("/debug/pprof/profile", unhurried(pprof.Profile))
+	mux.HandleFunc("/debug/pprof/symbol", unhurried(pprof.Symbol))
+	mux.HandleFunc("/debug/pprof/trace", unhurried(pprof.Trace))
+}
+
+// scrapeLog takes what a scrape could not read.
+type scrapeLog struct{ log *zap.Logger }
+
+// Println is promhttp's.
+func (l scrapeLog) Println(v ...any) {
+	l.log.Warn("metrics are incomplete", zap.String("cause", fmt.Sprint(v...)))
+}

@@ -1,0 +1,282 @@
+package health
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"net/http"
+	"net/netip"
+	"slices"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"go.uber.org/zap"
+
+	"shunt/lb"
+)
+
+// nodePorts serves the healthCheckNodePort of every service that has one: a
+// cloud's load balancer asks it whether this node has an endpoint of its own.
+// One goroutine, run, owns the sockets; the setters only leave word for it.
+type nodePorts struct {
+	checker  *checker
+	log      *zap.Logger
+	failed   func(lb.ServiceName, uint16, error)
+	backoff  backoff
+	listen   func(context.Context, netip.AddrPort) (net.Listener, error)
+	selected bool
+
+	// changed holds a token when wanted or addrs were replaced.
+	changed chan struct{}
+	// broken takes a socket that ended without having been told to.
+	broken chan *checkSocket
+
+	mu     sync.Mutex
+	wanted []lb.HealthCheck
+	addrs  []netip.Addr
+}
+
+// checkKey is a socket of a service: if its port or address differs it is
+// another one.
+type checkKey struct {
+	service lb.ServiceName
+	at      netip.AddrPort
+}
+
+// checkSocket is a socket that is wanted: open, or waiting for its next attempt.
+type checkSocket struct {
+	key checkKey
+	// endpoints is what the handler says, changed while it is served.
+	endpoints atomic.Int64
+	// listener is nil while the socket is not open.
+	listener net.Listener
+	stop     context.CancelFunc
+	// failures in a row, and when the next attempt is due.
+	failures int
+	retryAt  time.Time
+}
+
+func newNodePorts(c *checker, opts Options) *nodePorts {
+	n := &nodePorts{
+		checker:  c,
+		log:      opts.Log,
+		failed:   opts.BindFailed,
+		backoff:  bindBackoff,
+		listen:   listen,
+		selected: opts.SelectAddresses,
+		changed:  make(chan struct{}, 1),
+		broken:   make(chan *checkSocket),
+	}
+	if n.failed == nil {
+		n.failed = func(lb.ServiceName, uint16, error) {}
+	}
+	if !n.selected {
+		n.addrs = []netip.Addr{netip.IPv4Unspecified()}
+	}
+	return n
+}
+
+func (n *nodePorts) setChecks(checks []lb.HealthCheck) {
+	n.mu.Lock()
+	n.wanted = slices.Clone(checks)
+	n.mu.Unlock()
+	n.poke()
+}
+
+func (n *nodePorts) setAddresses(addrs []netip.Addr) {
+	if !n.selected {
+		return
+	}
+	// A wildcard among them stands for itself as a destination, and must not
+	// open every other address too.
+	addrs = slices.DeleteFunc(slices.Clone(addrs), netip.Addr.IsUnspecified)
+	slices.SortFunc(addrs, netip.Addr.Compare)
+	n.mu.Lock()
+	n.addrs = slices.Compact(addrs)
+	n.mu.Unlock()
+	n.poke()
+}
+
+func (n *nodePorts) poke() {
+	select {
+	case n.changed <- struct{}{}:
+	default: // the token that is there covers this change too
+	}
+}
+
+// run owns the sockets until ctx is done. When it returns, all of them and
+// their goroutines have ended.
+func (n *nodePorts) run(ctx context.Context) {
+	sockets := map[checkKey]*checkSocket{}
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	for {
+		n.apply(ctx, &wg, sockets)
+		retry, stop := n.nextRetry(sockets)
+		select {
+		case <-ctx.Done():
+		case <-n.changed:
+		case <-retry:
+		case s := <-n.broken:
+			n.giveUp(s, sockets)
+		}
+		stop()
+		if ctx.Err() != nil {
+			return
+		}
+	}
+}
+
+// apply closes what is wanted no more, tells open sockets their new count, and
+// opens what is wanted and due. It closes first: a port may go from one service
+// to another.
+func (n *nodePorts) apply(ctx context.Context, wg *sync.WaitGroup, sockets map[checkKey]*checkSocket) {
+	wanted := n.snapshot()
+	keep := make(map[checkKey]bool, len(wanted))
+	for _, w := range wanted {
+		keep[w.key] = true
+	}
+	for key, s := range sockets {
+		if !keep[key] {
+			s.close()
+			delete(sockets, key)
+		}
+	}
+	for _, w := range wanted {
+		s := sockets[w.key]
+		if s == nil {
+			s = &checkSocket{key: w.key}
+			sockets[w.key] = s
+		}
+		s.endpoints.Store(int64(w.endpoints))
+		if s.listener == nil && !s.retryAt.After(time.Now()) {
+			n.open(ctx, wg, s)
+		}
+	}
+}
+
+// wantedSocket is a socket that should be open, and what it says.
+type wantedSocket struct {
+	key       checkKey
+	endpoints int
+}
+
+// snapshot gives the sockets that are wanted, in the order of the checks: of
+// two services with one port, the same one has it after every start.
+func (n *nodePorts) snapshot() []wantedSocket {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	wanted := make([]wantedSocket, 0, len(n.wanted)*len(n.addrs))
+	for _, check := range n.wanted {
+		for _, addr := range n.addrs {
+			key := checkKey{check.Service, netip.AddrPortFrom(addr, check.Port)}
+			wanted = append(wanted, wantedSocket{key, check.LocalEndpoints})
+		}
+	}
+	return wanted
+}
+
+// open binds a socket and serves it, or notes when to try again.
+func (n *nodePorts) open(ctx context.Context, wg *sync.WaitGroup, s *checkSocket) {
+	l, err := n.listen(ctx, s.key.at)
+	if err != nil {
+		n.putOff(s, fmt.Errorf("serve healthCheckNodePort %d of service %s on %s: %w; %s", s.key.at.Port(),
+			s.key.service, s.key.at.Addr(), err, bindHint(err, "the service's spec.healthCheckNodePort")))
+		return
+	}
+	if s.failures > 0 {
+		n.log.Info("healthCheckNodePort is served now", zap.Stringer("service", s.key.service),
+			zap.Stringer("address", s.key.at))
+	}
+	s.failures, s.retryAt = 0, time.Time{}
+	var served context.Context
+	served, s.stop = context.WithCancel(ctx)
+	s.listener = l
+	wg.Go(func() {
+		err := serve(served, l, n.handler(s), n.log)
+		if err == nil {
+			return
+		}
+		n.log.Error("healthCheckNodePort lost its socket", zap.Stringer("service", s.key.service), zap.Error(err))
+		select {
+		case n.broken <- s:
+		case <-served.Done():
+		}
+	})
+}
+
+// giveUp forgets a broken socket's listener, so that it is opened again.
+func (n *nodePorts) giveUp(s *checkSocket, sockets map[checkKey]*checkSocket) {
+	if sockets[s.key] != s {
+		return
+	}
+	s.close()
+	n.putOff(s, fmt.Errorf("serve healthCheckNodePort %d of service %s on %s: its socket failed; it will be opened again",
+		s.key.at.Port(), s.key.service, s.key.at.Addr()))
+}
+
+// putOff notes a failure. The first of a row is told; the rest would only
+// repeat it.
+func (n *nodePorts) putOff(s *checkSocket, err error) {
+	s.failures++
+	wait := n.backoff.after(s.failures)
+	s.retryAt = time.Now().Add(wait)
+	if s.failures > 1 {
+		return
+	}
+	n.log.Warn("cannot serve a healthCheckNodePort", zap.Error(err), zap.Duration("retryIn", wait))
+	n.failed(s.key.service, s.key.at.Port(), err)
+}
+
+// close frees the port at once; the goroutine ends by itself within grace.
+func (s *checkSocket) close() {
+	if s.listener == nil {
+		return
+	}
+	s.stop()
+	_ = s.listener.Close()
+	s.listener = nil
+}
+
+// nextRetry fires when the next attempt is due, never where none is.
+func (n *nodePorts) nextRetry(sockets map[checkKey]*checkSocket) (<-chan time.Time, func()) {
+	var next time.Time
+	for _, s := range sockets {
+		if s.listener == nil && (next.IsZero() || s.retryAt.Before(next)) {
+			next = s.retryAt
+		}
+	}
+	if next.IsZero() {
+		return nil, func() {}
+	}
+	timer := time.NewTimer(time.Until(next))
+	return timer.C, func() { timer.Stop() }
+}
+
+// checkAnswer is the body, in the form that kube-proxy gives it.
+type checkAnswer struct {
+	Service             checkService `json:"service"`
+	LocalEndpoints      int64        `json:"localEndpoints"`
+	ServiceProxyHealthy bool         `json:"serviceProxyHealthy"`
+}
+
+type checkService struct {
+	Namespace string `json:"namespace"`
+	Name      string `json:"name"`
+}
+
+// handler answers any path and method. The node's own state does not count:
+// while a node drains, its endpoints leave one by one, and that is what counts.
+func (n *nodePorts) handler(s *checkSocket) http.HandlerFunc {
+	return func(w http.ResponseWriter, _ *http.Request) {
+		endpoints, healthy := s.endpoints.Load(), n.checker.healthy()
+		w.Header().Set("X-Load-Balancing-Endpoint-Weight", strconv.FormatInt(endpoints, 10))
+		writeJSON(w, code(endpoints > 0 && healthy), checkAnswer{
+			Service:             checkService{s.key.service.Namespace, s.key.service.Name},
+			LocalEndpoints:      endpoints,
+			ServiceProxyHealthy: healthy,
+		})
+	}
+}

@@ -1,0 +1,261 @@
+package health
+
+import (
+	"bufio"
+	"context"
+	"fmt"
+	"net"
+	"net/http"
+	"net/netip"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"shunt/lb"
+)
+
+var web = lb.ServiceName{Namespace: "shop", Name: "web"}
+
+// startChecks is a server of healthCheckNodePorts on our own address.
+func startChecks(t *testing.T, opts Options, st StatusSource) *Server {
+	t.Helper()
+	opts.SelectAddresses = true
+	s, _ := start(t, opts, st)
+	s.SetNodePortAddresses([]netip.Addr{ours})
+	return s
+}
+
+// served polls until the port answers, and gives the answer.
+func served(t *testing.T, at netip.AddrPort) reply {
+	t.Helper()
+	var r reply
+	eventually(t, at.String()+" is served", func() bool {
+		var err error
+		r, err = ask(t, http.MethodGet, "http://"+at.String())
+		return err == nil
+	})
+	return r
+}
+
+func closed(t *testing.T, at netip.AddrPort) {
+	t.Helper()
+	eventually(t, at.String()+" is closed", func() bool {
+		_, err := ask(t, http.MethodGet, "http://"+at.String())
+		return err != nil
+	})
+}
+
+// TestHealthCheckAnswers: code, headers and body, byte for byte.
+func TestHealthCheckAnswers(t *testing.T) {
+	tests := []struct {
+		name      string
+		endpoints int
+		change    func(*lb.Status)
+		code      int
+		healthy   bool
+	}{
+		{"two here", 2, func(*lb.Status) {}, http.StatusOK, true},
+		{"none here", 0, func(*lb.Status) {}, http.StatusServiceUnavailable, true},
+		{"one here, and the proxy behind", 1, func(s *lb.Status) { s.QueuedSince = noon.Add(-time.Hour) },
+			http.StatusServiceUnavailable, false},
+		{"one here, and the Node being deleted", 1, func(s *lb.Status) { s.Node.Deleting = true }, http.StatusOK, true},
+		{"one here, and no Node", 1, func(s *lb.Status) { s.Node = nil }, http.StatusOK, true},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			st := inOrder()
+			st.set(tt.change)
+			s := startChecks(t, Options{RequireNode: true}, st)
+			at := freePort(t)
+			s.SetHealthChecks([]lb.HealthCheck{{Service: web, Port: at.Port(), LocalEndpoints: tt.endpoints}})
+			r := served(t, at)
+			want := fmt.Sprintf(`{"service":{"namespace":"shop","name":"web"},"localEndpoints":%d,"serviceProxyHealthy":%v}`,
+				tt.endpoints, tt.healthy)
+			if r.code != tt.code || strings.TrimSuffix(r.body, "\n") != want {
+				t.Errorf("%d %s, want %d %s", r.code, r.body, tt.code, want)
+			}
+			for name, value := range map[string]string{
+				"Content-Type":                     "application/json",
+				"X-Content-Type-Options":           "nosniff",
+				"X-Load-Balancing-Endpoint-Weight": fmt.Sprint(tt.endpoints),
+			} {
+				if got := r.header.Values(name); len(got) != 1 || got[0] != value {
+					t.Errorf("%s: %q, want %q", name, got, value)
+				}
+			}
+		})
+	}
+}
+
+// TestAnyRequest: whatever is asked, in whatever way, the answer is the same.
+func TestAnyRequest(t *testing.T) {
+	s := startChecks(t, Options{}, inOrder())
+	at := freePort(t)
+	s.SetHealthChecks([]lb.HealthCheck{{Service: web, Port: at.Port(), LocalEndpoints: 1}})
+	served(t, at)
+	for _, line := range []string{
+		"GET /", "GET //a/../b", "HEAD /healthz", "POST /x?y=z", "DELETE /a%2fb", "OPTIONS *", "PURGE /", "CONNECT x:1",
+	} {
+		conn, err := net.DialTimeout("tcp", at.String(), patience)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_ = conn.SetDeadline(time.Now().Add(patience))
+		if _, err := fmt.Fprintf(conn, "%s HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", line); err != nil {
+			t.Fatal(err)
+		}
+		status, err := bufio.NewReader(conn).ReadString('\n')
+		if err != nil || strings.TrimSpace(status) != "HTTP/1.1 200 OK" {
+			t.Errorf("%s: %q, %v", line, status, err)
+		}
+		conn.Close()
+	}
+}
+
+// TestHealthChecksFollow: counts change in place, sockets come and go.
+func TestHealthChecksFollow(t *testing.T) {
+	s := startChecks(t, Options{}, inOrder())
+	one, two := freePort(t), freePort(t)
+	db := lb.ServiceName{Namespace: "shop", Name: "db"}
+	s.SetHealthChecks([]lb.HealthCheck{{Service: db, Port: one.Port(), LocalEndpoints: 1},
+		{Service: web, Port: two.Port(), LocalEndpoints: 1}})
+	if r := served(t, one); !strings.Contains(r.body, `"db"`) {
+		t.Error(r.body)
+	}
+	served(t, two)
+
+	// A client that stays connected sees the new count on its connection.
+	conn, err := net.DialTimeout("tcp", two.String(), patience)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	_ = conn.SetDeadline(time.Now().Add(patience))
+	from := bufio.NewReader(conn)
+	weight := func() string {
+		fmt.Fprint(conn, "GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+		resp, err := http.ReadResponse(from, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer resp.Body.Close()
+		_, _ = bufio.NewReader(resp.Body).ReadString('\n')
+		return resp.Header.Get("X-Load-Balancing-Endpoint-Weight")
+	}
+	if got := weight(); got != "1" {
+		t.Errorf("weight %s, want 1", got)
+	}
+	s.SetHealthChecks([]lb.HealthCheck{{Service: db, Port: one.Port(), LocalEndpoints: 1},
+		{Service: web, Port: two.Port(), LocalEndpoints: 7}})
+	eventually(t, "the weight is 7", func() bool { return weight() == "7" })
+
+	// The port of db goes to web in one change, and web's own is closed.
+	s.SetHealthChecks([]lb.HealthCheck{{Service: web, Port: one.Port(), LocalEndpoints: 7}})
+	closed(t, two)
+	if r := served(t, one); !strings.Contains(r.body, `"web"`) {
+		t.Error(r.body)
+	}
+	s.SetHealthChecks(nil)
+	closed(t, one)
+}
+
+// bindFailures is an Options.BindFailed that remembers.
+type bindFailures struct {
+	mu  sync.Mutex
+	all []string
+}
+
+func (b *bindFailures) add(service lb.ServiceName, port uint16, err error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.all = append(b.all, fmt.Sprintf("%s %d %v", service, port, err))
+}
+
+func (b *bindFailures) list() []string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return append([]string(nil), b.all...)
+}
+
+// TestHealthCheckPortTaken: told once, tried again, and the others don't suffer.
+func TestHealthCheckPortTaken(t *testing.T) {
+	var failures bindFailures
+	s := startChecks(t, Options{BindFailed: failures.add}, inOrder())
+	taken, free := freePort(t), freePort(t)
+	other := take(t, taken)
+	defer other.Close()
+	s.SetHealthChecks([]lb.HealthCheck{{Service: lb.ServiceName{Namespace: "a", Name: "b"}, Port: taken.Port()},
+		{Service: web, Port: free.Port()}})
+	served(t, free)
+	eventually(t, "the failure is told", func() bool { return len(failures.list()) > 0 })
+	for _, words := range []string{"a/b ", fmt.Sprint(taken.Port()), "another process has that port"} {
+		if got := failures.list()[0]; !strings.Contains(got, words) {
+			t.Errorf("%q has no %q", got, words)
+		}
+	}
+	other.Close()
+	served(t, taken)
+	if got := failures.list(); len(got) != 1 {
+		t.Errorf("told %d times: %q", len(got), got)
+	}
+	// Taken away again by a restart of the change: a second spell is told again.
+	s.SetHealthChecks(nil)
+	closed(t, taken)
+	again := take(t, taken)
+	defer again.Close()
+	s.SetHealthChecks([]lb.HealthCheck{{Service: web, Port: taken.Port()}})
+	eventually(t, "the second spell is told", func() bool { return len(failures.list()) == 2 })
+}
+
+// TestHealthCheckAddresses: only the selected addresses are listened on, and
+// they may change.
+func TestHealthCheckAddresses(t *testing.T) {
+	s, _ := start(t, Options{SelectAddresses: true}, inOrder())
+	v4 := freePort(t)
+	v6 := netip.AddrPortFrom(netip.IPv6Loopback(), v4.Port())
+	s.SetHealthChecks([]lb.HealthCheck{{Service: web, Port: v4.Port()}})
+	s.SetNodePortAddresses([]netip.Addr{v6.Addr(), netip.IPv4Unspecified()})
+	served(t, v6)
+	closed(t, v4)
+	s.SetNodePortAddresses([]netip.Addr{ours})
+	served(t, v4)
+	closed(t, v6)
+	s.SetNodePortAddresses(nil)
+	closed(t, v4)
+}
+
+// TestHealthCheckEveryAddress is the default: both families, and what somebody
+// says of addresses does not matter.
+func TestHealthCheckEveryAddress(t *testing.T) {
+	s, _ := start(t, Options{}, inOrder())
+	v4 := freePort(t)
+	s.SetHealthChecks([]lb.HealthCheck{{Service: web, Port: v4.Port()}})
+	s.SetNodePortAddresses(nil)
+	served(t, v4)
+	served(t, netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), v4.Port()))
+	served(t, netip.AddrPortFrom(netip.IPv6Loopback(), v4.Port()))
+}
+
+// TestBrokenSocketIsReopened takes the socket away from under the server.
+func TestBrokenSocketIsReopened(t *testing.T) {
+	var failures bindFailures
+	opened := make(chan net.Listener, 2)
+	s, logs := start(t, Options{SelectAddresses: true, BindFailed: failures.add}, inOrder(), func(s *Server) {
+		s.nodePorts.listen = func(ctx context.Context, at netip.AddrPort) (net.Listener, error) {
+			l, err := listen(ctx, at)
+			opened <- l
+			return l, err
+		}
+	})
+	at := freePort(t)
+	s.SetNodePortAddresses([]netip.Addr{ours})
+	s.SetHealthChecks([]lb.HealthCheck{{Service: web, Port: at.Port()}})
+	served(t, at)
+	(<-opened).Close()
+	eventually(t, "the loss is told", func() bool { return len(failures.list()) == 1 })
+	served(t, at)
+	if logs.FilterMessageSnippet("lost its socket").Len() != 1 {
+		t.Error("the loss is not in the log")
+	}
+}

@@ -1,0 +1,120 @@
+package health
+
+import (
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"shunt/lb"
+)
+
+// The metrics that are read when somebody scrapes.
+var (
+	lastTimestamp = desc("kubeproxy_sync_proxy_rules_last_timestamp_seconds",
+		"When the maps last held everything that was known, as a Unix time in seconds; 0 if they never did.")
+	lastQueued = desc("kubeproxy_sync_proxy_rules_last_queued_timestamp_seconds",
+		"When the newest change was taken, as a Unix time in seconds; 0 before the first.")
+	endpointChanges = desc("kubeproxy_sync_proxy_rules_endpoint_changes_total",
+		"Changes of EndpointSlices that were taken.")
+	endpointChangesPending = desc("kubeproxy_sync_proxy_rules_endpoint_changes_pending",
+		"Changes of EndpointSlices that are not in the maps yet.")
+	serviceChanges = desc("kubeproxy_sync_proxy_rules_service_changes_total",
+		"Changes of Services that were taken.")
+	serviceChangesPending = desc("kubeproxy_sync_proxy_rules_service_changes_pending",
+		"Changes of Services that are not in the maps yet.")
+	noLocalEndpoints = desc("kubeproxy_sync_proxy_rules_no_local_endpoints_total",
+		"Service ports with a Local traffic policy and no usable endpoint on this node, of those that have endpoints.",
+		"ip_family", "traffic_policy")
+	mapEntries = desc("shunt_map_entries", "Entries in an eBPF map.", "map")
+	mapSize    = desc("shunt_map_max_entries", "Entries that an eBPF map has room for.", "map")
+	reasonSeen = desc("shunt_reason_total",
+		"How often an eBPF program ended, by the reason why.", "reason")
+)
+
+func desc(name, help string, labels ...string) *prometheus.Desc {
+	return prometheus.NewDesc(name, help, labels, nil)
+}
+
+// described are the metrics above.
+var described = []*prometheus.Desc{
+	mapEntries, mapSize, reasonSeen,
+	lastTimestamp, lastQueued, endpointChanges, endpointChangesPending,
+	serviceChanges, serviceChangesPending, noLocalEndpoints,
+}
+
+// counted are the metrics that are counted as things happen.
+func (m *collector) counted() []prometheus.Collector {
+	return []prometheus.Collector{
+		m.sync, m.syncFull, m.syncPartial, m.programming, m.healthz, m.livez,
+		m.writes, m.destroyed, m.failures, m.failing, m.adopted, m.build,
+	}
+}
+
+// Describe is prometheus.Collector's.
+func (m *collector) Describe(out chan<- *prometheus.Desc) {
+	for _, d := range described {
+		out <- d
+	}
+	for _, c := range m.counted() {
+		c.Describe(out)
+	}
+}
+
+// Collect is prometheus.Collector's. A source that cannot be read makes its own
+// metrics invalid and no others.
+func (m *collector) Collect(out chan<- prometheus.Metric) {
+	for _, c := range m.counted() {
+		c.Collect(out)
+	}
+	m.collectStatus(out, m.checker.status())
+	m.collectReasons(out)
+}
+
+func (m *collector) collectStatus(out chan<- prometheus.Metric, st lb.Status) {
+	gauge(out, lastTimestamp, unix(st.LastSync))
+	gauge(out, lastQueued, unix(st.LastQueued))
+	counter(out, endpointChanges, float64(st.EndpointChanges))
+	gauge(out, endpointChangesPending, float64(st.EndpointChangesPending))
+	counter(out, serviceChanges, float64(st.ServiceChanges))
+	gauge(out, serviceChangesPending, float64(st.ServiceChangesPending))
+	for _, family := range []lb.Family{lb.IPv4, lb.IPv6} {
+		for policy, external := range map[string]bool{"internal": false, "external": true} {
+			n := st.NoLocalEndpoints[lb.NoLocalKey{Family: family, External: external}]
+			gauge(out, noLocalEndpoints, float64(n), family.String(), policy)
+		}
+	}
+	for _, f := range st.Fill {
+		gauge(out, mapEntries, float64(f.Used), f.Map)
+		gauge(out, mapSize, float64(f.Size), f.Map)
+	}
+}
+
+func (m *collector) collectReasons(out chan<- prometheus.Metric) {
+	if m.reasons == nil {
+		return
+	}
+	reasons, err := m.reasons.Reasons()
+	if err != nil {
+		out <- prometheus.NewInvalidMetric(reasonSeen, err)
+		return
+	}
+	for reason, n := range reasons {
+		counter(out, reasonSeen, float64(n), reason)
+	}
+}
+
+func gauge(out chan<- prometheus.Metric, d *prometheus.Desc, v float64, labels ...string) {
+	out <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, v, labels...)
+}
+
+func counter(out chan<- prometheus.Metric, d *prometheus.Desc, v float64, labels ...string) {
+	out <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, v, labels...)
+}
+
+// unix gives a time in seconds, 0 for none.
+func unix(t time.Time) float64 {
+	if t.IsZero() {
+		return 0
+	}
+	return float64(t.UnixNano()) / float64(time.Second)
+}
