@@ -6,7 +6,6 @@ import (
 	"io"
 	"net/http"
 	"net/http/pprof"
-	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
@@ -57,20 +56,13 @@ func metricsMux(c *checker, metrics *collector, opts Options) (http.Handler, err
 	return mux, nil
 }
 
-// addProfiling serves /debug/pprof. A profile takes as long as its client says,
-// longer than a request may take to arrive: net/http would cut it short there.
+// addProfiling serves /debug/pprof.
 func addProfiling(mux *http.ServeMux) {
-	unhurried := func(h http.HandlerFunc) http.HandlerFunc {
-		return func(w http.ResponseWriter, r *http.Request) {
-			_ = http.NewResponseController(w).SetReadDeadline(time.Time{})
-			h(w, r)
-		}
-	}
-	mux.HandleFunc("/debug/pprof/", unhurried(pprof.Index))
-	mux.HandleFunc("/debug/pprof/cmdline", unhurried(pprof.Cmdline))
-	mux.HandleFunc("/debug/pprof/profile", unhurried(pprof.Profile))
-	mux.HandleFunc("/debug/pprof/symbol", unhurried(pprof.Symbol))
-	mux.HandleFunc("/debug/pprof/trace", unhurried(pprof.Trace))
+	mux.HandleFunc("/debug/pprof/", pprof.Index)
+	mux.HandleFunc("/debug/pprof/cmdline", pprof.Cmdline)
+	mux.HandleFunc("/debug/pprof/profile", pprof.Profile)
+	mux.HandleFunc("/debug/pprof/symbol", pprof.Symbol)
+	mux.HandleFunc("/debug/pprof/trace", pprof.Trace)
 }
 
 // scrapeLog takes what a scrape could not read.
