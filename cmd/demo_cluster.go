@@ -24,6 +24,8 @@ type demoCluster struct {
 	web    []*lab.Pod // the endpoints: one on each node
 	client []*lab.Pod // one on each node
 	daemon []*demoDaemon
+	// executable is what is run as the daemon: this one.
+	executable string
 }
 
 // demoDaemon is a running `shunt run`.
@@ -43,8 +45,9 @@ const (
 )
 
 // newDemoCluster makes nodes and pods; the servers serve when it returns.
-func newDemoCluster(_ context.Context, l *lab.Lab) (*demoCluster, error) {
-	c := &demoCluster{lab: l}
+func newDemoCluster(l *lab.Lab) (*demoCluster, error) {
+	// The link stays right when the file is replaced meanwhile.
+	c := &demoCluster{lab: l, executable: "/proc/self/exe"}
 	for i, name := range []string{"n1", "n2"} {
 		n := l.Node(name)
 		web := n.Pod(fmt.Sprintf("web-%d", i)) // its node's first: demo.yaml has the address
@@ -71,8 +74,7 @@ func (c *demoCluster) startDaemons(ctx context.Context) error {
 	for _, n := range c.nodes {
 		d := &demoDaemon{node: n}
 		pod := n.HostPod("shunt")
-		// The link stays right when the file is replaced meanwhile.
-		d.cmd = pod.Command(ctx, "/proc/self/exe", "run",
+		d.cmd = pod.Command(ctx, c.executable, "run",
 			"--manifests", file, "--node-name", n.Name(),
 			"--cgroup-root", n.Cgroup(), "--bpffs-root", filepath.Join(n.BPFFS(), "shunt"),
 			"--healthz-bind-address", demoHealthz, "--metrics-bind-address", demoMetrics)

@@ -1,0 +1,21 @@
+package cmd
+
+import (
+	"os"
+	"strings"
+	"testing"
+
+	"shunt/bpf"
+	"shunt/e2e/lab"
+)
+
+// TestMain lets the test binary be shunt: where the first argument is a command
+// and no flag of the test's, the command runs.
+func TestMain(m *testing.M) {
+	bpf.MaybeProbe()
+	lab.MaybeAgent()
+	if len(os.Args) > 1 && !strings.HasPrefix(os.Args[1], "-") {
+		os.Exit(Main(os.Args[1:]))
+	}
+	os.Exit(m.Run())
+}
