@@ -1,0 +1,192 @@
+package watcher
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"shunt/lb"
+)
+
+// runManifests runs a watcher until the test ends.
+func runManifests(t *testing.T, path string) *sink {
+	t.Helper()
+	s := newSink(t)
+	m, err := NewManifests(ManifestsOptions{Path: path, Sink: s})
+	must(t, err)
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- m.Run(ctx) }()
+	t.Cleanup(func() {
+		cancel()
+		select {
+		case err := <-done:
+			if err != nil {
+				t.Errorf("Run: %v", err)
+			}
+		case <-time.After(deadline):
+			t.Error("Run does not end")
+		}
+	})
+	return s
+}
+
+// sooner fails if what a test has seen since start could be the slow poll's work.
+func sooner(t *testing.T, start time.Time, what string) {
+	t.Helper()
+	if took := time.Since(start); took > pollInterval/2 {
+		t.Errorf("%s: seen after %v only: not by the watch", what, took)
+	}
+}
+
+// TestManifestsWatch: every way in which programs change a file is seen at once.
+func TestManifestsWatch(t *testing.T) {
+	ip := 0
+	next := func() string { // another version of one service
+		ip++
+		return serviceDoc("web", fmt.Sprintf("10.96.1.%d", ip))
+	}
+	replace := func(t *testing.T, path, content string) {
+		must(t, os.Rename(write(t, path+".new~", content), path))
+	}
+	for _, c := range []struct {
+		name string
+		// setup makes what path names; change changes it.
+		setup  func(t *testing.T, dir string) (path string)
+		change func(t *testing.T, dir string)
+	}{
+		{
+			name:   "a file written in place",
+			setup:  func(t *testing.T, dir string) string { return write(t, filepath.Join(dir, "a.yaml"), next()) },
+			change: func(t *testing.T, dir string) { write(t, filepath.Join(dir, "a.yaml"), next()) },
+		},
+		{
+			name:   "a file replaced by rename",
+			setup:  func(t *testing.T, dir string) string { return write(t, filepath.Join(dir, "a.yaml"), next()) },
+			change: func(t *testing.T, dir string) { replace(t, filepath.Join(dir, "a.yaml"), next()) },
+		},
+		{
+			name:  "a file removed and made again",
+			setup: func(t *testing.T, dir string) string { return write(t, filepath.Join(dir, "a.yaml"), next()) },
+			change: func(t *testing.T, dir string) {
+				must(t, os.Remove(filepath.Join(dir, "a.yaml")))
+				write(t, filepath.Join(dir, "a.yaml"), next())
+			},
+		},
+		{
+			name:   "a directory's file replaced by rename",
+			setup:  func(t *testing.T, dir string) string { write(t, filepath.Join(dir, "a.yaml"), next()); return dir },
+			change: func(t *testing.T, dir string) { replace(t, filepath.Join(dir, "a.yaml"), next()) },
+		},
+		{
+			name:   "a ConfigMap volume",
+			setup:  func(t *testing.T, dir string) string { configMap(t, dir, "v1", next()); return dir },
+			change: func(t *testing.T, dir string) { configMap(t, dir, fmt.Sprintf("v%d", ip), next()) },
+		},
+		{
+			name: "a file of a ConfigMap volume",
+			setup: func(t *testing.T, dir string) string {
+				configMap(t, dir, "v1", next())
+				return filepath.Join(dir, "a.yaml")
+			},
+			change: func(t *testing.T, dir string) { configMap(t, dir, fmt.Sprintf("v%d", ip), next()) },
+		},
+		{
+			name: "a link into another directory",
+			setup: func(t *testing.T, dir string) string {
+				write(t, filepath.Join(dir, "far", "real.yaml"), next())
+				must(t, os.MkdirAll(filepath.Join(dir, "near"), 0o755))
+				must(t, os.Symlink("../far/real.yaml", filepath.Join(dir, "near", "a.yaml")))
+				return filepath.Join(dir, "near")
+			},
+			change: func(t *testing.T, dir string) { replace(t, filepath.Join(dir, "far", "real.yaml"), next()) },
+		},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			dir := t.TempDir()
+			s := runManifests(t, c.setup(t, dir))
+			s.next("set service default/web", "synced")
+			for i := range 3 {
+				start := time.Now()
+				c.change(t, dir)
+				s.next("set service default/web")
+				sooner(t, start, fmt.Sprintf("change %d", i+1))
+			}
+		})
+	}
+}
+
+// configMap writes a version of a volume as the kubelet does: a directory of
+// its own, and one rename of a link that makes it the current one.
+func configMap(t *testing.T, dir, version, content string) {
+	t.Helper()
+	write(t, filepath.Join(dir, ".."+version, "a.yaml"), content)
+	must(t, os.Symlink(".."+version, filepath.Join(dir, "..data_tmp")))
+	must(t, os.Rename(filepath.Join(dir, "..data_tmp"), filepath.Join(dir, "..data")))
+	if _, err := os.Lstat(filepath.Join(dir, "a.yaml")); err != nil {
+		must(t, os.Symlink("..data/a.yaml", filepath.Join(dir, "a.yaml")))
+	}
+}
+
+// TestManifestsWatchFiles: files come and go in a directory, and the directory
+// itself.
+func TestManifestsWatchFiles(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "manifests")
+	must(t, os.Mkdir(dir, 0o755))
+	s := runManifests(t, dir)
+	s.next("synced")
+	write(t, filepath.Join(dir, "a.yaml"), serviceDoc("web", "10.96.0.1"))
+	s.next("set service default/web")
+	write(t, filepath.Join(dir, "b.yaml"), serviceDoc("db", "10.96.0.2"))
+	s.next("set service default/db")
+	start := time.Now()
+	must(t, os.Remove(filepath.Join(dir, "a.yaml")))
+	s.next("delete service default/web")
+	sooner(t, start, "a removed file")
+
+	// The whole directory goes and comes back: the poll finds it at the latest.
+	must(t, os.RemoveAll(dir))
+	s.next("delete service default/db")
+	write(t, filepath.Join(dir, "a.yaml"), serviceDoc("web", "10.96.0.3"))
+	s.next("set service default/web")
+}
+
+// TestManifestsHalfWritten: a file that is truncated and written in pieces is
+// not taken for what its first half says, as long as the pieces come quickly.
+func TestManifestsHalfWritten(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "a.yaml")
+	web, db := serviceDoc("web", "10.96.0.1"), serviceDoc("db", "10.96.0.2")
+	write(t, path, docs(web, db))
+	s := runManifests(t, path)
+	s.next("set service default/web", "set service default/db", "synced")
+	name := lb.ServiceName{Namespace: "default", Name: "web"}
+	quick := 0
+	for i := range 50 { // on a busy machine, a piece may come late
+		start := time.Now()
+		f, err := os.Create(path) // truncates
+		must(t, err)
+		ip := fmt.Sprintf("10.96.2.%d", i+1)
+		for _, part := range []string{"# a new version\n", serviceDoc("web", ip), "---\n", db} {
+			_, err := f.WriteString(part)
+			must(t, err)
+		}
+		must(t, f.Close())
+		inTime := time.Since(start) < quiet/2
+		eventually(t, "the new version", func() bool {
+			s.mu.Lock()
+			defer s.mu.Unlock()
+			m := s.services[name]
+			return m != nil && m.ClusterIPs[0].String() == ip && len(s.services) == 2
+		})
+		if calls := s.take(); inTime {
+			s.same(calls, []string{"set service default/web"})
+			if quick++; quick == 5 {
+				return
+			}
+		}
+	}
+	t.Skip("the machine is too busy to write a file in time")
+}
