@@ -18,13 +18,21 @@ type Fake struct {
 	backends  []Backend
 	names     map[uint32]Name
 	nodeAddrs map[netip.Addr]uint32
+	// maxNodeAddrs is what the C declaration says; no flag changes it.
+	maxNodeAddrs int
 }
 
 var _ Tables = (*Fake)(nil)
 
 // NewFake makes empty maps of these sizes.
 func NewFake(sizes Sizes) *Fake {
+	maxNodeAddrs := 0
+	if spec, err := loadAbi(); err == nil { // else the build is broken, and Spec says so
+		maxNodeAddrs = int(spec.Maps[mapNodeAddrs].MaxEntries)
+	}
 	return &Fake{
+		maxNodeAddrs: maxNodeAddrs,
+
 		sizes:     sizes,
 		frontends: map[FrontendKey]Service{},
 		slots:     make([]uint32, sizes.Slots),
@@ -48,6 +56,10 @@ func (f *Fake) SetFrontend(key FrontendKey, v Service) error {
 			return fmt.Errorf("set frontend %s: slots %d+%d leave the array", key, r.Base, r.Count)
 		}
 		for _, id := range f.slots[r.Base : r.Base+r.Count] {
+			if int(id) >= len(f.backends) {
+				return fmt.Errorf("set frontend %s: slot names record %d: map backends has records 1 to %d",
+					key, id, len(f.backends)-1)
+			}
 			if f.backends[id].ServiceId != v.Id || v.Id == 0 {
 				return fmt.Errorf("set frontend %s of service id %d: slot names record %d of service id %d",
 					key, v.Id, id, f.backends[id].ServiceId)
@@ -126,6 +138,10 @@ func (f *Fake) DeleteName(id uint32) error {
 
 // SetNodeAddr adds an address that takes node ports.
 func (f *Fake) SetNodeAddr(a netip.Addr, flags uint32) error {
+	if _, there := f.nodeAddrs[a]; !there && len(f.nodeAddrs) >= f.maxNodeAddrs {
+		full := &FullError{Map: mapNodeAddrs, Size: uint32(f.maxNodeAddrs)}
+		return fmt.Errorf("add node address %s: %w", a, full)
+	}
 	f.nodeAddrs[a] = flags
 	return nil
 }

@@ -66,20 +66,24 @@ func mapArray[T any](m *ebpf.Map, to *[]T) error {
 	return nil
 }
 
-func unmapArray[T any](s []T) error {
-	if s == nil {
+// unmapArray takes the slice away: a second call does nothing, and memory that
+// is not there any more can't be read by mistake.
+func unmapArray[T any](s *[]T) error {
+	mem := *s
+	if mem == nil {
 		return nil
 	}
+	*s = nil
 	var zero T
-	length := len(s) * int(unsafe.Sizeof(zero))
+	length := len(mem) * int(unsafe.Sizeof(zero))
 	page := unix.Getpagesize()
 	length = (length + page - 1) / page * page
-	return unix.MunmapPtr(unsafe.Pointer(unsafe.SliceData(s)), uintptr(length))
+	return unix.MunmapPtr(unsafe.Pointer(unsafe.SliceData(mem)), uintptr(length))
 }
 
 // Close unmaps the arrays; the set stays open.
 func (k *Kernel) Close() error {
-	return errors.Join(unmapArray(k.slots), unmapArray(k.backends), unmapArray(k.stats), unmapArray(k.meta))
+	return errors.Join(unmapArray(&k.slots), unmapArray(&k.backends), unmapArray(&k.stats), unmapArray(&k.meta))
 }
 
 // Sizes gives what fits.

@@ -113,6 +113,9 @@ func Open(root string, sizes Sizes) (*Set, OpenResult, error) {
 	if old != nil {
 		err = errors.Join(err, old.Close())
 	}
+	if err != nil && set != nil {
+		err = errors.Join(err, set.Close(), os.RemoveAll(set.dir))
+	}
 	if err != nil {
 		return nil, OpenResult{}, err
 	}
@@ -164,8 +167,12 @@ func (s *Set) misfit(specs map[string]*ebpf.MapSpec) string {
 	for name, spec := range specs {
 		m := s.maps[name]
 		if m.MaxEntries() != spec.MaxEntries {
+			asks := flagOf(name)
+			if asks == "" {
+				asks = "this binary"
+			}
 			return fmt.Sprintf("map %s has room for %d entries, %s asks for %d",
-				name, m.MaxEntries(), flagOf(name), spec.MaxEntries)
+				name, m.MaxEntries(), asks, spec.MaxEntries)
 		}
 		if m.Type() != spec.Type || m.KeySize() != spec.KeySize || m.ValueSize() != spec.ValueSize {
 			return fmt.Sprintf("map %s has another layout", name)

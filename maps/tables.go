@@ -65,12 +65,16 @@ func (s Sizes) Validate() error {
 // FullError says that a map has no room for what should go into it. What it
 // holds already stays in effect.
 type FullError struct {
+	// Flag is empty where none sets the map's size.
 	Map, Flag string
 	Size      uint32
 }
 
 // Error names the map, its size and the flag that sets it.
 func (e *FullError) Error() string {
+	if e.Flag == "" {
+		return fmt.Sprintf("map %s is full: it has room for %d entries, which no flag changes", e.Map, e.Size)
+	}
 	return fmt.Sprintf("map %s is full: it has room for %d entries; start shunt run with a larger %s",
 		e.Map, e.Size, e.Flag)
 }

@@ -1,0 +1,118 @@
+package maps_test
+
+import (
+	"errors"
+	"os"
+	"regexp"
+	"strings"
+	"testing"
+
+	"shunt/maps"
+)
+
+// reasonWords reads enum reason from the C source.
+func reasonWords(t *testing.T) []string {
+	t.Helper()
+	source, err := os.ReadFile("../bpf/include/reason.h")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var words []string
+	for _, m := range regexp.MustCompile(`(?m)^\s+REASON_(\w+),`).FindAllStringSubmatch(string(source), -1) {
+		if m[1] != "UNSPEC" && m[1] != "MAX" {
+			words = append(words, strings.ToLower(m[1]))
+		}
+	}
+	if len(words) < 10 {
+		t.Fatalf("enum reason has only %v", words)
+	}
+	return words
+}
+
+// The text has every entry with its names, in an order of its own, and says
+// what is wrong where something is.
+func TestDumpText(t *testing.T) {
+	f := maps.NewFake(small)
+	err := errors.Join(
+		f.SetName(1, maps.Name{Namespace: "ns", Name: "web", Port: "http", Protocol: 6, Family: 4}),
+		f.SetName(2, maps.Name{Namespace: "ns", Name: "dns", Protocol: 17, Family: 6}),
+		f.SetBackend(1, record("10.0.0.9:8080", 6, maps.ClusterSet|maps.LocalSet|maps.OnNode, 1)),
+		f.SetBackend(2, record("10.0.0.10:8080", 6, maps.Terminating, 1)),
+		f.SetBackend(3, record("[fd00::3]:53", 17, maps.ClusterSet, 2)),
+		f.WriteSlots(0, []uint32{2, 1, 3}),
+		f.SetFrontend(frontend("10.96.0.10:80", 6), maps.Service{Id: 1, Kind: uint8(maps.ClusterIP), AffinitySeconds: 10800,
+			Inside: maps.SlotRange{Base: 0, Count: 2}, Outside: maps.SlotRange{Base: 1, Count: 1}, Flags: maps.OutsideLocal | maps.Elsewhere}),
+		f.SetFrontend(frontend("10.96.0.9:80", 6), maps.Service{Id: 1, Kind: uint8(maps.ExternalIP), Flags: maps.InsideLocal}),
+		f.SetFrontend(frontend("[::]:30053", 17), maps.Service{Id: 2, Kind: uint8(maps.NodePort), Inside: maps.SlotRange{Base: 2, Count: 1}}),
+		f.SetFrontend(maps.NewFrontendKey(addr("10.96.0.10"), 0, 0), maps.Service{Kind: uint8(maps.UndefinedPort)}),
+		f.SetNodeAddr(addr("192.168.0.1"), 0),
+		f.SetNodeAddr(addr("127.0.0.1"), maps.OwnNetns))
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := `frontend 10.96.0.9:80/TCP ExternalIP of ns/web:http/TCP inside=local[] outside=cluster[]
+frontend 10.96.0.10:0/ANY UndefinedPort
+frontend 10.96.0.10:80/TCP ClusterIP of ns/web:http/TCP affinity 10800s inside=cluster[10.0.0.10:8080 10.0.0.9:8080] outside=local[10.0.0.9:8080] elsewhere
+frontend [*]:30053/UDP NodePort of ns/dns/UDP inside=cluster[[fd00::3]:53] outside=cluster[]
+backend 10.0.0.10:8080 of ns/web:http/TCP terminating
+backend 10.0.0.9:8080 of ns/web:http/TCP cluster local on-node
+backend [fd00::3]:53 of ns/dns/UDP cluster
+node-addr 127.0.0.1 own-netns
+node-addr 192.168.0.1
+`
+	if got := dump(t, f).Text(); got != want {
+		t.Errorf("got\n%s\nwant\n%s", got, want)
+	}
+	d := dump(t, f)
+	delete(d.Names, 2)
+	delete(d.Backends, 1)
+	s := d.Frontends[frontend("10.96.0.9:80", 6)]
+	s.Inside = maps.SlotRange{Base: 31, Count: 2}
+	d.Frontends[frontend("10.96.0.9:80", 6)] = s
+	for _, w := range []string{"unnamed service 2", "free record 1", "inside=local[invalid: slots 31 to 33 of 32]"} {
+		if !strings.Contains(d.Text(), w) {
+			t.Errorf("%q is not said in\n%s", w, d.Text())
+		}
+	}
+}
+
+// A write that Fail refuses does not happen; every method asks, by its name.
+func TestFaulty(t *testing.T) {
+	refused := errors.New("refused")
+	writes := map[string]func(maps.Tables) error{
+		"SetFrontend": func(t maps.Tables) error {
+			return t.SetFrontend(frontend("10.0.0.1:1", 6), maps.Service{Id: 1, Kind: 1})
+		},
+		"DeleteFrontend": func(t maps.Tables) error { return t.DeleteFrontend(frontend("10.96.0.1:80", 6)) },
+		"WriteSlots":     func(t maps.Tables) error { return t.WriteSlots(3, []uint32{1}) },
+		"SetBackend":     func(t maps.Tables) error { return t.SetBackend(1, record("10.0.0.1:1", 6, 7, 1)) },
+		"FreeBackend":    func(t maps.Tables) error { return t.FreeBackend(2) },
+		"SetName":        func(t maps.Tables) error { return t.SetName(2, maps.Name{Namespace: "n", Name: "n"}) },
+		"DeleteName":     func(t maps.Tables) error { return t.DeleteName(1) },
+		"SetNodeAddr":    func(t maps.Tables) error { return t.SetNodeAddr(addr("10.0.0.1"), 0) },
+		"DeleteNodeAddr": func(t maps.Tables) error { return t.DeleteNodeAddr(addr("10.0.0.9")) },
+	}
+	for method, write := range writes {
+		fake := maps.NewFake(small)
+		err := errors.Join(fake.SetName(1, maps.Name{Namespace: "a", Name: "b"}),
+			fake.SetBackend(1, record("10.0.0.1:1", 6, 1, 1)), fake.SetBackend(2, record("10.0.0.2:1", 6, 1, 1)),
+			fake.SetFrontend(frontend("10.96.0.1:80", 6), maps.Service{Id: 1, Kind: 1}), fake.SetNodeAddr(addr("10.0.0.9"), 0))
+		if err != nil {
+			t.Fatal(err)
+		}
+		before := dump(t, fake)
+		var asked []string
+		faulty := &maps.Faulty{Tables: fake, Fail: func(m string) error { asked = append(asked, m); return refused }}
+		if err := write(faulty); !errors.Is(err, refused) || len(asked) != 1 || asked[0] != method {
+			t.Errorf("%s: error %v, asked %v", method, err, asked)
+		}
+		sameDump(t, before, dump(t, faulty))
+		faulty.Fail = nil
+		if err := write(faulty); err != nil {
+			t.Errorf("%s: %v", method, err)
+		}
+		if method != "SetName" && dump(t, fake).Text() == before.Text() && method != "WriteSlots" && method != "DeleteName" {
+			t.Errorf("%s changed nothing", method)
+		}
+	}
+}

@@ -1,0 +1,101 @@
+package maps
+
+import (
+	"math/bits"
+	"testing"
+	"unsafe"
+
+	"github.com/cilium/ebpf"
+)
+
+// Keys and values in Go have the size that the map's declaration in C says.
+func TestLayout(t *testing.T) {
+	specs, err := Spec(DefaultSizes())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, want := range map[string]struct{ key, value uintptr }{
+		mapServices:     {unsafe.Sizeof(FrontendKey{}), unsafe.Sizeof(Service{})},
+		mapSlots:        {4, unsafe.Sizeof(slot{}.ID)},
+		mapBackends:     {4, unsafe.Sizeof(Backend{})},
+		mapBackendStats: {4, unsafe.Sizeof(uint64(0))},
+		mapSockPeer:     {4, unsafe.Sizeof(SockFlow{})},
+		mapAffinity:     {unsafe.Sizeof(AffinityKey{}), unsafe.Sizeof(AffinityValue{})},
+		mapNodeAddrs:    {unsafe.Sizeof(abiAddr{}), unsafe.Sizeof(abiNodeAddr{})},
+		mapNames:        {4, unsafe.Sizeof(abiServiceName{})},
+		mapCounters:     {4, unsafe.Sizeof(uint64(0))},
+		mapMeta:         {4, unsafe.Sizeof(Meta{})},
+	} {
+		m := specs[name]
+		if uintptr(m.KeySize) != want.key || uintptr(m.ValueSize) != want.value {
+			t.Errorf("map %s: key %d, value %d bytes; in Go %d and %d", name, m.KeySize, m.ValueSize, want.key, want.value)
+		}
+	}
+}
+
+// Elements of an array lie 8-byte aligned; what is mapped into memory must
+// have that stride.
+func TestStride(t *testing.T) {
+	specs, err := Spec(DefaultSizes())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, stride := range map[string]uintptr{
+		mapSlots:        unsafe.Sizeof(slot{}),
+		mapBackends:     unsafe.Sizeof(Backend{}),
+		mapBackendStats: unsafe.Sizeof(uint64(0)),
+		mapMeta:         unsafe.Sizeof(Meta{}),
+	} {
+		m := specs[name]
+		if rounded := uintptr(m.ValueSize+7) &^ 7; rounded != stride {
+			t.Errorf("map %s: elements are %d bytes apart, in Go %d", name, rounded, stride)
+		}
+		const mmapable = 1 << 10 // BPF_F_MMAPABLE
+		if m.Type != ebpf.Array || m.Flags&mmapable == 0 {
+			t.Errorf("map %s is no array that can be mapped into memory", name)
+		}
+	}
+}
+
+// Every map has a name in the object, and the ones that a flag sizes get their size.
+func TestSpecSizes(t *testing.T) {
+	sizes := Sizes{Services: 17, Slots: 18, Backends: 19, Affinity: 20}
+	specs, err := Spec(sizes)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, want := range map[string]uint32{
+		mapServices: 17, mapNames: 17, mapSlots: 18, mapBackends: 19, mapBackendStats: 19, mapAffinity: 20,
+	} {
+		if got := specs[name].MaxEntries; got != want {
+			t.Errorf("map %s: %d entries, want %d", name, got, want)
+		}
+		if flagOf(name) == "" {
+			t.Errorf("map %s has no flag", name)
+		}
+	}
+	for name := range specs {
+		if sizes.of(name) == 0 != (flagOf(name) == "") {
+			t.Errorf("map %s: size %d, flag %q", name, sizes.of(name), flagOf(name))
+		}
+	}
+	if abi, err := ABI(); err != nil || abi == 0 {
+		t.Errorf("ABI %d, %v: 0 means that no daemon has written it", abi, err)
+	}
+}
+
+// Flags are single bits, each its own: they share a byte or a word.
+func TestFlagBits(t *testing.T) {
+	for _, group := range [][]uint32{
+		{uint32(ClusterSet), uint32(LocalSet), uint32(OnNode), uint32(Terminating)},
+		{uint32(InsideLocal), uint32(OutsideLocal), uint32(Elsewhere)},
+	} {
+		var all uint32
+		for _, f := range group {
+			if bits.OnesCount32(f) != 1 || all&f != 0 {
+				t.Errorf("flag %#x of %#x", f, group)
+			}
+			all |= f
+		}
+	}
+}

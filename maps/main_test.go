@@ -1,0 +1,47 @@
+package maps_test
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"shunt/maps"
+)
+
+// TestMain fails if any test, or an error path that one went through, left a
+// map open.
+func TestMain(m *testing.M) {
+	code := m.Run()
+	if n := openMaps(); n != 0 && code == 0 {
+		fmt.Fprintf(os.Stderr, "FAIL: %d file descriptors of maps are still open\n", n)
+		code = 1
+	}
+	os.Exit(code)
+}
+
+// openMaps counts this process's file descriptors of maps.
+func openMaps() int {
+	links, _ := filepath.Glob("/proc/self/fd/*")
+	n := 0
+	for _, l := range links {
+		if to, err := os.Readlink(l); err == nil && strings.HasSuffix(to, "bpf-map") {
+			n++
+		}
+	}
+	return n
+}
+
+// mappings counts this process's memory mappings of maps.
+func mappings(t *testing.T) int {
+	t.Helper()
+	text, err := os.ReadFile("/proc/self/maps")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return strings.Count(string(text), "bpf-map")
+}
+
+// small is enough for every test here.
+var small = maps.Sizes{Services: 16, Slots: 32, Backends: 16, Affinity: 16}
