@@ -5,6 +5,7 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
+	"sync"
 )
 
 // Fake is Tables in memory, for tests without a kernel. It refuses what the
@@ -18,24 +19,28 @@ type Fake struct {
 	backends  []Backend
 	names     map[uint32]Name
 	nodeAddrs map[netip.Addr]uint32
-	// maxNodeAddrs is what the C declaration says; no flag changes it.
-	maxNodeAddrs int
+	// naming counts, for each slot, the ranges of frontends that it is in.
+	naming []uint32
 }
+
+// maxNodeAddrs is what the C declaration says; no flag changes it.
+var maxNodeAddrs = sync.OnceValue(func() uint32 {
+	spec, err := loadAbi()
+	if err != nil {
+		return 0 // the object is embedded: only a broken build gets here, and Spec says so
+	}
+	return spec.Maps[mapNodeAddrs].MaxEntries
+})
 
 var _ Tables = (*Fake)(nil)
 
 // NewFake makes empty maps of these sizes.
 func NewFake(sizes Sizes) *Fake {
-	maxNodeAddrs := 0
-	if spec, err := loadAbi(); err == nil { // else the build is broken, and Spec says so
-		maxNodeAddrs = int(spec.Maps[mapNodeAddrs].MaxEntries)
-	}
 	return &Fake{
-		maxNodeAddrs: maxNodeAddrs,
-
 		sizes:     sizes,
 		frontends: map[FrontendKey]Service{},
 		slots:     make([]uint32, sizes.Slots),
+		naming:    make([]uint32, sizes.Slots),
 		backends:  make([]Backend, sizes.Backends),
 		names:     map[uint32]Name{},
 		nodeAddrs: map[netip.Addr]uint32{},
@@ -66,12 +71,24 @@ func (f *Fake) SetFrontend(key FrontendKey, v Service) error {
 			}
 		}
 	}
+	f.name(f.frontends[key], -1)
+	f.name(v, 1)
 	f.frontends[key] = v
 	return nil
 }
 
+// name counts an entry's ranges in or out.
+func (f *Fake) name(v Service, n int) {
+	for _, r := range []SlotRange{v.Inside, v.Outside} {
+		for i := range r.Count {
+			f.naming[r.Base+i] += uint32(n)
+		}
+	}
+}
+
 // DeleteFrontend removes an entry.
 func (f *Fake) DeleteFrontend(key FrontendKey) error {
+	f.name(f.frontends[key], -1)
 	delete(f.frontends, key)
 	return nil
 }
@@ -82,13 +99,8 @@ func (f *Fake) WriteSlots(base uint32, ids []uint32) error {
 	if end > uint64(len(f.slots)) {
 		return fmt.Errorf("write %d slots from %d: map slots has %d", len(ids), base, len(f.slots))
 	}
-	for key, v := range f.frontends {
-		for _, r := range []SlotRange{v.Inside, v.Outside} {
-			if uint64(r.Base) < end && base < r.Base+r.Count {
-				return fmt.Errorf("write slots %d to %d: frontend %s names %d to %d",
-					base, end, key, r.Base, r.Base+r.Count)
-			}
-		}
+	if i := slices.IndexFunc(f.naming[base:end], func(n uint32) bool { return n != 0 }); i >= 0 {
+		return fmt.Errorf("write slots %d to %d: a frontend names slot %d", base, end, int(base)+i)
 	}
 	copy(f.slots[base:], ids)
 	return nil
@@ -138,8 +150,8 @@ func (f *Fake) DeleteName(id uint32) error {
 
 // SetNodeAddr adds an address that takes node ports.
 func (f *Fake) SetNodeAddr(a netip.Addr, flags uint32) error {
-	if _, there := f.nodeAddrs[a]; !there && len(f.nodeAddrs) >= f.maxNodeAddrs {
-		full := &FullError{Map: mapNodeAddrs, Size: uint32(f.maxNodeAddrs)}
+	if _, there := f.nodeAddrs[a]; !there && len(f.nodeAddrs) >= int(maxNodeAddrs()) {
+		full := &FullError{Map: mapNodeAddrs, Size: maxNodeAddrs()}
 		return fmt.Errorf("add node address %s: %w", a, full)
 	}
 	f.nodeAddrs[a] = flags
