@@ -92,7 +92,7 @@ func serve(ctx context.Context, l net.Listener, h http.Handler, log *zap.Logger)
 	if srv.Shutdown(limit) != nil {
 		_ = srv.Close()
 	}
-	<-failed
+	<-failed // Serve has ended, as it was told to
 	return nil
 }
 

@@ -1,0 +1,105 @@
+# Everything that is done to this tree. `make help` lists it. A fresh Debian
+# machine needs Go and make; the rest is installed when it is missing.
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := build
+
+GOLANGCI_LINT := github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
+GOTESTSUM := gotest.tools/gotestsum@v1.13.0
+
+# The longest that the tests of one package may take.
+TEST_TIMEOUT ?= 20m
+# Narrow them down: make go-test PKG=./lb TESTFLAGS='-run Plan -count=1'
+PKG ?= ./...
+TESTFLAGS ?=
+BENCH ?= .
+
+# Debian keeps <asm/types.h> apart for each architecture.
+export BPF_CFLAGS ?= -I/usr/include/$(shell uname -m)-linux-gnu
+
+##@ Use it
+
+.PHONY: build
+build: ## Build bin/shunt, one static binary (the default)
+	CGO_ENABLED=0 go build -trimpath -o bin/shunt .
+
+.PHONY: demo
+demo: build ## Two nodes of pods, real requests, and a table of who answered (root)
+	hack/as-root.sh bin/shunt demo
+
+.PHONY: kind
+kind: ## A kind cluster without kube-proxy, with shunt in its place (Docker)
+	deploy/kind/up.sh
+
+##@ Check it
+
+# The order is from cheap to dear; setup first, since the others need it.
+STEPS := setup build check-generate check-fmt check-tree vet lint tools go-test
+
+.PHONY: test
+test: ## Install what is missing, run every check and all tests, print times
+	@MAKE="$(MAKE)" hack/steps.sh $(STEPS)
+
+.PHONY: setup
+setup: setup-clang ## Install the Debian packages that tests need, where missing
+	@hack/packages.sh gcc:gcc /usr/include/stdio.h:libc6-dev ip:iproute2 nft:nftables \
+		iptables:iptables conntrack:conntrack
+
+.PHONY: check-generate
+check-generate: setup-clang ## Fail if generated files differ from their sources
+	@hack/check-generate.sh
+
+.PHONY: check-fmt
+check-fmt: ## Fail if a Go file is not as gofmt has it
+	@unformatted=$$(gofmt -l .); \
+	if [ -n "$$unformatted" ]; then echo "run gofmt -w on:"; echo "$$unformatted"; exit 1; fi
+
+.PHONY: check-tree
+check-tree: ## Fail on overlong files, unfinished business and machine paths
+	@hack/check-tree.sh
+
+.PHONY: vet
+vet: ## go vet
+	go vet ./...
+
+.PHONY: lint
+lint: ## golangci-lint, with the import rules of the architecture
+	@lint=$$(hack/tool.sh $(GOLANGCI_LINT)); "$$lint" run ./...
+
+.PHONY: tools
+tools: ## Build etcd and kube-apiserver into the cache, where missing
+	@e2e/tools/build.sh etcd kube-apiserver
+
+# Test binaries run as root, for namespaces and eBPF; the compiler does not.
+.PHONY: go-test
+go-test: ## Every test, with the race detector
+	@sum=$$(hack/tool.sh $(GOTESTSUM)); \
+	"$$sum" --format pkgname --format-hide-empty-pkg --hide-summary=output \
+		--post-run-command hack/summary.sh -- \
+		-race -timeout $(TEST_TIMEOUT) -exec "$(CURDIR)/hack/as-root.sh" $(TESTFLAGS) $(PKG)
+
+.PHONY: bench
+bench: ## Every benchmark, one package after the other
+	go test -run '^$$' -bench '$(BENCH)' -benchmem -p 1 -timeout 60m -exec "$(CURDIR)/hack/as-root.sh" $(TESTFLAGS) $(PKG)
+
+##@ Change it
+
+.PHONY: generate
+generate: setup-clang ## Build the eBPF objects and their Go types anew
+	go generate ./...
+
+.PHONY: setup-clang
+setup-clang: # what generate needs
+	@hack/packages.sh clang-19:clang-19 llvm-strip-19:llvm-19 \
+		/usr/include/bpf/bpf_helpers.h:libbpf-dev /usr/include/linux/bpf.h:linux-libc-dev
+
+.PHONY: clean
+clean: ## Remove what was built here; caches stay
+	rm -rf bin
+
+.PHONY: help
+help: ## This list
+	@awk 'BEGIN { FS = ":.*## " } \
+		/^##@/ { printf "\n%s\n", substr($$0, 5) } \
+		/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)

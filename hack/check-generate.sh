@@ -1,0 +1,28 @@
+#!/bin/bash
+# check-generate.sh: says which generated files differ from what `make generate`
+# makes of the sources as they are now. It generates in a copy: local changes
+# count as the sources that they are, the tree stays as it is, and a check that
+# has failed fails again.
+set -euo pipefail
+
+root=$(cd "$(dirname "$0")/.." && pwd)
+copy=$(mktemp -d)
+trap 'rm -rf "$copy"' EXIT
+trap 'exit 130' INT TERM
+
+# generated DIR: every generated file below DIR with its checksum, sorted.
+generated() {
+	(cd "$1" && find . -path ./.git -prune -o \( -name '*_bpfel.go' -o -name '*_bpfel.o' \) -print0 |
+		sort -z | xargs -0 -r sha256sum)
+}
+
+tar -C "$root" --exclude=./.git --exclude=./bin -cf - . | tar -C "$copy" -xf -
+# What is generated no more must not pass as unchanged.
+find "$copy" \( -name '*_bpfel.go' -o -name '*_bpfel.o' \) -delete
+make --no-print-directory -C "$copy" generate
+
+if ! diff -u --label committed <(generated "$root") --label generated <(generated "$copy"); then
+	echo "generated files differ from their sources: run 'make generate' and commit what it changes" >&2
+	exit 1
+fi
+echo "$(generated "$root" | wc -l) generated files are what their sources make"

@@ -1,0 +1,45 @@
+#!/bin/bash
+# check-tree.sh: the rules of the tree that no linter has. Prints every offender
+# and fails if there is one.
+set -euo pipefail
+
+cd "$(dirname "$0")/.."
+readonly max_lines=400
+failed=0
+
+offend() {
+	echo "$1" >&2
+	failed=1
+}
+
+# files PATTERN...: what is or could be committed, one a line. A tree without git,
+# such as an unpacked archive, is taken as a whole.
+files() {
+	if git rev-parse --is-inside-work-tree >/dev/null 2>&1; then
+		git ls-files --cached --others --exclude-standard -- "$@"
+	else
+		find . -type f -not -path './bin/*' | sed 's|^\./||' |
+			{ if [ $# -gt 0 ]; then grep -E "\\${1#\*}\$"; else cat; fi; }
+	fi | while read -r f; do [ ! -f "$f" ] || echo "$f"; done
+}
+
+while read -r f; do
+	if head -n 5 "$f" | grep -qE '^// Code generated .* DO NOT EDIT\.$'; then continue; fi
+	lines=$(wc -l <"$f")
+	[ "$lines" -le "$max_lines" ] || offend "$f: $lines lines, more than $max_lines: split it by concern"
+done < <(files '*.go')
+
+# Everything that is text, but for this file, which has to name what it looks for.
+mapfile -t text < <(files | grep -vE '^(hack/check-tree\.sh|(.*/)?go\.sum)$')
+
+while IFS= read -r hit; do
+	offend "$hit: finish it, or open an issue"
+done < <(grep -nIE '(//|/\*|^ *\*|#|<!--|--).*\b(TODO|FIXME|XXX)\b' -- "${text[@]}" || true)
+
+# A home directory or a work directory in a file is somebody's own machine.
+while IFS= read -r hit; do
+	offend "$hit: a path of one machine"
+done < <(grep -nIE "(^|[[:space:]\"'=:(\`])/(root|work|home/[a-z]+|Users/[A-Za-z]+)(/|\"|'|\`|[[:space:]]|\$)" -- "${text[@]}" || true)
+
+[ "$failed" = 0 ] || exit 1
+echo "$(files | wc -l) files keep the rules of the tree"
