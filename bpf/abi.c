@@ -10,5 +10,5 @@ enum reason abi_reason;
 enum frontend_kind abi_frontend_kind;
 enum service_flag abi_service_flag;
 enum backend_flag abi_backend_flag;
-enum node_addr_flag abi_node_addr_flag;
+enum addr_flag abi_addr_flag;
 __u32 abi_version = SHUNT_ABI;

@@ -16,13 +16,13 @@ import (
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
+	sockMapAddrs              = "addrs"
 	sockMapAffinity           = "affinity"
 	sockMapBackendStats       = "backend_stats"
 	sockMapBackends           = "backends"
 	sockMapCounters           = "counters"
 	sockMapMeta               = "meta"
 	sockMapNames              = "names"
-	sockMapNodeAddrs          = "node_addrs"
 	sockMapServices           = "services"
 	sockMapSlots              = "slots"
 	sockMapSockFlows          = "sock_flows"
@@ -95,13 +95,13 @@ type sockProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type sockMapSpecs struct {
+	Addrs        *ebpf.MapSpec `ebpf:"addrs"`
 	Affinity     *ebpf.MapSpec `ebpf:"affinity"`
 	BackendStats *ebpf.MapSpec `ebpf:"backend_stats"`
 	Backends     *ebpf.MapSpec `ebpf:"backends"`
 	Counters     *ebpf.MapSpec `ebpf:"counters"`
 	Meta         *ebpf.MapSpec `ebpf:"meta"`
 	Names        *ebpf.MapSpec `ebpf:"names"`
-	NodeAddrs    *ebpf.MapSpec `ebpf:"node_addrs"`
 	Services     *ebpf.MapSpec `ebpf:"services"`
 	Slots        *ebpf.MapSpec `ebpf:"slots"`
 	SockFlows    *ebpf.MapSpec `ebpf:"sock_flows"`
@@ -136,13 +136,13 @@ func (o *sockObjects) Close() error {
 //
 // It can be passed to loadSockObjects or ebpf.CollectionSpec.LoadAndAssign.
 type sockMaps struct {
+	Addrs        *ebpf.Map `ebpf:"addrs"`
 	Affinity     *ebpf.Map `ebpf:"affinity"`
 	BackendStats *ebpf.Map `ebpf:"backend_stats"`
 	Backends     *ebpf.Map `ebpf:"backends"`
 	Counters     *ebpf.Map `ebpf:"counters"`
 	Meta         *ebpf.Map `ebpf:"meta"`
 	Names        *ebpf.Map `ebpf:"names"`
-	NodeAddrs    *ebpf.Map `ebpf:"node_addrs"`
 	Services     *ebpf.Map `ebpf:"services"`
 	Slots        *ebpf.Map `ebpf:"slots"`
 	SockFlows    *ebpf.Map `ebpf:"sock_flows"`
@@ -151,13 +151,13 @@ type sockMaps struct {
 
 func (m *sockMaps) Close() error {
 	return _SockClose(
+		m.Addrs,
 		m.Affinity,
 		m.BackendStats,
 		m.Backends,
 		m.Counters,
 		m.Meta,
 		m.Names,
-		m.NodeAddrs,
 		m.Services,
 		m.Slots,
 		m.SockFlows,

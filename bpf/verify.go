@@ -61,7 +61,7 @@ func probe(to netip.AddrPort) bool {
 // writes the maps.
 func Verify(ctx context.Context, tables maps.Tables, cgroup string) (err error) {
 	key := maps.NewFrontendKey(probeAddr.Addr(), probeAddr.Port(), unix.IPPROTO_UDP)
-	if err := tables.SetFrontend(key, maps.Service{Kind: uint8(maps.UndefinedPort)}); err != nil {
+	if err := tables.SetFrontend(key, maps.Service{Kind: uint8(maps.ClusterIP)}); err != nil {
 		return fmt.Errorf("check that the hooks are in effect: %w", err)
 	}
 	defer func() { err = errors.Join(err, tables.DeleteFrontend(key)) }()

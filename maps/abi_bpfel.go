@@ -18,6 +18,20 @@ type abiAddr struct {
 	B [16]uint8
 }
 
+type abiAddrFlag uint32
+
+const (
+	abiAddrFlagADDR_FLAG_FRONTEND   abiAddrFlag = 1
+	abiAddrFlagADDR_FLAG_CLUSTER_IP abiAddrFlag = 2
+	abiAddrFlagADDR_FLAG_NODE_PORTS abiAddrFlag = 4
+	abiAddrFlagADDR_FLAG_OWN_NETNS  abiAddrFlag = 8
+)
+
+type abiAddrInfo struct {
+	_     structs.HostLayout
+	Flags uint32
+}
+
 type abiAffinityKey struct {
 	_         structs.HostLayout
 	ServiceId uint32
@@ -77,17 +91,6 @@ type abiMetaValue struct {
 	Pending uint32
 	Pad     uint32
 }
-
-type abiNodeAddr struct {
-	_     structs.HostLayout
-	Flags uint32
-}
-
-type abiNodeAddrFlag uint32
-
-const (
-	abiNodeAddrFlagNODE_ADDR_FLAG_OWN_NETNS abiNodeAddrFlag = 1
-)
 
 type abiReason uint32
 
@@ -160,20 +163,20 @@ type abiSockFlow struct {
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
+	abiMapAddrs           = "addrs"
 	abiMapAffinity        = "affinity"
 	abiMapBackendStats    = "backend_stats"
 	abiMapBackends        = "backends"
 	abiMapCounters        = "counters"
 	abiMapMeta            = "meta"
 	abiMapNames           = "names"
-	abiMapNodeAddrs       = "node_addrs"
 	abiMapServices        = "services"
 	abiMapSlots           = "slots"
 	abiMapSockFlows       = "sock_flows"
 	abiMapSockPeer        = "sock_peer"
+	abiVarAbiAddrFlag     = "abi_addr_flag"
 	abiVarAbiBackendFlag  = "abi_backend_flag"
 	abiVarAbiFrontendKind = "abi_frontend_kind"
-	abiVarAbiNodeAddrFlag = "abi_node_addr_flag"
 	abiVarAbiReason       = "abi_reason"
 	abiVarAbiServiceFlag  = "abi_service_flag"
 	abiVarAbiVersion      = "abi_version"
@@ -227,13 +230,13 @@ type abiProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type abiMapSpecs struct {
+	Addrs        *ebpf.MapSpec `ebpf:"addrs"`
 	Affinity     *ebpf.MapSpec `ebpf:"affinity"`
 	BackendStats *ebpf.MapSpec `ebpf:"backend_stats"`
 	Backends     *ebpf.MapSpec `ebpf:"backends"`
 	Counters     *ebpf.MapSpec `ebpf:"counters"`
 	Meta         *ebpf.MapSpec `ebpf:"meta"`
 	Names        *ebpf.MapSpec `ebpf:"names"`
-	NodeAddrs    *ebpf.MapSpec `ebpf:"node_addrs"`
 	Services     *ebpf.MapSpec `ebpf:"services"`
 	Slots        *ebpf.MapSpec `ebpf:"slots"`
 	SockFlows    *ebpf.MapSpec `ebpf:"sock_flows"`
@@ -244,9 +247,9 @@ type abiMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type abiVariableSpecs struct {
+	AbiAddrFlag     *ebpf.VariableSpec `ebpf:"abi_addr_flag"`
 	AbiBackendFlag  *ebpf.VariableSpec `ebpf:"abi_backend_flag"`
 	AbiFrontendKind *ebpf.VariableSpec `ebpf:"abi_frontend_kind"`
-	AbiNodeAddrFlag *ebpf.VariableSpec `ebpf:"abi_node_addr_flag"`
 	AbiReason       *ebpf.VariableSpec `ebpf:"abi_reason"`
 	AbiServiceFlag  *ebpf.VariableSpec `ebpf:"abi_service_flag"`
 	AbiVersion      *ebpf.VariableSpec `ebpf:"abi_version"`
@@ -272,13 +275,13 @@ func (o *abiObjects) Close() error {
 //
 // It can be passed to loadAbiObjects or ebpf.CollectionSpec.LoadAndAssign.
 type abiMaps struct {
+	Addrs        *ebpf.Map `ebpf:"addrs"`
 	Affinity     *ebpf.Map `ebpf:"affinity"`
 	BackendStats *ebpf.Map `ebpf:"backend_stats"`
 	Backends     *ebpf.Map `ebpf:"backends"`
 	Counters     *ebpf.Map `ebpf:"counters"`
 	Meta         *ebpf.Map `ebpf:"meta"`
 	Names        *ebpf.Map `ebpf:"names"`
-	NodeAddrs    *ebpf.Map `ebpf:"node_addrs"`
 	Services     *ebpf.Map `ebpf:"services"`
 	Slots        *ebpf.Map `ebpf:"slots"`
 	SockFlows    *ebpf.Map `ebpf:"sock_flows"`
@@ -287,13 +290,13 @@ type abiMaps struct {
 
 func (m *abiMaps) Close() error {
 	return _AbiClose(
+		m.Addrs,
 		m.Affinity,
 		m.BackendStats,
 		m.Backends,
 		m.Counters,
 		m.Meta,
 		m.Names,
-		m.NodeAddrs,
 		m.Services,
 		m.Slots,
 		m.SockFlows,
@@ -305,9 +308,9 @@ func (m *abiMaps) Close() error {
 //
 // It can be passed to loadAbiObjects or ebpf.CollectionSpec.LoadAndAssign.
 type abiVariables struct {
+	AbiAddrFlag     *ebpf.Variable `ebpf:"abi_addr_flag"`
 	AbiBackendFlag  *ebpf.Variable `ebpf:"abi_backend_flag"`
 	AbiFrontendKind *ebpf.Variable `ebpf:"abi_frontend_kind"`
-	AbiNodeAddrFlag *ebpf.Variable `ebpf:"abi_node_addr_flag"`
 	AbiReason       *ebpf.Variable `ebpf:"abi_reason"`
 	AbiServiceFlag  *ebpf.Variable `ebpf:"abi_service_flag"`
 	AbiVersion      *ebpf.Variable `ebpf:"abi_version"`

@@ -19,17 +19,22 @@ type Fake struct {
 	backends  []Backend
 	names     map[uint32]Name
 	nodeAddrs map[netip.Addr]uint32
+	// services counts frontends that are entries of services: all but cluster IPs
+	// as a whole.
+	services int
+	// addrs counts what makes an address known: frontends, and the node.
+	addrs map[netip.Addr]int
 	// naming counts, for each slot, the ranges of frontends that it is in.
 	naming []uint32
 }
 
-// maxNodeAddrs is what the C declaration says; no flag changes it.
-var maxNodeAddrs = sync.OnceValue(func() uint32 {
-	spec, err := loadAbi()
+// nodeAddrRoom is how many addresses fit beside those of frontends.
+var nodeAddrRoom = sync.OnceValue(func() uint32 {
+	specs, err := Spec(DefaultSizes())
 	if err != nil {
-		return 0 // the object is embedded: only a broken build gets here, and Spec says so
+		return 0 // the object is embedded: only a broken build gets here, and Open says so
 	}
-	return spec.Maps[mapNodeAddrs].MaxEntries
+	return specs[mapAddrs].MaxEntries - DefaultSizes().Services
 })
 
 var _ Tables = (*Fake)(nil)
@@ -44,6 +49,7 @@ func NewFake(sizes Sizes) *Fake {
 		backends:  make([]Backend, sizes.Backends),
 		names:     map[uint32]Name{},
 		nodeAddrs: map[netip.Addr]uint32{},
+		addrs:     map[netip.Addr]int{},
 	}
 }
 
@@ -53,8 +59,11 @@ func (f *Fake) Sizes() Sizes { return f.sizes }
 // SetFrontend adds or replaces an entry; every backend that it leads to must be
 // its own service's.
 func (f *Fake) SetFrontend(key FrontendKey, v Service) error {
-	if _, there := f.frontends[key]; !there && len(f.frontends) >= int(f.sizes.Services) {
-		return fmt.Errorf("set frontend %s: %w", key, f.sizes.NewFullError(mapServices))
+	_, there := f.frontends[key]
+	if !there {
+		if err := f.room(key); err != nil {
+			return fmt.Errorf("set frontend %s: %w", key, err)
+		}
 	}
 	for _, r := range []SlotRange{v.Inside, v.Outside} {
 		if uint64(r.Base)+uint64(r.Count) > uint64(len(f.slots)) {
@@ -74,7 +83,45 @@ func (f *Fake) SetFrontend(key FrontendKey, v Service) error {
 	f.name(f.frontends[key], -1)
 	f.name(v, 1)
 	f.frontends[key] = v
+	if !there {
+		f.count(key, 1)
+	}
 	return nil
+}
+
+// room says whether a new frontend fits into services and addrs.
+func (f *Fake) room(key FrontendKey) error {
+	if key.Port != 0 && f.services >= int(f.sizes.Services) {
+		return f.sizes.NewFullError(mapServices)
+	}
+	if a := key.AddrPort().Addr(); !a.IsUnspecified() {
+		return f.addrRoom(a)
+	}
+	return nil
+}
+
+func (f *Fake) addrRoom(a netip.Addr) error {
+	size := f.sizes.Services + nodeAddrRoom()
+	if f.addrs[a] == 0 && len(f.addrs) >= int(size) {
+		return &FullError{Map: mapAddrs, Flag: flagOf(mapAddrs), Size: size}
+	}
+	return nil
+}
+
+// count counts a frontend in or out.
+func (f *Fake) count(key FrontendKey, n int) {
+	if key.Port != 0 {
+		f.services += n
+	}
+	if a := key.AddrPort().Addr(); !a.IsUnspecified() {
+		f.countAddr(a, n)
+	}
+}
+
+func (f *Fake) countAddr(a netip.Addr, n int) {
+	if f.addrs[a] += n; f.addrs[a] <= 0 {
+		delete(f.addrs, a)
+	}
 }
 
 // name counts an entry's ranges in or out.
@@ -89,6 +136,9 @@ func (f *Fake) name(v Service, n int) {
 // DeleteFrontend removes an entry.
 func (f *Fake) DeleteFrontend(key FrontendKey) error {
 	f.name(f.frontends[key], -1)
+	if _, there := f.frontends[key]; there {
+		f.count(key, -1)
+	}
 	delete(f.frontends, key)
 	return nil
 }
@@ -150,9 +200,11 @@ func (f *Fake) DeleteName(id uint32) error {
 
 // SetNodeAddr adds an address that takes node ports.
 func (f *Fake) SetNodeAddr(a netip.Addr, flags uint32) error {
-	if _, there := f.nodeAddrs[a]; !there && len(f.nodeAddrs) >= int(maxNodeAddrs()) {
-		full := &FullError{Map: mapNodeAddrs, Size: maxNodeAddrs()}
-		return fmt.Errorf("add node address %s: %w", a, full)
+	if _, there := f.nodeAddrs[a]; !there {
+		if err := f.addrRoom(a); err != nil {
+			return fmt.Errorf("mark address %s: %w", a, err)
+		}
+		f.countAddr(a, 1)
 	}
 	f.nodeAddrs[a] = flags
 	return nil
@@ -160,6 +212,9 @@ func (f *Fake) SetNodeAddr(a netip.Addr, flags uint32) error {
 
 // DeleteNodeAddr removes one.
 func (f *Fake) DeleteNodeAddr(a netip.Addr) error {
+	if _, there := f.nodeAddrs[a]; there {
+		f.countAddr(a, -1)
+	}
 	delete(f.nodeAddrs, a)
 	return nil
 }

@@ -20,6 +20,7 @@ type Kernel struct {
 	backends []Backend
 	stats    []uint64
 	meta     []Meta
+	addrs    *addrIndex // nil before the first write
 }
 
 // slot is an element of map slots as it lies in memory: the kernel rounds array
@@ -88,17 +89,6 @@ func (k *Kernel) Close() error {
 
 // Sizes gives what fits.
 func (k *Kernel) Sizes() Sizes { return k.sizes }
-
-// SetFrontend is one BPF_MAP_UPDATE_ELEM: a look-up sees the old value or the new.
-func (k *Kernel) SetFrontend(key FrontendKey, v Service) error {
-	return k.wrap(k.set.maps[mapServices].Put(key, v), mapServices, "set frontend "+key.String())
-}
-
-// DeleteFrontend removes an entry of services.
-func (k *Kernel) DeleteFrontend(key FrontendKey) error {
-	err := k.set.maps[mapServices].Delete(key)
-	return k.wrap(ignoreMissing(err), mapServices, "delete frontend "+key.String())
-}
 
 // WriteSlots stores backend ids from base on.
 func (k *Kernel) WriteSlots(base uint32, ids []uint32) error {
@@ -172,18 +162,6 @@ func (k *Kernel) DeleteName(id uint32) error {
 	return k.wrap(ignoreMissing(err), mapNames, fmt.Sprintf("delete the name of service id %d", id))
 }
 
-// SetNodeAddr adds an address that takes node ports.
-func (k *Kernel) SetNodeAddr(a netip.Addr, flags uint32) error {
-	err := k.set.maps[mapNodeAddrs].Put(newAddr(a), abiNodeAddr{Flags: flags})
-	return k.wrap(err, mapNodeAddrs, "add node address "+a.String())
-}
-
-// DeleteNodeAddr removes an address that takes node ports.
-func (k *Kernel) DeleteNodeAddr(a netip.Addr) error {
-	err := k.set.maps[mapNodeAddrs].Delete(newAddr(a))
-	return k.wrap(ignoreMissing(err), mapNodeAddrs, "delete node address "+a.String())
-}
-
 // SockPeerFD is the file descriptor of map sock_peer, by which sock_diag is
 // asked for what sockets hold in it.
 func (k *Kernel) SockPeerFD() int { return k.set.maps[mapSockPeer].FD() }
@@ -198,14 +176,16 @@ func (k *Kernel) IsBackend(id, service uint32, addr netip.AddrPort) bool {
 // IsFrontend says whether a service has that address and port, as its own or as
 // a node port of an address of this node. Safe from any goroutine.
 func (k *Kernel) IsFrontend(addr netip.AddrPort, protocol uint8) bool {
+	var info abiAddrInfo
+	if k.set.maps[mapAddrs].Lookup(newAddr(addr.Addr()), &info) != nil {
+		return false
+	}
 	services := k.set.maps[mapServices]
 	var v Service
 	if services.Lookup(NewFrontendKey(addr.Addr(), addr.Port(), protocol), &v) == nil {
 		return true
 	}
-	var node abiNodeAddr
-	err := k.set.maps[mapNodeAddrs].Lookup(newAddr(addr.Addr()), &node)
-	if err != nil || node.Flags&OwnNetns != 0 {
+	if info.Flags&(addrNodePorts|addrOwnNetns) != addrNodePorts {
 		return false
 	}
 	any := netip.IPv6Unspecified()
@@ -228,9 +208,7 @@ func (k *Kernel) wrap(err error, name, what string) error {
 		return nil
 	case errors.Is(err, unix.E2BIG):
 		full := k.sizes.NewFullError(name)
-		if full.Size == 0 {
-			full.Size = k.set.maps[name].MaxEntries()
-		}
+		full.Size = k.set.maps[name].MaxEntries()
 		return fmt.Errorf("%s: %w", what, full)
 	}
 	return fmt.Errorf("%s in map %s: %w", what, name, err)

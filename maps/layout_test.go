@@ -21,7 +21,7 @@ func TestLayout(t *testing.T) {
 		mapBackendStats: {4, unsafe.Sizeof(uint64(0))},
 		mapSockPeer:     {4, unsafe.Sizeof(SockFlow{})},
 		mapAffinity:     {unsafe.Sizeof(AffinityKey{}), unsafe.Sizeof(AffinityValue{})},
-		mapNodeAddrs:    {unsafe.Sizeof(abiAddr{}), unsafe.Sizeof(abiNodeAddr{})},
+		mapAddrs:        {unsafe.Sizeof(abiAddr{}), unsafe.Sizeof(abiAddrInfo{})},
 		mapNames:        {4, unsafe.Sizeof(abiServiceName{})},
 		mapCounters:     {4, unsafe.Sizeof(uint64(0))},
 		mapMeta:         {4, unsafe.Sizeof(Meta{})},

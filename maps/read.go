@@ -23,19 +23,31 @@ func (k *Kernel) Dump() (*Dump, error) {
 			d.Backends[uint32(id)] = be
 		}
 	}
-	var key FrontendKey
-	var svc Service
-	it := k.set.maps[mapServices].Iterate()
-	for it.Next(&key, &svc) {
-		d.Frontends[key] = svc
+	err := k.eachFrontend(func(key FrontendKey, v Service) { d.Frontends[key] = v })
+	if err == nil {
+		err = k.dumpNames(d)
 	}
-	if err := it.Err(); err != nil {
-		return nil, fmt.Errorf("read map %s: %w", mapServices, err)
+	if err == nil {
+		err = k.dumpAddrs(d)
 	}
-	return d, k.dumpSmall(d)
+	return d, err
 }
 
-func (k *Kernel) dumpSmall(d *Dump) error {
+// eachFrontend visits the entries of services.
+func (k *Kernel) eachFrontend(visit func(FrontendKey, Service)) error {
+	var key FrontendKey
+	var v Service
+	it := k.set.maps[mapServices].Iterate()
+	for it.Next(&key, &v) {
+		visit(key, v)
+	}
+	if err := it.Err(); err != nil {
+		return fmt.Errorf("read map %s: %w", mapServices, err)
+	}
+	return nil
+}
+
+func (k *Kernel) dumpNames(d *Dump) error {
 	var id uint32
 	var name abiServiceName
 	it := k.set.maps[mapNames].Iterate()
@@ -44,15 +56,6 @@ func (k *Kernel) dumpSmall(d *Dump) error {
 	}
 	if err := it.Err(); err != nil {
 		return fmt.Errorf("read map %s: %w", mapNames, err)
-	}
-	var a abiAddr
-	var flags abiNodeAddr
-	it = k.set.maps[mapNodeAddrs].Iterate()
-	for it.Next(&a, &flags) {
-		d.NodeAddrs[a.addr()] = flags.Flags
-	}
-	if err := it.Err(); err != nil {
-		return fmt.Errorf("read map %s: %w", mapNodeAddrs, err)
 	}
 	return nil
 }

@@ -25,13 +25,18 @@ func Spec(sizes Sizes) (map[string]*ebpf.MapSpec, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read the embedded map declarations: %w", err)
 	}
+	defaults := DefaultSizes()
 	specs := make(map[string]*ebpf.MapSpec, len(spec.Maps))
 	for _, name := range mapNamesAll {
 		m := spec.Maps[name]
 		if m == nil {
 			return nil, fmt.Errorf("the embedded object has no map %s", name)
 		}
-		if n := sizes.of(name); n != 0 {
+		switch n := sizes.of(name); {
+		case n == 0:
+		case name == mapAddrs: // room for the node's own, beside those of frontends
+			m.MaxEntries += n - defaults.Services
+		default:
 			m.MaxEntries = n
 		}
 		specs[name] = m
@@ -40,7 +45,7 @@ func Spec(sizes Sizes) (map[string]*ebpf.MapSpec, error) {
 }
 
 var mapNamesAll = []string{mapServices, mapSlots, mapBackends, mapBackendStats, mapSockPeer,
-	mapSockFlows, mapAffinity, mapNodeAddrs, mapNames, mapCounters, mapMeta}
+	mapSockFlows, mapAffinity, mapAddrs, mapNames, mapCounters, mapMeta}
 
 // DefaultSizes are those that the C declarations have.
 func DefaultSizes() Sizes {
@@ -164,8 +169,8 @@ func (s *Set) misfit(specs map[string]*ebpf.MapSpec) string {
 	if meta.Abi != want && meta.Abi != 0 {
 		return fmt.Sprintf("they have ABI %d, this binary has %d", meta.Abi, want)
 	}
-	for name, spec := range specs {
-		m := s.maps[name]
+	for _, name := range mapNamesAll {
+		m, spec := s.maps[name], specs[name]
 		if m.MaxEntries() != spec.MaxEntries {
 			asks := flagOf(name)
 			if asks == "" {

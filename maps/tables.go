@@ -10,7 +10,9 @@ import (
 // caller keeps the order that makes a change safe: backends and slots before
 // the frontend that names them, and frees in the other direction.
 type Tables interface {
-	// SetFrontend adds or replaces an entry of services in one step.
+	// SetFrontend adds or replaces an entry of services in one step. A cluster IP
+	// as a whole (UndefinedPort: port and protocol 0) is a frontend here, and a
+	// flag of its address in the maps.
 	SetFrontend(FrontendKey, Service) error
 	// DeleteFrontend removes an entry; it need not be there.
 	DeleteFrontend(FrontendKey) error
@@ -82,7 +84,7 @@ func (e *FullError) Error() string {
 // flagOf names the flag that sets a map's size.
 func flagOf(name string) string {
 	switch name {
-	case mapServices, mapNames:
+	case mapServices, mapNames, mapAddrs:
 		return FlagServices
 	case mapSlots:
 		return FlagSlots
@@ -102,7 +104,7 @@ func (s Sizes) NewFullError(name string) *FullError {
 // of gives the size of a map by name, 0 for one that has no flag.
 func (s Sizes) of(name string) uint32 {
 	switch name {
-	case mapServices, mapNames:
+	case mapServices, mapNames, mapAddrs:
 		return s.Services
 	case mapSlots:
 		return s.Slots
@@ -123,7 +125,7 @@ const (
 	mapSockPeer     = abiMapSockPeer
 	mapSockFlows    = abiMapSockFlows
 	mapAffinity     = abiMapAffinity
-	mapNodeAddrs    = abiMapNodeAddrs
+	mapAddrs        = abiMapAddrs
 	mapNames        = abiMapNames
 	mapCounters     = abiMapCounters
 	mapMeta         = abiMapMeta

@@ -154,7 +154,7 @@ func sameDump(t *testing.T, a, b *maps.Dump) {
 // A full map says which, how large, and by which flag it grows; what is in it
 // can still be changed and removed, and then there is room again.
 func TestFull(t *testing.T) {
-	key := func(i uint32) maps.FrontendKey { return maps.NewFrontendKey(addr("10.0.0.1"), uint16(i), 6) }
+	key := func(i uint32) maps.FrontendKey { return maps.NewFrontendKey(addr("10.0.0.1"), uint16(i)+1, 6) }
 	node := func(i uint32) netip.Addr { return netip.AddrFrom4([4]byte{10, 1, byte(i >> 8), byte(i)}) }
 	for _, c := range []struct {
 		full   maps.FullError
@@ -169,7 +169,7 @@ func TestFull(t *testing.T) {
 				return tb.SetName(i+1, maps.Name{Namespace: "a", Name: "b", Family: 4})
 			},
 			func(tb maps.Tables, i uint32) error { return tb.DeleteName(i + 1) }},
-		{maps.FullError{Map: "node_addrs", Size: 1024},
+		{maps.FullError{Map: "addrs", Flag: maps.FlagServices, Size: 16 + 4096},
 			func(tb maps.Tables, i uint32) error { return tb.SetNodeAddr(node(i), 0) },
 			func(tb maps.Tables, i uint32) error { return tb.DeleteNodeAddr(node(i)) }},
 	} {

@@ -72,9 +72,9 @@ const (
 	Terminating = uint8(abiBackendFlagBACKEND_FLAG_TERMINATING)
 )
 
-// OwnNetns is a flag of map node_addrs: the address takes node ports from
-// sockets of the node's own network namespace only.
-const OwnNetns = uint32(abiNodeAddrFlagNODE_ADDR_FLAG_OWN_NETNS)
+// OwnNetns is a flag of SetNodeAddr: the address takes node ports from sockets of
+// the node's own network namespace only.
+const OwnNetns = addrOwnNetns
 
 // Name is what a service id stands for: a service port of one family.
 type Name struct {

@@ -20,11 +20,9 @@ struct addr {
 } __attribute__((aligned(4)));
 _Static_assert(sizeof(struct addr) == 16, "struct addr");
 
-/* Key of `services`. Three shapes:
+/* Key of `services`. Two shapes:
  *   address, port, protocol   a cluster IP, external IP or load-balancer IP
- *   any,     port, protocol   a node port: `any` is :: or ::ffff:0.0.0.0
- *   address, 0,    0          a cluster IP as a whole: what is asked of it and
- *                             has no entry of its own is an undefined port */
+ *   any,     port, protocol   a node port: `any` is :: or ::ffff:0.0.0.0 */
 struct frontend_key {
 	struct addr addr;
 	__be16 port;
@@ -39,7 +37,9 @@ enum frontend_kind {
 	FRONTEND_KIND_NODE_PORT,
 	FRONTEND_KIND_LOAD_BALANCER_IP,
 	FRONTEND_KIND_EXTERNAL_IP,
-	FRONTEND_KIND_UNDEFINED_PORT, /* the whole of a cluster IP: refused */
+	/* A cluster IP as a whole, of which the ports that no service has are refused.
+	 * It has no entry in `services` but a flag in `addrs`. */
+	FRONTEND_KIND_UNDEFINED_PORT,
 };
 
 enum service_flag {
@@ -57,7 +57,7 @@ struct slot_range {
 
 /* Value of `services`: one frontend of a service port. */
 struct service {
-	__u32 id;               /* of the service port and family; never 0 but in UNDEFINED_PORT */
+	__u32 id;               /* of the service port and family, never 0 */
 	__u32 affinity_seconds; /* 0: no session affinity */
 	struct slot_range inside;  /* for clients on this node */
 	struct slot_range outside; /* for packets from a network */
@@ -128,14 +128,17 @@ struct affinity_value {
 };
 _Static_assert(sizeof(struct affinity_value) == 16, "struct affinity_value");
 
-enum node_addr_flag {
-	NODE_ADDR_FLAG_OWN_NETNS = 1, /* for sockets of the node's own network namespace
-				       * only: loopback, which a pod has for itself */
+enum addr_flag {
+	ADDR_FLAG_FRONTEND = 1,   /* frontends have this address */
+	ADDR_FLAG_CLUSTER_IP = 2, /* a cluster IP: ports that no service has are refused */
+	ADDR_FLAG_NODE_PORTS = 4, /* an address of this node that takes node ports, */
+	ADDR_FLAG_OWN_NETNS = 8,  /* but for sockets of the node's own network namespace
+				   * only: loopback, which a pod has for itself */
 };
 
-/* Value of `node_addrs`. */
-struct node_addr {
-	__u32 flags; /* enum node_addr_flag */
+/* Value of `addrs`. */
+struct addr_info {
+	__u32 flags; /* enum addr_flag */
 };
 
 /* Value of `names`: what a service id stands for, so that a new daemon adopts

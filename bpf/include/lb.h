@@ -44,34 +44,35 @@ static __always_inline int lb_addr_is_v4(const struct addr *a)
 }
 
 /* The service that a frontend belongs to: its own entry, else the node port of
- * a node address, else the whole cluster IP. NULL: nobody's. */
+ * a node address. NULL: nobody's; *undefined says whether it is a port of a
+ * cluster IP all the same. */
 static __always_inline struct service *lb_frontend(const struct frontend_key *dst,
-						   __u64 netns_cookie)
+						   __u64 netns_cookie, __u32 *undefined)
 {
-	struct frontend_key key = *dst;
-	struct node_addr *node;
+	struct addr_info *info = bpf_map_lookup_elem(&addrs, &dst->addr);
+	struct frontend_key any = *dst;
 	struct service *svc;
+	__u32 flags;
 
-	svc = bpf_map_lookup_elem(&services, &key);
-	if (svc)
-		return svc;
-
-	node = bpf_map_lookup_elem(&node_addrs, &key.addr);
-	if (node && (!(node->flags & NODE_ADDR_FLAG_OWN_NETNS) ||
-		     netns_cookie == config_netns_cookie)) {
-		if (lb_addr_is_v4(&key.addr))
-			*(__u32 *)&key.addr.b[12] = 0;
-		else
-			__builtin_memset(&key.addr, 0, sizeof(key.addr));
-		svc = bpf_map_lookup_elem(&services, &key);
+	*undefined = 0;
+	if (!info)
+		return NULL;
+	flags = info->flags;
+	if (flags & ADDR_FLAG_FRONTEND) {
+		svc = bpf_map_lookup_elem(&services, dst);
 		if (svc)
 			return svc;
-		key.addr = dst->addr;
 	}
-
-	key.port = 0;
-	key.protocol = 0;
-	return bpf_map_lookup_elem(&services, &key);
+	*undefined = flags & ADDR_FLAG_CLUSTER_IP;
+	if (!(flags & ADDR_FLAG_NODE_PORTS))
+		return NULL;
+	if (flags & ADDR_FLAG_OWN_NETNS && netns_cookie != config_netns_cookie)
+		return NULL;
+	if (lb_addr_is_v4(&any.addr))
+		*(__u32 *)&any.addr.b[12] = 0;
+	else
+		__builtin_memset(&any.addr, 0, sizeof(any.addr));
+	return bpf_map_lookup_elem(&services, &any);
 }
 
 /* The backend of that id if it is still that service's. */
@@ -131,8 +132,6 @@ static __always_inline void lb_affinity_store(const struct service *svc, __u8 se
 /* What a new connection to a service without a usable backend meets. */
 static __always_inline enum reason lb_no_backend(const struct service *svc)
 {
-	if (svc->kind == FRONTEND_KIND_UNDEFINED_PORT)
-		return REASON_UNDEFINED_PORT;
 	return svc->flags & SERVICE_FLAG_ELSEWHERE ? REASON_NO_LOCAL_ENDPOINT : REASON_NO_ENDPOINT;
 }
 
@@ -144,7 +143,8 @@ static __always_inline enum reason lb_try(const struct frontend_key *dst, enum l
 					  __u64 netns_cookie, const struct addr *client,
 					  __u32 pick, int *empty, struct lb_choice *out)
 {
-	struct service *entry = lb_frontend(dst, netns_cookie);
+	__u32 undefined;
+	struct service *entry = lb_frontend(dst, netns_cookie, &undefined);
 	struct affinity_key key = {};
 	struct slot_range range;
 	struct backend *be;
@@ -153,8 +153,10 @@ static __always_inline enum reason lb_try(const struct frontend_key *dst, enum l
 	__u64 now = 0;
 	__u8 set;
 
-	if (!entry)
+	if (!entry && !undefined)
 		return REASON_NO_FRONTEND;
+	if (!entry)
+		return (*empty)++ ? REASON_UNDEFINED_PORT : REASON_ENTRY_CHANGED;
 	svc = *entry;
 	range = side == LB_INSIDE ? svc.inside : svc.outside;
 	set = svc.flags & (side == LB_INSIDE ? SERVICE_FLAG_INSIDE_LOCAL :

@@ -13,8 +13,10 @@
 #define DEFAULT_SLOTS 524288
 #define DEFAULT_BACKENDS 262144
 #define DEFAULT_AFFINITY 65536
-#define DEFAULT_NODE_ADDRS 1024
 #endif
+
+/* Room for the node's own addresses, beside those of frontends. */
+#define NODE_ADDRS 4096
 
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
@@ -76,12 +78,15 @@ struct {
 	__type(value, struct affinity_value);
 } affinity SEC(".maps");
 
+/* What an address means to this node. Most addresses mean nothing, and one
+ * look-up here is all that they cost. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, DEFAULT_NODE_ADDRS);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, DEFAULT_SERVICES + NODE_ADDRS);
 	__type(key, struct addr);
-	__type(value, struct node_addr);
-} node_addrs SEC(".maps");
+	__type(value, struct addr_info);
+} addrs SEC(".maps");
 
 /* Not preallocated: 196 bytes a name, and no program reads it. */
 struct {

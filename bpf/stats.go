@@ -1,0 +1,34 @@
+package bpf
+
+import (
+	"fmt"
+	"time"
+)
+
+// RunStats is what the kernel counts of one program while something has asked it
+// to (BPF_ENABLE_STATS, or sysctl kernel.bpf_stats_enabled).
+type RunStats struct {
+	Runs uint64
+	Time time.Duration
+}
+
+// PerRun is the mean time of a run; 0 without runs.
+func (s RunStats) PerRun() time.Duration {
+	if s.Runs == 0 {
+		return 0
+	}
+	return s.Time / time.Duration(s.Runs)
+}
+
+// RunStats gives the counts by hook.
+func (p *Programs) RunStats() (map[string]RunStats, error) {
+	all := map[string]RunStats{}
+	for _, h := range p.hooks() {
+		st, err := h.prog.Stats()
+		if err != nil {
+			return nil, fmt.Errorf("read the run-time statistics of program %s: %w", h.pin, err)
+		}
+		all[h.pin] = RunStats{Runs: st.RunCount, Time: st.Runtime}
+	}
+	return all, nil
+}

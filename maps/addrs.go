@@ -1,0 +1,192 @@
+package maps
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+
+	"github.com/cilium/ebpf"
+)
+
+// addrIndex keeps map addrs in step with services and the node's addresses: what
+// each address means, and how many frontends make it so.
+type addrIndex struct {
+	// frontends counts entries of services by address.
+	frontends map[netip.Addr]int
+	// flags is what map addrs holds.
+	flags map[netip.Addr]uint32
+}
+
+// The flags of map addrs (enum addr_flag).
+const (
+	addrFrontend  = uint32(abiAddrFlagADDR_FLAG_FRONTEND)
+	addrClusterIP = uint32(abiAddrFlagADDR_FLAG_CLUSTER_IP)
+	addrNodePorts = uint32(abiAddrFlagADDR_FLAG_NODE_PORTS)
+	addrOwnNetns  = uint32(abiAddrFlagADDR_FLAG_OWN_NETNS)
+)
+
+// openAddrs reads the index back from the maps at the first write, and mends what
+// a daemon that was killed between two writes has left: a frontend whose address
+// is not marked would never be found.
+func (k *Kernel) openAddrs() error {
+	if k.addrs != nil {
+		return nil
+	}
+	ix := &addrIndex{frontends: map[netip.Addr]int{}}
+	var err error
+	if ix.flags, err = k.readAddrs(); err != nil {
+		return err
+	}
+	err = k.eachFrontend(func(key FrontendKey, _ Service) {
+		if a := key.AddrPort().Addr(); !a.IsUnspecified() {
+			ix.frontends[a]++
+		}
+	})
+	if err != nil {
+		return err
+	}
+	k.addrs = ix
+	var errs []error
+	for a := range ix.frontends {
+		errs = append(errs, k.markAddr(a, addrFrontend, 0))
+	}
+	for a := range ix.flags {
+		if ix.frontends[a] == 0 {
+			errs = append(errs, k.markAddr(a, 0, addrFrontend))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// markAddr adds and takes away flags of an address.
+func (k *Kernel) markAddr(a netip.Addr, add, remove uint32) error {
+	old := k.addrs.flags[a]
+	flags := old&^remove | add
+	switch {
+	case flags == old:
+		return nil
+	case flags == 0:
+		err := k.set.maps[mapAddrs].Delete(newAddr(a))
+		if err := k.wrap(ignoreMissing(err), mapAddrs, "delete address "+a.String()); err != nil {
+			return err
+		}
+		delete(k.addrs.flags, a)
+		return nil
+	}
+	err := k.set.maps[mapAddrs].Put(newAddr(a), abiAddrInfo{Flags: flags})
+	if err := k.wrap(err, mapAddrs, "mark address "+a.String()); err != nil {
+		return err
+	}
+	k.addrs.flags[a] = flags
+	return nil
+}
+
+func (k *Kernel) readAddrs() (map[netip.Addr]uint32, error) {
+	all := map[netip.Addr]uint32{}
+	var a abiAddr
+	var info abiAddrInfo
+	it := k.set.maps[mapAddrs].Iterate()
+	for it.Next(&a, &info) {
+		all[a.addr()] = info.Flags
+	}
+	if err := it.Err(); err != nil {
+		return nil, fmt.Errorf("read map %s: %w", mapAddrs, err)
+	}
+	return all, nil
+}
+
+// SetFrontend adds or replaces an entry. The entry itself is one
+// BPF_MAP_UPDATE_ELEM: a look-up sees the old value or the new. Its address is
+// marked first, so that the entry is found as soon as it is there.
+func (k *Kernel) SetFrontend(key FrontendKey, v Service) error {
+	if err := k.openAddrs(); err != nil {
+		return err
+	}
+	a := key.AddrPort().Addr()
+	if FrontendKind(v.Kind) == UndefinedPort {
+		return k.markAddr(a, addrClusterIP, 0)
+	}
+	services, what := k.set.maps[mapServices], "set frontend "+key.String()
+	err := services.Update(key, v, ebpf.UpdateExist)
+	if !errors.Is(err, ebpf.ErrKeyNotExist) {
+		return k.wrap(err, mapServices, what)
+	}
+	if a.IsUnspecified() {
+		return k.wrap(services.Put(key, v), mapServices, what)
+	}
+	if err := k.markAddr(a, addrFrontend, 0); err != nil {
+		return err
+	}
+	k.addrs.frontends[a]++
+	if err := services.Put(key, v); err != nil {
+		return errors.Join(k.wrap(err, mapServices, what), k.dropFrontend(a))
+	}
+	return nil
+}
+
+// DeleteFrontend removes an entry.
+func (k *Kernel) DeleteFrontend(key FrontendKey) error {
+	if err := k.openAddrs(); err != nil {
+		return err
+	}
+	a := key.AddrPort().Addr()
+	if key.Port == 0 {
+		return k.markAddr(a, 0, addrClusterIP)
+	}
+	err := k.set.maps[mapServices].Delete(key)
+	if err == nil && !a.IsUnspecified() {
+		return k.dropFrontend(a)
+	}
+	return k.wrap(ignoreMissing(err), mapServices, "delete frontend "+key.String())
+}
+
+// dropFrontend counts one frontend less at an address.
+func (k *Kernel) dropFrontend(a netip.Addr) error {
+	k.addrs.frontends[a]--
+	if k.addrs.frontends[a] > 0 {
+		return nil
+	}
+	delete(k.addrs.frontends, a)
+	return k.markAddr(a, 0, addrFrontend)
+}
+
+// SetNodeAddr adds an address that takes node ports.
+func (k *Kernel) SetNodeAddr(a netip.Addr, flags uint32) error {
+	if err := k.openAddrs(); err != nil {
+		return err
+	}
+	add := addrNodePorts
+	if flags&OwnNetns != 0 {
+		add |= addrOwnNetns
+	}
+	return k.markAddr(a, add, addrOwnNetns)
+}
+
+// DeleteNodeAddr removes an address that takes node ports.
+func (k *Kernel) DeleteNodeAddr(a netip.Addr) error {
+	if err := k.openAddrs(); err != nil {
+		return err
+	}
+	return k.markAddr(a, 0, addrNodePorts|addrOwnNetns)
+}
+
+// dumpAddrs tells cluster IPs and node addresses from map addrs.
+func (k *Kernel) dumpAddrs(d *Dump) error {
+	all, err := k.readAddrs()
+	if err != nil {
+		return err
+	}
+	for a, flags := range all {
+		if flags&addrClusterIP != 0 {
+			d.Frontends[NewFrontendKey(a, 0, 0)] = Service{Kind: uint8(UndefinedPort)}
+		}
+		if flags&addrNodePorts != 0 {
+			own := uint32(0)
+			if flags&addrOwnNetns != 0 {
+				own = OwnNetns
+			}
+			d.NodeAddrs[a] = own
+		}
+	}
+	return nil
+}
