@@ -8,6 +8,9 @@ SHELL := bash
 GOLANGCI_LINT := github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
 GOTESTSUM := gotest.tools/gotestsum@v1.13.0
 
+# For go's -exec, which splits words. Tests that need root say so themselves.
+AS_ROOT := "'$(CURDIR)/hack/as-root.sh' --try"
+
 # The longest that the tests of one package may take.
 TEST_TIMEOUT ?= 20m
 # Narrow them down: make go-test PKG=./lb TESTFLAGS='-run Plan -count=1'
@@ -42,7 +45,8 @@ test: ## Install what is missing, run every check and all tests, print times
 	@MAKE="$(MAKE)" hack/steps.sh $(STEPS)
 
 .PHONY: setup
-setup: setup-clang ## Install the Debian packages that tests need, where missing
+setup: setup-clang ## Install the Debian packages that tests need, where missing; try sudo
+	@hack/as-root.sh true
 	@hack/packages.sh gcc:gcc /usr/include/stdio.h:libc6-dev ip:iproute2 nft:nftables \
 		iptables:iptables conntrack:conntrack
 
@@ -75,13 +79,12 @@ tools: ## Build etcd and kube-apiserver into the cache, where missing
 .PHONY: go-test
 go-test: ## Every test, with the race detector
 	@sum=$$(hack/tool.sh $(GOTESTSUM)); \
-	"$$sum" --format pkgname --format-hide-empty-pkg --hide-summary=output \
-		--post-run-command hack/summary.sh -- \
-		-race -timeout $(TEST_TIMEOUT) -exec "$(CURDIR)/hack/as-root.sh" $(TESTFLAGS) $(PKG)
+	"$$sum" --format pkgname --format-hide-empty-pkg --post-run-command hack/summary.sh -- \
+		-race -timeout $(TEST_TIMEOUT) -exec $(AS_ROOT) $(TESTFLAGS) $(PKG)
 
 .PHONY: bench
 bench: ## Every benchmark, one package after the other
-	go test -run '^$$' -bench '$(BENCH)' -benchmem -p 1 -timeout 60m -exec "$(CURDIR)/hack/as-root.sh" $(TESTFLAGS) $(PKG)
+	go test -run '^$$' -bench '$(BENCH)' -benchmem -p 1 -timeout 60m -exec $(AS_ROOT) $(TESTFLAGS) $(PKG)
 
 ##@ Change it
 

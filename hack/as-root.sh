@@ -1,13 +1,24 @@
 #!/bin/sh
-# as-root.sh COMMAND [ARG...]: runs a command as root: directly, or by sudo with
-# the environment that Go's tools and our scripts read. Without either it says so.
+# as-root.sh [--try] COMMAND [ARG...]: runs a command as root: directly, or by
+# sudo with the environment that Go's tools and our scripts read. Without either
+# it says so and fails; with --try it runs the command as it is.
 set -eu
 
+try=
+if [ "${1:-}" = --try ]; then
+	try=yes
+	shift
+fi
 [ "$(id -u)" != 0 ] || exec "$@"
-command -v sudo >/dev/null || {
-	echo "as-root.sh: this needs root, and there is no sudo: run it as root: $*" >&2
+if ! command -v sudo >/dev/null; then
+	[ -z "$try" ] || exec "$@"
+	echo "as-root.sh: network namespaces, eBPF and apt-get need root, and there is no sudo: run this as root: $*" >&2
 	exit 1
-}
-# sudo takes PATH and HOME away; a cache is best kept where it was.
-exec sudo env "PATH=$PATH" "HOME=$HOME" "CI=${CI:-}" "SHUNT_TOOLS_DIR=${SHUNT_TOOLS_DIR:-}" \
-	"XDG_CACHE_HOME=${XDG_CACHE_HOME:-}" "GOFLAGS=${GOFLAGS:-}" "$@"
+fi
+# sudo takes PATH and HOME away. The tools that are built already are found in
+# the user's cache; what root compiles is kept apart, or the user could not
+# write there any more. Git refuses root another user's tree: no VCS stamp.
+cache=${XDG_CACHE_HOME:-$HOME/.cache}/shunt
+exec sudo env "PATH=$PATH" "HOME=$HOME" "CI=${CI:-}" "XDG_CACHE_HOME=${XDG_CACHE_HOME:-}" \
+	"SHUNT_TOOLS_DIR=${SHUNT_TOOLS_DIR:-}" "GOCACHE=$cache/go-build-root" "GOFLAGS=${GOFLAGS:-} -buildvcs=false" \
+	"BPF_CFLAGS=${BPF_CFLAGS:-}" "$@"

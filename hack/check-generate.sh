@@ -21,7 +21,7 @@ tar -C "$root" --exclude=./.git --exclude=./bin -cf - . | tar -C "$copy" -xf -
 find "$copy" \( -name '*_bpfel.go' -o -name '*_bpfel.o' \) -delete
 make --no-print-directory -C "$copy" generate
 
-if ! diff -u --label committed <(generated "$root") --label generated <(generated "$copy"); then
+if ! diff -u --label 'in the tree' <(generated "$root") --label 'made anew' <(generated "$copy"); then
 	echo "generated files differ from their sources: run 'make generate' and commit what it changes" >&2
 	exit 1
 fi

@@ -3,4 +3,4 @@
 # the last line that steps.sh prints.
 set -eu
 [ -n "${SHUNT_SUMMARY:-}" ] || exit 0
-echo "$TESTS_TOTAL run, $TESTS_FAILED failed, $TESTS_SKIPPED skipped, $TESTS_ERRORS packages with errors" >"$SHUNT_SUMMARY"
+echo "$TESTS_TOTAL run, $TESTS_FAILED failed, $TESTS_SKIPPED skipped, $TESTS_ERRORS errors" >"$SHUNT_SUMMARY"
