@@ -33,6 +33,7 @@ func (r *reconciler) adopt(d *maps.Dump) Adopted {
 	byID := r.adoptNames(d)
 	r.adoptBackends(d, byID)
 	for k, v := range d.Frontends {
+		r.count(k, 1)
 		p := byID[v.Id]
 		if p == nil || !r.adoptRanges(p, d, v) {
 			r.orphans[k] = v
@@ -153,6 +154,7 @@ func (r *reconciler) prune() error {
 			continue
 		}
 		r.writes.Frontends++
+		r.count(k, -1)
 		delete(r.orphans, k)
 	}
 	if err := errors.Join(errs...); err != nil {

@@ -70,12 +70,17 @@ func (r *reconciler) held(p *port, k maps.FrontendKey) (maps.Service, bool) {
 // own notes that the map holds the port's value for a frontend. Whoever had it
 // before was overwritten, in one step; its other frontends keep what they lead to.
 func (r *reconciler) own(p *port, k maps.FrontendKey, v maps.Service) {
-	delete(r.orphans, k)
 	if i := p.frontend(k); i >= 0 {
 		p.frontends[i].value = v
 		return
 	}
-	if owner := r.owners[k]; owner != nil {
+	_, adopted := r.orphans[k]
+	delete(r.orphans, k)
+	owner := r.owners[k]
+	if owner == nil && !adopted {
+		r.count(k, 1)
+	}
+	if owner != nil {
 		owner.frontends = slices.DeleteFunc(owner.frontends, func(f frontend) bool { return f.key == k })
 		if owner.key.service != p.key.service { // else reconcile comes to it
 			r.claims.add(k, owner.key.service)
@@ -108,6 +113,13 @@ func frontendValue(id, affinity uint32, f frontendPlan, inCluster, inLocal maps.
 		v.Flags |= maps.Elsewhere
 	}
 	return v
+}
+
+// count counts an entry of map services in or out.
+func (r *reconciler) count(k maps.FrontendKey, n int) {
+	if k.Port != 0 {
+		r.entries += n
+	}
 }
 
 // claim says whether the port may have a frontend: unless an older service has
@@ -167,9 +179,8 @@ func (r *reconciler) deleteFrontends(p *port, want portPlan) error {
 			return fmt.Errorf("service %s: %w", p.key.service, err)
 		}
 		r.writes.Frontends++
-		if r.owners[k] == p {
-			delete(r.owners, k)
-		}
+		delete(r.owners, k)
+		r.count(k, -1)
 		p.frontends = slices.Delete(p.frontends, i, i+1)
 	}
 	return nil

@@ -27,6 +27,9 @@ type reconciler struct {
 	services  *idPool
 	records   *idPool
 	slots     *slotPool
+	// entries counts those of map services: frontends but for cluster IPs as a
+	// whole, which are flags of their addresses.
+	entries int
 	// orphans are frontends of an adopted map that no service is known to own yet.
 	orphans map[maps.FrontendKey]maps.Service
 	left    leftovers

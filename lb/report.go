@@ -99,7 +99,7 @@ func pendingOf(services map[ServiceName]*change) (service, endpoints int) {
 func (l *Loop) fill() []shuntmaps.Fill {
 	sizes := l.o.Tables.Sizes()
 	return []shuntmaps.Fill{
-		{Map: shuntmaps.NameServices, Flag: shuntmaps.FlagServices, Used: uint32(len(l.r.owners) + len(l.r.orphans)), Size: sizes.Services},
+		{Map: shuntmaps.NameServices, Flag: shuntmaps.FlagServices, Used: uint32(l.r.entries), Size: sizes.Services},
 		{Map: shuntmaps.NameSlots, Flag: shuntmaps.FlagSlots, Used: l.r.slots.used, Size: sizes.Slots},
 		{Map: shuntmaps.NameBackends, Flag: shuntmaps.FlagBackends, Used: l.r.records.used, Size: sizes.Backends},
 	}

@@ -55,7 +55,11 @@ func (k *Kernel) openAddrs() error {
 			errs = append(errs, k.markAddr(a, 0, addrFrontend))
 		}
 	}
-	return errors.Join(errs...)
+	err = errors.Join(errs...)
+	if err != nil {
+		k.addrs = nil // to be mended at the next write
+	}
+	return err
 }
 
 // markAddr adds and takes away flags of an address.
