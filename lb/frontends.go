@@ -152,9 +152,15 @@ func (r *reconciler) setCreated(p *port, created time.Time) {
 	}
 	p.created = created
 	for _, f := range p.frontends {
-		if r.claims[f.key] != nil {
-			r.contested = append(r.contested, f.key)
-		}
+		r.contest(f.key)
+	}
+}
+
+// contest lets the services that claim a frontend try again at the end of this
+// step.
+func (r *reconciler) contest(k maps.FrontendKey) {
+	if r.claims[k] != nil {
+		r.contested = append(r.contested, k)
 	}
 }
 
@@ -180,21 +186,20 @@ func (r *reconciler) deleteFrontends(p *port, want portPlan) error {
 		}
 		r.writes.Frontends++
 		delete(r.owners, k)
+		r.contest(k)
 		r.count(k, -1)
 		p.frontends = slices.Delete(p.frontends, i, i+1)
 	}
 	return nil
 }
 
-// heirs gives the services that claim frontends which nobody has any more, or of
-// which the owner may not be the oldest any more, and forgets their claims.
+// heirs gives the services that claim frontends of which the owner is gone, or
+// may not be the oldest any more, and forgets their claims. That somebody else
+// has such a frontend by now says nothing: it may have come first by chance.
 func (r *reconciler) heirs() []ServiceName {
 	names := map[ServiceName]bool{}
-	for k, claimants := range r.claims {
-		if r.owners[k] != nil && !slices.Contains(r.contested, k) {
-			continue
-		}
-		for name := range claimants {
+	for _, k := range r.contested {
+		for name := range r.claims[k] {
 			names[name] = true
 		}
 		delete(r.claims, k)

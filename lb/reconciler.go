@@ -22,7 +22,7 @@ type reconciler struct {
 	ports  map[ServiceName][]*port
 	owners map[maps.FrontendKey]*port
 	claims claims
-	// contested are frontends whose owner's age turned out to be another.
+	// contested are claimed frontends whose owner is gone, or of another age.
 	contested []maps.FrontendKey
 	services  *idPool
 	records   *idPool
@@ -121,7 +121,11 @@ func (r *reconciler) steps(name ServiceName, plans []portPlan) []portStep {
 	steps := make([]portStep, 0, len(plans))
 	for _, p := range r.ports[name] {
 		if !slices.ContainsFunc(plans, func(w portPlan) bool { return w.key == p.key }) {
-			steps = append(steps, portStep{port: p, want: portPlan{key: p.key, created: p.created}, remove: true})
+			gone := portPlan{key: p.key, created: p.created}
+			if len(plans) > 0 {
+				gone.created = plans[0].created // the service's, whose ports age together
+			}
+			steps = append(steps, portStep{port: p, want: gone, remove: true})
 		}
 	}
 	for _, want := range plans {

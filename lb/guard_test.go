@@ -1,0 +1,175 @@
+package lb
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"testing"
+	"time"
+
+	"shunt/maps"
+)
+
+// guard is Tables that looks at the maps after every single write, as a program
+// in the kernel could at that moment, and fails the test if one would be led
+// astray.
+type guard struct {
+	*maps.Fake
+	t     testing.TB
+	clock *testClock
+	// serving are entries that must have endpoints at every moment of the step
+	// under way.
+	serving map[maps.FrontendKey]sides
+	// freed and unnamed say when a record or a slot was last given up.
+	freed   map[uint32]time.Time
+	unnamed map[uint32]time.Time
+	// named are the slots in ranges of entries now; counts, how many writes of
+	// each kind there were.
+	named  map[uint32]bool
+	writes maps.Writes
+}
+
+// sides says on which of its sides an entry has endpoints.
+type sides struct{ inside, outside bool }
+
+func newGuard(t testing.TB, sizes maps.Sizes, clock *testClock) *guard {
+	return &guard{Fake: maps.NewFake(sizes), t: t, clock: clock,
+		freed: map[uint32]time.Time{}, unnamed: map[uint32]time.Time{}, named: map[uint32]bool{}}
+}
+
+// did checks a write that was done. What the fake refuses but for a full map
+// the loop should not have tried.
+func (g *guard) did(what string, err error) error {
+	g.t.Helper()
+	var full *maps.FullError
+	if err != nil && !errors.As(err, &full) {
+		g.t.Errorf("%s: %v", what, err)
+	}
+	d, _ := g.Dump()
+	named := map[uint32]bool{}
+	for k, v := range d.Frontends {
+		for _, r := range []maps.SlotRange{v.Inside, v.Outside} {
+			g.checkRange(what, d, k, v, r)
+			for i := range r.Count {
+				named[r.Base+i] = true
+			}
+		}
+	}
+	for k, want := range g.serving {
+		v := d.Frontends[k]
+		if want.inside && v.Inside.Count == 0 || want.outside && v.Outside.Count == 0 {
+			g.t.Errorf("after %s: frontend %s has no endpoint for a moment, want some %+v:\n%s", what, k, want, d.Text())
+			delete(g.serving, k) // once is enough
+		}
+	}
+	for slot := range g.named {
+		if !named[slot] {
+			g.unnamed[slot] = g.clock.t
+		}
+	}
+	g.named = named
+	return err
+}
+
+func (g *guard) checkRange(what string, d *maps.Dump, k maps.FrontendKey, v maps.Service, r maps.SlotRange) {
+	g.t.Helper()
+	ids, err := d.Range(r)
+	if err != nil {
+		g.t.Errorf("after %s: frontend %s: %v", what, k, err)
+	}
+	for _, id := range ids {
+		if be, used := d.Backends[id]; !used || be.ServiceId != v.Id || be.Protocol != k.Protocol {
+			g.t.Errorf("after %s: frontend %s of service id %d leads to record %d: used %t, %+v", what, k, v.Id, id, used, be)
+		}
+	}
+	if _, named := d.Names[v.Id]; v.Id != 0 && !named {
+		g.t.Errorf("after %s: frontend %s is of service id %d, which has no name", what, k, v.Id)
+	}
+}
+
+func (g *guard) SetFrontend(k maps.FrontendKey, v maps.Service) error {
+	g.t.Helper()
+	g.writes.Frontends++
+	return g.did(fmt.Sprintf("SetFrontend(%s, %+v)", k, v), g.Fake.SetFrontend(k, v))
+}
+
+func (g *guard) DeleteFrontend(k maps.FrontendKey) error {
+	g.t.Helper()
+	g.writes.Frontends++
+	return g.did(fmt.Sprintf("DeleteFrontend(%s)", k), g.Fake.DeleteFrontend(k))
+}
+
+func (g *guard) WriteSlots(base uint32, ids []uint32) error {
+	g.t.Helper()
+	g.writes.Slots += uint64(len(ids))
+	what := fmt.Sprintf("WriteSlots(%d, %v)", base, ids)
+	for i := range ids {
+		slot := base + uint32(i)
+		if since, was := g.unnamed[slot]; was && g.clock.t.Before(since.Add(grace)) {
+			g.t.Errorf("%s: slot %d was named until %s ago", what, slot, g.clock.t.Sub(since))
+		}
+	}
+	return g.did(what, g.Fake.WriteSlots(base, ids))
+}
+
+func (g *guard) SetBackend(id uint32, b maps.Backend) error {
+	g.t.Helper()
+	g.writes.Backends++
+	what := fmt.Sprintf("SetBackend(%d, %s of %d)", id, b.AddrPort(), b.ServiceId)
+	if since, was := g.freed[id]; was && g.clock.t.Before(since.Add(grace)) {
+		g.t.Errorf("%s: the record was in use until %s ago", what, g.clock.t.Sub(since))
+	}
+	delete(g.freed, id)
+	if b.ServiceId == 0 {
+		g.t.Errorf("%s: of no service", what)
+	}
+	return g.did(what, g.Fake.SetBackend(id, b))
+}
+
+func (g *guard) FreeBackend(id uint32) error {
+	g.t.Helper()
+	g.writes.Backends++
+	g.freed[id] = g.clock.t
+	return g.did(fmt.Sprintf("FreeBackend(%d)", id), g.Fake.FreeBackend(id))
+}
+
+func (g *guard) SetName(id uint32, n maps.Name) error {
+	g.t.Helper()
+	g.writes.Names++
+	return g.did(fmt.Sprintf("SetName(%d, %s)", id, n), g.Fake.SetName(id, n))
+}
+
+func (g *guard) DeleteName(id uint32) error {
+	g.t.Helper()
+	g.writes.Names++
+	return g.did(fmt.Sprintf("DeleteName(%d)", id), g.Fake.DeleteName(id))
+}
+
+func (g *guard) SetNodeAddr(a netip.Addr, flags uint32) error {
+	g.t.Helper()
+	g.writes.NodeAddrs++
+	return g.did("SetNodeAddr", g.Fake.SetNodeAddr(a, flags))
+}
+
+func (g *guard) DeleteNodeAddr(a netip.Addr) error {
+	g.t.Helper()
+	g.writes.NodeAddrs++
+	return g.did("DeleteNodeAddr", g.Fake.DeleteNodeAddr(a))
+}
+
+// keepServing notes which entries must have endpoints all through the next
+// step: those of a service port that has some now and will have some after.
+func (g *guard) keepServing(after *maps.Dump) {
+	g.serving = map[maps.FrontendKey]sides{}
+	now, _ := g.Dump()
+	for k, v := range now.Frontends {
+		next, stays := after.Frontends[k]
+		if !stays || v.Id == 0 {
+			continue
+		}
+		a, b := now.Names[v.Id], after.Names[next.Id]
+		if a.Namespace == b.Namespace && a.Name == b.Name {
+			g.serving[k] = sides{v.Inside.Count > 0 && next.Inside.Count > 0, v.Outside.Count > 0 && next.Outside.Count > 0}
+		}
+	}
+}

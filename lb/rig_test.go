@@ -1,0 +1,158 @@
+package lb
+
+import (
+	"errors"
+	"net/netip"
+	"testing"
+
+	"go.uber.org/zap"
+
+	"shunt/maps"
+)
+
+// rig is a loop that a test drives a step at a time, with a clock of its own.
+type rig struct {
+	t      testing.TB
+	clock  *testClock
+	store  *Store
+	loop   *Loop
+	tables maps.Tables
+	heard  *recorder
+}
+
+// recorder is an Observer that keeps what it hears.
+type recorder struct {
+	reports []Report
+	checks  [][]HealthCheck
+	stale   []Stale
+}
+
+func (r *recorder) Reconciled(rep Report)           { r.reports = append(r.reports, rep) }
+func (r *recorder) SetHealthChecks(c []HealthCheck) { r.checks = append(r.checks, c) }
+
+func (r *recorder) last() Report { return r.reports[len(r.reports)-1] }
+
+// newRig makes a loop for node "me", whose store is synced already.
+func newRig(t testing.TB, tables maps.Tables, clock *testClock) *rig {
+	t.Helper()
+	r := &rig{t: t, clock: clock, tables: tables, store: NewStore(clock.now)}
+	r.start()
+	r.store.SetSynced()
+	return r
+}
+
+// start makes another loop on the same store and maps, as a new daemon would.
+func (r *rig) start() Adopted {
+	r.t.Helper()
+	r.heard = &recorder{}
+	r.loop = NewLoop(LoopOptions{
+		Store: r.store, Tables: r.tables, Log: zap.NewNop(), Now: r.clock.now, NodeName: "me",
+		Observer: r.heard, OnStale: func(s Stale) { r.heard.stale = append(r.heard.stale, s) },
+	})
+	adopted, err := r.loop.Adopt()
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	return adopted
+}
+
+// step reconciles once, and gives what was done.
+func (r *rig) step() Report {
+	r.loop.step()
+	return r.heard.last()
+}
+
+// mustStep reconciles once, and fails the test if that fails.
+func (r *rig) mustStep() Report {
+	r.t.Helper()
+	rep := r.step()
+	if rep.Err != nil {
+		r.t.Fatal(rep.Err)
+	}
+	return rep
+}
+
+// settle reconciles until nothing is left to do.
+func (r *rig) settle() {
+	r.t.Helper()
+	for range 50 {
+		err := r.step().Err
+		if r.loop.pending.empty() {
+			return
+		}
+		if err == nil {
+			r.t.Fatal("something is pending, but nothing failed")
+		}
+		r.clock.advance(r.loop.backoff())
+	}
+	r.t.Fatalf("not settled after many retries: %v", r.heard.last().Err)
+}
+
+func (r *rig) dump() *maps.Dump {
+	r.t.Helper()
+	d, err := r.tables.Dump()
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	return d
+}
+
+// copyTo gives the store's objects to another store.
+func (s *Store) copyTo(to *Store) {
+	for _, svc := range s.services {
+		to.SetService(svc)
+	}
+	for _, sls := range s.slices {
+		for _, sl := range sls {
+			to.SetSlice(sl)
+		}
+	}
+	to.SetNode(s.node)
+	if s.addrs != nil {
+		to.SetNodeAddrs(s.addrs)
+	}
+}
+
+// fresh is a loop that programs the same objects at once, without faults, into
+// maps of the same sizes.
+func (r *rig) fresh() *rig {
+	r.t.Helper()
+	f := newRig(r.t, maps.NewFake(r.tables.Sizes()), newTestClock())
+	r.store.copyTo(f.store)
+	f.step()
+	return f
+}
+
+// used is what the loop thinks is in use.
+type used struct {
+	services, records, slots uint32
+	entries, names           int
+	noLocal                  [4]int
+}
+
+func (r *rig) used() used {
+	rec := r.loop.r
+	return used{rec.services.used, rec.records.used, rec.slots.used, rec.entries, len(r.dump().Names), [4]int{
+		rec.noLocal[NoLocalKey{IPv4, false}], rec.noLocal[NoLocalKey{IPv4, true}],
+		rec.noLocal[NoLocalKey{IPv6, false}], rec.noLocal[NoLocalKey{IPv6, true}],
+	}}
+}
+
+// sameAs fails unless both loops have come to the same, in the maps and in what
+// they remember.
+func (r *rig) sameAs(f *rig, what string) {
+	r.t.Helper()
+	if got, want := r.dump().Text(), f.dump().Text(); got != want {
+		r.t.Fatalf("%s: the maps hold\n%s\na fresh loop makes\n%s", what, got, want)
+	}
+	if got, want := r.used(), f.used(); got != want {
+		r.t.Fatalf("%s: in use are %+v, of a fresh loop %+v", what, got, want)
+	}
+}
+
+// errFault is what injected faults fail with.
+var errFault = errors.New("injected fault")
+
+// nodeAddrs are of a node with both families.
+var nodeAddrs = []netip.Addr{netip.MustParseAddr("127.0.0.1"), netip.MustParseAddr("::1"),
+	netip.MustParseAddr("192.168.0.1"), netip.MustParseAddr("fd00:1::1")}
