@@ -39,6 +39,15 @@ static __always_inline void sock_flow_choice(const struct sock_flow *flow, struc
 	out->service_id = flow->service_id;
 }
 
+/* Whether the flow's backend still serves. The record may be another endpoint's of
+ * the same service by now: its id alone does not tell. */
+static __always_inline int sock_flow_serves(const struct sock_flow *flow)
+{
+	struct backend *be = lb_backend(flow->backend_id, flow->service_id);
+
+	return be && be->port == flow->backend_port && lb_addr_equal(&be->addr, &flow->backend_addr);
+}
+
 /* The backend that the connected socket's peer stands for, if dst is what it
  * was connected to and the backend is still there. Returns 1 with *out filled. */
 static __always_inline int sock_peer_keep(struct bpf_sock *sk, const struct frontend_key *dst,
@@ -46,7 +55,7 @@ static __always_inline int sock_peer_keep(struct bpf_sock *sk, const struct fron
 {
 	struct sock_flow *peer = bpf_sk_storage_get(&sock_peer, sk, NULL, 0);
 
-	if (!peer || !sock_flow_is_to(peer, dst) || !lb_backend(peer->backend_id, peer->service_id))
+	if (!peer || !sock_flow_is_to(peer, dst) || !sock_flow_serves(peer))
 		return 0;
 	sock_flow_choice(peer, out);
 	return 1;
@@ -82,7 +91,7 @@ static __always_inline int sock_flow_keep(struct bpf_sock *sk, const struct fron
 					  struct lb_choice *out)
 {
 	struct sock_flows *flows = bpf_sk_storage_get(&sock_flows, sk, NULL, 0);
-	int found = 0;
+	struct sock_flow found = {};
 
 	if (!flows)
 		return 0;
@@ -93,12 +102,14 @@ static __always_inline int sock_flow_keep(struct bpf_sock *sk, const struct fron
 		if (!sock_flow_is_to(flow, dst))
 			continue;
 		flow->used = ++flows->clock;
-		sock_flow_choice(flow, out);
-		found = 1;
+		found = *flow;
 		break;
 	}
 	bpf_spin_unlock(&flows->lock);
-	return found && lb_backend(out->backend_id, out->service_id) != NULL;
+	if (!found.used || !sock_flow_serves(&found)) /* no helper under the lock */
+		return 0;
+	sock_flow_choice(&found, out);
+	return 1;
 }
 
 /* Whether this socket's datagrams to another frontend go to the same backend
