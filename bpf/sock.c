@@ -39,6 +39,13 @@ static __always_inline int sock_is_ours(const struct bpf_sock_addr *ctx)
 	return ctx->protocol == IPPROTO_TCP || ctx->protocol == IPPROTO_UDP;
 }
 
+static __always_inline int sock_in_own_netns(__u64 cookie)
+{
+	__u64 own = config_netns_cookie;
+
+	return cookie == (own ? own : bpf_get_netns_cookie(NULL));
+}
+
 /* Affinity's client on this node: the network namespace (abi.h, affinity_key). */
 static __always_inline void sock_client(__u64 netns_cookie, struct addr *client)
 {
@@ -61,7 +68,8 @@ static __always_inline enum reason sock_connect(struct bpf_sock_addr *ctx,
 		reason = REASON_FLOW_KEPT;
 	} else {
 		sock_client(cookie, &client);
-		reason = lb_select(dst, LB_INSIDE, cookie, &client, bpf_get_prandom_u32(), to);
+		reason = lb_select(dst, LB_INSIDE, sock_in_own_netns(cookie), &client,
+				   bpf_get_prandom_u32(), to);
 	}
 	switch (reason) {
 	case REASON_TRANSLATED:
@@ -70,8 +78,10 @@ static __always_inline enum reason sock_connect(struct bpf_sock_addr *ctx,
 		break;
 	case REASON_FLOW_KEPT:
 		break;
-	default:
+	case REASON_NO_FRONTEND:
 		sock_peer_forget(ctx->sk);
+		return reason;
+	default: /* a refused connect leaves the socket with the peer that it had */
 		return reason;
 	}
 	return sock_peer_store(ctx->sk, dst, to) ? REASON_UNRECORDED : reason;
@@ -95,8 +105,8 @@ static __always_inline enum reason sock_flow_begin(struct bpf_sock_addr *ctx,
 	pick ^= lb_word(&dst->addr, 2) ^ ((__u64)lb_word(&dst->addr, 3) << 16) ^ dst->port;
 	pick *= 0x9e3779b97f4a7c15ULL; /* 2^64 / golden ratio: spreads the bits upwards */
 	for (int i = 0; i < LB_TRIES; i++) {
-		reason = lb_try(dst, LB_INSIDE, cookie, &client, (__u32)(pick >> 32) + i, &empty,
-				to);
+		reason = lb_try(dst, LB_INSIDE, sock_in_own_netns(cookie), &client,
+				(__u32)(pick >> 32) + i, &empty, to);
 		if (reason == REASON_ENTRY_CHANGED)
 			continue;
 		if (reason != REASON_TRANSLATED || !sock_flow_taken(ctx->sk, dst, to))
