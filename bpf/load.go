@@ -9,7 +9,6 @@ import (
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
-	"github.com/cilium/ebpf/rlimit"
 	"golang.org/x/sys/unix"
 
 	"shunt/maps"
@@ -48,11 +47,10 @@ const linkDir = "links"
 // Load loads the programs with these maps. The network namespace of the calling
 // process is the node's.
 func Load(set *maps.Set) (*Programs, error) {
-	if err := rlimit.RemoveMemlock(); err != nil {
-		return nil, fmt.Errorf("lift the limit on locked memory, which kernels before 5.11 count maps by: %w", err)
-	}
 	cookie, err := NetnsCookie()
-	if err != nil {
+	if errors.Is(err, unix.ENOPROTOOPT) {
+		cookie = 0 // see config.h
+	} else if err != nil {
 		return nil, err
 	}
 	p := &Programs{HasSetRetval: true}

@@ -123,22 +123,31 @@ type Feature struct {
 
 // Features probes the kernel by trying, never by its version.
 func Features() []Feature {
-	helper := func(f asm.BuiltinFunc) error { return features.HaveProgramHelper(ebpf.CGroupSockAddr, f) }
+	lacks := func(err error) error { // a probe that fails otherwise got as far as the feature itself
+		if errors.Is(err, ebpf.ErrNotSupported) || errors.Is(err, unix.ENOPROTOOPT) {
+			return err
+		}
+		return nil
+	}
+	helper := func(f asm.BuiltinFunc) error { return lacks(features.HaveProgramHelper(ebpf.CGroupSockAddr, f)) }
+	_, cookieErr := NetnsCookie()
 	return []Feature{
-		{Name: "cgroup sock_addr programs", Needed: true, Err: features.HaveProgramType(ebpf.CGroupSockAddr)},
-		{Name: "socket storage", Needed: true, Err: features.HaveMapType(ebpf.SkStorage)},
+		{Name: "cgroup sock_addr programs", Needed: true, Err: lacks(features.HaveProgramType(ebpf.CGroupSockAddr))},
+		{Name: "socket storage", Needed: true, Err: lacks(features.HaveMapType(ebpf.SkStorage))},
 		{Name: "socket storage in connect hooks", Needed: true, Err: helper(asm.FnSkStorageGet)},
 		{Name: "network namespace cookies", Needed: true, Err: helper(asm.FnGetNetnsCookie)},
-		{Name: "bounded loops", Needed: true, Err: features.HaveBoundedLoops()},
+		{Name: "bounded loops", Needed: true, Err: lacks(features.HaveBoundedLoops())},
 		{Name: "bpf_set_retval", Err: helper(asm.FnSetRetval),
 			Without: "a refused connect() fails with EPERM instead of ECONNREFUSED"},
+		{Name: "SO_NETNS_COOKIE", Err: lacks(cookieErr),
+			Without: "127.0.0.1:nodePort works only where the node's network namespace is the machine's first"},
 	}
 }
 
 // explain turns a failure to load into what the kernel lacks, if that is why.
 func explain(err error) error {
 	for _, f := range Features() {
-		if f.Needed && errors.Is(f.Err, ebpf.ErrNotSupported) {
+		if f.Needed && f.Err != nil {
 			return fmt.Errorf("this kernel has no %s: shunt needs Linux 5.10 or newer with CONFIG_CGROUP_BPF and CONFIG_BPF_SYSCALL (%w)",
 				f.Name, f.Err)
 		}

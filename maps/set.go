@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 
 	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/rlimit"
 )
 
 // Set is the open maps, by name: what programs are loaded with and Kernel
@@ -93,6 +94,9 @@ type OpenResult struct {
 // else makes new ones: beside the old ones, if there are any, which stay in
 // effect until Commit. root is a directory on a bpf file system.
 func Open(root string, sizes Sizes) (*Set, OpenResult, error) {
+	if err := rlimit.RemoveMemlock(); err != nil {
+		return nil, OpenResult{}, fmt.Errorf("lift the limit on locked memory, which kernels before 5.11 count maps by: %w", err)
+	}
 	specs, err := Spec(sizes)
 	if err != nil {
 		return nil, OpenResult{}, err

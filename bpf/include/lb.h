@@ -10,7 +10,6 @@
 
 #include <linux/errno.h>
 
-#include "config.h"
 #include "maps.h"
 
 /* Look-ups of one entry before we give up: it would have to change within each
@@ -44,10 +43,11 @@ static __always_inline int lb_addr_is_v4(const struct addr *a)
 }
 
 /* The service that a frontend belongs to: its own entry, else the node port of
- * a node address. NULL: nobody's; *undefined says whether it is a port of a
+ * a node address, where own_netns says that the client is in the node's own
+ * network namespace. NULL: nobody's; *undefined says whether it is a port of a
  * cluster IP all the same. */
 static __always_inline struct service *lb_frontend(const struct frontend_key *dst,
-						   __u64 netns_cookie, __u32 *undefined)
+						   int own_netns, __u32 *undefined)
 {
 	struct addr_info *info = bpf_map_lookup_elem(&addrs, &dst->addr);
 	struct frontend_key any = *dst;
@@ -66,7 +66,7 @@ static __always_inline struct service *lb_frontend(const struct frontend_key *ds
 	*undefined = flags & ADDR_FLAG_CLUSTER_IP;
 	if (!(flags & ADDR_FLAG_NODE_PORTS))
 		return NULL;
-	if (flags & ADDR_FLAG_OWN_NETNS && netns_cookie != config_netns_cookie)
+	if (flags & ADDR_FLAG_OWN_NETNS && !own_netns)
 		return NULL;
 	if (lb_addr_is_v4(&any.addr))
 		*(__u32 *)&any.addr.b[12] = 0;
@@ -140,11 +140,11 @@ static __always_inline enum reason lb_no_backend(const struct service *svc)
  * found no backend. Returns REASON_TRANSLATED or REASON_AFFINITY_KEPT with *out
  * filled, REASON_ENTRY_CHANGED to look again, or the reason why there is none. */
 static __always_inline enum reason lb_try(const struct frontend_key *dst, enum lb_side side,
-					  __u64 netns_cookie, const struct addr *client,
+					  int own_netns, const struct addr *client,
 					  __u32 pick, int *empty, struct lb_choice *out)
 {
 	__u32 undefined;
-	struct service *entry = lb_frontend(dst, netns_cookie, &undefined);
+	struct service *entry = lb_frontend(dst, own_netns, &undefined);
 	struct affinity_key key = {};
 	struct slot_range range;
 	struct backend *be;
@@ -189,14 +189,14 @@ static __always_inline enum reason lb_try(const struct frontend_key *dst, enum l
 /* Choose a backend for a new connection to dst: lb_try until the entry holds
  * still. Returns as lb_try; REASON_ENTRY_CHANGED where it never did. */
 static __always_inline enum reason lb_select(const struct frontend_key *dst, enum lb_side side,
-					     __u64 netns_cookie, const struct addr *client,
+					     int own_netns, const struct addr *client,
 					     __u32 pick, struct lb_choice *out)
 {
 	enum reason reason = REASON_ENTRY_CHANGED;
 	int empty = 0;
 
 	for (int i = 0; i < LB_TRIES && reason == REASON_ENTRY_CHANGED; i++)
-		reason = lb_try(dst, side, netns_cookie, client, pick, &empty, out);
+		reason = lb_try(dst, side, own_netns, client, pick, &empty, out);
 	return reason;
 }
 

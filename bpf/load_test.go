@@ -1,0 +1,125 @@
+package bpf
+
+import (
+	"os"
+	"path/filepath"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"shunt/maps"
+)
+
+func TestMain(m *testing.M) {
+	MaybeProbe()
+	os.Exit(m.Run())
+}
+
+// bpffs mounts a bpf file system of the test's own.
+func bpffs(t *testing.T) string {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Skip("loading programs needs root")
+	}
+	dir := t.TempDir()
+	if err := unix.Mount("bpf", dir, "bpf", 0, ""); err != nil {
+		t.Fatalf("mount a bpf file system: %v", err)
+	}
+	t.Cleanup(func() {
+		if err := unix.Unmount(dir, unix.MNT_DETACH); err != nil {
+			t.Errorf("unmount the bpf file system: %v", err)
+		}
+	})
+	return dir
+}
+
+// cgroup makes a cgroup of the test's own.
+func cgroup(t *testing.T) string {
+	t.Helper()
+	root, err := FindCgroupRoot("")
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir, err := os.MkdirTemp(root, "shunt-test-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := removeCgroup(dir); err != nil {
+			t.Error(err)
+		}
+	})
+	return dir
+}
+
+func openMaps(t *testing.T, root string) (*maps.Set, *maps.Kernel) {
+	t.Helper()
+	set, _, err := maps.Open(root, maps.Sizes{Services: 64, Slots: 64, Backends: 64, Affinity: 64})
+	if err != nil {
+		t.Fatal(err)
+	}
+	k, err := maps.NewKernel(set)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := k.Close(); err != nil {
+			t.Error(err)
+		}
+		if err := set.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return set, k
+}
+
+// Every program loads on this kernel, is attached, acts, is replaced in place,
+// and is gone after Detach.
+func TestLoadAttachVerify(t *testing.T) {
+	root := filepath.Join(bpffs(t), "shunt")
+	cg := cgroup(t)
+	set, k := openMaps(t, root)
+	for range 2 { // the second time updates the pinned links
+		p, err := Load(set)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := Verify(t.Context(), k, cg); err == nil && len(Attachments(root)) == 0 {
+			t.Error("Verify finds hooks in effect before any is attached")
+		}
+		if err := p.Attach(root, cg); err != nil {
+			t.Fatal(err)
+		}
+		if err := Verify(t.Context(), k, cg); err != nil {
+			t.Error(err)
+		}
+		if err := p.Close(); err != nil {
+			t.Error(err)
+		}
+		for _, a := range Attachments(root) {
+			if !a.Attached {
+				t.Errorf("hook %s: %s", a.Hook, a.Problem)
+			}
+		}
+	}
+	if err := Detach(root); err != nil {
+		t.Fatal(err)
+	}
+	if err := Verify(t.Context(), k, cg); err == nil {
+		t.Error("Verify finds hooks in effect after Detach")
+	}
+}
+
+// A kernel that lacks what is needed is told so in one line.
+func TestFeatures(t *testing.T) {
+	bpffs(t)
+	for _, f := range Features() {
+		t.Logf("%-34s needed=%-5v %v", f.Name, f.Needed, f.Err)
+		if f.Needed && f.Err != nil {
+			t.Errorf("this kernel has no %s: %v", f.Name, f.Err)
+		}
+		if !f.Needed && f.Without == "" {
+			t.Errorf("feature %s does not say what is lost without it", f.Name)
+		}
+	}
+}

@@ -1,0 +1,93 @@
+#!/usr/bin/env bash
+# Runs a static test binary on another kernel, in a VM that is gone afterwards:
+#
+#   CGO_ENABLED=0 go test -exec "$PWD/e2e/kernels/vm.sh 5.10" ./bpf
+#
+# The VM has the binary, busybox, the package's testdata, modules of the kernel,
+# and nothing else: no disk and no network. Its exit code is this script's.
+set -euo pipefail
+
+want=${1:?usage: vm.sh KERNEL BINARY [ARGUMENTS]}
+binary=${2:?usage: vm.sh KERNEL BINARY [ARGUMENTS]}
+shift 2
+here=$(cd "$(dirname "$0")" && pwd)
+limit=${SHUNT_VM_SECONDS:-900}
+kernel=$("$here/fetch.sh" "$want")
+version=$(cat "$kernel/version")
+
+tmp=$(mktemp -d)
+qemu=
+cleanup() {
+	[ -z "$qemu" ] || kill "$qemu" 2>/dev/null || true
+	rm -rf "$tmp"
+}
+trap cleanup EXIT
+trap 'exit 130' INT TERM
+
+root=$tmp/root
+mkdir -p "$root"/{bin,dev,etc,proc,run/netns,sys,tmp,test,lib/modules/"$version"}
+cp "$(command -v busybox)" "$root/bin/busybox"
+cp "$binary" "$root/test/binary"
+if [ -d testdata ]; then cp -r testdata "$root/test/testdata"; fi
+
+# What the tests use that is not built in, with what that depends on.
+for m in veth bridge vxlan dummy udp_diag tcp_diag inet_diag sch_ingress cls_bpf act_mirred ipv6 nf_tables nft_compat; do
+	modprobe -d "$kernel" -S "$version" --show-depends "$m" 2>/dev/null | sed -n 's/^insmod //p' || true
+done | awk '!seen[$1]++ { print $1 }' >"$tmp/modules"
+n=0
+while read -r ko; do
+	cp "$ko" "$root/lib/modules/$(printf %03d $n)-$(basename "$ko")"
+	n=$((n + 1))
+done <"$tmp/modules"
+
+{
+	printf '/test/binary'
+	printf ' %q' "$@"
+	echo
+} >"$root/test/command"
+cat >"$root/init" <<'INIT'
+#!/bin/busybox sh
+/bin/busybox --install -s /bin
+export PATH=/bin HOME=/tmp TMPDIR=/tmp
+mount -t proc proc /proc
+mount -t sysfs sysfs /sys
+mount -t devtmpfs dev /dev
+mount -t tmpfs tmpfs /run
+mount -t tmpfs tmpfs /tmp
+mount -t cgroup2 none /sys/fs/cgroup
+mount -t bpf bpf /sys/fs/bpf
+mkdir -p /run/netns
+for ko in /lib/modules/*.ko; do insmod "$ko" 2>/dev/null; done
+ip link set lo up
+cd /test
+exec >/dev/ttyS1 2>&1 </dev/null
+stty -F /dev/ttyS1 raw 2>/dev/null
+sh /test/command
+echo "vm-exit-code $?"
+sync
+poweroff -f
+INIT
+chmod +x "$root/init"
+(cd "$root" && find . | cpio -o -H newc --quiet | gzip -1) >"$tmp/initrd"
+
+qemu-system-x86_64 -M pc -cpu max -smp 2 -m "${SHUNT_VM_MEMORY:-2048}" -accel tcg,thread=multi \
+	-display none -no-reboot -nodefaults -kernel "$kernel/vmlinuz" -initrd "$tmp/initrd" \
+	-append "console=ttyS0 quiet panic=-1 rdinit=/init" \
+	-serial "file:$tmp/console" -serial "file:$tmp/out" </dev/null &
+qemu=$!
+deadline=$((SECONDS + limit))
+while kill -0 "$qemu" 2>/dev/null; do
+	if [ $SECONDS -ge $deadline ]; then
+		echo "vm.sh: kernel $version: not done within $limit s" >&2
+		break
+	fi
+	sleep 0.2
+done
+tr -d '\r' <"$tmp/out" | grep -v '^vm-exit-code ' || true
+code=$(tr -d '\r' <"$tmp/out" | sed -n 's/^vm-exit-code //p')
+if [ -z "$code" ]; then
+	echo "vm.sh: kernel $version ended without a result; its console said last:" >&2
+	tail -n 20 "$tmp/console" >&2
+	exit 1
+fi
+exit "$code"
