@@ -99,3 +99,15 @@ func (r *reconciler) reconcileAddrs(want map[netip.Addr]uint32) error {
 	}
 	return nil
 }
+
+// nodePortAddrs gives the addresses in the maps that an interface has, sorted.
+func (r *reconciler) nodePortAddrs() []netip.Addr {
+	var addrs []netip.Addr
+	for a := range r.nodeAddrs {
+		if !a.IsUnspecified() {
+			addrs = append(addrs, a)
+		}
+	}
+	slices.SortFunc(addrs, netip.Addr.Compare)
+	return addrs
+}

@@ -39,7 +39,7 @@ func (f *faults) fail(string) error {
 func checkRandom(t *testing.T, c chooser, sizes maps.Sizes, rounds int) {
 	t.Helper()
 	clock := newTestClock()
-	g := newGuard(t, sizes, clock)
+	g := newGuard(t, maps.NewFake(sizes), clock)
 	f := &faults{c: c, lives: -1}
 	r := newRig(t, &maps.Faulty{Tables: g, Fail: f.fail}, clock)
 	r.store.SetNode(&Node{Name: "me", Zone: "z1"})
@@ -108,7 +108,7 @@ func checkEmptied(t *testing.T, r *rig, g *guard) {
 }
 
 func TestRandomChanges(t *testing.T) {
-	runs := 300
+	runs := 150
 	if testing.Short() {
 		runs = 50
 	}
@@ -124,7 +124,7 @@ func TestRandomChanges(t *testing.T) {
 // Maps that are too small: what is in them keeps working, and when there is
 // room again, all is as it should be.
 func TestRandomChangesInTightMaps(t *testing.T) {
-	runs := 200
+	runs := 150
 	if testing.Short() {
 		runs = 25
 	}

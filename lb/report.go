@@ -60,6 +60,7 @@ func (l *Loop) note(report Report, node *Node) {
 	l.status.Node = node
 	l.status.NoLocalEndpoints = maps.Clone(l.r.noLocal)
 	l.status.Fill = l.fill()
+	l.status.NodePortAddrs = l.r.nodePortAddrs()
 	if l.pending.empty() {
 		l.status.LastSync = report.Ended
 	}

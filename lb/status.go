@@ -51,6 +51,8 @@ type Status struct {
 	// NoLocalEndpoints counts the service ports (of one family) whose policy is
 	// Local and which have endpoints, but no usable one on this node.
 	NoLocalEndpoints map[NoLocalKey]int
+	// NodePortAddrs are the addresses of this node that take node ports, sorted.
+	NodePortAddrs []netip.Addr
 	// Fill says how full the maps are that the loop fills.
 	Fill []maps.Fill
 	// Node is nil until this Node was seen.

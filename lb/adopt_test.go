@@ -1,0 +1,281 @@
+package lb
+
+import (
+	"errors"
+	"net/netip"
+	"testing"
+	"time"
+
+	"shunt/maps"
+	"shunt/maps/mapstest"
+)
+
+// eachTables runs a test on the fake and on real maps.
+func eachTables(t *testing.T, sizes maps.Sizes, test func(t *testing.T, tables maps.Tables)) {
+	t.Run("fake", func(t *testing.T) { test(t, maps.NewFake(sizes)) })
+	t.Run("kernel", func(t *testing.T) { test(t, mapstest.New(t, sizes)) })
+}
+
+// town is a store with some of everything, conflicts included.
+func town(st *Store) {
+	st.SetNode(&Node{Name: "me", Zone: "z1"})
+	st.SetNodeAddrs(nodeAddrs)
+	st.SetService(service("web", "10.96.0.1 fd96::1", "http:80/TCP:30080", "dns:53/UDP:30053").with(func(s *Service) {
+		s.ExternalIPs, s.LoadBalancerIPs = addrs("1.1.1.1"), addrs("1.1.1.2", "2001:db8::2")
+		s.ExternalLocal, s.AffinityTimeout = true, time.Minute
+	}))
+	st.SetSlice(slice("web-4", "web", "http:8080/TCP dns:53/UDP", "10.0.0.1@me", "10.0.0.2", "10.0.0.3 serving terminating"))
+	st.SetSlice(slice("web-6", "web", "http:8080/TCP dns:53/UDP", "fd00::1@me", "fd00::2"))
+	st.SetService(service("young", "10.96.0.2", "http:80/TCP").with(func(s *Service) {
+		s.ExternalIPs, s.ExternalLocal = addrs("1.1.1.1"), true // web's
+	}))
+	st.SetSlice(slice("young-4", "young", "http:8080/TCP", "10.0.1.1@me", "10.0.1.2"))
+	st.SetService(service("empty", "10.96.0.3", "http:80/TCP"))
+	st.SetService(service("far", "10.96.0.4", "http:80/TCP").with(func(s *Service) { s.InternalLocal = true }))
+	st.SetSlice(slice("far-4", "far", "http:8080/TCP", "10.0.3.1@you"))
+}
+
+var townSizes = maps.Sizes{Services: 64, Slots: 256, Backends: 64, Affinity: 16}
+
+// With the same objects a new daemon writes nothing; what changed while there
+// was none costs what it costs at any other time.
+func TestAdopt(t *testing.T) {
+	for _, c := range []struct {
+		what      string
+		meanwhile func(*Store)
+		want      maps.Writes
+	}{
+		{"nothing", func(*Store) {}, maps.Writes{}},
+		{"an endpoint of another node replaced, of a service whose policy is Local", func(s *Store) {
+			s.SetSlice(slice("far-4", "far", "http:8080/TCP", "10.0.3.2@you"))
+		}, maps.Writes{Backends: 2}},
+		{"an endpoint replaced", func(s *Store) {
+			s.SetSlice(slice("young-4", "young", "http:8080/TCP", "10.0.1.1@me", "10.0.1.3"))
+		}, maps.Writes{Frontends: 1, Slots: 2, Backends: 2}},
+		{"a service deleted", func(s *Store) { s.DeleteService(svcName("far")) }, maps.Writes{Frontends: 2, Backends: 1, Names: 1}},
+		{"a service of two families deleted, of which one frontend is inherited", func(s *Store) { s.DeleteService(svcName("web")) },
+			maps.Writes{Frontends: 2*7 + 2 + 1, Slots: 1, Backends: 10, Names: 4}},
+		{"a service more", func(s *Store) { s.SetService(service("new", "10.96.0.9", "http:80/TCP")) }, maps.Writes{Frontends: 2, Names: 1}},
+		{"the older of two that claim an address", func(s *Store) {
+			s.SetService(service("web", "10.96.0.1 fd96::1", "http:80/TCP:30080", "dns:53/UDP:30053").with(func(s *Service) {
+				s.ExternalIPs, s.LoadBalancerIPs = addrs("1.1.1.1"), addrs("1.1.1.2", "2001:db8::2")
+				s.ExternalLocal, s.AffinityTimeout, s.Created = true, time.Minute, time.Unix(9, 0)
+			}))
+		}, maps.Writes{Frontends: 1, Slots: 1}},
+		{"a node's address", func(s *Store) { s.SetNodeAddrs(nodeAddrs[:3]) }, maps.Writes{NodeAddrs: 1}},
+	} {
+		t.Run(c.what, func(t *testing.T) {
+			eachTables(t, townSizes, func(t *testing.T, tables maps.Tables) {
+				r := newRig(t, tables, newTestClock())
+				town(r.store)
+				r.mustStep()
+				r.sameAs(r.fresh(), "at first")
+				before := r.used()
+				c.meanwhile(r.store)
+				r.clock.advance(time.Minute)
+				if a := r.start(); a.Services != before.names || a.Backends != int(before.records) || a.Frontends == 0 {
+					t.Errorf("adopted %+v of %+v", a, before)
+				}
+				if got := r.mustStep().Writes; got != c.want {
+					t.Errorf("writes %+v, want %+v", got, c.want)
+				}
+				r.sameAs(r.fresh(), "after the restart")
+				if got := r.mustStep().Writes; got != (maps.Writes{}) {
+					t.Errorf("and then %+v", got)
+				}
+			})
+		})
+	}
+}
+
+// fe is a frontend's key from "10.96.0.1:80/TCP".
+func fe(s string, protocol Protocol) maps.FrontendKey {
+	ap := netip.MustParseAddrPort(s)
+	return maps.NewFrontendKey(ap.Addr(), ap.Port(), uint8(protocol))
+}
+
+// What maps may hold that no daemon of ours would have left, or one that was
+// killed at a bad moment: it goes, and nothing else is touched meanwhile. Real
+// maps only: the fake does not let such things in.
+var leftoverTests = []struct {
+	what  string
+	spoil func(k *maps.Kernel, d *maps.Dump) error
+}{
+	{"a frontend of an id without a name", func(k *maps.Kernel, d *maps.Dump) error {
+		return k.SetFrontend(fe("9.9.9.9:9", TCP), maps.Service{Id: 77, Kind: uint8(maps.ExternalIP)})
+	}},
+	{"one that leads to another service's slots", func(k *maps.Kernel, d *maps.Dump) error {
+		v := d.Frontends[fe("10.96.0.1:80", TCP)]
+		v.Id = 77
+		return k.SetFrontend(fe("9.9.9.9:9", TCP), v)
+	}},
+	{"one that leads to slots of nobody", func(k *maps.Kernel, d *maps.Dump) error {
+		v := maps.Service{Id: 77, Kind: uint8(maps.ExternalIP), Inside: maps.SlotRange{Base: 0, Count: 256}}
+		return k.SetFrontend(fe("9.9.9.9:9", TCP), v)
+	}},
+	{"a name without a service", func(k *maps.Kernel, d *maps.Dump) error {
+		return k.SetName(50, maps.Name{Namespace: "x", Name: "y", Protocol: 6, Family: 4})
+	}},
+	{"names of ids that can't be", func(k *maps.Kernel, d *maps.Dump) error {
+		n := maps.Name{Namespace: "x", Name: "y", Protocol: 6, Family: 4}
+		return errors.Join(k.SetName(0, n), k.SetName(1<<32-1, n))
+	}},
+	{"a name of no protocol", func(k *maps.Kernel, d *maps.Dump) error {
+		return k.SetName(50, maps.Name{Namespace: "default", Name: "web", Family: 4})
+	}},
+	{"a name twice", func(k *maps.Kernel, d *maps.Dump) error {
+		v := d.Frontends[fe("10.96.0.3:80", TCP)]
+		return k.SetName(50, d.Names[v.Id])
+	}},
+	{"a name twice, with a frontend of each", func(k *maps.Kernel, d *maps.Dump) error {
+		v := d.Frontends[fe("10.96.0.3:80", TCP)]
+		n := d.Names[v.Id]
+		v.Id = 50
+		return errors.Join(k.SetName(50, n), k.SetFrontend(fe("9.9.9.9:9", TCP), v))
+	}},
+	{"no name where there was one", func(k *maps.Kernel, d *maps.Dump) error {
+		return k.DeleteName(d.Frontends[fe("10.96.0.4:80", TCP)].Id)
+	}},
+	{"a record of an id without a name", func(k *maps.Kernel, d *maps.Dump) error {
+		return k.SetBackend(60, maps.NewBackend(netip.MustParseAddrPort("10.9.9.9:9"), 6, maps.ClusterSet, 78))
+	}},
+	{"a record twice", func(k *maps.Kernel, d *maps.Dump) error {
+		v := d.Frontends[fe("10.96.0.4:80", TCP)]
+		return k.SetBackend(60, maps.NewBackend(netip.MustParseAddrPort("10.0.3.1:8080"), 6, maps.ClusterSet, v.Id))
+	}},
+	{"a record of an endpoint that is gone", func(k *maps.Kernel, d *maps.Dump) error {
+		v := d.Frontends[fe("10.96.0.4:80", TCP)]
+		return k.SetBackend(60, maps.NewBackend(netip.MustParseAddrPort("10.0.3.99:8080"), 6, maps.ClusterSet, v.Id))
+	}},
+	{"a range that leaves the array", func(k *maps.Kernel, d *maps.Dump) error {
+		return spoilRange(k, d, maps.SlotRange{Base: 255, Count: 2})
+	}},
+	{"a range that wraps", func(k *maps.Kernel, d *maps.Dump) error {
+		return spoilRange(k, d, maps.SlotRange{Base: 1<<32 - 1, Count: 1<<32 - 1})
+	}},
+	{"a range that starts where none of ours can", func(k *maps.Kernel, d *maps.Dump) error {
+		return spoilRange(k, d, maps.SlotRange{Base: 201, Count: 4})
+	}},
+	{"a range that overlaps another's", func(k *maps.Kernel, d *maps.Dump) error {
+		other := d.Frontends[fe("10.96.0.1:80", TCP)].Inside
+		return spoilRange(k, d, maps.SlotRange{Base: other.Base &^ 15, Count: 16})
+	}},
+	{"a range that is another's", func(k *maps.Kernel, d *maps.Dump) error {
+		return spoilRange(k, d, d.Frontends[fe("10.96.0.1:80", TCP)].Inside)
+	}},
+	{"a range of records that are free", func(k *maps.Kernel, d *maps.Dump) error {
+		r := maps.SlotRange{Base: 200, Count: 3}
+		return errors.Join(k.WriteSlots(200, []uint32{0, 63, 1 << 31}), spoilRange(k, d, r))
+	}},
+	{"a frontend that its service has not", func(k *maps.Kernel, d *maps.Dump) error {
+		return k.SetFrontend(fe("9.9.9.9:9", TCP), d.Frontends[fe("10.96.0.1:80", TCP)])
+	}},
+	{"a cluster IP that no service has", func(k *maps.Kernel, d *maps.Dump) error {
+		return k.SetFrontend(maps.NewFrontendKey(netip.MustParseAddr("9.9.9.9"), 0, 0), maps.Service{Kind: uint8(maps.UndefinedPort)})
+	}},
+	{"a node address that the node has not", func(k *maps.Kernel, d *maps.Dump) error {
+		return k.SetNodeAddr(netip.MustParseAddr("9.9.9.9"), 0)
+	}},
+	{"all of them at once", func(k *maps.Kernel, d *maps.Dump) error {
+		return errors.Join(k.SetFrontend(fe("9.9.9.9:9", UDP), maps.Service{Id: 79, Kind: uint8(maps.ExternalIP), Inside: maps.SlotRange{Base: 100, Count: 90}}),
+			k.SetName(50, maps.Name{Namespace: "x", Name: "y", Protocol: 6, Family: 4}),
+			k.SetBackend(60, maps.NewBackend(netip.MustParseAddrPort("10.9.9.9:9"), 6, maps.ClusterSet, 78)),
+			spoilRange(k, d, maps.SlotRange{Base: 201, Count: 4}),
+			k.DeleteName(d.Frontends[fe("10.96.0.3:80", TCP)].Id))
+	}},
+}
+
+// spoilRange makes service far's entry lead to other slots.
+func spoilRange(k *maps.Kernel, d *maps.Dump, r maps.SlotRange) error {
+	key := fe("10.96.0.4:80", TCP)
+	v := d.Frontends[key]
+	v.Outside = r
+	return k.SetFrontend(key, v)
+}
+
+func TestLeftovers(t *testing.T) {
+	for _, c := range leftoverTests {
+		t.Run(c.what, func(t *testing.T) {
+			k := mapstest.New(t, townSizes)
+			clock := newTestClock()
+			r := newRig(t, k, clock)
+			town(r.store)
+			r.mustStep()
+			if err := c.spoil(k, r.dump()); err != nil {
+				t.Fatal(err)
+			}
+			spoiled := r.dump()
+			g := newGuard(t, k, clock)
+			g.serving = map[maps.FrontendKey]sides{
+				fe("10.96.0.1:80", TCP): {true, true}, fe("10.96.0.2:80", TCP): {true, true}, fe("[fd96::1]:53", UDP): {true, true}}
+			g.wrong = wrong(spoiled)
+			f := &faults{lives: -1}
+			r.tables = &maps.Faulty{Tables: g, Fail: f.fail}
+			r.start()
+			r.mustStep()
+			fresh := r.fresh()
+			r.sameAs(fresh, "after the restart")
+			if writes := r.mustStep().Writes; writes.Total() != 0 {
+				t.Errorf("and then %+v", writes)
+			}
+			keepsService(t, r.dump(), spoiled, "10.96.0.1:80")
+			clock.advance(grace)
+			checkEmptied(t, r, g)
+		})
+	}
+}
+
+// keepsService fails unless a service's entry is exactly what it was, ids and
+// all: nobody who was in the middle of a look-up noticed anything.
+func keepsService(t *testing.T, now, before *maps.Dump, frontend string) {
+	t.Helper()
+	key := fe(frontend, TCP)
+	if a, b := now.Frontends[key], before.Frontends[key]; a != b {
+		t.Errorf("frontend %s is %+v, was %+v", key, a, b)
+	}
+}
+
+// wrong gives the entries that lead astray.
+func wrong(d *maps.Dump) map[maps.FrontendKey]bool {
+	keys := map[maps.FrontendKey]bool{}
+	for k, v := range d.Frontends {
+		_, named := d.Names[v.Id]
+		keys[k] = v.Id != 0 && !named
+		for _, r := range []maps.SlotRange{v.Inside, v.Outside} {
+			ids, err := d.Range(r)
+			keys[k] = keys[k] || err != nil
+			for _, id := range ids {
+				keys[k] = keys[k] || d.Backends[id].ServiceId != v.Id
+			}
+		}
+	}
+	return keys
+}
+
+// The same with writes that fail: all of it goes in the end.
+func TestLeftoversWithFaults(t *testing.T) {
+	for _, c := range leftoverTests {
+		t.Run(c.what, func(t *testing.T) {
+			for lives := range 8 {
+				k := mapstest.New(t, townSizes)
+				clock := newTestClock()
+				r := newRig(t, k, clock)
+				town(r.store)
+				r.mustStep()
+				if err := c.spoil(k, r.dump()); err != nil {
+					t.Fatal(err)
+				}
+				g := newGuard(t, k, clock)
+				g.wrong = wrong(r.dump())
+				f := &faults{lives: lives}
+				r.tables = &maps.Faulty{Tables: g, Fail: f.fail}
+				r.start()
+				r.step()
+				f.lives = -1
+				clock.advance(grace)
+				r.settle()
+				r.sameAs(r.fresh(), "settled")
+			}
+		})
+	}
+}
