@@ -5,12 +5,9 @@ import (
 	"io/fs"
 	"net/netip"
 	"path/filepath"
-	"unsafe"
 
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
-
-	"shunt/maps"
 )
 
 // diagID is struct inet_diag_sockid: ports, addresses, interface and cookie of a
@@ -38,7 +35,7 @@ func (r *diagRequest) Serialize() []byte {
 	return b
 }
 
-// diagSocket is what a dump says of one socket.
+// diagSocket is a connected socket.
 type diagSocket struct {
 	family uint8
 	id     diagID
@@ -46,8 +43,6 @@ type diagSocket struct {
 	peer netip.AddrPort
 	// cgroup is the id of the cgroup that the socket was made in; 0: unknown.
 	cgroup uint64
-	// flow is what sock_peer holds for it, nil: nothing.
-	flow *maps.SockFlow
 }
 
 // parseDiag reads struct inet_diag_msg and its attributes.
@@ -55,40 +50,23 @@ func parseDiag(msg []byte) (diagSocket, bool) {
 	if len(msg) < inetDiagMsgLength {
 		return diagSocket{}, false
 	}
-	s := diagSocket{family: msg[0]}
-	copy(s.id[:], msg[4:])
-	port := binary.BigEndian.Uint16(msg[6:])
-	if s.family == unix.AF_INET {
-		s.peer = netip.AddrPortFrom(netip.AddrFrom4([4]byte(msg[24:28])), port)
-	} else {
-		s.peer = netip.AddrPortFrom(netip.AddrFrom16([16]byte(msg[24:40])).Unmap(), port)
-	}
+	s := diagSocket{family: msg[0], id: diagID(msg[4:52])}
+	s.peer = peerOf(s.family, s.id)
 	eachAttr(msg[inetDiagMsgLength:], func(kind uint16, value []byte) {
-		switch {
-		case kind == repCgroupID && len(value) >= 8:
+		if kind == repCgroupID && len(value) >= 8 {
 			s.cgroup = binary.NativeEndian.Uint64(value)
-		case kind == repSkBPFStorages:
-			s.flow = parseStorages(value)
 		}
 	})
 	return s, true
 }
 
-// parseStorages finds the value of the one map that was asked for.
-func parseStorages(b []byte) *maps.SockFlow {
-	var flow *maps.SockFlow
-	eachAttr(b, func(kind uint16, storage []byte) {
-		if kind != repStorage {
-			return
-		}
-		eachAttr(storage, func(kind uint16, value []byte) {
-			if kind == repStorageMapVal && len(value) >= int(unsafe.Sizeof(maps.SockFlow{})) {
-				flow = new(maps.SockFlow)
-				copy(unsafe.Slice((*byte)(unsafe.Pointer(flow)), unsafe.Sizeof(*flow)), value)
-			}
-		})
-	})
-	return flow
+// peerOf reads a socket's peer from its id.
+func peerOf(family uint8, id diagID) netip.AddrPort {
+	port := binary.BigEndian.Uint16(id[2:])
+	if family == unix.AF_INET {
+		return netip.AddrPortFrom(netip.AddrFrom4([4]byte(id[20:24])), port)
+	}
+	return netip.AddrPortFrom(netip.AddrFrom16([16]byte(id[20:36])).Unmap(), port)
 }
 
 // eachAttr goes through netlink attributes (struct nlattr).

@@ -80,18 +80,20 @@ func (p *Programs) load(set *maps.Set, cookie uint64) error {
 	if err := spec.Variables[sockVarConfigHasSetRetval].Set(hasSetRetval); err != nil {
 		return err
 	}
-	for name, m := range set.All() {
-		if s := spec.Maps[name]; s != nil {
-			s.MaxEntries = m.MaxEntries()
-		}
-	}
+	return spec.LoadAndAssign(&p.objects, &ebpf.CollectionOptions{MapReplacements: replacements(spec, set)})
+}
+
+// replacements gives the set's maps for those that a program's object declares,
+// which take over their sizes.
+func replacements(spec *ebpf.CollectionSpec, set *maps.Set) map[string]*ebpf.Map {
 	replaced := map[string]*ebpf.Map{}
-	for name := range spec.Maps {
+	for name, declared := range spec.Maps {
 		if m := set.Map(name); m != nil {
+			declared.MaxEntries = m.MaxEntries()
 			replaced[name] = m
 		}
 	}
-	return spec.LoadAndAssign(&p.objects, &ebpf.CollectionOptions{MapReplacements: replaced})
+	return replaced
 }
 
 // Close closes the programs; links keep those that are attached.

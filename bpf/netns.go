@@ -10,24 +10,40 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// ownNetns is the network namespace of the thread that looks at it: that of
+// /proc/self is the first thread's.
+const ownNetns = "/proc/thread-self/ns/net"
+
 // netnsGlobs is where network namespaces are found: those of processes, and
 // those that are mounted without one. With a pid namespace of its own the daemon
 // sees only its own processes: its pod has hostPID.
-var netnsGlobs = []string{"/proc/self/ns/net", "/proc/[0-9]*/ns/net", "/run/netns/*", "/run/docker/netns/*"}
+var netnsGlobs = []string{ownNetns, "/proc/[0-9]*/ns/net", "/run/netns/*", "/run/docker/netns/*"}
 
-// eachNetns runs visit once in each network namespace, on a thread of its own.
-func eachNetns(ctx context.Context, visit func(path string)) error {
+// eachNetns runs visit once in each network namespace that is wanted, by the
+// inode number of its file, on a thread of its own.
+func eachNetns(ctx context.Context, wanted func(inode uint64) bool, visit func(inode uint64, path string)) error {
 	done := make(chan error, 1)
 	go func() {
-		// Never unlocked: the thread ends with the goroutine, so that no other one
-		// can find itself in a foreign network namespace.
 		runtime.LockOSThread()
-		done <- visitNetns(ctx, visit)
+		home, err := os.Open(ownNetns)
+		if err != nil {
+			runtime.UnlockOSThread()
+			done <- fmt.Errorf("open this thread's network namespace: %w", err)
+			return
+		}
+		defer home.Close()
+		err = visitNetns(ctx, wanted, visit)
+		// A thread that can't go home is left locked: it ends with this goroutine,
+		// and no other one can find itself in a foreign network namespace.
+		if back := unix.Setns(int(home.Fd()), unix.CLONE_NEWNET); back == nil {
+			runtime.UnlockOSThread()
+		}
+		done <- err
 	}()
 	return <-done
 }
 
-func visitNetns(ctx context.Context, visit func(path string)) error {
+func visitNetns(ctx context.Context, wanted func(uint64) bool, visit func(uint64, string)) error {
 	seen := map[uint64]bool{}
 	for _, glob := range netnsGlobs {
 		paths, err := filepath.Glob(glob)
@@ -38,29 +54,33 @@ func visitNetns(ctx context.Context, visit func(path string)) error {
 			if ctx.Err() != nil {
 				return nil
 			}
-			if enterNetns(path, seen) {
-				visit(path)
+			if inode, ok := enterNetns(path, seen, wanted); ok {
+				visit(inode, path)
 			}
 		}
 	}
 	return nil
 }
 
-// enterNetns moves the thread into a network namespace that was not seen yet.
-// One that is gone by now is not worth an error.
-func enterNetns(path string, seen map[uint64]bool) bool {
+// enterNetns moves the thread into a network namespace that is wanted and was not
+// seen yet. One that is gone by now is not worth an error.
+func enterNetns(path string, seen map[uint64]bool, wanted func(uint64) bool) (inode uint64, ok bool) {
+	var st unix.Stat_t
+	if unix.Stat(path, &st) != nil || seen[st.Ino] || !wanted(st.Ino) {
+		return 0, false
+	}
 	f, err := os.Open(path)
 	if err != nil {
-		return false
+		return 0, false
 	}
 	defer f.Close()
-	var st unix.Stat_t
-	if unix.Fstat(int(f.Fd()), &st) != nil || seen[st.Ino] {
-		return false
+	// The path may lead to another one by now.
+	if unix.Fstat(int(f.Fd()), &st) != nil || seen[st.Ino] || !wanted(st.Ino) {
+		return 0, false
 	}
 	if unix.Setns(int(f.Fd()), unix.CLONE_NEWNET) != nil {
-		return false // not a network namespace: an unmounted leftover of a name
+		return 0, false // not a network namespace: an unmounted leftover of a name
 	}
 	seen[st.Ino] = true
-	return true
+	return st.Ino, true
 }

@@ -84,6 +84,7 @@ static __always_inline enum reason sock_connect(struct bpf_sock_addr *ctx,
 	default: /* a refused connect leaves the socket with the peer that it had */
 		return reason;
 	}
+	bpf_get_socket_cookie(ctx); /* makes it have one, by which a sweep names it */
 	return sock_peer_store(ctx->sk, dst, to) ? REASON_UNRECORDED : reason;
 }
 

@@ -15,19 +15,28 @@ import (
 
 // Sweeper destroys sockets that speak to nobody: a connected socket is never
 // translated again, so when its backend stops serving only an error can tell its
-// owner to connect anew. It looks at every socket of every network namespace that
-// it can find and asks the maps as they are now, so that a sweep that was missed
-// is made good by the next.
+// owner to connect anew. It looks at the sockets of every network namespace and
+// asks the maps as they are now, so that a sweep that was missed is made good by
+// the next.
 type Sweeper struct {
 	o     SweeperOptions
 	poked chan Sweep
+	stale *staleIter // nil: the kernel has none
 }
 
-// Sweep says which sockets to look at.
-type Sweep struct{ TCP, UDP bool }
+// Sweep says which sockets to look for.
+type Sweep struct {
+	// TCP and UDP are sockets of which the backend serves no more.
+	TCP, UDP bool
+	// Untranslated are UDP sockets that were connected to an address before it was
+	// a frontend.
+	Untranslated bool
+}
 
 // SweeperOptions is what a Sweeper needs.
 type SweeperOptions struct {
+	// Set has the maps that the programs use, Maps is the same.
+	Set  *maps.Set
 	Maps *maps.Kernel
 	// Cgroup is the root below which processes are clients of this node.
 	Cgroup string
@@ -53,12 +62,20 @@ func (s *Sweeper) Poke(what Sweep) {
 			return
 		case waiting := <-s.poked:
 			what.TCP, what.UDP = what.TCP || waiting.TCP, what.UDP || waiting.UDP
+			what.Untranslated = what.Untranslated || waiting.Untranslated
 		}
 	}
 }
 
-// Run sweeps when asked until the context ends. It returns nil then.
+// Run sweeps when asked until the context ends. It returns nil then. A kernel that
+// can't say which sockets are stale is worth a warning: everything else works.
 func (s *Sweeper) Run(ctx context.Context) error {
+	var err error
+	if s.stale, err = openStale(s.o.Set); err != nil {
+		s.o.Log.Warn("clients of endpoints that are gone will not be told: their sockets can't be found", zap.Error(err))
+	} else {
+		defer s.stale.Close()
+	}
 	for {
 		select {
 		case <-ctx.Done():
@@ -76,61 +93,83 @@ func (s *Sweeper) Run(ctx context.Context) error {
 	}
 }
 
-// sweep goes through all network namespaces once.
+// sweep finds and destroys sockets once.
 func (s *Sweeper) sweep(ctx context.Context, what Sweep) error {
-	var protocols []uint8
-	if what.UDP {
-		protocols = append(protocols, unix.IPPROTO_UDP)
+	pass := &sweepPass{s: s, stale: map[uint64][]staleSocket{}}
+	if err := pass.findStale(what); err != nil {
+		return err
 	}
-	if what.TCP {
-		protocols = append(protocols, unix.IPPROTO_TCP)
+	if len(pass.stale) == 0 && !what.Untranslated {
+		return nil
 	}
-	// Which cgroups are ours is asked only if a socket turns up that needs it.
-	pass := &sweepPass{s: s, protocols: protocols}
+	wanted := func(inode uint64) bool { return what.Untranslated || pass.stale[inode] != nil }
 	var errs []error
-	err := eachNetns(ctx, func(path string) {
-		if err := pass.netns(); err != nil {
-			errs = append(errs, fmt.Errorf("network namespace %s: %w", path, err))
+	err := eachNetns(ctx, wanted, func(inode uint64, path string) {
+		errs = append(errs, pass.destroyStale(inode))
+		if what.Untranslated {
+			if err := pass.destroyUntranslated(); err != nil {
+				errs = append(errs, fmt.Errorf("network namespace %s: %w", path, err))
+			}
 		}
 	})
+	for inode, sockets := range pass.stale {
+		if ctx.Err() == nil {
+			errs = append(errs, fmt.Errorf("network namespace %d with %d such sockets: no way into it is known", inode, len(sockets)))
+		}
+	}
 	return errors.Join(append(errs, err)...)
 }
 
 // sweepPass is one sweep.
 type sweepPass struct {
-	s         *Sweeper
-	protocols []uint8
-	ours      map[uint64]bool // cgroup ids, nil: not read yet
+	s *Sweeper
+	// stale sockets by network namespace, without those that were seen to.
+	stale map[uint64][]staleSocket
+	ours  map[uint64]bool // cgroup ids, nil: not read yet
 }
 
-// netns sweeps the network namespace of the calling thread.
-func (p *sweepPass) netns() error {
+func (p *sweepPass) findStale(what Sweep) error {
+	if p.s.stale == nil || !what.TCP && !what.UDP {
+		return nil
+	}
+	all, err := p.s.stale.read()
+	for _, sock := range all {
+		if sock.protocol == unix.IPPROTO_TCP && what.TCP || sock.protocol == unix.IPPROTO_UDP && what.UDP {
+			p.stale[sock.netns] = append(p.stale[sock.netns], sock)
+		}
+	}
+	return err
+}
+
+// destroyStale destroys what was found in the network namespace of the calling
+// thread.
+func (p *sweepPass) destroyStale(inode uint64) error {
 	var errs []error
-	for _, proto := range p.protocols {
-		for _, family := range []uint8{unix.AF_INET, unix.AF_INET6} {
-			sockets, err := dumpSockets(family, proto, p.s.o.Maps.SockPeerFD())
-			errs = append(errs, err)
-			for _, sock := range sockets {
-				if p.isStale(sock, proto) {
-					errs = append(errs, p.destroy(sock, proto))
-				}
+	for _, sock := range p.stale[inode] {
+		errs = append(errs, p.destroy(sock.diagSocket, sock.protocol))
+	}
+	delete(p.stale, inode)
+	return errors.Join(errs...)
+}
+
+// destroyUntranslated looks at all UDP sockets in the network namespace of the
+// calling thread.
+func (p *sweepPass) destroyUntranslated() error {
+	var errs []error
+	for _, family := range []uint8{unix.AF_INET, unix.AF_INET6} {
+		sockets, err := dumpUDP(family)
+		errs = append(errs, err)
+		for _, sock := range sockets {
+			if p.s.o.Maps.IsFrontend(sock.peer, unix.IPPROTO_UDP) && p.isOurs(sock.cgroup) {
+				errs = append(errs, p.destroy(sock, unix.IPPROTO_UDP))
 			}
 		}
 	}
 	return errors.Join(errs...)
 }
 
-// isStale says whether a socket speaks to a backend that serves no more, or
-// untranslated to an address that is a frontend by now.
-func (p *sweepPass) isStale(sock diagSocket, proto uint8) bool {
-	m := p.s.o.Maps
-	if flow := sock.flow; flow != nil && flow.Used != 0 && flow.Backend() == sock.peer {
-		return !m.IsBackend(flow.BackendId, flow.ServiceId, sock.peer)
-	}
-	return proto == unix.IPPROTO_UDP && m.IsFrontend(sock.peer, proto) && p.isOurs(sock.cgroup)
-}
-
 // isOurs says whether a cgroup is the root that we are attached to or below it.
+// Which ones are is asked only if a socket turns up that needs it.
 func (p *sweepPass) isOurs(id uint64) bool {
 	if p.ours == nil {
 		p.ours = cgroupsBelow(p.s.o.Cgroup)
@@ -158,30 +197,16 @@ const (
 	sockDiagByFamily = 20
 	sockDestroy      = 21
 
-	reqSkBPFStorages  = 2 // INET_DIAG_REQ_SK_BPF_STORAGES, Linux 5.7
-	reqStorageMapFD   = 1 // SK_DIAG_BPF_STORAGE_REQ_MAP_FD
-	repSkBPFStorages  = 20
-	repCgroupID       = 21 // Linux 5.8
-	repStorage        = 1
-	repStorageMapVal  = 3
+	repCgroupID       = 21 // INET_DIAG_CGROUP_ID, Linux 5.8
 	stateEstablished  = 1
-	stateSynSent      = 2
-	stateCloseWait    = 8
 	inetDiagMsgLength = 72
 )
 
-// dumpSockets asks for all connected sockets of a family and protocol in the
-// calling thread's network namespace, with what sock_peer says of them.
-func dumpSockets(family uint8, proto uint8, storageFD int) ([]diagSocket, error) {
-	states := uint32(1 << stateEstablished)
-	if proto == unix.IPPROTO_TCP {
-		states |= 1<<stateSynSent | 1<<stateCloseWait
-	}
+// dumpUDP asks for all connected UDP sockets of a family in the calling thread's
+// network namespace.
+func dumpUDP(family uint8) ([]diagSocket, error) {
 	req := nl.NewNetlinkRequest(sockDiagByFamily, unix.NLM_F_DUMP)
-	req.AddData(&diagRequest{family: family, protocol: proto, states: states})
-	storages := nl.NewRtAttr(reqSkBPFStorages|unix.NLA_F_NESTED, nil)
-	storages.AddRtAttr(reqStorageMapFD, nl.Uint32Attr(uint32(storageFD)))
-	req.AddData(storages)
+	req.AddData(&diagRequest{family: family, protocol: unix.IPPROTO_UDP, states: 1 << stateEstablished})
 	var sockets []diagSocket
 	err := req.ExecuteIter(unix.NETLINK_SOCK_DIAG, sockDiagByFamily, func(msg []byte) bool {
 		if sock, ok := parseDiag(msg); ok {
@@ -190,7 +215,7 @@ func dumpSockets(family uint8, proto uint8, storageFD int) ([]diagSocket, error)
 		return true
 	})
 	if err != nil {
-		return nil, fmt.Errorf("list %s sockets by sock_diag: %w", maps.ProtocolName(proto), err)
+		return nil, fmt.Errorf("list UDP sockets by sock_diag: %w", err)
 	}
 	return sockets, nil
 }

@@ -139,7 +139,7 @@ func (d *daemon) serve(ctx context.Context, source *source) (err error) {
 		return err
 	}
 	d.sweeper = bpf.NewSweeper(bpf.SweeperOptions{
-		Maps: d.kernel, Cgroup: d.cgroup, Log: d.log,
+		Set: d.set, Maps: d.kernel, Cgroup: d.cgroup, Log: d.log,
 		Destroyed: func(p uint8) { d.reporter.health.SocketsDestroyed(lb.Protocol(p), 1) },
 	})
 	d.loop = lb.NewLoop(lb.LoopOptions{
@@ -162,7 +162,7 @@ func (d *daemon) serve(ctx context.Context, source *source) (err error) {
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return d.loop.Run(ctx) })
 	group.Go(func() error { return d.sweeper.Run(ctx) })
-	group.Go(func() error { return bpf.WatchAddrs(ctx, d.reporter.setAddrs, d.log) })
+	group.Go(func() error { return bpf.WatchAddrs(ctx, d.store.SetNodeAddrs, d.log) })
 	group.Go(func() error { return d.reporter.health.Run(ctx) })
 	for _, part := range source.parts {
 		group.Go(func() error { return part(ctx) })
@@ -184,14 +184,14 @@ func (d *daemon) attach(ctx context.Context) error {
 	}
 	d.log.Info("in effect", zap.String("cgroup", d.cgroup))
 	// Sockets that an earlier daemon, or nobody, left with an old address.
-	d.sweeper.Poke(bpf.Sweep{UDP: true, TCP: d.cfg.DestroyTCPSockets})
+	d.sweeper.Poke(bpf.Sweep{UDP: true, Untranslated: true, TCP: d.cfg.DestroyTCPSockets})
 	return nil
 }
 
 func (d *daemon) sweepStale(s lb.Stale) {
 	d.sweeper.Poke(bpf.Sweep{
-		UDP: s.UDPBackends || s.UDPFrontends,
 		TCP: s.TCPBackends && d.cfg.DestroyTCPSockets,
+		UDP: s.UDPBackends, Untranslated: s.UDPFrontends,
 	})
 }
 

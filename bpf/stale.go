@@ -1,0 +1,97 @@
+package bpf
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"unsafe"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/link"
+	"golang.org/x/sys/unix"
+
+	"shunt/maps"
+)
+
+// staleIter asks the kernel which connected sockets speak to a backend that serves
+// no more (sweep.c).
+type staleIter struct {
+	objects sweepPrograms
+	iter    *link.Iter
+}
+
+// staleSocket is one of them, as sock_diag has to be told of it.
+type staleSocket struct {
+	diagSocket
+	protocol uint8
+	// netns is the inode number of its network namespace.
+	netns uint64
+}
+
+// openStale loads the iterator. Close it.
+func openStale(set *maps.Set) (*staleIter, error) {
+	spec, err := loadSweep()
+	if err != nil {
+		return nil, err
+	}
+	s := &staleIter{}
+	if err := spec.LoadAndAssign(&s.objects, &ebpf.CollectionOptions{MapReplacements: replacements(spec, set)}); err != nil {
+		return nil, fmt.Errorf("load the iterator over socket storage: %w", err)
+	}
+	s.iter, err = link.AttachIter(link.IterOptions{Program: s.objects.ShuntStale, Map: set.Map(sweepMapSockPeer)})
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("attach the iterator over socket storage: %w", err), s.objects.Close())
+	}
+	return s, nil
+}
+
+// Close lets go of the iterator.
+func (s *staleIter) Close() error { return errors.Join(s.iter.Close(), s.objects.Close()) }
+
+// read goes through all sockets once.
+func (s *staleIter) read() ([]staleSocket, error) {
+	r, err := s.iter.Open()
+	if err != nil {
+		return nil, fmt.Errorf("open the iterator over socket storage: %w", err)
+	}
+	data, err := io.ReadAll(r)
+	if err = errors.Join(err, r.Close()); err != nil {
+		return nil, fmt.Errorf("read the iterator over socket storage: %w", err)
+	}
+	return parseStale(data), nil
+}
+
+// parseStale reads an array of struct stale_socket.
+func parseStale(data []byte) []staleSocket {
+	var all []staleSocket
+	var raw sweepStaleSocket
+	size := int(unsafe.Sizeof(raw))
+	for ; len(data) >= size; data = data[size:] {
+		copy(unsafe.Slice((*byte)(unsafe.Pointer(&raw)), size), data)
+		all = append(all, newStaleSocket(&raw))
+	}
+	return all
+}
+
+func newStaleSocket(raw *sweepStaleSocket) staleSocket {
+	s := staleSocket{protocol: raw.Protocol, netns: uint64(raw.Netns)}
+	s.family = uint8(raw.Family)
+	from := 0
+	if s.family == unix.AF_INET {
+		from = 12 // sock_diag has it in the first word
+	}
+	binary.NativeEndian.PutUint16(s.id[0:], raw.LocalPort) // in network order as they are
+	binary.NativeEndian.PutUint16(s.id[2:], raw.PeerPort)
+	copy(s.id[4:20], raw.Local.B[from:])
+	copy(s.id[20:36], raw.Peer.B[from:])
+	cookie := raw.Cookie
+	if cookie == 0 {
+		cookie = ^uint64(0) // INET_DIAG_NOCOOKIE: whoever has these addresses
+	}
+	binary.NativeEndian.PutUint32(s.id[36:], raw.Device)
+	binary.NativeEndian.PutUint32(s.id[40:], uint32(cookie))
+	binary.NativeEndian.PutUint32(s.id[44:], uint32(cookie>>32))
+	s.peer = peerOf(s.family, s.id)
+	return s
+}

@@ -1,0 +1,149 @@
+//go:build ignore
+
+// SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
+/* sweep.c: which connected sockets speak to a backend that serves no more. An
+ * iterator over the storage that connect left, of all network namespaces at once:
+ * its cost is that of the sockets that were translated, and of no others.
+ *
+ * sock_diag can give a socket's storage too, but leaves it out for UDP (6.18:
+ * inet_sk_diag_fill is done with a socket that is no connection-oriented one
+ * before it comes to storage). */
+#include <linux/bpf.h>
+#include <linux/in.h>
+#include <bpf/bpf_core_read.h>
+#include <bpf/bpf_endian.h>
+#include <bpf/bpf_helpers.h>
+
+#include "lb.h"
+#include "sock.h"
+
+char LICENSE[] SEC("license") = "Dual BSD/GPL";
+
+#define AF_INET 2
+
+/* States of a socket that has a peer (net/tcp_states.h); UDP knows the first. */
+#define STATE_ESTABLISHED 1
+#define STATE_SYN_SENT 2
+#define STATE_CLOSE_WAIT 8
+
+/* What the kernel's own structures have, as far as we read it; the loader finds
+ * out where (CO-RE). */
+#define KERNEL __attribute__((preserve_access_index))
+
+struct in6_addr___k {
+	__u32 s6_addr32[4];
+};
+
+struct ns_common {
+	unsigned int inum;
+} KERNEL;
+
+struct net {
+	struct ns_common ns;
+} KERNEL;
+
+typedef struct {
+	struct net *net;
+} possible_net_t;
+
+struct sock_common {
+	__be32 skc_daddr;
+	__be32 skc_rcv_saddr;
+	__be16 skc_dport;
+	__u16 skc_num;
+	unsigned short skc_family;
+	volatile unsigned char skc_state;
+	int skc_bound_dev_if;
+	possible_net_t skc_net;
+	struct in6_addr___k skc_v6_daddr;
+	struct in6_addr___k skc_v6_rcv_saddr;
+	struct {
+		__s64 counter;
+	} skc_cookie;
+} KERNEL;
+
+struct sock {
+	struct sock_common __sk_common;
+	__u16 sk_protocol;
+} KERNEL;
+
+struct seq_file;
+
+struct bpf_iter_meta {
+	__bpf_md_ptr(struct seq_file *, seq);
+} KERNEL;
+
+struct bpf_iter__bpf_sk_storage_map {
+	__bpf_md_ptr(struct bpf_iter_meta *, meta);
+	__bpf_md_ptr(struct bpf_map *, map);
+	__bpf_md_ptr(struct sock *, sk);
+	__bpf_md_ptr(void *, value);
+} KERNEL;
+
+/* One such socket, as sock_diag must be told of it. */
+struct stale_socket {
+	struct addr local, peer; /* of an IPv4 socket in the last word alone */
+	__be16 local_port, peer_port;
+	__u32 device; /* SO_BINDTODEVICE; 0: none */
+	__u64 cookie; /* 0: the socket has none yet */
+	__u32 netns;  /* inode number of /proc/PID/ns/net */
+	__u16 family;
+	__u8 protocol;
+	__u8 pad;
+};
+_Static_assert(sizeof(struct stale_socket) == 56, "struct stale_socket");
+
+struct stale_socket sweep_stale_socket; /* for Go: see abi.c */
+
+static __always_inline void sweep_addrs(struct sock *sk, struct stale_socket *out)
+{
+	if (out->family == AF_INET) {
+		*(__u32 *)&out->local.b[12] = BPF_CORE_READ(sk, __sk_common.skc_rcv_saddr);
+		*(__u32 *)&out->peer.b[12] = BPF_CORE_READ(sk, __sk_common.skc_daddr);
+		return;
+	}
+	BPF_CORE_READ_INTO(&out->local, sk, __sk_common.skc_v6_rcv_saddr);
+	BPF_CORE_READ_INTO(&out->peer, sk, __sk_common.skc_v6_daddr);
+}
+
+/* Whether the socket still has the peer that the flow is about. */
+static __always_inline int sweep_is_peer(const struct stale_socket *s, const struct sock_flow *flow)
+{
+	struct addr peer = s->peer;
+
+	if (s->family == AF_INET)
+		*(__u32 *)&peer.b[8] = bpf_htonl(0xffff);
+	return sock_flow_is_from(flow, &peer, s->peer_port);
+}
+
+SEC("iter/bpf_sk_storage_map")
+int shunt_stale(struct bpf_iter__bpf_sk_storage_map *ctx)
+{
+	struct sock_flow *value = ctx->value;
+	struct sock *sk = ctx->sk;
+	struct stale_socket out = {};
+	struct sock_flow flow;
+	__u8 state;
+
+	if (!sk || !value)
+		return 0; /* the iterator's last call */
+	flow = *value;
+	if (!flow.used || sock_flow_serves(&flow))
+		return 0;
+	out.protocol = BPF_CORE_READ(sk, sk_protocol);
+	state = BPF_CORE_READ(sk, __sk_common.skc_state);
+	if (state != STATE_ESTABLISHED &&
+	    (out.protocol != IPPROTO_TCP || (state != STATE_SYN_SENT && state != STATE_CLOSE_WAIT)))
+		return 0;
+	out.family = BPF_CORE_READ(sk, __sk_common.skc_family);
+	out.peer_port = BPF_CORE_READ(sk, __sk_common.skc_dport);
+	sweep_addrs(sk, &out);
+	if (!sweep_is_peer(&out, &flow))
+		return 0;
+	out.local_port = bpf_htons(BPF_CORE_READ(sk, __sk_common.skc_num));
+	out.device = BPF_CORE_READ(sk, __sk_common.skc_bound_dev_if);
+	out.cookie = BPF_CORE_READ(sk, __sk_common.skc_cookie.counter);
+	out.netns = BPF_CORE_READ(sk, __sk_common.skc_net.net, ns.inum);
+	bpf_seq_write(ctx->meta->seq, &out, sizeof(out));
+	return 0;
+}
