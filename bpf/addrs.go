@@ -21,11 +21,12 @@ func Addrs() ([]netip.Addr, error) {
 	}
 	addrs := []netip.Addr{}
 	for _, a := range list {
-		if ip, ok := netip.AddrFromSlice(a.IP); ok {
-			if ip = ip.Unmap(); !(ip.Is6() && ip.IsLinkLocalUnicast()) {
-				addrs = append(addrs, ip)
-			}
+		ip, ok := netip.AddrFromSlice(a.IP)
+		ip = ip.Unmap()
+		if !ok || ip.Is6() && ip.IsLinkLocalUnicast() {
+			continue
 		}
+		addrs = append(addrs, ip)
 	}
 	slices.SortFunc(addrs, netip.Addr.Compare)
 	return slices.Compact(addrs), nil

@@ -145,7 +145,7 @@ func Load(root string) (*Set, error) {
 		if err != nil {
 			_ = set.Close()
 			// Not ErrNotExist: a set of which a part is missing is not an empty one.
-			return nil, fmt.Errorf("open pinned map %s in %s: %v", name, dir, err)
+			return nil, fmt.Errorf("open pinned map %s in %s: %v", name, dir, err) //nolint:errorlint // on purpose, see above
 		}
 		set.maps[name] = m
 	}

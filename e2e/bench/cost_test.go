@@ -4,9 +4,7 @@ import (
 	"net/netip"
 	"testing"
 
-	"github.com/cilium/ebpf"
-	"golang.org/x/sys/unix"
-
+	"shunt/bpf"
 	"shunt/e2e/lab"
 	"shunt/lb"
 	"shunt/maps"
@@ -31,7 +29,7 @@ func BenchmarkHookCost(b *testing.B) {
 		setMeasured(s, vip, backend)
 	})
 	check(b, p.programs.Attach(p.root, p.cgroup))
-	stats, err := ebpf.EnableStats(uint32(unix.BPF_STATS_RUN_TIME))
+	stats, err := bpf.EnableRunStats()
 	check(b, err)
 	defer stats.Close()
 	for _, c := range []struct {

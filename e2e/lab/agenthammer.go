@@ -82,7 +82,8 @@ func (a *asker) ask() {
 	}
 	if err != nil {
 		m.Errno = int32(unix.EBADMSG)
-		if errno, ok := err.(syscall.Errno); ok {
+		var errno syscall.Errno
+		if errors.As(err, &errno) {
 			m.Errno = int32(errno)
 		}
 		if a.first == nil {

@@ -108,7 +108,7 @@ func (s *server) prepare(domain int, args serveArgs) error {
 		return err
 	}
 	if err := unix.Bind(s.fd, sa); err != nil {
-		return &Error{Op: "bind", Errno: err.(unix.Errno), Detail: args.Addr.String()}
+		return failure("bind to "+args.Addr.String(), err)
 	}
 	if s.kind == unix.SOCK_STREAM {
 		if err := unix.Listen(s.fd, 4096); err != nil {

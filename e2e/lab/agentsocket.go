@@ -2,6 +2,7 @@ package lab
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"sync"
 
@@ -118,7 +119,7 @@ func (s *socket) withAddr(args socketCallArgs) error {
 
 func (s *socket) send(call func() error) error {
 	for {
-		if err := call(); err != unix.EINTR {
+		if err := call(); !errors.Is(err, unix.EINTR) {
 			return timedOut(err)
 		}
 	}

@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/hex"
+	"errors"
 	"net/netip"
 	"time"
 
@@ -197,7 +198,7 @@ func (t *target) hear(fd int, a *Answer) *Error {
 		var err error
 		if t.kind == unix.SOCK_STREAM {
 			n, err = t.receive(fd, buf)
-		} else if n, from, err = unix.Recvfrom(fd, buf, 0); err == unix.EINTR {
+		} else if n, from, err = unix.Recvfrom(fd, buf, 0); errors.Is(err, unix.EINTR) {
 			continue
 		}
 		if err != nil {

@@ -156,7 +156,7 @@ func ensureNetnsDir() error {
 	}
 	share := func() error { return unix.Mount("", netnsDir, "none", unix.MS_SHARED|unix.MS_REC, "") }
 	err = share()
-	if err == unix.EINVAL { // not a mount point yet
+	if errors.Is(err, unix.EINVAL) { // not a mount point yet
 		if err := unix.Mount(netnsDir, netnsDir, "none", unix.MS_BIND|unix.MS_REC, ""); err != nil {
 			return fmt.Errorf("bind %s to itself: %w", netnsDir, err)
 		}

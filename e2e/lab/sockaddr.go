@@ -2,6 +2,7 @@ package lab
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"net/netip"
 	"strings"
@@ -82,7 +83,7 @@ func setTimeouts(fd int, d time.Duration) error {
 // timedOut gives ETIMEDOUT for what a blocking socket says when its own timeout
 // has passed.
 func timedOut(err error) error {
-	if err == unix.EAGAIN || err == unix.EINPROGRESS {
+	if errors.Is(err, unix.EAGAIN) || errors.Is(err, unix.EINPROGRESS) {
 		return unix.ETIMEDOUT
 	}
 	return err
@@ -110,7 +111,7 @@ func pollFor(fd int, events int16, timeout time.Duration) (int16, error) {
 // undo a connect that has begun: it goes on, and is waited for.
 func connectTo(fd int, sa unix.Sockaddr, timeout time.Duration) error {
 	err := unix.Connect(fd, sa)
-	if err != unix.EINTR {
+	if !errors.Is(err, unix.EINTR) {
 		return timedOut(err)
 	}
 	ready, err := pollFor(fd, unix.POLLOUT, timeout)

@@ -49,7 +49,7 @@ func lockFile(path string, flags, how int) (*os.File, error) {
 		return nil, err
 	}
 	for {
-		if err = unix.Flock(int(f.Fd()), how); err != unix.EINTR {
+		if err = unix.Flock(int(f.Fd()), how); !errors.Is(err, unix.EINTR) {
 			break
 		}
 	}

@@ -164,7 +164,7 @@ func (n *netns) settle(device string, own netip.Addr) error {
 			return nil
 		}
 		if time.Now().After(deadline) {
-			return fmt.Errorf("IPv6 on %s in %s did not get ready in 5s (last error: %v)", device, n.name, err)
+			return fmt.Errorf("IPv6 on %s in %s did not get ready in 5s (last error: %w)", device, n.name, err)
 		}
 		time.Sleep(100 * time.Microsecond)
 	}
