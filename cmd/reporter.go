@@ -2,7 +2,6 @@ package cmd
 
 import (
 	"fmt"
-	"net/netip"
 
 	"go.uber.org/zap"
 
@@ -38,7 +37,7 @@ func newReporter(d *daemon, src *source) (*reporter, error) {
 		BindFailed: func(service lb.ServiceName, port uint16, err error) {
 			if src.warn != nil {
 				src.warn(service, watcher.EventFailedHealthCheck,
-					fmt.Sprintf("healthCheckNodePort %d can't be served on node %s: %v", port, d.cfg.NodeName, err))
+					fmt.Sprintf("node %s, healthCheckNodePort %d: %v", d.cfg.NodeName, port, err))
 			}
 		},
 		Config: d.cfg, Profiling: d.cfg.Profiling,
@@ -54,19 +53,11 @@ func (r *reporter) setAdopted(a lb.Adopted) {
 		maps.NameServices: a.Frontends, maps.NameBackends: a.Backends, maps.NameNames: a.Services})
 }
 
-func (r *reporter) setAddrs(addrs []netip.Addr) {
-	r.d.store.SetNodeAddrs(addrs)
-	var chosen []netip.Addr
-	for a := range r.d.cfg.nodePorts.Choose(addrs, r.d.loop.Status().Node) {
-		chosen = append(chosen, a)
-	}
-	r.health.SetNodePortAddresses(chosen)
-}
-
 // Reconciled logs the first reconcile, and those that took long or failed.
 func (r *reporter) Reconciled(rep lb.Report) {
 	r.health.Reconciled(rep)
 	status := r.d.loop.Status()
+	r.health.SetNodePortAddresses(status.NodePortAddrs)
 	r.d.kernel.UpdateMeta(func(m *maps.Meta) {
 		m.Pending = uint32(status.ServiceChangesPending + status.EndpointChangesPending)
 		if rep.Err == nil {

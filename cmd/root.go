@@ -63,9 +63,10 @@ func execute(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 
 func newRootCommand() *cobra.Command {
 	root := &cobra.Command{
-		Use:           "shunt",
-		Short:         "A kube-proxy replacement, and nothing else",
-		Long:          "shunt takes kube-proxy's place on a node, beside any CNI: Services become entries in eBPF maps,\nand a connect() to one reaches a backend with nothing in between.",
+		Use:   "shunt",
+		Short: "A kube-proxy replacement, and nothing else",
+		Long: "shunt takes kube-proxy's place on a node, beside any CNI: Services become entries in eBPF maps,\n" +
+			"and a connect() to one reaches a backend with nothing in between.",
 		SilenceErrors: true,
 		SilenceUsage:  true,
 		Args:          cobra.NoArgs,
