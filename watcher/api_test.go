@@ -4,11 +4,13 @@ import (
 	"context"
 	"errors"
 	"net"
+	"net/http"
 	"net/url"
 	"os"
 	"runtime"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -24,6 +26,7 @@ import (
 	kruntime "k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/watch"
+	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/kubernetes/fake"
 	clienttesting "k8s.io/client-go/testing"
 
@@ -261,14 +264,14 @@ func TestAPIServerDown(t *testing.T) {
 	c.PrependReactor("list", "services", func(clienttesting.Action) (bool, kruntime.Object, error) {
 		mu.Lock()
 		defer mu.Unlock()
-		if tries++; tries == 3 {
+		if tries++; tries == 2 {
 			failure = apierrors.NewForbidden(schema.GroupResource{Resource: "services"}, "", errors.New("RBAC"))
 		}
 		return failure != nil, nil, failure
 	})
 	log, logs := testLog(zap.InfoLevel)
 	s, _ := runAPI(t, c, log)
-	eventually(t, "a few tries", func() bool { mu.Lock(); defer mu.Unlock(); return tries >= 4 })
+	eventually(t, "a few tries", func() bool { mu.Lock(); defer mu.Unlock(); return tries >= 3 })
 	if s.same(s.take(), []string{"set node n1", "set slice shop/a"}); s.synced != 0 {
 		t.Fatal("synced without services")
 	}
@@ -304,6 +307,47 @@ func TestEndsWhileDown(t *testing.T) {
 	s, stop := runAPI(t, c, log)
 	eventually(t, "a failure", func() bool { return said(logs, "cannot list") == 3 })
 	stop()
+	s.same(s.take(), nil)
+}
+
+// counted counts the requests of a client.
+type counted struct {
+	http.RoundTripper
+	n *atomic.Int32
+}
+
+func (c counted) RoundTrip(r *http.Request) (*http.Response, error) {
+	c.n.Add(1)
+	return c.RoundTripper.RoundTrip(r)
+}
+
+// TestEndsWhileRefused: the same with a client that streams lists, for which
+// client-go waits in another place.
+func TestEndsWhileRefused(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	must(t, err)
+	must(t, l.Close()) // nobody listens there now
+	_, cfg, err := NewClient(ClientOptions{APIServer: "http://" + l.Addr().String()})
+	must(t, err)
+	var tries atomic.Int32
+	cfg.Wrap(func(rt http.RoundTripper) http.RoundTripper { return counted{rt, &tries} })
+	client, err := kubernetes.NewForConfig(cfg)
+	must(t, err)
+	s := newSink(t)
+	a, err := NewAPI(APIOptions{Client: client, NodeName: "n1", Sink: s})
+	must(t, err)
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	done := make(chan error, 1)
+	go func() { done <- a.Run(ctx) }()
+	eventually(t, "three tries of each kind", func() bool { return tries.Load() >= 9 })
+	cancel() // each waits 0.8 s at least for its next try
+	select {
+	case err := <-done:
+		must(t, err)
+	case <-time.After(600 * time.Millisecond):
+		t.Errorf("Run did not end at once:\n%s", stacks())
+	}
 	s.same(s.take(), nil)
 }
 

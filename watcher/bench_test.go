@@ -3,6 +3,7 @@ package watcher
 import (
 	"fmt"
 	"runtime"
+	"strings"
 	"testing"
 
 	v1 "k8s.io/api/core/v1"
@@ -22,7 +23,7 @@ func bigSlice(i, endpoints int) *discoveryv1.EndpointSlice {
 			Labels: map[string]string{discoveryv1.LabelServiceName: fmt.Sprintf("web-%d", i), "app": "web", "managed-by": "controller"},
 		},
 		AddressType: discoveryv1.AddressTypeIPv4,
-		Ports:       []discoveryv1.EndpointPort{{Name: ptr(fmt.Sprint("http")), Protocol: ptr(v1.ProtocolTCP), Port: ptr(int32(8080))}},
+		Ports:       []discoveryv1.EndpointPort{{Name: ptr(strings.Clone("http")), Protocol: ptr(v1.ProtocolTCP), Port: ptr(int32(8080))}},
 	}
 	for j := range endpoints {
 		n := i*endpoints + j

@@ -139,7 +139,8 @@ func inCluster(server, dir string) (*rest.Config, error) {
 	token, ca := filepath.Join(dir, "token"), filepath.Join(dir, "ca.crt")
 	for _, file := range []string{token, ca} {
 		if _, err := os.ReadFile(file); err != nil {
-			return nil, fmt.Errorf("no credentials for the API server %s: %w: give --kubeconfig FILE, or run in a pod with a service account", u, err)
+			return nil, fmt.Errorf("no credentials for the API server %s: %w: give --kubeconfig FILE, "+
+				"or run in a pod with a service account", u, err)
 		}
 	}
 	cfg.BearerTokenFile = token // read again when it is renewed

@@ -124,7 +124,8 @@ func (c *Converter) endpointPorts(p *problems, ports []discoveryv1.EndpointPort)
 		ep := lb.EndpointPort{Name: c.shared.string(*in.Name), Protocol: proto, Port: uint16(*in.Port)}
 		if j := sameJoin(out, ep); j >= 0 {
 			if out[j] != ep {
-				p.add(path{field, i, "name"}.String(), "%s/%s is there with port %d already: port ignored", show(ep.Name), proto, out[j].Port)
+				p.add(path{field, i, "name"}.String(), "%s/%s is there with port %d already: port ignored",
+					show(ep.Name), proto, out[j].Port)
 			}
 			continue
 		}

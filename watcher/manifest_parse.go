@@ -204,7 +204,8 @@ func (p *parsed) unknown(line int, h head) {
 		if h.Kind == kindSlice {
 			want = discoveryv1.SchemeGroupVersion.String()
 		}
-		p.failures = append(p.failures, failure{key: h.key(h.Kind), err: fmt.Errorf("apiVersion: %s is not supported: use %s", show(h.APIVersion), want)})
+		err := fmt.Errorf("apiVersion: %s is not supported: use %s", show(h.APIVersion), want)
+		p.failures = append(p.failures, failure{key: h.key(h.Kind), err: err})
 	default:
 		o := &object{key: h.key(h.Kind), line: line}
 		o.warnings = []Warning{{

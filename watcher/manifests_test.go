@@ -304,3 +304,25 @@ func TestSplitDocuments(t *testing.T) {
 		}
 	}
 }
+
+// TestManifestsSameTick: two writes within one tick of the file system's clock,
+// of the same size, are two.
+func TestManifestsSameTick(t *testing.T) {
+	l := newLooker(t, map[string]string{"a.yaml": serviceDoc("web", "10.96.0.1")})
+	l.after(nil, "set node n1", "set service default/web", "synced")
+	path := write(t, filepath.Join(l.dir, "a.yaml"), serviceDoc("web", "10.96.0.2"))
+	info, err := os.Stat(path)
+	must(t, err)
+	f := l.files[path]
+	f.is = identify(info) // as if the clock had not moved
+	l.after(nil, "set service default/web")
+
+	// Long after, an equal identity is an equal file: it is not even read.
+	write(t, path, serviceDoc("web", "10.96.0.3"))
+	info, err = os.Stat(path)
+	must(t, err)
+	f.is, f.read = identify(info), info.ModTime().Add(racy+1)
+	if _, fresh, err := f.load(path); fresh || err != nil {
+		t.Errorf("fresh %v, %v", fresh, err)
+	}
+}

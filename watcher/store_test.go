@@ -127,6 +127,12 @@ func TestServiceTurns(t *testing.T) {
 	if a.services.uid(name) != "u2" {
 		t.Errorf("UID %q after it was made again", a.services.uid(name))
 	}
+	other = other.DeepCopy() // again, and in all that counts the same
+	other.UID = "u3"
+	must(t, a.services.Update(other))
+	if s.same(s.take(), nil); a.services.uid(name) != "u3" {
+		t.Errorf("UID %q after it was made again as it was", a.services.uid(name))
+	}
 
 	must(t, a.services.Delete(other))
 	s.same(s.take(), []string{"delete service shop/web"})
