@@ -214,6 +214,9 @@ func (r *reconciler) forgetID(p *port) error {
 // addBackends writes the records that are missing, and adds flags to the others;
 // flags that go, go in freeBackends.
 func (r *reconciler) addBackends(p *port, want portPlan) error {
+	if len(p.backends) == 0 { // room for these and no more: of backends there are most
+		p.backends = make([]backend, 0, len(want.backends))
+	}
 	for _, w := range want.backends {
 		i, there := p.backend(w.addr)
 		if there {

@@ -3,6 +3,9 @@ package lb
 import (
 	"errors"
 	"net/netip"
+	"slices"
+	"strings"
+	"sync"
 	"testing"
 
 	"go.uber.org/zap"
@@ -22,15 +25,31 @@ type rig struct {
 
 // recorder is an Observer that keeps what it hears.
 type recorder struct {
+	mu      sync.Mutex
 	reports []Report
 	checks  [][]HealthCheck
 	stale   []Stale
 }
 
-func (r *recorder) Reconciled(rep Report)           { r.reports = append(r.reports, rep) }
+func (r *recorder) Reconciled(rep Report) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.reports = append(r.reports, rep)
+}
+
 func (r *recorder) SetHealthChecks(c []HealthCheck) { r.checks = append(r.checks, c) }
 
-func (r *recorder) last() Report { return r.reports[len(r.reports)-1] }
+func (r *recorder) all() []Report {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return slices.Clone(r.reports)
+}
+
+func (r *recorder) last() Report {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.reports[len(r.reports)-1]
+}
 
 // newRig makes a loop for node "me", whose store is synced already.
 func newRig(t testing.TB, tables maps.Tables, clock *testClock) *rig {
@@ -156,3 +175,31 @@ var errFault = errors.New("injected fault")
 // nodeAddrs are of a node with both families.
 var nodeAddrs = []netip.Addr{netip.MustParseAddr("127.0.0.1"), netip.MustParseAddr("::1"),
 	netip.MustParseAddr("192.168.0.1"), netip.MustParseAddr("fd00:1::1")}
+
+// newGuardedRig is a rig on a guarded fake with room.
+func newGuardedRig(t testing.TB) *rig {
+	t.Helper()
+	clock := newTestClock()
+	return newRig(t, newGuard(t, maps.NewFake(roomy), clock), clock)
+}
+
+// leads gives the addresses that clients of this node are led to by a TCP
+// frontend, sorted.
+func (r *rig) leads(frontend string) string {
+	r.t.Helper()
+	d := r.dump()
+	v, there := d.Frontends[fe(frontend, TCP)]
+	if !there {
+		return "no frontend"
+	}
+	ids, err := d.Range(v.Inside)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	var to []string
+	for _, id := range ids {
+		to = append(to, d.Backends[id].AddrPort().String())
+	}
+	slices.Sort(to)
+	return strings.Join(to, ",")
+}

@@ -4,6 +4,7 @@ import (
 	"maps"
 	"net/netip"
 	"reflect"
+	"slices"
 	"sync"
 	"time"
 )
@@ -16,7 +17,8 @@ type Store struct {
 
 	mu       sync.Mutex
 	services map[ServiceName]*Service
-	slices   map[ServiceName]map[SliceName]*EndpointSlice
+	// slices of a service are one or few: a list is a fraction of a map's size.
+	slices map[ServiceName][]*EndpointSlice
 	// owner is the service that a slice is filed under.
 	owner  map[SliceName]ServiceName
 	node   *Node
@@ -89,7 +91,7 @@ func NewStore(now func() time.Time) *Store {
 	return &Store{
 		now: now, poke: make(chan struct{}, 1),
 		services: map[ServiceName]*Service{},
-		slices:   map[ServiceName]map[SliceName]*EndpointSlice{},
+		slices:   map[ServiceName][]*EndpointSlice{},
 		owner:    map[SliceName]ServiceName{},
 	}
 }
@@ -122,17 +124,19 @@ func (s *Store) DeleteService(name ServiceName) {
 func (s *Store) SetSlice(sl *EndpointSlice) {
 	s.update(func() bool {
 		owner, known := s.owner[sl.Name]
-		if known && owner == sl.Service && reflect.DeepEqual(s.slices[owner][sl.Name], sl) {
-			return false
+		if known && owner == sl.Service {
+			old := &s.slices[owner][s.sliceIndex(sl.Name, owner)]
+			if reflect.DeepEqual(*old, sl) {
+				return false
+			}
+			*old = sl
+		} else {
+			if known {
+				s.dropSlice(sl.Name, owner)
+			}
+			s.slices[sl.Service] = append(s.slices[sl.Service], sl)
+			s.owner[sl.Name] = sl.Service
 		}
-		if known && owner != sl.Service {
-			s.dropSlice(sl.Name, owner)
-		}
-		if s.slices[sl.Service] == nil {
-			s.slices[sl.Service] = map[SliceName]*EndpointSlice{}
-		}
-		s.slices[sl.Service][sl.Name] = sl
-		s.owner[sl.Name] = sl.Service
 		s.endpointsChanged(sl.Service, sl.LastChange)
 		return true
 	})
@@ -151,11 +155,17 @@ func (s *Store) DeleteSlice(name SliceName) {
 
 func (s *Store) dropSlice(name SliceName, owner ServiceName) {
 	delete(s.owner, name)
-	delete(s.slices[owner], name)
+	i := s.sliceIndex(name, owner)
+	s.slices[owner] = slices.Delete(s.slices[owner], i, i+1)
 	if len(s.slices[owner]) == 0 {
 		delete(s.slices, owner)
 	}
 	s.endpointsChanged(owner, time.Time{})
+}
+
+// sliceIndex finds a slice among those of the service that it is filed under.
+func (s *Store) sliceIndex(name SliceName, owner ServiceName) int {
+	return slices.IndexFunc(s.slices[owner], func(sl *EndpointSlice) bool { return sl.Name == name })
 }
 
 // SetNode replaces what is known of this node. Only its zone bears on services.
@@ -249,11 +259,7 @@ func (s *Store) get(name ServiceName) (*Service, []*EndpointSlice) {
 	if svc == nil {
 		return nil, nil
 	}
-	sls := make([]*EndpointSlice, 0, len(s.slices[name]))
-	for _, sl := range s.slices[name] {
-		sls = append(sls, sl)
-	}
-	return svc, sls
+	return svc, slices.Clone(s.slices[name])
 }
 
 func (s *Store) serviceNames() map[ServiceName]*Service {

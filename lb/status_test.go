@@ -1,0 +1,242 @@
+package lb
+
+import (
+	"errors"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"shunt/maps"
+)
+
+// What Status says from the first change to the last, through failures.
+func TestStatus(t *testing.T) {
+	clock := newTestClock()
+	fail := false
+	r := &rig{t: t, clock: clock, store: NewStore(clock.now), tables: &maps.Faulty{Tables: maps.NewFake(roomy),
+		Fail: func(string) error {
+			if fail {
+				return errFault
+			}
+			return nil
+		}}}
+	r.start()
+	start := clock.t
+	check := func(what string, want Status) {
+		t.Helper()
+		got := r.loop.Status()
+		if !errors.Is(got.Err, want.Err) {
+			t.Errorf("%s: error %v, want %v", what, got.Err, want.Err)
+		}
+		got.Err, want.Err, got.Fill, got.NoLocalEndpoints = nil, nil, nil, nil
+		if got.Synced != want.Synced || !got.LastSync.Equal(want.LastSync) || !got.QueuedSince.Equal(want.QueuedSince) ||
+			!got.LastQueued.Equal(want.LastQueued) || got.ServiceChanges != want.ServiceChanges || got.EndpointChanges != want.EndpointChanges ||
+			got.ServiceChangesPending != want.ServiceChangesPending || got.EndpointChangesPending != want.EndpointChangesPending ||
+			got.Node != want.Node {
+			t.Errorf("%s:\n     %+v\nwant %+v", what, got, want)
+		}
+		clock.advance(time.Second)
+	}
+	at := func(s int) time.Time { return start.Add(time.Duration(s) * time.Second) }
+
+	check("at first", Status{})
+	r.store.SetService(numberedService(1))
+	check("a service before the sync, which no reconcile is late for", Status{LastQueued: at(1), ServiceChanges: 1, ServiceChangesPending: 1})
+	r.store.SetSynced()
+	check("synced, with all to do", Status{LastQueued: at(2), QueuedSince: at(1), ServiceChanges: 1, ServiceChangesPending: 1})
+	r.step()
+	check("the first reconcile", Status{Synced: true, LastSync: at(3), LastQueued: at(2), ServiceChanges: 1})
+
+	node := &Node{Name: "me"}
+	r.store.SetNode(node)
+	check("the node", Status{Synced: true, LastSync: at(3), LastQueued: at(4), QueuedSince: at(4), ServiceChanges: 1, Node: node})
+	fail = true
+	r.step()
+	check("which concerns no map", Status{Synced: true, LastSync: at(5), LastQueued: at(4), ServiceChanges: 1, Node: node})
+	r.store.SetSlice(numberedSlice(1, 0, 2))
+	r.step()
+	check("a failure", Status{Synced: true, LastSync: at(5), LastQueued: at(6), QueuedSince: at(6), Err: errFault,
+		ServiceChanges: 1, EndpointChanges: 1, EndpointChangesPending: 1, Node: node})
+	r.store.SetSlice(numberedSlice(1, 1, 2))
+	check("a change while it fails", Status{Synced: true, LastSync: at(5), LastQueued: at(7), QueuedSince: at(6), Err: errFault,
+		ServiceChanges: 1, EndpointChanges: 2, EndpointChangesPending: 2, Node: node})
+	r.step()
+	check("it fails again", Status{Synced: true, LastSync: at(5), LastQueued: at(7), QueuedSince: at(6), Err: errFault,
+		ServiceChanges: 1, EndpointChanges: 2, EndpointChangesPending: 2, Node: node})
+	fail = false
+	r.step()
+	check("it works", Status{Synced: true, LastSync: at(9), LastQueued: at(7),
+		ServiceChanges: 1, EndpointChanges: 2, Node: node})
+	r.store.SetNode(nil)
+	r.step()
+	check("the node is gone", Status{Synced: true, LastSync: at(10), LastQueued: at(10), ServiceChanges: 1, EndpointChanges: 2})
+}
+
+// Fill and the counts of missing local endpoints, by family and policy.
+func TestStatusCounts(t *testing.T) {
+	r := newGuardedRig(t)
+	town(r.store)
+	r.mustStep()
+	s := r.loop.Status()
+	d := r.dump()
+	entries := 0
+	for k := range d.Frontends {
+		if k.Port != 0 {
+			entries++
+		}
+	}
+	want := []maps.Fill{
+		{Map: "services", Flag: maps.FlagServices, Used: uint32(entries), Size: roomy.Services},
+		{Map: "slots", Flag: maps.FlagSlots, Used: r.loop.r.slots.used, Size: roomy.Slots},
+		{Map: "backends", Flag: maps.FlagBackends, Used: uint32(len(d.Backends)), Size: roomy.Backends},
+	}
+	if !slices.Equal(s.Fill, want) {
+		t.Errorf("fill %+v, want %+v", s.Fill, want)
+	}
+	noLocal := func(what string, internal4, external4, internal6, external6 int) {
+		t.Helper()
+		got := r.loop.Status().NoLocalEndpoints
+		for k, want := range map[NoLocalKey]int{{IPv4, false}: internal4, {IPv4, true}: external4, {IPv6, false}: internal6, {IPv6, true}: external6} {
+			if got[k] != want {
+				t.Errorf("%s: %+v: %d, want %d", what, k, got[k], want)
+			}
+		}
+	}
+	noLocal("far is local only, and far", 1, 0, 0, 0)
+	r.store.SetSlice(slice("web-6", "web", "http:8080/TCP dns:53/UDP", "fd00::2"))
+	r.mustStep()
+	noLocal("both of web's ports have nobody here over IPv6", 1, 0, 0, 2)
+	r.store.DeleteSlice(SliceName{"default", "far-4"})
+	r.mustStep()
+	noLocal("far has no endpoint at all, which is another matter", 0, 0, 0, 2)
+	r.store.DeleteService(svcName("web"))
+	r.mustStep()
+	noLocal("web is deleted", 0, 0, 0, 0)
+}
+
+// Reports: what was looked at, what failed, and when the change happened that
+// is now in the maps, each once.
+func TestReport(t *testing.T) {
+	clock := newTestClock()
+	f := &faults{lives: 0}
+	r := newRig(t, &maps.Faulty{Tables: maps.NewFake(roomy), Fail: f.fail}, clock)
+	old := numberedSlice(1, 0, 1)
+	old.LastChange = clock.t.Add(-time.Hour)
+	r.store.SetService(numberedService(1))
+	r.store.SetSlice(old)
+	if rep := r.step(); !rep.Full || rep.Services != 1 || rep.Failed != 1 || !errors.Is(rep.Err, errFault) || len(rep.Programmed) != 0 {
+		t.Errorf("the first, which fails: %+v", rep)
+	}
+	f.lives = -1
+	if rep := r.step(); rep.Full || rep.Services != 1 || rep.Failed != 0 || rep.Err != nil || len(rep.Programmed) != 0 {
+		t.Errorf("its retry, of changes from before our time: %+v", rep)
+	}
+	if rep := r.step(); rep.Services != 0 || rep.Writes.Total() != 0 {
+		t.Errorf("of nothing: %+v", rep)
+	}
+	var changed []time.Time
+	for i := range 3 {
+		n := numberedSlice(1, i+1, 1)
+		n.LastChange = clock.t.Add(time.Duration(i) * time.Millisecond)
+		changed = append(changed, n.LastChange)
+		r.store.SetSlice(n)
+		if i == 1 { // what is taken by an attempt that fails is not lost
+			f.lives = 0
+			if rep := r.step(); len(rep.Programmed) != 0 || rep.Failed != 1 {
+				t.Errorf("failed: %+v", rep)
+			}
+			f.lives = -1
+		}
+	}
+	clock.advance(grace)
+	if rep := r.mustStep(); !slices.Equal(rep.Programmed, changed) {
+		t.Errorf("programmed are changes of %v, want %v", rep.Programmed, changed)
+	}
+	r.store.SetNode(&Node{Name: "me", Zone: "z"})
+	if rep := r.mustStep(); !rep.Full || len(rep.Programmed) != 0 {
+		t.Errorf("another zone: %+v", rep)
+	}
+}
+
+// An error names the service and what has no room; the others are programmed.
+func TestFullMapHurtsOneService(t *testing.T) {
+	for full, sizes := range map[string]maps.Sizes{
+		"services": {Services: 4, Slots: 64, Backends: 32, Affinity: 16},
+		"slots":    {Services: 16, Slots: 4, Backends: 32, Affinity: 16},
+		"backends": {Services: 16, Slots: 64, Backends: 5, Affinity: 16},
+	} {
+		t.Run(full, func(t *testing.T) {
+			clock := newTestClock()
+			r := newRig(t, newGuard(t, maps.NewFake(sizes), clock), clock)
+			r.store.SetService(service("a", "10.96.0.1", "p:80/TCP", "q:81/TCP"))
+			r.store.SetSlice(slice("a", "a", "p:80/TCP", "10.0.0.1", "10.0.0.2", "10.0.0.3"))
+			r.mustStep()
+			held := r.dump().Text()
+			r.store.SetService(service("b", "10.96.0.2", "p:80/TCP:30080", "q:81/TCP"))
+			r.store.SetSlice(slice("b", "b", "p:80/TCP q:81/TCP", "10.0.0.1", "10.0.0.2"))
+			rep := r.step()
+			var fe *maps.FullError
+			if !errors.As(rep.Err, &fe) || fe.Map != full || fe.Flag == "" || fe.Size == 0 || rep.Failed != 1 {
+				t.Fatalf("%+v", rep)
+			}
+			for _, w := range []string{"service default/b", "map " + full, fe.Flag} {
+				if !strings.Contains(rep.Err.Error(), w) {
+					t.Errorf("%q does not say %q", rep.Err, w)
+				}
+			}
+			for line := range strings.Lines(held) {
+				if !strings.Contains(r.dump().Text(), line) {
+					t.Errorf("gone: %s", line)
+				}
+			}
+			r.store.DeleteService(svcName("a"))
+			clock.advance(grace)
+			r.settle()
+			r.sameAs(r.fresh(), "with room again")
+		})
+	}
+}
+
+// The list of health checks is given when one of them changed, whole, sorted.
+func TestHealthChecks(t *testing.T) {
+	r := newGuardedRig(t)
+	check := func(what string, want ...HealthCheck) {
+		t.Helper()
+		before := len(r.heard.checks)
+		r.clock.advance(grace)
+		r.mustStep()
+		got := r.heard.checks[before:]
+		switch {
+		case want == nil && len(got) == 0:
+		case want == nil || len(got) != 1 || !slices.Equal(got[0], want):
+			t.Errorf("%s: %+v, want %+v", what, got, want)
+		}
+	}
+	lb := func(name, ip string, port uint16) *Service {
+		return service(name, ip, "p:80/TCP").with(func(s *Service) { s.HealthCheckNodePort, s.ExternalLocal = port, true })
+	}
+	a, b := svcName("a"), svcName("z/b")
+	check("nothing")
+	r.store.SetService(lb("z/b", "10.96.0.2", 32001))
+	r.store.SetService(lb("a", "10.96.0.1", 32000))
+	r.store.SetService(service("c", "10.96.0.3", "p:80/TCP"))
+	check("two", HealthCheck{a, 32000, 0}, HealthCheck{b, 32001, 0})
+	r.store.SetSlice(slice("a4", "a", "p:80/TCP", "10.0.0.1@me", "10.0.0.2@you", "10.0.0.3@me serving terminating"))
+	check("one endpoint of a is ready here", HealthCheck{a, 32000, 1}, HealthCheck{b, 32001, 0})
+	r.store.SetSlice(slice("a6", "a", "p:80/TCP q:81/TCP", "fd00::1@me"))
+	check("one of the other family", HealthCheck{a, 32000, 2}, HealthCheck{b, 32001, 0})
+	r.store.SetSlice(slice("a4", "a", "p:80/TCP", "10.0.0.1@me", "10.0.0.4@you"))
+	check("another elsewhere")
+	r.store.SetSlice(slice("c4", "c", "p:80/TCP", "10.0.0.1@me"))
+	check("another service's")
+	r.store.SetService(lb("a", "10.96.0.1", 32002))
+	check("another port", HealthCheck{a, 32002, 2}, HealthCheck{b, 32001, 0})
+	r.store.SetService(lb("a", "10.96.0.1", 0))
+	check("none of a", HealthCheck{b, 32001, 0})
+	r.store.DeleteService(b)
+	check("none", []HealthCheck{}...)
+	if last := r.heard.checks[len(r.heard.checks)-1]; len(last) != 0 {
+		t.Errorf("in the end %+v", last)
+	}
+}
