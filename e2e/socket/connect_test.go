@@ -1,0 +1,142 @@
+package socket_test
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"syscall"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+
+	"shunt/e2e/lab"
+)
+
+// TestConnect asks every kind of frontend in every way, from a pod and from the
+// node: both endpoints answer, one on this node and one on another, and neither
+// side sees anything of the translation.
+func TestConnect(t *testing.T) {
+	t.Parallel()
+	c := startCluster(t)
+	c.apply(service("edge", 1, everywhere(1)), slicesOf("edge", up(c.web[0], c.web[1])...))
+	node := []netip.Addr{c.n1.Addr4(), c.n1.Addr6()}
+	loopback := []netip.Addr{netip.MustParseAddr("127.0.0.1"), netip.IPv6Loopback()}
+	for _, frontend := range []struct {
+		name  string
+		addrs []netip.Addr
+		port  uint16
+		from  []*lab.Pod
+	}{
+		{"cluster IP", clusterIPs(1), servicePort, []*lab.Pod{c.client, c.host}},
+		{"load-balancer IP", balancerIPs(1), servicePort, []*lab.Pod{c.client, c.host}},
+		{"external IP", externalIPs(1), servicePort, []*lab.Pod{c.client, c.host}},
+		{"node port", node, nodePortOf(1), []*lab.Pod{c.client, c.host}},
+		{"node port on loopback", loopback, nodePortOf(1), []*lab.Pod{c.host}},
+	} {
+		for _, from := range frontend.from {
+			for _, w := range ways {
+				t.Run(fmt.Sprintf("%s/%s/%s", frontend.name, from.Name(), w), func(t *testing.T) {
+					w.wantServers(t, from, at(w.of(frontend.addrs), frontend.port), c.web[0], c.web[1])
+				})
+			}
+		}
+	}
+	t.Run("the client's own address", func(t *testing.T) {
+		for _, w := range ways {
+			a := w.ask(c.client, vip(1, w.family))
+			if a.Err != nil || a.ClientSeen.Addr() != w.of(c.client.Addrs()) {
+				t.Errorf("%s: the server saw %v (%v), want %v", w, a.ClientSeen, a.Err, w.of(c.client.Addrs()))
+			}
+		}
+	})
+	t.Run("a pod's own loopback", func(t *testing.T) { podLoopback(t, c) })
+	t.Run("addresses that are no service's", func(t *testing.T) { notOurs(t, c) })
+}
+
+// podLoopback: a pod's 127.0.0.1 and ::1 are the pod's, whatever the port. Its own
+// server answers there, and nobody where it has none.
+func podLoopback(t *testing.T, c *cluster) {
+	other := c.n1.Pod("other")
+	for _, a := range []string{"127.0.0.1", "::1"} {
+		dst := at(netip.MustParseAddr(a), nodePortOf(1))
+		for _, network := range []string{"tcp", "udp"} {
+			c.client.ServeOn(network, dst)
+			if got := c.client.Ask(network, dst); got.Err != nil || got.Server != "client" {
+				t.Errorf("%s %v is answered by %q (%v), want the pod itself", network, dst, got.Server, got.Err)
+			}
+			if got := other.Ask(network, dst); !errors.Is(got.Err, syscall.ECONNREFUSED) {
+				t.Errorf("%s %v where nobody listens: answered by %q (%v)", network, dst, got.Server, got.Err)
+			}
+		}
+	}
+}
+
+// notOurs: what is no frontend is left alone: a pod's address, the node port's
+// number on it, and a free address of the service range.
+func notOurs(t *testing.T, c *cluster) {
+	before := c.d.reasons()
+	for _, w := range ways {
+		direct := at(w.of(c.web[1].Addrs()), serverPort)
+		w.wantServers(t, c.client, direct, c.web[1])
+		short := lab.RequestOptions{Unconnected: w.sendto, Timeout: 50 * time.Millisecond}
+		closed := syscall.ECONNREFUSED
+		if w.sendto { // the kernel does not tell an unconnected socket
+			closed = syscall.ETIMEDOUT
+		}
+		if a := c.client.Request(w.network, at(direct.Addr(), nodePortOf(1)), short); !errors.Is(a.Err, closed) {
+			t.Errorf("%s: a pod's closed port is answered by %q (%v)", w, a.Server, a.Err)
+		}
+		if a := c.client.Request(w.network, vip(200, w.family), short); !errors.Is(a.Err, syscall.ETIMEDOUT) {
+			t.Errorf("%s: a free service address: answered by %q (%v)", w, a.Server, a.Err)
+		}
+	}
+	after := c.d.reasons()
+	if after["no_frontend"] == before["no_frontend"] {
+		t.Error("nothing was counted as no_frontend")
+	}
+	for _, reason := range []string{"translated", "no_endpoint", "undefined_port"} {
+		if after[reason] != before[reason] {
+			t.Errorf("%d connections were counted as %s", after[reason]-before[reason], reason)
+		}
+	}
+}
+
+// TestHairpin: a pod reaches itself by its own service, as itself.
+func TestHairpin(t *testing.T) {
+	t.Parallel()
+	c := startCluster(t)
+	c.apply(service("own", 1, everywhere(1)), slicesOf("own", up(c.web[0])...))
+	for _, w := range ways {
+		for _, dst := range []netip.AddrPort{
+			vip(1, w.family), at(w.of(balancerIPs(1)), servicePort),
+			at(w.of([]netip.Addr{c.n1.Addr4(), c.n1.Addr6()}), nodePortOf(1)),
+		} {
+			w.wantServers(t, c.web[0], dst, c.web[0])
+			a := w.ask(c.web[0], dst)
+			if own := w.of(c.web[0].Addrs()); a.ClientSeen.Addr() != own {
+				t.Errorf("%s: the pod saw %v (%v), want itself, %v", w, a.ClientSeen, a.Err, own)
+			}
+		}
+	}
+}
+
+// TestSameNodePort: TCP and UDP of one number may be of different services.
+func TestSameNodePort(t *testing.T) {
+	t.Parallel()
+	c := startCluster(t)
+	only := func(i int, n int) func(*corev1.Service) {
+		return func(s *corev1.Service) {
+			withNodePort(n)(s)
+			s.Spec.Ports = s.Spec.Ports[i : i+1]
+		}
+	}
+	c.apply(service("a", 1, only(0, 7)), slicesOf("a", up(c.web[0])...),
+		service("b", 2, only(1, 7)), slicesOf("b", up(c.web[1])...))
+	for _, from := range []*lab.Pod{c.client, c.host} {
+		way{"tcp4", 4, false}.wantServers(t, from, at(c.n1.Addr4(), nodePortOf(7)), c.web[0])
+		way{"udp4", 4, false}.wantServers(t, from, at(c.n1.Addr4(), nodePortOf(7)), c.web[1])
+		way{"tcp6", 6, false}.wantServers(t, from, at(c.n1.Addr6(), nodePortOf(7)), c.web[0])
+		way{"udp6", 6, true}.wantServers(t, from, at(c.n1.Addr6(), nodePortOf(7)), c.web[1])
+	}
+}

@@ -1,0 +1,377 @@
+package socket_test
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+
+	"shunt/e2e/lab"
+)
+
+// udpWays are the kinds of unconnected UDP sockets.
+var udpWays = ways[6:]
+
+// TestFlowStays: an unconnected socket keeps its endpoint of a service while other
+// endpoints come and go, and moves at once when its own has gone.
+func TestFlowStays(t *testing.T) {
+	t.Parallel()
+	c := startCluster(t)
+	c.apply(service("web", 1), slicesOf("web", up(c.web...)...))
+	talkers := map[*talker]string{}
+	for _, w := range udpWays {
+		for range 3 {
+			k := w.open(t, c.client)
+			talkers[k] = k.askTo(vip(1, w.family))
+		}
+	}
+	want := func(present []*lab.Pod) {
+		t.Helper()
+		for k, server := range talkers {
+			dst := vip(1, k.w.family)
+			for range 20 {
+				got := k.askTo(dst)
+				if contains(present, server) && got != server {
+					t.Fatalf("%s: %s answers, before it was %s, which still serves", k.w, got, server)
+				}
+				if !contains(present, got) {
+					t.Fatalf("%s: %s answers, which is gone", k.w, got)
+				}
+				talkers[k] = got
+				server = got
+			}
+		}
+	}
+	want(c.web)
+	for round := range 6 {
+		present := slices.Clone(c.web)
+		if round%2 == 0 {
+			present = slices.Delete(present, round/2, round/2+1)
+		}
+		c.apply(slicesOf("web", up(present...)...))
+		want(present)
+	}
+}
+
+// TestFlowOfReusedRecord: the record of an endpoint that is gone may come to be
+// another endpoint's of the same service. Whoever still names it must not go to
+// the old address.
+func TestFlowOfReusedRecord(t *testing.T) {
+	t.Parallel()
+	c := startCluster(t)
+	c.apply(service("web", 1), slicesOf("web", up(c.web[0])...))
+	record := func(pod *lab.Pod) (uint32, bool) {
+		for id, be := range c.d.dump().Backends {
+			if be.AddrPort() == at(pod.Addr4(), serverPort) && be.Protocol == 17 {
+				return id, true
+			}
+		}
+		return 0, false
+	}
+	old, _ := record(c.web[0])
+	w := udpWays[0]
+	unconnected, connected := w.open(t, c.client), w.openTo(t, c.client, vip(1, 4))
+	unconnected.askTo(vip(1, 4))
+	connected.askTo(vip(1, 4))
+	next := 0
+	eventually(t, "the record of an endpoint that is gone is used again", func() bool {
+		next++
+		c.apply(slicesOf("web", up(c.web[1+next%2])...))
+		id, there := record(c.web[1+next%2])
+		return there && id == old
+	})
+	server := c.web[1+next%2].Name()
+	if got := unconnected.askTo(vip(1, 4)); got != server {
+		t.Errorf("the unconnected socket is answered by %s, want %s", got, server)
+	}
+	connected.wantDestroyed()
+	if err := connected.SendTo(vip(1, 4), line("x")); err != nil {
+		t.Fatal(err)
+	}
+	if got := connected.hear(); got.server != server {
+		t.Errorf("the socket that was connected is answered by %s, want %s", got.server, server)
+	}
+}
+
+// serveMore makes the pods serve UDP on n ports from base on.
+func serveMore(base uint16, n int, pods ...*lab.Pod) {
+	for i := range n {
+		for _, p := range pods {
+			p.Serve("udp", base+uint16(i))
+		}
+	}
+}
+
+// TestServicesAtOnce: one socket writes to several services before it reads, and
+// every answer comes from the address that its question was written to. Up to 16
+// (SOCK_FLOWS) that is promised, where each has an endpoint that no other has
+// taken: two flows of one socket are kept off the same endpoint while the service
+// has another.
+func TestServicesAtOnce(t *testing.T) {
+	t.Parallel()
+	c := startCluster(t)
+	const most = 16
+	serveMore(9001, most, c.web[0], c.web[1])
+	for i := 1; i <= most; i++ {
+		c.m.put(service(fmt.Sprintf("own-%d", i), i), slicesOf(fmt.Sprintf("own-%d", i),
+			endpoint{c.web[0], true, true, false, uint16(9000 + i)}, endpoint{c.web[1], true, true, false, uint16(9000 + i)}))
+	}
+	for _, n := range []int{101, 102, 103} { // the same three endpoints
+		c.m.put(service(fmt.Sprintf("shared-%d", n), n), slicesOf(fmt.Sprintf("shared-%d", n), up(c.web...)...))
+	}
+	c.apply()
+	for _, test := range []struct {
+		name     string
+		services []int
+	}{
+		{"two", []int{1, 2}},
+		{"two with the same endpoints", []int{101, 102}},
+		{"sixteen", numbers(1, most)},
+		{"some that share", []int{1, 101, 2, 102, 3}},
+	} {
+		for _, w := range udpWays {
+			t.Run(test.name+"/"+w.String(), func(t *testing.T) {
+				for range 5 {
+					sendThenReceive(t, w.open(t, c.client), test.services, 3)
+				}
+			})
+		}
+	}
+	t.Run("as many as there are endpoints", func(t *testing.T) {
+		// Three flows on three endpoints: the last has one left, which the search
+		// finds since it goes round.
+		for range 20 {
+			sendThenReceive(t, udpWays[0].open(t, c.client), []int{101, 102, 103}, 2)
+		}
+	})
+}
+
+func numbers(from, to int) []int {
+	var all []int
+	for i := from; i <= to; i++ {
+		all = append(all, i)
+	}
+	return all
+}
+
+// sendThenReceive asks all services, then takes all answers, in some rounds. The
+// servers must be the same in each.
+func sendThenReceive(t *testing.T, k *talker, services []int, rounds int) {
+	t.Helper()
+	servers := map[netip.AddrPort]string{}
+	for range rounds {
+		asked := map[string]netip.AddrPort{}
+		for _, n := range services {
+			dst, token := vip(n, k.w.family), k.token()
+			asked[token] = dst
+			if err := k.SendTo(dst, line(token)); err != nil {
+				t.Fatalf("send to %v: %v", dst, err)
+			}
+		}
+		for range services {
+			h := k.hear()
+			dst, known := asked[h.token]
+			if !known {
+				t.Fatalf("heard %+v, which was not asked or was answered twice", h)
+			}
+			delete(asked, h.token)
+			if h.from != k.w.asked(dst) {
+				t.Fatalf("asked %v, %s answered as %v", dst, h.server, h.from)
+			}
+			if s := servers[dst]; s != "" && s != h.server {
+				t.Fatalf("%v was answered by %s, then by %s", dst, s, h.server)
+			}
+			servers[dst] = h.server
+		}
+	}
+}
+
+// TestManyServices: one socket and more services than it can remember. Every
+// question is answered by an endpoint of its service. The answer is shown as from
+// the service where fewer than 16 others were asked between question and answer;
+// and a flow that had to make room comes back to its endpoint, while the service
+// does not change and no other flow of the socket is on it.
+func TestManyServices(t *testing.T) {
+	t.Parallel()
+	c := startCluster(t)
+	const many = 40
+	serveMore(9001, many, c.web[0], c.web[1])
+	for i := 1; i <= many; i++ {
+		c.m.put(service(fmt.Sprintf("own-%d", i), i), slicesOf(fmt.Sprintf("own-%d", i),
+			endpoint{c.web[0], true, true, false, uint16(9000 + i)}, endpoint{c.web[1], true, true, false, uint16(9000 + i)}))
+	}
+	c.apply()
+	for _, w := range udpWays {
+		k := w.open(t, c.client)
+		first := map[int]string{}
+		for round := range 4 {
+			for i := 1; i <= many; i++ {
+				server := k.askTo(vip(i, w.family))
+				if round > 0 && first[i] != server {
+					t.Errorf("%s: service %d was answered by %s, then by %s", w, i, first[i], server)
+				}
+				first[i] = server
+			}
+		}
+		// All at once: answered, whatever the name.
+		waiting := map[string]bool{}
+		for i := 1; i <= many; i++ {
+			token := k.token()
+			waiting[token] = true
+			if err := k.SendTo(vip(i, w.family), line(token)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		for len(waiting) > 0 {
+			h := k.hear()
+			if !waiting[h.token] {
+				t.Fatalf("%s: heard %+v, which was not asked", w, h)
+			}
+			delete(waiting, h.token)
+		}
+	}
+}
+
+// TestTwoThreads: two threads that send on one socket at once, each to its own
+// service.
+func TestTwoThreads(t *testing.T) {
+	t.Parallel()
+	c := startCluster(t)
+	c.apply(service("a", 1), slicesOf("a", up(c.web...)...), service("b", 2), slicesOf("b", up(c.web...)...))
+	for _, w := range udpWays {
+		k := w.open(t, c.client)
+		const each = 200
+		var wg sync.WaitGroup
+		// No more under way than the socket has room for.
+		window := make(chan struct{}, 50)
+		for n := 1; n <= 2; n++ {
+			wg.Go(func() {
+				for i := range each {
+					window <- struct{}{}
+					if err := k.SendTo(vip(n, w.family), line(fmt.Sprintf("%d/%d", n, i))); err != nil {
+						t.Errorf("%s: send to %v: %v", w, vip(n, w.family), err)
+						return
+					}
+				}
+			})
+		}
+		servers := map[string]bool{}
+		for range 2 * each {
+			h := k.hear()
+			<-window
+			service, _, _ := strings.Cut(h.token, "/")
+			servers[service+" "+h.server] = true
+			if want := w.asked(vip(int(service[0]-'0'), w.family)); h.from != want {
+				t.Fatalf("%s: asked %v, %s answered as %v", w, want, h.server, h.from)
+			}
+		}
+		wg.Wait()
+		if len(servers) != 2 {
+			t.Errorf("%s: the flows moved: %v", w, servers)
+		}
+	}
+}
+
+// TestSendToOnConnected: a connected socket may write elsewhere. To its own
+// service it goes to its own endpoint; what it writes to another service arrives,
+// while its own flow goes on.
+func TestSendToOnConnected(t *testing.T) {
+	t.Parallel()
+	c := startCluster(t)
+	other := c.web[1].Serve("udp", 9001)
+	c.apply(service("web", 1), slicesOf("web", up(c.web...)...),
+		service("other", 2), slicesOf("other", endpoint{c.web[1], true, true, false, 9001}))
+	for _, w := range ways[3:6] {
+		dst := vip(1, w.family)
+		k := w.openTo(t, c.client, dst)
+		server := k.ask(dst)
+		for range 20 {
+			if got := k.askTo(dst); got != server {
+				t.Fatalf("%s: connected to %s, sendto goes to %s", w, server, got)
+			}
+		}
+		before, _ := other.Count()
+		if err := k.SendTo(vip(2, w.family), line("over there")); err != nil {
+			t.Fatal(err)
+		}
+		eventually(t, "a datagram to another service arrives", func() bool {
+			n, err := other.Count()
+			return err == nil && n == before+1
+		})
+		k.wantKept(dst, server)
+	}
+}
+
+// TestReconnect: a UDP socket may connect again and again: to another service, to
+// a pod, to nobody. Its peer has the name of who it is.
+func TestReconnect(t *testing.T) {
+	t.Parallel()
+	c := startCluster(t)
+	c.apply(service("a", 1), slicesOf("a", up(c.web[0])...), service("b", 2), slicesOf("b", up(c.web[0], c.web[1])...))
+	for _, w := range ways[3:6] {
+		k := w.open(t, c.client)
+		pod := at(w.of(c.web[0].Addrs()), serverPort)
+		for _, dst := range []netip.AddrPort{vip(1, w.family), vip(2, w.family), vip(1, w.family), pod, vip(1, w.family), pod} {
+			if err := k.Connect(dst); err != nil {
+				t.Fatalf("%s: connect to %v: %v", w, dst, err)
+			}
+			k.wantPeer(dst)
+			k.ask(dst)
+			k.askTo(dst)
+		}
+	}
+	t.Run("disconnect", func(t *testing.T) { disconnect(t, c) })
+}
+
+// TestFixedPort: a client that always uses the same source port reaches a live
+// endpoint after its own has gone.
+func TestFixedPort(t *testing.T) {
+	t.Parallel()
+	c := startCluster(t)
+	c.apply(service("web", 1), slicesOf("web", up(c.web[0])...))
+	for i, w := range append(slices.Clone(ways[3:6]), udpWays...) {
+		here, next := c.web[i%2], c.web[1-i%2]
+		c.apply(slicesOf("web", up(here)...))
+		bind := func() *talker {
+			k := w.open(t, c.client)
+			if err := k.Bind(netip.AddrPortFrom(w.any(), 5353)); err != nil {
+				t.Fatalf("%s: %v", w, err)
+			}
+			if !w.sendto {
+				if err := k.Connect(vip(1, w.family)); err != nil {
+					t.Fatalf("%s: %v", w, err)
+				}
+			}
+			return k
+		}
+		k := bind()
+		if got := k.askTo(vip(1, w.family)); got != here.Name() {
+			t.Fatalf("%s: %s answers, want %s", w, got, here.Name())
+		}
+		c.apply(slicesOf("web", up(next)...))
+		if !w.sendto {
+			k.wantDestroyed()
+		}
+		if err := k.Close(); err != nil {
+			t.Fatal(err)
+		}
+		k = bind()
+		if got := k.askTo(vip(1, w.family)); got != next.Name() {
+			t.Errorf("%s: %s answers, want %s", w, got, next.Name())
+		}
+		if k.own != 5353 {
+			t.Errorf("%s: the server saw port %d, want 5353", w, k.own)
+		}
+		_ = k.Close()
+	}
+}
+
+// any is the way's wildcard address.
+func (w way) any() netip.Addr {
+	if strings.HasSuffix(w.network, "6") {
+		return netip.IPv6Unspecified()
+	}
+	return netip.IPv4Unspecified()
+}

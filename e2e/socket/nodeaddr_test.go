@@ -1,0 +1,118 @@
+package socket_test
+
+import (
+	"errors"
+	"net"
+	"net/netip"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+	corev1 "k8s.io/api/core/v1"
+
+	"shunt/e2e/lab"
+)
+
+// changeAddr adds an address to the node's uplink, or takes it away.
+func changeAddr(t *testing.T, n *lab.Node, a netip.Addr, add bool) {
+	t.Helper()
+	err := n.Do(func() error {
+		link, err := netlink.LinkByName("eth0")
+		if err != nil {
+			return err
+		}
+		addr := &netlink.Addr{IPNet: &net.IPNet{IP: a.AsSlice(), Mask: net.CIDRMask(a.BitLen(), a.BitLen())}}
+		if a.Is6() {
+			addr.Flags = unix.IFA_F_NODAD
+		}
+		if add {
+			return netlink.AddrAdd(link, addr)
+		}
+		return netlink.AddrDel(link, addr)
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestNodeAddresses: an address that an interface gets takes node ports, without
+// a change of any service, and ceases to when it is taken away.
+func TestNodeAddresses(t *testing.T) {
+	t.Parallel()
+	c := startCluster(t)
+	c.apply(service("web", 1, withNodePort(1)), slicesOf("web", up(c.web[0])...))
+	short := lab.RequestOptions{Timeout: 100 * time.Millisecond}
+	for i, a := range []string{"192.168.100.77", "fd00:192:168:100::77"} {
+		addr := netip.MustParseAddr(a)
+		dst := at(addr, nodePortOf(1))
+		tcp, udp := ways[i], ways[3+i]
+		for _, from := range []*lab.Pod{c.client, c.host} {
+			if got := from.Request(tcp.network, dst, short); got.Err == nil {
+				t.Fatalf("%v answers before it is the node's", dst)
+			}
+		}
+		changeAddr(t, c.n1, addr, true)
+		eventually(t, a+" takes node ports", func() bool { return c.client.Request(tcp.network, dst, short).Err == nil })
+		for _, from := range []*lab.Pod{c.client, c.host} {
+			tcp.wantServers(t, from, dst, c.web[0])
+			udp.wantServers(t, from, dst, c.web[0])
+		}
+		changeAddr(t, c.n1, addr, false)
+		eventually(t, a+" takes no node ports any more", func() bool { return c.client.Request(tcp.network, dst, short).Err != nil })
+		if got := c.client.Request(udp.network, dst, short); got.Err == nil {
+			t.Errorf("%s answers at %v, which is nobody's", got.Server, dst)
+		}
+	}
+	tcp := ways[0]
+	tcp.wantServers(t, c.client, at(c.n1.Addr4(), nodePortOf(1)), c.web[0])
+}
+
+// TestNodePortAddresses: --nodeport-addresses says which of the node's addresses
+// take node ports; the others refuse by themselves, as nobody listens there.
+func TestNodePortAddresses(t *testing.T) {
+	t.Parallel()
+	second := netip.MustParseAddr("192.168.100.78")
+	for _, test := range []struct {
+		flag     string
+		takes    []string
+		takesNot []string
+	}{
+		{"192.168.100.0/26,fd00:192:168:100::/64", []string{"192.168.100.1", "fd00:192:168:100::1"},
+			[]string{second.String(), "127.0.0.1", "::1"}},
+		{"127.0.0.0/8,::1/128", []string{"127.0.0.1", "::1"}, []string{"192.168.100.1", "fd00:192:168:100::1"}},
+		{"primary", []string{second.String(), "fd00:192:168:100::1"}, []string{"192.168.100.1", "127.0.0.1", "::1"}},
+	} {
+		t.Run(test.flag, func(t *testing.T) {
+			t.Parallel()
+			node := &corev1.Node{}
+			node.APIVersion, node.Kind, node.Name = "v1", "Node", "n1"
+			for _, a := range []string{second.String(), "192.168.100.1", "fd00:192:168:100::1"} {
+				node.Status.Addresses = append(node.Status.Addresses, corev1.NodeAddress{Type: corev1.NodeInternalIP, Address: a})
+			}
+			c := newCluster(t, node)
+			changeAddr(t, c.n1, second, true)
+			c.d = startDaemon(t, c.n1, c.m.path, "--nodeport-addresses", test.flag)
+			c.apply(service("web", 1, withNodePort(1)), slicesOf("web", up(c.web[0])...))
+			for _, a := range test.takes {
+				dst := at(netip.MustParseAddr(a), nodePortOf(1))
+				i := 0
+				if dst.Addr().Is6() {
+					i = 1
+				}
+				eventually(t, a+" takes node ports", func() bool { return ways[i].ask(c.host, dst).Err == nil })
+				ways[i].wantServers(t, c.host, dst, c.web[0])
+				ways[3+i].wantServers(t, c.host, dst, c.web[0])
+			}
+			for _, a := range test.takesNot {
+				dst := at(netip.MustParseAddr(a), nodePortOf(1))
+				for _, network := range []string{"tcp", "udp"} {
+					if got := c.host.Ask(network, dst); !errors.Is(got.Err, syscall.ECONNREFUSED) {
+						t.Errorf("%s %v: answered by %q (%v), want it refused by the node itself", network, dst, got.Server, got.Err)
+					}
+				}
+			}
+		})
+	}
+}

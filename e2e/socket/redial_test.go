@@ -1,0 +1,124 @@
+package socket_test
+
+import (
+	"encoding/json"
+	"fmt"
+	"net/netip"
+	"os"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+// redialCommand makes this binary a process that does with one UDP socket what
+// the lab's sockets have no call for: it takes the peer away (connect to
+// AF_UNSPEC).
+const redialCommand = "redial"
+
+// redialReport is what it prints.
+type redialReport struct {
+	// Peer is the errno of getpeername after the disconnect.
+	Peer unix.Errno
+	// Heard is who answered at each step, as it was shown: "server address".
+	Heard []string
+	Error string
+}
+
+// redials is how often it does it all, each time with a new socket: of two
+// endpoints the right one would come by chance.
+const redials = 20
+
+// redial connects to a service, asks, disconnects, asks by sendto, connects to
+// another address and asks: redial SERVICE OTHER.
+func redial(args []string) int {
+	all := make([]redialReport, redials)
+	for i := range all {
+		r := &all[i]
+		if err := r.run(netip.MustParseAddrPort(args[0]), netip.MustParseAddrPort(args[1])); err != nil {
+			r.Error = err.Error()
+		}
+	}
+	if err := json.NewEncoder(os.Stdout).Encode(all); err != nil {
+		return 1
+	}
+	return 0
+}
+
+func (r *redialReport) run(service, other netip.AddrPort) error {
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	if err := unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Sec: 5}); err != nil {
+		return err
+	}
+	to := &unix.SockaddrInet4{Port: int(service.Port()), Addr: service.Addr().As4()}
+	if err := r.ask(fd, "connect", unix.Connect(fd, to), nil); err != nil {
+		return err
+	}
+	// A sockaddr of AF_UNSPEC, which package unix has no type for.
+	none := [unix.SizeofSockaddrInet4]byte{}
+	if err := connectRaw(fd, none[:]); err != nil {
+		return fmt.Errorf("disconnect: %w", err)
+	}
+	if _, err := unix.Getpeername(fd); err != nil {
+		r.Peer, _ = err.(unix.Errno)
+	}
+	if err := r.ask(fd, "sendto", nil, to); err != nil {
+		return err
+	}
+	next := &unix.SockaddrInet4{Port: int(other.Port()), Addr: other.Addr().As4()}
+	return r.ask(fd, "connect again", unix.Connect(fd, next), nil)
+}
+
+// ask asks once, after a step that came to err.
+func (r *redialReport) ask(fd int, step string, err error, to unix.Sockaddr) error {
+	if err != nil {
+		return fmt.Errorf("%s: %w", step, err)
+	}
+	if to == nil {
+		_, err = unix.Write(fd, line(step))
+	} else {
+		err = unix.Sendto(fd, line(step), 0, to)
+	}
+	if err != nil {
+		return fmt.Errorf("send after %s: %w", step, err)
+	}
+	buf := make([]byte, 512)
+	n, from, err := unix.Recvfrom(fd, buf, 0)
+	if err != nil {
+		return fmt.Errorf("receive after %s: %w", step, err)
+	}
+	words := strings.Fields(strings.TrimPrefix(string(buf[:n]), step))
+	sa := from.(*unix.SockaddrInet4)
+	r.Heard = append(r.Heard, words[0]+" "+netip.AddrPortFrom(netip.AddrFrom4(sa.Addr), uint16(sa.Port)).String())
+	return nil
+}
+
+// disconnect: after the peer is taken away, the socket is an unconnected one that
+// keeps its endpoint, and may connect to a pod, of which it then has the name.
+func disconnect(t *testing.T, c *cluster) {
+	pod := at(c.web[1].Addr4(), serverPort)
+	cmd := c.client.Command(t.Context(), self, redialCommand, vip(2, 4).String(), pod.String())
+	var out logText
+	cmd.Stdout, cmd.Stderr = &out, &out
+	if err := cmd.Run(); err != nil {
+		t.Fatalf("%v: %s", err, out.String())
+	}
+	var all []redialReport
+	if err := json.Unmarshal([]byte(out.String()), &all); err != nil || len(all) != redials {
+		t.Fatalf("%v: %s", err, out.String())
+	}
+	for _, r := range all {
+		if r.Error != "" || r.Peer != unix.ENOTCONN {
+			t.Fatalf("%s; getpeername after the disconnect: %v, want ENOTCONN", r.Error, r.Peer)
+		}
+		first, _, _ := strings.Cut(r.Heard[0], " ")
+		want := []string{first + " " + vip(2, 4).String(), first + " " + vip(2, 4).String(), "web-1 " + pod.String()}
+		if fmt.Sprint(r.Heard) != fmt.Sprint(want) {
+			t.Errorf("heard %q, want %q", r.Heard, want)
+		}
+	}
+}

@@ -1,0 +1,365 @@
+package socket_test
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"syscall"
+	"testing"
+	"time"
+
+	"shunt/e2e/lab"
+)
+
+// connectedUDP are the kinds of connected UDP sockets.
+var connectedUDP = ways[3:6]
+
+// TestUDPChanges: what becomes of UDP sockets when their service changes, each
+// case that contract §7 names and what must not happen beside it. The cases share
+// a node and its daemon, each with a service of its own.
+func TestUDPChanges(t *testing.T) {
+	t.Parallel()
+	c := startCluster(t)
+	for i, test := range []struct {
+		name string
+		run  func(t *testing.T, c *cluster, name string, n int)
+	}{
+		{"scaled to zero and back", scaledToZero},
+		{"deleted", deleted},
+		{"connected before the service was there", beforeService},
+		{"endpoint removed", endpointRemoved},
+		{"endpoint terminating but serving", endpointDraining},
+		{"endpoint unready while another is ready", endpointUnready},
+		{"connected to the pod itself", direct},
+		{"address of a frontend moved to another service", frontendMoved},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			sub := *c
+			sub.t = t
+			test.run(t, &sub, fmt.Sprintf("svc-%d", i), i+1)
+		})
+	}
+}
+
+// clients opens a connected socket of each kind in three network namespaces of the
+// node and gives each with the server that it has.
+func (c *cluster) clients(n int, pods ...*lab.Pod) map[*talker]string {
+	c.t.Helper()
+	all := map[*talker]string{}
+	if len(pods) == 0 {
+		pods = []*lab.Pod{c.client, c.host, c.web[2]}
+	}
+	for _, p := range pods {
+		for _, w := range connectedUDP {
+			k := w.openTo(c.t, p, vip(n, w.family))
+			all[k] = k.ask(vip(n, w.family))
+		}
+	}
+	return all
+}
+
+// scaledToZero: every socket is told; while there is nobody, connect and sendto
+// are refused; afterwards all of it works, on the sockets from before as well.
+func scaledToZero(t *testing.T, c *cluster, name string, n int) {
+	c.apply(service(name, n), slicesOf(name, up(c.web[0], c.web[1])...))
+	clients := c.clients(n)
+	unconnected := udpWays[0].open(t, c.client)
+	unconnected.askTo(vip(n, 4))
+	start := time.Now()
+	c.apply(slicesOf(name))
+	for k := range clients {
+		k.wantDestroyed()
+	}
+	t.Logf("%d sockets in 3 network namespaces were woken within %v of the file's change", len(clients), time.Since(start))
+	for k := range clients {
+		if err := k.Connect(vip(n, k.w.family)); !errors.Is(err, syscall.ECONNREFUSED) {
+			t.Errorf("%s: connect to a service without endpoints: %v", k.w, err)
+		}
+	}
+	if err := unconnected.SendTo(vip(n, 4), line("x")); !errors.Is(err, syscall.ECONNREFUSED) {
+		t.Errorf("sendto a service without endpoints: %v", err)
+	}
+	c.apply(slicesOf(name, up(c.web[2])...))
+	for k := range clients {
+		if err := k.Connect(vip(n, k.w.family)); err != nil {
+			t.Fatalf("%s: connect again: %v", k.w, err)
+		}
+		k.own = 0 // the kernel has given it another port
+		k.wantKept(vip(n, k.w.family), "web-2")
+	}
+	if got := unconnected.askTo(vip(n, 4)); got != "web-2" {
+		t.Errorf("the unconnected socket is answered by %s, want web-2", got)
+	}
+}
+
+// deleted: as scaled to zero, and then the address is nobody's.
+func deleted(t *testing.T, c *cluster, name string, n int) {
+	server := c.web[0].Serve("udp", 9999)
+	c.apply(service(name, n), slicesOf(name, endpoint{c.web[0], true, true, false, 9999}))
+	clients := c.clients(n, c.client, c.host)
+	unconnected := udpWays[0].open(t, c.client)
+	unconnected.askTo(vip(n, 4))
+	c.remove(name)
+	for k := range clients {
+		k.wantDestroyed()
+	}
+	before, _ := server.Count()
+	if err := unconnected.SendTo(vip(n, 4), line("x")); err != nil {
+		t.Errorf("sendto an address that is nobody's: %v", err)
+	}
+	if _, _, err := unconnected.Recv(50 * time.Millisecond); !errors.Is(err, syscall.ETIMEDOUT) {
+		t.Errorf("the address of a deleted service: %v, want no answer", err)
+	}
+	if after, _ := server.Count(); after != before {
+		t.Error("the deleted service's endpoint was asked")
+	}
+}
+
+// beforeService: sockets that were connected to the address when it was nobody's
+// speak to nobody. They are told when it becomes a service's, and only then.
+func beforeService(t *testing.T, c *cluster, name string, n int) {
+	var before []*talker
+	for _, p := range []*lab.Pod{c.client, c.host} {
+		for _, w := range connectedUDP {
+			before = append(before, w.openTo(t, p, vip(n, w.family)))
+		}
+	}
+	c.apply(service("unrelated", 90), slicesOf("unrelated", up(c.web[0])...))
+	for _, k := range before {
+		if woken, _ := k.woken(time.Millisecond); woken {
+			t.Fatalf("%s: woken by a service that it has nothing to do with", k.w)
+		}
+	}
+	c.apply(service(name, n), slicesOf(name, up(c.web[0])...))
+	for _, k := range before {
+		k.wantDestroyed()
+		if err := k.Connect(vip(n, k.w.family)); err != nil {
+			t.Fatalf("%s: %v", k.w, err)
+		}
+		k.wantKept(vip(n, k.w.family), "web-0")
+	}
+	c.remove("unrelated")
+}
+
+// endpointRemoved: the sockets of that endpoint are told, at once and in every
+// network namespace, and those of the others are not. A new connect reaches one
+// that is there.
+func endpointRemoved(t *testing.T, c *cluster, name string, n int) {
+	c.apply(service(name, n), slicesOf(name, up(c.web[0], c.web[1])...))
+	clients := c.clients(n)
+	for i := 0; len(serversOf(clients)) < 2 && i < 20; i++ {
+		for k, s := range c.clients(n) {
+			clients[k] = s
+		}
+	}
+	c.apply(slicesOf(name, up(c.web[1])...))
+	for k, server := range clients {
+		if server == "web-1" {
+			k.wantKept(vip(n, k.w.family), server)
+			continue
+		}
+		k.wantDestroyed()
+		if err := k.Connect(vip(n, k.w.family)); err != nil {
+			t.Fatalf("%s: %v", k.w, err)
+		}
+		k.own = 0
+		k.wantKept(vip(n, k.w.family), "web-1")
+	}
+	if destroyed := c.d.metrics()[`shunt_sockets_destroyed_total{protocol="UDP"}`]; destroyed == 0 {
+		t.Error("no destroyed socket was counted")
+	}
+}
+
+func serversOf(clients map[*talker]string) map[string]bool {
+	all := map[string]bool{}
+	for _, s := range clients {
+		all[s] = true
+	}
+	return all
+}
+
+// endpointDraining: an endpoint that terminates but serves keeps its flows, and
+// gets no new ones.
+func endpointDraining(t *testing.T, c *cluster, name string, n int) {
+	c.apply(service(name, n), slicesOf(name, up(c.web[0])...))
+	clients := c.clients(n)
+	unconnected := udpWays[0].open(t, c.client)
+	unconnected.askTo(vip(n, 4))
+	c.apply(slicesOf(name, draining(c.web[0]), up(c.web[1])[0]))
+	time.Sleep(quiet) // that nothing happens shows in time alone
+	for k, server := range clients {
+		k.wantKept(vip(n, k.w.family), server)
+	}
+	if got := unconnected.askTo(vip(n, 4)); got != "web-0" {
+		t.Errorf("the flow of an unconnected socket went from web-0, which still serves, to %s", got)
+	}
+	for _, w := range ways {
+		w.wantServers(t, c.client, vip(n, w.family), c.web[1])
+	}
+	c.apply(slicesOf(name, up(c.web[1])...))
+	for k := range clients {
+		k.wantDestroyed()
+	}
+	if got := unconnected.askTo(vip(n, 4)); got != "web-1" {
+		t.Errorf("the unconnected socket is answered by %s, want web-1", got)
+	}
+}
+
+func endpointUnready(t *testing.T, c *cluster, name string, n int) {
+	c.apply(service(name, n), slicesOf(name, up(c.web[0])...))
+	clients := c.clients(n)
+	c.apply(slicesOf(name, unready(c.web[0]), up(c.web[1])[0]))
+	for k := range clients {
+		k.wantDestroyed()
+	}
+	for _, w := range ways {
+		w.wantServers(t, c.client, vip(n, w.family), c.web[1])
+	}
+}
+
+// direct: who speaks to the pod's own address is no client of the service.
+func direct(t *testing.T, c *cluster, name string, n int) {
+	c.apply(service(name, n), slicesOf(name, up(c.web[1])...))
+	var clients []*talker
+	for _, w := range connectedUDP {
+		pod := at(w.of(c.web[1].Addrs()), serverPort)
+		k := w.openTo(t, c.client, pod)
+		clients = append(clients, k)
+		// One that was the service's client before and is the pod's now.
+		again := w.openTo(t, c.client, vip(n, w.family))
+		again.ask(vip(n, w.family))
+		if err := again.Connect(pod); err != nil {
+			t.Fatal(err)
+		}
+		clients = append(clients, again)
+	}
+	witness := c.clients(n)
+	c.remove(name)
+	for k := range witness {
+		k.wantDestroyed() // so the sweep has been
+	}
+	for _, k := range clients {
+		k.wantKept(at(k.w.of(c.web[1].Addrs()), serverPort), "web-1")
+	}
+}
+
+// frontendMoved: a load-balancer address goes from one service to another in one
+// change. Who is connected to the old endpoint is told, since it serves no more.
+func frontendMoved(t *testing.T, c *cluster, name string, n int) {
+	other := name + "-other"
+	c.apply(service(name, n, everywhere(n)), slicesOf(name, up(c.web[0])...),
+		service(other, n+50), slicesOf(other, up(c.web[1])...))
+	var clients []*talker
+	for _, w := range connectedUDP {
+		dst := at(w.of(balancerIPs(n)), servicePort)
+		k := w.openTo(t, c.client, dst)
+		k.ask(dst)
+		clients = append(clients, k)
+	}
+	moved := service(other, n+50)
+	everywhere(n)(moved)
+	c.m.removeService(name)
+	c.apply(moved)
+	for _, k := range clients {
+		k.wantDestroyed()
+		dst := at(k.w.of(balancerIPs(n)), servicePort)
+		if err := k.Connect(dst); err != nil {
+			t.Fatal(err)
+		}
+		k.own = 0
+		k.wantKept(dst, "web-1")
+	}
+}
+
+// TestDestroyTCP: TCP connections to an endpoint that is gone end only where that
+// was asked for.
+func TestDestroyTCP(t *testing.T) {
+	t.Parallel()
+	for _, flag := range []bool{false, true} {
+		t.Run(fmt.Sprintf("destroy-tcp-sockets=%v", flag), func(t *testing.T) {
+			t.Parallel()
+			c := startCluster(t, fmt.Sprintf("--destroy-tcp-sockets=%v", flag))
+			c.apply(service("web", 1), slicesOf("web", up(c.web[0])...))
+			var clients, pods []*talker
+			for _, p := range []*lab.Pod{c.client, c.host} {
+				for _, w := range ways[:3] {
+					k := w.openTo(t, p, vip(1, w.family))
+					k.ask(vip(1, w.family))
+					clients = append(clients, k)
+					pod := at(w.of(c.web[0].Addrs()), serverPort)
+					k = w.openTo(t, p, pod)
+					k.ask(pod)
+					pods = append(pods, k)
+				}
+			}
+			udp := connectedUDP[0].openTo(t, c.client, vip(1, 4))
+			c.apply(slicesOf("web", up(c.web[1])...))
+			udp.wantDestroyed() // UDP in any case: so the sweep has been
+			for _, k := range clients {
+				if flag {
+					k.wantDestroyed()
+				} else {
+					k.wantKept(vip(1, k.w.family), "web-0")
+				}
+			}
+			for _, k := range pods {
+				k.wantKept(at(k.w.of(c.web[0].Addrs()), serverPort), "web-0")
+			}
+		})
+	}
+}
+
+// TestOtherNodes: a daemon leaves the sockets of other nodes alone, though it can
+// see them here: those that another daemon has translated to the same endpoint,
+// and those that are connected untranslated to an address that becomes its
+// service's.
+func TestOtherNodes(t *testing.T) {
+	t.Parallel()
+	c := startCluster(t)
+	far := c.n2.Pod("far")
+	m2 := newManifests(t, t.TempDir())
+	m2.put(service("web", 1), slicesOf("web", up(c.web[0])...))
+	m2.write()
+	d2 := startDaemon(t, c.n2, m2.path)
+	m2.settle(d2)
+	c.apply(service("web", 1), slicesOf("web", up(c.web[0])...))
+
+	var kept []*talker
+	for _, w := range connectedUDP {
+		k := w.openTo(t, far, vip(1, w.family))
+		k.ask(vip(1, w.family))
+		kept = append(kept, k)
+	}
+	nobody := connectedUDP[0].openTo(t, far, vip(2, 4))
+	clients := c.clients(1)
+	c.apply(slicesOf("web"), service("new", 2), slicesOf("new", up(c.web[1])...))
+	for k := range clients {
+		k.wantDestroyed()
+	}
+	before := connectedUDP[0].openTo(t, c.client, netip.MustParseAddrPort("10.96.0.3:80"))
+	c.apply(service("newer", 3), slicesOf("newer", up(c.web[1])...))
+	before.wantDestroyed() // so the second kind of sweep has been
+	for _, k := range kept {
+		k.wantKept(vip(1, k.w.family), "web-0")
+	}
+	if woken, _ := nobody.woken(time.Millisecond); woken {
+		t.Error("a socket of another node was destroyed: the address is a service's here, and nobody's there")
+	}
+	t.Run("each its own services", func(t *testing.T) {
+		m2.put(slicesOf("web", up(c.web[1])...))
+		m2.write()
+		m2.settle(d2)
+		c.apply(slicesOf("web", up(c.web[2])...))
+		for _, w := range ways {
+			w.wantServers(t, far, vip(1, w.family), c.web[1])
+			w.wantServers(t, c.client, vip(1, w.family), c.web[2])
+		}
+		d2.stop()
+		if _, stderr, code := shunt(t, "cleanup", "--bpffs-root", d2.root); code != 0 {
+			t.Fatalf("cleanup: %d, %s", code, stderr)
+		}
+		for _, w := range ways {
+			w.wantServers(t, c.client, vip(1, w.family), c.web[2])
+		}
+	})
+}
