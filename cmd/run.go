@@ -164,10 +164,21 @@ func (d *daemon) serve(ctx context.Context, source *source) (err error) {
 	group.Go(func() error { return d.sweeper.Run(ctx) })
 	group.Go(func() error { return bpf.WatchAddrs(ctx, d.store.SetNodeAddrs, d.log) })
 	group.Go(func() error { return d.reporter.health.Run(ctx) })
+	group.Go(func() error { d.trim(ctx); return nil })
 	for _, part := range source.parts {
 		group.Go(func() error { return part(ctx) })
 	}
 	return group.Wait()
+}
+
+// trim gives the memory back that only the first sync needed: the collector would
+// keep it in hand for as much garbage again, which never comes.
+func (d *daemon) trim(ctx context.Context) {
+	select {
+	case <-ctx.Done():
+	case <-d.loop.Synced():
+		debug.FreeOSMemory()
+	}
 }
 
 // attach puts the programs into effect once the maps hold everything, so that a
