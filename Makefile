@@ -38,7 +38,7 @@ kind: ## A kind cluster without kube-proxy, with shunt in its place (Docker)
 ##@ Check it
 
 # The order is from cheap to dear; setup first, since the others need it.
-STEPS := setup build check-generate check-fmt check-tree vet lint tools go-test
+STEPS := setup build check-generate check-fmt check-tree vet lint tools go-test load-kernels
 
 .PHONY: test
 test: ## Install what is missing, run every check and all tests, print times
@@ -81,6 +81,21 @@ go-test: ## Every test, with the race detector
 	@sum=$$(hack/tool.sh $(GOTESTSUM)); \
 	"$$sum" --format pkgname --format-hide-empty-pkg --post-run-command hack/summary.sh -- \
 		-race -timeout $(TEST_TIMEOUT) -exec $(AS_ROOT) $(TESTFLAGS) $(PKG)
+
+KERNELS ?= 5.10 6.1 6.12 newest
+
+.PHONY: load-kernels
+load-kernels: setup-kernels ## Maps and programs on every kernel of the matrix, in VMs (minutes)
+	@e2e/kernels/test.sh "$(KERNELS)" ./maps ./bpf
+
+.PHONY: test-kernels
+test-kernels: setup-kernels ## The same and the tests with real sockets (half an hour)
+	@e2e/kernels/test.sh "$(KERNELS)" ./maps ./bpf ./e2e/lab ./e2e/socket
+
+.PHONY: setup-kernels
+setup-kernels: # what VMs need
+	@hack/packages.sh qemu-system-x86_64:qemu-system-x86 /usr/share/seabios/bios-256k.bin:seabios \
+		busybox:busybox-static modprobe:kmod cpio:cpio xz:xz-utils zstd:zstd
 
 .PHONY: bench
 bench: ## Every benchmark, one package after the other

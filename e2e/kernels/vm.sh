@@ -29,6 +29,10 @@ mkdir -p "$root"/{bin,dev,etc,proc,run/netns,sys,tmp,test,lib/modules/"$version"
 cp "$(command -v busybox)" "$root/bin/busybox"
 cp "$binary" "$root/test/binary"
 if [ -d testdata ]; then cp -r testdata "$root/test/testdata"; fi
+# Tests that compare Go with C find the headers at the place that they have in the
+# tree: the binary runs in /test as in a package's directory.
+mkdir -p "$root/bpf"
+cp -r "$here/../../bpf/include" "$root/bpf/include"
 
 # What the tests use that is not built in, with what that depends on.
 for m in veth bridge vxlan dummy udp_diag tcp_diag inet_diag sch_ingress cls_bpf act_mirred ipv6 nf_tables nft_compat; do
