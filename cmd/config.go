@@ -62,7 +62,7 @@ func (c *Config) addFlags(f *pflag.FlagSet) {
 	size := func(to *uint32, flag string, value uint32, what string) {
 		f.Uint32Var(to, strings.TrimPrefix(flag, "--"), value, what)
 	}
-	size(&c.MapSizes.Services, maps.FlagServices, d.Services, "frontends that fit: one for every address and port of a service, one more for every cluster IP")
+	size(&c.MapSizes.Services, maps.FlagServices, d.Services, "frontends that fit: one for every address and port of a service")
 	size(&c.MapSizes.Slots, maps.FlagSlots, d.Slots, "slots that fit: a service port takes the next power of two above its endpoints, twice while it changes")
 	size(&c.MapSizes.Backends, maps.FlagBackends, d.Backends, "endpoints of service ports that fit")
 	size(&c.MapSizes.Affinity, maps.FlagAffinity, d.Affinity, "clients with session affinity that are remembered")

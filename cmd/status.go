@@ -113,7 +113,7 @@ func readStatus(root string) (*statusReport, error) {
 	}
 	sizes := kernel.Sizes()
 	s.Maps = []mapStatus{
-		{maps.NameServices, uint32(len(dump.Frontends)), sizes.Services, maps.FlagServices},
+		{maps.NameServices, servicesUsed(dump), sizes.Services, maps.FlagServices},
 		{maps.NameSlots, slotsUsed(dump), sizes.Slots, maps.FlagSlots},
 		{maps.NameBackends, uint32(len(dump.Backends)), sizes.Backends, maps.FlagBackends},
 		{maps.NameAffinity, affinity, sizes.Affinity, maps.FlagAffinity},
@@ -142,6 +142,17 @@ func unixTime(ns int64) *time.Time {
 	}
 	t := time.Unix(0, ns).UTC()
 	return &t
+}
+
+// servicesUsed counts the entries of map services: a cluster IP as a whole has none.
+func servicesUsed(d *maps.Dump) uint32 {
+	var n uint32
+	for _, svc := range d.Frontends {
+		if maps.FrontendKind(svc.Kind) != maps.UndefinedPort {
+			n++
+		}
+	}
+	return n
 }
 
 // slotsUsed counts the slots that frontends lead to, each once.
