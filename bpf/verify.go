@@ -56,12 +56,12 @@ func probe(to netip.AddrPort) bool {
 	return errors.Is(err, unix.ECONNREFUSED) || errors.Is(err, unix.EPERM)
 }
 
-// Verify says whether the hooks act on processes below the cgroup. It adds an
-// entry to services and removes it again, so it belongs to the goroutine that
-// writes the maps.
+// Verify says whether the hooks act on processes below the cgroup. For a moment it
+// makes a cluster IP without ports, which has room where map services is full. It
+// belongs to the goroutine that writes the maps.
 func Verify(ctx context.Context, tables maps.Tables, cgroup string) (err error) {
-	key := maps.NewFrontendKey(probeAddr.Addr(), probeAddr.Port(), unix.IPPROTO_UDP)
-	if err := tables.SetFrontend(key, maps.Service{Kind: uint8(maps.ClusterIP)}); err != nil {
+	key := maps.NewFrontendKey(probeAddr.Addr(), 0, 0)
+	if err := tables.SetFrontend(key, maps.Service{Kind: uint8(maps.UndefinedPort)}); err != nil {
 		return fmt.Errorf("check that the hooks are in effect: %w", err)
 	}
 	defer func() { err = errors.Join(err, tables.DeleteFrontend(key)) }()
