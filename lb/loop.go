@@ -92,6 +92,7 @@ func (l *Loop) Run(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		case <-l.o.Store.poke:
+			l.retries = 0 // the change may be what was waited for
 		case <-retry.C:
 		}
 		first := !l.isSynced
@@ -161,8 +162,21 @@ func (l *Loop) step() {
 		failed.addrs = failed.addrs || err != nil // to come back
 	}
 	report.Services, report.Failed = len(names), len(failed.services)
-	report.Err = errors.Join(errs...)
+	report.Err = firstOf(errs)
 	l.end(failed, report, node)
+}
+
+// mostErrors is how many errors of one reconcile are told in full: a full map
+// fails every service that is left.
+const mostErrors = 3
+
+// firstOf joins the first errors and counts the rest.
+func firstOf(errs []error) error {
+	errs = slices.DeleteFunc(errs, func(err error) bool { return err == nil })
+	if more := len(errs) - mostErrors; more > 0 {
+		errs = append(errs[:mostErrors:mostErrors], fmt.Errorf("and %d more", more))
+	}
+	return errors.Join(errs...)
 }
 
 // names gives the services to look at, those that are gone first: they may hold

@@ -89,7 +89,7 @@ type Report struct {
 	// Programmed holds LastChange of every slice that is now in the maps for the
 	// first time since it changed.
 	Programmed []time.Time
-	// Err is the first failure.
+	// Err is the first failures and the number of the others.
 	Err error
 }
 
