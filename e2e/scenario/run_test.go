@@ -1,0 +1,296 @@
+package scenario
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"math/rand/v2"
+	"net/netip"
+	"path/filepath"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"go.uber.org/zap"
+	v1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+	"sigs.k8s.io/yaml"
+
+	"shunt/lb"
+	"shunt/maps"
+	"shunt/maps/mapstest"
+	"shunt/watcher"
+)
+
+var update = flag.Bool("update", false, "write what the maps hold into the files of testdata")
+
+// sizes have room for every scenario.
+var sizes = maps.Sizes{Services: 64, Slots: 256, Backends: 64, Affinity: 16}
+
+// The ways in which every scenario comes to the same.
+var modes = []struct {
+	name   string
+	tables func(t *testing.T) maps.Tables
+	// restart: a new daemon for every step.
+	restart bool
+}{
+	{"fake", func(*testing.T) maps.Tables { return maps.NewFake(sizes) }, false},
+	{"faults", withFaults, false},
+	{"restarts", func(*testing.T) maps.Tables { return maps.NewFake(sizes) }, true},
+	{"faults and restarts", withFaults, true},
+	{"kernel", func(t *testing.T) maps.Tables { return mapstest.New(t, sizes) }, false},
+	{"kernel and restarts", func(t *testing.T) maps.Tables { return mapstest.New(t, sizes) }, true},
+}
+
+// withFaults is a fake of which every fifth write fails, on the average.
+func withFaults(t *testing.T) maps.Tables {
+	r := rand.New(rand.NewPCG(uint64(len(t.Name())), 5))
+	return &maps.Faulty{Tables: maps.NewFake(sizes), Fail: func(string) error {
+		if r.IntN(5) == 0 {
+			return errors.New("injected fault")
+		}
+		return nil
+	}}
+}
+
+func TestScenarios(t *testing.T) {
+	files, err := filepath.Glob("testdata/*.txt")
+	if err != nil || len(files) == 0 {
+		t.Fatalf("no scenarios: %v", err)
+	}
+	for _, path := range files {
+		t.Run(strings.TrimSuffix(filepath.Base(path), ".txt"), func(t *testing.T) {
+			about, sections := readFile(t, path)
+			if *update {
+				play(t, maps.NewFake(sizes), false, sections)
+				writeFile(t, path, about, sections)
+			}
+			for _, m := range modes {
+				t.Run(m.name, func(t *testing.T) { play(t, m.tables(t), m.restart, sections) })
+			}
+		})
+	}
+}
+
+// player is one daemon's worth of a scenario: the converter, the store, the loop.
+type player struct {
+	t         *testing.T
+	tables    maps.Tables
+	converter watcher.Converter
+	objects   objects
+	warnings  []string
+
+	store  *lb.Store
+	loop   *lb.Loop
+	cancel context.CancelFunc
+	ended  chan error
+}
+
+// objects is what a watcher would list.
+type objects struct {
+	services map[lb.ServiceName]*lb.Service
+	slices   map[lb.SliceName]*lb.EndpointSlice
+	node     *lb.Node
+	addrs    []netip.Addr
+}
+
+// play goes through the sections, in a bubble where time passes at once.
+func play(t *testing.T, tables maps.Tables, restart bool, sections []section) {
+	synctest.Test(t, func(t *testing.T) {
+		p := &player{t: t, tables: tables, objects: objects{
+			services: map[lb.ServiceName]*lb.Service{}, slices: map[lb.SliceName]*lb.EndpointSlice{}}}
+		p.start()
+		for i := range sections {
+			s := &sections[i]
+			switch s.kind {
+			case "node":
+				p.node(s.text)
+			case "addresses":
+				p.addresses(s.text)
+			case "apply":
+				p.apply(s.text)
+			case "delete":
+				p.remove(s.text)
+			case "warnings":
+				p.expect(s, strings.Join(p.warnings, ""))
+				p.warnings = nil
+			case "maps":
+				if restart {
+					p.stop()
+					p.start()
+				}
+				p.settle()
+				p.expect(s, p.dump())
+				if len(p.warnings) > 0 {
+					t.Errorf("%s: warnings that no section expects:\n%s", s.title, strings.Join(p.warnings, ""))
+				}
+				p.warnings = nil
+			default:
+				t.Fatalf("section %q: no such kind", s.title)
+			}
+		}
+		p.stop()
+	})
+}
+
+// start makes a daemon that lists all there is and goes on from there.
+func (p *player) start() {
+	p.store = lb.NewStore(time.Now)
+	p.loop = lb.NewLoop(lb.LoopOptions{Store: p.store, Tables: p.tables, Log: zap.NewNop(), Now: time.Now, NodeName: "me"})
+	if _, err := p.loop.Adopt(); err != nil {
+		p.t.Fatal(err)
+	}
+	var ctx context.Context
+	ctx, p.cancel = context.WithCancel(p.t.Context())
+	p.ended = make(chan error, 1)
+	go func() { p.ended <- p.loop.Run(ctx) }()
+	for _, svc := range p.objects.services {
+		p.store.SetService(svc)
+	}
+	for _, sl := range p.objects.slices {
+		p.store.SetSlice(sl)
+	}
+	p.store.SetNode(p.objects.node)
+	if p.objects.addrs != nil {
+		p.store.SetNodeAddrs(p.objects.addrs)
+	}
+	p.store.SetSynced()
+}
+
+// stop ends the loop at whatever it had come to.
+func (p *player) stop() {
+	p.cancel()
+	if err := <-p.ended; err != nil {
+		p.t.Error(err)
+	}
+}
+
+// settle waits until all that was taken is in the maps.
+func (p *player) settle() {
+	p.t.Helper()
+	deadline := time.Now().Add(time.Hour)
+	for synctest.Wait(); !p.loop.Status().Synced || !p.loop.Status().QueuedSince.IsZero(); synctest.Wait() {
+		if time.Now().After(deadline) {
+			p.t.Fatalf("not in the maps after an hour: %v", p.loop.Status().Err)
+		}
+		time.Sleep(time.Second)
+	}
+}
+
+func (p *player) dump() string {
+	p.t.Helper()
+	d, err := p.tables.Dump()
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	return d.Text()
+}
+
+func (p *player) expect(s *section, got string) {
+	p.t.Helper()
+	if *update {
+		s.text = got
+	}
+	if got != s.text {
+		p.t.Errorf("%s: got\n%s\nwant\n%s", s.title, got, s.text)
+	}
+}
+
+func (p *player) note(warnings []watcher.Warning) {
+	for _, w := range warnings {
+		p.warnings = append(p.warnings, fmt.Sprintf("%s %s/%s %s: %s\n", w.Kind, w.Namespace, w.Name, w.Field, w.Problem))
+	}
+}
+
+// apply sets objects as watchers do: what is not ours is deleted.
+func (p *player) apply(text string) {
+	p.t.Helper()
+	for doc := range strings.SplitSeq(text, "\n---\n") {
+		var head struct{ Kind string }
+		if err := yaml.Unmarshal([]byte(doc), &head); err != nil {
+			p.t.Fatalf("%v in\n%s", err, doc)
+		}
+		switch head.Kind {
+		case "Service":
+			var obj v1.Service
+			p.unmarshal(doc, &obj)
+			svc, warnings := p.converter.Service(&obj)
+			p.note(warnings)
+			if svc == nil {
+				p.deleteService(lb.ServiceName{Namespace: obj.Namespace, Name: obj.Name})
+				continue
+			}
+			p.objects.services[svc.Name] = svc
+			p.store.SetService(svc)
+		case "EndpointSlice":
+			var obj discoveryv1.EndpointSlice
+			p.unmarshal(doc, &obj)
+			sl, warnings := p.converter.Slice(&obj)
+			p.note(warnings)
+			if sl == nil {
+				p.deleteSlice(lb.SliceName{Namespace: obj.Namespace, Name: obj.Name})
+				continue
+			}
+			p.objects.slices[sl.Name] = sl
+			p.store.SetSlice(sl)
+		default:
+			p.t.Fatalf("kind %q in\n%s", head.Kind, doc)
+		}
+	}
+}
+
+func (p *player) unmarshal(doc string, to any) {
+	p.t.Helper()
+	if err := yaml.UnmarshalStrict([]byte(doc), to); err != nil {
+		p.t.Fatalf("%v in\n%s", err, doc)
+	}
+}
+
+func (p *player) deleteService(name lb.ServiceName) {
+	delete(p.objects.services, name)
+	p.store.DeleteService(name)
+}
+
+func (p *player) deleteSlice(name lb.SliceName) {
+	delete(p.objects.slices, name)
+	p.store.DeleteSlice(name)
+}
+
+func (p *player) remove(text string) {
+	p.t.Helper()
+	for line := range strings.Lines(text) {
+		kind, name, _ := strings.Cut(strings.TrimSpace(line), " ")
+		namespace, name, ok := strings.Cut(name, "/")
+		switch {
+		case !ok:
+			p.t.Fatalf("delete %q", line)
+		case kind == "Service":
+			p.deleteService(lb.ServiceName{Namespace: namespace, Name: name})
+		case kind == "EndpointSlice":
+			p.deleteSlice(lb.SliceName{Namespace: namespace, Name: name})
+		default:
+			p.t.Fatalf("delete %q", line)
+		}
+	}
+}
+
+func (p *player) node(text string) {
+	p.t.Helper()
+	var obj v1.Node
+	p.unmarshal(text, &obj)
+	n, warnings := p.converter.Node(&obj)
+	p.note(warnings)
+	p.objects.node = n
+	p.store.SetNode(n)
+}
+
+func (p *player) addresses(text string) {
+	p.t.Helper()
+	p.objects.addrs = []netip.Addr{}
+	for _, a := range strings.Fields(text) {
+		p.objects.addrs = append(p.objects.addrs, netip.MustParseAddr(a))
+	}
+	p.store.SetNodeAddrs(p.objects.addrs)
+}
