@@ -164,7 +164,10 @@ func testStage(t *testing.T, abi uint32, sizes maps.Sizes, replaces []string, ke
 	}
 	fill(t, k, abi)
 	filled := dump(t, k)
-	if err := k.Close(); err != nil {
+	sticky := maps.AffinityKey{ServiceId: 1}
+	err = errors.Join(set.Map("backend_stats").Put(uint32(5), uint64(7)),
+		set.Map("affinity").Put(sticky, maps.AffinityValue{BackendId: 5, LastUsed: 9}), k.Close())
+	if err != nil {
 		t.Fatal(err)
 	}
 	staged, result := open(t, root, sizes)
@@ -194,6 +197,13 @@ func testStage(t *testing.T, abi uint32, sizes maps.Sizes, replaces []string, ke
 	if kept {
 		if got, want := dump(t, after).Text(), filled.Text(); got != want {
 			t.Errorf("entries are\n%s\nwere\n%s", got, want)
+		}
+		var v maps.AffinityValue
+		if err := staged.Map("affinity").Lookup(sticky, &v); err != nil || v.BackendId != 5 || v.LastUsed != 9 {
+			t.Errorf("affinity %+v, %v", v, err)
+		}
+		if n := after.Connections(5); n != 7 {
+			t.Errorf("%d connections, were 7", n)
 		}
 	} else if got := dump(t, after).Text(); got != "" {
 		t.Errorf("maps of another ABI were copied:\n%s", got)

@@ -1,0 +1,112 @@
+package maps_test
+
+import (
+	"errors"
+	"net/netip"
+	"testing"
+
+	"shunt/maps"
+	"shunt/maps/mapstest"
+)
+
+// marks reads map addrs as the programs do: flags by address.
+func marks(t *testing.T, set *maps.Set) map[netip.Addr]uint32 {
+	t.Helper()
+	var key [16]byte
+	var flags uint32
+	all := map[netip.Addr]uint32{}
+	it := set.Map("addrs").Iterate()
+	for it.Next(&key, &flags) {
+		all[netip.AddrFrom16(key).Unmap()] = flags
+	}
+	if err := it.Err(); err != nil {
+		t.Fatal(err)
+	}
+	return all
+}
+
+// The flags of map addrs, as bpf/include/abi.h has them.
+const (
+	isFrontend  = 1
+	isClusterIP = 2
+	hasNodePort = 4
+	ownNetns    = 8
+)
+
+// An address is marked as long as anything makes it known, for each of the
+// reasons that there are, and no longer.
+func TestAddressMarks(t *testing.T) {
+	root := mapstest.BPFFS(t)
+	k, _ := mapstest.Open(t, root, small)
+	set, _ := open(t, root, small)
+	whole := maps.NewFrontendKey(addr("10.0.0.1"), 0, 0)
+	svc := maps.Service{Id: 1, Kind: uint8(maps.ClusterIP)}
+	for _, c := range []struct {
+		what string
+		do   func() error
+		want uint32 // of 10.0.0.1; 0: not there
+	}{
+		{"another address", func() error { return k.SetFrontend(frontend("10.0.0.2:80", 6), svc) }, 0},
+		{"a node port", func() error { return k.SetFrontend(frontend("0.0.0.0:30080", 6), svc) }, 0},
+		{"a frontend", func() error { return k.SetFrontend(frontend("10.0.0.1:80", 6), svc) }, isFrontend},
+		{"the same changed", func() error { return k.SetFrontend(frontend("10.0.0.1:80", 6), maps.Service{Id: 2}) }, isFrontend},
+		{"a second frontend", func() error { return k.SetFrontend(frontend("10.0.0.1:81", 6), svc) }, isFrontend},
+		{"the first goes", func() error { return k.DeleteFrontend(frontend("10.0.0.1:80", 6)) }, isFrontend},
+		{"the first goes again", func() error { return k.DeleteFrontend(frontend("10.0.0.1:80", 6)) }, isFrontend},
+		{"it is a cluster IP", func() error { return k.SetFrontend(whole, maps.Service{Kind: uint8(maps.UndefinedPort)}) }, isFrontend | isClusterIP},
+		{"and the node's", func() error { return k.SetNodeAddr(addr("10.0.0.1"), maps.OwnNetns) }, isFrontend | isClusterIP | hasNodePort | ownNetns},
+		{"of every network namespace", func() error { return k.SetNodeAddr(addr("10.0.0.1"), 0) }, isFrontend | isClusterIP | hasNodePort},
+		{"the last frontend goes", func() error { return k.DeleteFrontend(frontend("10.0.0.1:81", 6)) }, isClusterIP | hasNodePort},
+		{"the cluster IP goes", func() error { return k.DeleteFrontend(whole) }, hasNodePort},
+		{"the node's goes", func() error { return k.DeleteNodeAddr(addr("10.0.0.1")) }, 0},
+		{"again", func() error { return k.DeleteNodeAddr(addr("10.0.0.1")) }, 0},
+		{"it is the node's", func() error { return k.SetNodeAddr(addr("10.0.0.1"), 0) }, hasNodePort},
+		{"and a frontend", func() error { return k.SetFrontend(frontend("10.0.0.1:80", 6), svc) }, hasNodePort | isFrontend},
+		{"not the node's", func() error { return k.DeleteNodeAddr(addr("10.0.0.1")) }, isFrontend},
+	} {
+		if err := c.do(); err != nil {
+			t.Errorf("%s: %v", c.what, err)
+		}
+		all := marks(t, set)
+		if got, there := all[addr("10.0.0.1")]; got != c.want || there != (c.want != 0) {
+			t.Errorf("%s: marked %#x, there %t, want %#x", c.what, got, there, c.want)
+		}
+		if all[addr("10.0.0.2")] != isFrontend {
+			t.Errorf("%s: the other address is marked %#x", c.what, all[addr("10.0.0.2")])
+		}
+		if _, there := all[addr("0.0.0.0")]; there {
+			t.Errorf("%s: a node port marks the unspecified address", c.what)
+		}
+	}
+}
+
+// What a daemon left that was killed between two writes is mended at the first
+// write of the next, whatever that is.
+func TestAddressMarksMended(t *testing.T) {
+	root := mapstest.BPFFS(t)
+	k, _ := mapstest.Open(t, root, small)
+	set, _ := open(t, root, small)
+	svc := maps.Service{Id: 1, Kind: uint8(maps.ClusterIP)}
+	err := errors.Join(k.SetFrontend(frontend("10.0.0.1:80", 6), svc), k.SetFrontend(frontend("10.0.0.2:80", 6), svc),
+		k.SetFrontend(frontend("10.0.0.4:80", 6), svc), k.SetFrontend(frontend("10.0.0.4:81", 6), svc),
+		set.Map("addrs").Delete(addr("10.0.0.1").As16()),                              // an entry without its mark
+		set.Map("services").Delete(frontend("10.0.0.2:80", 6)),                        // a mark without its entry
+		set.Map("addrs").Put(addr("10.0.0.3").As16(), uint32(isFrontend|hasNodePort))) // one of two
+	if err != nil {
+		t.Fatal(err)
+	}
+	again, _ := mapstest.Open(t, root, small)
+	if err := again.DeleteFrontend(frontend("10.0.0.4:81", 6)); err != nil {
+		t.Fatal(err)
+	}
+	want := map[netip.Addr]uint32{addr("10.0.0.1"): isFrontend, addr("10.0.0.3"): hasNodePort, addr("10.0.0.4"): isFrontend}
+	got := marks(t, set)
+	for a, flags := range want {
+		if got[a] != flags {
+			t.Errorf("%s is marked %#x, want %#x", a, got[a], flags)
+		}
+	}
+	if len(got) != len(want) {
+		t.Errorf("marked are %v, want %v", got, want)
+	}
+}
