@@ -1,0 +1,199 @@
+package socket_test
+
+import (
+	"errors"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+
+	"shunt/e2e/lab"
+)
+
+// TestBadFlags: flags that make no sense are refused in one line that names the
+// flag, with the exit code of a usage error, before anything is touched.
+func TestBadFlags(t *testing.T) {
+	t.Parallel()
+	l := lab.ForTest(t)
+	n := l.Node("n1")
+	m := newManifests(t, l.Dir())
+	m.write()
+	good := []string{"run", "--manifests", m.path, "--cgroup-root", n.Cgroup(), "--bpffs-root", filepath.Join(n.BPFFS(), "shunt")}
+	for _, test := range []struct {
+		flags string
+		says  string
+	}{
+		{"--nodeport-addresses=nonsense", `--nodeport-addresses "nonsense"`},
+		{"--nodeport-addresses=10.0.0.1", `--nodeport-addresses "10.0.0.1"`},
+		{"--nodeport-addresses=primary,10.0.0.0/8", `--nodeport-addresses "primary"`},
+		{"--nodeport-addresses=10.0.0.0/33", `--nodeport-addresses "10.0.0.0/33"`},
+		{"--services-map-size=0", "--services-map-size is 0"},
+		{"--slots-map-size=15", "--slots-map-size is 15"},
+		{"--backends-map-size=100000000", "--backends-map-size is 100000000"},
+		{"--affinity-map-size=-1", "--affinity-map-size"},
+		{"--backends-map-size=many", "--backends-map-size"},
+		{"--healthz-bind-address=here", `--healthz-bind-address "here"`},
+		{"--metrics-bind-address=127.0.0.1:99999", `--metrics-bind-address "127.0.0.1:99999"`},
+		{"--kubeconfig=/some/file", "--manifests and --kubeconfig"},
+		{"--apiserver=10.0.0.1", "--manifests and --kubeconfig or --apiserver"},
+		{"--bpffs-root=relative/path", `--bpffs-root "relative/path"`},
+		{"--v=9", "--v 9"},
+		{"--destroy-tcp-sockets=perhaps", "--destroy-tcp-sockets"},
+		{"--no-such-flag", "unknown flag: --no-such-flag"},
+		{"an-argument", `"an-argument"`},
+	} {
+		t.Run(test.flags, func(t *testing.T) {
+			_, stderr, code := shunt(t, append(good[:len(good):len(good)], test.flags)...)
+			checkRefusal(t, stderr, code, 2, test.says)
+			nothingLeft(t, n)
+		})
+	}
+	for _, args := range []string{"no-such-command", "run extra", "status extra", "cleanup extra", "version -o xml", "status -o yaml"} {
+		_, stderr, code := shunt(t, strings.Fields(args)...)
+		checkRefusal(t, stderr, code, 2, "")
+	}
+}
+
+// checkRefusal wants one line that says that.
+func checkRefusal(t *testing.T, stderr string, code, want int, says ...string) {
+	t.Helper()
+	if code != want || strings.Count(stderr, "\n") != 1 || !strings.HasPrefix(stderr, "error: ") {
+		t.Errorf("exit code %d, want %d and one line; said:\n%s", code, want, stderr)
+	}
+	for _, s := range says {
+		if !strings.Contains(stderr, s) {
+			t.Errorf("it does not say %q:\n%s", s, stderr)
+		}
+	}
+}
+
+// nothingLeft checks that nothing is pinned, and so nothing loaded or attached.
+// The kernel itself puts two files at the top of every bpf file system.
+func nothingLeft(t *testing.T, n *lab.Node) {
+	t.Helper()
+	err := filepath.WalkDir(n.BPFFS(), func(path string, d fs.DirEntry, err error) error {
+		if err == nil && !d.IsDir() && !strings.HasSuffix(path, ".debug") {
+			t.Errorf("%s was pinned", path)
+		}
+		return err
+	})
+	if err != nil {
+		t.Error(err)
+	}
+}
+
+// TestBadEnvironment: what the machine lacks is said in one line, with what to do
+// about it.
+func TestBadEnvironment(t *testing.T) {
+	t.Parallel()
+	l := lab.ForTest(t)
+	n := l.Node("n1")
+	m := newManifests(t, l.Dir())
+	m.write()
+	root := filepath.Join(n.BPFFS(), "shunt")
+	run := func(more ...string) *exec.Cmd {
+		args := []string{"run", "--manifests", m.path, "--cgroup-root", n.Cgroup(), "--bpffs-root", root}
+		return exec.Command(self, append(args, more...)...)
+	}
+	nobody := func(c *exec.Cmd) *exec.Cmd {
+		c.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
+		return c
+	}
+	for _, test := range []struct {
+		name string
+		cmd  *exec.Cmd
+		says []string
+	}{
+		{"not root", nobody(run()), []string{"CAP_SYS_ADMIN is missing", "run as root"}},
+		{"not root, status", nobody(exec.Command(self, "status", "--bpffs-root", root)), []string{"CAP_SYS_ADMIN is missing", "run as root"}},
+		{"not root, cleanup", nobody(exec.Command(self, "cleanup", "--bpffs-root", n.BPFFS())), []string{"CAP_SYS_ADMIN is missing", "run as root"}},
+		{"no cgroup v2", run("--cgroup-root", "/tmp"), []string{"--cgroup-root /tmp", "not a directory of a cgroup v2 hierarchy", "grep cgroup2 /proc/mounts"}},
+		{"no such cgroup", run("--cgroup-root", n.Cgroup()+"/nowhere"), []string{"--cgroup-root " + n.Cgroup() + "/nowhere", "no such file"}},
+		{"no bpffs", run("--bpffs-root", l.Dir()+"/pins"), []string{"--bpffs-root " + l.Dir() + "/pins", "not on a bpf file system", "mount -t bpf bpf " + l.Dir(), "--mount-bpffs"}},
+		{"no bpffs, cleanup", exec.Command(self, "cleanup", "--bpffs-root", l.Dir()), []string{"not on a bpf file system"}},
+		{"no manifests", run("--manifests", "/no/such/file"), []string{"/no/such/file"}},
+		{"no daemon has run, status", exec.Command(self, "status", "--bpffs-root", root+"-other"), []string{"no daemon has run here"}},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			_, stderr, code := runCommand(t, test.cmd)
+			checkRefusal(t, stderr, code, 1, test.says...)
+			nothingLeft(t, n)
+			if entries, err := os.ReadDir(l.Dir()); err != nil || len(entries) != 1 {
+				t.Errorf("left in a directory of no bpf file system: %v (%v)", entries, err)
+			}
+		})
+	}
+}
+
+// TestMountBPFFS: with --mount-bpffs a bpf file system is mounted where there is
+// none.
+func TestMountBPFFS(t *testing.T) {
+	t.Parallel()
+	c := newCluster(t)
+	dir := filepath.Join(c.Dir(), "mounted")
+	t.Cleanup(func() {
+		if err := syscall.Unmount(dir, syscall.MNT_DETACH); err != nil && !errors.Is(err, syscall.EINVAL) && !errors.Is(err, os.ErrNotExist) {
+			t.Error(err)
+		}
+	})
+	c.d = newDaemon(t, c.n1, c.m.path, "--mount-bpffs", "--bpffs-root", filepath.Join(dir, "shunt"))
+	c.d.root = filepath.Join(dir, "shunt")
+	c.d.start()
+	c.apply(service("web", 1), slicesOf("web", up(c.web[0])...))
+	ways[0].wantServers(t, c.client, vip(1, 4), c.web[0])
+}
+
+// TestMalformedManifests: what can't be read is said with file and place, what it
+// was before stays, and everything else goes on.
+func TestMalformedManifests(t *testing.T) {
+	t.Parallel()
+	c := newCluster(t)
+	dir := filepath.Join(c.Dir(), "manifests")
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	c.m.path = filepath.Join(dir, "all.yaml")
+	c.m.put(service("web", 1), slicesOf("web", up(c.web[0])...))
+	c.m.write()
+	c.d = startDaemon(t, c.n1, dir)
+	c.m.settle(c.d)
+	write := func(name, text string) {
+		t.Helper()
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write("bad.yaml", "kind: Service\napiVersion: v1\nmetadata: {name: broken}\nspec: {clusterIP: [not, an, address]}\n")
+	write("worse.yaml", "{{{ this is no YAML\n")
+	eventually(t, "both files are complained of", func() bool {
+		log := c.d.log.String()
+		return strings.Contains(log, "bad.yaml") && strings.Contains(log, "worse.yaml")
+	})
+	c.apply(slicesOf("web", up(c.web[1])...), service("more", 2), slicesOf("more", up(c.web[2])...))
+	for _, w := range ways {
+		w.wantServers(t, c.client, vip(1, w.family), c.web[1])
+		w.wantServers(t, c.client, vip(2, w.family), c.web[2])
+	}
+	if h, err := c.d.healthz(); err != nil || h.code != 200 {
+		t.Errorf("healthz: %d, %v", h.code, err)
+	}
+	// The file that was good becomes bad: it keeps what it said, over a restart of
+	// the daemon as well.
+	write("all.yaml", "{{{ neither is this\n")
+	eventually(t, "the file is complained of", func() bool { return strings.Contains(c.d.log.String(), "all.yaml") })
+	ways[0].wantServers(t, c.client, vip(1, 4), c.web[1])
+	c.d.kill()
+	c.d.launch()
+	eventually(t, "it is said that nothing can be used", func() bool {
+		return strings.Contains(c.d.log.String(), "nothing in the manifests can be used")
+	})
+	for _, w := range ways {
+		w.wantServers(t, c.client, vip(1, w.family), c.web[1])
+	}
+	c.apply(slicesOf("web", up(c.web[2])...))
+	c.d.waitHealthy()
+	ways[0].wantServers(t, c.client, vip(1, 4), c.web[2])
+}

@@ -1,0 +1,274 @@
+package socket_test
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"sigs.k8s.io/yaml"
+
+	"shunt/e2e/lab"
+)
+
+// statusJSON is what the tests read of `shunt status -o json`.
+type statusJSON struct {
+	InEffect bool
+	Daemon   struct {
+		Running bool
+		PID     int
+		Synced  *time.Time
+		Pending int
+	}
+	Attachments []struct {
+		Hook     string
+		Attached bool
+		Problem  string
+	}
+	Maps []struct {
+		Map, Flag  string
+		Used, Size uint32
+	}
+	Reasons  map[string]uint64
+	Features []struct {
+		Feature string
+		Has     bool
+	}
+}
+
+func (d *daemon) status() (s statusJSON) {
+	d.t.Helper()
+	stdout, stderr, code := shunt(d.t, "status", "--bpffs-root", d.root, "-o", "json")
+	if err := json.Unmarshal([]byte(stdout), &s); err != nil || code != 0 || stderr != "" {
+		d.t.Fatalf("status: %v, exit code %d\n%s%s", err, code, stdout, stderr)
+	}
+	return s
+}
+
+// TestStatus: status tells a live daemon from a dead one and from none, and what
+// is in effect.
+func TestStatus(t *testing.T) {
+	t.Parallel()
+	c := startCluster(t)
+	c.apply(service("web", 1), slicesOf("web", up(c.web[0])...))
+	ways[0].wantServers(t, c.client, vip(1, 4), c.web[0])
+	check := func(running bool) {
+		t.Helper()
+		s := c.d.status()
+		if s.Daemon.Running != running || s.Daemon.PID != c.d.cmd.PID() || s.Daemon.Synced == nil || s.Daemon.Pending != 0 {
+			t.Errorf("daemon: %+v, want pid %d, running %v, synced", s.Daemon, c.d.cmd.PID(), running)
+		}
+		if !s.InEffect || len(s.Attachments) != 8 {
+			t.Errorf("in effect: %v, %d attachments", s.InEffect, len(s.Attachments))
+		}
+		if s.Reasons["translated"] == 0 {
+			t.Errorf("reasons: %v", s.Reasons)
+		}
+		fill := map[string]uint32{}
+		for _, m := range s.Maps {
+			fill[m.Map] = m.Used
+			if m.Size == 0 || !strings.HasPrefix(m.Flag, "--") {
+				t.Errorf("map %+v", m)
+			}
+		}
+		// Two ports in two families and the mark; each with one endpoint.
+		if fill["services"] != 5 || fill["backends"] != 5 || fill["slots"] != 5 {
+			t.Errorf("fill: %v", fill)
+		}
+		for _, f := range s.Features {
+			if !f.Has {
+				t.Errorf("this kernel lacks %s?", f.Feature)
+			}
+		}
+		table, _, code := shunt(t, "status", "--bpffs-root", c.d.root)
+		for _, want := range []string{"in effect: new connections are translated", "connect4", "services", "bpf_set_retval"} {
+			if code != 0 || !strings.Contains(table, want) {
+				t.Errorf("the table does not say %q:\n%s", want, table)
+			}
+		}
+		if strings.Contains(table, "not running") == running {
+			t.Errorf("running is %v, the table says:\n%s", running, table)
+		}
+	}
+	check(true)
+	c.d.kill()
+	check(false)
+	t.Run("with a hook gone", func(t *testing.T) {
+		if err := os.Remove(c.d.root + "/links/sendmsg6"); err != nil {
+			t.Fatal(err)
+		}
+		s := c.d.status()
+		if s.InEffect {
+			t.Error("it says that all is in effect")
+		}
+		for _, a := range s.Attachments {
+			if a.Attached == (a.Hook == "sendmsg6") || a.Attached != (a.Problem == "") {
+				t.Errorf("%+v", a)
+			}
+		}
+		if table, _, _ := shunt(t, "status", "--bpffs-root", c.d.root); !strings.Contains(table, "NOT in effect") {
+			t.Errorf("the table says:\n%s", table)
+		}
+		c.d.start() // mends it
+		if s := c.d.status(); !s.InEffect {
+			t.Errorf("after a start: %+v", s.Attachments)
+		}
+	})
+}
+
+// frontendJSON is what the tests read of `shunt services -o json`.
+type frontendJSON struct {
+	Address, Protocol, Kind, Namespace, Service, PortName string
+	Port                                                  uint16
+	AffinitySeconds                                       uint32
+	InsidePolicy, OutsidePolicy                           string
+	Inside, Outside                                       []struct {
+		Address     string
+		Port        uint16
+		Local       bool
+		Terminating bool
+		Connections uint64
+	}
+}
+
+// TestServices: the list has every frontend with what it leads to, in each form,
+// with the daemon alive and dead.
+func TestServices(t *testing.T) {
+	t.Parallel()
+	c := startCluster(t)
+	c.apply(service("web", 1, everywhere(1), externalLocal, withAffinity(60)), slicesOf("web", up(c.web[0], c.web[1])...),
+		service("drain", 2), slicesOf("drain", draining(c.web[1])))
+	for range 3 {
+		if a := ways[0].ask(c.client, vip(2, 4)); a.Err != nil {
+			t.Fatal(a.Err)
+		}
+	}
+	for _, alive := range []bool{true, false} {
+		if !alive {
+			c.d.kill()
+		}
+		list := func(args ...string) (all []frontendJSON) {
+			stdout, stderr, code := shunt(t, append([]string{"services", "--bpffs-root", c.d.root}, args...)...)
+			if err := yaml.Unmarshal([]byte(stdout), &all); err != nil || code != 0 {
+				t.Fatalf("services %v: %v, exit code %d\n%s%s", args, err, code, stdout, stderr)
+			}
+			return all
+		}
+		all := list("-o", "json")
+		if asYAML := list("-o", "yaml"); fmt.Sprint(all) != fmt.Sprint(asYAML) {
+			t.Errorf("as JSON %+v\nas YAML %+v", all, asYAML)
+		}
+		kinds := map[string]int{}
+		for _, f := range all {
+			kinds[f.Kind]++
+		}
+		// Two protocols; both families but for the mark.
+		want := map[string]int{"ClusterIP": 9, "NodePort": 4, "LoadBalancerIP": 4, "ExternalIP": 4, "UndefinedPort": 5}
+		if fmt.Sprint(kinds) != fmt.Sprint(want) {
+			t.Errorf("kinds of frontends: %v, want %v", kinds, want)
+		}
+		checkServices(t, c, list)
+		table, _, _ := shunt(t, "services", "--bpffs-root", c.d.root, "198.51.100.1:80")
+		if !strings.Contains(table, "default/web:t") || !strings.Contains(table, "Cluster, outside Local") || !strings.Contains(table, "ClientIP 60s") || strings.Count(table, "\n") != 3 {
+			t.Errorf("table:\n%s", table)
+		}
+	}
+	for _, test := range []struct {
+		args []string
+		code int
+		says string
+	}{
+		{[]string{"10.96.0.77"}, 1, "no frontend has the address 10.96.0.77"},
+		{[]string{"nonsense"}, 2, "neither ADDRESS nor ADDRESS:PORT"},
+		{[]string{"10.96.0.1:80", "more"}, 2, "accepts at most 1 arg"},
+		{[]string{"-o", "xml"}, 2, "-o xml"},
+		{[]string{"--bpffs-root", c.d.root + "/nowhere"}, 1, "no daemon has run here"},
+	} {
+		stdout, stderr, code := shunt(t, append([]string{"services", "--bpffs-root", c.d.root}, test.args...)...)
+		if code != test.code || !strings.Contains(stderr, test.says) || stdout != "" || strings.Count(stderr, "\n") != 1 {
+			t.Errorf("services %v: exit code %d, want %d; said\n%s%s", test.args, code, test.code, stdout, stderr)
+		}
+	}
+}
+
+// checkServices looks at single frontends, by the filter.
+func checkServices(t *testing.T, c *cluster, list func(...string) []frontendJSON) {
+	t.Helper()
+	one := list("-o", "json", "*:30001")
+	if len(one) != 4 || one[0].Service != "web" || one[0].AffinitySeconds != 60 {
+		t.Fatalf("the node port: %+v", one)
+	}
+	f := one[0]
+	if f.InsidePolicy != "Cluster" || f.OutsidePolicy != "Local" || len(f.Inside) != 2 || len(f.Outside) != 1 {
+		t.Errorf("policies and endpoints: %+v", f)
+	}
+	if b := f.Outside[0]; b.Address != c.web[0].Addr4().String() || b.Port != serverPort || !b.Local {
+		t.Errorf("the local endpoint: %+v", b)
+	}
+	one = list("-o", "json", "10.96.0.2:80")
+	if len(one) != 2 || one[0].PortName != "t" || len(one[0].Inside) != 1 || !one[0].Inside[0].Terminating || one[0].Inside[0].Connections != 3 {
+		t.Errorf("the service with a terminating endpoint: %+v", one)
+	}
+	if one = list("-o", "json", "[fd00:10:96::2]:80"); len(one) != 2 || one[0].Inside[0].Address != c.web[1].Addr6().String() {
+		t.Errorf("by IPv6: %+v", one)
+	}
+	if one = list("-o", "json", "10.96.0.2"); len(one) != 3 {
+		t.Errorf("by address alone: %+v", one)
+	}
+}
+
+// TestVersion needs neither root nor a daemon.
+func TestVersion(t *testing.T) {
+	t.Parallel()
+	stdout, stderr, code := shunt(t, "version", "-o", "json")
+	var v struct {
+		Version, Go string
+		ABI         int
+	}
+	if err := json.Unmarshal([]byte(stdout), &v); err != nil || code != 0 || v.Version == "" || v.ABI == 0 || !strings.HasPrefix(v.Go, "go") {
+		t.Errorf("%v, exit code %d: %s%s", err, code, stdout, stderr)
+	}
+	if stdout, _, code = shunt(t, "version"); code != 0 || !strings.HasPrefix(stdout, "shunt ") {
+		t.Errorf("exit code %d: %s", code, stdout)
+	}
+}
+
+// TestCleanup: cleanup refuses while a daemon runs, then removes everything, after
+// which nothing is translated, and connections from before go on.
+func TestCleanup(t *testing.T) {
+	t.Parallel()
+	c := startCluster(t)
+	c.apply(service("web", 1, withNodePort(1)), slicesOf("web", up(c.web[0])...))
+	tcp := ways[0].openTo(t, c.client, vip(1, 4))
+	tcp.ask(vip(1, 4))
+	if stdout, stderr, code := shunt(t, "cleanup", "--bpffs-root", c.d.root); code != 1 || stdout != "" ||
+		!strings.Contains(stderr, "another shunt daemon is at work") || strings.Count(stderr, "\n") != 1 {
+		t.Fatalf("cleanup of a running daemon: exit code %d\n%s%s", code, stdout, stderr)
+	}
+	ways[0].wantServers(t, c.client, vip(1, 4), c.web[0])
+	c.d.stop()
+	stdout, stderr, code := shunt(t, "cleanup", "--bpffs-root", c.d.root, "-o", "json")
+	if code != 0 || !strings.Contains(stdout, `"removed": true`) {
+		t.Fatalf("cleanup: exit code %d\n%s%s", code, stdout, stderr)
+	}
+	if _, err := os.Stat(c.d.root); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("%s is still there (%v)", c.d.root, err)
+	}
+	for _, w := range ways {
+		short := lab.RequestOptions{Unconnected: w.sendto, Timeout: 50 * time.Millisecond}
+		if a := c.client.Request(w.network, vip(1, w.family), short); !errors.Is(a.Err, syscall.ETIMEDOUT) {
+			t.Errorf("%s: after cleanup: answered by %q (%v)", w, a.Server, a.Err)
+		}
+	}
+	tcp.ask(vip(1, 4)) // nothing translates an established connection
+	if stdout, _, code := shunt(t, "cleanup", "--bpffs-root", c.d.root); code != 0 || !strings.Contains(stdout, "nothing to remove") {
+		t.Errorf("cleanup of nothing: exit code %d, %s", code, stdout)
+	}
+	c.d.start()
+	c.m.settle(c.d)
+	ways[0].wantServers(t, c.client, vip(1, 4), c.web[0])
+}

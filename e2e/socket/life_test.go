@@ -1,0 +1,249 @@
+package socket_test
+
+import (
+	"fmt"
+	"strings"
+	"syscall"
+	"testing"
+
+	"shunt/e2e/lab"
+	"shunt/maps"
+)
+
+// traffic is a client that connects again and again until it is stopped.
+type traffic struct {
+	t    *testing.T
+	name string
+	*lab.Hammering
+}
+
+// startTraffic hammers service n by TCP, connected UDP and unconnected UDP, both
+// families, from a pod and from the node.
+func startTraffic(t *testing.T, c *cluster, n int) []traffic {
+	var all []traffic
+	for i, w := range []way{ways[0], ways[1], ways[3], ways[7]} {
+		from := []*lab.Pod{c.client, c.host}[i%2]
+		opts := lab.HammerOptions{Count: 1 << 20, Rate: 300, Unconnected: w.sendto}
+		all = append(all, traffic{t, from.Name() + " " + w.String(), from.StartHammer(w.network, vip(n, w.family), opts)})
+	}
+	return all
+}
+
+// wantAnswered stops the traffic: every connection must have been answered, by one
+// of the servers.
+func wantAnswered(t *testing.T, all []traffic, servers ...*lab.Pod) {
+	t.Helper()
+	for _, h := range all {
+		s, err := h.Stop()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if s.Done == 0 || s.Answered != s.Done {
+			t.Errorf("%s: %d of %d answered, errors %v (%s)", h.name, s.Answered, s.Done, s.Errors, s.FirstError)
+		}
+		for server := range s.Servers {
+			if !contains(servers, server) {
+				t.Errorf("%s: %s answered, which it should not have", h.name, server)
+			}
+		}
+	}
+}
+
+// progress waits until each kind of traffic has gone on for some connections.
+func (c *cluster) progress() {
+	c.t.Helper()
+	count := func() (n uint64) {
+		r := c.d.reasons()
+		return r["translated"] + r["affinity_kept"]
+	}
+	before := count()
+	eventually(c.t, "connections go on", func() bool { return count() >= before+200 })
+}
+
+// writesAfterStart gives what the first reconcile of a daemon wrote.
+func writesAfterStart(t *testing.T, d *daemon) float64 {
+	t.Helper()
+	var fields map[string]any
+	eventually(t, "the first reconcile is in the log", func() bool {
+		fields = d.log.find("reconciled")
+		return fields != nil
+	})
+	return fields["writes"].(float64)
+}
+
+// TestKill kills the daemon under traffic and starts it again: nobody notices, and
+// what has not changed is not written again.
+func TestKill(t *testing.T) {
+	t.Parallel()
+	c := startCluster(t)
+	for i := 1; i <= 20; i++ {
+		name := fmt.Sprintf("web-%d", i)
+		c.m.put(service(name, i, everywhere(i)), slicesOf(name, up(c.web[0], c.web[1])...))
+	}
+	c.apply()
+	clients := c.clients(1)
+	traffic := startTraffic(t, c, 1)
+	before := c.d.dump().Text()
+	for round := range 3 {
+		c.progress()
+		c.d.kill()
+		c.progress() // without a daemon
+		c.d.start()
+		if n := writesAfterStart(t, c.d); n != 0 {
+			t.Errorf("round %d: %v writes though nothing has changed", round, n)
+		}
+		started := c.d.log.find("started")
+		if n := started["adopted_services"].(float64); n != 81 { // 20 of 2 ports and families, and the mark
+			t.Errorf("round %d: adopted %v services, want 81", round, n)
+		}
+		metrics := c.d.metrics()
+		for _, kind := range []string{"frontends", "slots", "backends", "names", "node_addrs"} {
+			if n := metrics[fmt.Sprintf("shunt_map_writes_total{kind=%q}", kind)]; n != 0 {
+				t.Errorf("round %d: metrics count %v writes of %s", round, n, kind)
+			}
+		}
+	}
+	wantAnswered(t, traffic, c.web[0], c.web[1])
+	if after := c.d.dump().Text(); after != before {
+		t.Errorf("the maps held\n%s\nand hold now\n%s", before, after)
+	}
+	for k, server := range clients {
+		k.wantKept(vip(1, k.w.family), server)
+	}
+}
+
+// TestChangesWhileAway: what was changed while no daemon ran is in effect when the
+// next one is healthy, also for sockets that were connected before and meanwhile.
+func TestChangesWhileAway(t *testing.T) {
+	t.Parallel()
+	c := startCluster(t)
+	c.apply(service("web", 1), slicesOf("web", up(c.web[0])...), service("old", 2), slicesOf("old", up(c.web[0])...))
+	clients, ofOld := c.clients(1), c.clients(2, c.client)
+	c.d.kill()
+	meanwhile := c.clients(1)
+	nobody := connectedUDP[0].openTo(t, c.client, vip(3, 4))
+	c.m.put(slicesOf("web", up(c.web[1])...), service("new", 3), slicesOf("new", up(c.web[2])...))
+	c.m.removeService("old")
+	c.m.write()
+	for _, w := range ways {
+		w.wantServers(t, c.client, vip(1, w.family), c.web[0]) // as nobody has told
+	}
+	c.d.start()
+	c.m.settle(c.d)
+	for _, w := range ways {
+		w.wantServers(t, c.client, vip(1, w.family), c.web[1])
+		w.wantServers(t, c.host, vip(3, w.family), c.web[2])
+	}
+	for _, all := range []map[*talker]string{clients, meanwhile, ofOld} {
+		for k := range all {
+			k.wantDestroyed()
+		}
+	}
+	nobody.wantDestroyed()
+	if n := countOf(c.d.dump(), "old"); n != 0 {
+		t.Errorf("%d frontends of the service that was deleted meanwhile are left", n)
+	}
+}
+
+// countOf gives the number of frontends of a service in the maps.
+func countOf(d *maps.Dump, service string) (n int) {
+	for _, svc := range d.Frontends {
+		if d.Names[svc.Id].Name == service {
+			n++
+		}
+	}
+	return n
+}
+
+// TestStop: SIGTERM ends the daemon well and leaves everything in effect.
+func TestStop(t *testing.T) {
+	t.Parallel()
+	c := startCluster(t)
+	c.apply(service("web", 1), slicesOf("web", up(c.web[0], c.web[1])...), service("empty", 2), slicesOf("empty"))
+	clients := c.clients(1)
+	c.d.stop()
+	if c.d.log.find("stopped; what was programmed stays in effect") == nil {
+		t.Errorf("no word of it in the log:\n%s", c.d.log)
+	}
+	for _, w := range ways {
+		w.wantServers(t, c.client, vip(1, w.family), c.web[0], c.web[1])
+		w.wantErrno(t, c.client, vip(2, w.family), syscall.ECONNREFUSED)
+	}
+	for k, server := range clients {
+		k.wantKept(vip(1, k.w.family), server)
+	}
+}
+
+// TestSecondDaemon: a second daemon with the same directory refuses, says why, and
+// disturbs nothing.
+func TestSecondDaemon(t *testing.T) {
+	t.Parallel()
+	c := startCluster(t)
+	c.apply(service("web", 1), slicesOf("web", up(c.web[0])...))
+	before := c.d.dump().Text()
+	_, stderr, code := shunt(t, "run", "--manifests", c.m.path, "--node-name", "n1", "--cgroup-root", c.n1.Cgroup(),
+		"--bpffs-root", c.d.root, "--healthz-bind-address=", "--metrics-bind-address=")
+	if code != 1 || strings.Count(stderr, "\n") != 1 || !strings.Contains(stderr, "another shunt daemon is at work with "+c.d.root) {
+		t.Errorf("exit code %d, said:\n%s", code, stderr)
+	}
+	if after := c.d.dump().Text(); after != before {
+		t.Errorf("the maps held\n%s\nand hold now\n%s", before, after)
+	}
+	c.apply(slicesOf("web", up(c.web[1])...))
+	for _, w := range ways {
+		w.wantServers(t, c.client, vip(1, w.family), c.web[1])
+	}
+}
+
+// TestResize: a daemon that is started with other map sizes replaces the maps,
+// larger or smaller, under traffic, and keeps what sockets and clients have.
+func TestResize(t *testing.T) {
+	t.Parallel()
+	c := startCluster(t)
+	c.apply(service("web", 1, everywhere(1)), slicesOf("web", up(c.web[0], c.web[1])...),
+		service("sticky", 2, withAffinity(3600)), slicesOf("sticky", up(c.web...)...))
+	sticky := ways[0].stuck(t, c.client, vip(2, 4))
+	clients := c.clients(1)
+	var tcp []*talker
+	for _, w := range ways[:3] {
+		k := w.openTo(t, c.client, vip(1, w.family))
+		k.ask(vip(1, w.family))
+		tcp = append(tcp, k)
+	}
+	unconnected := udpWays[0].open(t, c.client)
+	server := unconnected.askTo(vip(1, 4))
+	before := c.d.dump().Text()
+	traffic := startTraffic(t, c, 1)
+	for _, size := range []int{2048, 512} {
+		c.progress()
+		c.d.stop()
+		c.d.start("--services-map-size", fmt.Sprint(size), "--backends-map-size", fmt.Sprint(size),
+			"--slots-map-size", fmt.Sprint(size), "--affinity-map-size", fmt.Sprint(size))
+		if c.d.log.find("the maps of the daemon before are replaced; they serve until the new ones are filled") == nil {
+			t.Errorf("%d: no word of it in the log:\n%s", size, c.d.log.tail(20))
+		}
+		if after := c.d.dump().Text(); after != before {
+			t.Errorf("%d: the maps held\n%s\nand hold now\n%s", size, before, after)
+		}
+		c.progress()
+	}
+	wantAnswered(t, traffic, c.web[0], c.web[1])
+	for k, server := range clients {
+		k.wantKept(vip(1, k.w.family), server)
+	}
+	for _, k := range tcp {
+		k.ask(vip(1, k.w.family))
+		k.wantPeer(vip(1, k.w.family))
+	}
+	if got := unconnected.askTo(vip(1, 4)); got != server {
+		t.Errorf("the flow of an unconnected socket went from %s to %s", server, got)
+	}
+	if got := ways[0].stuck(t, c.client, vip(2, 4)); got != sticky {
+		t.Errorf("a client with session affinity went from %s to %s", sticky, got)
+	}
+	// What sockets hold still names the backends: the sweep finds them.
+	c.apply(slicesOf("web", up(c.web[2])...))
+	for k := range clients {
+		k.wantDestroyed()
+	}
+}

@@ -1,0 +1,96 @@
+package socket_test
+
+import (
+	"fmt"
+	"net/http"
+	"slices"
+	"strings"
+	"testing"
+
+	corev1 "k8s.io/api/core/v1"
+
+	"shunt/maps"
+)
+
+// TestFullMap fills each map that can be full by what a user asks for. The error
+// names the map, its size and its flag, in the log and in healthz; what was
+// programmed before works on; and when room is made the rest is programmed without
+// a word from anybody. A restart in the midst of it changes nothing.
+func TestFullMap(t *testing.T) {
+	t.Parallel()
+	const size, many = 32, 40
+	for _, test := range []struct {
+		flag, name string
+	}{
+		{maps.FlagServices, maps.NameServices},
+		{maps.FlagSlots, maps.NameSlots},
+		{maps.FlagBackends, maps.NameBackends},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
+			c := startCluster(t, test.flag, fmt.Sprint(size))
+			c.apply(service("first", 1), slicesOf("first", up(c.web[0])...))
+			for i := 2; i <= many; i++ {
+				name := fmt.Sprintf("more-%d", i)
+				// Every kind of frontend where these are to fill the map, so that it is not
+				// the one with the services' names that fills first.
+				options := []func(*corev1.Service){everywhere(i)}
+				if test.name != maps.NameServices {
+					options = nil
+				}
+				c.m.put(service(name, i, options...), slicesOf(name, up(c.web[1])...))
+			}
+			c.m.write()
+			eventually(t, "it is said that the map is full", func() bool {
+				return strings.Contains(c.d.log.String(), "is full")
+			})
+			checkFull(t, c, test.name, test.flag, size)
+			c.d.kill()
+			c.d.start()
+			checkFull(t, c, test.name, test.flag, size)
+			var all []string
+			for i := 2; i < many; i++ {
+				all = append(all, fmt.Sprintf("more-%d", i))
+			}
+			c.remove(all...)
+			for _, w := range ways {
+				w.wantServers(t, c.client, vip(1, w.family), c.web[0])
+				w.wantServers(t, c.client, vip(many, w.family), c.web[1])
+			}
+			eventually(t, "health has nothing to say any more", func() bool {
+				h, err := c.d.healthz()
+				return err == nil && len(h.Warnings) == 0
+			})
+		})
+	}
+}
+
+func checkFull(t *testing.T, c *cluster, name, flag string, size int) {
+	t.Helper()
+	full := fmt.Sprintf("map %s is full: it has room for %d entries; start shunt run with a larger %s", name, size, flag)
+	h, err := c.d.healthz()
+	if err != nil || h.code != http.StatusOK {
+		t.Errorf("healthz: %d (%v), want 200: what is programmed works", h.code, err)
+	}
+	if !slices.ContainsFunc(h.Warnings, func(w string) bool { return strings.Contains(w, full) }) {
+		t.Errorf("healthz warns %q, want %q in it", h.Warnings, full)
+	}
+	if !strings.Contains(c.d.log.String(), full) {
+		t.Errorf("the log does not say %q:\n%s", full, c.d.log.tail(10))
+	}
+	for _, w := range ways {
+		w.wantServers(t, c.client, vip(1, w.family), c.web[0])
+	}
+	if m := c.d.metrics(); m["shunt_services_failing"] == 0 || m["shunt_reconcile_failures_total"] == 0 {
+		t.Errorf("metrics: %v services failing, %v failures", m["shunt_services_failing"], m["shunt_reconcile_failures_total"])
+	}
+	s := c.d.status()
+	for _, m := range s.Maps {
+		if m.Map == name && m.Used*10 < m.Size*8 {
+			t.Errorf("status has map %s filled with %d of %d", m.Map, m.Used, m.Size)
+		}
+	}
+	if s.Daemon.Pending == 0 {
+		t.Error("status has nothing pending")
+	}
+}
