@@ -141,7 +141,21 @@ func Features() []Feature {
 			Without: "a refused connect() fails with EPERM instead of ECONNREFUSED"},
 		{Name: "SO_NETNS_COOKIE", Err: lacks(cookieErr),
 			Without: "127.0.0.1:nodePort works only where the node's network namespace is the machine's first"},
+		{Name: "iterators over socket storage", Err: haveStaleIter(),
+			Without: "clients that are connected to a removed endpoint are not told"},
 	}
+}
+
+// haveStaleIter loads the least program of the kind that sweep.c is.
+func haveStaleIter() error {
+	p, err := ebpf.NewProgram(&ebpf.ProgramSpec{
+		Type: ebpf.Tracing, AttachType: ebpf.AttachTraceIter, AttachTo: "bpf_sk_storage_map",
+		Instructions: asm.Instructions{asm.Mov.Imm(asm.R0, 0), asm.Return()}, License: "Dual BSD/GPL",
+	})
+	if err != nil {
+		return err
+	}
+	return p.Close()
 }
 
 // explain turns a failure to load into what the kernel lacks, if that is why.
