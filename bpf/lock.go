@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -14,9 +15,33 @@ type Lock struct{ dir *os.File }
 // ErrLocked says that a daemon is at work.
 var ErrLocked = errors.New("another shunt daemon is at work")
 
+// lockPatience is how long TakeLock tries: IsLocked has the lock for a moment, and
+// so does a daemon that is just ending.
+const lockPatience = 200 * time.Millisecond
+
 // TakeLock locks the directory itself (flock): the kernel lets go of it however
 // the process ends, and nothing is left on the bpf file system.
 func TakeLock(root string) (*Lock, error) {
+	deadline := time.Now().Add(lockPatience)
+	for {
+		l, err := tryLock(root)
+		if !errors.Is(err, ErrLocked) || time.Now().After(deadline) {
+			return l, err
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+}
+
+// IsLocked says whether a daemon is at work on the directory.
+func IsLocked(root string) bool {
+	l, err := tryLock(root)
+	if err == nil {
+		_ = l.Release() // it was only asked for
+	}
+	return errors.Is(err, ErrLocked)
+}
+
+func tryLock(root string) (*Lock, error) {
 	f, err := os.Open(root)
 	if err != nil {
 		return nil, fmt.Errorf("open %s to lock it: %w", root, err)

@@ -128,11 +128,7 @@ func readStatus(root string) (*statusReport, error) {
 func readDaemon(root string, meta maps.Meta) daemonStatus {
 	d := daemonStatus{ABI: meta.Abi, PID: meta.Pid, Pending: meta.Pending,
 		Started: unixTime(meta.Started), Synced: unixTime(meta.Synced)}
-	lock, err := bpf.TakeLock(root)
-	if err == nil {
-		_ = lock.Release() // it is only asked for
-	}
-	d.Running = errors.Is(err, bpf.ErrLocked)
+	d.Running = bpf.IsLocked(root)
 	return d
 }
 
