@@ -1,0 +1,101 @@
+package bpf
+
+import (
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+)
+
+// A link that exists need not act where it should: Verify tells.
+func TestVerifyElsewhere(t *testing.T) {
+	root := filepath.Join(bpffs(t), "shunt")
+	here, there := cgroup(t), cgroup(t)
+	set, k := openMaps(t, root)
+	p, err := Load(set)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.Close()
+	if err := p.Attach(root, here); err != nil {
+		t.Fatal(err)
+	}
+	if err := Verify(t.Context(), k, here); err != nil {
+		t.Errorf("where it is attached: %v", err)
+	}
+	err = Verify(t.Context(), k, there)
+	if err == nil || !strings.Contains(err.Error(), there) || !strings.Contains(err.Error(), "--cgroup-root") {
+		t.Errorf("where it is not attached: %v", err)
+	}
+	for _, cg := range []string{here, there} {
+		entries, err := filepath.Glob(filepath.Join(cg, "shunt-probe-*"))
+		if err != nil || len(entries) != 0 {
+			t.Errorf("cgroups of probes are left: %v, %v", entries, err)
+		}
+	}
+	if d, err := k.Dump(); err != nil || len(d.Frontends) != 0 {
+		t.Errorf("entries of probes are left: %v, %v", d.Frontends, err)
+	}
+}
+
+// A daemon that is started with another cgroup moves there, and leaves the first;
+// also where that is gone.
+func TestAttachElsewhere(t *testing.T) {
+	root := filepath.Join(bpffs(t), "shunt")
+	first, second, third := cgroup(t), cgroup(t), cgroup(t)
+	set, k := openMaps(t, root)
+	p, err := Load(set)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.Close()
+	for _, cg := range []string{first, second} {
+		if err := p.Attach(root, cg); err != nil {
+			t.Fatal(err)
+		}
+		if err := Verify(t.Context(), k, cg); err != nil {
+			t.Error(err)
+		}
+	}
+	if err := Verify(t.Context(), k, first); err == nil {
+		t.Error("the hooks still act in the cgroup before")
+	}
+	if err := os.Remove(second); err != nil {
+		t.Fatal(err)
+	}
+	deadline := time.Now().Add(10 * time.Second) // the kernel detaches some time later
+	for slices.ContainsFunc(Attachments(root), func(a Attachment) bool {
+		return a.Attached || !strings.Contains(a.Problem, "gone")
+	}) {
+		if time.Now().After(deadline) {
+			t.Fatalf("with the cgroup gone: %+v", Attachments(root))
+		}
+		time.Sleep(time.Millisecond)
+	}
+	if err := p.Attach(root, third); err != nil {
+		t.Fatal(err)
+	}
+	if err := Verify(t.Context(), k, third); err != nil {
+		t.Error(err)
+	}
+}
+
+// The iterator that finds stale sockets loads on this kernel and finds none where
+// there are none. What it finds is tested in e2e/socket.
+func TestStaleIterator(t *testing.T) {
+	set, _ := openMaps(t, filepath.Join(bpffs(t), "shunt"))
+	s, err := openStale(set)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		if all, err := s.read(); err != nil || len(all) != 0 {
+			t.Errorf("%+v, %v", all, err)
+		}
+	}
+	if err := s.Close(); err != nil {
+		t.Error(err)
+	}
+}

@@ -1,0 +1,123 @@
+package bpf
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"sync"
+	"syscall"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+func inodeOf(t *testing.T, path string) uint64 {
+	t.Helper()
+	var st unix.Stat_t
+	if err := unix.Stat(path, &st); err != nil {
+		t.Fatal(err)
+	}
+	return st.Ino
+}
+
+// foreignNetns starts a process in a network namespace of its own.
+func foreignNetns(t *testing.T) (inode uint64) {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Skip("network namespaces need root")
+	}
+	c := exec.Command("/bin/sleep", "600")
+	c.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET, Pdeathsig: syscall.SIGKILL}
+	if err := c.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		_ = c.Process.Kill()
+		_ = c.Wait() // says that it was killed
+	})
+	return inodeOf(t, fmt.Sprintf("/proc/%d/ns/net", c.Process.Pid))
+}
+
+// The walk visits each network namespace once and from within, also those that
+// only a process has; what it can't enter does not stop it.
+func TestEachNetns(t *testing.T) {
+	foreign, own := foreignNetns(t), inodeOf(t, ownNetns)
+	if err := os.MkdirAll("/run/netns", 0o755); err != nil {
+		t.Fatal(err)
+	}
+	leftover, err := os.CreateTemp("/run/netns", "shunt-test-leftover-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	leftover.Close()
+	t.Cleanup(func() { _ = os.Remove(leftover.Name()) })
+	visits := map[uint64]int{}
+	err = eachNetns(t.Context(), func(uint64) bool { return true }, func(inode uint64, path string) {
+		visits[inode]++
+		if path == leftover.Name() {
+			t.Errorf("visited %s, which is no network namespace", path)
+		}
+		var st unix.Stat_t
+		if err := unix.Stat(ownNetns, &st); err != nil || st.Ino != inode {
+			t.Errorf("visit of %d from within %d (%v)", inode, st.Ino, err)
+		}
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for inode, n := range visits {
+		if n != 1 {
+			t.Errorf("network namespace %d was visited %d times", inode, n)
+		}
+	}
+	if visits[foreign] == 0 || visits[own] == 0 {
+		t.Errorf("visited %v, and not both our own %d and the foreign %d", visits, own, foreign)
+	}
+	only := func(inode uint64) bool { return inode == foreign }
+	var path string
+	if err := eachNetns(t.Context(), only, func(inode uint64, p string) {
+		if inode != foreign {
+			t.Errorf("visited %s, which was not wanted", p)
+		}
+		path = p
+	}); err != nil || path == "" {
+		t.Errorf("the one that was wanted was not visited (%v)", err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := eachNetns(ctx, func(uint64) bool { return true }, func(_ uint64, p string) {
+		t.Errorf("visited %s after the context's end", p)
+	}); err != nil {
+		t.Error(err)
+	}
+}
+
+// No thread of this process is left in another network namespace, the first one
+// included, which never ends.
+func TestEachNetnsGoesHome(t *testing.T) {
+	foreignNetns(t)
+	own := inodeOf(t, ownNetns)
+	var walks sync.WaitGroup
+	for range 8 {
+		walks.Go(func() {
+			for range 10 {
+				if err := eachNetns(t.Context(), func(uint64) bool { return true }, func(uint64, string) {}); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	walks.Wait()
+	threads, err := filepath.Glob("/proc/self/task/*/ns/net")
+	if err != nil || len(threads) == 0 {
+		t.Fatalf("this process's threads: %v, %v", threads, err)
+	}
+	for _, path := range threads {
+		var st unix.Stat_t
+		if unix.Stat(path, &st) == nil && st.Ino != own { // it may have ended
+			t.Errorf("%s is network namespace %d, ours is %d", path, st.Ino, own)
+		}
+	}
+}
