@@ -97,8 +97,8 @@ func (l *Loop) Run(ctx context.Context) error {
 		}
 		first := !l.isSynced
 		l.step()
-		if first && l.o.OnSynced != nil {
-			if err := l.o.OnSynced(ctx); err != nil {
+		if first {
+			if err := l.onSynced(ctx); err != nil {
 				return err
 			}
 		}
@@ -107,6 +107,20 @@ func (l *Loop) Run(ctx context.Context) error {
 			retry.Reset(l.backoff())
 		}
 	}
+}
+
+// onSynced runs the hook of that name. Not before it has run is the status synced:
+// whoever asks for our health must not hear that services work a moment too early.
+func (l *Loop) onSynced(ctx context.Context) error {
+	if l.o.OnSynced != nil {
+		if err := l.o.OnSynced(ctx); err != nil {
+			return err
+		}
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.status.Synced = true
+	return nil
 }
 
 func (l *Loop) backoff() time.Duration {

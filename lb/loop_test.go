@@ -203,6 +203,28 @@ func TestRunOnSynced(t *testing.T) {
 	})
 }
 
+// Who asks for the status hears that it is synced when the hook has run, and not
+// before: it is the hook that puts the maps into effect.
+func TestSyncedAfterHook(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		goOn := make(chan struct{})
+		r := run(t, maps.NewFake(roomy), func(o *LoopOptions) {
+			o.OnSynced = func(context.Context) error { <-goOn; return nil }
+		})
+		r.store.SetSynced()
+		synctest.Wait()
+		if r.loop.Status().Synced {
+			t.Error("synced while the hook runs")
+		}
+		close(goOn)
+		synctest.Wait()
+		if !r.loop.Status().Synced {
+			t.Error("not synced though the hook has run")
+		}
+		r.end()
+	})
+}
+
 // A dump that can't be read is said so: to take it for empty would leak all.
 func TestAdoptFails(t *testing.T) {
 	l := NewLoop(LoopOptions{Store: NewStore(time.Now), Tables: noDump{maps.NewFake(roomy)}, Log: zap.NewNop(), Now: time.Now})

@@ -55,7 +55,7 @@ func (l *Loop) note(report Report, node *Node) {
 	defer l.mu.Unlock()
 	l.working = l.pending.since
 	l.failing = l.pending.services
-	l.status.Synced = true
+	l.status.Synced = l.status.Synced || l.o.OnSynced == nil // else see onSynced
 	l.status.Err = report.Err
 	l.status.Node = node
 	l.status.NoLocalEndpoints = maps.Clone(l.r.noLocal)

@@ -34,7 +34,7 @@ func FamilyOf(a netip.Addr) Family {
 
 // Status is a snapshot of the reconcile loop, for health and metrics.
 type Status struct {
-	// Synced: the first reconcile after SetSynced is done.
+	// Synced: the first reconcile after SetSynced is done, and OnSynced has run.
 	Synced bool
 	// LastSync is when the maps last held everything that was known.
 	LastSync time.Time
