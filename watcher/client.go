@@ -3,6 +3,7 @@ package watcher
 import (
 	"fmt"
 	"net"
+	"net/http"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -86,6 +87,7 @@ func tune(cfg *rest.Config, o ClientOptions) {
 	}
 	cfg.Timeout = 0
 	cfg.WarningHandler = rest.NoWarnings{}
+	cfg.Wrap(func(next http.RoundTripper) http.RoundTripper { return attempts{next} })
 	cfg.Dial = (&net.Dialer{
 		Timeout:         10 * time.Second,
 		KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: 10 * time.Second, Interval: 5 * time.Second, Count: 3},

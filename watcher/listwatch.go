@@ -36,14 +36,16 @@ func listWatch[L runtime.Object](r resource[L], sel func(*metav1.ListOptions), l
 	return cache.ToListWatcherWithWatchListSemantics(&cache.ListWatch{
 		ListWithContextFunc: func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
 			sel(&o)
-			list, err := r.List(ctx, o)
+			list, err := r.List(link.follow(ctx, "list"), o)
 			link.did(ctx, "list", err)
 			return list, err
 		},
 		WatchFuncWithContext: func(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) {
 			sel(&o)
-			w, err := r.Watch(ctx, o)
-			link.did(ctx, "watch", err)
+			w, err := r.Watch(link.follow(ctx, "watch"), o)
+			if !noWatch(w) { // else the attempts have said why
+				link.did(ctx, "watch", err)
+			}
 			return w, err
 		},
 	}, client)
@@ -60,6 +62,12 @@ type link struct {
 	since    time.Time // of the failure; zero while all is well
 	said     time.Time
 	failures int // since said
+}
+
+// follow makes the context of a request by which the link hears of attempts that
+// client-go makes again in silence.
+func (l *link) follow(ctx context.Context, verb string) context.Context {
+	return withFailed(ctx, func(err error) { l.did(ctx, verb, err) })
 }
 
 func (l *link) did(ctx context.Context, verb string, err error) {

@@ -1,0 +1,53 @@
+package watcher
+
+import (
+	"context"
+	"net"
+	"testing"
+	"time"
+
+	"go.uber.org/zap"
+)
+
+// TestResetIsSaid has every connection reset, as by a load balancer without an API
+// server behind it: client-go takes that for a watch that ended.
+func TestResetIsSaid(t *testing.T) {
+	noEnvironment(t)
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	must(t, err)
+	go func() {
+		for {
+			conn, err := listener.Accept()
+			if err != nil {
+				return
+			}
+			_ = conn.(*net.TCPConn).SetLinger(0)
+			_ = conn.Close()
+		}
+	}()
+	t.Cleanup(func() { must(t, listener.Close()) })
+	dir := t.TempDir()
+	_, ca := fakeServer(t)
+	write(t, dir+"/ca.crt", string(ca))
+	client, _, err := NewClient(ClientOptions{Kubeconfig: kubeconfig(t, dir, "https://"+listener.Addr().String())})
+	must(t, err)
+	log, logs := testLog(zap.InfoLevel)
+	api, err := NewAPI(APIOptions{Client: client, NodeName: "n1", Sink: newSink(t), Log: log})
+	must(t, err)
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- api.Run(ctx) }()
+	for _, resource := range []string{"services", "endpointslices", "nodes"} {
+		line := "cannot watch " + resource + ": is the API server's address right, and can this node reach it?"
+		for end := time.Now().Add(deadline); said(logs, line) == 0; time.Sleep(5 * time.Millisecond) {
+			if time.Now().After(end) {
+				t.Fatalf("nothing is said of %s: %v", resource, logs.All())
+			}
+		}
+	}
+	cancel()
+	must(t, <-done)
+	if said(logs, "answers again") > 0 {
+		t.Errorf("a reset is taken for an answer: %v", logs.All())
+	}
+}
