@@ -1,0 +1,261 @@
+package cluster_test
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"shunt/bpf"
+	"shunt/e2e/lab"
+	"shunt/maps"
+)
+
+// daemonOptions say how to run the daemon; the zero value of a field is described
+// where there is one.
+type daemonOptions struct {
+	name     string // unique on the node
+	node     *node
+	nodeName string
+	// cgroup is the node's by default, root is named after the daemon.
+	cgroup, root string
+	// kubeconfig is the administrator's by default; manifests are used instead.
+	kubeconfig, manifests string
+	// healthz and metrics are where they are served: nowhere by default.
+	healthz, metrics string
+	flags            []string
+}
+
+// daemon is a running `shunt run`, as a process of its own in a node.
+type daemon struct {
+	o     daemonOptions
+	cmd   *lab.Cmd
+	began time.Time
+	log   logBuffer
+}
+
+// run starts a daemon; it ends with the lab at the latest.
+func (f *fixture) run(o daemonOptions) (*daemon, error) {
+	if o.cgroup == "" {
+		o.cgroup = o.node.Cgroup()
+	}
+	if o.root == "" {
+		o.root = filepath.Join(o.node.BPFFS(), o.name)
+	}
+	if o.kubeconfig == "" {
+		o.kubeconfig = f.kubeconfig()
+	}
+	args := []string{"run", "--node-name", o.nodeName, "--cgroup-root", o.cgroup, "--bpffs-root", o.root,
+		"--healthz-bind-address", o.healthz, "--metrics-bind-address", o.metrics}
+	if o.manifests != "" {
+		args = append(args, "--manifests", o.manifests)
+	} else {
+		args = append(args, "--kubeconfig", o.kubeconfig)
+	}
+	pod := o.node.HostPod(fmt.Sprintf("shunt-%s-%d", o.name, f.starts.Add(1)))
+	if err := f.lab.Err(); err != nil {
+		return nil, err
+	}
+	d := &daemon{o: o, began: time.Now()}
+	d.cmd = pod.Command(context.Background(), "/proc/self/exe", append(args, o.flags...)...)
+	d.cmd.Env = shuntEnv()
+	d.cmd.Stdout, d.cmd.Stderr = &d.log, &d.log
+	return d, d.cmd.Start()
+}
+
+// shuntEnv is the environment of shunt. The race detector's run-time library, where
+// it is there, would put off the end of every process by a second.
+func shuntEnv() []string { return append(os.Environ(), "GORACE=atexit_sleep_ms=0") }
+
+// runFor runs a daemon for the time of a test, which it must survive, and takes
+// away what it leaves. (Killed by the test is fine.)
+func (f *fixture) runFor(t *testing.T, o daemonOptions) *daemon {
+	t.Helper()
+	d, err := f.run(o)
+	check(t, err)
+	t.Cleanup(func() {
+		d.stop(t)
+		if err := errors.Join(bpf.Detach(d.o.root), maps.Remove(d.o.root)); err != nil {
+			t.Error(err)
+		}
+		if t.Failed() {
+			t.Logf("the log of daemon %s ends with:\n%s", d.o.name, d.log.tail(40))
+		}
+	})
+	return d
+}
+
+// again starts the daemon once more, after it has ended.
+func (d *daemon) again(t *testing.T, f *fixture) *daemon {
+	t.Helper()
+	<-d.cmd.Done()
+	return f.runFor(t, d.o)
+}
+
+// kill ends it as the kernel does when memory runs out.
+func (d *daemon) kill(t *testing.T) {
+	t.Helper()
+	check(t, d.cmd.Signal(syscall.SIGKILL))
+	<-d.cmd.Done()
+}
+
+// stop asks a daemon to end, and fails the test if it did not end well before.
+func (d *daemon) stop(t *testing.T) {
+	t.Helper()
+	select {
+	case <-d.cmd.Done():
+	default:
+		if err := d.cmd.Stop(20 * time.Second); err != nil {
+			t.Errorf("daemon %s ended with: %v", d.o.name, err)
+		}
+	}
+	d.sound(t)
+}
+
+// sound fails the test if the daemon's log has what no daemon may ever say.
+func (d *daemon) sound(t *testing.T) {
+	t.Helper()
+	for _, bad := range []string{"DATA RACE", "panic", "fatal error"} {
+		if d.log.count(bad) > 0 {
+			t.Errorf("daemon %s: %s:\n%s", d.o.name, bad, d.log.tail(200))
+		}
+	}
+}
+
+// alive fails if the daemon has ended.
+func (d *daemon) alive() error {
+	select {
+	case <-d.cmd.Done():
+		return fmt.Errorf("daemon %s has ended: %v", d.o.name, d.cmd.Wait())
+	default:
+		return nil
+	}
+}
+
+// awaitLog waits for a line that has all of these texts.
+func (d *daemon) awaitLog(ctx context.Context, texts ...string) error {
+	err := poll(ctx, fmt.Sprintf("daemon %s says %q", d.o.name, texts), func() error {
+		if d.log.count(texts...) > 0 {
+			return nil
+		}
+		return errors.Join(errors.New("it has not"), d.alive())
+	})
+	if err != nil {
+		return fmt.Errorf("%w; its log ends with:\n%s", err, d.log.tail(20))
+	}
+	return nil
+}
+
+func (d *daemon) await(t *testing.T, texts ...string) {
+	t.Helper()
+	check(t, d.awaitLog(t.Context(), texts...))
+}
+
+// get asks the daemon's HTTP servers from within its node.
+func (d *daemon) get(address, path string) (code int, body string, err error) {
+	transport := &http.Transport{DialContext: d.o.node.DialContext}
+	defer transport.CloseIdleConnections()
+	client := &http.Client{Transport: transport, Timeout: 5 * time.Second}
+	resp, err := client.Get("http://" + strings.Replace(address, "0.0.0.0", "127.0.0.1", 1) + path)
+	if err != nil {
+		return 0, "", err
+	}
+	defer resp.Body.Close()
+	text, err := io.ReadAll(resp.Body)
+	return resp.StatusCode, string(text), err
+}
+
+// answers waits until healthz or livez answers with a code and a text.
+func (d *daemon) answers(t *testing.T, path string, want int, text string) {
+	t.Helper()
+	eventually(t, fmt.Sprintf("%s of daemon %s says %d %q", path, d.o.name, want, text), func() error {
+		code, body, err := d.get(d.o.healthz, path)
+		if err == nil && (code != want || !strings.Contains(body, text)) {
+			err = fmt.Errorf("it says %d: %s", code, body)
+		}
+		return err
+	})
+}
+
+// logBuffer keeps a daemon's log.
+type logBuffer struct {
+	mu   sync.Mutex
+	text []byte
+}
+
+func (l *logBuffer) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.text = append(l.text, p...)
+	return len(p), nil
+}
+
+func (l *logBuffer) lines() []string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return strings.Split(string(bytes.TrimSpace(l.text)), "\n")
+}
+
+// with gives the lines that have all of these texts.
+func (l *logBuffer) with(texts ...string) []string {
+	return slices.DeleteFunc(l.lines(), func(line string) bool {
+		return slices.ContainsFunc(texts, func(text string) bool { return !strings.Contains(line, text) })
+	})
+}
+
+func (l *logBuffer) count(texts ...string) int { return len(l.with(texts...)) }
+
+func (l *logBuffer) tail(n int) string {
+	lines := l.lines()
+	return strings.Join(lines[max(0, len(lines)-n):], "\n")
+}
+
+// field reads a number of the last line with this message.
+func (l *logBuffer) field(t *testing.T, msg, field string) float64 {
+	t.Helper()
+	lines := l.with(`"msg":"` + msg + `"`)
+	if len(lines) == 0 {
+		t.Fatalf("no line says %q", msg)
+	}
+	var all map[string]any
+	check(t, json.Unmarshal([]byte(lines[len(lines)-1]), &all))
+	v, ok := all[field].(float64)
+	if !ok {
+		t.Fatalf("no number %q in %s", field, lines[len(lines)-1])
+	}
+	return v
+}
+
+// metrics gives the daemon's metrics: what is before the value in the text format,
+// and the value.
+func (d *daemon) metrics(t *testing.T) map[string]float64 {
+	t.Helper()
+	code, text, err := d.get(d.o.metrics, "/metrics")
+	if err != nil || code != http.StatusOK {
+		t.Fatalf("metrics of daemon %s: %d, %v", d.o.name, code, err)
+	}
+	all := map[string]float64{}
+	for line := range strings.Lines(text) {
+		line = strings.TrimSpace(line)
+		at := strings.LastIndexByte(line, ' ')
+		if at < 0 || line[0] == '#' {
+			continue
+		}
+		v, err := strconv.ParseFloat(line[at+1:], 64)
+		check(t, err)
+		all[line[:at]] = v
+	}
+	return all
+}

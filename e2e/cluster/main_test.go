@@ -1,0 +1,28 @@
+package cluster_test
+
+import (
+	"fmt"
+	"os"
+	"strings"
+	"testing"
+
+	"shunt/bpf"
+	"shunt/cmd"
+	"shunt/e2e/lab"
+)
+
+// TestMain lets the test binary be shunt: where the first argument is a command
+// and no flag of the test's, the command runs.
+func TestMain(m *testing.M) {
+	bpf.MaybeProbe()
+	lab.MaybeAgent()
+	if len(os.Args) > 1 && !strings.HasPrefix(os.Args[1], "-") {
+		os.Exit(cmd.Main(os.Args[1:]))
+	}
+	code := m.Run()
+	if err := closeFixture(); err != nil {
+		fmt.Fprintln(os.Stderr, "clean up after the tests:", err)
+		code = max(code, 1)
+	}
+	os.Exit(code)
+}
