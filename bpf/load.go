@@ -150,6 +150,9 @@ func (h hook) attachTo(pin, cgroup string, id uint64) error {
 	}
 	defer l.Close()
 	if old != nil { // another cgroup's, or of one that was removed: the new one is in effect now
+		if err := detach(old); err != nil {
+			return err
+		}
 		if err := old.Unpin(); err != nil {
 			return err
 		}
@@ -158,6 +161,16 @@ func (h hook) attachTo(pin, cgroup string, id uint64) error {
 		return fmt.Errorf("pin the link: %w", err)
 	}
 	return nil
+}
+
+// detach takes a link out of effect at once: when its last pin and file are gone,
+// the kernel does so too, but some time later. A link of a cgroup that was removed
+// is out of effect already.
+func detach(l link.Link) error {
+	if linkCgroup(l) == 0 {
+		return nil
+	}
+	return l.Detach()
 }
 
 // linkCgroup is the id of the cgroup that a link is attached to; 0 where that
@@ -225,8 +238,17 @@ func (a *Attachment) read(l link.Link) {
 	}
 }
 
-// Detach removes the links below root: the programs go out of effect.
+// Detach takes the programs out of effect, and removes the links below root.
 func Detach(root string) error {
+	for _, h := range (&Programs{}).hooks() {
+		l, err := link.LoadPinnedLink(filepath.Join(root, linkDir, h.pin), nil)
+		if err != nil {
+			continue // not there, or nothing that could be in effect
+		}
+		if err := errors.Join(detach(l), l.Close()); err != nil {
+			return fmt.Errorf("take program %s out of effect: %w", h.pin, err)
+		}
+	}
 	if err := os.RemoveAll(filepath.Join(root, linkDir)); err != nil {
 		return fmt.Errorf("remove pinned links: %w", err)
 	}
