@@ -2,6 +2,7 @@ package watcher
 
 import (
 	"context"
+	"errors"
 	"net/http"
 	"reflect"
 
@@ -36,6 +37,8 @@ func (a attempts) RoundTrip(r *http.Request) (*http.Response, error) {
 
 // WrappedRoundTripper lets client-go look for what it knows behind us.
 func (a attempts) WrappedRoundTripper() http.RoundTripper { return a.next }
+
+var errNoWatch = errors.New("the watch ended before it began")
 
 var typeOfNoWatch = reflect.TypeOf(watch.NewEmptyWatch())
 

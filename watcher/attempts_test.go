@@ -2,11 +2,17 @@ package watcher
 
 import (
 	"context"
+	"errors"
 	"net"
+	"sync"
 	"testing"
 	"time"
 
 	"go.uber.org/zap"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/watch"
+	clienttesting "k8s.io/client-go/testing"
 )
 
 // TestResetIsSaid has every connection reset, as by a load balancer without an API
@@ -50,4 +56,29 @@ func TestResetIsSaid(t *testing.T) {
 	if said(logs, "answers again") > 0 {
 		t.Errorf("a reset is taken for an answer: %v", logs.All())
 	}
+}
+
+// TestWatchForbidden may list and not watch: that is said once, though lists, which
+// are made again and again in place of the watch, go well.
+func TestWatchForbidden(t *testing.T) {
+	c := newCluster(webService(), slice("a"), node("n1"))
+	var mu sync.Mutex
+	tries, allowed := 0, false
+	c.PrependWatchReactor("services", func(clienttesting.Action) (bool, watch.Interface, error) {
+		mu.Lock()
+		defer mu.Unlock()
+		tries++
+		return !allowed, nil, apierrors.NewForbidden(schema.GroupResource{Resource: "services"}, "", errors.New("RBAC"))
+	})
+	log, logs := testLog(zap.InfoLevel)
+	s, _ := runAPI(t, c, log)
+	s.next("set node n1", "set service shop/web", "set slice shop/a", "synced")
+	eventually(t, "a few tries", func() bool { mu.Lock(); defer mu.Unlock(); return tries >= 3 })
+	if n := said(logs, "cannot watch services: the account may not; grant it list and watch on services"); n != 1 || said(logs, "answers again") > 0 {
+		t.Errorf("said %d times: %v", n, logs.All())
+	}
+	mu.Lock()
+	allowed = true
+	mu.Unlock()
+	eventually(t, "the end of the failure is said", func() bool { return said(logs, "answers again") == 1 })
 }

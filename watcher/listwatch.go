@@ -34,18 +34,22 @@ type resource[L runtime.Object] interface {
 // with it (a fake one can't).
 func listWatch[L runtime.Object](r resource[L], sel func(*metav1.ListOptions), link *link, client any) cache.ListerWatcher {
 	return cache.ToListWatcherWithWatchListSemantics(&cache.ListWatch{
-		ListWithContextFunc: func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
+		ListWithContextFunc: func(ctx context.Context, o metav1.ListOptions) (list runtime.Object, err error) {
 			sel(&o)
-			list, err := r.List(link.follow(ctx, "list"), o)
-			link.did(ctx, "list", err)
+			link.ask(ctx, "list", func(ctx context.Context) error {
+				list, err = r.List(ctx, o)
+				return err
+			})
 			return list, err
 		},
-		WatchFuncWithContext: func(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) {
+		WatchFuncWithContext: func(ctx context.Context, o metav1.ListOptions) (w watch.Interface, err error) {
 			sel(&o)
-			w, err := r.Watch(link.follow(ctx, "watch"), o)
-			if !noWatch(w) { // else the attempts have said why
-				link.did(ctx, "watch", err)
-			}
+			link.ask(ctx, "watch", func(ctx context.Context) error {
+				if w, err = r.Watch(ctx, o); noWatch(w) {
+					return errNoWatch
+				}
+				return err
+			})
 			return w, err
 		},
 	}, client)
@@ -62,12 +66,21 @@ type link struct {
 	since    time.Time // of the failure; zero while all is well
 	said     time.Time
 	failures int // since said
+	// noWatches: a watch has failed, so that a list, which may still be
+	// allowed, does not end the failure.
+	noWatches bool
 }
 
-// follow makes the context of a request by which the link hears of attempts that
-// client-go makes again in silence.
-func (l *link) follow(ctx context.Context, verb string) context.Context {
-	return withFailed(ctx, func(err error) { l.did(ctx, verb, err) })
+// ask makes a request and follows how it goes, with all its attempts.
+func (l *link) ask(ctx context.Context, verb string, request func(context.Context) error) {
+	heard := false
+	err := request(withFailed(ctx, func(err error) {
+		heard = true
+		l.did(ctx, verb, err)
+	}))
+	if err == nil || !heard {
+		l.did(ctx, verb, err)
+	}
 }
 
 func (l *link) did(ctx context.Context, verb string, err error) {
@@ -78,11 +91,7 @@ func (l *link) did(ctx context.Context, verb string, err error) {
 	defer l.mu.Unlock()
 	now := time.Now()
 	if err == nil {
-		if !l.since.IsZero() {
-			l.log.Info("the API server answers again", zap.String("resource", l.resource),
-				zap.Duration("failed", now.Sub(l.since).Round(time.Millisecond)))
-		}
-		l.since, l.said, l.failures = time.Time{}, time.Time{}, 0
+		l.succeeded(verb, now)
 		return
 	}
 	if expired(err) {
@@ -92,12 +101,22 @@ func (l *link) did(ctx context.Context, verb string, err error) {
 		l.since = now
 	}
 	l.failures++
+	l.noWatches = l.noWatches || verb == "watch"
 	if !l.said.IsZero() && now.Sub(l.said) < failureInterval {
 		return
 	}
 	l.log.Error("cannot "+verb+" "+l.resource+": "+hint(err, l.resource)+"; what is programmed stays, and this is retried",
 		zap.Error(err), zap.Int("failures", l.failures), zap.Time("since", l.since))
 	l.said, l.failures = now, 0
+}
+
+func (l *link) succeeded(verb string, now time.Time) {
+	if l.since.IsZero() || l.noWatches && verb != "watch" {
+		return
+	}
+	l.log.Info("the API server answers again", zap.String("resource", l.resource),
+		zap.Duration("failed", now.Sub(l.since).Round(time.Millisecond)))
+	l.since, l.said, l.failures, l.noWatches = time.Time{}, time.Time{}, 0, false
 }
 
 func expired(err error) bool {
