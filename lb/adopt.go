@@ -125,8 +125,9 @@ func (r *reconciler) adoptRanges(p *port, d *maps.Dump, v maps.Service) bool {
 			continue
 		}
 		ids, err := d.Range(s)
-		if err != nil {
-			return false
+		foreign := func(id uint32) bool { return d.Backends[id].ServiceId != v.Id }
+		if err != nil || slices.ContainsFunc(ids, foreign) {
+			return false // or it would take another service's slots for its own
 		}
 		known := slices.ContainsFunc(p.ranges, func(r slotRange) bool {
 			return r.base == s.Base && slices.Equal(r.ids, ids)

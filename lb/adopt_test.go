@@ -279,3 +279,40 @@ func TestLeftoversWithFaults(t *testing.T) {
 		})
 	}
 }
+
+// What an entry leads to is not freed while the entry can't be removed.
+func TestPruneOrder(t *testing.T) {
+	k := mapstest.New(t, townSizes)
+	r := newRig(t, k, newTestClock())
+	town(r.store)
+	r.mustStep()
+	key := fe("9.9.9.9:9", TCP)
+	err := errors.Join(
+		k.SetBackend(60, maps.NewBackend(netip.MustParseAddrPort("10.9.9.9:9"), 6, maps.ClusterSet, 77)),
+		k.WriteSlots(200, []uint32{60}),
+		k.SetFrontend(key, maps.Service{Id: 77, Kind: uint8(maps.ExternalIP), Inside: maps.SlotRange{Base: 200, Count: 1}}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	stuck := true
+	r.tables = &maps.Faulty{Tables: k, Fail: func(method string) error {
+		if stuck && method == "DeleteFrontend" {
+			return errFault
+		}
+		return nil
+	}}
+	r.start()
+	for range 3 {
+		r.clock.advance(grace)
+		if rep := r.step(); !errors.Is(rep.Err, errFault) {
+			t.Fatalf("%+v", rep)
+		}
+		d := r.dump()
+		if _, there := d.Frontends[key]; !there || d.Backends[60].ServiceId != 77 {
+			t.Fatalf("the entry is there: %t, and leads to %+v", there, d.Backends[60])
+		}
+	}
+	stuck = false
+	r.settle()
+	r.sameAs(r.fresh(), "when it can be removed")
+}
