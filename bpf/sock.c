@@ -156,11 +156,27 @@ static __always_inline int sock_forward(struct bpf_sock_addr *ctx, const struct 
 	return sock_refuse(reason);
 }
 
+/* A datagram came from an address that is a frontend's too: a process of the node
+ * has a node port's number at its end. Whoever wrote is who the answer is for, so
+ * the socket remembers that this address is not to be translated. */
+static __always_inline void sock_reply_note(struct bpf_sock_addr *ctx, const struct addr *addr,
+					    __be16 port)
+{
+	struct frontend_key from = { .addr = *addr, .port = port, .protocol = IPPROTO_UDP };
+	struct lb_choice itself = { .addr = *addr, .port = port };
+	__u32 undefined;
+
+	if (lb_frontend(&from, sock_in_own_netns(bpf_get_netns_cookie(ctx)), &undefined))
+		sock_flow_store(ctx->sk, &from, &itself);
+}
+
 /* recvmsg(): the sender as the socket's owner knows it. */
 static __always_inline int sock_reply(struct bpf_sock_addr *ctx, struct addr *addr, __be16 *port)
 {
 	int restored = sock_reply_restore(ctx->sk, addr, port);
 
+	if (!restored)
+		sock_reply_note(ctx, addr, *port);
 	hook_count(restored ? REASON_REPLY_RESTORED : REASON_REPLY_PASSED);
 	return restored;
 }

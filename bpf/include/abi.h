@@ -92,7 +92,7 @@ struct sock_flow {
 	struct addr backend_addr;
 	__be16 frontend_port;
 	__be16 backend_port;
-	__u32 backend_id;
+	__u32 backend_id; /* 0: the frontend's address itself, untranslated */
 	__u32 service_id;
 	__u32 used; /* sock_flows.clock at its last use; 0: the record is free */
 };

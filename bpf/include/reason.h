@@ -11,7 +11,7 @@ enum reason {
 	REASON_NO_FRONTEND,       /* no service has this address: not ours */
 	REASON_TRANSLATED,        /* to a backend chosen now */
 	REASON_AFFINITY_KEPT,     /* to the client's backend, by session affinity */
-	REASON_FLOW_KEPT,         /* to the backend that this socket's flow has */
+	REASON_FLOW_KEPT,         /* to where this socket's flow goes */
 	REASON_UNRECORDED,        /* translated, but no memory to remember the frontend */
 	REASON_NO_ENDPOINT,       /* refused: nobody serves */
 	REASON_NO_LOCAL_ENDPOINT, /* dropped: policy Local, and nobody here serves */

@@ -40,11 +40,15 @@ static __always_inline void sock_flow_choice(const struct sock_flow *flow, struc
 }
 
 /* Whether the flow's backend still serves. The record may be another endpoint's of
- * the same service by now: its id alone does not tell. */
+ * the same service by now: its id alone does not tell. Id 0, which is nobody's, is
+ * in the flow of an address that is not translated. */
 static __always_inline int sock_flow_serves(const struct sock_flow *flow)
 {
-	struct backend *be = lb_backend(flow->backend_id, flow->service_id);
+	struct backend *be;
 
+	if (!flow->backend_id)
+		return 1;
+	be = lb_backend(flow->backend_id, flow->service_id);
 	return be && be->port == flow->backend_port && lb_addr_equal(&be->addr, &flow->backend_addr);
 }
 
