@@ -69,7 +69,7 @@ vet: ## go vet
 
 .PHONY: lint
 lint: ## golangci-lint, with the import rules of the architecture
-	@lint=$$(hack/tool.sh $(GOLANGCI_LINT)); "$$lint" run ./...
+	@lint=$$(hack/tool.sh $(GOLANGCI_LINT)); "$$lint" run --allow-serial-runners ./...
 
 .PHONY: tools
 tools: ## Build etcd and kube-apiserver into the cache, where missing
