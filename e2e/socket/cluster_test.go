@@ -113,8 +113,6 @@ func (w way) ask(from *lab.Pod, dst netip.AddrPort) lab.Answer {
 	return from.Request(w.network, dst, lab.RequestOptions{Unconnected: w.sendto})
 }
 
-func unmap(a netip.AddrPort) netip.AddrPort { return netip.AddrPortFrom(a.Addr().Unmap(), a.Port()) }
-
 // checkAnswer says what is wrong with an answer from behind a frontend: nothing
 // may show that anybody but the frontend was spoken to, or that anybody but the
 // client spoke.
@@ -166,7 +164,7 @@ func (w way) wantErrno(t *testing.T, from *lab.Pod, dst netip.AddrPort, want sys
 	if !errors.Is(a.Err, want) {
 		t.Errorf("%s asks %v: %v (answered by %q), want %v", from.Name(), dst, a.Err, a.Server, want)
 	}
-	if a.Total > 500*time.Millisecond {
+	if a.Total > 2*time.Second { // a connection that nobody answers takes five
 		t.Errorf("%s asks %v: %v after %v, want it at once", from.Name(), dst, a.Err, a.Total)
 	}
 	var failed *lab.Error

@@ -4,6 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -52,6 +54,34 @@ func TestConnect(t *testing.T) {
 	})
 	t.Run("a pod's own loopback", func(t *testing.T) { podLoopback(t, c) })
 	t.Run("addresses that are no service's", func(t *testing.T) { notOurs(t, c) })
+	t.Run("ports of the node's own processes", func(t *testing.T) { ownPorts(t, c) })
+	t.Run("MPTCP", func(t *testing.T) { mptcp(t, c) })
+}
+
+// ownPorts: no socket is left listening on a node port, and a process of the node
+// may have that port at its own end of a connection.
+func ownPorts(t *testing.T, c *cluster) {
+	// Two by TCP: what was connected once holds its ports for a minute.
+	for _, w := range append(slices.Clone(ways[:2]), ways[3:]...) {
+		opts := lab.RequestOptions{Unconnected: w.sendto, Local: netip.AddrPortFrom(w.any(), nodePortOf(1))}
+		for range 10 {
+			a := c.host.Request(w.network, vip(1, w.family), opts)
+			if a.Err != nil || a.ClientSeen.Port() != nodePortOf(1) {
+				t.Errorf("%s from the node port: the server saw %v (%v)", w, a.ClientSeen, a.Err)
+			}
+			if strings.HasPrefix(w.network, "tcp") {
+				break
+			}
+		}
+	}
+	for _, a := range []netip.Addr{c.n1.Addr4(), c.n1.Addr6()} {
+		for _, network := range []string{"tcp", "udp"} { // fails the test if the port is taken
+			s := c.host.ServeOn(network, at(a, nodePortOf(1)))
+			if err := s.Stop(); err != nil {
+				t.Error(err)
+			}
+		}
+	}
 }
 
 // podLoopback: a pod's 127.0.0.1 and ::1 are the pod's, whatever the port. Its own
@@ -79,14 +109,12 @@ func notOurs(t *testing.T, c *cluster) {
 	for _, w := range ways {
 		direct := at(w.of(c.web[1].Addrs()), serverPort)
 		w.wantServers(t, c.client, direct, c.web[1])
+		if !w.sendto { // the kernel does not tell an unconnected socket
+			if a := w.ask(c.client, at(direct.Addr(), nodePortOf(1))); !errors.Is(a.Err, syscall.ECONNREFUSED) {
+				t.Errorf("%s: a pod's closed port is answered by %q (%v)", w, a.Server, a.Err)
+			}
+		}
 		short := lab.RequestOptions{Unconnected: w.sendto, Timeout: 50 * time.Millisecond}
-		closed := syscall.ECONNREFUSED
-		if w.sendto { // the kernel does not tell an unconnected socket
-			closed = syscall.ETIMEDOUT
-		}
-		if a := c.client.Request(w.network, at(direct.Addr(), nodePortOf(1)), short); !errors.Is(a.Err, closed) {
-			t.Errorf("%s: a pod's closed port is answered by %q (%v)", w, a.Server, a.Err)
-		}
 		if a := c.client.Request(w.network, vip(200, w.family), short); !errors.Is(a.Err, syscall.ETIMEDOUT) {
 			t.Errorf("%s: a free service address: answered by %q (%v)", w, a.Server, a.Err)
 		}

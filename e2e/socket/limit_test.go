@@ -53,6 +53,17 @@ func TestFullMap(t *testing.T) {
 				all = append(all, fmt.Sprintf("more-%d", i))
 			}
 			c.remove(all...)
+			eventually(t, "the rest is programmed", func() bool {
+				dump := c.d.dump()
+				for _, family := range []int{4, 6} {
+					for _, protocol := range []uint8{6, 17} {
+						if len(backendsOf(dump, vip(many, family), protocol)) != 1 {
+							return false
+						}
+					}
+				}
+				return true
+			})
 			for _, w := range ways {
 				w.wantServers(t, c.client, vip(1, w.family), c.web[0])
 				w.wantServers(t, c.client, vip(many, w.family), c.web[1])
@@ -92,5 +103,31 @@ func checkFull(t *testing.T, c *cluster, name, flag string, size int) {
 	}
 	if s.Daemon.Pending == 0 {
 		t.Error("status has nothing pending")
+	}
+}
+
+// TestFullAffinity: where more clients than fit are to be remembered, those that
+// were not seen for longest are forgotten, and every connection works.
+func TestFullAffinity(t *testing.T) {
+	t.Parallel()
+	const size, many = 16, 60
+	c := startCluster(t, maps.FlagAffinity, fmt.Sprint(size))
+	for i := 1; i <= many; i++ {
+		name := fmt.Sprintf("sticky-%d", i)
+		c.m.put(service(name, i, withAffinity(3600)), slicesOf(name, up(c.web...)...))
+	}
+	c.apply()
+	for i := 1; i <= many; i++ {
+		for _, w := range []way{ways[0], ways[7]} {
+			if a := w.ask(c.client, vip(i, w.family)); a.Err != nil {
+				t.Fatalf("%s: %v", w, a.Err)
+			}
+		}
+	}
+	ways[0].stuck(t, c.client, vip(many, 4))
+	for _, m := range c.d.status().Maps {
+		if m.Map == maps.NameAffinity && (m.Used == 0 || m.Used > m.Size) {
+			t.Errorf("status: %+v", m)
+		}
 	}
 }

@@ -2,14 +2,13 @@ package socket_test
 
 import (
 	"errors"
-	"net"
 	"net/netip"
+	"os/exec"
+	"path/filepath"
 	"syscall"
 	"testing"
 	"time"
 
-	"github.com/vishvananda/netlink"
-	"golang.org/x/sys/unix"
 	corev1 "k8s.io/api/core/v1"
 
 	"shunt/e2e/lab"
@@ -18,22 +17,15 @@ import (
 // changeAddr adds an address to the node's uplink, or takes it away.
 func changeAddr(t *testing.T, n *lab.Node, a netip.Addr, add bool) {
 	t.Helper()
-	err := n.Do(func() error {
-		link, err := netlink.LinkByName("eth0")
-		if err != nil {
-			return err
-		}
-		addr := &netlink.Addr{IPNet: &net.IPNet{IP: a.AsSlice(), Mask: net.CIDRMask(a.BitLen(), a.BitLen())}}
+	args := []string{"-n", filepath.Base(n.NetnsPath()), "addr", "del", a.String(), "dev", "eth0"}
+	if add {
+		args[3] = "add"
 		if a.Is6() {
-			addr.Flags = unix.IFA_F_NODAD
+			args = append(args, "nodad")
 		}
-		if add {
-			return netlink.AddrAdd(link, addr)
-		}
-		return netlink.AddrDel(link, addr)
-	})
-	if err != nil {
-		t.Fatal(err)
+	}
+	if out, err := exec.Command("ip", args...).CombinedOutput(); err != nil {
+		t.Fatalf("ip %v: %v\n%s", args, err, out)
 	}
 }
 

@@ -2,6 +2,7 @@ package socket_test
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/netip"
 	"os"
@@ -30,8 +31,12 @@ type redialReport struct {
 const redials = 20
 
 // redial connects to a service, asks, disconnects, asks by sendto, connects to
-// another address and asks: redial SERVICE OTHER.
+// another address and asks: redial SERVICE
+// OTHER. With SERVICE alone it asks once by MPTCP.
 func redial(args []string) int {
+	if len(args) == 1 {
+		return dialMPTCP(netip.MustParseAddrPort(args[0]))
+	}
 	all := make([]redialReport, redials)
 	for i := range all {
 		r := &all[i]
@@ -63,9 +68,8 @@ func (r *redialReport) run(service, other netip.AddrPort) error {
 	if err := connectRaw(fd, none[:]); err != nil {
 		return fmt.Errorf("disconnect: %w", err)
 	}
-	if _, err := unix.Getpeername(fd); err != nil {
-		r.Peer, _ = err.(unix.Errno)
-	}
+	_, err = unix.Getpeername(fd)
+	_ = errors.As(err, &r.Peer) // 0 where it still has one
 	if err := r.ask(fd, "sendto", nil, to); err != nil {
 		return err
 	}
@@ -120,5 +124,46 @@ func disconnect(t *testing.T, c *cluster) {
 		if fmt.Sprint(r.Heard) != fmt.Sprint(want) {
 			t.Errorf("heard %q, want %q", r.Heard, want)
 		}
+	}
+}
+
+// notHere is the exit code of dialMPTCP where the kernel has no MPTCP.
+const notHere = 4
+
+// dialMPTCP connects to an IPv4 service with MPTCP, asks and prints the answer.
+func dialMPTCP(service netip.AddrPort) int {
+	const protocolMPTCP = 262 // IPPROTO_MPTCP
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, protocolMPTCP)
+	if err != nil {
+		return notHere
+	}
+	defer unix.Close(fd)
+	buf := make([]byte, 512)
+	n := 0
+	err = unix.Connect(fd, &unix.SockaddrInet4{Port: int(service.Port()), Addr: service.Addr().As4()})
+	if err == nil {
+		_, err = unix.Write(fd, line("mptcp"))
+	}
+	if err == nil {
+		n, err = unix.Read(fd, buf)
+	}
+	if err != nil {
+		fmt.Println(err)
+		return 1
+	}
+	fmt.Print(string(buf[:n]))
+	return 0
+}
+
+// mptcp: what an MPTCP socket opens first is a TCP connection like others.
+func mptcp(t *testing.T, c *cluster) {
+	cmd := c.client.Command(t.Context(), self, redialCommand, vip(1, 4).String())
+	var out logText
+	cmd.Stdout, cmd.Stderr = &out, &out
+	switch code := exitCodeOf(t, cmd.Run()); {
+	case code == notHere:
+		t.Skip("this kernel has no MPTCP")
+	case code != 0 || !strings.HasPrefix(out.String(), "mptcp web-"):
+		t.Errorf("exit code %d: %s", code, out.String())
 	}
 }

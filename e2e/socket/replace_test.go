@@ -20,13 +20,19 @@ import (
 // inProcess is what the daemon wires together, in this process: files can't change
 // 500 times a second.
 type inProcess struct {
+	t     *testing.T
 	store *lb.Store
 	// done hears the moment (lab.Monotonic) at which each reconcile was over.
 	done chan int64
 }
 
 // Reconciled runs on the loop's goroutine.
-func (p *inProcess) Reconciled(lb.Report) { p.done <- lab.Monotonic() }
+func (p *inProcess) Reconciled(r lb.Report) {
+	if r.Err != nil {
+		p.t.Error(r.Err)
+	}
+	p.done <- lab.Monotonic()
+}
 
 // SetHealthChecks is not of interest here.
 func (p *inProcess) SetHealthChecks([]lb.HealthCheck) {}
@@ -34,7 +40,7 @@ func (p *inProcess) SetHealthChecks([]lb.HealthCheck) {}
 func startInProcess(t *testing.T, node *lab.Node) *inProcess {
 	t.Helper()
 	root := filepath.Join(node.BPFFS(), "shunt")
-	set, _, err := maps.Open(root, maps.Sizes{Services: 64, Slots: 4096, Backends: 4096, Affinity: 64})
+	set, _, err := maps.Open(root, maps.Sizes{Services: 64, Slots: 1 << 16, Backends: 1 << 14, Affinity: 64})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -60,7 +66,7 @@ func startInProcess(t *testing.T, node *lab.Node) *inProcess {
 		t.Fatal(err)
 	}
 	closing(programs)
-	p := &inProcess{store: lb.NewStore(time.Now), done: make(chan int64, 1)}
+	p := &inProcess{t: t, store: lb.NewStore(time.Now), done: make(chan int64, 1)}
 	loop := lb.NewLoop(lb.LoopOptions{Store: p.store, Tables: kernel, Now: time.Now, NodeName: node.Name(),
 		Log: zaptest.NewLogger(t, zaptest.Level(zap.WarnLevel)), Observer: p,
 		OnSynced: func(ctx context.Context) error {
