@@ -111,14 +111,23 @@ func (d *daemon) kill(t *testing.T) {
 	<-d.cmd.Done()
 }
 
-// stop asks a daemon to end, and fails the test if it did not end well before.
+// stopTimeout is how long a daemon may take to end, on a machine with much to do.
+const stopTimeout = 30 * time.Second
+
+// stop asks a daemon to end. If it does not, or not well, the test fails, with the
+// stacks of what is still running.
 func (d *daemon) stop(t *testing.T) {
 	t.Helper()
-	select {
-	case <-d.cmd.Done():
-	default:
-		if err := d.cmd.Stop(20 * time.Second); err != nil {
-			t.Errorf("daemon %s ended with: %v", d.o.name, err)
+	if d.alive() == nil {
+		check(t, d.cmd.Signal(syscall.SIGTERM))
+		select {
+		case <-d.cmd.Done():
+		case <-time.After(stopTimeout):
+			t.Errorf("daemon %s does not end", d.o.name)
+			_ = d.cmd.Signal(syscall.SIGQUIT) // it may have ended by now
+		}
+		if err := d.cmd.Stop(stopTimeout); err != nil {
+			t.Errorf("daemon %s ended with %v:\n%s", d.o.name, err, d.log.tail(400))
 		}
 	}
 	d.sound(t)
@@ -138,7 +147,7 @@ func (d *daemon) sound(t *testing.T) {
 func (d *daemon) alive() error {
 	select {
 	case <-d.cmd.Done():
-		return fmt.Errorf("daemon %s has ended: %v", d.o.name, d.cmd.Wait())
+		return errors.Join(fmt.Errorf("daemon %s has ended", d.o.name), d.cmd.Wait())
 	default:
 		return nil
 	}

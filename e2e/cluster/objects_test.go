@@ -43,6 +43,15 @@ func (f *fixture) in(t *testing.T, namespace string) *world {
 			group.Go(func() error { return w.services().Delete(ctx, list.Items[i].Name, metav1.DeleteOptions{}) })
 		}
 		err = errors.Join(err, group.Wait(), w.slices().DeleteCollection(ctx, metav1.DeleteOptions{}, metav1.ListOptions{}))
+		if err == nil { // the next test counts from here
+			err = poll(ctx, "the daemon has nothing of namespace "+namespace, func() error {
+				d, err := dump(f.daemon.o.root)
+				if err == nil && len(f.lines(frontends(d), namespace)) > 0 {
+					err = errors.New("it still has some")
+				}
+				return err
+			})
+		}
 		if err != nil {
 			t.Error(err)
 		}
@@ -260,4 +269,11 @@ func (w *world) event(kind, reason, object, name string) (note string) {
 		return errors.New("it is not among " + strconv.Itoa(len(list.Items)))
 	})
 	return note
+}
+
+func (w *world) get(name string) *v1.Service {
+	w.t.Helper()
+	s, err := w.services().Get(w.t.Context(), name, metav1.GetOptions{})
+	check(w.t, err)
+	return s
 }

@@ -1,9 +1,12 @@
 package cluster_test
 
 import (
+	"errors"
 	"fmt"
 	"strings"
+	"syscall"
 	"testing"
+	"time"
 
 	v1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
@@ -160,5 +163,55 @@ func TestLabels(t *testing.T) {
 	})
 	expect("p1:8000", "")
 	w.reach(w.client, "tcp", addr(web, 80), "p1")
+	w.expectFresh(t)
+}
+
+// TestScaledToZero takes a UDP service's endpoints away and gives it others, with
+// clients that hold their sockets: none may go on speaking to the old place.
+func TestScaledToZero(t *testing.T) {
+	w := setUp(t).in(t, "zero")
+	ip := w.create("dns", []v1.ServicePort{udp("", 53)}).Spec.ClusterIP
+	ports := []discoveryv1.EndpointPort{target("", v1.ProtocolUDP, 8000)}
+	w.createSlice("dns", "dns-1", ports, v4(w.pods[0]))
+	line := fmt.Sprintf("dns ClusterIP %s:53/UDP Cluster", ip)
+	w.expect(t, w.namespace, line+" p0:8000")
+	connected, loose := w.client.Socket("udp4"), w.client.Socket("udp4")
+	ask := func(s *lab.Socket, send func() error) (server string, err error) {
+		if err := send(); err != nil {
+			return "", err
+		}
+		answer, from, err := s.Recv(5 * time.Second)
+		if err == nil && from != addr(ip, 53) {
+			t.Errorf("the answer came from %v", from)
+		}
+		words := strings.Fields(string(answer))
+		return strings.Join(words[min(1, len(words)):min(2, len(words))], ""), err
+	}
+	sendTo := func() error { return loose.SendTo(addr(ip, 53), []byte("x\n")) }
+	check(t, connected.Connect(addr(ip, 53)))
+	for _, s := range []*lab.Socket{connected, loose} {
+		send := sendTo
+		if s == connected {
+			send = func() error { return s.Send([]byte("x\n")) }
+		}
+		if server, err := ask(s, send); err != nil || server != "p0" {
+			t.Fatalf("answered by %q, %v", server, err)
+		}
+	}
+	w.updateSlice("dns-1", func(s *discoveryv1.EndpointSlice) { s.Endpoints = nil })
+	w.expect(t, w.namespace, line)
+	events, err := connected.Poll(lab.PollIn, within)
+	if err != nil || events&lab.PollErr == 0 {
+		t.Errorf("the connected socket was not woken: %x, %v", events, err)
+	}
+	if err := sendTo(); !errors.Is(err, syscall.ECONNREFUSED) {
+		t.Errorf("sendto a service without endpoints: %v, want ECONNREFUSED", err)
+	}
+	w.updateSlice("dns-1", func(s *discoveryv1.EndpointSlice) { s.Endpoints = v4(w.pods[6]) })
+	w.expect(t, w.namespace, line+" p6:8000")
+	if server, err := ask(loose, sendTo); err != nil || server != "p6" {
+		t.Errorf("after the service has endpoints again: answered by %q, %v", server, err)
+	}
+	check(t, errors.Join(connected.Close(), loose.Close()))
 	w.expectFresh(t)
 }
