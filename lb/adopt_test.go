@@ -211,10 +211,13 @@ func TestLeftovers(t *testing.T) {
 			g.wrong = wrong(spoiled)
 			f := &faults{lives: -1}
 			r.tables = &maps.Faulty{Tables: g, Fail: f.fail}
+			r.store.SetService(service("far", "10.96.0.4", "http:80/TCP")) // no policy: slots are written
+			r.store.SetService(service("new", "10.96.0.5", "http:80/TCP"))
+			r.store.SetSlice(slice("new-4", "new", "http:8080/TCP", "10.0.5.1", "10.0.5.2", "10.0.5.3"))
 			r.start()
-			r.mustStep()
-			fresh := r.fresh()
-			r.sameAs(fresh, "after the restart")
+			clock.advance(grace)
+			r.settle()
+			r.sameAs(r.fresh(), "after the restart")
 			if writes := r.mustStep().Writes; writes.Total() != 0 {
 				t.Errorf("and then %+v", writes)
 			}

@@ -54,8 +54,8 @@ func (g *guard) did(what string, err error) error {
 			if !g.wrong[k] {
 				g.checkRange(what, d, k, v, r)
 			}
-			for i := range r.Count {
-				named[r.Base+i] = true
+			for slot := uint64(r.Base); slot < min(uint64(r.Base)+uint64(r.Count), uint64(len(d.Slots))); slot++ {
+				named[uint32(slot)] = true
 			}
 		}
 	}

@@ -169,7 +169,9 @@ func (l *Loop) step() {
 			failed.addrs = true
 		}
 	}
-	if len(errs) == 0 && !l.pruned {
+	// Whoever failed may still have a use for what is left, but not if what it
+	// needs is room.
+	if !l.pruned && !slices.ContainsFunc(errs, func(err error) bool { return !onlyFull(err) }) {
 		err := l.r.prune()
 		errs = append(errs, err)
 		l.pruned = err == nil

@@ -89,7 +89,7 @@ func (r *reconciler) reconcile(name ServiceName, plans []portPlan) error {
 		s.err = r.install(s.port, s.want, s.remove)
 		// A full map needs the room of what goes; after any other failure that
 		// stays until the next attempt.
-		if full := (*maps.FullError)(nil); s.err != nil && !errors.As(s.err, &full) {
+		if s.err != nil && !onlyFull(s.err) {
 			waiting = append(waiting, s.want.frontends...)
 		}
 	}
@@ -106,6 +106,15 @@ func (r *reconciler) reconcile(name ServiceName, plans []portPlan) error {
 		delete(r.ports, name)
 	}
 	return errors.Join(errs...)
+}
+
+// onlyFull says whether all that failed did so for want of room in a map.
+func onlyFull(err error) bool {
+	if joined, ok := err.(interface{ Unwrap() []error }); ok {
+		return !slices.ContainsFunc(joined.Unwrap(), func(err error) bool { return !onlyFull(err) })
+	}
+	var full *maps.FullError
+	return errors.As(err, &full)
 }
 
 // portStep is one port of a service on its way to a plan.

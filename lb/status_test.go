@@ -153,6 +153,19 @@ func TestReport(t *testing.T) {
 	if rep := r.mustStep(); !slices.Equal(rep.Programmed, changed) {
 		t.Errorf("programmed are changes of %v, want %v", rep.Programmed, changed)
 	}
+	// Looked at twice in one step, since it inherits an address.
+	claim := func(s *Service) { s.ExternalIPs = addrs("1.1.1.1") }
+	r.store.SetService(numberedService(0).with(claim))
+	r.store.SetService(numberedService(1).with(claim))
+	r.mustStep()
+	r.store.DeleteService(svcName("svc-0"))
+	n := numberedSlice(1, 5, 1)
+	n.LastChange = clock.t
+	r.store.SetSlice(n)
+	clock.advance(grace)
+	if rep := r.mustStep(); len(rep.Programmed) != 1 || r.leads("1.1.1.1:80") != "10.5.0.1:8080" {
+		t.Errorf("an heir that changed: programmed are %v, the address leads to %s", rep.Programmed, r.leads("1.1.1.1:80"))
+	}
 	r.store.SetNode(&Node{Name: "me", Zone: "z"})
 	if rep := r.mustStep(); !rep.Full || len(rep.Programmed) != 0 {
 		t.Errorf("another zone: %+v", rep)
@@ -195,6 +208,19 @@ func TestFullMapHurtsOneService(t *testing.T) {
 			r.settle()
 			r.sameAs(r.fresh(), "with room again")
 		})
+	}
+}
+
+// Where a map is full, what takes the place of something else gets its room.
+func TestFullMapSwap(t *testing.T) {
+	clock := newTestClock()
+	r := newRig(t, newGuard(t, maps.NewFake(maps.Sizes{Services: 16, Slots: 64, Backends: 4, Affinity: 16}), clock), clock)
+	for _, name := range []string{"p", "q"} { // the same port by another name
+		r.store.SetService(service("a", "10.96.0.1", name+":80/TCP"))
+		r.store.SetSlice(slice("a", "a", name+":80/TCP", "10.0.0.1", "10.0.0.2", "10.0.0.3"))
+		clock.advance(grace)
+		r.settle()
+		r.sameAs(r.fresh(), "with port "+name)
 	}
 }
 
