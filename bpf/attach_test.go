@@ -82,17 +82,20 @@ func TestAttachElsewhere(t *testing.T) {
 	}
 }
 
-// The iterator that finds stale sockets loads on this kernel and finds none where
-// there are none. What it finds is tested in e2e/socket.
-func TestStaleIterator(t *testing.T) {
+// The iterators over sockets load on this kernel and find none where there are
+// none. What they find is tested in e2e/socket.
+func TestSockIters(t *testing.T) {
 	set, _ := openMaps(t, filepath.Join(bpffs(t), "shunt"))
-	s, err := openStale(set)
+	s, err := openIters(set)
 	if err != nil {
 		t.Fatal(err)
 	}
 	for range 2 {
-		if all, err := s.read(); err != nil || len(all) != 0 {
+		if all, err := s.readStale(); err != nil || len(all) != 0 {
 			t.Errorf("%+v, %v", all, err)
+		}
+		if all, err := s.readTranslated(); err != nil || len(all) != 0 {
+			t.Errorf("%v, %v", all, err)
 		}
 	}
 	if err := s.Close(); err != nil {

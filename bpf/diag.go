@@ -14,6 +14,11 @@ import (
 // socket, as the kernel wants them back.
 type diagID [48]byte
 
+func (id diagID) cookie() uint64 {
+	low, high := binary.NativeEndian.Uint32(id[40:]), binary.NativeEndian.Uint32(id[44:])
+	return uint64(high)<<32 | uint64(low)
+}
+
 // diagRequest is struct inet_diag_req_v2.
 type diagRequest struct {
 	family, protocol uint8

@@ -115,9 +115,8 @@ func TestParseStale(t *testing.T) {
 			if device := binary.NativeEndian.Uint32(s.id[36:]); device != 7 {
 				t.Errorf("device %d, want 7", device)
 			}
-			low, high := binary.NativeEndian.Uint32(s.id[40:]), binary.NativeEndian.Uint32(s.id[44:])
-			if low != 0x23456789 || high != 1 {
-				t.Errorf("cookie %#x, %#x", low, high)
+			if low := binary.NativeEndian.Uint32(s.id[40:]); low != 0x23456789 || s.id.cookie() != 0x123456789 {
+				t.Errorf("cookie %#x, its first word %#x", s.id.cookie(), low)
 			}
 		})
 	}

@@ -14,11 +14,11 @@ import (
 	"shunt/maps"
 )
 
-// staleIter asks the kernel which connected sockets speak to a backend that serves
-// no more (sweep.c).
-type staleIter struct {
-	objects sweepPrograms
-	iter    *link.Iter
+// sockIters ask the kernel which connected sockets speak to a backend that serves
+// no more, and which are translated at all (sweep.c).
+type sockIters struct {
+	objects           sweepPrograms
+	stale, translated *link.Iter
 }
 
 // staleSocket is one of them, as sock_diag has to be told of it.
@@ -29,37 +29,65 @@ type staleSocket struct {
 	netns uint64
 }
 
-// openStale loads the iterator. Close it.
-func openStale(set *maps.Set) (*staleIter, error) {
+// openIters loads the iterators. Close them.
+func openIters(set *maps.Set) (*sockIters, error) {
 	spec, err := loadSweep()
 	if err != nil {
 		return nil, err
 	}
-	s := &staleIter{}
+	s := &sockIters{}
 	if err := spec.LoadAndAssign(&s.objects, &ebpf.CollectionOptions{MapReplacements: replacements(spec, set)}); err != nil {
-		return nil, fmt.Errorf("load the iterator over socket storage: %w", err)
+		return nil, fmt.Errorf("load the iterators over socket storage: %w", err)
 	}
-	s.iter, err = link.AttachIter(link.IterOptions{Program: s.objects.ShuntStale, Map: set.Map(sweepMapSockPeer)})
+	storage := set.Map(sweepMapSockPeer)
+	s.stale, err = link.AttachIter(link.IterOptions{Program: s.objects.ShuntStale, Map: storage})
+	if err == nil {
+		s.translated, err = link.AttachIter(link.IterOptions{Program: s.objects.ShuntTranslated, Map: storage})
+	}
 	if err != nil {
-		return nil, errors.Join(fmt.Errorf("attach the iterator over socket storage: %w", err), s.objects.Close())
+		return nil, errors.Join(fmt.Errorf("attach an iterator over socket storage: %w", err), s.Close())
 	}
 	return s, nil
 }
 
-// Close lets go of the iterator.
-func (s *staleIter) Close() error { return errors.Join(s.iter.Close(), s.objects.Close()) }
+// Close lets go of the iterators.
+func (s *sockIters) Close() error {
+	errs := []error{s.objects.Close()}
+	for _, it := range []*link.Iter{s.stale, s.translated} {
+		if it != nil {
+			errs = append(errs, it.Close())
+		}
+	}
+	return errors.Join(errs...)
+}
 
-// read goes through all sockets once.
-func (s *staleIter) read() ([]staleSocket, error) {
-	r, err := s.iter.Open()
+// readStale gives the sockets of which the backend serves no more.
+func (s *sockIters) readStale() ([]staleSocket, error) {
+	data, err := readIter(s.stale)
+	return parseStale(data), err
+}
+
+// readTranslated gives the cookies of all translated UDP sockets.
+func (s *sockIters) readTranslated() (map[uint64]bool, error) {
+	data, err := readIter(s.translated)
+	cookies := map[uint64]bool{}
+	for ; len(data) >= 8; data = data[8:] {
+		cookies[binary.NativeEndian.Uint64(data)] = true
+	}
+	return cookies, err
+}
+
+// readIter goes through all sockets once.
+func readIter(it *link.Iter) ([]byte, error) {
+	r, err := it.Open()
 	if err != nil {
-		return nil, fmt.Errorf("open the iterator over socket storage: %w", err)
+		return nil, fmt.Errorf("open an iterator over socket storage: %w", err)
 	}
 	data, err := io.ReadAll(r)
 	if err = errors.Join(err, r.Close()); err != nil {
-		return nil, fmt.Errorf("read the iterator over socket storage: %w", err)
+		return nil, fmt.Errorf("read an iterator over socket storage: %w", err)
 	}
-	return parseStale(data), nil
+	return data, nil
 }
 
 // parseStale reads an array of struct stale_socket.

@@ -1,9 +1,9 @@
 //go:build ignore
 
 // SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
-/* sweep.c: which connected sockets speak to a backend that serves no more. An
- * iterator over the storage that connect left, of all network namespaces at once:
- * its cost is that of the sockets that were translated, and of no others.
+/* sweep.c: which connected sockets speak to a backend that serves no more.
+ * Iterators over the storage that connect left, of all network namespaces at once:
+ * their cost is that of the sockets that were translated, and of no others.
  *
  * sock_diag can give a socket's storage too, but leaves it out for UDP (6.18:
  * inet_sk_diag_fill is done with a socket that is no connection-oriented one
@@ -116,6 +116,30 @@ static __always_inline int sweep_is_peer(const struct stale_socket *s, const str
 	return sock_flow_is_from(flow, &peer, s->peer_port);
 }
 
+/* Describes the socket if it has a peer, and the one that its flow is about.
+ * Returns 1 with *out filled. */
+static __always_inline int sweep_socket(struct sock *sk, const struct sock_flow *flow,
+					struct stale_socket *out)
+{
+	__u8 state = BPF_CORE_READ(sk, __sk_common.skc_state);
+
+	out->protocol = BPF_CORE_READ(sk, sk_protocol);
+	if (state != STATE_ESTABLISHED &&
+	    (out->protocol != IPPROTO_TCP || (state != STATE_SYN_SENT && state != STATE_CLOSE_WAIT)))
+		return 0;
+	out->family = BPF_CORE_READ(sk, __sk_common.skc_family);
+	out->peer_port = BPF_CORE_READ(sk, __sk_common.skc_dport);
+	sweep_addrs(sk, out);
+	if (!sweep_is_peer(out, flow))
+		return 0;
+	out->local_port = bpf_htons(BPF_CORE_READ(sk, __sk_common.skc_num));
+	out->device = BPF_CORE_READ(sk, __sk_common.skc_bound_dev_if);
+	out->cookie = BPF_CORE_READ(sk, __sk_common.skc_cookie.counter);
+	out->netns = BPF_CORE_READ(sk, __sk_common.skc_net.net, ns.inum);
+	return 1;
+}
+
+/* Those of which the backend serves no more. */
 SEC("iter/bpf_sk_storage_map")
 int shunt_stale(struct bpf_iter__bpf_sk_storage_map *ctx)
 {
@@ -123,27 +147,29 @@ int shunt_stale(struct bpf_iter__bpf_sk_storage_map *ctx)
 	struct sock *sk = ctx->sk;
 	struct stale_socket out = {};
 	struct sock_flow flow;
-	__u8 state;
 
 	if (!sk || !value)
 		return 0; /* the iterator's last call */
 	flow = *value;
-	if (!flow.used || sock_flow_serves(&flow))
+	if (flow.used && !sock_flow_serves(&flow) && sweep_socket(sk, &flow, &out))
+		bpf_seq_write(ctx->meta->seq, &out, sizeof(out));
+	return 0;
+}
+
+/* The cookies of all translated UDP sockets: a backend can have the address of a
+ * frontend, and who speaks to it is not to be taken for untranslated. */
+SEC("iter/bpf_sk_storage_map")
+int shunt_translated(struct bpf_iter__bpf_sk_storage_map *ctx)
+{
+	struct sock_flow *value = ctx->value;
+	struct sock *sk = ctx->sk;
+	struct stale_socket out = {};
+	struct sock_flow flow;
+
+	if (!sk || !value)
 		return 0;
-	out.protocol = BPF_CORE_READ(sk, sk_protocol);
-	state = BPF_CORE_READ(sk, __sk_common.skc_state);
-	if (state != STATE_ESTABLISHED &&
-	    (out.protocol != IPPROTO_TCP || (state != STATE_SYN_SENT && state != STATE_CLOSE_WAIT)))
-		return 0;
-	out.family = BPF_CORE_READ(sk, __sk_common.skc_family);
-	out.peer_port = BPF_CORE_READ(sk, __sk_common.skc_dport);
-	sweep_addrs(sk, &out);
-	if (!sweep_is_peer(&out, &flow))
-		return 0;
-	out.local_port = bpf_htons(BPF_CORE_READ(sk, __sk_common.skc_num));
-	out.device = BPF_CORE_READ(sk, __sk_common.skc_bound_dev_if);
-	out.cookie = BPF_CORE_READ(sk, __sk_common.skc_cookie.counter);
-	out.netns = BPF_CORE_READ(sk, __sk_common.skc_net.net, ns.inum);
-	bpf_seq_write(ctx->meta->seq, &out, sizeof(out));
+	flow = *value;
+	if (flow.used && sweep_socket(sk, &flow, &out) && out.protocol == IPPROTO_UDP)
+		bpf_seq_write(ctx->meta->seq, &out.cookie, sizeof(out.cookie));
 	return 0;
 }

@@ -21,7 +21,7 @@ import (
 type Sweeper struct {
 	o     SweeperOptions
 	poked chan Sweep
-	stale *staleIter // nil: the kernel has none
+	iters *sockIters // nil: the kernel has none
 }
 
 // Sweep says which sockets to look for.
@@ -71,10 +71,10 @@ func (s *Sweeper) Poke(what Sweep) {
 // can't say which sockets are stale is worth a warning: everything else works.
 func (s *Sweeper) Run(ctx context.Context) error {
 	var err error
-	if s.stale, err = openStale(s.o.Set); err != nil {
+	if s.iters, err = openIters(s.o.Set); err != nil {
 		s.o.Log.Warn("clients of endpoints that are gone will not be told: their sockets can't be found", zap.Error(err))
 	} else {
-		defer s.stale.Close()
+		defer s.iters.Close()
 	}
 	for {
 		select {
@@ -125,14 +125,16 @@ type sweepPass struct {
 	s *Sweeper
 	// stale sockets by network namespace, without those that were seen to.
 	stale map[uint64][]staleSocket
-	ours  map[uint64]bool // cgroup ids, nil: not read yet
+	// What only a candidate for untranslated is asked about; nil: not read yet.
+	ours       map[uint64]bool // cgroup ids
+	translated map[uint64]bool // socket cookies
 }
 
 func (p *sweepPass) findStale(what Sweep) error {
-	if p.s.stale == nil || !what.TCP && !what.UDP {
+	if p.s.iters == nil || !what.TCP && !what.UDP {
 		return nil
 	}
-	all, err := p.s.stale.read()
+	all, err := p.s.iters.readStale()
 	for _, sock := range all {
 		if sock.protocol == unix.IPPROTO_TCP && what.TCP || sock.protocol == unix.IPPROTO_UDP && what.UDP {
 			p.stale[sock.netns] = append(p.stale[sock.netns], sock)
@@ -160,21 +162,38 @@ func (p *sweepPass) destroyUntranslated() error {
 		sockets, err := dumpUDP(family)
 		errs = append(errs, err)
 		for _, sock := range sockets {
-			if p.s.o.Maps.IsFrontend(sock.peer, unix.IPPROTO_UDP) && p.isOurs(sock.cgroup) {
-				errs = append(errs, p.destroy(sock, unix.IPPROTO_UDP))
+			if !p.s.o.Maps.IsFrontend(sock.peer, unix.IPPROTO_UDP) || !p.isOurs(sock.cgroup) {
+				continue
 			}
+			translated, err := p.isTranslated(sock)
+			if err == nil && !translated {
+				err = p.destroy(sock, unix.IPPROTO_UDP)
+			}
+			errs = append(errs, err)
 		}
 	}
 	return errors.Join(errs...)
 }
 
 // isOurs says whether a cgroup is the root that we are attached to or below it.
-// Which ones are is asked only if a socket turns up that needs it.
 func (p *sweepPass) isOurs(id uint64) bool {
 	if p.ours == nil {
 		p.ours = cgroupsBelow(p.s.o.Cgroup)
 	}
 	return p.ours[id]
+}
+
+// isTranslated says whether a socket's peer is a backend that was chosen for it: a
+// host's process can be behind a service that has the host's own address.
+func (p *sweepPass) isTranslated(sock diagSocket) (bool, error) {
+	if p.translated == nil && p.s.iters != nil {
+		var err error
+		if p.translated, err = p.s.iters.readTranslated(); err != nil {
+			p.translated = nil
+			return false, err
+		}
+	}
+	return p.translated[sock.id.cookie()], nil
 }
 
 func (p *sweepPass) destroy(sock diagSocket, proto uint8) error {

@@ -49,6 +49,7 @@ const (
 	sweepMapSockFlows        = "sock_flows"
 	sweepMapSockPeer         = "sock_peer"
 	sweepProgShuntStale      = "shunt_stale"
+	sweepProgShuntTranslated = "shunt_translated"
 	sweepVarSweepStaleSocket = "sweep_stale_socket"
 )
 
@@ -94,7 +95,8 @@ type sweepSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type sweepProgramSpecs struct {
-	ShuntStale *ebpf.ProgramSpec `ebpf:"shunt_stale"`
+	ShuntStale      *ebpf.ProgramSpec `ebpf:"shunt_stale"`
+	ShuntTranslated *ebpf.ProgramSpec `ebpf:"shunt_translated"`
 }
 
 // sweepMapSpecs contains maps before they are loaded into the kernel.
@@ -181,12 +183,14 @@ type sweepVariables struct {
 //
 // It can be passed to loadSweepObjects or ebpf.CollectionSpec.LoadAndAssign.
 type sweepPrograms struct {
-	ShuntStale *ebpf.Program `ebpf:"shunt_stale"`
+	ShuntStale      *ebpf.Program `ebpf:"shunt_stale"`
+	ShuntTranslated *ebpf.Program `ebpf:"shunt_translated"`
 }
 
 func (p *sweepPrograms) Close() error {
 	return _SweepClose(
 		p.ShuntStale,
+		p.ShuntTranslated,
 	)
 }
 

@@ -31,6 +31,7 @@ func TestUDPChanges(t *testing.T) {
 		{"endpoint terminating but serving", endpointDraining},
 		{"endpoint unready while another is ready", endpointUnready},
 		{"connected to the pod itself", direct},
+		{"endpoint with the address of a frontend", endpointIsFrontend},
 		{"address of a frontend moved to another service", frontendMoved},
 	} {
 		t.Run(test.name, func(t *testing.T) {
@@ -240,6 +241,35 @@ func direct(t *testing.T, c *cluster, name string, n int) {
 	}
 	for _, k := range clients {
 		k.wantKept(at(k.w.of(c.web[1].Addrs()), serverPort), "web-1")
+	}
+}
+
+// endpointIsFrontend: a process of the node serves at the node's own address, which
+// the service has as an external IP. Who speaks to it by the service is translated,
+// though the address is the same, and no other service's coming concerns it.
+func endpointIsFrontend(t *testing.T, c *cluster, name string, n int) {
+	c.host.Serve("udp", servicePort)
+	svc := service(name, n)
+	svc.Spec.ExternalIPs = texts([]netip.Addr{c.n1.Addr4(), c.n1.Addr6()})
+	c.apply(svc, slicesOf(name, endpoint{c.host, true, true, false, servicePort}))
+	var clients []*talker
+	var asked []netip.AddrPort
+	for _, w := range connectedUDP {
+		for _, dst := range []netip.AddrPort{vip(n, w.family), at(w.of(c.host.Addrs()), servicePort)} {
+			k := w.openTo(t, c.client, dst)
+			k.ask(dst)
+			clients, asked = append(clients, k), append(asked, dst)
+		}
+	}
+	nobody := connectedUDP[0].openTo(t, c.client, vip(99, 4))
+	c.apply(service("late", 99), slicesOf("late", up(c.web[0])...))
+	nobody.wantDestroyed() // so the sweep has been
+	for i, k := range clients {
+		k.wantKept(asked[i], "host")
+	}
+	c.remove("late", name)
+	for _, k := range clients {
+		k.wantDestroyed()
 	}
 }
 
