@@ -15,22 +15,35 @@ import (
 // Config is what `shunt run` was told, checked: everything that can be refused
 // without asking the kernel or an API server has been.
 type Config struct {
+	ConfigFile string `json:"config,omitempty"`
 	Kubeconfig string `json:"kubeconfig,omitempty"`
 	APIServer  string `json:"apiserver,omitempty"`
 	Manifests  string `json:"manifests,omitempty"`
 	NodeName   string `json:"nodeName"`
 
+	// For packets from outside, which are not served yet.
+	ClusterCIDR     string `json:"clusterCIDR,omitempty"`
+	DetectLocalMode string `json:"detectLocalMode,omitempty"`
+
+	// Of requests to the API server; zero values: the client's own defaults.
+	QPS                float32 `json:"qps,omitempty"`
+	Burst              int     `json:"burst,omitempty"`
+	ContentType        string  `json:"contentType,omitempty"`
+	AcceptContentTypes string  `json:"acceptContentTypes,omitempty"`
+
 	CgroupRoot string `json:"cgroupRoot,omitempty"`
 	BPFFSRoot  string `json:"bpffsRoot"`
 	MountBPFFS bool   `json:"mountBPFFS,omitempty"`
 
-	NodePortAddresses []string `json:"nodePortAddresses,omitempty"`
-	DestroyTCPSockets bool     `json:"destroyTCPSockets,omitempty"`
+	NodePortAddresses  []string `json:"nodePortAddresses,omitempty"`
+	LocalhostNodePorts bool     `json:"localhostNodePorts"`
+	DestroyTCPSockets  bool     `json:"destroyTCPSockets,omitempty"`
 
 	HealthzBindAddress  string `json:"healthzBindAddress"`
 	MetricsBindAddress  string `json:"metricsBindAddress"`
 	BindAddressHardFail bool   `json:"bindAddressHardFail,omitempty"`
 	Profiling           bool   `json:"profiling,omitempty"`
+	LogFormat           string `json:"logFormat"`
 	Verbosity           int    `json:"verbosity"`
 
 	MapSizes maps.Sizes `json:"mapSizes"`
@@ -38,12 +51,22 @@ type Config struct {
 	// What the texts above mean.
 	nodePorts        lb.NodePortAddresses
 	healthz, metrics netip.AddrPort
+
+	kubeProxy kubeProxyFlags
+	settings  *settings
 }
 
-// defaultBPFFSRoot is where the maps and links are pinned.
-const defaultBPFFSRoot = "/sys/fs/bpf/shunt"
+const (
+	// defaultBPFFSRoot is where the maps and links are pinned.
+	defaultBPFFSRoot = "/sys/fs/bpf/shunt"
+
+	defaultHealthz = "0.0.0.0:10256"
+	defaultMetrics = "127.0.0.1:10249"
+	defaultLog     = "json"
+)
 
 func (c *Config) addFlags(f *pflag.FlagSet) {
+	f.StringVar(&c.ConfigFile, "config", "", "KubeProxyConfiguration `file`, kube-proxy's own; flags that are given win over its fields")
 	f.StringVar(&c.Kubeconfig, "kubeconfig", "", "kubeconfig `file`; without it the pod's service account is used")
 	f.StringVar(&c.APIServer, "apiserver", "", "address of the API server (URL, HOST:PORT or HOST), over the kubeconfig's; the kubernetes Service does not work before shunt does (default $SHUNT_APISERVER)")
 	f.StringVar(&c.Manifests, "manifests", "", "take Services and EndpointSlices from a YAML `file` or directory, watched for changes, instead of an API server")
@@ -51,13 +74,15 @@ func (c *Config) addFlags(f *pflag.FlagSet) {
 	f.StringVar(&c.CgroupRoot, "cgroup-root", "", "cgroup v2 `directory` below which pods and processes are this node's clients (default: the first cgroup v2 mount)")
 	f.StringVar(&c.BPFFSRoot, "bpffs-root", defaultBPFFSRoot, "`directory` on a bpf file system for maps and links, made if missing")
 	f.BoolVar(&c.MountBPFFS, "mount-bpffs", false, "mount a bpf file system at the parent of --bpffs-root where there is none")
-	f.StringSliceVar(&c.NodePortAddresses, "nodeport-addresses", nil, "CIDRs of the node's addresses that take node ports, or the word primary (default: all)")
+	f.StringSliceVar(&c.NodePortAddresses, "nodeport-addresses", nil, "the node's addresses that take node ports: CIDRs and the words primary, localhost and all (default: all)")
+	f.BoolVar(&c.LocalhostNodePorts, "iptables-localhost-nodeports", true, "127.0.0.1 and ::1 take node ports, from the node itself; kube-proxy's name, there are no iptables rules")
 	f.BoolVar(&c.DestroyTCPSockets, "destroy-tcp-sockets", false, "also end TCP connections to endpoints that are gone (UDP sockets always are)")
-	f.StringVar(&c.HealthzBindAddress, "healthz-bind-address", "0.0.0.0:10256", "address for /healthz and /livez; empty: none")
-	f.StringVar(&c.MetricsBindAddress, "metrics-bind-address", "127.0.0.1:10249", "address for /metrics, /proxyMode and /configz; empty: none")
+	f.StringVar(&c.HealthzBindAddress, "healthz-bind-address", defaultHealthz, "address for /healthz and /livez; empty: none")
+	f.StringVar(&c.MetricsBindAddress, "metrics-bind-address", defaultMetrics, "address for /metrics, /proxyMode and /configz; empty: none")
 	f.BoolVar(&c.BindAddressHardFail, "bind-address-hard-fail", false, "end when one of these addresses can't be bound, instead of trying again")
 	f.BoolVar(&c.Profiling, "profiling", false, "serve /debug/pprof beside the metrics")
-	f.IntVarP(&c.Verbosity, "v", "v", 0, "log more: 0 to 5")
+	f.StringVar(&c.LogFormat, "logging-format", defaultLog, "form of the log: json or text")
+	f.IntVarP(&c.Verbosity, "v", "v", 0, "log more: 1 and above log every change that is programmed")
 	d := maps.DefaultSizes()
 	size := func(to *uint32, flag string, value uint32, what string) {
 		f.Uint32Var(to, strings.TrimPrefix(flag, "--"), value, what)
@@ -66,19 +91,22 @@ func (c *Config) addFlags(f *pflag.FlagSet) {
 	size(&c.MapSizes.Slots, maps.FlagSlots, d.Slots, "slots that fit: a service port takes the next power of two above its endpoints, twice while it changes")
 	size(&c.MapSizes.Backends, maps.FlagBackends, d.Backends, "endpoints of service ports that fit")
 	size(&c.MapSizes.Affinity, maps.FlagAffinity, d.Affinity, "clients with session affinity that are remembered")
+	c.kubeProxy.add(f)
+	addFieldFlags(f)
 }
 
-// validate checks what was given, and works out what it means.
-func (c *Config) validate() error {
-	if c.NodeName == "" {
-		c.NodeName = os.Getenv("NODE_NAME")
+// validate checks what was given, by flags and in the file of --config, and works
+// out what it means.
+func (c *Config) validate(flags *pflag.FlagSet) error {
+	if err := c.kubeProxy.validate(); err != nil {
+		return err
 	}
-	if c.NodeName == "" {
-		host, err := os.Hostname()
-		if err != nil {
-			return usageErrorf("--node-name is not set and the host's name can't be read: %w", err)
-		}
-		c.NodeName = strings.ToLower(strings.TrimSpace(host)) // as the kubelet does
+	var err error
+	if c.settings, err = loadSettings(c.ConfigFile, flags); err != nil {
+		return err
+	}
+	if err := c.adopt(flags); err != nil {
+		return err
 	}
 	if c.Manifests != "" && (c.Kubeconfig != "" || c.APIServer != "") {
 		return usageErrorf("--manifests and --kubeconfig or --apiserver: take Services from one place")
@@ -86,25 +114,117 @@ func (c *Config) validate() error {
 	if !strings.HasPrefix(c.BPFFSRoot, "/") {
 		return usageErrorf("--bpffs-root %q: give an absolute path", c.BPFFSRoot)
 	}
-	if c.Verbosity < 0 || c.Verbosity > 5 {
-		return usageErrorf("--v %d: give 0 to 5", c.Verbosity)
-	}
 	if err := c.MapSizes.Validate(); err != nil {
 		return usageError{err}
 	}
-	var err error
 	if c.nodePorts, err = lb.ParseNodePortAddresses(c.NodePortAddresses); err != nil {
-		return usageError{err}
+		return usageErrorf("--nodeport-addresses %w", err)
 	}
-	if c.healthz, err = bindAddress("--healthz-bind-address", c.HealthzBindAddress, 10256); err != nil {
-		return err
+	c.nodePorts.NoLoopback = !c.LocalhostNodePorts
+	if c.healthz, err = bindAddress(c.HealthzBindAddress, 10256); err != nil {
+		return usageErrorf("--healthz-bind-address %w", err)
 	}
-	c.metrics, err = bindAddress("--metrics-bind-address", c.MetricsBindAddress, 10249)
-	return err
+	if c.metrics, err = bindAddress(c.MetricsBindAddress, 10249); err != nil {
+		return usageErrorf("--metrics-bind-address %w", err)
+	}
+	return nil
+}
+
+// adopt takes over what the file says and no flag of ours has replaced.
+func (c *Config) adopt(flags *pflag.FlagSet) error {
+	conf := &c.settings.conf
+	given := flags.Changed
+	c.ClusterCIDR, c.DetectLocalMode = conf.ClusterCIDR, string(conf.DetectLocalMode)
+	client := conf.ClientConnection
+	c.QPS, c.Burst = client.QPS, int(client.Burst)
+	c.ContentType, c.AcceptContentTypes = client.ContentType, client.AcceptContentTypes
+	if c.Manifests == "" {
+		c.Kubeconfig = client.Kubeconfig
+	}
+	if given("master") && given("apiserver") && c.kubeProxy.master != c.APIServer {
+		return usageErrorf("--master %s and --apiserver %s are two names of one thing: give one", c.kubeProxy.master, c.APIServer)
+	}
+	if !given("apiserver") {
+		c.APIServer = c.kubeProxy.master
+	}
+	if !given("nodeport-addresses") {
+		c.NodePortAddresses = conf.NodePortAddresses
+	}
+	if ports := conf.IPTables.LocalhostNodePorts; ports != nil {
+		c.LocalhostNodePorts = *ports
+	}
+	c.BindAddressHardFail, c.Profiling = conf.BindAddressHardFail, conf.EnableProfiling
+	c.Verbosity = int(conf.Logging.Verbosity)
+	if conf.Logging.Format != "" {
+		c.LogFormat = conf.Logging.Format
+	}
+	c.adoptAddresses(flags)
+	return c.adoptNodeName(flags)
+}
+
+// adoptAddresses: an empty address in the file means the default one, as for
+// kube-proxy, whose family bindAddress sets; an empty flag means none.
+func (c *Config) adoptAddresses(flags *pflag.FlagSet) {
+	conf := &c.settings.conf
+	if a, err := netip.ParseAddr(conf.BindAddress); err == nil && a.Is6() {
+		c.HealthzBindAddress = orElse(flags.Changed("healthz-bind-address"), c.HealthzBindAddress, "[::]:10256")
+		c.MetricsBindAddress = orElse(flags.Changed("metrics-bind-address"), c.MetricsBindAddress, "[::1]:10249")
+	}
+	one := func(address *string, fromFile, flag string, port int32, portFlag string) {
+		given := flags.Changed(flag)
+		if !given && fromFile != "" {
+			*address, given = fromFile, true
+		}
+		*address = atPort(*address, port, given, flags.Changed(portFlag))
+	}
+	one(&c.HealthzBindAddress, conf.HealthzBindAddress, "healthz-bind-address", c.kubeProxy.healthzPort, "healthz-port")
+	one(&c.MetricsBindAddress, conf.MetricsBindAddress, "metrics-bind-address", c.kubeProxy.metricsPort, "metrics-port")
+}
+
+func orElse(keep bool, kept, other string) string {
+	if keep {
+		return kept
+	}
+	return other
+}
+
+// adoptNodeName: --node-name, else hostnameOverride of flag or file, else the
+// environment, else the host's name.
+func (c *Config) adoptNodeName(flags *pflag.FlagSet) error {
+	override := nodeNameOf(c.settings.conf.HostnameOverride)
+	if c.NodeName != "" {
+		if flags.Changed("hostname-override") && override != nodeNameOf(c.NodeName) {
+			return usageErrorf("--node-name %s and --hostname-override %s are two names of one thing: give one", c.NodeName, override)
+		}
+		return nil
+	}
+	if c.NodeName = override; c.NodeName == "" {
+		c.NodeName = os.Getenv("NODE_NAME")
+	}
+	if c.NodeName == "" {
+		host, err := os.Hostname()
+		if err != nil {
+			return usageErrorf("--node-name is not set and the host's name can't be read: %w", err)
+		}
+		c.NodeName = nodeNameOf(host)
+	}
+	return nil
+}
+
+// notes are what the log says of the configuration, once.
+func (c *Config) notes() []note {
+	notes := c.settings.withoutEffect()
+	if kubeconfig := c.settings.conf.ClientConnection.Kubeconfig; c.Manifests != "" && kubeconfig != "" {
+		notes = append(notes, note{"--manifests: no API server is asked", []string{"clientConnection.kubeconfig"}})
+	}
+	if c.kubeProxy.udpTimeout != 0 {
+		notes = append(notes, note{string(notUsed), []string{"--udp-timeout"}})
+	}
+	return notes
 }
 
 // bindAddress reads IP:PORT, or IP alone with the usual port, as kube-proxy does.
-func bindAddress(flag, value string, port uint16) (netip.AddrPort, error) {
+func bindAddress(value string, port uint16) (netip.AddrPort, error) {
 	if value == "" {
 		return netip.AddrPort{}, nil
 	}
@@ -113,7 +233,7 @@ func bindAddress(flag, value string, port uint16) (netip.AddrPort, error) {
 	}
 	a, err := netip.ParseAddr(strings.Trim(value, "[]"))
 	if err != nil {
-		return netip.AddrPort{}, usageError{fmt.Errorf("%s %q: neither IP:PORT nor an IP address", flag, value)}
+		return netip.AddrPort{}, fmt.Errorf("%q: neither IP:PORT nor an IP address", value)
 	}
 	return netip.AddrPortFrom(a, port), nil
 }

@@ -33,7 +33,7 @@ func newReporter(d *daemon, src *source) (*reporter, error) {
 		HealthzAddress: d.cfg.healthz, MetricsAddress: d.cfg.metrics,
 		BindHardFail:    d.cfg.BindAddressHardFail,
 		RequireNode:     src.hasNode,
-		SelectAddresses: len(d.cfg.NodePortAddresses) > 0,
+		SelectAddresses: d.cfg.nodePorts.Selective(),
 		BindFailed: func(service lb.ServiceName, port uint16, err error) {
 			if src.warn != nil {
 				src.warn(service, watcher.EventFailedHealthCheck,

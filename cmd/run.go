@@ -28,10 +28,22 @@ func newRunCommand() *cobra.Command {
 		Use:   "run",
 		Short: "Run the daemon of a node",
 		Long: "Run watches Services and EndpointSlices and keeps the eBPF maps of this node. What it attaches stays\n" +
-			"in effect when it ends, so that it can be replaced; `shunt cleanup` takes it away.",
+			"in effect when it ends, so that it can be replaced; `shunt cleanup` takes it away.\n\n" +
+			"kube-proxy's own flags and its configuration file are taken too; what has no meaning here is said once,\n" +
+			"at start, and in docs/COMPATIBILITY.md. Flags win over the file.",
 		RunE: func(c *cobra.Command, _ []string) error {
-			if err := cfg.validate(); err != nil {
+			asked, err := cfg.kubeProxy.wantsVersion()
+			if err != nil {
 				return err
+			}
+			if asked {
+				return printVersion(c.OutOrStdout(), "")
+			}
+			if err := cfg.validate(c.Flags()); err != nil {
+				return err
+			}
+			if file := cfg.kubeProxy.writeTo; file != "" {
+				return cfg.settings.write(file, &cfg)
 			}
 			return run(c.Context(), &cfg)
 		},
@@ -57,11 +69,14 @@ type daemon struct {
 
 func run(ctx context.Context, cfg *Config) error {
 	debug.SetGCPercent(gcPercent)
-	log, err := newLogger(cfg.Verbosity)
+	log, err := newLogger(cfg.LogFormat, cfg.Verbosity)
 	if err != nil {
 		return err
 	}
 	defer func() { _ = log.Sync() }() // fails on a terminal, and says nothing of use
+	for _, n := range cfg.notes() {
+		log.Info("configuration without effect", zap.Strings("fields", n.names), zap.String("why", n.why))
+	}
 	d := &daemon{cfg: cfg, log: log, store: lb.NewStore(time.Now)}
 	lock, err := d.prepare()
 	if err != nil {
@@ -206,9 +221,13 @@ func (d *daemon) sweepStale(s lb.Stale) {
 	})
 }
 
-// newLogger logs JSON lines to standard error, as cluster log collectors like it.
-func newLogger(verbosity int) (*zap.Logger, error) {
+// newLogger logs to standard error: JSON lines, as cluster log collectors like it,
+// or text for people.
+func newLogger(format string, verbosity int) (*zap.Logger, error) {
 	cfg := zap.NewProductionConfig()
+	if format == "text" {
+		cfg.Encoding = "console"
+	}
 	cfg.Sampling = nil // an operator who looks for one line must find it
 	cfg.DisableStacktrace = true
 	cfg.EncoderConfig.TimeKey = "time"

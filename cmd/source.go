@@ -27,7 +27,8 @@ func newSource(d *daemon) (*source, error) {
 		return &source{parts: []func(context.Context) error{m.Run}}, nil
 	}
 	client, _, err := watcher.NewClient(watcher.ClientOptions{
-		Kubeconfig: d.cfg.Kubeconfig, APIServer: d.cfg.APIServer})
+		Kubeconfig: d.cfg.Kubeconfig, APIServer: d.cfg.APIServer, QPS: d.cfg.QPS, Burst: d.cfg.Burst,
+		ContentType: d.cfg.ContentType, AcceptContentTypes: d.cfg.AcceptContentTypes})
 	if err != nil {
 		return nil, err
 	}

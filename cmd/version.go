@@ -44,17 +44,21 @@ func newVersionCommand() *cobra.Command {
 		Use:   "version",
 		Short: "Print the version of this binary",
 		RunE: func(c *cobra.Command, _ []string) error {
-			v, err := readVersion()
-			if err != nil {
-				return err
-			}
-			return writeOutput(c.OutOrStdout(), output, v, func(w io.Writer) {
-				fmt.Fprintf(w, "shunt %s (map ABI %d, %s)\n", v.Version, v.ABI, v.Go)
-			})
+			return printVersion(c.OutOrStdout(), output)
 		},
 	}
 	addOutputFlag(c, &output, "json")
 	return c
+}
+
+func printVersion(w io.Writer, output string) error {
+	v, err := readVersion()
+	if err != nil {
+		return err
+	}
+	return writeOutput(w, output, v, func(w io.Writer) {
+		fmt.Fprintf(w, "shunt %s (map ABI %d, %s)\n", v.Version, v.ABI, v.Go)
+	})
 }
 
 // addOutputFlag adds -o with the formats that a command has beside its table.

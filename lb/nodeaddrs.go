@@ -9,29 +9,55 @@ import (
 )
 
 // NodePortAddresses says which of the node's addresses take node ports
-// (--nodeport-addresses): those in the CIDRs, or the Node's primary ones, or
-// all where neither is given. Loopback takes them for the node's own processes.
+// (--nodeport-addresses): those in the CIDRs, and the Node's primary ones where
+// that is asked for, or all where nothing is. Loopback takes them for the node's
+// own processes.
 type NodePortAddresses struct {
 	CIDRs   []netip.Prefix
 	Primary bool
+	// NoLoopback keeps node ports off 127.0.0.0/8 and ::1 whatever the rest says
+	// (--iptables-localhost-nodeports=false).
+	NoLoopback bool
 }
 
-// ParseNodePortAddresses reads the flag's values: CIDRs, or the one word primary.
+// The words for CIDRs that the flag and KubeProxyConfiguration's
+// nodePortAddresses know since Kubernetes 1.37.
+var (
+	everyCIDR = []netip.Prefix{
+		netip.PrefixFrom(netip.IPv4Unspecified(), 0), netip.PrefixFrom(netip.IPv6Unspecified(), 0)}
+	loopbackCIDRs = []netip.Prefix{
+		netip.MustParsePrefix("127.0.0.0/8"), netip.MustParsePrefix("::1/128")}
+)
+
+// ParseNodePortAddresses reads the flag's values: CIDRs and the words primary,
+// localhost and all, in any combination.
 func ParseNodePortAddresses(values []string) (NodePortAddresses, error) {
 	var n NodePortAddresses
-	if len(values) == 1 && values[0] == "primary" {
-		n.Primary = true
-		return n, nil
-	}
 	for _, v := range values {
-		p, err := netip.ParsePrefix(v)
-		if err != nil {
-			return n, fmt.Errorf("--nodeport-addresses %q: neither a CIDR nor the one word primary: %w", v, err)
+		switch v {
+		case "primary":
+			n.Primary = true
+		case "localhost":
+			n.CIDRs = append(n.CIDRs, loopbackCIDRs...)
+		case "all":
+			n.CIDRs = append(n.CIDRs, everyCIDR...)
+		default:
+			p, err := netip.ParsePrefix(v)
+			if err != nil {
+				return n, fmt.Errorf("%q: neither a CIDR nor one of the words primary, localhost and all: %w", v, err)
+			}
+			n.CIDRs = append(n.CIDRs, p.Masked())
 		}
-		n.CIDRs = append(n.CIDRs, p.Masked())
+	}
+	if slices.Contains(n.CIDRs, everyCIDR[0]) && slices.Contains(n.CIDRs, everyCIDR[1]) {
+		return NodePortAddresses{}, nil
 	}
 	return n, nil
 }
+
+// Selective says whether some addresses of the node don't take node ports, of
+// those that others than the node itself can reach.
+func (n NodePortAddresses) Selective() bool { return n.Primary || len(n.CIDRs) > 0 }
 
 // Choose gives the entries of map node_addrs: the addresses with their flags.
 func (n NodePortAddresses) Choose(addrs []netip.Addr, node *Node) map[netip.Addr]uint32 {
@@ -56,12 +82,14 @@ func (n NodePortAddresses) Choose(addrs []netip.Addr, node *Node) map[netip.Addr
 
 func (n NodePortAddresses) takes(a netip.Addr, node *Node) bool {
 	switch {
-	case n.Primary:
-		return node != nil && slices.Contains(primary(node.Addrs), a)
-	case len(n.CIDRs) > 0:
-		return slices.ContainsFunc(n.CIDRs, func(p netip.Prefix) bool { return p.Contains(a) })
+	case n.NoLoopback && a.IsLoopback():
+		return false
+	case !n.Selective():
+		return true
+	case n.Primary && node != nil && slices.Contains(primary(node.Addrs), a):
+		return true
 	}
-	return true
+	return slices.ContainsFunc(n.CIDRs, func(p netip.Prefix) bool { return p.Contains(a) })
 }
 
 // primary gives the first address of each family.

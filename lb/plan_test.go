@@ -2,8 +2,10 @@ package lb
 
 import (
 	"fmt"
+	stdmaps "maps"
 	"net/netip"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -109,12 +111,19 @@ func TestPlanBackends(t *testing.T) {
 func TestNodePortAddresses(t *testing.T) {
 	node := &Node{Addrs: addrs("192.168.0.1", "192.168.0.2", "fd00:1::1")}
 	on := addrs("127.0.0.1", "127.0.0.2", "::1", "192.168.0.1", "192.168.0.2", "fd00:1::1", "172.16.0.1")
+	const everything = "0.0.0.0! 127.0.0.1! 127.0.0.2! 172.16.0.1 192.168.0.1 192.168.0.2 ::! ::1! fd00:1::1"
 	for _, c := range []struct {
 		flag []string
 		node *Node
 		want string
 	}{
-		{nil, node, "0.0.0.0! 127.0.0.1! 127.0.0.2! 172.16.0.1 192.168.0.1 192.168.0.2 ::! ::1! fd00:1::1"},
+		{nil, node, everything},
+		{[]string{"all"}, node, everything},
+		{[]string{"::/0", "primary", "0.0.0.0/0"}, nil, everything},
+		{[]string{"localhost"}, node, "0.0.0.0! 127.0.0.1! 127.0.0.2! ::! ::1!"},
+		{[]string{"primary", "localhost"}, node, "0.0.0.0! 127.0.0.1! 127.0.0.2! 192.168.0.1 ::! ::1! fd00:1::1"},
+		{[]string{"172.16.0.0/12", "primary"}, node, "172.16.0.1 192.168.0.1 fd00:1::1"},
+		{[]string{"172.16.0.0/12", "primary"}, nil, "172.16.0.1"},
 		{[]string{"primary"}, node, "192.168.0.1 fd00:1::1"},
 		{[]string{"primary"}, nil, ""},
 		{[]string{"192.168.0.77/24", "fd00::/8"}, nil, "192.168.0.1 192.168.0.2 fd00:1::1"},
@@ -141,9 +150,25 @@ func TestNodePortAddresses(t *testing.T) {
 			t.Errorf("%q: %s, want %s", c.flag, strings.Join(got, " "), c.want)
 		}
 	}
-	for _, bad := range [][]string{{"primary", "10.0.0.0/8"}, {"10.0.0.1"}, {""}, {"nonsense"}} {
-		if _, err := ParseNodePortAddresses(bad); err == nil || !strings.Contains(err.Error(), "--nodeport-addresses") {
+	for _, bad := range [][]string{{"primary", "10.0.0.1"}, {"10.0.0.1"}, {""}, {"nonsense"}, {"10.0.0.0/33"}} {
+		if _, err := ParseNodePortAddresses(bad); err == nil || !strings.Contains(err.Error(), strconv.Quote(bad[len(bad)-1])) {
 			t.Errorf("%q: %v", bad, err)
+		}
+	}
+}
+
+// NoLoopback wins over everything that would take loopback.
+func TestNodePortAddressesNoLoopback(t *testing.T) {
+	node := &Node{Addrs: addrs("192.168.0.1")}
+	for _, flag := range [][]string{nil, {"all"}, {"localhost", "192.168.0.0/24"}, {"127.0.0.0/8", "::1/128", "primary"}} {
+		n, err := ParseNodePortAddresses(flag)
+		if err != nil {
+			t.Fatal(err)
+		}
+		n.NoLoopback = true
+		got := n.Choose(addrs("127.0.0.1", "127.0.0.2", "::1", "192.168.0.1"), node)
+		if want := map[netip.Addr]uint32{netip.MustParseAddr("192.168.0.1"): 0}; !stdmaps.Equal(got, want) {
+			t.Errorf("%q: %v, want %v", flag, got, want)
 		}
 	}
 }

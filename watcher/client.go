@@ -42,13 +42,17 @@ type ClientOptions struct {
 	// QPS and Burst limit requests, not watch events; 0: client-go's defaults.
 	QPS   float32
 	Burst int
+	// ContentType is of what is sent, AcceptContentTypes, a list with commas, of
+	// what is asked for: application/vnd.kubernetes.protobuf and
+	// application/json. Empty: protobuf, and JSON where a server has no other.
+	ContentType, AcceptContentTypes string
 	// UserAgent is "shunt" where it is empty.
 	UserAgent string
 
 	serviceAccount string // the directory; for tests
 }
 
-// NewClient makes a client that speaks protobuf. It reads files and nothing
+// NewClient makes a client that speaks protobuf unless the options say otherwise. It reads files and nothing
 // else: whether the API server can be reached shows when it is asked.
 func NewClient(o ClientOptions) (kubernetes.Interface, *rest.Config, error) {
 	if o.APIServer == "" {
@@ -80,6 +84,12 @@ func NewClient(o ClientOptions) (kubernetes.Interface, *rest.Config, error) {
 func tune(cfg *rest.Config, o ClientOptions) {
 	cfg.ContentType = runtime.ContentTypeProtobuf
 	cfg.AcceptContentTypes = runtime.ContentTypeProtobuf + "," + runtime.ContentTypeJSON
+	if o.ContentType != "" {
+		cfg.ContentType = o.ContentType
+	}
+	if o.AcceptContentTypes != "" {
+		cfg.AcceptContentTypes = o.AcceptContentTypes
+	}
 	cfg.QPS, cfg.Burst = o.QPS, o.Burst
 	cfg.UserAgent = o.UserAgent
 	if cfg.UserAgent == "" {

@@ -111,6 +111,24 @@ func TestClientReaches(t *testing.T) {
 }
 
 // TestClientRefuses: one line that says what is missing and what to do.
+// TestClientContentTypes: what is sent and asked for is protobuf unless the options
+// say otherwise.
+func TestClientContentTypes(t *testing.T) {
+	noEnvironment(t)
+	const address = "http://192.0.2.1:8080"
+	_, cfg, err := NewClient(ClientOptions{APIServer: address})
+	must(t, err)
+	if cfg.ContentType != runtime.ContentTypeProtobuf || cfg.AcceptContentTypes != runtime.ContentTypeProtobuf+",application/json" {
+		t.Errorf("by itself: %q, %q", cfg.ContentType, cfg.AcceptContentTypes)
+	}
+	_, cfg, err = NewClient(ClientOptions{APIServer: address, ContentType: "application/json", AcceptContentTypes: "application/json",
+		QPS: 7, Burst: 8})
+	must(t, err)
+	if cfg.ContentType != "application/json" || cfg.AcceptContentTypes != "application/json" || cfg.QPS != 7 || cfg.Burst != 8 {
+		t.Errorf("as told: %q, %q, %v, %d", cfg.ContentType, cfg.AcceptContentTypes, cfg.QPS, cfg.Burst)
+	}
+}
+
 func TestClientRefuses(t *testing.T) {
 	noEnvironment(t)
 	empty := t.TempDir()

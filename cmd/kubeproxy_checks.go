@@ -1,0 +1,207 @@
+package cmd
+
+import (
+	"fmt"
+	"net/netip"
+	"regexp"
+	"slices"
+	"strings"
+	"time"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	utilnet "k8s.io/apimachinery/pkg/util/net"
+	"k8s.io/apimachinery/pkg/util/validation"
+	logsapi "k8s.io/component-base/logs/api/v1"
+
+	"shunt/lb"
+)
+
+// The checks of KubeProxyConfiguration's fields: their bounds are those that the
+// comments of the API's types give. An empty value passes, it stands for none;
+// any other type than the field's is a mistake in the table, which fails too.
+
+func checkNotNegative(v any) error {
+	var d time.Duration
+	switch v := v.(type) {
+	case metav1.Duration:
+		d = v.Duration
+	case *metav1.Duration:
+		if v != nil {
+			d = v.Duration
+		}
+	case logsapi.TimeOrMetaDuration:
+		d = v.Duration.Duration
+	default:
+		n, err := number(v)
+		if err == nil && n < 0 {
+			err = fmt.Errorf("%d is negative", n)
+		}
+		return err
+	}
+	if d < 0 {
+		return fmt.Errorf("%v is negative", d)
+	}
+	return nil
+}
+
+// number reads an int32, or one that may be absent and is 0 then.
+func number(v any) (int32, error) {
+	switch v := v.(type) {
+	case int32:
+		return v, nil
+	case *int32:
+		if v == nil {
+			return 0, nil
+		}
+		return *v, nil
+	}
+	return 0, fmt.Errorf("a %T is no number", v)
+}
+
+func between(low, high int32) func(any) error {
+	return func(v any) error {
+		n, err := number(v)
+		if err == nil && (n < low || n > high) {
+			err = fmt.Errorf("%d: give %d to %d", n, low, high)
+		}
+		return err
+	}
+}
+
+func oneOf(words ...string) func(any) error {
+	return func(v any) error {
+		if s := fmt.Sprint(v); s != "" && !slices.Contains(words, s) {
+			return fmt.Errorf("%q: there is %s", s, strings.Join(words, ", "))
+		}
+		return nil
+	}
+}
+
+// text makes a check of strings out of one that is called with those that are
+// not empty.
+func text(v any, check func(string) error) error {
+	s, ok := v.(string)
+	switch {
+	case !ok:
+		return fmt.Errorf("a %T is no text", v)
+	case s == "":
+		return nil
+	}
+	return check(s)
+}
+
+func checkContentType(v any) error {
+	return oneOf(runtime.ContentTypeProtobuf, runtime.ContentTypeJSON)(v)
+}
+
+func checkContentTypes(v any) error {
+	return text(v, func(s string) error {
+		for one := range strings.SplitSeq(s, ",") {
+			one = strings.TrimSpace(one)
+			if err := checkContentType(one); err != nil {
+				return err
+			}
+			if one == "" {
+				return fmt.Errorf("%q: an item of the list is empty", s)
+			}
+		}
+		return nil
+	})
+}
+
+func checkVModule(v any) error {
+	items, ok := v.(logsapi.VModuleConfiguration)
+	if !ok {
+		return fmt.Errorf("a %T is no list of patterns", v)
+	}
+	for _, item := range items {
+		if item.FilePattern == "" || strings.ContainsAny(item.FilePattern, ",=") {
+			return fmt.Errorf("%q is no pattern of file names: it may not be empty nor hold a comma or an equals sign", item.FilePattern)
+		}
+	}
+	return nil
+}
+
+func checkNodeName(v any) error {
+	return text(v, func(s string) error {
+		if wrong := validation.IsDNS1123Subdomain(nodeNameOf(s)); len(wrong) > 0 {
+			return fmt.Errorf("%q can't be the name of a Node: %s", s, strings.Join(wrong, "; "))
+		}
+		return nil
+	})
+}
+
+// nodeNameOf makes a Node's name of a host's, as the kubelet does.
+func nodeNameOf(host string) string { return strings.ToLower(strings.TrimSpace(host)) }
+
+func checkIP(v any) error {
+	return text(v, func(s string) error {
+		if _, err := netip.ParseAddr(s); err != nil {
+			return fmt.Errorf("%q is no IP address", s)
+		}
+		return nil
+	})
+}
+
+func checkBindAddress(v any) error {
+	return text(v, func(s string) error {
+		_, err := bindAddress(s, 1)
+		return err
+	})
+}
+
+var minorVersion = regexp.MustCompile(`^\d+\.\d+$`)
+
+func checkMinorVersion(v any) error {
+	return text(v, func(s string) error {
+		if !minorVersion.MatchString(s) {
+			return fmt.Errorf("%q is no version like 1.36", s)
+		}
+		return nil
+	})
+}
+
+func checkCIDRs(v any) error {
+	list, ok := v.([]string)
+	if !ok {
+		return fmt.Errorf("a %T is no list", v)
+	}
+	for _, s := range list {
+		if _, err := netip.ParsePrefix(s); err != nil {
+			return fmt.Errorf("%q is no CIDR", s)
+		}
+	}
+	return nil
+}
+
+// checkClusterCIDR: one CIDR, or one of each family.
+func checkClusterCIDR(v any) error {
+	return text(v, func(s string) error {
+		list := strings.Split(s, ",")
+		if err := checkCIDRs(list); err != nil {
+			return err
+		}
+		four := func(s string) bool { return netip.MustParsePrefix(s).Addr().Is4() }
+		if len(list) > 2 || len(list) == 2 && four(list[0]) == four(list[1]) {
+			return fmt.Errorf("%q: give one CIDR, or one of each family", s)
+		}
+		return nil
+	})
+}
+
+func checkNodePortAddresses(v any) error {
+	list, ok := v.([]string)
+	if !ok {
+		return fmt.Errorf("a %T is no list", v)
+	}
+	_, err := lb.ParseNodePortAddresses(list)
+	return err
+}
+
+func checkPortRange(v any) error {
+	return text(v, func(s string) error {
+		_, err := utilnet.ParsePortRange(s)
+		return err
+	})
+}

@@ -1,0 +1,99 @@
+package cmd
+
+// field is a field of KubeProxyConfiguration, what kube-proxy's flag for it is
+// called, and what becomes of it here.
+type field struct {
+	path string
+	// flag is without its dashes; empty where kube-proxy has none.
+	flag string
+	// fate says why the field has no effect; honoured: it has one.
+	fate fate
+	// check refuses what is malformed; it is called with the zero value too. nil:
+	// the type says it all.
+	check func(any) error
+}
+
+// fate is what is said, once, of fields that are set and have no effect.
+type fate string
+
+const (
+	honoured fate = ""
+
+	notYet      fate = "it is for packets that arrive from outside the node, which are not served yet"
+	notUsed     fate = "kube-proxy itself does not use it any more"
+	noRules     fate = "there are no iptables, nftables or IPVS rules; services are entries in eBPF maps"
+	noMasked    fate = "the endpoint always sees the client's own address: its socket is connected to the endpoint itself"
+	noConntrack fate = "connections are not tracked, and the node's nf_conntrack settings are its own"
+	noResync    fate = "services are watched, and only what changed is written"
+	noLogBuffer fate = "the log has one stream, one verbosity and no buffer"
+	noGates     fate = "they are of kube-proxy's own code"
+	noHidden    fate = "no metric is hidden"
+	noOOM       fate = "what is programmed stays in effect without the process; a pod's priority class sets its score"
+	noWindows   fate = "it is for Windows"
+	nodeDecides fate = "the node's addresses are those of its interfaces and its Node; " +
+		"only the family of the default healthz and metrics addresses follows"
+)
+
+// fields are all of them, in the order of the API's types.
+var fields = []field{
+	{"featureGates", "feature-gates", noGates, nil},
+	{"clientConnection.kubeconfig", "kubeconfig", honoured, nil},
+	{"clientConnection.acceptContentTypes", "", honoured, checkContentTypes},
+	{"clientConnection.contentType", "kube-api-content-type", honoured, checkContentType},
+	{"clientConnection.qps", "kube-api-qps", honoured, nil},
+	{"clientConnection.burst", "kube-api-burst", honoured, checkNotNegative},
+	{"logging.format", "logging-format", honoured, oneOf("text", "json")},
+	{"logging.flushFrequency", "log-flush-frequency", noLogBuffer, checkNotNegative},
+	{"logging.verbosity", "v", honoured, nil},
+	{"logging.vmodule", "vmodule", noLogBuffer, checkVModule},
+	{"logging.options.text.splitStream", "log-text-split-stream", noLogBuffer, nil},
+	{"logging.options.text.infoBufferSize", "log-text-info-buffer-size", noLogBuffer, nil},
+	{"logging.options.json.splitStream", "log-json-split-stream", noLogBuffer, nil},
+	{"logging.options.json.infoBufferSize", "log-json-info-buffer-size", noLogBuffer, nil},
+	{"hostnameOverride", "hostname-override", honoured, checkNodeName},
+	{"bindAddress", "bind-address", nodeDecides, checkIP},
+	{"healthzBindAddress", "healthz-bind-address", honoured, checkBindAddress},
+	{"metricsBindAddress", "metrics-bind-address", honoured, checkBindAddress},
+	{"bindAddressHardFail", "bind-address-hard-fail", honoured, nil},
+	{"enableProfiling", "profiling", honoured, nil},
+	{"showHiddenMetricsForVersion", "show-hidden-metrics-for-version", noHidden, checkMinorVersion},
+	{"mode", "proxy-mode", noRules, oneOf("iptables", "ipvs", "nftables")},
+	{"iptables.masqueradeBit", "iptables-masquerade-bit", noRules, between(0, 31)},
+	{"iptables.masqueradeAll", "masquerade-all", noMasked, nil},
+	{"iptables.localhostNodePorts", "iptables-localhost-nodeports", honoured, nil},
+	{"iptables.syncPeriod", "iptables-sync-period", noResync, checkNotNegative},
+	{"iptables.minSyncPeriod", "iptables-min-sync-period", noResync, checkNotNegative},
+	{"ipvs.syncPeriod", "ipvs-sync-period", noResync, checkNotNegative},
+	{"ipvs.minSyncPeriod", "ipvs-min-sync-period", noResync, checkNotNegative},
+	{"ipvs.scheduler", "ipvs-scheduler", noRules, nil},
+	{"ipvs.excludeCIDRs", "ipvs-exclude-cidrs", noRules, checkCIDRs},
+	{"ipvs.strictARP", "ipvs-strict-arp", noRules, nil},
+	{"ipvs.tcpTimeout", "ipvs-tcp-timeout", noRules, checkNotNegative},
+	{"ipvs.tcpFinTimeout", "ipvs-tcpfin-timeout", noRules, checkNotNegative},
+	{"ipvs.udpTimeout", "ipvs-udp-timeout", noRules, checkNotNegative},
+	{"nftables.masqueradeBit", "", noRules, between(0, 31)},
+	{"nftables.masqueradeAll", "", noMasked, nil},
+	{"nftables.syncPeriod", "", noResync, checkNotNegative},
+	{"nftables.minSyncPeriod", "", noResync, checkNotNegative},
+	{"winkernel.networkName", "", noWindows, nil},
+	{"winkernel.sourceVip", "", noWindows, nil},
+	{"winkernel.enableDSR", "", noWindows, nil},
+	{"winkernel.rootHnsEndpointName", "", noWindows, nil},
+	{"winkernel.forwardHealthCheckVip", "", noWindows, nil},
+	{"detectLocalMode", "detect-local-mode", notYet, oneOf("ClusterCIDR", "NodeCIDR", "BridgeInterface", "InterfaceNamePrefix")},
+	{"detectLocal.bridgeInterface", "pod-bridge-interface", notYet, nil},
+	{"detectLocal.interfaceNamePrefix", "pod-interface-name-prefix", notYet, nil},
+	{"clusterCIDR", "cluster-cidr", notYet, checkClusterCIDR},
+	{"nodePortAddresses", "nodeport-addresses", honoured, checkNodePortAddresses},
+	{"oomScoreAdj", "oom-score-adj", noOOM, between(-1000, 1000)},
+	{"conntrack.maxPerCore", "conntrack-max-per-core", noConntrack, checkNotNegative},
+	{"conntrack.min", "conntrack-min", noConntrack, checkNotNegative},
+	{"conntrack.tcpEstablishedTimeout", "conntrack-tcp-timeout-established", noConntrack, checkNotNegative},
+	{"conntrack.tcpCloseWaitTimeout", "conntrack-tcp-timeout-close-wait", noConntrack, checkNotNegative},
+	{"conntrack.tcpBeLiberal", "conntrack-tcp-be-liberal", noConntrack, nil},
+	{"conntrack.udpTimeout", "conntrack-udp-timeout", noConntrack, checkNotNegative},
+	{"conntrack.udpStreamTimeout", "conntrack-udp-timeout-stream", noConntrack, checkNotNegative},
+	{"configSyncPeriod", "config-sync-period", noResync, checkNotNegative},
+	{"portRange", "proxy-port-range", notUsed, checkPortRange},
+	{"windowsRunAsService", "", noWindows, nil},
+}

@@ -1,0 +1,106 @@
+package cmd
+
+import (
+	"fmt"
+	"net"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/spf13/pflag"
+)
+
+// kubeProxyFlags are kube-proxy's flags that stand for no field of its
+// configuration file, some of which it has dropped meanwhile: they are still in
+// operators' manifests. All are hidden.
+type kubeProxyFlags struct {
+	master      string
+	cleanup     bool
+	initOnly    bool
+	version     string
+	writeTo     string
+	healthzPort int32
+	metricsPort int32
+	udpTimeout  time.Duration
+}
+
+func (k *kubeProxyFlags) add(f *pflag.FlagSet) {
+	f.StringVar(&k.master, "master", "", "kube-proxy's name of --apiserver")
+	f.BoolVar(&k.cleanup, "cleanup", false, "refused: use `shunt cleanup`")
+	f.BoolVar(&k.initOnly, "init-only", false, "refused: there is nothing to initialise apart")
+	f.StringVar(&k.version, "version", "false", "print the version and quit")
+	f.Lookup("version").NoOptDefVal = "true"
+	f.StringVar(&k.writeTo, "write-config-to", "", "write the configuration to this `file` and quit")
+	f.Int32Var(&k.healthzPort, "healthz-port", 10256, "port of /healthz where --healthz-bind-address has none; 0: don't serve it")
+	f.Int32Var(&k.metricsPort, "metrics-port", 10249, "port of /metrics where --metrics-bind-address has none; 0: don't serve it")
+	f.DurationVar(&k.udpTimeout, "udp-timeout", 0, "of kube-proxy's userspace mode")
+	for _, name := range []string{"master", "cleanup", "init-only", "version", "write-config-to",
+		"healthz-port", "metrics-port", "udp-timeout"} {
+		_ = f.MarkHidden(name) // it was added just now
+	}
+}
+
+// validate refuses what can't be done here.
+func (k *kubeProxyFlags) validate() error {
+	switch {
+	case k.cleanup:
+		return usageErrorf("--cleanup: use the command `shunt cleanup`")
+	case k.initOnly:
+		return usageErrorf("--init-only: nothing has to be initialised before `shunt run`: leave that container out")
+	case k.healthzPort < 0 || k.healthzPort > 65535:
+		return usageErrorf("--healthz-port %d: give 0 to 65535", k.healthzPort)
+	case k.metricsPort < 0 || k.metricsPort > 65535:
+		return usageErrorf("--metrics-port %d: give 0 to 65535", k.metricsPort)
+	case k.udpTimeout < 0:
+		return usageErrorf("--udp-timeout %v is negative", k.udpTimeout)
+	}
+	return nil
+}
+
+// wantsVersion tells whether the version is asked for. That of kube-proxy can also
+// change what it reports: ours can't.
+func (k *kubeProxyFlags) wantsVersion() (bool, error) {
+	if k.version == "raw" {
+		return true, nil
+	}
+	wants, err := strconv.ParseBool(k.version)
+	if err != nil {
+		return false, usageErrorf("--version=%s: give true, false or raw", k.version)
+	}
+	return wants, nil
+}
+
+// atPort adapts an address of a server to its own flag for the port, which counts
+// where the address was not given or has no port.
+func atPort(address string, port int32, addressGiven, portGiven bool) string {
+	if !portGiven || address == "" {
+		return address
+	}
+	host, _, err := net.SplitHostPort(address)
+	switch {
+	case err == nil && addressGiven:
+		return address
+	case port == 0:
+		return ""
+	case err != nil:
+		host = strings.Trim(address, "[]")
+	}
+	return net.JoinHostPort(host, strconv.Itoa(int(port)))
+}
+
+// pairs reads NAME=VALUE,NAME=VALUE.
+func pairs(text string, each func(name, value string) error) error {
+	for pair := range strings.SplitSeq(text, ",") {
+		if pair == "" {
+			continue
+		}
+		name, value, ok := strings.Cut(pair, "=")
+		if !ok || name == "" {
+			return fmt.Errorf("%q: want NAME=VALUE", pair)
+		}
+		if err := each(strings.TrimSpace(name), strings.TrimSpace(value)); err != nil {
+			return err
+		}
+	}
+	return nil
+}

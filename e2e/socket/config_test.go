@@ -1,0 +1,160 @@
+package socket_test
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"reflect"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+
+	"shunt/e2e/lab"
+)
+
+// without takes a flag and its value out of arguments.
+func without(args []string, flag string) []string {
+	i := slices.Index(args, flag)
+	return slices.Delete(slices.Clone(args), i, i+2)
+}
+
+// TestConfigFile: a KubeProxyConfiguration takes effect: addresses of the servers,
+// node ports that loopback does not take, the node's name, the form of the log;
+// /configz shows it, and the log says once what has no effect.
+func TestConfigFile(t *testing.T) {
+	t.Parallel()
+	c := newCluster(t)
+	healthz, metrics := c.n1.Addr4().String()+":10300", "["+c.n1.Addr6().String()+"]:10301"
+	file := filepath.Join(c.Dir(), "kube-proxy.yaml")
+	content := fmt.Sprintf(`apiVersion: kubeproxy.config.k8s.io/v1alpha1
+kind: KubeProxyConfiguration
+hostnameOverride: N1
+healthzBindAddress: %q
+metricsBindAddress: %q
+enableProfiling: true
+clientConnection: {kubeconfig: /var/lib/kube-proxy/kubeconfig.conf}
+mode: nftables
+nodePortAddresses: [localhost, 0.0.0.0/0]
+iptables: {localhostNodePorts: false, syncPeriod: 30s}
+conntrack: {maxPerCore: 32768}
+`, healthz, metrics)
+	if err := os.WriteFile(file, []byte(content), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	d := newDaemon(t, c.n1, c.m.path, "--config", file)
+	for _, flag := range []string{"--node-name", "--healthz-bind-address", "--metrics-bind-address"} {
+		d.args = without(d.args, flag)
+	}
+	c.d = d
+	d.launch()
+	get := func(addr, path string) (code int, body string) {
+		t.Helper()
+		code, raw, err := d.get(addr, path)
+		if err != nil {
+			t.Fatalf("%s%s: %v", addr, path, err)
+		}
+		return code, string(raw)
+	}
+	for addr, path := range map[string]string{healthz: "/healthz", metrics: "/metrics"} {
+		eventually(t, path+" on the file's address", func() bool {
+			if !d.alive() {
+				t.Fatalf("the daemon ended: %v", d.cmd.Wait())
+			}
+			code, _, err := d.get(addr, path)
+			return err == nil && code == http.StatusOK
+		})
+	}
+	for _, addr := range []string{healthzAddr, metricsAddr} {
+		if _, _, err := d.get(addr, "/healthz"); !errors.Is(err, syscall.ECONNREFUSED) {
+			t.Errorf("%s, where nobody should listen: %v", addr, err)
+		}
+	}
+	if code, _ := get(metrics, "/debug/pprof/cmdline"); code != http.StatusOK {
+		t.Errorf("profiling: %d", code)
+	}
+	code, body := get(metrics, "/configz")
+	var got struct {
+		NodeName, HealthzBindAddress, MetricsBindAddress string
+		Profiling, LocalhostNodePorts                    bool
+		Kubeconfig                                       string
+	}
+	if err := json.Unmarshal([]byte(body), &got); err != nil || code != http.StatusOK {
+		t.Fatalf("configz: %d, %v: %s", code, err, body)
+	}
+	if got.NodeName != "n1" || got.HealthzBindAddress != healthz || got.MetricsBindAddress != metrics || !got.Profiling ||
+		got.LocalhostNodePorts || got.Kubeconfig != "" {
+		t.Errorf("configz: %s", body)
+	}
+	d.checkNotes(map[string]string{
+		"mode": "eBPF", "iptables.syncPeriod": "watched", "conntrack.maxPerCore": "nf_conntrack", "clientConnection.kubeconfig": "--manifests"})
+	c.apply(service("web", 1, withNodePort(1)), slicesOf("web", up(c.web[0])...))
+	c.checkLocalhostNodePorts(c.host, false)
+}
+
+// checkNotes: each field is said in one line of the log, with the reason's word.
+func (d *daemon) checkNotes(want map[string]string) {
+	d.t.Helper()
+	log := d.log.String()
+	for name, word := range want {
+		var why []string
+		for line := range strings.Lines(log) {
+			var said struct {
+				Msg, Why string
+				Fields   []string
+			}
+			if json.Unmarshal([]byte(line), &said) == nil && said.Msg == "configuration without effect" && slices.Contains(said.Fields, name) {
+				why = append(why, said.Why)
+			}
+		}
+		if len(why) != 1 || !strings.Contains(why[0], word) {
+			d.t.Errorf("of %s the log says %q, want one line with %q", name, why, word)
+		}
+	}
+}
+
+// checkLocalhostNodePorts asks the node port of service 1 on loopback, which
+// answers or not, and on the node's IPv4 address, which always does.
+func (c *cluster) checkLocalhostNodePorts(from *lab.Pod, loopback bool) {
+	c.t.Helper()
+	ways[0].wantServers(c.t, from, at(c.n1.Addr4(), nodePortOf(1)), c.web[0])
+	for _, a := range []string{"127.0.0.1", "0.0.0.0", "::1"} {
+		dst := at(netip.MustParseAddr(a), nodePortOf(1))
+		for _, network := range []string{"tcp", "udp"} {
+			got := from.Ask(network, dst)
+			switch {
+			case loopback && (got.Err != nil || got.Server != c.web[0].Name()):
+				c.t.Errorf("%s %v: answered by %q (%v), want %s", network, dst, got.Server, got.Err, c.web[0].Name())
+			case !loopback && !errors.Is(got.Err, syscall.ECONNREFUSED):
+				c.t.Errorf("%s %v: answered by %q (%v), want it refused by the node itself", network, dst, got.Server, got.Err)
+			}
+		}
+	}
+}
+
+// TestLocalhostNodePorts: --iptables-localhost-nodeports=false keeps node ports off
+// loopback, also where a file says otherwise, and leaves all other addresses; a
+// daemon with another setting changes that in place.
+func TestLocalhostNodePorts(t *testing.T) {
+	t.Parallel()
+	c := newCluster(t)
+	file := filepath.Join(c.Dir(), "kube-proxy.json")
+	content := `{"apiVersion": "kubeproxy.config.k8s.io/v1alpha1", "kind": "KubeProxyConfiguration", "iptables": {"localhostNodePorts": true}}`
+	if err := os.WriteFile(file, []byte(content), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	c.d = startDaemon(t, c.n1, c.m.path, "--config", file)
+	c.apply(service("web", 1, withNodePort(1)), slicesOf("web", up(c.web[0])...))
+	c.checkLocalhostNodePorts(c.host, true)
+	c.d.stop()
+	c.d.start("--iptables-localhost-nodeports=false")
+	c.checkLocalhostNodePorts(c.host, false)
+	if fields := c.d.log.find("configuration without effect"); fields == nil ||
+		!reflect.DeepEqual(fields["fields"], []any{"iptables.localhostNodePorts"}) {
+		t.Errorf("of the file's field that the flag replaces, the log says %v", fields)
+	}
+}
