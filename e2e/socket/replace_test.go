@@ -231,6 +231,8 @@ func (r *replacer) check(t *testing.T, network string, s lab.Summary) {
 		})
 		if c.Errno == 0 && (i == 0 || spans[i-1].to < c.Start) {
 			wrong++
+			t.Logf("%s: %s answered a connection of %d to %d, an endpoint in %v", network, c.Server, c.Start, done,
+				spans[max(0, i-2):min(i+1, len(spans))])
 		}
 	}
 	if wrong > 0 {
