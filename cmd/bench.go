@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -68,6 +69,11 @@ func runBench(ctx context.Context, stdout, stderr io.Writer, o *benchFlags) erro
 	if err := bench.Preflight(o.Options, defaultBPFFSRoot); err != nil {
 		return err
 	}
+	for _, file := range []string{o.json, o.html} {
+		if err := writable(file); err != nil {
+			return err
+		}
+	}
 	bar := newProgressBar(stderr)
 	o.Progress = bar.show
 	o.Logf = func(format string, args ...any) {
@@ -76,7 +82,7 @@ func runBench(ctx context.Context, stdout, stderr io.Writer, o *benchFlags) erro
 	}
 	report, err := bench.Run(ctx, o.Options)
 	bar.clear()
-	if ctx.Err() != nil && (err == nil || errors.Is(err, ctx.Err())) {
+	if errors.Is(err, context.Canceled) {
 		return errors.New("interrupted; nodes, pods, rules and maps were removed")
 	}
 	if err != nil {
@@ -93,6 +99,18 @@ func runBench(ctx context.Context, stdout, stderr io.Writer, o *benchFlags) erro
 		}
 	}
 	return writeOutput(stdout, o.output, report, report.Table)
+}
+
+// writable fails before the work, not after it. What is in the file stays.
+func writable(file string) error {
+	if file == "" {
+		return nil
+	}
+	f, err := os.OpenFile(file, os.O_WRONLY|os.O_CREATE, 0o644)
+	if err != nil {
+		return fmt.Errorf("the report can't be written: %w", err)
+	}
+	return f.Close()
 }
 
 func compareReports(w io.Writer, o *benchFlags, oldFile, newFile string) error {

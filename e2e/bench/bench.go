@@ -114,7 +114,7 @@ type runner struct {
 }
 
 // Run makes a lab, measures every contender in it, and removes it. With an
-// error there is no report.
+// error the report is of no use; context.Canceled says that all was removed.
 func Run(ctx context.Context, o Options) (_ *Report, err error) {
 	if err := o.Check(); err != nil {
 		return nil, err
@@ -131,7 +131,17 @@ func Run(ctx context.Context, o Options) (_ *Report, err error) {
 	if r.lab, err = lab.New(ctx, lab.Options{Logf: o.Logf}); err != nil {
 		return nil, fmt.Errorf("make nodes and pods: %w", err)
 	}
-	defer func() { err = errors.Join(err, r.lab.Close()) }()
+	defer func() {
+		closeErr := r.lab.Close()
+		switch {
+		case ctx.Err() == nil:
+			err = errors.Join(err, closeErr)
+		case closeErr == nil: // whatever failed did so since its processes were ended
+			err = ctx.Err()
+		default:
+			err = fmt.Errorf("interrupted, and not all was removed: %w", closeErr)
+		}
+	}()
 	if err := r.makePlaces(); err != nil {
 		return nil, err
 	}
