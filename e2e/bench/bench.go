@@ -202,6 +202,10 @@ const (
 	updateCost = 0.5
 )
 
+// loadBudget is the time after which a contender is not loaded once more for a
+// number of services: the report's counts say how often it was.
+const loadBudget = 30 * time.Second
+
 func (r *runner) plan() {
 	for _, n := range r.Services {
 		loaders := float64(len(r.places) - 1)
@@ -222,8 +226,14 @@ func (r *runner) measure(ctx context.Context, n int) error {
 	for _, p := range r.places {
 		loads[p] = &workload{Services: n, Endpoints: r.Endpoints, Server: p.server.Addr4(), Next: p.next.Addr4()}
 	}
+	spent := map[*place]time.Duration{}
 	for i := range r.Loads {
 		for _, p := range r.places {
+			if spent[p] > loadBudget {
+				r.progress(loadCost*max(1, float64(n)/1000), "%d services: enough loads of %s", n, p.name)
+				continue
+			}
+			start := time.Now()
 			if i > 0 {
 				if err := p.unload(ctx); err != nil {
 					return fmt.Errorf("%s: unload: %w", p.name, err)
@@ -232,6 +242,7 @@ func (r *runner) measure(ctx context.Context, n int) error {
 			if err := r.measureLoad(ctx, p, loads[p]); err != nil {
 				return fmt.Errorf("%s: load: %w", p.name, err)
 			}
+			spent[p] += time.Since(start)
 		}
 	}
 	if err := r.measureConnections(ctx, n); err != nil {
