@@ -19,14 +19,16 @@ func Preflight(o Options, pins string) error {
 		return err
 	}
 	if os.Geteuid() != 0 {
-		return errors.New("the benchmark makes network namespaces and loads eBPF programs and rules, which needs root: sudo shunt bench")
+		return errors.New("the benchmark makes network namespaces and loads eBPF programs and rules, which needs root: sudo " +
+			"shunt bench")
 	}
 	m, err := readMachine()
 	if err != nil {
 		return err
 	}
 	if need := needMiB(&o); m.AvailableMiB < need {
-		return fmt.Errorf("%d services of %d endpoints need some %d MiB, and %d are available: ask for less by --services or --endpoints",
+		return fmt.Errorf("%d services of %d endpoints need some %d MiB, and %d are available: ask for less by --services or "+
+			"--endpoints",
 			slices.Max(o.Services), o.Endpoints, need, m.AvailableMiB)
 	}
 	if err := noProxy("/proc"); err != nil {
@@ -71,7 +73,8 @@ func noProxy(proc string) error {
 		}
 		dir := filepath.Dir(file)
 		if space, err := os.Readlink(filepath.Join(dir, "ns/net")); err == nil && space == own {
-			return fmt.Errorf("no benchmark on a machine at work: %s runs here (process %s), and each would disturb the other: stop it, or measure elsewhere",
+			return fmt.Errorf("no benchmark on a machine at work: %s runs here (process %s), and each would disturb the "+
+				"other: stop it, or measure elsewhere",
 				name, filepath.Base(dir))
 		}
 	}

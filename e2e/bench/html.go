@@ -84,18 +84,23 @@ func (r *Report) figures(n int) []figure {
 		}
 	}
 	add("A connection with request and reply",
-		"Median over TCP, to the service loaded last; direct: to the pod on a node without rules. Lower is better; a flat line does not care how many services there are.",
+		"Median over TCP, to the service loaded last; direct: to the pod on a node without rules. Lower is better; a flat "+
+			"line does not care how many services there are.",
 		r.growth(ExchangeTCP, "µs", false))
 	add("connect() alone", "Median, to the service loaded last.", r.growth(ConnectTCP, "µs", false))
 	add(fmt.Sprintf("Distribution at %s services", tick(float64(n))),
-		"How long a part of all exchanges took at most, over TCP, to the service loaded last. Lower is better; nothing is left out.", r.distributionPlot(n))
+		"How long a part of all exchanges took at most, over TCP, to the service loaded last. Lower is better; nothing is "+
+			"left out.", r.distributionPlot(n))
 	add("A request and reply over UDP", "Median with a new socket, to the service loaded last.", r.growth(ExchangeUDP, "µs", false))
-	add("A changed endpoint", "From the change to the first connection that reaches the new endpoint: median and its interval. No watcher and no API server is in it.",
+	add("A changed endpoint", "From the change to the first connection that reaches the new endpoint: median and its "+
+		"interval. No watcher and no API server is in it.",
 		r.growth(Update, "ms", true))
 	add("Everything from nothing", "Until all services are in effect.", r.growth(Load, "ms", true))
-	add("Kernel memory", "shunt: its maps, made for more services than there are; the others: growth of the kernel's memory while loading.",
+	add("Kernel memory", "shunt: its maps, made for more services than there are; the others: growth of the kernel's memory "+
+		"while loading.",
 		r.growth(KernelMem, "MiB", true))
-	add("CPU of a connection", "Of the whole machine, to the service loaded last; whoever else works there is in it.", r.growth(CPUTCP, "µs", false))
+	add("CPU of a connection", "Of the whole machine, to the service loaded last; whoever else works there is in "+
+		"it.", r.growth(CPUTCP, "µs", false))
 	return all
 }
 
