@@ -21,7 +21,7 @@ import (
 // TestBench runs all of it, small, and counts again what the report says.
 func TestBench(t *testing.T) {
 	needRoot(t)
-	o := bench.Options{Services: []int{5, 12}, Endpoints: 3, Rounds: 7, Exchanges: 5, Burst: 10 * time.Millisecond, Updates: 2, Loads: 2,
+	o := bench.Options{Services: []int{5, 12}, Endpoints: 3, Rounds: 7, Exchanges: 5, Burst: 30 * time.Millisecond, Updates: 2, Loads: 2,
 		Logf: t.Logf}
 	part := 0.0
 	o.Progress = func(p float64, what string) {
@@ -75,8 +75,10 @@ func allMeasured(t *testing.T, r *bench.Report, name string, n int, o *bench.Opt
 		for _, m := range []bench.Measure{bench.ConnectTCP, bench.ExchangeTCP, bench.ExchangeUDP} {
 			want[bench.Key{Services: n, Contender: name, Path: p, Measure: m}] = o.Rounds * o.Exchanges
 		}
-		for _, m := range []bench.Measure{bench.RateTCP, bench.CPUTCP} {
-			want[bench.Key{Services: n, Contender: name, Path: p, Measure: m}] = o.Rounds
+		want[bench.Key{Services: n, Contender: name, Path: p, Measure: bench.RateTCP}] = o.Rounds
+		// A busy machine may leave a short burst without a connection.
+		if s := r.Find(bench.Key{Services: n, Contender: name, Path: p, Measure: bench.CPUTCP}); s == nil || s.Result.N == 0 {
+			t.Errorf("no CPU time of %s, path %s", name, p)
 		}
 	}
 	for k, count := range want {
@@ -112,9 +114,14 @@ func recount(t *testing.T, s, direct *bench.Series) {
 		if round.N != len(values[i]) || round.N > 0 && (round.P50 != rank(values[i], 0.5) || round.P99 != rank(values[i], 0.99)) {
 			t.Errorf("%+v, round %d: %+v of %v", s.Key, i, round, values[i])
 		}
+		if round.N == 0 { // nobody was answered in a burst
+			continue
+		}
 		medians = append(medians, rank(values[i], 0.5))
 		if direct != nil && direct != s {
-			ratios = append(ratios, rank(values[i], 0.5)/rank(direct.Values()[i], 0.5))
+			if base := rank(direct.Values()[i], 0.5); base > 0 { // not NaN either
+				ratios = append(ratios, rank(values[i], 0.5)/base)
+			}
 		}
 	}
 	res := s.Result

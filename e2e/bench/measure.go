@@ -113,8 +113,8 @@ func (r *runner) burst(ctx context.Context, t target, put putter) error {
 	if err != nil {
 		return err
 	}
-	if s.Answered == 0 {
-		put(RateTCP, nil, s.Done)
+	if s.Answered == 0 { // a rate of 0 is one; nothing can be said of a connection
+		put(RateTCP, []float64{0}, s.Done)
 		put(CPUTCP, nil, 0)
 		return nil
 	}
