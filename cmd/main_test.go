@@ -6,6 +6,7 @@ import (
 	"testing"
 
 	"shunt/bpf"
+	"shunt/e2e/bench"
 	"shunt/e2e/lab"
 )
 
@@ -14,6 +15,7 @@ import (
 func TestMain(m *testing.M) {
 	bpf.MaybeProbe()
 	lab.MaybeAgent()
+	bench.MaybeProxy()
 	if len(os.Args) > 1 && !strings.HasPrefix(os.Args[1], "-") {
 		os.Exit(Main(os.Args[1:]))
 	}

@@ -15,6 +15,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"shunt/bpf"
+	"shunt/e2e/bench"
 	"shunt/e2e/lab"
 )
 
@@ -39,6 +40,7 @@ func usageErrorf(format string, args ...any) error {
 func Main(args []string) int {
 	bpf.MaybeProbe()
 	lab.MaybeAgent()
+	bench.MaybeProxy()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	return execute(ctx, args, os.Stdout, os.Stderr)
@@ -79,7 +81,7 @@ func newRootCommand() *cobra.Command {
 	})
 	root.CompletionOptions.HiddenDefaultCmd = true
 	root.AddCommand(newRunCommand(), newStatusCommand(), newServicesCommand(),
-		newCleanupCommand(), newVersionCommand(), newDemoCommand())
+		newCleanupCommand(), newVersionCommand(), newDemoCommand(), newBenchCommand())
 	for _, c := range append(root.Commands(), root) {
 		args := c.Args
 		c.Args = func(c *cobra.Command, a []string) error {

@@ -1,0 +1,201 @@
+package bench
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"runtime/debug"
+	"time"
+
+	"go.uber.org/zap"
+
+	"shunt/bpf"
+	"shunt/lb"
+	"shunt/maps"
+)
+
+// proxyEnv makes a process shunt's contender.
+const proxyEnv = "SHUNT_BENCH_PROXY"
+
+// proxyTask is what the process is to do: a line of JSON; the answer is another.
+type proxyTask struct {
+	// Op is prepare (make the objects), load (put them into effect), update
+	// (move the endpoint of the moving service) or stop (take all away).
+	Op           string
+	Workload     workload
+	Root, Cgroup string
+	Node         string
+	Sizes        maps.Sizes
+}
+
+type proxyAnswer struct{ Err string }
+
+// MaybeProxy turns this process into shunt's contender if a benchmark started
+// it as one, and then never returns. A program that runs benchmarks calls it
+// first in main, as lab.MaybeAgent. The process is the daemon's inside, with
+// objects from memory where the daemon has a watcher.
+func MaybeProxy() {
+	if os.Getenv(proxyEnv) == "" {
+		return
+	}
+	debug.SetGCPercent(50) // as `shunt run`
+	p := &inside{reports: make(chan lb.Report, 1)}
+	err := p.serve(os.Stdin, os.Stdout)
+	if err = errors.Join(err, p.stop()); err != nil {
+		fmt.Fprintf(os.Stderr, "shunt of a benchmark: %v\n", err)
+		os.Exit(1)
+	}
+	os.Exit(0)
+}
+
+// inside is the daemon without a watcher.
+type inside struct {
+	task     proxyTask
+	store    *lb.Store
+	set      *maps.Set
+	kernel   *maps.Kernel
+	programs *bpf.Programs
+	reports  chan lb.Report
+	cancel   context.CancelFunc
+	done     chan error
+	held     *recorder
+}
+
+// recorder holds objects until they are wanted.
+type recorder struct {
+	services []*lb.Service
+	slices   []*lb.EndpointSlice
+}
+
+func (r *recorder) SetService(s *lb.Service)     { r.services = append(r.services, s) }
+func (r *recorder) SetSlice(s *lb.EndpointSlice) { r.slices = append(r.slices, s) }
+
+func (p *inside) serve(in io.Reader, out io.Writer) error {
+	lines, answers := json.NewDecoder(in), json.NewEncoder(out)
+	for {
+		var t proxyTask
+		if err := lines.Decode(&t); errors.Is(err, io.EOF) {
+			return nil
+		} else if err != nil {
+			return err
+		}
+		var a proxyAnswer
+		if err := p.do(t); err != nil {
+			a.Err = err.Error()
+		}
+		if err := answers.Encode(a); err != nil {
+			return err
+		}
+	}
+}
+
+func (p *inside) do(t proxyTask) error {
+	switch t.Op {
+	case "prepare":
+		p.task, p.held = t, &recorder{}
+		t.Workload.fill(p.held)
+		return nil
+	case "load":
+		return p.load()
+	case "update":
+		select { // what nobody waited for says nothing of this change
+		case <-p.reports:
+		default:
+		}
+		_, list := t.Workload.objects(t.Workload.moving())
+		for _, s := range list {
+			p.store.SetSlice(s)
+		}
+		return p.reconciled()
+	case "stop":
+		return p.stop()
+	}
+	return fmt.Errorf("no such task: %q", t.Op)
+}
+
+// load puts everything into effect, as the daemon does: maps, programs, the
+// first reconcile, then the hooks.
+func (p *inside) load() (err error) {
+	if err := bpf.RequireBPFFS(p.task.Root, false); err != nil {
+		return err
+	}
+	if p.set, _, err = maps.Open(p.task.Root, p.task.Sizes); err != nil {
+		return err
+	}
+	if p.kernel, err = maps.NewKernel(p.set); err != nil {
+		return err
+	}
+	if p.programs, err = bpf.Load(p.set); err != nil {
+		return err
+	}
+	p.store = lb.NewStore(time.Now)
+	loop := lb.NewLoop(lb.LoopOptions{Store: p.store, Tables: p.kernel, Log: zap.NewNop(), Now: time.Now,
+		NodeName: p.task.Node, Observer: p})
+	if _, err = loop.Adopt(); err != nil {
+		return err
+	}
+	for _, s := range p.held.services {
+		p.store.SetService(s)
+	}
+	for _, s := range p.held.slices {
+		p.store.SetSlice(s)
+	}
+	p.held = nil
+	p.store.SetSynced()
+	ctx, cancel := context.WithCancel(context.Background())
+	p.cancel, p.done = cancel, make(chan error, 1)
+	go func() { p.done <- loop.Run(ctx) }()
+	if err := p.reconciled(); err != nil {
+		return err
+	}
+	if err := p.programs.Attach(p.task.Root, p.task.Cgroup); err != nil {
+		return err
+	}
+	debug.FreeOSMemory() // as the daemon does after its first sync
+	return nil
+}
+
+// reconciled waits for the loop to have taken what was set.
+func (p *inside) reconciled() error {
+	select {
+	case r := <-p.reports:
+		return r.Err
+	case err := <-p.done:
+		p.done <- err
+		return fmt.Errorf("the loop ended: %w", err)
+	}
+}
+
+// Reconciled is called by the loop; the task that waits reads it.
+func (p *inside) Reconciled(r lb.Report) {
+	select {
+	case p.reports <- r:
+	default: // a repetition that nobody asked for
+	}
+}
+
+// SetHealthChecks is not measured.
+func (p *inside) SetHealthChecks([]lb.HealthCheck) {}
+
+// stop takes away what load brought.
+func (p *inside) stop() error {
+	var errs []error
+	if p.cancel != nil {
+		p.cancel()
+		errs = append(errs, <-p.done)
+	}
+	if p.programs != nil {
+		errs = append(errs, bpf.Detach(p.task.Root), p.programs.Close())
+	}
+	if p.kernel != nil {
+		errs = append(errs, p.kernel.Close())
+	}
+	if p.set != nil {
+		errs = append(errs, p.set.Close())
+	}
+	*p = inside{reports: p.reports}
+	return errors.Join(errs...)
+}

@@ -1,0 +1,101 @@
+package bench
+
+import (
+	"fmt"
+	"io"
+	"text/tabwriter"
+)
+
+// Change is what became of one series between two reports.
+type Change struct {
+	Key  Key    `json:"key"`
+	Unit string `json:"unit"`
+	// Of says which number is compared: the ratio to direct where there is one,
+	// since it is less a matter of the machine, else the value itself.
+	Of  string   `json:"of"`
+	Old Interval `json:"old"`
+	New Interval `json:"new"`
+	// Factor is new by old. Beyond says that the intervals do not overlap.
+	Factor float64 `json:"factor"`
+	Beyond bool    `json:"beyondNoise"`
+}
+
+// Comparison of two reports.
+type Comparison struct {
+	// Warnings name what makes them hard to compare.
+	Warnings []string `json:"warnings"`
+	Changes  []Change `json:"changes"`
+	// Only one of them has these.
+	OnlyOld []Key `json:"onlyOld"`
+	OnlyNew []Key `json:"onlyNew"`
+}
+
+// Compare tells what changed from old to new, and whether beyond noise.
+func Compare(old, new *Report) *Comparison {
+	c := &Comparison{Warnings: differences(old, new), Changes: []Change{}}
+	for _, a := range old.Series {
+		b := new.Find(a.Key)
+		if b == nil || a.Result.N == 0 || b.Result.N == 0 {
+			c.OnlyOld = append(c.OnlyOld, a.Key)
+			continue
+		}
+		ch := Change{Key: a.Key, Unit: a.Unit, Of: "value", Old: a.Result.Rounds, New: b.Result.Rounds}
+		if a.Result.Ratio != nil && b.Result.Ratio != nil {
+			ch.Of, ch.Old, ch.New = "ratio to direct", *a.Result.Ratio, *b.Result.Ratio
+		}
+		if ch.Old.Value != 0 {
+			ch.Factor = ch.New.Value / ch.Old.Value
+		}
+		ch.Beyond = ch.Old.apart(ch.New)
+		c.Changes = append(c.Changes, ch)
+	}
+	for _, b := range new.Series {
+		if old.Find(b.Key) == nil {
+			c.OnlyNew = append(c.OnlyNew, b.Key)
+		}
+	}
+	return c
+}
+
+// differences between machines and setups.
+func differences(a, b *Report) []string {
+	all := []string{}
+	differ := func(what string, x, y any) {
+		if x != y {
+			all = append(all, fmt.Sprintf("%s: %v and %v", what, x, y))
+		}
+	}
+	differ("kernel", a.Machine.Kernel, b.Machine.Kernel)
+	differ("CPU", a.Machine.CPU, b.Machine.CPU)
+	differ("CPUs", a.Machine.CPUs, b.Machine.CPUs)
+	differ("endpoints", a.Setup.Endpoints, b.Setup.Endpoints)
+	differ("rounds", a.Setup.Rounds, b.Setup.Rounds)
+	differ("exchanges a round", a.Setup.Exchanges, b.Setup.Exchanges)
+	return all
+}
+
+// Table writes the comparison for a terminal.
+func (c *Comparison) Table(w io.Writer) {
+	for _, warning := range c.Warnings {
+		fmt.Fprintf(w, "not the same: %s\n", warning)
+	}
+	tw := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(tw, "services\tcontender\tpath\tmeasure\tof\told\tnew\tfactor\tbeyond noise")
+	beyond := 0
+	for _, ch := range c.Changes {
+		verdict := "no"
+		if ch.Beyond {
+			verdict = "YES"
+			beyond++
+		}
+		unit := ""
+		if ch.Of == "value" {
+			unit = " " + ch.Unit
+		}
+		fmt.Fprintf(tw, "%d\t%s\t%s\t%s\t%s\t%s%s\t%s%s\t%.2f\t%s\n", ch.Key.Services, ch.Key.Contender, ch.Key.Path.words(),
+			ch.Key.Measure, ch.Of, number(ch.Old.Value), unit, number(ch.New.Value), unit, ch.Factor, verdict)
+	}
+	tw.Flush()
+	fmt.Fprintf(w, "%d of %d beyond noise (intervals of 95%% that do not overlap); %d only in the first, %d only in the second\n",
+		beyond, len(c.Changes), len(c.OnlyOld), len(c.OnlyNew))
+}

@@ -1,0 +1,93 @@
+package bench
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"shunt/bpf"
+)
+
+// Preflight refuses where a run could do harm or would measure something else.
+// pins is the directory in which a daemon of this machine has its maps.
+func Preflight(o Options, pins string) error {
+	if err := o.Check(); err != nil {
+		return err
+	}
+	if os.Geteuid() != 0 {
+		return errors.New("the benchmark makes network namespaces and loads eBPF programs and rules, which needs root: sudo " +
+			"shunt bench")
+	}
+	m, err := readMachine()
+	if err != nil {
+		return err
+	}
+	if need := needMiB(&o); m.AvailableMiB < need {
+		return fmt.Errorf("%d services of %d endpoints need some %d MiB, and %d are available: ask for less by --services or "+
+			"--endpoints",
+			slices.Max(o.Services), o.Endpoints, need, m.AvailableMiB)
+	}
+	if err := noProxy("/proc"); err != nil {
+		return err
+	}
+	lock, err := bpf.TakeLock(pins)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("no benchmark on a machine at work: %w", err)
+	}
+	return lock.Release()
+}
+
+// needMiB is a rough upper bound, mostly of iptables-restore and what the
+// kernel makes of its rules.
+func needMiB(o *Options) int {
+	endpoints := slices.Max(o.Services) * o.Endpoints
+	return 400 + endpoints*12/1024 + slices.Max(o.Services)*16/1024
+}
+
+// noProxy fails if a proxy is at work in this network namespace. Those of other
+// namespaces (a test's, a node of kind) are not this machine's own.
+func noProxy(proc string) error {
+	own, err := os.Readlink(filepath.Join(proc, "self/ns/net"))
+	if err != nil {
+		return fmt.Errorf("find out whether a proxy is at work: %w", err)
+	}
+	files, err := filepath.Glob(filepath.Join(proc, "[0-9]*/cmdline"))
+	if err != nil {
+		return err
+	}
+	for _, file := range files {
+		data, err := os.ReadFile(file)
+		if err != nil {
+			continue // it has ended
+		}
+		name := proxyName(strings.Split(string(data), "\x00"))
+		if name == "" {
+			continue
+		}
+		dir := filepath.Dir(file)
+		if space, err := os.Readlink(filepath.Join(dir, "ns/net")); err == nil && space == own {
+			return fmt.Errorf("no benchmark on a machine at work: %s runs here (process %s), and each would disturb the "+
+				"other: stop it, or measure elsewhere",
+				name, filepath.Base(dir))
+		}
+	}
+	return nil
+}
+
+// proxyName tells a service proxy by its command line; empty: it is none.
+func proxyName(args []string) string {
+	switch base := filepath.Base(args[0]); {
+	case base == "kube-proxy":
+		return base
+	case base == "shunt" && len(args) > 1 && args[1] == "run":
+		return "shunt run"
+	}
+	return ""
+}

@@ -1,0 +1,116 @@
+package bench
+
+import (
+	"crypto/sha256"
+	"encoding/base32"
+	"fmt"
+	"strings"
+
+	"shunt/e2e/lab"
+)
+
+// chainHash names the chains of a service or endpoint.
+func chainHash(parts ...string) string {
+	sum := sha256.Sum256([]byte(strings.Join(parts, " ")))
+	return base32.StdEncoding.EncodeToString(sum[:])[:16]
+}
+
+func (f *frontend) proto() string { return strings.ToLower(f.Protocol.String()) }
+
+func (f *frontend) serviceChain() string { return "KUBE-SVC-" + chainHash(f.Name, f.proto()) }
+
+func (f *frontend) endpointChain(i int) string {
+	return "KUBE-SEP-" + chainHash(f.Name, f.proto(), f.Backends[i].String())
+}
+
+// iptablesHead is what is there with no service at all: where packets enter,
+// the mark for masquerade, and the filter table's part for established traffic.
+const iptablesHead = `*filter
+:KUBE-SERVICES - [0:0]
+:KUBE-FORWARD - [0:0]
+-A INPUT -m conntrack --ctstate NEW -m comment --comment "kubernetes service portals" -j KUBE-SERVICES
+-A FORWARD -m comment --comment "kubernetes forwarding rules" -j KUBE-FORWARD
+-A FORWARD -m conntrack --ctstate NEW -m comment --comment "kubernetes service portals" -j KUBE-SERVICES
+-A OUTPUT -m conntrack --ctstate NEW -m comment --comment "kubernetes service portals" -j KUBE-SERVICES
+-A KUBE-FORWARD -m conntrack --ctstate INVALID -j DROP
+-A KUBE-FORWARD -m comment --comment "kubernetes forwarding rules" -m mark --mark 0x4000/0x4000 -j ACCEPT
+-A KUBE-FORWARD -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT
+COMMIT
+*nat
+:KUBE-SERVICES - [0:0]
+:KUBE-NODEPORTS - [0:0]
+:KUBE-POSTROUTING - [0:0]
+:KUBE-MARK-MASQ - [0:0]
+-A PREROUTING -m comment --comment "kubernetes service portals" -j KUBE-SERVICES
+-A OUTPUT -m comment --comment "kubernetes service portals" -j KUBE-SERVICES
+-A POSTROUTING -m comment --comment "kubernetes postrouting rules" -j KUBE-POSTROUTING
+-A KUBE-POSTROUTING -m mark ! --mark 0x4000/0x4000 -j RETURN
+-A KUBE-POSTROUTING -j MARK --xor-mark 0x4000
+-A KUBE-POSTROUTING -m comment --comment "kubernetes service traffic requiring SNAT" -j MASQUERADE --random-fully
+-A KUBE-MARK-MASQ -j MARK --or-mark 0x4000
+`
+
+// iptablesLoad gives all rules, for iptables-restore.
+func iptablesLoad(w *workload) string {
+	var chains, dispatch, rules strings.Builder
+	for i := range w.Services {
+		for _, f := range w.frontends(i) {
+			iptablesDispatch(&dispatch, &f)
+			iptablesService(&chains, &rules, &f)
+		}
+	}
+	iptablesNodePorts(&dispatch)
+	return iptablesHead + chains.String() + dispatch.String() + rules.String() + "COMMIT\n"
+}
+
+// iptablesUpdate gives what one changed endpoint takes, for iptables-restore
+// --noflush: the rule of every service anew, and the chains of the one that
+// changed. before is the workload with the endpoint where it was.
+func iptablesUpdate(before, after *workload) string {
+	var chains, dispatch, rules, gone strings.Builder
+	for i := range after.Services {
+		for _, f := range after.frontends(i) {
+			iptablesDispatch(&dispatch, &f)
+			if i == after.moving() {
+				iptablesService(&chains, &rules, &f)
+			}
+		}
+	}
+	for _, f := range before.frontends(before.moving()) {
+		for e := range f.Backends {
+			fmt.Fprintf(&chains, ":%s - [0:0]\n", f.endpointChain(e))
+			fmt.Fprintf(&gone, "-X %s\n", f.endpointChain(e))
+		}
+	}
+	iptablesNodePorts(&dispatch)
+	return "*nat\n:KUBE-SERVICES - [0:0]\n" + chains.String() + dispatch.String() + rules.String() + gone.String() + "COMMIT\n"
+}
+
+func iptablesDispatch(b *strings.Builder, f *frontend) {
+	fmt.Fprintf(b, "-A KUBE-SERVICES -m comment --comment \"%s cluster IP\" -m %s -p %s -d %s --dport %d -j %s\n",
+		f.Name, f.proto(), f.proto(), f.Addr.Addr(), f.Addr.Port(), f.serviceChain())
+}
+
+func iptablesNodePorts(b *strings.Builder) {
+	b.WriteString("-A KUBE-SERVICES -m comment --comment \"kubernetes service nodeports; NOTE: this must be the last rule in this chain\"" +
+		" -m addrtype --dst-type LOCAL -j KUBE-NODEPORTS\n")
+}
+
+// iptablesService gives a service's chain, which draws an endpoint, and those
+// of its endpoints, which mark a hairpin and translate.
+func iptablesService(chains, rules *strings.Builder, f *frontend) {
+	p, svc := f.proto(), f.serviceChain()
+	fmt.Fprintf(chains, ":%s - [0:0]\n", svc)
+	fmt.Fprintf(rules, "-A %s -m comment --comment \"%s cluster IP\" -m %s -p %s -d %s --dport %d ! -s %s -j KUBE-MARK-MASQ\n",
+		svc, f.Name, p, p, f.Addr.Addr(), f.Addr.Port(), lab.ClusterCIDR4)
+	for e, b := range f.Backends {
+		sep, draw := f.endpointChain(e), ""
+		if left := len(f.Backends) - e; left > 1 {
+			draw = fmt.Sprintf(" -m statistic --mode random --probability %0.10f", 1/float64(left))
+		}
+		fmt.Fprintf(chains, ":%s - [0:0]\n", sep)
+		fmt.Fprintf(rules, "-A %s -m comment --comment \"%s -> %s\"%s -j %s\n", svc, f.Name, b, draw, sep)
+		fmt.Fprintf(rules, "-A %s -m comment --comment %q -s %s -j KUBE-MARK-MASQ\n", sep, f.Name, b.Addr())
+		fmt.Fprintf(rules, "-A %s -m comment --comment %q -m %s -p %s -j DNAT --to-destination %s\n", sep, f.Name, p, p, b)
+	}
+}

@@ -1,0 +1,45 @@
+package lab
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// AddAddr gives a pod one more address, which the node sends its way: one server
+// can so be many endpoints. The address must be of the node's pod range, and
+// nobody's else; the ones at its end are those of the last pods.
+func (p *Pod) AddAddr(addr netip.Addr) {
+	p.lab.t.Helper()
+	if p.lab.Err() != nil {
+		return
+	}
+	if err := p.addAddr(addr); err != nil {
+		p.lab.fail(fmt.Errorf("give pod %s the address %v: %w", p.name, addr, err))
+	}
+}
+
+func (p *Pod) addAddr(addr netip.Addr) error {
+	if p.veth == "" {
+		return errors.New("only pods with a network of their own have a range")
+	}
+	prefix := netip.PrefixFrom(addr, addr.BitLen())
+	if !podCIDR(p.node.number).sameFamily(prefix).Contains(addr) {
+		return fmt.Errorf("node %s has another range", p.node.name)
+	}
+	link, err := p.space.nl.LinkByName("eth0")
+	if err != nil {
+		return err
+	}
+	a := &netlink.Addr{IPNet: ipNet(prefix)}
+	if addr.Is6() {
+		a.Flags = unix.IFA_F_NODAD
+	}
+	if err := p.space.nl.AddrAdd(link, a); err != nil {
+		return err
+	}
+	return p.node.space.route(prefix, netip.Addr{}, p.veth)
+}
