@@ -72,8 +72,8 @@ lint: ## golangci-lint, with the import rules of the architecture
 	@lint=$$(hack/tool.sh $(GOLANGCI_LINT)); "$$lint" run --allow-serial-runners ./...
 
 .PHONY: tools
-tools: ## Build etcd and kube-apiserver into the cache, where missing
-	@e2e/tools/build.sh etcd kube-apiserver
+tools: ## Build etcd, kube-apiserver and kube-proxy into the cache, where missing
+	@e2e/tools/build.sh etcd kube-apiserver kube-proxy
 
 # Test binaries run as root, for namespaces and eBPF; the compiler does not.
 .PHONY: go-test
@@ -86,11 +86,11 @@ KERNELS ?= 5.10 6.1 6.12 newest
 
 .PHONY: load-kernels
 load-kernels: setup-kernels ## Maps and programs on every kernel of the matrix, in VMs (minutes)
-	@e2e/kernels/test.sh "$(KERNELS)" ./maps ./bpf
+	@e2e/kernels/test.sh "$(KERNELS)" ./maps ./bpf ./kubeproxy
 
 .PHONY: test-kernels
 test-kernels: setup-kernels ## The same and the tests with real sockets (half an hour)
-	@e2e/kernels/test.sh "$(KERNELS)" ./maps ./bpf ./e2e/lab ./e2e/socket
+	@e2e/kernels/test.sh "$(KERNELS)" ./maps ./bpf ./kubeproxy ./e2e/lab ./e2e/socket
 
 .PHONY: setup-kernels
 setup-kernels: # what VMs need

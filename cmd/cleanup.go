@@ -20,12 +20,26 @@ type cleanupResult struct {
 
 func newCleanupCommand() *cobra.Command {
 	var root, output string
+	var kubeProxy, dryRun bool
 	c := &cobra.Command{
 		Use:   "cleanup",
-		Short: "Detach the programs and remove the maps of a stopped daemon",
+		Short: "Detach the programs and remove the maps of a stopped daemon, or what kube-proxy left",
 		Long: "Cleanup takes out of effect and removes what `shunt run` left in place when it ended. Connections that\n" +
-			"are established go on: nothing translates them any more.",
+			"are established go on: nothing translates them any more.\n\n" +
+			"With --kube-proxy it removes what a kube-proxy left in this network namespace instead, and nothing of\n" +
+			"shunt's: rules of iptables (both variants), nftables and IPVS, for IPv4 and IPv6, also while shunt runs.\n" +
+			"Other people's rules stay. Established connections go on, but for those of IPVS. A kube-proxy that still\n" +
+			"runs has to be stopped first.",
 		RunE: func(c *cobra.Command, _ []string) error {
+			if dryRun && !kubeProxy {
+				return usageErrorf("--dry-run is for --kube-proxy only")
+			}
+			if kubeProxy && c.Flags().Changed("bpffs-root") {
+				return usageErrorf("--kube-proxy and --bpffs-root: nothing of shunt's is removed with --kube-proxy; run cleanup twice")
+			}
+			if kubeProxy {
+				return cleanupKubeProxy(c, output, dryRun)
+			}
 			res, err := cleanup(root)
 			if err != nil {
 				return err
@@ -41,6 +55,8 @@ func newCleanupCommand() *cobra.Command {
 	}
 	addOutputFlag(c, &output, "json")
 	addBPFFSRootFlag(c, &root)
+	c.Flags().BoolVar(&kubeProxy, "kube-proxy", false, "remove what a kube-proxy left on this node, and nothing else")
+	c.Flags().BoolVar(&dryRun, "dry-run", false, "with --kube-proxy: only say what would be removed")
 	return c
 }
 

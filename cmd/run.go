@@ -91,6 +91,7 @@ func run(ctx context.Context, cfg *Config) error {
 		return err
 	}
 	defer d.close()
+	d.warnKubeProxy(ctx)
 	err = d.serve(ctx, source)
 	if err == nil {
 		log.Info("stopped; what was programmed stays in effect")

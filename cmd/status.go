@@ -1,6 +1,7 @@
 package cmd
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -27,6 +28,7 @@ type statusReport struct {
 	Maps        []mapStatus       `json:"maps"`
 	Reasons     map[string]uint64 `json:"reasons"`
 	Features    []featureStatus   `json:"features"`
+	KubeProxy   kubeProxyStatus   `json:"kubeProxy"`
 }
 
 type daemonStatus struct {
@@ -61,7 +63,7 @@ func newStatusCommand() *cobra.Command {
 		Short: "Show what works on this node, what doesn't, and why",
 		Long:  "Status reads the pinned maps and links: it works with the daemon dead.",
 		RunE: func(c *cobra.Command, _ []string) error {
-			s, err := readStatus(root)
+			s, err := readStatus(c.Context(), root)
 			if err != nil {
 				return err
 			}
@@ -92,7 +94,7 @@ func openPins(root string) (*maps.Set, *maps.Kernel, error) {
 	return set, kernel, nil
 }
 
-func readStatus(root string) (*statusReport, error) {
+func readStatus(ctx context.Context, root string) (*statusReport, error) {
 	set, kernel, err := openPins(root)
 	if err != nil {
 		return nil, err
@@ -122,7 +124,8 @@ func readStatus(root string) (*statusReport, error) {
 		return nil, err
 	}
 	s.Features = readFeatures()
-	return s, nil
+	s.KubeProxy, err = readKubeProxy(ctx)
+	return s, err
 }
 
 func readDaemon(root string, meta maps.Meta) daemonStatus {
@@ -213,6 +216,7 @@ func (s *statusReport) table(w io.Writer) {
 			fmt.Fprintf(t, "  %s\t%s\n", a.Hook, a.Problem)
 		}
 	}
+	s.KubeProxy.table(t)
 	fmt.Fprintln(t, "Maps:")
 	for _, m := range s.Maps {
 		fmt.Fprintf(t, "  %s\t%d of %d (%.1f %%), %s\n", m.Map, m.Used, m.Size, 100*float64(m.Used)/float64(m.Size), m.Flag)

@@ -1,0 +1,106 @@
+package kubeproxy
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+
+	"sigs.k8s.io/knftables"
+)
+
+func nftFamily(family Family) knftables.Family {
+	if family == IPv6 {
+		return knftables.IPv6Family
+	}
+	return knftables.IPv4Family
+}
+
+// lookNFTables finds the tables of nftables mode. No rule of another table can lead
+// into them, so they go as they are.
+func (c *cleaner) lookNFTables(nft *nftState) {
+	for _, family := range families {
+		if !nft.hasTable(family, NFTable) {
+			continue
+		}
+		f := Finding{By: "nftables", Family: family, Table: NFTable, Chains: len(nft.chainsOf(family, NFTable))}
+		table, err := knftables.New(nftFamily(family), NFTable)
+		if err != nil {
+			err = fmt.Errorf("nft can't be used: %w: install it (package nftables), version 1.0.1 or newer", err)
+			c.unseen(fmt.Sprintf("nftables %s table %s, which is there", family, NFTable), err)
+			c.found(f, nil)
+			continue
+		}
+		c.found(f, func(ctx context.Context) error { return deleteTable(ctx, table, NFTable) })
+	}
+}
+
+func deleteTable(ctx context.Context, nft knftables.Interface, name string) error {
+	tx := nft.NewTransaction()
+	tx.Delete(&knftables.Table{})
+	if err := nft.Run(ctx, tx); err != nil && !knftables.IsNotFound(err) {
+		return fmt.Errorf("delete nftables table %s: %w", name, err)
+	}
+	return nil
+}
+
+// holdByNFT makes the table keepTable, which needs conntrack and NAT and does nothing.
+func holdByNFT(ctx context.Context, family Family) error {
+	nft, err := knftables.New(nftFamily(family), keepTable)
+	if err != nil {
+		return err
+	}
+	tx := nft.NewTransaction()
+	tx.Add(&knftables.Table{})
+	tx.Add(&knftables.Chain{
+		Name: "established", Type: knftables.PtrTo(knftables.NATType),
+		Hook: knftables.PtrTo(knftables.PostroutingHook), Priority: knftables.PtrTo(knftables.SNATPriority),
+	})
+	tx.Flush(&knftables.Chain{Name: "established"})
+	tx.Add(&knftables.Rule{Chain: "established", Rule: "ct state established accept"})
+	if err := nft.Run(ctx, tx); err != nil {
+		return fmt.Errorf("make nftables table %s: %w", keepTable, err)
+	}
+	return nil
+}
+
+func releaseByNFT(ctx context.Context, family Family) error {
+	nft, err := knftables.New(nftFamily(family), keepTable)
+	if err != nil {
+		return fmt.Errorf("delete nftables table %s: %w", keepTable, err)
+	}
+	return deleteTable(ctx, nft, keepTable)
+}
+
+// holdByIPTables makes the chain keepChain, which no rule leads to. The kernel
+// counts its rule as a user of conntrack all the same, and of NAT by its table.
+func holdByIPTables(ctx context.Context, variant string, family Family) error {
+	x, err := findXTables(ctx, variant, family)
+	if err != nil {
+		return err
+	}
+	return x.apply(ctx, "*nat\n:"+keepChain+" - [0:0]\n-A "+keepChain+" -m conntrack --ctstate ESTABLISHED -j RETURN\nCOMMIT\n")
+}
+
+func releaseByIPTables(ctx context.Context, variant string, family Family) error {
+	x, err := findXTables(ctx, variant, family)
+	if err != nil {
+		return err
+	}
+	return x.apply(ctx, "*nat\n-F "+keepChain+"\n-X "+keepChain+"\nCOMMIT\n")
+}
+
+// legacyNAT reads the legacy table nat; nil where there is none.
+func legacyNAT(ctx context.Context, family Family) (*table, error) {
+	tables, err := legacyTables(family)
+	if err != nil || !slices.Contains(tables, "nat") {
+		return nil, err
+	}
+	x, err := findXTables(ctx, variantLegacy, family)
+	if err != nil {
+		return nil, errors.Join(errNoLegacy, err)
+	}
+	return x.read(ctx, "nat")
+}
+
+var errNoLegacy = errors.New("table nat of iptables-legacy can't be read")

@@ -1,0 +1,107 @@
+package kubeproxy
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// Sign is a sign of a kube-proxy that runs in this network namespace.
+type Sign struct {
+	// PID is 0 where only its answer is known: it can be a part of another process
+	// (k3s), or out of sight.
+	PID int `json:"pid,omitempty"`
+	// Address where it answers, and Mode as it says itself.
+	Address string `json:"address,omitempty"`
+	Mode    string `json:"mode,omitempty"`
+}
+
+// String says what was seen.
+func (s Sign) String() string {
+	if s.PID != 0 {
+		return fmt.Sprintf("process kube-proxy, pid %d", s.PID)
+	}
+	return fmt.Sprintf("a kube-proxy that answers at %s, mode %s", s.Address, s.Mode)
+}
+
+// metricsAddress is where a kube-proxy answers for its mode unless it is told otherwise.
+const metricsAddress = "127.0.0.1:10249"
+
+// modes that a kube-proxy calls itself; shunt answers at the same place with another word.
+var modes = []string{"iptables", "ipvs", "nftables", "userspace"}
+
+// probeTimeout bounds the question to a local port.
+const probeTimeout = time.Second
+
+// Running looks for kube-proxies in the network namespace of the calling thread:
+// processes of that name, and one that answers for its mode on the usual port.
+func Running(ctx context.Context) []Sign {
+	signs := processes()
+	if mode := askMode(ctx, metricsAddress); slices.Contains(modes, mode) {
+		signs = append(signs, Sign{Address: metricsAddress, Mode: mode})
+	}
+	return signs
+}
+
+// processes finds kube-proxies that are visible in /proc. What can't be read, such as
+// a process that has ended, is none.
+func processes() []Sign {
+	here, err := os.Readlink("/proc/thread-self/ns/net")
+	if err != nil {
+		return []Sign{}
+	}
+	names, _ := filepath.Glob("/proc/[0-9]*/comm") // the pattern is well-formed
+	signs := []Sign{}
+	for _, name := range names {
+		comm, err := os.ReadFile(name)
+		if err != nil || strings.TrimSpace(string(comm)) != "kube-proxy" {
+			continue
+		}
+		dir := filepath.Dir(name)
+		there, err := os.Readlink(filepath.Join(dir, "ns/net"))
+		pid, numErr := strconv.Atoi(filepath.Base(dir))
+		if err == nil && numErr == nil && there == here {
+			signs = append(signs, Sign{PID: pid})
+		}
+	}
+	return signs
+}
+
+// askMode asks GET /proxyMode; empty: nobody who knows that answers there.
+func askMode(ctx context.Context, address string) string {
+	ctx, cancel := context.WithTimeout(ctx, probeTimeout)
+	defer cancel()
+	// Dialled here and now: the transport would do it on a thread of another network
+	// namespace, where this one is not the process's.
+	conn, err := (&net.Dialer{}).DialContext(ctx, "tcp", address)
+	if err != nil {
+		return ""
+	}
+	defer conn.Close()
+	transport := &http.Transport{
+		DialContext:       func(context.Context, string, string) (net.Conn, error) { return conn, nil },
+		DisableKeepAlives: true,
+	}
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+address+"/proxyMode", nil)
+	if err != nil {
+		return ""
+	}
+	response, err := transport.RoundTrip(request)
+	if err != nil {
+		return ""
+	}
+	defer response.Body.Close()
+	body, err := io.ReadAll(io.LimitReader(response.Body, 64))
+	if err != nil || response.StatusCode != http.StatusOK {
+		return ""
+	}
+	return strings.TrimSpace(string(body))
+}
