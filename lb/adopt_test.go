@@ -113,6 +113,10 @@ var leftoverTests = []struct {
 		v := maps.Service{Id: 77, Kind: uint8(maps.ExternalIP), Inside: maps.SlotRange{Base: 0, Count: 256}}
 		return k.SetFrontend(fe("9.9.9.9:9", TCP), v)
 	}},
+	{"one that leads there from outside", func(k *maps.Kernel, d *maps.Dump) error {
+		v := maps.Service{Id: 77, Kind: uint8(maps.ExternalIP), Outside: maps.SlotRange{Base: 0, Count: 256}}
+		return k.SetFrontend(fe("9.9.9.9:9", TCP), v)
+	}},
 	{"a name without a service", func(k *maps.Kernel, d *maps.Dump) error {
 		return k.SetName(50, maps.Name{Namespace: "x", Name: "y", Protocol: 6, Family: 4})
 	}},

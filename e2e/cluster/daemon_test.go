@@ -26,8 +26,9 @@ import (
 // daemonOptions say how to run the daemon; the zero value of a field is described
 // where there is one.
 type daemonOptions struct {
-	name     string // unique on the node
-	node     *node
+	name string // unique on the node
+	node *node
+	// nodeName is the node's by default.
 	nodeName string
 	// cgroup is the node's by default, root is named after the daemon.
 	cgroup, root string
@@ -48,6 +49,9 @@ type daemon struct {
 
 // run starts a daemon; it ends with the lab at the latest.
 func (f *fixture) run(o daemonOptions) (*daemon, error) {
+	if o.nodeName == "" {
+		o.nodeName = o.node.Name()
+	}
 	if o.cgroup == "" {
 		o.cgroup = o.node.Cgroup()
 	}

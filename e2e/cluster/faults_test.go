@@ -9,7 +9,6 @@ import (
 
 	v1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/tools/clientcmd"
 
 	"shunt/e2e/lab"
@@ -146,7 +145,7 @@ func TestStartWithoutAPIServer(t *testing.T) {
 	w := setUp(t).in(t, "away")
 	n := w.testNode(t, "away")
 	client := n.Pod("client")
-	d := w.runFor(t, daemonOptions{name: "away", node: n, nodeName: "away", healthz: "127.0.0.1:10256"})
+	d := w.runFor(t, daemonOptions{name: "away", node: n, healthz: "127.0.0.1:10256"})
 	d.await(t, `"in effect"`)
 	d.answers(t, "/livez", 200, "lastUpdated")
 	d.answers(t, "/healthz", 503, "this Node was not seen yet") // there is no Node of this name
@@ -161,8 +160,7 @@ func TestStartWithoutAPIServer(t *testing.T) {
 	d.answers(t, "/healthz", 503, "starting")
 	s.has("p0", "p5") // what the daemon before had programmed
 	w.reach(client, "tcp", addr(s.ip, 80), "p0", "p5")
-	_, err := w.api.CoreV1().Nodes().Create(t.Context(), newNode("away"), metav1.CreateOptions{})
-	check(t, err)
+	w.register(t, n)
 
 	check(t, n.api.Accept())
 	s.has("p1", "p6")
@@ -183,7 +181,7 @@ func TestChangesWhileDown(t *testing.T) {
 		w.create(name, []v1.ServicePort{tcp("a", 80), udp("b", 81)})
 		w.createSlice(name, name+"-1", []discoveryv1.EndpointPort{target("a", v1.ProtocolTCP, 8000), target("b", v1.ProtocolUDP, 8001)}, v4(w.pods...))
 	}
-	d := w.runFor(t, daemonOptions{name: "down", node: n, nodeName: "down"})
+	d := w.runFor(t, daemonOptions{name: "down", node: n})
 	ip := w.create("web", []v1.ServicePort{tcp("", 80)}).Spec.ClusterIP
 	w.createSlice("web", "web-1", onePort, v4(w.pods[0], w.pods[5]))
 	holds := func(pods string) {
@@ -238,7 +236,7 @@ func TestWrongToken(t *testing.T) {
 	w := setUp(t).in(t, "token")
 	n := w.testNode(t, "token")
 	client := n.Pod("client")
-	o := daemonOptions{name: "token", node: n, nodeName: "token", healthz: "127.0.0.1:10256"}
+	o := daemonOptions{name: "token", node: n, healthz: "127.0.0.1:10256"}
 	d := w.runFor(t, o)
 	s := w.faulty(d, client)
 	d.kill(t)

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	v1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes"
 
@@ -47,7 +48,7 @@ type fixture struct {
 
 	freshMu sync.Mutex
 	fresh   *node
-	starts  atomic.Int64 // of daemons
+	starts  atomic.Int64 // of daemons and nodes: what makes names unique
 }
 
 // node is a lab's node from which the API server can be reached.
@@ -126,7 +127,7 @@ func (f *fixture) start() (err error) {
 	if err := f.kube.Kubeconfig(f.kubeconfig()); err != nil {
 		return err
 	}
-	f.daemon, err = f.run(daemonOptions{name: "main", node: f.n1, nodeName: "n1",
+	f.daemon, err = f.run(daemonOptions{name: "main", node: f.n1,
 		healthz: "0.0.0.0:10256", metrics: "127.0.0.1:10249"})
 	if err != nil {
 		return err
@@ -152,10 +153,10 @@ func (f *fixture) node(name string) (*node, error) {
 	return n, f.lab.Err()
 }
 
-// testNode is node for the time of one test.
-func (f *fixture) testNode(t *testing.T, name string) *node {
+// testNode is node for the time of one test, with a name that begins with this.
+func (f *fixture) testNode(t *testing.T, prefix string) *node {
 	t.Helper()
-	n := &node{Node: f.lab.Node(name)}
+	n := &node{Node: f.lab.Node(fmt.Sprintf("%s-%d", prefix, f.starts.Add(1)))}
 	n.BPFFS()
 	check(t, f.lab.Err())
 	var err error
@@ -163,6 +164,19 @@ func (f *fixture) testNode(t *testing.T, name string) *node {
 	check(t, err)
 	t.Cleanup(n.api.Close)
 	return n
+}
+
+// register makes a node's Node in the API server, for the time of one test.
+func (f *fixture) register(t *testing.T, n *node) {
+	t.Helper()
+	_, err := f.api.CoreV1().Nodes().Create(t.Context(), newNode(n.Name()), metav1.CreateOptions{})
+	check(t, err)
+	t.Cleanup(func() {
+		err := f.api.CoreV1().Nodes().Delete(context.Background(), n.Name(), metav1.DeleteOptions{})
+		if err != nil && !apierrors.IsNotFound(err) {
+			t.Error(err)
+		}
+	})
 }
 
 func (f *fixture) makePods() error {

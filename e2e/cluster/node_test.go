@@ -38,7 +38,7 @@ func TestNode(t *testing.T) {
 			s.Endpoints[i].Hints = &discoveryv1.EndpointHints{ForZones: []discoveryv1.ForZone{{Name: zone}}}
 		}
 	})
-	d := w.runFor(t, daemonOptions{name: "zoned", node: n, nodeName: "zoned", healthz: "127.0.0.1:10256"})
+	d := w.runFor(t, daemonOptions{name: "zoned", node: n, healthz: "127.0.0.1:10256"})
 	expect := func(pods ...string) {
 		t.Helper()
 		line := fmt.Sprintf("web ClusterIP %s:80/TCP Cluster %s:8000", ip, strings.Join(pods, ":8000 "))
@@ -51,12 +51,11 @@ func TestNode(t *testing.T) {
 	d.answers(t, "/healthz", 503, "this Node was not seen yet")
 	d.answers(t, "/livez", 200, "lastUpdated")
 
-	_, err := w.api.CoreV1().Nodes().Create(t.Context(), newNode("zoned"), metav1.CreateOptions{})
-	check(t, err)
+	w.register(t, n)
 	expect("p0")
 	d.answers(t, "/healthz", 200, `"nodeEligible":true`)
 	setZone := func(zone string) {
-		w.updateNode("zoned", func(n *v1.Node) { n.Labels[v1.LabelTopologyZone] = zone })
+		w.updateNode(n.Name(), func(n *v1.Node) { n.Labels[v1.LabelTopologyZone] = zone })
 	}
 	setZone("zone-b")
 	expect("p1", "p2")
@@ -65,7 +64,7 @@ func TestNode(t *testing.T) {
 	setZone("zone-a")
 	expect("p0")
 	w.updateSlice("web-1", func(s *discoveryv1.EndpointSlice) { // the node comes before the zone
-		for i, node := range []string{"other", "zoned", "other"} {
+		for i, node := range []string{"other", n.Name(), "other"} {
 			s.Endpoints[i].Hints.ForNodes = []discoveryv1.ForNode{{Name: node}}
 		}
 	})
@@ -76,7 +75,7 @@ func TestNode(t *testing.T) {
 		}
 	})
 	expect("p0")
-	w.updateNode("zoned", func(n *v1.Node) { delete(n.Labels, v1.LabelTopologyZone) })
+	w.updateNode(n.Name(), func(n *v1.Node) { delete(n.Labels, v1.LabelTopologyZone) })
 	expect("p0", "p1", "p2")
 	w.drain(d)
 }
@@ -85,24 +84,23 @@ func TestNode(t *testing.T) {
 // the kubelet hear.
 func (w *world) drain(d *daemon) {
 	w.t.Helper()
-	t := w.t
-	w.updateNode("zoned", func(n *v1.Node) {
+	t, name := w.t, d.o.nodeName
+	w.updateNode(name, func(n *v1.Node) {
 		n.Spec.Taints = []v1.Taint{{Key: "ToBeDeletedByClusterAutoscaler", Value: "1", Effect: v1.TaintEffectNoSchedule}}
 	})
 	d.answers(t, "/healthz", 503, "ToBeDeletedByClusterAutoscaler")
 	d.answers(t, "/healthz", 503, `"nodeEligible":false`)
 	d.answers(t, "/livez", 200, "lastUpdated")
-	w.updateNode("zoned", func(n *v1.Node) { n.Spec.Taints = nil })
+	w.updateNode(name, func(n *v1.Node) { n.Spec.Taints = nil })
 	d.answers(t, "/healthz", 200, `"nodeEligible":true`)
 
-	w.updateNode("zoned", func(n *v1.Node) { n.Finalizers = []string{"test.example/kept"} })
-	check(t, w.api.CoreV1().Nodes().Delete(t.Context(), "zoned", metav1.DeleteOptions{}))
+	w.updateNode(name, func(n *v1.Node) { n.Finalizers = []string{"test.example/kept"} })
+	check(t, w.api.CoreV1().Nodes().Delete(t.Context(), name, metav1.DeleteOptions{}))
 	d.answers(t, "/healthz", 503, "is being deleted")
 	d.answers(t, "/livez", 200, "lastUpdated")
-	w.updateNode("zoned", func(n *v1.Node) { n.Finalizers = nil })
+	w.updateNode(name, func(n *v1.Node) { n.Finalizers = nil })
 	d.answers(t, "/healthz", 503, "is gone from it")
 	d.answers(t, "/livez", 200, "lastUpdated")
-	_, err := w.api.CoreV1().Nodes().Create(t.Context(), newNode("zoned"), metav1.CreateOptions{})
-	check(t, err)
+	w.register(t, d.o.node)
 	d.answers(t, "/healthz", 200, `"nodeEligible":true`)
 }

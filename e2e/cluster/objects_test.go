@@ -27,12 +27,14 @@ type world struct {
 	namespace string
 }
 
-// in makes a namespace for a test. Its objects go with the test.
-func (f *fixture) in(t *testing.T, namespace string) *world {
+// in makes a namespace for a test, of a name that begins with this. Its objects go
+// with the test.
+func (f *fixture) in(t *testing.T, prefix string) *world {
 	t.Helper()
-	_, err := f.api.CoreV1().Namespaces().Create(t.Context(),
-		&v1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: namespace}}, metav1.CreateOptions{})
+	made, err := f.api.CoreV1().Namespaces().Create(t.Context(),
+		&v1.Namespace{ObjectMeta: metav1.ObjectMeta{GenerateName: prefix + "-"}}, metav1.CreateOptions{})
 	check(t, err)
+	namespace := made.Name
 	w := &world{f, t, namespace}
 	t.Cleanup(func() {
 		ctx := context.Background()

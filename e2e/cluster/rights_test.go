@@ -11,6 +11,7 @@ import (
 	authorizationv1 "k8s.io/api/authorization/v1"
 	v1 "k8s.io/api/core/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 
@@ -31,8 +32,9 @@ func (w *world) deployedAccount() account {
 	check(w.t, err)
 	var a account
 	for _, o := range objects {
-		_, err := w.kube.Create(w.t.Context(), o, metav1.CreateOptions{})
-		check(w.t, err)
+		if _, err := w.kube.Create(w.t.Context(), o, metav1.CreateOptions{}); !apierrors.IsAlreadyExists(err) {
+			check(w.t, err)
+		}
 		switch o.GetKind() {
 		case "ServiceAccount":
 			a.namespace, a.name = o.GetNamespace(), o.GetName()
@@ -122,7 +124,7 @@ func (w *world) runAs(a account, n *node) (*daemon, *lab.Pod) {
 	check(w.t, w.kube.TokenKubeconfig(w.t.Context(), a.namespace, a.name, kubeconfig))
 	client := n.HostPod("client-" + a.name)
 	check(w.t, w.lab.Err())
-	return w.runFor(w.t, daemonOptions{name: a.name, node: n, nodeName: n.Name(), kubeconfig: kubeconfig, cgroup: client.Cgroup()}), client
+	return w.runFor(w.t, daemonOptions{name: a.name, node: n, kubeconfig: kubeconfig, cgroup: client.Cgroup()}), client
 }
 
 // TestDeployedRights runs the daemon with the service account of deploy/: with all
@@ -132,8 +134,7 @@ func TestDeployedRights(t *testing.T) {
 	w := setUp(t).in(t, "rights")
 	a := w.deployedAccount()
 	n := w.testNode(t, "rights")
-	_, err := w.api.CoreV1().Nodes().Create(t.Context(), newNode("rights"), metav1.CreateOptions{})
-	check(t, err)
+	w.register(t, n)
 	mistake := func(s *v1.Service) { s.Spec.ExternalIPs = []string{"fd00:198:51:100::99"} }
 	ip := w.create("web", []v1.ServicePort{tcp("", 80)}, mistake).Spec.ClusterIP
 	w.createSlice("web", "web-1", onePort, v4(w.pods[0], w.pods[5]))
@@ -146,7 +147,7 @@ func TestDeployedRights(t *testing.T) {
 
 	d, client := w.runAs(a, n)
 	works(d, client)
-	w.event(v1.EventTypeNormal, "Starting", "Node", "rights")
+	w.event(v1.EventTypeNormal, "Starting", "Node", n.Name())
 	w.event(v1.EventTypeWarning, "KubeProxyIncorrectIPVersion", "Service", "web")
 	w.again(d, "web", mistake)
 	eventually(t, "the event that came twice is a series", func() error {

@@ -60,8 +60,8 @@ func TestMutatedObjects(t *testing.T) {
 			r := rand.New(rand.NewPCG(uint64(seed), 3))
 			s, e := w.valid(fmt.Sprint("s", seed%40)) // created, then changed again and again
 			for path, body := range map[string][]byte{
-				"/api/v1/namespaces/storm/services":                         mutated(r, s),
-				"/apis/discovery.k8s.io/v1/namespaces/storm/endpointslices": mutated(r, e),
+				"/api/v1/namespaces/" + w.namespace + "/services":                         mutated(r, s),
+				"/apis/discovery.k8s.io/v1/namespaces/" + w.namespace + "/endpointslices": mutated(r, e),
 			} {
 				name := s.Name
 				if path[:5] == "/apis" {
@@ -123,7 +123,7 @@ func TestMutatedManifests(t *testing.T) {
 	for name, at := range map[string]string{"canary": ip, "canary6": ip6, "mark": mark} {
 		w.write(filepath.Join(dir, "0-"+name+".yaml"), w.manifest(name, at, 80)...)
 	}
-	o := daemonOptions{name: "files", node: n, nodeName: "files", manifests: dir, healthz: "127.0.0.1:10256"}
+	o := daemonOptions{name: "files", node: n, manifests: dir, healthz: "127.0.0.1:10256"}
 	d := w.runFor(t, o)
 	d.await(t, `"in effect"`)
 	load := client.StartHammer("tcp", addr(ip, 80), lab.HammerOptions{Duration: 10 * time.Minute, Rate: 100})
