@@ -175,6 +175,12 @@ func (d *daemon) serve(ctx context.Context, source *source) (err error) {
 		zap.String("bpffs", d.cfg.BPFFSRoot), zap.Int("adopted_frontends", adopted.Frontends),
 		zap.Int("adopted_backends", adopted.Backends), zap.Int("adopted_services", adopted.Services))
 
+	// Known before the first reconcile: what is in effect then takes node ports.
+	addrs, err := bpf.Addrs()
+	if err != nil {
+		return err
+	}
+	d.store.SetNodeAddrs(addrs)
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return d.loop.Run(ctx) })
 	group.Go(func() error { return d.sweeper.Run(ctx) })

@@ -243,7 +243,9 @@ func (h *realTest) event() {
 	h.api.ServiceWarning(lb.ServiceName{Namespace: "shop", Name: "checked"}, EventFailedHealthCheck, "port 30000 is taken")
 	s, err := h.admin.CoreV1().Services("shop").Get(h.Context(), "checked", metav1.GetOptions{})
 	must(h.T, err)
-	eventually(h.T, "an Event", func() bool {
+	// The API server has just been restarted: a write that meets the connection to
+	// the old one is tried again by client-go after 10 s and more.
+	within(h.T, 90*time.Second, "an Event", func() bool {
 		list, err := h.admin.EventsV1().Events("shop").List(h.Context(), metav1.ListOptions{})
 		must(h.T, err)
 		return len(list.Items) == 1 && list.Items[0].Reason == EventFailedHealthCheck && list.Items[0].Regarding.UID == s.UID

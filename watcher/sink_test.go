@@ -105,12 +105,18 @@ const deadline = 20 * time.Second
 // eventually polls until ok.
 func eventually(t *testing.T, what string, ok func() bool) {
 	t.Helper()
-	for end := time.Now().Add(deadline); time.Now().Before(end); time.Sleep(2 * time.Millisecond) {
+	within(t, deadline, what, ok)
+}
+
+// within is eventually with a time of its own.
+func within(t *testing.T, limit time.Duration, what string, ok func() bool) {
+	t.Helper()
+	for end := time.Now().Add(limit); time.Now().Before(end); time.Sleep(2 * time.Millisecond) {
 		if ok() {
 			return
 		}
 	}
-	t.Fatalf("not within %v: %s", deadline, what)
+	t.Fatalf("not within %v: %s", limit, what)
 }
 
 // next waits for these calls, in any order, and that there are no others.
