@@ -43,7 +43,6 @@ type fixture struct {
 	client *lab.Pod // a pod of n1
 	host   *lab.Pod // n1's own processes
 	names  map[netip.Addr]string
-	dir    string
 	daemon *daemon
 
 	freshMu sync.Mutex
@@ -100,10 +99,6 @@ func onClose(f func() error) { shared.down = append(shared.down, f) }
 
 func (f *fixture) start() (err error) {
 	ctx := context.Background()
-	if f.dir, err = os.MkdirTemp("", "shunt-cluster-"); err != nil {
-		return err
-	}
-	onClose(func() error { return os.RemoveAll(f.dir) })
 	if f.kube, err = kube.Start(ctx, kube.Options{}); err != nil {
 		return err
 	}
@@ -136,7 +131,7 @@ func (f *fixture) start() (err error) {
 }
 
 // kubeconfig is a file with the administrator's rights.
-func (f *fixture) kubeconfig() string { return filepath.Join(f.dir, "kubeconfig") }
+func (f *fixture) kubeconfig() string { return filepath.Join(f.lab.Dir(), "kubeconfig") }
 
 // node makes a node and lets its processes reach the API server.
 func (f *fixture) node(name string) (*node, error) {
