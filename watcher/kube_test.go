@@ -40,7 +40,7 @@ func TestRealAPIServer(t *testing.T) {
 
 	stop := h.run()
 	h.next("set node n1", "set service shop/web", "set slice shop/web-1", "synced")
-	web := h.sink.services[lb.ServiceName{Namespace: "shop", Name: "web"}]
+	web := h.sink.service(lb.ServiceName{Namespace: "shop", Name: "web"})
 	if len(web.ClusterIPs) != 2 || web.Created.IsZero() || web.Ports[0].NodePort == 0 {
 		t.Errorf("web: %+v", web)
 	}
@@ -207,16 +207,14 @@ func (h *realTest) awaitState(slicesOfShop ...string) {
 	s, err := h.admin.CoreV1().Services("shop").Get(h.Context(), "web", metav1.GetOptions{})
 	must(h.T, err)
 	eventually(h.T, "the state of the API server", func() bool {
-		h.sink.mu.Lock()
-		defer h.sink.mu.Unlock()
 		var names []string
-		for n := range h.sink.slices {
+		for _, n := range h.sink.sliceNames() {
 			if n.Namespace == "shop" {
 				names = append(names, n.Name)
 			}
 		}
 		slices.Sort(names)
-		web := h.sink.services[lb.ServiceName{Namespace: "shop", Name: "web"}]
+		web := h.sink.service(lb.ServiceName{Namespace: "shop", Name: "web"})
 		return slices.Equal(names, slicesOfShop) && web != nil && web.ClusterIPs[0].String() == s.Spec.ClusterIP
 	})
 	h.sink.take()

@@ -90,6 +90,20 @@ func (s *sink) SetSynced() {
 	s.synced++
 }
 
+// service gives a service as it was last set, nil where it is not there.
+func (s *sink) service(n lb.ServiceName) *lb.Service {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.services[n]
+}
+
+// sliceNames gives the slices that are there.
+func (s *sink) sliceNames() []lb.SliceName {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Collect(maps.Keys(s.slices))
+}
+
 // take gives the calls since the last take.
 func (s *sink) take() []string {
 	s.mu.Lock()
