@@ -11,4 +11,6 @@ enum frontend_kind abi_frontend_kind;
 enum service_flag abi_service_flag;
 enum backend_flag abi_backend_flag;
 enum addr_flag abi_addr_flag;
+enum flow_key_kind abi_flow_key_kind;
+enum flow_flag abi_flow_flag;
 __u32 abi_version = SHUNT_ABI;

@@ -16,27 +16,40 @@ import (
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	sockMapAddrs              = "addrs"
-	sockMapAffinity           = "affinity"
-	sockMapBackendStats       = "backend_stats"
-	sockMapBackends           = "backends"
-	sockMapCounters           = "counters"
-	sockMapMeta               = "meta"
-	sockMapNames              = "names"
-	sockMapServices           = "services"
-	sockMapSlots              = "slots"
-	sockMapSockFlows          = "sock_flows"
-	sockMapSockPeer           = "sock_peer"
-	sockProgShuntConnect4     = "shunt_connect4"
-	sockProgShuntConnect6     = "shunt_connect6"
-	sockProgShuntGetpeername4 = "shunt_getpeername4"
-	sockProgShuntGetpeername6 = "shunt_getpeername6"
-	sockProgShuntRecvmsg4     = "shunt_recvmsg4"
-	sockProgShuntRecvmsg6     = "shunt_recvmsg6"
-	sockProgShuntSendmsg4     = "shunt_sendmsg4"
-	sockProgShuntSendmsg6     = "shunt_sendmsg6"
-	sockVarConfigHasSetRetval = "config_has_set_retval"
-	sockVarConfigNetnsCookie  = "config_netns_cookie"
+	sockMapAddrs                  = "addrs"
+	sockMapAffinity               = "affinity"
+	sockMapBackendStats           = "backend_stats"
+	sockMapBackends               = "backends"
+	sockMapCounters               = "counters"
+	sockMapDevices                = "devices"
+	sockMapFlows                  = "flows"
+	sockMapFlowsNew               = "flows_new"
+	sockMapFragments              = "fragments"
+	sockMapMeta                   = "meta"
+	sockMapNames                  = "names"
+	sockMapServices               = "services"
+	sockMapSlots                  = "slots"
+	sockMapSockFlows              = "sock_flows"
+	sockMapSockPeer               = "sock_peer"
+	sockMapSources                = "sources"
+	sockProgShuntConnect4         = "shunt_connect4"
+	sockProgShuntConnect6         = "shunt_connect6"
+	sockProgShuntGetpeername4     = "shunt_getpeername4"
+	sockProgShuntGetpeername6     = "shunt_getpeername6"
+	sockProgShuntRecvmsg4         = "shunt_recvmsg4"
+	sockProgShuntRecvmsg6         = "shunt_recvmsg6"
+	sockProgShuntSendmsg4         = "shunt_sendmsg4"
+	sockProgShuntSendmsg6         = "shunt_sendmsg6"
+	sockVarConfigClusterCidrCount = "config_cluster_cidr_count"
+	sockVarConfigClusterCidrs     = "config_cluster_cidrs"
+	sockVarConfigEthernet         = "config_ethernet"
+	sockVarConfigFlowSeed         = "config_flow_seed"
+	sockVarConfigHasSetRetval     = "config_has_set_retval"
+	sockVarConfigNetnsCookie      = "config_netns_cookie"
+	sockVarConfigPodDevice        = "config_pod_device"
+	sockVarConfigSourcePortCount  = "config_source_port_count"
+	sockVarConfigSourcePortFirst  = "config_source_port_first"
+	sockVarConfigTimeouts         = "config_timeouts"
 )
 
 // loadSock returns the embedded CollectionSpec for sock.
@@ -100,20 +113,33 @@ type sockMapSpecs struct {
 	BackendStats *ebpf.MapSpec `ebpf:"backend_stats"`
 	Backends     *ebpf.MapSpec `ebpf:"backends"`
 	Counters     *ebpf.MapSpec `ebpf:"counters"`
+	Devices      *ebpf.MapSpec `ebpf:"devices"`
+	Flows        *ebpf.MapSpec `ebpf:"flows"`
+	FlowsNew     *ebpf.MapSpec `ebpf:"flows_new"`
+	Fragments    *ebpf.MapSpec `ebpf:"fragments"`
 	Meta         *ebpf.MapSpec `ebpf:"meta"`
 	Names        *ebpf.MapSpec `ebpf:"names"`
 	Services     *ebpf.MapSpec `ebpf:"services"`
 	Slots        *ebpf.MapSpec `ebpf:"slots"`
 	SockFlows    *ebpf.MapSpec `ebpf:"sock_flows"`
 	SockPeer     *ebpf.MapSpec `ebpf:"sock_peer"`
+	Sources      *ebpf.MapSpec `ebpf:"sources"`
 }
 
 // sockVariableSpecs contains global variables before they are loaded into the kernel.
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type sockVariableSpecs struct {
-	ConfigHasSetRetval *ebpf.VariableSpec `ebpf:"config_has_set_retval"`
-	ConfigNetnsCookie  *ebpf.VariableSpec `ebpf:"config_netns_cookie"`
+	ConfigClusterCidrCount *ebpf.VariableSpec `ebpf:"config_cluster_cidr_count"`
+	ConfigClusterCidrs     *ebpf.VariableSpec `ebpf:"config_cluster_cidrs"`
+	ConfigEthernet         *ebpf.VariableSpec `ebpf:"config_ethernet"`
+	ConfigFlowSeed         *ebpf.VariableSpec `ebpf:"config_flow_seed"`
+	ConfigHasSetRetval     *ebpf.VariableSpec `ebpf:"config_has_set_retval"`
+	ConfigNetnsCookie      *ebpf.VariableSpec `ebpf:"config_netns_cookie"`
+	ConfigPodDevice        *ebpf.VariableSpec `ebpf:"config_pod_device"`
+	ConfigSourcePortCount  *ebpf.VariableSpec `ebpf:"config_source_port_count"`
+	ConfigSourcePortFirst  *ebpf.VariableSpec `ebpf:"config_source_port_first"`
+	ConfigTimeouts         *ebpf.VariableSpec `ebpf:"config_timeouts"`
 }
 
 // sockObjects contains all objects after they have been loaded into the kernel.
@@ -141,12 +167,17 @@ type sockMaps struct {
 	BackendStats *ebpf.Map `ebpf:"backend_stats"`
 	Backends     *ebpf.Map `ebpf:"backends"`
 	Counters     *ebpf.Map `ebpf:"counters"`
+	Devices      *ebpf.Map `ebpf:"devices"`
+	Flows        *ebpf.Map `ebpf:"flows"`
+	FlowsNew     *ebpf.Map `ebpf:"flows_new"`
+	Fragments    *ebpf.Map `ebpf:"fragments"`
 	Meta         *ebpf.Map `ebpf:"meta"`
 	Names        *ebpf.Map `ebpf:"names"`
 	Services     *ebpf.Map `ebpf:"services"`
 	Slots        *ebpf.Map `ebpf:"slots"`
 	SockFlows    *ebpf.Map `ebpf:"sock_flows"`
 	SockPeer     *ebpf.Map `ebpf:"sock_peer"`
+	Sources      *ebpf.Map `ebpf:"sources"`
 }
 
 func (m *sockMaps) Close() error {
@@ -156,12 +187,17 @@ func (m *sockMaps) Close() error {
 		m.BackendStats,
 		m.Backends,
 		m.Counters,
+		m.Devices,
+		m.Flows,
+		m.FlowsNew,
+		m.Fragments,
 		m.Meta,
 		m.Names,
 		m.Services,
 		m.Slots,
 		m.SockFlows,
 		m.SockPeer,
+		m.Sources,
 	)
 }
 
@@ -169,8 +205,16 @@ func (m *sockMaps) Close() error {
 //
 // It can be passed to loadSockObjects or ebpf.CollectionSpec.LoadAndAssign.
 type sockVariables struct {
-	ConfigHasSetRetval *ebpf.Variable `ebpf:"config_has_set_retval"`
-	ConfigNetnsCookie  *ebpf.Variable `ebpf:"config_netns_cookie"`
+	ConfigClusterCidrCount *ebpf.Variable `ebpf:"config_cluster_cidr_count"`
+	ConfigClusterCidrs     *ebpf.Variable `ebpf:"config_cluster_cidrs"`
+	ConfigEthernet         *ebpf.Variable `ebpf:"config_ethernet"`
+	ConfigFlowSeed         *ebpf.Variable `ebpf:"config_flow_seed"`
+	ConfigHasSetRetval     *ebpf.Variable `ebpf:"config_has_set_retval"`
+	ConfigNetnsCookie      *ebpf.Variable `ebpf:"config_netns_cookie"`
+	ConfigPodDevice        *ebpf.Variable `ebpf:"config_pod_device"`
+	ConfigSourcePortCount  *ebpf.Variable `ebpf:"config_source_port_count"`
+	ConfigSourcePortFirst  *ebpf.Variable `ebpf:"config_source_port_first"`
+	ConfigTimeouts         *ebpf.Variable `ebpf:"config_timeouts"`
 }
 
 // sockPrograms contains all programs after they have been loaded into the kernel.

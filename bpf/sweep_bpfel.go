@@ -42,12 +42,17 @@ const (
 	sweepMapBackendStats     = "backend_stats"
 	sweepMapBackends         = "backends"
 	sweepMapCounters         = "counters"
+	sweepMapDevices          = "devices"
+	sweepMapFlows            = "flows"
+	sweepMapFlowsNew         = "flows_new"
+	sweepMapFragments        = "fragments"
 	sweepMapMeta             = "meta"
 	sweepMapNames            = "names"
 	sweepMapServices         = "services"
 	sweepMapSlots            = "slots"
 	sweepMapSockFlows        = "sock_flows"
 	sweepMapSockPeer         = "sock_peer"
+	sweepMapSources          = "sources"
 	sweepProgShuntStale      = "shunt_stale"
 	sweepProgShuntTranslated = "shunt_translated"
 	sweepVarSweepStaleSocket = "sweep_stale_socket"
@@ -108,12 +113,17 @@ type sweepMapSpecs struct {
 	BackendStats *ebpf.MapSpec `ebpf:"backend_stats"`
 	Backends     *ebpf.MapSpec `ebpf:"backends"`
 	Counters     *ebpf.MapSpec `ebpf:"counters"`
+	Devices      *ebpf.MapSpec `ebpf:"devices"`
+	Flows        *ebpf.MapSpec `ebpf:"flows"`
+	FlowsNew     *ebpf.MapSpec `ebpf:"flows_new"`
+	Fragments    *ebpf.MapSpec `ebpf:"fragments"`
 	Meta         *ebpf.MapSpec `ebpf:"meta"`
 	Names        *ebpf.MapSpec `ebpf:"names"`
 	Services     *ebpf.MapSpec `ebpf:"services"`
 	Slots        *ebpf.MapSpec `ebpf:"slots"`
 	SockFlows    *ebpf.MapSpec `ebpf:"sock_flows"`
 	SockPeer     *ebpf.MapSpec `ebpf:"sock_peer"`
+	Sources      *ebpf.MapSpec `ebpf:"sources"`
 }
 
 // sweepVariableSpecs contains global variables before they are loaded into the kernel.
@@ -148,12 +158,17 @@ type sweepMaps struct {
 	BackendStats *ebpf.Map `ebpf:"backend_stats"`
 	Backends     *ebpf.Map `ebpf:"backends"`
 	Counters     *ebpf.Map `ebpf:"counters"`
+	Devices      *ebpf.Map `ebpf:"devices"`
+	Flows        *ebpf.Map `ebpf:"flows"`
+	FlowsNew     *ebpf.Map `ebpf:"flows_new"`
+	Fragments    *ebpf.Map `ebpf:"fragments"`
 	Meta         *ebpf.Map `ebpf:"meta"`
 	Names        *ebpf.Map `ebpf:"names"`
 	Services     *ebpf.Map `ebpf:"services"`
 	Slots        *ebpf.Map `ebpf:"slots"`
 	SockFlows    *ebpf.Map `ebpf:"sock_flows"`
 	SockPeer     *ebpf.Map `ebpf:"sock_peer"`
+	Sources      *ebpf.Map `ebpf:"sources"`
 }
 
 func (m *sweepMaps) Close() error {
@@ -163,12 +178,17 @@ func (m *sweepMaps) Close() error {
 		m.BackendStats,
 		m.Backends,
 		m.Counters,
+		m.Devices,
+		m.Flows,
+		m.FlowsNew,
+		m.Fragments,
 		m.Meta,
 		m.Names,
 		m.Services,
 		m.Slots,
 		m.SockFlows,
 		m.SockPeer,
+		m.Sources,
 	)
 }
 

@@ -91,6 +91,8 @@ func (c *Config) addFlags(f *pflag.FlagSet) {
 	size(&c.MapSizes.Slots, maps.FlagSlots, d.Slots, "slots that fit: a service port takes the next power of two above its endpoints, twice while it changes")
 	size(&c.MapSizes.Backends, maps.FlagBackends, d.Backends, "endpoints of service ports that fit")
 	size(&c.MapSizes.Affinity, maps.FlagAffinity, d.Affinity, "clients with session affinity that are remembered")
+	size(&c.MapSizes.Sources, maps.FlagSources, d.Sources, "ranges of loadBalancerSourceRanges that fit, of all service ports together")
+	size(&c.MapSizes.Flows, maps.FlagFlows, d.Flows, "entries of flows from outside that fit, two a flow, and three where the endpoint is on another node")
 	c.kubeProxy.add(f)
 	addFieldFlags(f)
 }

@@ -63,6 +63,78 @@ const (
 	abiBackendFlagBACKEND_FLAG_TERMINATING abiBackendFlag = 8
 )
 
+type abiDevice struct {
+	_     structs.HostLayout
+	Addr4 abiAddr
+	Addr6 abiAddr
+}
+
+type abiFlow struct {
+	_            structs.HostLayout
+	Client       abiAddr
+	Frontend     abiAddr
+	Backend      abiAddr
+	Node         abiAddr
+	ClientPort   uint16
+	FrontendPort uint16
+	BackendPort  uint16
+	InnerPort    uint16
+	NodePort     uint16
+	Protocol     uint8
+	Flags        uint8
+	ServiceId    uint32
+	BackendId    uint32
+	Pad          uint32
+	Used         uint64
+}
+
+type abiFlowFlag uint32
+
+const (
+	abiFlowFlagFLOW_FLAG_SNAT        abiFlowFlag = 1
+	abiFlowFlagFLOW_FLAG_CONFIRMED   abiFlowFlag = 2
+	abiFlowFlagFLOW_FLAG_FIN_CLIENT  abiFlowFlag = 4
+	abiFlowFlagFLOW_FLAG_FIN_BACKEND abiFlowFlag = 8
+	abiFlowFlagFLOW_FLAG_FIN_FIRST   abiFlowFlag = 16
+	abiFlowFlagFLOW_FLAG_RST         abiFlowFlag = 32
+	abiFlowFlagFLOW_FLAG_OWN         abiFlowFlag = 64
+)
+
+type abiFlowKey struct {
+	_        structs.HostLayout
+	Src      abiAddr
+	Dst      abiAddr
+	Sport    uint16
+	Dport    uint16
+	Protocol uint8
+	Kind     uint8
+	Pad      uint16
+}
+
+type abiFlowKeyKind uint32
+
+const (
+	abiFlowKeyKindFLOW_KEY_UNSPEC abiFlowKeyKind = 0
+	abiFlowKeyKindFLOW_KEY_IN     abiFlowKeyKind = 1
+	abiFlowKeyKindFLOW_KEY_OUT    abiFlowKeyKind = 2
+)
+
+type abiFragment struct {
+	_     structs.HostLayout
+	Sport uint16
+	Dport uint16
+}
+
+type abiFragmentKey struct {
+	_        structs.HostLayout
+	Src      abiAddr
+	Dst      abiAddr
+	Id       uint32
+	Protocol uint8
+	Egress   uint8
+	Pad      uint16
+}
+
 type abiFrontendKey struct {
 	_        structs.HostLayout
 	Addr     abiAddr
@@ -110,7 +182,23 @@ const (
 	abiReasonREASON_REPLY_PASSED      abiReason = 12
 	abiReasonREASON_PEER_RESTORED     abiReason = 13
 	abiReasonREASON_PEER_PASSED       abiReason = 14
-	abiReasonREASON_MAX               abiReason = 15
+	abiReasonREASON_MALFORMED         abiReason = 15
+	abiReasonREASON_NO_FLOW           abiReason = 16
+	abiReasonREASON_OWN_FLOW          abiReason = 17
+	abiReasonREASON_EGRESS_PASSED     abiReason = 18
+	abiReasonREASON_SOURCE_KEPT       abiReason = 19
+	abiReasonREASON_SOURCE_TRANSLATED abiReason = 20
+	abiReasonREASON_UNCONFIRMED       abiReason = 21
+	abiReasonREASON_SOURCE_RANGE      abiReason = 22
+	abiReasonREASON_FLOW_UNRECORDED   abiReason = 23
+	abiReasonREASON_PORTS_EXHAUSTED   abiReason = 24
+	abiReasonREASON_NO_NODE_ADDRESS   abiReason = 25
+	abiReasonREASON_FRAGMENT_UNKNOWN  abiReason = 26
+	abiReasonREASON_FRAGMENT_PASSED   abiReason = 27
+	abiReasonREASON_ICMP_TRANSLATED   abiReason = 28
+	abiReasonREASON_ICMP_PASSED       abiReason = 29
+	abiReasonREASON_REPLY_FAILED      abiReason = 30
+	abiReasonREASON_MAX               abiReason = 31
 )
 
 type abiService struct {
@@ -130,6 +218,7 @@ const (
 	abiServiceFlagSERVICE_FLAG_INSIDE_LOCAL  abiServiceFlag = 1
 	abiServiceFlagSERVICE_FLAG_OUTSIDE_LOCAL abiServiceFlag = 2
 	abiServiceFlagSERVICE_FLAG_ELSEWHERE     abiServiceFlag = 4
+	abiServiceFlagSERVICE_FLAG_SOURCE_RANGES abiServiceFlag = 8
 )
 
 type abiServiceName struct {
@@ -159,6 +248,13 @@ type abiSockFlow struct {
 	Used         uint32
 }
 
+type abiSourceKey struct {
+	_          structs.HostLayout
+	PrefixBits uint32
+	ServiceId  uint32
+	Addr       abiAddr
+}
+
 // Names of all BPF objects in the ELF.
 //
 // Used for safe lookups in a Collection or CollectionSpec.
@@ -168,14 +264,21 @@ const (
 	abiMapBackendStats    = "backend_stats"
 	abiMapBackends        = "backends"
 	abiMapCounters        = "counters"
+	abiMapDevices         = "devices"
+	abiMapFlows           = "flows"
+	abiMapFlowsNew        = "flows_new"
+	abiMapFragments       = "fragments"
 	abiMapMeta            = "meta"
 	abiMapNames           = "names"
 	abiMapServices        = "services"
 	abiMapSlots           = "slots"
 	abiMapSockFlows       = "sock_flows"
 	abiMapSockPeer        = "sock_peer"
+	abiMapSources         = "sources"
 	abiVarAbiAddrFlag     = "abi_addr_flag"
 	abiVarAbiBackendFlag  = "abi_backend_flag"
+	abiVarAbiFlowFlag     = "abi_flow_flag"
+	abiVarAbiFlowKeyKind  = "abi_flow_key_kind"
 	abiVarAbiFrontendKind = "abi_frontend_kind"
 	abiVarAbiReason       = "abi_reason"
 	abiVarAbiServiceFlag  = "abi_service_flag"
@@ -235,12 +338,17 @@ type abiMapSpecs struct {
 	BackendStats *ebpf.MapSpec `ebpf:"backend_stats"`
 	Backends     *ebpf.MapSpec `ebpf:"backends"`
 	Counters     *ebpf.MapSpec `ebpf:"counters"`
+	Devices      *ebpf.MapSpec `ebpf:"devices"`
+	Flows        *ebpf.MapSpec `ebpf:"flows"`
+	FlowsNew     *ebpf.MapSpec `ebpf:"flows_new"`
+	Fragments    *ebpf.MapSpec `ebpf:"fragments"`
 	Meta         *ebpf.MapSpec `ebpf:"meta"`
 	Names        *ebpf.MapSpec `ebpf:"names"`
 	Services     *ebpf.MapSpec `ebpf:"services"`
 	Slots        *ebpf.MapSpec `ebpf:"slots"`
 	SockFlows    *ebpf.MapSpec `ebpf:"sock_flows"`
 	SockPeer     *ebpf.MapSpec `ebpf:"sock_peer"`
+	Sources      *ebpf.MapSpec `ebpf:"sources"`
 }
 
 // abiVariableSpecs contains global variables before they are loaded into the kernel.
@@ -249,6 +357,8 @@ type abiMapSpecs struct {
 type abiVariableSpecs struct {
 	AbiAddrFlag     *ebpf.VariableSpec `ebpf:"abi_addr_flag"`
 	AbiBackendFlag  *ebpf.VariableSpec `ebpf:"abi_backend_flag"`
+	AbiFlowFlag     *ebpf.VariableSpec `ebpf:"abi_flow_flag"`
+	AbiFlowKeyKind  *ebpf.VariableSpec `ebpf:"abi_flow_key_kind"`
 	AbiFrontendKind *ebpf.VariableSpec `ebpf:"abi_frontend_kind"`
 	AbiReason       *ebpf.VariableSpec `ebpf:"abi_reason"`
 	AbiServiceFlag  *ebpf.VariableSpec `ebpf:"abi_service_flag"`
@@ -280,12 +390,17 @@ type abiMaps struct {
 	BackendStats *ebpf.Map `ebpf:"backend_stats"`
 	Backends     *ebpf.Map `ebpf:"backends"`
 	Counters     *ebpf.Map `ebpf:"counters"`
+	Devices      *ebpf.Map `ebpf:"devices"`
+	Flows        *ebpf.Map `ebpf:"flows"`
+	FlowsNew     *ebpf.Map `ebpf:"flows_new"`
+	Fragments    *ebpf.Map `ebpf:"fragments"`
 	Meta         *ebpf.Map `ebpf:"meta"`
 	Names        *ebpf.Map `ebpf:"names"`
 	Services     *ebpf.Map `ebpf:"services"`
 	Slots        *ebpf.Map `ebpf:"slots"`
 	SockFlows    *ebpf.Map `ebpf:"sock_flows"`
 	SockPeer     *ebpf.Map `ebpf:"sock_peer"`
+	Sources      *ebpf.Map `ebpf:"sources"`
 }
 
 func (m *abiMaps) Close() error {
@@ -295,12 +410,17 @@ func (m *abiMaps) Close() error {
 		m.BackendStats,
 		m.Backends,
 		m.Counters,
+		m.Devices,
+		m.Flows,
+		m.FlowsNew,
+		m.Fragments,
 		m.Meta,
 		m.Names,
 		m.Services,
 		m.Slots,
 		m.SockFlows,
 		m.SockPeer,
+		m.Sources,
 	)
 }
 
@@ -310,6 +430,8 @@ func (m *abiMaps) Close() error {
 type abiVariables struct {
 	AbiAddrFlag     *ebpf.Variable `ebpf:"abi_addr_flag"`
 	AbiBackendFlag  *ebpf.Variable `ebpf:"abi_backend_flag"`
+	AbiFlowFlag     *ebpf.Variable `ebpf:"abi_flow_flag"`
+	AbiFlowKeyKind  *ebpf.Variable `ebpf:"abi_flow_key_kind"`
 	AbiFrontendKind *ebpf.Variable `ebpf:"abi_frontend_kind"`
 	AbiReason       *ebpf.Variable `ebpf:"abi_reason"`
 	AbiServiceFlag  *ebpf.Variable `ebpf:"abi_service_flag"`

@@ -2,4 +2,4 @@ package maps
 
 // The C types and map declarations of ../bpf/include are the only ones; this
 // makes Go's side of them. BPF_CFLAGS has the compiler's header directories.
-//go:generate go tool bpf2go -cc clang-19 -strip llvm-strip-19 -target bpfel -no-global-types -type addr -type frontend_key -type frontend_kind -type service -type service_flag -type slot_range -type backend -type backend_flag -type sock_flow -type affinity_key -type affinity_value -type addr_info -type addr_flag -type service_name -type meta_value -type reason abi ../bpf/abi.c -- -I../bpf/include -O2 -Wall -Werror $BPF_CFLAGS
+//go:generate go tool bpf2go -cc clang-19 -strip llvm-strip-19 -target bpfel -no-global-types -type addr -type frontend_key -type frontend_kind -type service -type service_flag -type slot_range -type backend -type backend_flag -type sock_flow -type affinity_key -type affinity_value -type addr_info -type addr_flag -type source_key -type flow_key -type flow_key_kind -type flow -type flow_flag -type fragment_key -type fragment -type device -type service_name -type meta_value -type reason abi ../bpf/abi.c -- -I../bpf/include -O2 -Wall -Werror $BPF_CFLAGS

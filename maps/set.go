@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/rlimit"
@@ -46,7 +47,11 @@ func Spec(sizes Sizes) (map[string]*ebpf.MapSpec, error) {
 }
 
 var mapNamesAll = []string{mapServices, mapSlots, mapBackends, mapBackendStats, mapSockPeer,
-	mapSockFlows, mapAffinity, mapAddrs, mapNames, mapCounters, mapMeta}
+	mapSockFlows, mapAffinity, mapAddrs, mapSources, mapFlows, mapFlowsNew, mapFragments, mapDevices,
+	mapNames, mapCounters, mapMeta}
+
+// mapNamesKept are maps that programs fill, and nobody could fill again.
+var mapNamesKept = []string{mapSockPeer, mapSockFlows, mapCounters, mapFlows, mapFlowsNew}
 
 // DefaultSizes are those that the C declarations have.
 func DefaultSizes() Sizes {
@@ -59,6 +64,8 @@ func DefaultSizes() Sizes {
 		Slots:    spec.Maps[mapSlots].MaxEntries,
 		Backends: spec.Maps[mapBackends].MaxEntries,
 		Affinity: spec.Maps[mapAffinity].MaxEntries,
+		Sources:  spec.Maps[mapSources].MaxEntries,
+		Flows:    spec.Maps[mapFlows].MaxEntries,
 	}
 }
 
@@ -212,9 +219,9 @@ func create(dir string, specs map[string]*ebpf.MapSpec, old *Set) (*Set, error) 
 }
 
 func createOne(name string, spec *ebpf.MapSpec, old *Set) (*ebpf.Map, error) {
-	if old != nil && (name == mapSockPeer || name == mapSockFlows || name == mapCounters) {
+	if old != nil && slices.Contains(mapNamesKept, name) {
 		m := old.maps[name]
-		if m.Type() == spec.Type && m.ValueSize() == spec.ValueSize && m.MaxEntries() == spec.MaxEntries {
+		if m != nil && m.Type() == spec.Type && m.ValueSize() == spec.ValueSize && m.MaxEntries() == spec.MaxEntries {
 			c, err := m.Clone()
 			if err != nil {
 				return nil, err

@@ -37,7 +37,7 @@ type Tables interface {
 
 // Sizes are the maps' numbers of entries.
 type Sizes struct {
-	Services, Slots, Backends, Affinity uint32
+	Services, Slots, Backends, Affinity, Sources, Flows uint32
 }
 
 // The flags of `shunt run` that set Sizes.
@@ -46,6 +46,8 @@ const (
 	FlagSlots    = "--slots-map-size"
 	FlagBackends = "--backends-map-size"
 	FlagAffinity = "--affinity-map-size"
+	FlagSources  = "--sources-map-size"
+	FlagFlows    = "--flows-map-size"
 )
 
 // maxEntries bounds every size: an array of so many 24-byte backends is 1.6 GB.
@@ -56,7 +58,8 @@ func (s Sizes) Validate() error {
 	for _, f := range []struct {
 		flag string
 		n    uint32
-	}{{FlagServices, s.Services}, {FlagSlots, s.Slots}, {FlagBackends, s.Backends}, {FlagAffinity, s.Affinity}} {
+	}{{FlagServices, s.Services}, {FlagSlots, s.Slots}, {FlagBackends, s.Backends}, {FlagAffinity, s.Affinity},
+		{FlagSources, s.Sources}, {FlagFlows, s.Flows}} {
 		if f.n < 16 || f.n > maxEntries {
 			return fmt.Errorf("%s is %d: give a number of entries from 16 to %d", f.flag, f.n, maxEntries)
 		}
@@ -92,6 +95,10 @@ func flagOf(name string) string {
 		return FlagBackends
 	case mapAffinity:
 		return FlagAffinity
+	case mapSources:
+		return FlagSources
+	case mapFlows:
+		return FlagFlows
 	}
 	return ""
 }
@@ -112,6 +119,10 @@ func (s Sizes) of(name string) uint32 {
 		return s.Backends
 	case mapAffinity:
 		return s.Affinity
+	case mapSources:
+		return s.Sources
+	case mapFlows:
+		return s.Flows
 	}
 	return 0
 }
@@ -126,6 +137,11 @@ const (
 	mapSockFlows    = abiMapSockFlows
 	mapAffinity     = abiMapAffinity
 	mapAddrs        = abiMapAddrs
+	mapSources      = abiMapSources
+	mapFlows        = abiMapFlows
+	mapFlowsNew     = abiMapFlowsNew
+	mapFragments    = abiMapFragments
+	mapDevices      = abiMapDevices
 	mapNames        = abiMapNames
 	mapCounters     = abiMapCounters
 	mapMeta         = abiMapMeta

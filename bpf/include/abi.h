@@ -11,7 +11,7 @@
 #include <linux/bpf.h>
 #include <linux/types.h>
 
-#define SHUNT_ABI 1
+#define SHUNT_ABI 2
 
 /* An IPv6 address, or an IPv4 one as ::ffff:a.b.c.d (RFC 4291, 2.5.5.2): one
  * form, so that there is one code path and one set of maps for both families. */
@@ -47,6 +47,7 @@ enum service_flag {
 	SERVICE_FLAG_OUTSIDE_LOCAL = 2, /* `outside` does */
 	SERVICE_FLAG_ELSEWHERE = 4,     /* usable endpoints exist, here or elsewhere:
 					 * where a Local range is empty, drop, don't refuse */
+	SERVICE_FLAG_SOURCE_RANGES = 8, /* from outside, only clients that `sources` has */
 };
 
 /* `count` slots from `base` on. */
@@ -127,6 +128,93 @@ struct affinity_value {
 	__u32 pad;
 };
 _Static_assert(sizeof(struct affinity_value) == 16, "struct affinity_value");
+
+/* Key of `sources`: loadBalancerSourceRanges of a service port. */
+struct source_key {
+	__u32 prefix_bits; /* 32 for service_id and those of the range, as of an IPv6 one */
+	__u32 service_id;
+	struct addr addr;
+};
+_Static_assert(sizeof(struct source_key) == 24, "struct source_key");
+
+/* The flows of the packet path. A client speaks to a frontend; between the two
+ * ends of this node's stack the same packets are between `client`, with
+ * inner_port, and `backend`; on the wire to a backend of another node they are
+ * between `node`, with node_port, and `backend`. So a flow is found by
+ *
+ *   FLOW_KEY_IN   a packet as it arrives: client → frontend, or, where the source
+ *                 is translated, backend → node. Source and destination are the
+ *                 packet's.
+ *   FLOW_KEY_OUT  a packet as it leaves the stack, in either direction: client,
+ *                 inner_port and backend. The lower of the two ends, byte by byte
+ *                 and then by port, is src.
+ *
+ * Every entry holds the whole flow: one that was lost is made again from another. */
+enum flow_key_kind {
+	FLOW_KEY_UNSPEC,
+	FLOW_KEY_IN,
+	FLOW_KEY_OUT,
+};
+
+struct flow_key {
+	struct addr src, dst;
+	__be16 sport, dport;
+	__u8 protocol;
+	__u8 kind; /* enum flow_key_kind */
+	__u16 pad;
+};
+_Static_assert(sizeof(struct flow_key) == 40, "struct flow_key");
+
+enum flow_flag {
+	FLOW_FLAG_SNAT = 1,        /* to the backend, the source becomes node:node_port */
+	FLOW_FLAG_CONFIRMED = 2,   /* seen from both sides; in `flows`, not `flows_new` */
+	FLOW_FLAG_FIN_CLIENT = 4,  /* TCP: the client has sent its last byte, */
+	FLOW_FLAG_FIN_BACKEND = 8, /* the backend has, */
+	FLOW_FLAG_FIN_FIRST = 16,  /* and of the two the client was first */
+	FLOW_FLAG_RST = 32,        /* TCP: one side has given up */
+	FLOW_FLAG_OWN = 64,        /* of a socket of this node: not to be translated.
+				    * client is the other host, frontend this node's end */
+};
+
+/* Value of `flows` and `flows_new`. */
+struct flow {
+	struct addr client, frontend, backend;
+	struct addr node;          /* source on the wire; zero until it is chosen */
+	__be16 client_port, frontend_port, backend_port;
+	__be16 inner_port;         /* the client's port as the backend's side has it: its own,
+				    * unless two flows of it would be one there */
+	__be16 node_port;          /* 0 until it is chosen */
+	__u8 protocol;
+	__u8 flags;                /* enum flow_flag */
+	__u32 service_id;
+	__u32 backend_id;
+	__u32 pad;
+	__u64 used;                /* ns, CLOCK_MONOTONIC, to within FLOW_TOUCH */
+};
+_Static_assert(sizeof(struct flow) == 96, "struct flow");
+
+/* Key of `fragments`: a datagram in pieces (RFC 791, RFC 8200 4.5), by hook, as
+ * both see the pieces and with other addresses. */
+struct fragment_key {
+	struct addr src, dst;
+	__u32 id; /* network order; of IPv4 in the last two bytes */
+	__u8 protocol;
+	__u8 egress;
+	__u16 pad;
+};
+_Static_assert(sizeof(struct fragment_key) == 40, "struct fragment_key");
+
+/* Value of `fragments`: what only the first piece says. */
+struct fragment {
+	__be16 sport, dport;
+};
+
+/* Value of `devices`, by interface index: what packets that leave there may have
+ * for their source. Zero: the device has no address of that family. */
+struct device {
+	struct addr addr4, addr6;
+};
+_Static_assert(sizeof(struct device) == 32, "struct device");
 
 enum addr_flag {
 	ADDR_FLAG_FRONTEND = 1,   /* frontends have this address */

@@ -4,6 +4,8 @@
 
 #include <linux/types.h>
 
+#include "abi.h"
+
 /* The cookie of the node's network namespace: the one that the daemon runs in,
  * which need not be the machine's first. 0: the kernel does not tell user space
  * (before 5.14), and it is taken to be the first. */
@@ -12,3 +14,46 @@ const volatile __u64 config_netns_cookie;
 /* bpf_set_retval exists (Linux 5.18): a refusal can say ECONNREFUSED. Without
  * it the kernel says EPERM. */
 const volatile __u8 config_has_set_retval;
+
+/* The packet path (tc.c), loaded once for each sort of device: */
+
+/* Packets begin with an Ethernet header, else with that of IP. */
+const volatile __u8 config_ethernet = 1;
+
+/* What comes in is from pods of this node, which are clients as sockets here are. */
+const volatile __u8 config_pod_device;
+
+/* Source ports for backends of other nodes: so many, from this one on; after 65535
+ * comes 1024. Host byte order. */
+const volatile __u32 config_source_port_first = 61000;
+const volatile __u32 config_source_port_count = 4536;
+
+/* A secret of this node, so that nobody outside can tell which client gets which
+ * backend. */
+const volatile __u64 config_flow_seed;
+
+/* Clients that are pods of this cluster, of other nodes among them. */
+#define CONFIG_CLUSTER_CIDRS 4
+struct cidr {
+	struct addr addr, mask;
+};
+const volatile struct cidr config_cluster_cidrs[CONFIG_CLUSTER_CIDRS];
+const volatile __u32 config_cluster_cidr_count;
+
+/* How long a flow is remembered after its last packet, in ns. */
+struct timeouts {
+	__u64 tcp_new;         /* nobody has answered */
+	__u64 tcp_established;
+	__u64 tcp_close_wait;  /* one side has sent its last byte */
+	__u64 tcp_closed;      /* both have, or one has given up */
+	__u64 udp_new;
+	__u64 udp_established;
+};
+const volatile struct timeouts config_timeouts = {
+	.tcp_new = 60 * 1000000000ULL,
+	.tcp_established = 24 * 3600 * 1000000000ULL,
+	.tcp_close_wait = 3600 * 1000000000ULL,
+	.tcp_closed = 10 * 1000000000ULL,
+	.udp_new = 30 * 1000000000ULL,
+	.udp_established = 120 * 1000000000ULL,
+};

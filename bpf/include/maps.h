@@ -13,7 +13,17 @@
 #define DEFAULT_SLOTS 524288
 #define DEFAULT_BACKENDS 262144
 #define DEFAULT_AFFINITY 65536
+#define DEFAULT_FLOWS 524288
+#define DEFAULT_SOURCES 65536
 #endif
+
+/* Of flows that were seen from one side only, as many entries, and of datagrams in
+ * pieces: what does not fit pushes out what was not used lately. */
+#define NEW_FLOWS 65536
+#define FRAGMENTS 8192
+
+/* Devices that programs are attached to. */
+#define DEVICES 4096
 
 /* Room for the node's own addresses, beside those of frontends. */
 #define NODE_ADDRS 4096
@@ -87,6 +97,47 @@ struct {
 	__type(key, struct addr);
 	__type(value, struct addr_info);
 } addrs SEC(".maps");
+
+/* Ranges of clients that a load-balancer IP lets in. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, DEFAULT_SOURCES);
+	__type(key, struct source_key);
+	__type(value, __u8);
+} sources SEC(".maps");
+
+/* Flows that were seen from both sides. No LRU: nothing that comes from outside
+ * alone can push one out. Two or three entries a flow. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, DEFAULT_FLOWS);
+	__type(key, struct flow_key);
+	__type(value, struct flow);
+} flows SEC(".maps");
+
+/* Flows of which nobody has answered yet. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, NEW_FLOWS);
+	__type(key, struct flow_key);
+	__type(value, struct flow);
+} flows_new SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, FRAGMENTS);
+	__type(key, struct fragment_key);
+	__type(value, struct fragment);
+} fragments SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, DEVICES);
+	__type(key, __u32);
+	__type(value, struct device);
+} devices SEC(".maps");
 
 /* Not preallocated: 196 bytes a name, and no program reads it. */
 struct {

@@ -23,5 +23,22 @@ enum reason {
 	/* getpeername */
 	REASON_PEER_RESTORED,
 	REASON_PEER_PASSED,
+	/* tc: packets. Those above that are about a choice are used there, too. */
+	REASON_MALFORMED,         /* passed: headers that are cut short or make no sense */
+	REASON_NO_FLOW,           /* passed: TCP to a frontend, not the first packet, and of no flow */
+	REASON_OWN_FLOW,          /* passed: an answer to a socket of this node */
+	REASON_EGRESS_PASSED,     /* passed: leaves, and is of no flow */
+	REASON_SOURCE_KEPT,       /* passed: to a backend, and needs no other source */
+	REASON_SOURCE_TRANSLATED, /* to a backend of another node, from an address of this one */
+	REASON_UNCONFIRMED,       /* a reply, translated, but map flows has no room for its flow */
+	REASON_SOURCE_RANGE,      /* dropped: not in loadBalancerSourceRanges */
+	REASON_FLOW_UNRECORDED,   /* dropped: no memory for the flow */
+	REASON_PORTS_EXHAUSTED,   /* dropped: no free source port to the backend was found */
+	REASON_NO_NODE_ADDRESS,   /* dropped: the device has no address to be the source */
+	REASON_FRAGMENT_UNKNOWN,  /* dropped: to a frontend's address, before the first piece */
+	REASON_FRAGMENT_PASSED,   /* passed: a piece of nothing that is ours */
+	REASON_ICMP_TRANSLATED,   /* an error about a packet of a flow */
+	REASON_ICMP_PASSED,       /* passed: ICMP that is about no flow */
+	REASON_REPLY_FAILED,      /* dropped: a reset or an ICMP error could not be made of it */
 	REASON_MAX,
 };
