@@ -13,4 +13,5 @@ enum backend_flag abi_backend_flag;
 enum addr_flag abi_addr_flag;
 enum flow_key_kind abi_flow_key_kind;
 enum flow_flag abi_flow_flag;
+enum flow_said abi_flow_said;
 __u32 abi_version = SHUNT_ABI;

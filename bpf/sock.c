@@ -47,12 +47,15 @@ static __always_inline int sock_in_own_netns(__u64 cookie)
 }
 
 /* Affinity's client on this node: the network namespace (abi.h, affinity_key). */
-static __always_inline void sock_client(__u64 netns_cookie, struct addr *client)
+static __always_inline void sock_client(struct bpf_sock_addr *ctx, struct lb_client *client)
 {
-	*(__u32 *)&client->b[0] = 0;
-	*(__u32 *)&client->b[4] = 0;
-	*(__u32 *)&client->b[8] = (__u32)(netns_cookie >> 32);
-	*(__u32 *)&client->b[12] = (__u32)netns_cookie;
+	__u64 cookie = bpf_get_netns_cookie(ctx);
+
+	__builtin_memset(client, 0, sizeof(*client));
+	*(__u32 *)&client->addr.b[8] = (__u32)(cookie >> 32);
+	*(__u32 *)&client->addr.b[12] = (__u32)cookie;
+	client->side = LB_INSIDE;
+	client->own_netns = sock_in_own_netns(cookie);
 }
 
 /* connect(): choose a backend and remember what it stands for. */
@@ -60,16 +63,14 @@ static __always_inline enum reason sock_connect(struct bpf_sock_addr *ctx,
 						const struct frontend_key *dst,
 						struct lb_choice *to)
 {
-	__u64 cookie = bpf_get_netns_cookie(ctx);
 	enum reason reason;
-	struct addr client;
+	struct lb_client client;
 
 	if (dst->protocol == IPPROTO_UDP && sock_flow_keep(ctx->sk, dst, to)) {
 		reason = REASON_FLOW_KEPT;
 	} else {
-		sock_client(cookie, &client);
-		reason = lb_select(dst, LB_INSIDE, sock_in_own_netns(cookie), &client,
-				   bpf_get_prandom_u32(), to);
+		sock_client(ctx, &client);
+		reason = lb_select(dst, &client, bpf_get_prandom_u32(), to);
 	}
 	switch (reason) {
 	case REASON_TRANSLATED:
@@ -96,18 +97,16 @@ static __always_inline enum reason sock_flow_begin(struct bpf_sock_addr *ctx,
 						   const struct frontend_key *dst,
 						   struct lb_choice *to)
 {
-	__u64 cookie = bpf_get_netns_cookie(ctx);
 	__u64 pick = bpf_get_socket_cookie(ctx);
 	enum reason reason = REASON_UNSPEC;
-	struct addr client;
+	struct lb_client client;
 	int empty = 0;
 
-	sock_client(cookie, &client);
+	sock_client(ctx, &client);
 	pick ^= lb_word(&dst->addr, 2) ^ ((__u64)lb_word(&dst->addr, 3) << 16) ^ dst->port;
 	pick *= 0x9e3779b97f4a7c15ULL; /* 2^64 / golden ratio: spreads the bits upwards */
 	for (int i = 0; i < LB_TRIES; i++) {
-		reason = lb_try(dst, LB_INSIDE, sock_in_own_netns(cookie), &client,
-				(__u32)(pick >> 32) + i, &empty, to);
+		reason = lb_try(dst, &client, (__u32)(pick >> 32) + i, &empty, to);
 		if (reason == REASON_ENTRY_CHANGED)
 			continue;
 		if (reason != REASON_TRANSLATED || !sock_flow_taken(ctx->sk, dst, to))

@@ -84,20 +84,18 @@ type abiFlow struct {
 	Flags        uint8
 	ServiceId    uint32
 	BackendId    uint32
-	Pad          uint32
+	ClientSaid   uint8
+	BackendSaid  uint8
+	Pad          uint16
 	Used         uint64
 }
 
 type abiFlowFlag uint32
 
 const (
-	abiFlowFlagFLOW_FLAG_SNAT        abiFlowFlag = 1
-	abiFlowFlagFLOW_FLAG_CONFIRMED   abiFlowFlag = 2
-	abiFlowFlagFLOW_FLAG_FIN_CLIENT  abiFlowFlag = 4
-	abiFlowFlagFLOW_FLAG_FIN_BACKEND abiFlowFlag = 8
-	abiFlowFlagFLOW_FLAG_FIN_FIRST   abiFlowFlag = 16
-	abiFlowFlagFLOW_FLAG_RST         abiFlowFlag = 32
-	abiFlowFlagFLOW_FLAG_OWN         abiFlowFlag = 64
+	abiFlowFlagFLOW_FLAG_SNAT      abiFlowFlag = 1
+	abiFlowFlagFLOW_FLAG_CONFIRMED abiFlowFlag = 2
+	abiFlowFlagFLOW_FLAG_OWN       abiFlowFlag = 4
 )
 
 type abiFlowKey struct {
@@ -117,6 +115,14 @@ const (
 	abiFlowKeyKindFLOW_KEY_UNSPEC abiFlowKeyKind = 0
 	abiFlowKeyKindFLOW_KEY_IN     abiFlowKeyKind = 1
 	abiFlowKeyKindFLOW_KEY_OUT    abiFlowKeyKind = 2
+)
+
+type abiFlowSaid uint32
+
+const (
+	abiFlowSaidFLOW_SAID_FIN       abiFlowSaid = 1
+	abiFlowSaidFLOW_SAID_FIN_LATER abiFlowSaid = 2
+	abiFlowSaidFLOW_SAID_RST       abiFlowSaid = 4
 )
 
 type abiFragment struct {
@@ -197,8 +203,10 @@ const (
 	abiReasonREASON_FRAGMENT_PASSED   abiReason = 27
 	abiReasonREASON_ICMP_TRANSLATED   abiReason = 28
 	abiReasonREASON_ICMP_PASSED       abiReason = 29
-	abiReasonREASON_REPLY_FAILED      abiReason = 30
-	abiReasonREASON_MAX               abiReason = 31
+	abiReasonREASON_SOURCE_RESTORED   abiReason = 30
+	abiReasonREASON_FLOW_OVER         abiReason = 31
+	abiReasonREASON_WRITE_FAILED      abiReason = 32
+	abiReasonREASON_MAX               abiReason = 33
 )
 
 type abiService struct {
@@ -279,6 +287,7 @@ const (
 	abiVarAbiBackendFlag  = "abi_backend_flag"
 	abiVarAbiFlowFlag     = "abi_flow_flag"
 	abiVarAbiFlowKeyKind  = "abi_flow_key_kind"
+	abiVarAbiFlowSaid     = "abi_flow_said"
 	abiVarAbiFrontendKind = "abi_frontend_kind"
 	abiVarAbiReason       = "abi_reason"
 	abiVarAbiServiceFlag  = "abi_service_flag"
@@ -359,6 +368,7 @@ type abiVariableSpecs struct {
 	AbiBackendFlag  *ebpf.VariableSpec `ebpf:"abi_backend_flag"`
 	AbiFlowFlag     *ebpf.VariableSpec `ebpf:"abi_flow_flag"`
 	AbiFlowKeyKind  *ebpf.VariableSpec `ebpf:"abi_flow_key_kind"`
+	AbiFlowSaid     *ebpf.VariableSpec `ebpf:"abi_flow_said"`
 	AbiFrontendKind *ebpf.VariableSpec `ebpf:"abi_frontend_kind"`
 	AbiReason       *ebpf.VariableSpec `ebpf:"abi_reason"`
 	AbiServiceFlag  *ebpf.VariableSpec `ebpf:"abi_service_flag"`
@@ -432,6 +442,7 @@ type abiVariables struct {
 	AbiBackendFlag  *ebpf.Variable `ebpf:"abi_backend_flag"`
 	AbiFlowFlag     *ebpf.Variable `ebpf:"abi_flow_flag"`
 	AbiFlowKeyKind  *ebpf.Variable `ebpf:"abi_flow_key_kind"`
+	AbiFlowSaid     *ebpf.Variable `ebpf:"abi_flow_said"`
 	AbiFrontendKind *ebpf.Variable `ebpf:"abi_frontend_kind"`
 	AbiReason       *ebpf.Variable `ebpf:"abi_reason"`
 	AbiServiceFlag  *ebpf.Variable `ebpf:"abi_service_flag"`

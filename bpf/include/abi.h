@@ -166,14 +166,18 @@ struct flow_key {
 _Static_assert(sizeof(struct flow_key) == 40, "struct flow_key");
 
 enum flow_flag {
-	FLOW_FLAG_SNAT = 1,        /* to the backend, the source becomes node:node_port */
-	FLOW_FLAG_CONFIRMED = 2,   /* seen from both sides; in `flows`, not `flows_new` */
-	FLOW_FLAG_FIN_CLIENT = 4,  /* TCP: the client has sent its last byte, */
-	FLOW_FLAG_FIN_BACKEND = 8, /* the backend has, */
-	FLOW_FLAG_FIN_FIRST = 16,  /* and of the two the client was first */
-	FLOW_FLAG_RST = 32,        /* TCP: one side has given up */
-	FLOW_FLAG_OWN = 64,        /* of a socket of this node: not to be translated.
-				    * client is the other host, frontend this node's end */
+	FLOW_FLAG_SNAT = 1,      /* to the backend, the source becomes node:node_port */
+	FLOW_FLAG_CONFIRMED = 2, /* seen from both sides; in `flows`, not in `flows_new` */
+	FLOW_FLAG_OWN = 4,       /* of a socket of this node, not to be translated: client is
+				  * the other host, frontend this node's end */
+};
+
+/* What one side of a TCP connection has said. Each side's word is a byte of its
+ * own, so that packets of both directions can be noted at once. */
+enum flow_said {
+	FLOW_SAID_FIN = 1,       /* its last byte is sent */
+	FLOW_SAID_FIN_LATER = 2, /* and the other's was before */
+	FLOW_SAID_RST = 4,
 };
 
 /* Value of `flows` and `flows_new`. */
@@ -188,7 +192,8 @@ struct flow {
 	__u8 flags;                /* enum flow_flag */
 	__u32 service_id;
 	__u32 backend_id;
-	__u32 pad;
+	__u8 client_said, backend_said; /* enum flow_said */
+	__u16 pad;
 	__u64 used;                /* ns, CLOCK_MONOTONIC, to within FLOW_TOUCH */
 };
 _Static_assert(sizeof(struct flow) == 96, "struct flow");

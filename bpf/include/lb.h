@@ -18,9 +18,19 @@
 
 enum lb_side { LB_INSIDE, LB_OUTSIDE };
 
+/* Who asks. */
+struct lb_client {
+	struct addr addr; /* as abi.h's affinity_key has it */
+	__u8 side;        /* enum lb_side */
+	__u8 own_netns;   /* a socket in the node's own network namespace */
+	__u8 by_packet;   /* addr is a packet's source: source ranges bind it */
+	__u8 forgetful;   /* asks for what it was told before: nothing is remembered anew */
+};
+
 struct lb_choice {
 	struct addr addr;
 	__be16 port;
+	__u8 flags; /* enum backend_flag */
 	__u32 backend_id;
 	__u32 service_id;
 };
@@ -88,6 +98,7 @@ static __always_inline void lb_choose(struct lb_choice *out, __u32 id, const str
 {
 	out->addr = be->addr;
 	out->port = be->port;
+	out->flags = be->flags;
 	out->backend_id = id;
 	out->service_id = service_id;
 }
@@ -135,16 +146,29 @@ static __always_inline enum reason lb_no_backend(const struct service *svc)
 	return svc->flags & SERVICE_FLAG_ELSEWHERE ? REASON_NO_LOCAL_ENDPOINT : REASON_NO_ENDPOINT;
 }
 
-/* One look at dst's entry, for a new connection: a backend of that side. `pick`
- * is any number: the slot is pick modulo the range. `empty` counts the looks that
+/* Whether a packet's source may use a service port that has source ranges. */
+static __always_inline int lb_source_allowed(__u32 service_id, const struct addr *source)
+{
+	struct source_key key = {
+		.prefix_bits = 8 * (sizeof(key.service_id) + sizeof(key.addr)),
+		.service_id = service_id,
+		.addr = *source,
+	};
+
+	return bpf_map_lookup_elem(&sources, &key) != NULL;
+}
+
+/* One look at dst's entry, for a new connection: a backend of the client's side.
+ * `pick` is any number: the slot is pick modulo the range. `empty` counts the looks that
  * found no backend. Returns REASON_TRANSLATED or REASON_AFFINITY_KEPT with *out
  * filled, REASON_ENTRY_CHANGED to look again, or the reason why there is none. */
-static __always_inline enum reason lb_try(const struct frontend_key *dst, enum lb_side side,
-					  int own_netns, const struct addr *client,
-					  __u32 pick, int *empty, struct lb_choice *out)
+static __always_inline enum reason lb_try(const struct frontend_key *dst,
+					  const struct lb_client *client, __u32 pick,
+					  int *empty, struct lb_choice *out)
 {
 	__u32 undefined;
-	struct service *entry = lb_frontend(dst, own_netns, &undefined);
+	struct service *entry = lb_frontend(dst, client->own_netns, &undefined);
+	int inside = client->side == LB_INSIDE;
 	struct affinity_key key = {};
 	struct slot_range range;
 	struct backend *be;
@@ -158,16 +182,18 @@ static __always_inline enum reason lb_try(const struct frontend_key *dst, enum l
 	if (!entry)
 		return (*empty)++ ? REASON_UNDEFINED_PORT : REASON_ENTRY_CHANGED;
 	svc = *entry;
-	range = side == LB_INSIDE ? svc.inside : svc.outside;
-	set = svc.flags & (side == LB_INSIDE ? SERVICE_FLAG_INSIDE_LOCAL :
-					       SERVICE_FLAG_OUTSIDE_LOCAL) ?
+	if (client->by_packet && svc.flags & SERVICE_FLAG_SOURCE_RANGES &&
+	    !lb_source_allowed(svc.id, &client->addr))
+		return (*empty)++ ? REASON_SOURCE_RANGE : REASON_ENTRY_CHANGED;
+	range = inside ? svc.inside : svc.outside;
+	set = svc.flags & (inside ? SERVICE_FLAG_INSIDE_LOCAL : SERVICE_FLAG_OUTSIDE_LOCAL) ?
 		      BACKEND_FLAG_LOCAL_SET : BACKEND_FLAG_CLUSTER_SET;
 	if (range.count == 0)
 		return (*empty)++ ? lb_no_backend(&svc) : REASON_ENTRY_CHANGED;
 
 	if (svc.affinity_seconds) {
 		key.service_id = svc.id;
-		key.client = *client;
+		key.client = client->addr;
 		now = bpf_ktime_get_ns();
 		if (lb_affinity_find(&svc, set, &key, now, out))
 			return REASON_AFFINITY_KEPT;
@@ -181,22 +207,22 @@ static __always_inline enum reason lb_try(const struct frontend_key *dst, enum l
 	if (!be)
 		return REASON_ENTRY_CHANGED;
 	lb_choose(out, slot, be, svc.id);
-	if (svc.affinity_seconds)
+	if (svc.affinity_seconds && !client->forgetful)
 		lb_affinity_store(&svc, set, &key, now, out);
 	return REASON_TRANSLATED;
 }
 
 /* Choose a backend for a new connection to dst: lb_try until the entry holds
  * still. Returns as lb_try; REASON_ENTRY_CHANGED where it never did. */
-static __always_inline enum reason lb_select(const struct frontend_key *dst, enum lb_side side,
-					     int own_netns, const struct addr *client,
-					     __u32 pick, struct lb_choice *out)
+static __always_inline enum reason lb_select(const struct frontend_key *dst,
+					     const struct lb_client *client, __u32 pick,
+					     struct lb_choice *out)
 {
 	enum reason reason = REASON_ENTRY_CHANGED;
 	int empty = 0;
 
 	for (int i = 0; i < LB_TRIES && reason == REASON_ENTRY_CHANGED; i++)
-		reason = lb_try(dst, side, own_netns, client, pick, &empty, out);
+		reason = lb_try(dst, client, pick, &empty, out);
 	return reason;
 }
 

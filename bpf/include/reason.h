@@ -39,6 +39,8 @@ enum reason {
 	REASON_FRAGMENT_PASSED,   /* passed: a piece of nothing that is ours */
 	REASON_ICMP_TRANSLATED,   /* an error about a packet of a flow */
 	REASON_ICMP_PASSED,       /* passed: ICMP that is about no flow */
-	REASON_REPLY_FAILED,      /* dropped: a reset or an ICMP error could not be made of it */
+	REASON_SOURCE_RESTORED,   /* a reply from another node, back to the client's address */
+	REASON_FLOW_OVER,         /* dropped: late, of a flow whose source port another has by now */
+	REASON_WRITE_FAILED,      /* dropped: the kernel did not let the packet be changed */
 	REASON_MAX,
 };
