@@ -1,0 +1,34 @@
+/* timeout.h: how long a flow is remembered after its last packet, by what its two
+ * sides have said. The same for the programs and for the sweep (expire.c). */
+#pragma once
+
+#include <linux/in.h>
+
+#include "config.h"
+
+/* TCP: no more data can come. */
+static __always_inline int flow_is_closed(const struct flow *flow)
+{
+	return (flow->client_said | flow->backend_said) & FLOW_SAID_RST ||
+	       flow->client_said & flow->backend_said & FLOW_SAID_FIN;
+}
+
+/* Returns ns. */
+static __always_inline __u64 flow_timeout(const struct flow *flow)
+{
+	int confirmed = flow->flags & FLOW_FLAG_CONFIRMED;
+
+	if (flow->protocol != IPPROTO_TCP)
+		return confirmed ? config_timeouts.udp_established : config_timeouts.udp_new;
+	if (flow_is_closed(flow))
+		return config_timeouts.tcp_closed;
+	if ((flow->client_said | flow->backend_said) & FLOW_SAID_FIN)
+		return config_timeouts.tcp_close_wait;
+	return confirmed ? config_timeouts.tcp_established : config_timeouts.tcp_new;
+}
+
+/* `used` may be of another CPU's later clock. */
+static __always_inline int flow_is_expired(const struct flow *flow, __u64 now)
+{
+	return flow->used + flow_timeout(flow) <= now;
+}
