@@ -1,39 +1,421 @@
 //go:build ignore
 
 // SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
-/* tc.c: the packet path. */
+/* tc.c: the packet path. A program on what comes in by a device and one on what
+ * goes out: a packet to a service becomes one to a backend before the stack sees
+ * it, and what the backend answers becomes the service's after. In between, the
+ * stack, netfilter and every rule of a CNI see a client that speaks to a pod.
+ *
+ *   in    client → frontend       becomes client → backend
+ *   out   client → backend        becomes node → backend, where that is elsewhere
+ *   in    backend → node          becomes backend → client
+ *   out   backend → client        becomes frontend → client
+ *
+ * Whatever is not ours is passed on with TC_ACT_UNSPEC: to the next program, the
+ * next filter, the stack. */
 #include <linux/bpf.h>
 #include <linux/pkt_cls.h>
+#include <bpf/bpf_endian.h>
 #include <bpf/bpf_helpers.h>
 
 #include "config.h"
+#include "fragment.h"
 #include "hook.h"
+#include "icmp.h"
+#include "nat.h"
+#include "reply.h"
+#include "source.h"
+#include "track.h"
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
+
+static __always_inline int tc_end(enum reason reason, int verdict)
+{
+	hook_count(reason);
+	return verdict;
+}
+
+/* The packet has new ends, or none: half changed, it is of no use. */
+static __always_inline int tc_translate(struct __sk_buff *skb, const struct pkt *pkt,
+					const struct nat *nat, enum reason reason)
+{
+	if (nat_apply(skb, pkt, nat))
+		return tc_end(REASON_WRITE_FAILED, TC_ACT_SHOT);
+	return tc_end(reason, TC_ACT_UNSPEC);
+}
+
+/* in, client → frontend: on to the backend. */
+static __always_inline int tc_to_backend(struct __sk_buff *skb, const struct pkt *pkt,
+					 const struct flow *flow, enum reason reason)
+{
+	struct nat nat = {
+		.end = NAT_DESTINATION, .addr = flow->backend,
+		.sport = flow->inner_port, .dport = flow->backend_port,
+	};
+
+	return tc_translate(skb, pkt, &nat, reason);
+}
+
+/* in, backend → node: back to the client. */
+static __always_inline int tc_restore_source(struct __sk_buff *skb, const struct pkt *pkt,
+					     struct flow *flow)
+{
+	struct nat nat = {
+		.end = NAT_DESTINATION, .addr = flow->client,
+		.sport = flow->backend_port, .dport = flow->inner_port,
+	};
+	enum reason reason = REASON_SOURCE_RESTORED;
+
+	if (!(flow->flags & FLOW_FLAG_CONFIRMED) && track_confirm(flow))
+		reason = REASON_UNCONFIRMED;
+	return tc_translate(skb, pkt, &nat, reason);
+}
+
+/* What a packet that gets no backend meets. */
+static __noinline int tc_refuse(struct __sk_buff *skb, const struct pkt *pkt, enum reason reason)
+{
+	long verdict = TC_ACT_SHOT;
+
+	if (reason == REASON_NO_FRONTEND || reason == REASON_NO_FLOW)
+		return tc_end(reason, TC_ACT_UNSPEC);
+	if (reason == REASON_NO_ENDPOINT || reason == REASON_UNDEFINED_PORT) {
+		verdict = pkt->protocol == IPPROTO_TCP ? reply_reset(skb, pkt) :
+							 reply_unreachable(skb, pkt);
+		if (verdict < 0)
+			return tc_end(REASON_WRITE_FAILED, TC_ACT_SHOT);
+	}
+	return tc_end(reason, verdict);
+}
+
+static __always_inline int tc_from_cluster(const struct pkt *pkt)
+{
+	for (int i = 0; i < CONFIG_CLUSTER_CIDRS; i++) {
+		const volatile struct cidr *cidr = &config_cluster_cidrs[i];
+		__u32 differs = 0;
+
+		if (i >= config_cluster_cidr_count)
+			break;
+		for (int j = 0; j < 4; j++)
+			differs |= (((const volatile __u32 *)cidr->addr.b)[j] ^ lb_word(&pkt->src, j)) &
+				   ((const volatile __u32 *)cidr->mask.b)[j];
+		if (!differs)
+			return 1;
+	}
+	return 0;
+}
+
+/* A backend for a packet, in flow. Returns as lb_select. */
+static __noinline enum reason tc_choose(const struct pkt *pkt, struct flow *flow, int forgetful)
+{
+	struct frontend_key dst = { .addr = pkt->dst, .port = pkt->dport, .protocol = pkt->protocol };
+	struct lb_client client = { .addr = pkt->src, .by_packet = 1, .forgetful = forgetful };
+	struct lb_choice to = {};
+	enum reason reason;
+
+	client.side = config_pod_device || tc_from_cluster(pkt) ? LB_INSIDE : LB_OUTSIDE;
+	reason = lb_select(&dst, &client, pkt_hash(pkt), &to);
+	__builtin_memset(flow, 0, sizeof(*flow));
+	flow->client = pkt->src;
+	flow->client_port = flow->inner_port = pkt->sport;
+	flow->frontend = pkt->dst;
+	flow->frontend_port = pkt->dport;
+	flow->protocol = pkt->protocol;
+	flow->backend = to.addr;
+	flow->backend_port = to.port;
+	flow->backend_id = to.backend_id;
+	flow->service_id = to.service_id;
+	/* The reply has to come by here: it does from this node's backends, and to this
+	 * node's pods; not from somebody who finds himself to be his client. */
+	if (lb_addr_equal(&flow->client, &flow->backend) ||
+	    (!config_pod_device && !(to.flags & BACKEND_FLAG_ON_NODE)))
+		flow->flags = FLOW_FLAG_SNAT;
+	return reason;
+}
+
+/* in, TCP in the middle of a connection that the client's entry is lost of: the same
+ * packet leads to the same backend while the service stays as it is, and the entry
+ * there tells whether that was so. If not, it may be a connection that somebody else
+ * translates, and the stack knows what to do with it. */
+static __noinline enum reason tc_remember(struct flow *flow, enum reason reason)
+{
+	struct flow_key key;
+	struct flow found;
+
+	if (reason != REASON_TRANSLATED && reason != REASON_AFFINITY_KEPT)
+		return reason == REASON_NO_FRONTEND ? reason : REASON_NO_FLOW;
+	flow_key_out(&key, flow);
+	if (!flow_find(&key, &found) || !flow_same_client(&found, flow))
+		return REASON_NO_FLOW;
+	*flow = found;
+	flow_key_client(&key, flow);
+	return track_put(&key, flow, BPF_ANY) ? REASON_FLOW_UNRECORDED : REASON_FLOW_KEPT;
+}
+
+/* in, client → frontend, of no flow. */
+static __always_inline int tc_begin(struct __sk_buff *skb, const struct pkt *pkt,
+				    struct flow *flow, __u64 now)
+{
+	int midway = pkt->protocol == IPPROTO_TCP && !pkt_is_syn(pkt);
+	enum reason reason = tc_choose(pkt, flow, midway);
+
+	if (midway) {
+		reason = tc_remember(flow, reason);
+		if (reason != REASON_FLOW_KEPT)
+			return tc_refuse(skb, pkt, reason);
+		return tc_to_backend(skb, pkt, flow, reason);
+	}
+	if (reason != REASON_TRANSLATED && reason != REASON_AFFINITY_KEPT)
+		return tc_refuse(skb, pkt, reason);
+	flow->used = now;
+	if (track_begin(flow, pkt_hash(pkt)))
+		return tc_refuse(skb, pkt, REASON_FLOW_UNRECORDED);
+	lb_count(flow->backend_id);
+	return tc_to_backend(skb, pkt, flow, reason);
+}
+
+/* A piece of a datagram of which the first was not seen, or led nowhere. To the
+ * node itself it may be anything; to any other address of a frontend there is
+ * nobody who could put it together. */
+static __always_inline int tc_lost_piece(const struct addr_info *info)
+{
+	if (info && info->flags & ADDR_FLAG_FRONTEND && !(info->flags & ADDR_FLAG_NODE_PORTS))
+		return tc_end(REASON_FRAGMENT_UNKNOWN, TC_ACT_SHOT);
+	return tc_end(REASON_FRAGMENT_PASSED, TC_ACT_UNSPEC);
+}
+
+/* The flow of a packet that arrives. Flows that are not confirmed are looked for
+ * only if the destination can be theirs: most packets are nobody's. */
+static __noinline enum flow_side tc_find_in(const struct pkt *pkt, const struct addr_info *info,
+						 struct flow *flow)
+{
+	struct flow_key key;
+
+	flow_key_in(&key, pkt);
+	if (!flow_find_in(&flows, &key, flow) &&
+	    (!(info || flow_is_source_port(pkt->dport)) || !flow_find_in(&flows_new, &key, flow)))
+		return FLOW_NONE;
+	return flow_side_in(flow, pkt);
+}
+
+static __always_inline int tc_in(struct __sk_buff *skb, const struct pkt *pkt)
+{
+	struct addr_info *info = bpf_map_lookup_elem(&addrs, &pkt->dst);
+	__u64 now = bpf_ktime_get_ns();
+	struct flow flow;
+
+	switch (tc_find_in(pkt, info, &flow)) {
+	case FLOW_FROM_CLIENT:
+		if (flow.flags & FLOW_FLAG_OWN && !flow_is_expired(&flow, now))
+			return tc_end(REASON_OWN_FLOW, TC_ACT_UNSPEC);
+		if (flow.flags & FLOW_FLAG_OWN || !flow_goes_on(&flow, pkt, now))
+			break;
+		track_touch(&flow, pkt, FLOW_FROM_CLIENT, now);
+		return tc_to_backend(skb, pkt, &flow, REASON_FLOW_KEPT);
+	case FLOW_FROM_BACKEND:
+		track_touch(&flow, pkt, FLOW_FROM_BACKEND, now);
+		return tc_restore_source(skb, pkt, &flow);
+	case FLOW_NONE:
+		break;
+	}
+	if (pkt->piece)
+		return tc_lost_piece(info);
+	if (!info)
+		return tc_end(REASON_NO_FRONTEND, TC_ACT_UNSPEC);
+	return tc_begin(skb, pkt, &flow, now);
+}
+
+/* in, an error about a packet that left by here: its sender is to know it again. */
+static __noinline int tc_icmp_in(struct __sk_buff *skb, const struct pkt *pkt)
+{
+	struct nat nat = { .end = NAT_SOURCE }, outer = { .end = NAT_DESTINATION };
+	struct pkt quoted = {};
+	struct flow_key key;
+	struct flow flow;
+	int to_backend;
+
+	if (!icmp_quoted(skb, pkt, &quoted))
+		return tc_end(REASON_ICMP_PASSED, TC_ACT_UNSPEC);
+	/* What left is the other way round what arrives. */
+	flow_key_set(&key, FLOW_KEY_IN, quoted.protocol, &quoted.dst, quoted.dport, &quoted.src,
+		     quoted.sport);
+	if (!flow_find(&key, &flow) || flow.flags & FLOW_FLAG_OWN)
+		return tc_end(REASON_ICMP_PASSED, TC_ACT_UNSPEC);
+	/* frontend → client was backend → client; node → backend was client → backend. */
+	to_backend = flow.frontend_port == quoted.sport && lb_addr_equal(&flow.frontend, &quoted.src);
+	nat.addr = outer.addr = to_backend ? flow.backend : flow.client;
+	nat.sport = to_backend ? flow.backend_port : flow.inner_port;
+	nat.dport = to_backend ? flow.inner_port : flow.backend_port;
+	if (icmp_apply(skb, pkt, &quoted, &nat, &outer))
+		return tc_end(REASON_WRITE_FAILED, TC_ACT_SHOT);
+	return tc_end(REASON_ICMP_TRANSLATED, TC_ACT_UNSPEC);
+}
 
 SEC("tc")
 int shunt_ingress(struct __sk_buff *skb)
 {
-	__u32 x = skb->ifindex;
-	struct fragment_key f = {};
-	struct flow_key k = {};
-	struct source_key s = {};
+	struct pkt pkt = {};
 
-	bpf_map_lookup_elem(&devices, &x);
-	bpf_map_lookup_elem(&flows, &k);
-	bpf_map_lookup_elem(&flows_new, &k);
-	bpf_map_lookup_elem(&fragments, &f);
-	bpf_map_lookup_elem(&sources, &s);
-	hook_count(config_ethernet ? REASON_NO_FRONTEND : REASON_PROTOCOL);
-	hook_count(config_pod_device + config_flow_seed + config_source_port_first +
-			config_source_port_count + config_cluster_cidr_count +
-			config_timeouts.udp_new + config_cluster_cidrs[0].addr.b[0] ? REASON_NO_FLOW : REASON_OWN_FLOW);
-	return TC_ACT_UNSPEC;
+	if (skb->pkt_type != PKT_TYPE_HOST) /* overheard, or to everybody */
+		return tc_end(REASON_PROTOCOL, TC_ACT_UNSPEC);
+	switch (pkt_parse(skb, &pkt)) {
+	case PKT_TRANSPORT:
+		fragment_note(&pkt, 0);
+		return tc_in(skb, &pkt);
+	case PKT_PIECE:
+		if (fragment_find(&pkt, 0))
+			return tc_in(skb, &pkt);
+		return tc_lost_piece(bpf_map_lookup_elem(&addrs, &pkt.dst));
+	case PKT_ICMP:
+		return tc_icmp_in(skb, &pkt);
+	case PKT_MALFORMED:
+		return tc_end(REASON_MALFORMED, TC_ACT_UNSPEC);
+	case PKT_OTHER:
+		break;
+	}
+	return tc_end(REASON_PROTOCOL, TC_ACT_UNSPEC);
+}
+
+/* out, client → backend of another node: from an address of this one. */
+static __always_inline int tc_replace_source(struct __sk_buff *skb, const struct pkt *pkt,
+					     struct flow *flow)
+{
+	struct nat nat = { .end = NAT_SOURCE, .dport = flow->backend_port };
+	enum reason reason = REASON_SOURCE_TRANSLATED;
+	__u64 now;
+
+	if (!(flow->flags & FLOW_FLAG_SNAT))
+		return tc_end(REASON_SOURCE_KEPT, TC_ACT_UNSPEC);
+	if (!flow->node_port) {
+		reason = source_choose(skb, flow, pkt_hash(pkt));
+		if (reason != REASON_SOURCE_TRANSLATED)
+			return tc_end(reason, TC_ACT_SHOT);
+	} else {
+		now = bpf_ktime_get_ns();
+		if ((flow_is_closed(flow) || flow_is_expired(flow, now)) && !source_is_ours(flow))
+			return tc_end(REASON_FLOW_OVER, TC_ACT_SHOT);
+	}
+	nat.addr = flow->node;
+	nat.sport = flow->node_port;
+	return tc_translate(skb, pkt, &nat, reason);
+}
+
+/* out, backend → client: from the frontend. */
+static __always_inline int tc_restore_frontend(struct __sk_buff *skb, const struct pkt *pkt,
+					       struct flow *flow)
+{
+	struct nat nat = {
+		.end = NAT_SOURCE, .addr = flow->frontend,
+		.sport = flow->frontend_port, .dport = flow->client_port,
+	};
+	enum reason reason = REASON_REPLY_RESTORED;
+
+	track_touch(flow, pkt, FLOW_FROM_BACKEND, bpf_ktime_get_ns());
+	if (!(flow->flags & FLOW_FLAG_CONFIRMED) && track_confirm(flow))
+		reason = REASON_UNCONFIRMED;
+	return tc_translate(skb, pkt, &nat, reason);
+}
+
+/* out, UDP of no flow: if it comes from a node port's number of this node, the
+ * answer is for the socket that sent it, and for no service. TCP needs no note: an
+ * answer to a connection of ours is no SYN. */
+static __noinline void tc_note_own(const struct pkt *pkt)
+{
+	struct frontend_key from = { .addr = pkt->src, .port = pkt->sport, .protocol = IPPROTO_UDP };
+	struct addr_info *info = bpf_map_lookup_elem(&addrs, &from.addr);
+	struct flow flow = {
+		.client = pkt->dst, .client_port = pkt->dport,
+		.frontend = pkt->src, .frontend_port = pkt->sport,
+		.protocol = IPPROTO_UDP, .flags = FLOW_FLAG_OWN,
+	};
+	struct flow_key key;
+	struct flow *there;
+	__u32 undefined;
+
+	if (!info || !(info->flags & ADDR_FLAG_NODE_PORTS) || !lb_frontend(&from, 0, &undefined))
+		return;
+	flow.used = bpf_ktime_get_ns();
+	flow_key_client(&key, &flow);
+	there = bpf_map_lookup_elem(&flows_new, &key);
+	if (!there || flow.used >= there->used + FLOW_TOUCH)
+		bpf_map_update_elem(&flows_new, &key, &flow, BPF_ANY);
+}
+
+/* The flow of a packet that leaves, and of one that an error is about. */
+static __noinline enum flow_side tc_find_out(const struct pkt *pkt, struct flow *flow)
+{
+	struct flow_key key;
+
+	flow_key_ends(&key, pkt->protocol, &pkt->src, pkt->sport, &pkt->dst, pkt->dport);
+	return flow_find(&key, flow) ? flow_side_out(flow, pkt) : FLOW_NONE;
+}
+
+static __always_inline int tc_out(struct __sk_buff *skb, const struct pkt *pkt)
+{
+	struct flow flow;
+
+	switch (tc_find_out(pkt, &flow)) {
+	case FLOW_FROM_CLIENT:
+		return tc_replace_source(skb, pkt, &flow);
+	case FLOW_FROM_BACKEND:
+		return tc_restore_frontend(skb, pkt, &flow);
+	case FLOW_NONE:
+		break;
+	}
+	if (pkt->protocol == IPPROTO_UDP && !pkt->piece)
+		tc_note_own(pkt);
+	return tc_end(REASON_EGRESS_PASSED, TC_ACT_UNSPEC);
+}
+
+/* out, an error about a packet between client and backend. */
+static __noinline int tc_icmp_out(struct __sk_buff *skb, const struct pkt *pkt)
+{
+	struct nat nat = {}, outer = { .end = NAT_SOURCE };
+	struct pkt quoted = {};
+	struct flow flow;
+	enum flow_side side;
+
+	if (!icmp_quoted(skb, pkt, &quoted))
+		return tc_end(REASON_ICMP_PASSED, TC_ACT_UNSPEC);
+	side = tc_find_out(&quoted, &flow);
+	nat.end = NAT_DESTINATION;
+	if (side == FLOW_FROM_CLIENT) { /* the client spoke to the frontend */
+		nat.addr = outer.addr = flow.frontend;
+		nat.sport = flow.client_port;
+		nat.dport = flow.frontend_port;
+		if (!lb_addr_equal(&pkt->src, &flow.backend))
+			outer.addr = pkt->src; /* it is a router's or this node's word */
+	} else if (side == FLOW_FROM_BACKEND && flow.node_port) { /* the backend spoke to us */
+		nat.addr = flow.node;
+		nat.sport = flow.backend_port;
+		nat.dport = flow.node_port;
+		outer.addr = pkt->src;
+	} else {
+		return tc_end(REASON_ICMP_PASSED, TC_ACT_UNSPEC);
+	}
+	if (icmp_apply(skb, pkt, &quoted, &nat, &outer))
+		return tc_end(REASON_WRITE_FAILED, TC_ACT_SHOT);
+	return tc_end(REASON_ICMP_TRANSLATED, TC_ACT_UNSPEC);
 }
 
 SEC("tc")
 int shunt_egress(struct __sk_buff *skb)
 {
-	hook_count(REASON_EGRESS_PASSED);
-	return TC_ACT_UNSPEC;
+	struct pkt pkt = {};
+
+	switch (pkt_parse(skb, &pkt)) {
+	case PKT_TRANSPORT:
+		fragment_note(&pkt, 1);
+		return tc_out(skb, &pkt);
+	case PKT_PIECE:
+		if (fragment_find(&pkt, 1))
+			return tc_out(skb, &pkt);
+		return tc_end(REASON_FRAGMENT_PASSED, TC_ACT_UNSPEC);
+	case PKT_ICMP:
+		return tc_icmp_out(skb, &pkt);
+	case PKT_MALFORMED:
+		return tc_end(REASON_MALFORMED, TC_ACT_UNSPEC);
+	case PKT_OTHER:
+		break;
+	}
+	return tc_end(REASON_PROTOCOL, TC_ACT_UNSPEC);
 }

@@ -1,0 +1,41 @@
+/* csum.h: the Internet checksum (RFC 1071), by difference (RFC 1624). Sums are
+ * unfolded, fields are as they stand in packets. */
+#pragma once
+
+#include <linux/types.h>
+#include <bpf/bpf_helpers.h>
+
+static __always_inline __u32 csum_add(__u32 a, __u32 b)
+{
+	a += b;
+	return a + (a < b);
+}
+
+static __always_inline __u16 csum_fold(__u32 sum)
+{
+	sum = (sum & 0xffff) + (sum >> 16);
+	sum = (sum & 0xffff) + (sum >> 16);
+	return sum;
+}
+
+/* The field after what it covers has changed by `diff`. */
+static __always_inline __sum16 csum_replace(__sum16 field, __u32 diff)
+{
+	return ~csum_fold(csum_add((__u16)~field, diff));
+}
+
+/* new - old; both of `size` bytes, a multiple of 4. */
+static __always_inline __u32 csum_change(const void *old, const void *new, __u32 size)
+{
+	return bpf_csum_diff((void *)old, size, (void *)new, size, 0);
+}
+
+static __always_inline __u32 csum_change2(__u16 old, __u16 new)
+{
+	return csum_add((__u16)~old, new);
+}
+
+static __always_inline __u32 csum_change4(__u32 old, __u32 new)
+{
+	return csum_add(~old, new);
+}

@@ -1,0 +1,194 @@
+/* flow.h: which flow a packet is of. Knows the maps of flows and what packets say;
+ * changes no packet.
+ *
+ * An entry of `flows_new` can be pushed out and its memory be another flow's while
+ * we read it, so what a packet follows is a copy, compared with the packet. */
+#pragma once
+
+#include "pkt.h"
+#include "timeout.h"
+
+/* How old `used` may get before it is written: once a second, not once a packet. */
+#define FLOW_TOUCH 1000000000ULL
+
+/* Ports that are tried where two flows would be one. */
+#define FLOW_PORT_TRIES 16
+
+enum flow_side {
+	FLOW_NONE,
+	FLOW_FROM_CLIENT,
+	FLOW_FROM_BACKEND,
+};
+
+static __always_inline void flow_key_set(struct flow_key *key, enum flow_key_kind kind,
+					 __u8 protocol, const struct addr *src, __be16 sport,
+					 const struct addr *dst, __be16 dport)
+{
+	key->src = *src;
+	key->dst = *dst;
+	key->sport = sport;
+	key->dport = dport;
+	key->protocol = protocol;
+	key->kind = kind;
+	key->pad = 0;
+}
+
+/* A packet as it arrives. */
+static __always_inline void flow_key_in(struct flow_key *key, const struct pkt *pkt)
+{
+	flow_key_set(key, FLOW_KEY_IN, pkt->protocol, &pkt->src, pkt->sport, &pkt->dst, pkt->dport);
+}
+
+static __always_inline int flow_end_below(const struct addr *a, __be16 aport,
+					  const struct addr *b, __be16 bport)
+{
+	for (int i = 0; i < 4; i++) {
+		__u32 x = bpf_ntohl(lb_word(a, i)), y = bpf_ntohl(lb_word(b, i));
+
+		if (x != y)
+			return x < y;
+	}
+	return bpf_ntohs(aport) < bpf_ntohs(bport);
+}
+
+/* Both directions of what the stack sees, under one key. */
+static __always_inline void flow_key_ends(struct flow_key *key, __u8 protocol,
+					  const struct addr *a, __be16 aport,
+					  const struct addr *b, __be16 bport)
+{
+	if (flow_end_below(a, aport, b, bport))
+		flow_key_set(key, FLOW_KEY_OUT, protocol, a, aport, b, bport);
+	else
+		flow_key_set(key, FLOW_KEY_OUT, protocol, b, bport, a, aport);
+}
+
+/* The keys of a flow: as its client's packets arrive, as the stack sees it, and as
+ * replies of another node's backend arrive. */
+static __always_inline void flow_key_client(struct flow_key *key, const struct flow *flow)
+{
+	flow_key_set(key, FLOW_KEY_IN, flow->protocol, &flow->client, flow->client_port,
+		     &flow->frontend, flow->frontend_port);
+}
+
+static __always_inline void flow_key_out(struct flow_key *key, const struct flow *flow)
+{
+	flow_key_ends(key, flow->protocol, &flow->client, flow->inner_port, &flow->backend,
+		      flow->backend_port);
+}
+
+static __always_inline void flow_key_wire(struct flow_key *key, const struct flow *flow)
+{
+	flow_key_set(key, FLOW_KEY_IN, flow->protocol, &flow->backend, flow->backend_port,
+		     &flow->node, flow->node_port);
+}
+
+/* The entry of that key itself, to compare with. */
+static __always_inline struct flow *flow_peek(const struct flow_key *key)
+{
+	struct flow *flow = bpf_map_lookup_elem(&flows, key);
+
+	return flow ? flow : bpf_map_lookup_elem(&flows_new, key);
+}
+
+/* Copies the entry of that key. Returns 1, 0 where there is none. */
+static __always_inline int flow_find_in(void *map, const struct flow_key *key, struct flow *out)
+{
+	struct flow *flow = bpf_map_lookup_elem(map, key);
+
+	if (!flow)
+		return 0;
+	*out = *flow;
+	return 1;
+}
+
+static __always_inline int flow_find(const struct flow_key *key, struct flow *out)
+{
+	return flow_find_in(&flows, key, out) || flow_find_in(&flows_new, key, out);
+}
+
+static __always_inline int flow_is_between(const struct addr *a, __be16 aport, const struct addr *b,
+					   __be16 bport, const struct pkt *pkt)
+{
+	return pkt->sport == aport && pkt->dport == bport && lb_addr_equal(&pkt->src, a) &&
+	       lb_addr_equal(&pkt->dst, b);
+}
+
+/* Which side's packet it is, as it arrives. */
+static __always_inline enum flow_side flow_side_in(const struct flow *flow, const struct pkt *pkt)
+{
+	if (flow_is_between(&flow->client, flow->client_port, &flow->frontend, flow->frontend_port,
+			    pkt))
+		return FLOW_FROM_CLIENT;
+	if (flow->node_port &&
+	    flow_is_between(&flow->backend, flow->backend_port, &flow->node, flow->node_port, pkt))
+		return FLOW_FROM_BACKEND;
+	return FLOW_NONE;
+}
+
+/* Which side's packet it is, as it leaves the stack. */
+static __always_inline enum flow_side flow_side_out(const struct flow *flow, const struct pkt *pkt)
+{
+	if (flow_is_between(&flow->backend, flow->backend_port, &flow->client, flow->inner_port, pkt))
+		return FLOW_FROM_BACKEND;
+	if (flow_is_between(&flow->client, flow->inner_port, &flow->backend, flow->backend_port, pkt))
+		return FLOW_FROM_CLIENT;
+	return FLOW_NONE;
+}
+
+/* Whether two entries are of one flow: of the same client, frontend and backend,
+ * with the same ports at every place. */
+static __always_inline int flow_same(const struct flow *a, const struct flow *b)
+{
+	return a->client_port == b->client_port && a->frontend_port == b->frontend_port &&
+	       a->inner_port == b->inner_port && a->backend_port == b->backend_port &&
+	       a->node_port == b->node_port && lb_addr_equal(&a->client, &b->client) &&
+	       lb_addr_equal(&a->frontend, &b->frontend) &&
+	       lb_addr_equal(&a->backend, &b->backend);
+}
+
+/* Whether the client means the same connection, wherever it led to. */
+static __always_inline int flow_same_client(const struct flow *a, const struct flow *b)
+{
+	return a->client_port == b->client_port && a->frontend_port == b->frontend_port &&
+	       lb_addr_equal(&a->client, &b->client) && lb_addr_equal(&a->frontend, &b->frontend);
+}
+
+/* Whether the backend still is one: serving, in the sets or not. */
+static __always_inline int flow_serves(const struct flow *flow)
+{
+	struct backend *be = lb_backend(flow->backend_id, flow->service_id);
+
+	return be && be->port == flow->backend_port && lb_addr_equal(&be->addr, &flow->backend);
+}
+
+/* Whether a client's packet goes where the flow's went, or begins a new one. TCP
+ * ends by itself, so that only a SYN can be new: the client has its port from a
+ * connection that is over, or its backend is gone. A UDP flow must not lead to what
+ * serves no more. */
+static __always_inline int flow_goes_on(const struct flow *flow, const struct pkt *pkt, __u64 now)
+{
+	if (pkt->protocol == IPPROTO_TCP)
+		return !pkt_is_syn(pkt) ||
+		       (!flow_is_closed(flow) && !flow_is_expired(flow, now) && flow_serves(flow));
+	return !flow_is_expired(flow, now) && flow_serves(flow);
+}
+
+/* A port of the range for translated sources, in network order. */
+static __always_inline __be16 flow_source_port(__u32 n)
+{
+	__u32 count = config_source_port_count, port;
+
+	port = config_source_port_first + n % (count ? count : 1);
+	if (port > 65535)
+		port -= 65536 - 1024;
+	return bpf_htons(port);
+}
+
+static __always_inline int flow_is_source_port(__be16 port)
+{
+	__u32 p = bpf_ntohs(port), first = config_source_port_first;
+
+	if (p < first)
+		p += 65536 - 1024;
+	return p - first < config_source_port_count;
+}

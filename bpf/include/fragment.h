@@ -1,0 +1,46 @@
+/* fragment.h: the ports of datagrams in pieces. Only the first piece has them, and
+ * the others are known by the datagram's id (RFC 791, RFC 8200 4.5). Both hooks see
+ * pieces: before the stack has put them together, and after it has taken them apart
+ * again, with other addresses. */
+#pragma once
+
+#include "pkt.h"
+
+static __always_inline void fragment_key_set(struct fragment_key *key, const struct pkt *pkt,
+					     int egress)
+{
+	key->src = pkt->src;
+	key->dst = pkt->dst;
+	key->id = pkt->fragment_id;
+	key->protocol = pkt->protocol;
+	key->egress = egress;
+	key->pad = 0;
+}
+
+/* Notes what a first piece says. */
+static __noinline void fragment_note(const struct pkt *pkt, int egress)
+{
+	struct fragment value = { .sport = pkt->sport, .dport = pkt->dport };
+	struct fragment_key key;
+
+	if (!pkt->first_piece)
+		return;
+	fragment_key_set(&key, pkt, egress);
+	bpf_map_update_elem(&fragments, &key, &value, BPF_ANY);
+}
+
+/* Gives a later piece the ports of its first. Returns 1, or 0 where that was not
+ * seen. */
+static __noinline int fragment_find(struct pkt *pkt, int egress)
+{
+	struct fragment_key key;
+	struct fragment *value;
+
+	fragment_key_set(&key, pkt, egress);
+	value = bpf_map_lookup_elem(&fragments, &key);
+	if (!value)
+		return 0;
+	pkt->sport = value->sport;
+	pkt->dport = value->dport;
+	return 1;
+}

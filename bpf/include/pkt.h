@@ -1,0 +1,211 @@
+/* pkt.h: what a packet says of itself. Knows headers; knows neither flows nor
+ * services, and changes nothing.
+ *
+ * Headers are read by bpf_skb_load_bytes: offsets vary (options, extension
+ * headers), and parts of a packet need not be in its linear data. */
+#pragma once
+
+#include <linux/bpf.h>
+#include <linux/icmpv6.h>
+#include <linux/if_ether.h>
+#include <linux/in.h>
+#include <linux/ip.h>
+#include <linux/ipv6.h>
+#include <linux/tcp.h>
+#include <linux/udp.h>
+#include <bpf/bpf_endian.h>
+#include <bpf/bpf_helpers.h>
+
+#include "lb.h"
+
+enum pkt_kind {
+	PKT_OTHER,     /* not for us: no IP, or another protocol */
+	PKT_MALFORMED,
+	PKT_TRANSPORT, /* TCP or UDP, with ports */
+	PKT_PIECE,     /* a fragment after the first: no ports */
+	PKT_ICMP,
+};
+
+#define TCP_FIN 0x01
+#define TCP_SYN 0x02
+#define TCP_RST 0x04
+#define TCP_ACK 0x10
+
+/* Extension headers that we look behind; packets with more are not for us. */
+#define PKT_EXTENSIONS 8
+
+/* Of linux/if_packet.h, which has a name that clashes. */
+#define PKT_TYPE_HOST 0
+
+struct pkt {
+	struct addr src, dst;
+	__be16 sport, dport;
+	__u16 l3, l4;     /* offsets of the headers from the packet's start */
+	__u32 fragment_id;
+	__u8 protocol;    /* of a piece: what the fragment header says comes next */
+	__u8 is_v4;
+	__u8 first_piece; /* a fragment, and the first */
+	__u8 piece;       /* a later one: `sport` and `dport` are not in it */
+	__u8 tcp_flags;
+	__u8 pad[3];
+};
+
+static __always_inline int pkt_is_syn(const struct pkt *pkt)
+{
+	return (pkt->tcp_flags & (TCP_SYN | TCP_ACK | TCP_RST)) == TCP_SYN;
+}
+
+/* Ports. Of a quoted packet (RFC 792: 64 bits behind the IP header) nothing else
+ * need be there. */
+static __always_inline enum pkt_kind pkt_parse_ports(struct __sk_buff *skb, struct pkt *pkt,
+						     int quoted)
+{
+	struct tcphdr tcp;
+	struct udphdr udp;
+
+	if (pkt->protocol == IPPROTO_TCP && !quoted) {
+		if (bpf_skb_load_bytes(skb, pkt->l4, &tcp, sizeof(tcp)))
+			return PKT_MALFORMED;
+		pkt->sport = tcp.source;
+		pkt->dport = tcp.dest;
+		pkt->tcp_flags = ((__u8 *)&tcp)[13];
+		return PKT_TRANSPORT;
+	}
+	if (pkt->protocol == IPPROTO_TCP || pkt->protocol == IPPROTO_UDP) {
+		if (bpf_skb_load_bytes(skb, pkt->l4, &udp, sizeof(udp)))
+			return PKT_MALFORMED;
+		pkt->sport = udp.source;
+		pkt->dport = udp.dest;
+		return PKT_TRANSPORT;
+	}
+	if (pkt->protocol == (pkt->is_v4 ? IPPROTO_ICMP : IPPROTO_ICMPV6) && !pkt->first_piece)
+		return PKT_ICMP;
+	return PKT_OTHER;
+}
+
+static __always_inline void pkt_addr4(struct addr *addr, __be32 v4)
+{
+	*(__u32 *)&addr->b[0] = 0;
+	*(__u32 *)&addr->b[4] = 0;
+	*(__u32 *)&addr->b[8] = bpf_htonl(0xffff);
+	*(__u32 *)&addr->b[12] = v4;
+}
+
+#define IP_MORE_FRAGMENTS 0x2000
+#define IP_OFFSET 0x1fff
+
+static __always_inline enum pkt_kind pkt_parse4(struct __sk_buff *skb, struct pkt *pkt, int quoted)
+{
+	struct iphdr ip;
+	__u16 frag;
+
+	if (bpf_skb_load_bytes(skb, pkt->l3, &ip, sizeof(ip)))
+		return PKT_MALFORMED;
+	if (ip.version != 4 || ip.ihl < 5)
+		return PKT_MALFORMED;
+	pkt->is_v4 = 1;
+	pkt_addr4(&pkt->src, ip.saddr);
+	pkt_addr4(&pkt->dst, ip.daddr);
+	pkt->protocol = ip.protocol;
+	pkt->l4 = pkt->l3 + ip.ihl * 4;
+	frag = bpf_ntohs(ip.frag_off);
+	pkt->fragment_id = (__u32)ip.id << 16;
+	if (frag & IP_OFFSET) {
+		pkt->piece = 1;
+		return PKT_PIECE;
+	}
+	pkt->first_piece = (frag & IP_MORE_FRAGMENTS) != 0;
+	return pkt_parse_ports(skb, pkt, quoted);
+}
+
+#define IP6_MORE_FRAGMENTS 0x0001
+#define IP6_OFFSET 0xfff8
+
+struct pkt_fragment_header {
+	__u8 next, reserved;
+	__be16 offset; /* in 8 bytes, the upper 13 bits */
+	__be32 id;
+};
+
+/* One extension header (RFC 8200). Returns 1 to look at the next, 0 where the
+ * chain ends, -1 where it is cut short. */
+static __always_inline int pkt_parse_extension(struct __sk_buff *skb, struct pkt *pkt)
+{
+	struct pkt_fragment_header frag;
+	__u8 head[2]; /* next header; length beyond the first 8 bytes, in 8 bytes */
+
+	switch (pkt->protocol) {
+	case IPPROTO_HOPOPTS:
+	case IPPROTO_ROUTING:
+	case IPPROTO_DSTOPTS:
+		if (bpf_skb_load_bytes(skb, pkt->l4, head, sizeof(head)))
+			return -1;
+		pkt->protocol = head[0];
+		pkt->l4 += (head[1] + 1) * 8;
+		return 1;
+	case IPPROTO_FRAGMENT:
+		if (bpf_skb_load_bytes(skb, pkt->l4, &frag, sizeof(frag)))
+			return -1;
+		pkt->protocol = frag.next;
+		pkt->fragment_id = frag.id;
+		pkt->l4 += sizeof(frag);
+		pkt->piece = (frag.offset & bpf_htons(IP6_OFFSET)) != 0;
+		pkt->first_piece = !pkt->piece &&
+				   (frag.offset & bpf_htons(IP6_MORE_FRAGMENTS)) != 0;
+		return !pkt->piece; /* what follows in a piece is no header */
+	}
+	return 0;
+}
+
+static __always_inline enum pkt_kind pkt_parse6(struct __sk_buff *skb, struct pkt *pkt, int quoted)
+{
+	struct ipv6hdr ip;
+	int more = 1;
+
+	if (bpf_skb_load_bytes(skb, pkt->l3, &ip, sizeof(ip)))
+		return PKT_MALFORMED;
+	if (ip.version != 6)
+		return PKT_MALFORMED;
+	__builtin_memcpy(&pkt->src, &ip.saddr, sizeof(pkt->src));
+	__builtin_memcpy(&pkt->dst, &ip.daddr, sizeof(pkt->dst));
+	pkt->protocol = ip.nexthdr;
+	pkt->l4 = pkt->l3 + sizeof(ip);
+	for (int i = 0; i < PKT_EXTENSIONS && more > 0; i++)
+		more = pkt_parse_extension(skb, pkt);
+	if (more < 0)
+		return PKT_MALFORMED;
+	if (pkt->piece)
+		return PKT_PIECE;
+	return more ? PKT_OTHER : pkt_parse_ports(skb, pkt, quoted);
+}
+
+/* The packet itself. A VLAN's tag that the device took off is beside the packet:
+ * it comes again, on the device of the VLAN. */
+static __always_inline enum pkt_kind pkt_parse(struct __sk_buff *skb, struct pkt *pkt)
+{
+	if (skb->vlan_present)
+		return PKT_OTHER;
+	pkt->l3 = config_ethernet ? ETH_HLEN : 0;
+	if (skb->protocol == bpf_htons(ETH_P_IP))
+		return pkt_parse4(skb, pkt, 0);
+	if (skb->protocol == bpf_htons(ETH_P_IPV6))
+		return pkt_parse6(skb, pkt, 0);
+	return PKT_OTHER;
+}
+
+static __always_inline __u64 pkt_mix(__u64 h, __u64 word)
+{
+	h = (h ^ word) * 0x9e3779b97f4a7c15ULL; /* 2^64 / golden ratio */
+	return h ^ (h >> 32);
+}
+
+/* A number that follows from both ends of a packet and this node's secret. */
+static __always_inline __u32 pkt_hash(const struct pkt *pkt)
+{
+	__u64 h = config_flow_seed;
+
+	for (int i = 0; i < 4; i++)
+		h = pkt_mix(h, (__u64)lb_word(&pkt->src, i) << 32 | lb_word(&pkt->dst, i));
+	h = pkt_mix(h, (__u64)pkt->sport << 32 | (__u64)pkt->dport << 16 | pkt->protocol);
+	return h >> 16;
+}

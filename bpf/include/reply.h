@@ -1,0 +1,219 @@
+/* reply.h: turns a packet that nobody serves into the answer that says so, and
+ * sends it back by the device that it came from. Knows packets; knows no flows.
+ *
+ * TCP gets a reset (RFC 9293, 3.10.7.1), UDP an ICMP or ICMPv6 port unreachable (RFC
+ * 792, RFC 4443) that quotes the IP header, its options and 8 bytes. */
+#pragma once
+
+#include "csum.h"
+#include "icmp.h"
+
+#define REPLY_TTL 64
+
+/* Bytes of a quoted packet: 60 of IPv4, or an IPv6 header with some extensions. */
+#define REPLY_QUOTE 256
+
+#define IP_DF 0x4000
+
+static __always_inline long reply_swap_ethernet(struct __sk_buff *skb)
+{
+	__u8 old[2 * ETH_ALEN], new[2 * ETH_ALEN];
+
+	if (!config_ethernet)
+		return 0;
+	if (bpf_skb_load_bytes(skb, 0, old, sizeof(old)))
+		return -1;
+	__builtin_memcpy(new, old + ETH_ALEN, ETH_ALEN);
+	__builtin_memcpy(new + ETH_ALEN, old, ETH_ALEN);
+	return bpf_skb_store_bytes(skb, 0, new, sizeof(new), 0);
+}
+
+/* The pseudo header's sum. src and dst: which is which does not matter to it. Of an
+ * IPv4 address, the prefix of its v4-mapped form would count. */
+static __always_inline __u32 reply_pseudo(const struct pkt *pkt, __u8 protocol, __u16 size)
+{
+	__u32 sum = bpf_htons(size) + bpf_htons(protocol);
+
+	for (int i = pkt->is_v4 ? 3 : 0; i < 4; i++) {
+		sum = csum_add(sum, lb_word(&pkt->src, i));
+		sum = csum_add(sum, lb_word(&pkt->dst, i));
+	}
+	return sum;
+}
+
+/* The IP header of a reply in place of that of pkt, whose options stay. `size` is
+ * that of the IP packet. */
+static __always_inline long reply_turn_ip(struct __sk_buff *skb, const struct pkt *pkt, __u16 size)
+{
+	struct iphdr old, new;
+	struct ipv6hdr ip6;
+
+	if (!pkt->is_v4) {
+		if (bpf_skb_load_bytes(skb, pkt->l3, &ip6, sizeof(ip6)))
+			return -1;
+		ip6.payload_len = bpf_htons(size - sizeof(ip6));
+		ip6.hop_limit = REPLY_TTL;
+		__builtin_memcpy(&ip6.saddr, &pkt->dst, sizeof(ip6.saddr));
+		__builtin_memcpy(&ip6.daddr, &pkt->src, sizeof(ip6.daddr));
+		return bpf_skb_store_bytes(skb, pkt->l3, &ip6, sizeof(ip6), 0);
+	}
+	if (bpf_skb_load_bytes(skb, pkt->l3, &old, sizeof(old)))
+		return -1;
+	new = old;
+	new.tot_len = bpf_htons(size);
+	new.frag_off = bpf_htons(IP_DF);
+	new.ttl = REPLY_TTL;
+	new.saddr = lb_word(&pkt->dst, 3);
+	new.daddr = lb_word(&pkt->src, 3);
+	new.check = csum_replace(old.check, csum_change(&old, &new, sizeof(new)));
+	return bpf_skb_store_bytes(skb, pkt->l3, &new, sizeof(new), 0);
+}
+
+/* Length of the TCP or UDP packet by the IP header; 0 where that makes no sense. */
+static __always_inline __u16 reply_transport_size(struct __sk_buff *skb, const struct pkt *pkt)
+{
+	__u32 header = pkt->l4 - pkt->l3, size;
+	struct ipv6hdr ip6;
+	struct iphdr ip;
+
+	if (pkt->is_v4) {
+		if (bpf_skb_load_bytes(skb, pkt->l3, &ip, sizeof(ip)))
+			return 0;
+		size = bpf_ntohs(ip.tot_len);
+	} else {
+		if (bpf_skb_load_bytes(skb, pkt->l3, &ip6, sizeof(ip6)))
+			return 0;
+		size = bpf_ntohs(ip6.payload_len) + sizeof(ip6);
+	}
+	return size < header ? 0 : size - header;
+}
+
+static __always_inline void reply_reset_header(const struct tcphdr *got, __u16 size,
+					       struct tcphdr *out)
+{
+	__u32 data = size - got->doff * 4;
+
+	__builtin_memset(out, 0, sizeof(*out));
+	out->source = got->dest;
+	out->dest = got->source;
+	out->doff = sizeof(*out) / 4;
+	out->rst = 1;
+	if (got->ack) {
+		out->seq = got->ack_seq;
+		return;
+	}
+	out->ack = 1;
+	out->ack_seq = bpf_htonl(bpf_ntohl(got->seq) + data + got->syn + got->fin);
+}
+
+/* Returns TC_ACT_REDIRECT's verdict, or -1 where no reset can be made, or none
+ * should. */
+static __noinline long reply_reset(struct __sk_buff *skb, const struct pkt *pkt)
+{
+	__u16 size = reply_transport_size(skb, pkt);
+	struct tcphdr got, reset;
+	int unfinished;
+	__u32 sum;
+
+	if (bpf_skb_load_bytes(skb, pkt->l4, &got, sizeof(got)) || got.rst)
+		return -1;
+	if (got.doff < sizeof(got) / 4 || size < got.doff * 4 || pkt->first_piece)
+		return -1;
+	reply_reset_header(&got, size, &reset);
+	/* Where a device is to finish the checksum (CHECKSUM_PARTIAL: from a neighbour on
+	 * a virtual wire), the field holds the sum of the pseudo header, and must again:
+	 * that cannot be turned off. A finished one is equal to it once in 65,536. */
+	unfinished = got.check == csum_fold(reply_pseudo(pkt, IPPROTO_TCP, size));
+	sum = reply_pseudo(pkt, IPPROTO_TCP, sizeof(reset));
+	if (unfinished)
+		reset.check = csum_fold(sum);
+	else
+		reset.check = ~csum_fold(bpf_csum_diff(NULL, 0, (void *)&reset, sizeof(reset), sum));
+	if (bpf_skb_change_tail(skb, pkt->l4 + sizeof(reset), 0) ||
+	    reply_turn_ip(skb, pkt, pkt->l4 - pkt->l3 + sizeof(reset)) ||
+	    bpf_skb_store_bytes(skb, pkt->l4, &reset, sizeof(reset), 0) ||
+	    reply_swap_ethernet(skb))
+		return -1;
+	return bpf_redirect(skb->ifindex, 0);
+}
+
+/* The sum of `size` bytes from an offset on, a multiple of 4. Returns 0, or -1. */
+static __always_inline long reply_sum(struct __sk_buff *skb, __u32 offset, __u32 size, __u32 *sum)
+{
+	__u32 word;
+
+	for (int i = 0; i < REPLY_QUOTE / 4; i++) {
+		if (i * 4 >= size)
+			return 0;
+		if (bpf_skb_load_bytes(skb, offset + i * 4, &word, sizeof(word)))
+			return -1;
+		*sum = csum_add(*sum, word);
+	}
+	return size > REPLY_QUOTE ? -1 : 0;
+}
+
+struct reply_icmp4 {
+	struct iphdr ip;
+	struct {
+		__u8 type, code;
+		__sum16 checksum;
+		__be32 unused;
+	} icmp;
+};
+
+struct reply_icmp6 {
+	struct ipv6hdr ip;
+	struct icmp6hdr icmp;
+};
+
+static __always_inline long reply_icmp4(struct __sk_buff *skb, const struct pkt *pkt, __u32 quote,
+					__u32 sum)
+{
+	struct reply_icmp4 head = {
+		.ip = {
+			.version = 4, .ihl = 5, .ttl = REPLY_TTL, .protocol = IPPROTO_ICMP,
+			.tot_len = bpf_htons(sizeof(head) + quote), .frag_off = bpf_htons(IP_DF),
+			.saddr = lb_word(&pkt->dst, 3), .daddr = lb_word(&pkt->src, 3),
+		},
+		.icmp = { .type = ICMP_DEST_UNREACH, .code = ICMP_PORT_UNREACH },
+	};
+
+	head.ip.check = ~csum_fold(bpf_csum_diff(NULL, 0, (void *)&head.ip, sizeof(head.ip), 0));
+	head.icmp.checksum = ~csum_fold(bpf_csum_diff(NULL, 0, (void *)&head.icmp,
+						      sizeof(head.icmp), sum));
+	return bpf_skb_store_bytes(skb, pkt->l3, &head, sizeof(head), 0);
+}
+
+static __always_inline long reply_icmp6(struct __sk_buff *skb, const struct pkt *pkt, __u32 quote,
+					__u32 sum)
+{
+	struct reply_icmp6 head = {
+		.ip = {
+			.version = 6, .hop_limit = REPLY_TTL, .nexthdr = IPPROTO_ICMPV6,
+			.payload_len = bpf_htons(sizeof(head.icmp) + quote),
+		},
+		.icmp = { .icmp6_type = ICMPV6_DEST_UNREACH, .icmp6_code = ICMPV6_PORT_UNREACH },
+	};
+
+	__builtin_memcpy(&head.ip.saddr, &pkt->dst, sizeof(head.ip.saddr));
+	__builtin_memcpy(&head.ip.daddr, &pkt->src, sizeof(head.ip.daddr));
+	sum = csum_add(sum, reply_pseudo(pkt, IPPROTO_ICMPV6, sizeof(head.icmp) + quote));
+	head.icmp.icmp6_cksum = ~csum_fold(bpf_csum_diff(NULL, 0, (void *)&head.icmp,
+							 sizeof(head.icmp), sum));
+	return bpf_skb_store_bytes(skb, pkt->l3, &head, sizeof(head), 0);
+}
+
+/* Returns TC_ACT_REDIRECT's verdict, or -1 where no answer can be made. */
+static __noinline long reply_unreachable(struct __sk_buff *skb, const struct pkt *pkt)
+{
+	__u32 quote = pkt->l4 - pkt->l3 + sizeof(struct udphdr), sum = 0;
+	__u32 room = pkt->is_v4 ? sizeof(struct reply_icmp4) : sizeof(struct reply_icmp6);
+
+	if (bpf_skb_change_tail(skb, pkt->l3 + quote, 0) ||
+	    reply_sum(skb, pkt->l3, quote, &sum) ||
+	    bpf_skb_adjust_room(skb, room, BPF_ADJ_ROOM_MAC, 0) ||
+	    (pkt->is_v4 ? reply_icmp4(skb, pkt, quote, sum) : reply_icmp6(skb, pkt, quote, sum)) ||
+	    reply_swap_ethernet(skb))
+		return -1;
+	return bpf_redirect(skb->ifindex, 0);
+}

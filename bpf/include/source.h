@@ -1,0 +1,123 @@
+/* source.h: what a backend of another node sees for its client: an address of this
+ * node, the one that the kernel itself would have chosen for that route, and a port
+ * that no other flow to that backend has. */
+#pragma once
+
+#include "track.h"
+
+/* Ports that are tried: hash, hash + 1, … From SOURCE_PATIENT on, one whose flow is
+ * over will do, too. */
+#define SOURCE_TRIES 64
+#define SOURCE_PATIENT 4
+
+/* Flags of bpf_fib_lookup that older headers lack. Where the kernel does not know
+ * one (SRC: before 6.7), it refuses all, and map `devices` says the address. */
+#define FIB_OUTPUT 2
+#define FIB_SKIP_NEIGH 4
+#define FIB_SRC 16
+
+#define AF_INET 2
+#define AF_INET6 10
+
+static __always_inline int source_is_set(const struct addr *addr)
+{
+	return lb_addr_is_v4(addr) ? lb_word(addr, 3) != 0 :
+				     (lb_word(addr, 0) | lb_word(addr, 1) | lb_word(addr, 2) |
+				      lb_word(addr, 3)) != 0;
+}
+
+/* The preferred source of the route to the backend by this device. Returns 1 with
+ * *out filled. */
+static __noinline int source_by_route(struct __sk_buff *skb, const struct addr *backend,
+				      struct addr *out)
+{
+	int v4 = lb_addr_is_v4(backend);
+	struct bpf_fib_lookup fib = {
+		.family = v4 ? AF_INET : AF_INET6,
+		.ifindex = skb->ifindex,
+	};
+
+	if (v4)
+		fib.ipv4_dst = lb_word(backend, 3);
+	else
+		__builtin_memcpy(fib.ipv6_dst, backend, sizeof(*backend));
+	if (bpf_fib_lookup(skb, &fib, sizeof(fib), FIB_OUTPUT | FIB_SKIP_NEIGH | FIB_SRC))
+		return 0;
+	if (v4)
+		pkt_addr4(out, fib.ipv4_src);
+	else
+		__builtin_memcpy(out, fib.ipv6_src, sizeof(*out));
+	return source_is_set(out);
+}
+
+static __always_inline int source_by_device(__u32 ifindex, int v4, struct addr *out)
+{
+	struct device *dev = bpf_map_lookup_elem(&devices, &ifindex);
+
+	if (!dev)
+		return 0;
+	*out = v4 ? dev->addr4 : dev->addr6;
+	return v4 ? lb_word(out, 3) != 0 : source_is_set(out);
+}
+
+/* Whether a port may be taken from the flow that has it. One that its client ended
+ * first is forgotten by the backend; where the backend ended first, that still waits
+ * for late packets (TIME_WAIT) and might take a new connection for an old one. */
+static __always_inline int source_is_over(const struct flow *flow, __u64 now)
+{
+	if (flow_is_expired(flow, now))
+		return 1;
+	return (flow->client_said | flow->backend_said) & FLOW_SAID_RST ||
+	       (flow->client_said & FLOW_SAID_FIN && flow->backend_said & FLOW_SAID_FIN_LATER);
+}
+
+/* Finds and claims a port. Returns 0 with flow->node_port set, or -1. */
+static __noinline int source_claim_port(struct flow *flow, __u32 hash)
+{
+	struct flow_key key;
+	struct flow *old;
+
+	for (int i = 0; i < SOURCE_TRIES; i++) {
+		flow->node_port = flow_source_port(hash + i);
+		flow_key_wire(&key, flow);
+		old = flow_peek(&key);
+		if (old && (i < SOURCE_PATIENT || !source_is_over(old, flow->used)))
+			continue;
+		if (!track_claim(&key, flow, old != NULL))
+			return 0;
+	}
+	flow->node_port = 0;
+	return -1;
+}
+
+/* Gives a flow its source on the wire, and says so in its other entries. Returns
+ * REASON_SOURCE_TRANSLATED, or the reason why it got none. */
+static __noinline enum reason source_choose(struct __sk_buff *skb, struct flow *flow, __u32 hash)
+{
+	struct flow_key key;
+
+	if (!source_by_route(skb, &flow->backend, &flow->node) &&
+	    !source_by_device(skb->ifindex, lb_addr_is_v4(&flow->backend), &flow->node))
+		return REASON_NO_NODE_ADDRESS;
+	if (source_claim_port(flow, hash))
+		return REASON_PORTS_EXHAUSTED;
+	flow_key_out(&key, flow);
+	if (track_put(&key, flow, BPF_ANY))
+		return REASON_FLOW_UNRECORDED;
+	flow_key_client(&key, flow);
+	if (track_put(&key, flow, BPF_ANY))
+		return REASON_FLOW_UNRECORDED;
+	return REASON_SOURCE_TRANSLATED;
+}
+
+/* Whether the flow's port on the wire is still its own: one that is over may have
+ * lost it. */
+static __noinline int source_is_ours(const struct flow *flow)
+{
+	struct flow_key key;
+	struct flow *there;
+
+	flow_key_wire(&key, flow);
+	there = flow_peek(&key);
+	return !there || flow_same(there, flow);
+}
