@@ -55,6 +55,7 @@ const (
 	tcMapSockFlows              = "sock_flows"
 	tcMapSockPeer               = "sock_peer"
 	tcMapSources                = "sources"
+	tcMapWork                   = "work"
 	tcProgShuntEgress           = "shunt_egress"
 	tcProgShuntIngress          = "shunt_ingress"
 	tcVarConfigClusterCidrCount = "config_cluster_cidr_count"
@@ -135,6 +136,7 @@ type tcMapSpecs struct {
 	SockFlows    *ebpf.MapSpec `ebpf:"sock_flows"`
 	SockPeer     *ebpf.MapSpec `ebpf:"sock_peer"`
 	Sources      *ebpf.MapSpec `ebpf:"sources"`
+	Work         *ebpf.MapSpec `ebpf:"work"`
 }
 
 // tcVariableSpecs contains global variables before they are loaded into the kernel.
@@ -189,6 +191,7 @@ type tcMaps struct {
 	SockFlows    *ebpf.Map `ebpf:"sock_flows"`
 	SockPeer     *ebpf.Map `ebpf:"sock_peer"`
 	Sources      *ebpf.Map `ebpf:"sources"`
+	Work         *ebpf.Map `ebpf:"work"`
 }
 
 func (m *tcMaps) Close() error {
@@ -209,6 +212,7 @@ func (m *tcMaps) Close() error {
 		m.SockFlows,
 		m.SockPeer,
 		m.Sources,
+		m.Work,
 	)
 }
 
