@@ -237,6 +237,8 @@ static __noinline int tc_in(struct __sk_buff *skb, struct tc_work *w)
 			return tc_end(REASON_OWN_FLOW, TC_ACT_UNSPEC);
 		if (flow->flags & FLOW_FLAG_OWN || !flow_goes_on(flow, pkt, now))
 			break;
+		if (flow_is_closed(flow) && !track_is_out(flow))
+			return tc_end(REASON_FLOW_OVER, TC_ACT_SHOT);
 		track_touch(flow, pkt, FLOW_FROM_CLIENT, now);
 		return tc_to_backend(skb, pkt, flow, REASON_FLOW_KEPT);
 	case FLOW_FROM_BACKEND:
@@ -284,7 +286,8 @@ int shunt_ingress(struct __sk_buff *skb)
 {
 	struct tc_work *w = tc_begin_work();
 
-	if (!w || skb->pkt_type != PKT_TYPE_HOST) /* overheard, or to everybody */
+	/* Overheard, or to everybody; without link addresses there is no such thing. */
+	if (!w || (config_ethernet && skb->pkt_type != PKT_TYPE_HOST))
 		return tc_end(REASON_PROTOCOL, TC_ACT_UNSPEC);
 	switch (pkt_parse(skb, &w->pkt)) {
 	case PKT_TRANSPORT:
@@ -310,19 +313,20 @@ static __always_inline int tc_replace_source(struct __sk_buff *skb, const struct
 {
 	struct nat nat = { .end = NAT_SOURCE, .dport = flow->backend_port };
 	enum reason reason = REASON_SOURCE_TRANSLATED;
-	__u64 now;
+	int over;
 
 	if (!(flow->flags & FLOW_FLAG_SNAT))
 		return tc_end(REASON_SOURCE_KEPT, TC_ACT_UNSPEC);
-	if (!flow->node_port) {
-		reason = source_choose(skb, flow, pkt_hash(pkt));
-		if (reason != REASON_SOURCE_TRANSLATED)
-			return tc_end(reason, TC_ACT_SHOT);
-	} else {
-		now = bpf_ktime_get_ns();
-		if ((flow_is_closed(flow) || flow_is_expired(flow, now)) && !source_is_ours(flow))
+	over = flow_is_closed(flow) || flow_is_expired(flow, bpf_ktime_get_ns());
+	if (flow->node_port && (over || !(flow->flags & FLOW_FLAG_CONFIRMED)) && !source_hold(flow)) {
+		if (over)
 			return tc_end(REASON_FLOW_OVER, TC_ACT_SHOT);
+		flow->node_port = 0;
 	}
+	if (!flow->node_port)
+		reason = source_choose(skb, flow, pkt_hash(pkt));
+	if (reason != REASON_SOURCE_TRANSLATED)
+		return tc_end(reason, TC_ACT_SHOT);
 	nat.addr = flow->node;
 	nat.sport = flow->node_port;
 	return tc_translate(skb, pkt, &nat, reason);

@@ -126,9 +126,11 @@ const (
 )
 
 type abiFragment struct {
-	_     structs.HostLayout
-	Sport uint16
-	Dport uint16
+	_        structs.HostLayout
+	Sport    uint16
+	Dport    uint16
+	Protocol uint8
+	Pad      [3]uint8
 }
 
 type abiFragmentKey struct {

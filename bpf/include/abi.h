@@ -198,12 +198,12 @@ struct flow {
 };
 _Static_assert(sizeof(struct flow) == 96, "struct flow");
 
-/* Key of `fragments`: a datagram in pieces (RFC 791, RFC 8200 4.5), by hook, as
- * both see the pieces and with other addresses. */
+/* Key of `fragments`: a datagram in pieces (RFC 791; RFC 8200 4.5, which knows no
+ * protocol here), by hook, as both see the pieces and with other addresses. */
 struct fragment_key {
 	struct addr src, dst;
 	__u32 id; /* network order; of IPv4 in the last two bytes */
-	__u8 protocol;
+	__u8 protocol; /* of IPv4 */
 	__u8 egress;
 	__u16 pad;
 };
@@ -212,7 +212,10 @@ _Static_assert(sizeof(struct fragment_key) == 40, "struct fragment_key");
 /* Value of `fragments`: what only the first piece says. */
 struct fragment {
 	__be16 sport, dport;
+	__u8 protocol;
+	__u8 pad[3];
 };
+_Static_assert(sizeof(struct fragment) == 8, "struct fragment");
 
 /* Value of `devices`, by interface index: what packets that leave there may have
  * for their source. Zero: the device has no address of that family. */

@@ -135,22 +135,24 @@ static __always_inline enum flow_side flow_side_out(const struct flow *flow, con
 	return FLOW_NONE;
 }
 
-/* Whether two entries are of one flow: of the same client, frontend and backend,
- * with the same ports at every place. */
-static __always_inline int flow_same(const struct flow *a, const struct flow *b)
-{
-	return a->client_port == b->client_port && a->frontend_port == b->frontend_port &&
-	       a->inner_port == b->inner_port && a->backend_port == b->backend_port &&
-	       a->node_port == b->node_port && lb_addr_equal(&a->client, &b->client) &&
-	       lb_addr_equal(&a->frontend, &b->frontend) &&
-	       lb_addr_equal(&a->backend, &b->backend);
-}
-
 /* Whether the client means the same connection, wherever it led to. */
 static __always_inline int flow_same_client(const struct flow *a, const struct flow *b)
 {
 	return a->client_port == b->client_port && a->frontend_port == b->frontend_port &&
 	       lb_addr_equal(&a->client, &b->client) && lb_addr_equal(&a->frontend, &b->frontend);
+}
+
+/* Whether it also leads to the same backend, with the same ports before the stack. */
+static __always_inline int flow_same_ends(const struct flow *a, const struct flow *b)
+{
+	return a->inner_port == b->inner_port && a->backend_port == b->backend_port &&
+	       flow_same_client(a, b) && lb_addr_equal(&a->backend, &b->backend);
+}
+
+/* Whether two entries are of one flow. */
+static __always_inline int flow_same(const struct flow *a, const struct flow *b)
+{
+	return a->node_port == b->node_port && flow_same_ends(a, b);
 }
 
 /* Whether the backend still is one: serving, in the sets or not. */

@@ -12,7 +12,7 @@ static __always_inline void fragment_key_set(struct fragment_key *key, const str
 	key->src = pkt->src;
 	key->dst = pkt->dst;
 	key->id = pkt->fragment_id;
-	key->protocol = pkt->protocol;
+	key->protocol = pkt->is_v4 ? pkt->protocol : 0;
 	key->egress = egress;
 	key->pad = 0;
 }
@@ -20,7 +20,9 @@ static __always_inline void fragment_key_set(struct fragment_key *key, const str
 /* Notes what a first piece says. */
 static __noinline void fragment_note(const struct pkt *pkt, int egress)
 {
-	struct fragment value = { .sport = pkt->sport, .dport = pkt->dport };
+	struct fragment value = {
+		.sport = pkt->sport, .dport = pkt->dport, .protocol = pkt->protocol,
+	};
 	struct fragment_key key;
 
 	if (!pkt->first_piece)
@@ -29,7 +31,7 @@ static __noinline void fragment_note(const struct pkt *pkt, int egress)
 	bpf_map_update_elem(&fragments, &key, &value, BPF_ANY);
 }
 
-/* Gives a later piece the ports of its first. Returns 1, or 0 where that was not
+/* Gives a later piece the ports and the protocol of its first. Returns 1, or 0 where that was not
  * seen. */
 static __noinline int fragment_find(struct pkt *pkt, int egress)
 {
@@ -42,5 +44,6 @@ static __noinline int fragment_find(struct pkt *pkt, int egress)
 		return 0;
 	pkt->sport = value->sport;
 	pkt->dport = value->dport;
+	pkt->protocol = value->protocol;
 	return 1;
 }

@@ -59,15 +59,14 @@ static __always_inline long nat_address6(struct __sk_buff *skb, const struct pkt
 {
 	__u32 diff = csum_change(old, &nat->addr, sizeof(*old));
 
-	if (!pkt->piece) {
-		if (bpf_l4_csum_replace(skb, nat_check_offset(pkt), 0, diff,
-					nat_check_flags(pkt) | BPF_F_PSEUDO_HDR))
-			return -1;
-		/* The helper changes a device's sum over the packet (CHECKSUM_COMPLETE)
-		 * as for IPv4, whose header has a checksum that makes up for the address.
-		 * IPv6's has none: address and transport checksum cancel out. */
-		bpf_csum_update(skb, diff);
-	}
+	if (!pkt->piece && bpf_l4_csum_replace(skb, nat_check_offset(pkt), 0, diff,
+					       nat_check_flags(pkt) | BPF_F_PSEUDO_HDR))
+		return -1;
+	/* A device's sum over the packet (CHECKSUM_COMPLETE). The helper changes it as
+	 * for IPv4, whose header has a checksum that makes up for the address. IPv6's has
+	 * none: address and transport checksum cancel out, and in a piece there is only
+	 * the address. */
+	bpf_csum_update(skb, diff);
 	return bpf_skb_store_bytes(skb, nat_addr_offset(pkt, nat->end), &nat->addr,
 				   sizeof(nat->addr), 0);
 }

@@ -168,9 +168,12 @@ static __always_inline enum pkt_kind pkt_parse6(struct __sk_buff *skb, struct pk
 		return PKT_MALFORMED;
 	__builtin_memcpy(&pkt->src, &ip.saddr, sizeof(pkt->src));
 	__builtin_memcpy(&pkt->dst, &ip.daddr, sizeof(pkt->dst));
+	/* To us that would be an IPv4 address; on a wire it is none (RFC 4942, 2.2). */
+	if (lb_addr_is_v4(&pkt->src) || lb_addr_is_v4(&pkt->dst))
+		return PKT_MALFORMED;
 	pkt->protocol = ip.nexthdr;
 	pkt->l4 = pkt->l3 + sizeof(ip);
-	for (int i = 0; i < PKT_EXTENSIONS && more > 0; i++)
+	for (int i = 0; i <= PKT_EXTENSIONS && more > 0; i++)
 		more = pkt_parse_extension(skb, pkt);
 	if (more < 0)
 		return PKT_MALFORMED;

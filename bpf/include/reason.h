@@ -40,7 +40,7 @@ enum reason {
 	REASON_ICMP_TRANSLATED,   /* an error about a packet of a flow */
 	REASON_ICMP_PASSED,       /* passed: ICMP that is about no flow */
 	REASON_SOURCE_RESTORED,   /* a reply from another node, back to the client's address */
-	REASON_FLOW_OVER,         /* dropped: late, of a flow whose source port another has by now */
-	REASON_WRITE_FAILED,      /* dropped: the kernel did not let the packet be changed */
+	REASON_FLOW_OVER,         /* dropped: late, of a flow that has ended and whose port another has */
+	REASON_WRITE_FAILED,      /* dropped: the packet could not be changed, or made an answer of */
 	REASON_MAX,
 };

@@ -106,13 +106,26 @@ static __always_inline void reply_reset_header(const struct tcphdr *got, __u16 s
 	out->ack_seq = bpf_htonl(bpf_ntohl(got->seq) + data + got->syn + got->fin);
 }
 
+/* Whether a device is to finish the TCP checksum (CHECKSUM_PARTIAL: the packet is
+ * from a neighbour on a virtual wire). The field then holds the pseudo header's sum,
+ * and must again: that cannot be turned off. It shows in that the kernel leaves the
+ * field alone when something else than the pseudo header changes. */
+static __always_inline int reply_is_unfinished(struct __sk_buff *skb, const struct pkt *pkt,
+					       __sum16 check)
+{
+	__u32 offset = pkt->l4 + offsetof(struct tcphdr, check);
+	__sum16 now;
+
+	return !bpf_l4_csum_replace(skb, offset, 0, 1, 2) &&
+	       !bpf_skb_load_bytes(skb, offset, &now, sizeof(now)) && now == check;
+}
+
 /* Returns TC_ACT_REDIRECT's verdict, or -1 where no reset can be made, or none
  * should. */
 static __noinline long reply_reset(struct __sk_buff *skb, const struct pkt *pkt)
 {
 	__u16 size = reply_transport_size(skb, pkt);
 	struct tcphdr got, reset;
-	int unfinished;
 	__u32 sum;
 
 	if (bpf_skb_load_bytes(skb, pkt->l4, &got, sizeof(got)) || got.rst)
@@ -120,12 +133,8 @@ static __noinline long reply_reset(struct __sk_buff *skb, const struct pkt *pkt)
 	if (got.doff < sizeof(got) / 4 || size < got.doff * 4 || pkt->first_piece)
 		return -1;
 	reply_reset_header(&got, size, &reset);
-	/* Where a device is to finish the checksum (CHECKSUM_PARTIAL: from a neighbour on
-	 * a virtual wire), the field holds the sum of the pseudo header, and must again:
-	 * that cannot be turned off. A finished one is equal to it once in 65,536. */
-	unfinished = got.check == csum_fold(reply_pseudo(pkt, IPPROTO_TCP, size));
 	sum = reply_pseudo(pkt, IPPROTO_TCP, sizeof(reset));
-	if (unfinished)
+	if (reply_is_unfinished(skb, pkt, got.check))
 		reset.check = csum_fold(sum);
 	else
 		reset.check = ~csum_fold(bpf_csum_diff(NULL, 0, (void *)&reset, sizeof(reset), sum));

@@ -105,19 +105,19 @@ static __noinline enum reason source_choose(struct __sk_buff *skb, struct flow *
 	if (track_put(&key, flow, BPF_ANY))
 		return REASON_FLOW_UNRECORDED;
 	flow_key_client(&key, flow);
-	if (track_put(&key, flow, BPF_ANY))
+	if (track_is_clients(&key, flow) && track_put(&key, flow, BPF_ANY))
 		return REASON_FLOW_UNRECORDED;
 	return REASON_SOURCE_TRANSLATED;
 }
 
-/* Whether the flow's port on the wire is still its own: one that is over may have
- * lost it. */
-static __noinline int source_is_ours(const struct flow *flow)
+/* Whether the flow's port on the wire is still its own, or is again: one that is
+ * over may have lost it, and one that is not confirmed could be pushed out. */
+static __noinline int source_hold(const struct flow *flow)
 {
 	struct flow_key key;
 	struct flow *there;
 
 	flow_key_wire(&key, flow);
 	there = flow_peek(&key);
-	return !there || flow_same(there, flow);
+	return there ? flow_same(there, flow) : !track_put(&key, flow, BPF_NOEXIST);
 }

@@ -138,7 +138,7 @@ static __noinline void track_touch(struct flow *flow, const struct pkt *pkt, enu
 		return;
 	/* Whoever goes on after a reset did not believe it: it was not of this
 	 * connection. What was under way when it came is here within FLOW_TOUCH. */
-	if (said == was)
+	if (said == was && !(pkt->tcp_flags & TCP_RST))
 		said &= ~FLOW_SAID_RST;
 	if (from == FLOW_FROM_CLIENT)
 		flow->client_said = said;
@@ -155,6 +155,27 @@ static __noinline void track_touch(struct flow *flow, const struct pkt *pkt, enu
 	track_refresh(&key, flow);
 }
 
+/* Whether the client's packets follow this flow, or may: it can have gone on to
+ * another backend, and what the first one says late is no news then. */
+static __always_inline int track_is_clients(const struct flow_key *key, const struct flow *flow)
+{
+	struct flow *there = flow_peek(key);
+
+	return !there || flow_same_ends(there, flow);
+}
+
+/* Whether the flow's place before the stack is still its own: where the client had
+ * its port from this one, it has the same for a newer flow by now. */
+static __noinline int track_is_out(const struct flow *flow)
+{
+	struct flow_key key;
+	struct flow *there;
+
+	flow_key_out(&key, flow);
+	there = flow_peek(&key);
+	return !there || flow_same_client(there, flow);
+}
+
 /* The backend has answered: from now on nobody but the flow's own end, its time or
  * want of room removes it. The client's entry goes first: if that has no room, all
  * stay where they are. Returns 0, or -1 without room. */
@@ -162,8 +183,10 @@ static __noinline int track_confirm(struct flow *flow)
 {
 	struct flow_key key;
 
-	flow->flags |= FLOW_FLAG_CONFIRMED;
 	flow_key_client(&key, flow);
+	if (!track_is_clients(&key, flow))
+		return 0;
+	flow->flags |= FLOW_FLAG_CONFIRMED;
 	if (bpf_map_update_elem(&flows, &key, flow, BPF_ANY)) {
 		flow->flags &= ~FLOW_FLAG_CONFIRMED;
 		return -1;
