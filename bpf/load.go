@@ -238,8 +238,12 @@ func (a *Attachment) read(l link.Link) {
 	}
 }
 
-// Detach takes the programs out of effect, and removes the links below root.
+// Detach takes the programs out of effect, and removes the links below root; of the
+// packet path's filters, those of this network namespace.
 func Detach(root string) error {
+	if err := detachPackets(root); err != nil {
+		return err
+	}
 	for _, h := range (&Programs{}).hooks() {
 		l, err := link.LoadPinnedLink(filepath.Join(root, linkDir, h.pin), nil)
 		if err != nil {

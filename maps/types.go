@@ -26,6 +26,8 @@ type (
 	AffinityValue = abiAffinityValue
 	// Meta is the one element of map meta.
 	Meta = abiMetaValue
+	// Device is the value of map devices.
+	Device = abiDevice
 )
 
 // FrontendKind is what sort of address a frontend has (enum frontend_kind).

@@ -1,0 +1,121 @@
+package bpf
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"syscall"
+	"time"
+
+	"github.com/vishvananda/netlink/nl"
+	"go.uber.org/zap"
+	"golang.org/x/sys/unix"
+)
+
+// When to look at the devices though nothing was heard, how soon after a failure,
+// and how long to let changes gather after a pass.
+const (
+	deviceResync = time.Minute
+	deviceRetry  = 2 * time.Second
+	devicePause  = 50 * time.Millisecond
+)
+
+// Run follows the devices, addresses and routes of the network namespace of the
+// calling thread, from Start on until the context ends. It returns nil then. All but
+// the waiting is done on the calling goroutine.
+func (p *PacketPath) Run(ctx context.Context) error {
+	select {
+	case <-ctx.Done():
+		return nil
+	case <-p.started:
+	}
+	for ctx.Err() == nil {
+		if err := p.follow(ctx); err != nil {
+			p.opts.Log.Warn("network devices can't be followed, trying again", zap.Error(err), zap.Duration("in", deviceRetry))
+			pause(ctx, deviceRetry)
+		}
+	}
+	return nil
+}
+
+func pause(ctx context.Context, d time.Duration) {
+	select {
+	case <-ctx.Done():
+	case <-time.After(d):
+	}
+}
+
+// follow hears of changes until the context ends, or until that fails.
+func (p *PacketPath) follow(ctx context.Context) error {
+	socket, err := nl.Subscribe(unix.NETLINK_ROUTE, unix.RTNLGRP_LINK, unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV6_IFADDR,
+		unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV6_ROUTE)
+	if err != nil {
+		return fmt.Errorf("subscribe to changes of devices, addresses and routes: %w", err)
+	}
+	ended := make(chan error, 1)
+	go func() {
+		defer close(ended)
+		ended <- p.listen(socket)
+	}()
+	defer func() {
+		socket.Close()
+		for range ended { // until the goroutine is done with it
+		}
+	}()
+	for {
+		// Only now, with the subscription in place, can no change be missed.
+		next := deviceResync
+		if !p.sync() {
+			next = deviceRetry
+		}
+		pause(ctx, devicePause)
+		select {
+		case <-ctx.Done():
+			return nil
+		case err := <-ended:
+			return fmt.Errorf("listen to changes of devices: %w", err)
+		case <-p.poke:
+		case <-time.After(next):
+		}
+	}
+}
+
+// listen wakes Run at changes that can matter, until the socket is closed.
+func (p *PacketPath) listen(socket *nl.NetlinkSocket) error {
+	for {
+		messages, _, err := socket.Receive()
+		switch {
+		case errors.Is(err, unix.ENOBUFS): // some were lost
+			p.wake()
+		case err != nil:
+			return err
+		}
+		for _, m := range messages {
+			if matters(m) {
+				p.wake()
+				break
+			}
+		}
+	}
+}
+
+// matters leaves out routes without a gateway: each pod has one.
+func matters(m syscall.NetlinkMessage) bool {
+	if m.Header.Type != unix.RTM_NEWROUTE && m.Header.Type != unix.RTM_DELROUTE {
+		return true
+	}
+	if len(m.Data) < unix.SizeofRtMsg {
+		return true
+	}
+	attrs, err := nl.ParseRouteAttr(m.Data[unix.SizeofRtMsg:])
+	if err != nil {
+		return true
+	}
+	for _, a := range attrs {
+		switch a.Attr.Type {
+		case unix.RTA_GATEWAY, unix.RTA_MULTIPATH, unix.RTA_VIA:
+			return true
+		}
+	}
+	return false
+}

@@ -1,0 +1,176 @@
+package bpf
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"slices"
+	"strings"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// readDevices gives the devices of the calling thread's network namespace, by
+// index. A list that changed while it was read is taken as it is: a notice of the
+// change is on its way.
+func readDevices() ([]device, error) {
+	links, err := netlink.LinkList()
+	if err = complete(err); err != nil {
+		return nil, fmt.Errorf("list network devices: %w", err)
+	}
+	kinds := map[int]string{}
+	for _, l := range links {
+		kinds[l.Attrs().Index] = l.Type()
+	}
+	devices := make([]device, 0, len(links))
+	for _, l := range links {
+		a := l.Attrs()
+		d := device{index: a.Index, name: a.Name, kind: l.Type(), header: headerOf(a.EncapType), master: a.MasterIndex}
+		if a.Flags&net.FlagLoopback != 0 {
+			d.kind = kindLoopback
+		}
+		d.bridged = d.master != 0 && kinds[d.master] != "vrf"
+		devices = append(devices, d)
+	}
+	slices.SortFunc(devices, func(a, b device) int { return a.index - b.index })
+	if err := readDeviceAddrs(devices); err != nil {
+		return nil, err
+	}
+	return devices, readGateways(devices)
+}
+
+// complete is nil for a list that is as good as it gets.
+func complete(err error) error {
+	if errors.Is(err, netlink.ErrDumpInterrupted) {
+		return nil
+	}
+	return err
+}
+
+// headerOf: what packets of this type of hardware begin with, by the netlink
+// library's word for it (ARPHRD_*).
+func headerOf(encap string) header {
+	switch encap {
+	case "ether":
+		return headerEthernet
+	case "none", "ipip", "tunnel6", "sit", "gre", "ppp", "void",
+		fmt.Sprintf("unknown%d", unix.ARPHRD_IP6GRE), fmt.Sprintf("unknown%d", unix.ARPHRD_RAWIP):
+		return headerNone
+	}
+	return headerUnknown
+}
+
+func deviceOf(devices []device, index int) *device {
+	i, found := slices.BinarySearchFunc(devices, index, func(d device, index int) int { return d.index - index })
+	if !found {
+		return nil
+	}
+	return &devices[i]
+}
+
+// notSource are the flags of addresses that the kernel does not choose by itself.
+// IPv6 has no secondary addresses: the bit means a temporary one there.
+const notSource = unix.IFA_F_SECONDARY | unix.IFA_F_DEPRECATED | unix.IFA_F_TENTATIVE | unix.IFA_F_DADFAILED
+
+func readDeviceAddrs(devices []device) error {
+	list, err := netlink.AddrList(nil, netlink.FAMILY_ALL)
+	if err = complete(err); err != nil {
+		return fmt.Errorf("list addresses of devices: %w", err)
+	}
+	for _, a := range list {
+		d := deviceOf(devices, a.LinkIndex)
+		ip, ok := netip.AddrFromSlice(a.IP)
+		if d == nil || !ok {
+			continue
+		}
+		ip = ip.Unmap()
+		bits, _ := a.Mask.Size()
+		if ip.Is4() && len(a.Mask) == net.IPv6len {
+			bits -= 96
+		}
+		flags := a.Flags
+		if flags&unix.IFA_F_OPTIMISTIC != 0 {
+			flags &^= unix.IFA_F_TENTATIVE // in use while its uniqueness is still asked for
+		}
+		d.addrs = append(d.addrs, deviceAddr{prefix: netip.PrefixFrom(ip, bits),
+			source: a.Scope == unix.RT_SCOPE_UNIVERSE && flags&notSource == 0})
+	}
+	return nil
+}
+
+// readGateways marks the devices that routes of any table lead to by a gateway.
+func readGateways(devices []device) error {
+	mark := func(index int, gw net.IP, via netlink.Destination) {
+		if d := deviceOf(devices, index); d != nil && (len(gw) > 0 && !gw.IsUnspecified() || via != nil) {
+			d.gateway = true
+		}
+	}
+	for _, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
+		every := &netlink.Route{Table: unix.RT_TABLE_UNSPEC}
+		err := netlink.RouteListFilteredIter(family, every, netlink.RT_FILTER_TABLE, func(r netlink.Route) bool {
+			mark(r.LinkIndex, r.Gw, r.Via)
+			for _, hop := range r.MultiPath {
+				mark(hop.LinkIndex, hop.Gw, hop.Via)
+			}
+			return true
+		})
+		if err = complete(err); err != nil && !errors.Is(err, unix.EAFNOSUPPORT) {
+			return fmt.Errorf("list routes: %w", err)
+		}
+	}
+	return nil
+}
+
+// Forwarding says for a family whether this network namespace passes packets on
+// that are not for itself. A node port of a pod needs that.
+type Forwarding struct {
+	IPv4 bool `json:"ipv4"`
+	// IPv6 is true too where the kernel has no IPv6: nothing is lost then.
+	IPv6 bool `json:"ipv6"`
+}
+
+// The sysctls that set Forwarding.
+const (
+	sysctlForward4 = "net.ipv4.ip_forward"
+	sysctlForward6 = "net.ipv6.conf.all.forwarding"
+)
+
+// ReadForwarding asks the kernel.
+func ReadForwarding() (Forwarding, error) {
+	v4, err := readSysctl(sysctlForward4)
+	if err != nil {
+		return Forwarding{}, err
+	}
+	v6, err := readSysctl(sysctlForward6)
+	if errors.Is(err, os.ErrNotExist) {
+		v6, err = "1", nil
+	}
+	return Forwarding{IPv4: v4 != "0", IPv6: v6 != "0"}, err
+}
+
+// Problems says what to do where it is off, in a line for each family.
+func (f Forwarding) Problems() []string {
+	var all []string
+	for _, p := range []struct {
+		on             bool
+		family, sysctl string
+	}{{f.IPv4, "IPv4", sysctlForward4}, {f.IPv6, "IPv6", sysctlForward6}} {
+		if !p.on {
+			all = append(all, fmt.Sprintf("%s forwarding is off: packets from outside reach no pod by %s; set sysctl %s=1",
+				p.family, p.family, p.sysctl))
+		}
+	}
+	return all
+}
+
+// readSysctl reads a value of the calling thread's network namespace.
+func readSysctl(name string) (string, error) {
+	text, err := os.ReadFile("/proc/sys/" + strings.ReplaceAll(name, ".", "/"))
+	if err != nil {
+		return "", fmt.Errorf("read sysctl %s: %w", name, err)
+	}
+	return strings.TrimSpace(string(text)), nil
+}

@@ -1,0 +1,102 @@
+package bpf
+
+import (
+	"cmp"
+	"net/netip"
+	"slices"
+
+	"shunt/maps"
+)
+
+// DeviceAttachment is one direction of a device as it is now.
+type DeviceAttachment struct {
+	Device string `json:"device"`
+	Index  int    `json:"ifindex"`
+	// Why it was chosen; for one that is not attached, why the rule would.
+	Why       Why    `json:"why"`
+	Direction string `json:"direction"`
+	// By is TCX or clsact; empty: not attached.
+	By      string `json:"by,omitempty"`
+	Program uint32 `json:"program,omitempty"`
+	// Source4 and Source6 are what packets that leave there may have for their
+	// source; not valid: nothing.
+	Source4 netip.Addr `json:"source4,omitzero"`
+	Source6 netip.Addr `json:"source6,omitzero"`
+	Problem string     `json:"problem,omitempty"`
+
+	inEffect bool
+}
+
+// DeviceAttachments reads what is attached in this network namespace from the
+// kernel and the pins below root, with no daemon, sorted by device.
+func DeviceAttachments(root string, k *maps.Kernel) ([]DeviceAttachment, error) {
+	devices, err := readDevices()
+	if err != nil {
+		return nil, err
+	}
+	ways := waysBelow(root, false)
+	found, err := listAll(ways)
+	if err != nil {
+		return nil, err
+	}
+	known, err := k.Devices()
+	if err != nil {
+		return nil, err
+	}
+	all := []DeviceAttachment{}
+	for _, w := range ways {
+		for _, a := range found[w] {
+			all = append(all, newDeviceAttachment(a, w, devices, known))
+		}
+	}
+	all = append(all, missing(all, devices)...)
+	slices.SortFunc(all, func(a, b DeviceAttachment) int {
+		return cmp.Or(cmp.Compare(a.Index, b.Index), -cmp.Compare(a.Direction, b.Direction), cmp.Compare(a.By, b.By))
+	})
+	return all, nil
+}
+
+func newDeviceAttachment(a attachment, w way, devices []device, known map[uint32]maps.Device) DeviceAttachment {
+	s := DeviceAttachment{Index: a.index, Why: a.why, Direction: a.dir.String(), By: w.String(), Program: uint32(a.program),
+		inEffect: a.inEffect}
+	s.Source4, s.Source6 = known[uint32(a.index)].Addrs()
+	if d := deviceOf(devices, a.index); d != nil {
+		s.Device = d.name
+	}
+	switch {
+	case !a.inEffect:
+		s.Problem = "not in effect: the device is gone, or was moved to another network namespace, or this is another one than the daemon's"
+	case !s.Source4.IsValid() && !s.Source6.IsValid():
+		s.Problem = "no address of this node is known for packets that leave here to endpoints of other nodes"
+	}
+	return s
+}
+
+// missing gives the directions that lack a program: one of a device that has the
+// other, or both of one that the rule chooses, unless devices were asked for by name.
+func missing(all []DeviceAttachment, devices []device) []DeviceAttachment {
+	asked := slices.ContainsFunc(all, func(a DeviceAttachment) bool { return a.Why == WhyAsked })
+	var lacking []DeviceAttachment
+	for _, d := range devices {
+		has := map[string]bool{}
+		var why Why
+		for _, a := range all {
+			if a.Index == d.index && a.inEffect {
+				has[a.Direction], why = true, a.Why
+			}
+		}
+		if choice := (chooser{}).choose(d); why == "" && choice.attach && !asked {
+			why = choice.why
+		}
+		if why == "" {
+			continue
+		}
+		for dir := range direction(directions) {
+			if !has[dir.String()] {
+				lacking = append(lacking, DeviceAttachment{Device: d.name, Index: d.index, Why: why, Direction: dir.String(),
+					Problem: "not attached: the daemon's log says why"})
+			}
+		}
+	}
+	return lacking
+}

@@ -1,0 +1,231 @@
+package bpf
+
+import (
+	"crypto/rand"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
+
+	"shunt/maps"
+)
+
+// PacketOptions are what the packet path's programs are loaded with (config.h).
+type PacketOptions struct {
+	SourcePorts SourcePorts
+	// FlowSeed is a secret of this node, see FlowSeed.
+	FlowSeed uint64
+	// ClusterCIDRs are the pods' of all nodes; config.h says how many fit.
+	ClusterCIDRs []netip.Prefix
+	Timeouts     Timeouts
+}
+
+// Timeouts say how long a flow is remembered after its last packet. Zero: what
+// config.h says.
+type Timeouts struct {
+	TCPNew, TCPEstablished, TCPCloseWait, TCPClosed time.Duration
+	UDPNew, UDPEstablished                          time.Duration
+}
+
+// variant is a sort of device, which has programs of its own.
+type variant struct {
+	ethernet, pod bool
+}
+
+// packetPrograms are the packet path's programs, loaded for each sort of device
+// when the first of it comes.
+type packetPrograms struct {
+	set    *maps.Set
+	opts   PacketOptions
+	cookie uint64
+	loaded map[variant]*loadedPrograms
+}
+
+// loadedPrograms are those of one variant, by direction.
+type loadedPrograms struct {
+	objects tcPrograms
+	by      [directions]loadedProgram
+}
+
+type loadedProgram struct {
+	*ebpf.Program
+	id ebpf.ProgramID
+}
+
+// newPacketPrograms is for the network namespace of the calling thread.
+func newPacketPrograms(set *maps.Set, opts PacketOptions) (*packetPrograms, error) {
+	cookie, err := NetnsCookie()
+	if err != nil && !errors.Is(err, unix.ENOPROTOOPT) { // see config.h
+		return nil, err
+	}
+	return &packetPrograms{set: set, opts: opts, cookie: cookie, loaded: map[variant]*loadedPrograms{}}, nil
+}
+
+// get gives the programs for a sort of device.
+func (p *packetPrograms) get(v variant) (*loadedPrograms, error) {
+	if l := p.loaded[v]; l != nil {
+		return l, nil
+	}
+	spec, err := loadTc()
+	if err == nil {
+		err = p.configure(spec, v)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("configure the packet path's programs: %w", err)
+	}
+	l := &loadedPrograms{}
+	err = spec.LoadAndAssign(&l.objects, &ebpf.CollectionOptions{MapReplacements: replacements(spec, p.set)})
+	if err != nil {
+		return nil, fmt.Errorf("load the packet path's programs into the kernel: %w", explain(err))
+	}
+	for dir, prog := range [directions]*ebpf.Program{ingress: l.objects.ShuntIngress, egress: l.objects.ShuntEgress} {
+		if l.by[dir], err = newLoadedProgram(prog); err != nil {
+			return nil, errors.Join(err, l.objects.Close())
+		}
+	}
+	p.loaded[v] = l
+	return l, nil
+}
+
+func newLoadedProgram(p *ebpf.Program) (loadedProgram, error) {
+	info, err := p.Info()
+	if err != nil {
+		return loadedProgram{}, fmt.Errorf("ask for the id of program %s: %w", p, err)
+	}
+	id, _ := info.ID() // Linux 4.13
+	return loadedProgram{p, id}, nil
+}
+
+// configure sets the constants of config.h.
+func (p *packetPrograms) configure(spec *ebpf.CollectionSpec, v variant) error {
+	var cidrs []tcCidr
+	for _, c := range p.opts.ClusterCIDRs {
+		cidrs = append(cidrs, newCidr(c))
+	}
+	room := int(spec.Variables[tcVarConfigClusterCidrs].Size()) / binary.Size(tcCidr{})
+	if len(cidrs) > room {
+		return fmt.Errorf("%d cluster CIDRs, there is room for %d", len(cidrs), room)
+	}
+	count := len(cidrs)
+	cidrs = append(cidrs, make([]tcCidr, room-count)...)
+	var timeouts tcTimeouts
+	if err := spec.Variables[tcVarConfigTimeouts].Get(&timeouts); err != nil {
+		return err
+	}
+	p.opts.Timeouts.apply(&timeouts)
+	for name, value := range map[string]any{
+		tcVarConfigNetnsCookie:      p.cookie,
+		tcVarConfigEthernet:         boolByte(v.ethernet),
+		tcVarConfigPodDevice:        boolByte(v.pod),
+		tcVarConfigSourcePortFirst:  p.opts.SourcePorts.First,
+		tcVarConfigSourcePortCount:  p.opts.SourcePorts.Count,
+		tcVarConfigFlowSeed:         p.opts.FlowSeed,
+		tcVarConfigClusterCidrs:     cidrs,
+		tcVarConfigClusterCidrCount: uint32(count),
+		tcVarConfigTimeouts:         timeouts,
+	} {
+		if err := spec.Variables[name].Set(value); err != nil {
+			return fmt.Errorf("set %s: %w", name, err)
+		}
+	}
+	return nil
+}
+
+func boolByte(b bool) uint8 {
+	if b {
+		return 1
+	}
+	return 0
+}
+
+func newCidr(p netip.Prefix) tcCidr {
+	var c tcCidr
+	p = p.Masked()
+	c.Addr.B = p.Addr().As16()
+	bits := p.Bits()
+	if p.Addr().Is4() {
+		bits += 96
+	}
+	for i := range bits {
+		c.Mask.B[i/8] |= 0x80 >> (i % 8)
+	}
+	return c
+}
+
+// apply replaces the defaults that are not asked for by zero.
+func (t Timeouts) apply(to *tcTimeouts) {
+	for _, f := range []struct {
+		to    *uint64
+		value time.Duration
+	}{{&to.TcpNew, t.TCPNew}, {&to.TcpEstablished, t.TCPEstablished}, {&to.TcpCloseWait, t.TCPCloseWait},
+		{&to.TcpClosed, t.TCPClosed}, {&to.UdpNew, t.UDPNew}, {&to.UdpEstablished, t.UDPEstablished}} {
+		if f.value > 0 {
+			*f.to = uint64(f.value.Nanoseconds())
+		}
+	}
+}
+
+// close closes the programs; those that are attached stay so.
+func (p *packetPrograms) close() error {
+	var errs []error
+	for _, l := range p.loaded {
+		errs = append(errs, l.objects.Close())
+	}
+	clear(p.loaded)
+	return errors.Join(errs...)
+}
+
+// seedPin is the one-element map below root that keeps the seed: on a bpf file
+// system there are no files.
+const seedPin = "flow-seed"
+
+// FlowSeed gives the node's secret by which clients are led to backends: that of
+// the daemon before, so that a flow whose entry is lost stays where it is, or one
+// that is made now.
+func FlowSeed(root string) (uint64, error) {
+	pin := filepath.Join(root, seedPin)
+	m, err := ebpf.LoadPinnedMap(pin, nil)
+	if errors.Is(err, fs.ErrNotExist) {
+		return newFlowSeed(pin)
+	}
+	if err != nil {
+		return 0, fmt.Errorf("open the pinned seed %s: %w", pin, err)
+	}
+	defer m.Close()
+	var seed uint64
+	if err := m.Lookup(uint32(0), &seed); err != nil {
+		return 0, fmt.Errorf("read the pinned seed %s: %w", pin, err)
+	}
+	return seed, nil
+}
+
+func newFlowSeed(pin string) (uint64, error) {
+	var b [8]byte
+	_, _ = rand.Read(b[:]) // never fails
+	seed := binary.NativeEndian.Uint64(b[:])
+	m, err := ebpf.NewMap(&ebpf.MapSpec{Name: "flow_seed", Type: ebpf.Array, KeySize: 4, ValueSize: 8, MaxEntries: 1})
+	if err == nil {
+		defer m.Close()
+		if err = m.Put(uint32(0), seed); err == nil {
+			err = m.Pin(pin)
+		}
+	}
+	if err != nil {
+		return 0, fmt.Errorf("keep the seed of flows at %s: %w", pin, err)
+	}
+	return seed, nil
+}
+
+func removeFlowSeed(root string) error {
+	if err := os.Remove(filepath.Join(root, seedPin)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("remove the pinned seed: %w", err)
+	}
+	return nil
+}

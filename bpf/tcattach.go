@@ -1,0 +1,207 @@
+package bpf
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/link"
+	"golang.org/x/sys/unix"
+)
+
+// direction is which packets of a device a program sees.
+type direction int
+
+const (
+	ingress direction = iota
+	egress
+	directions = 2
+)
+
+// String gives the word of `tc`.
+func (d direction) String() string { return [directions]string{"ingress", "egress"}[d] }
+
+func parseDirection(s string) (direction, bool) {
+	i := slices.Index([]string{ingress.String(), egress.String()}, s)
+	return direction(i), i >= 0
+}
+
+// point is where a program goes.
+type point struct {
+	index int // of the device, in the calling thread's network namespace
+	dir   direction
+}
+
+// attachment is a program of ours at a point, as it was found.
+type attachment struct {
+	point
+	why     Why
+	program ebpf.ProgramID
+	// inEffect: packets of the device that has the index now go through it.
+	inEffect bool
+	// handle is what the way itself knows it by.
+	handle any
+}
+
+// way is one way to attach programs to devices. All work on the network namespace
+// of the calling thread, and what they attach outlives the process.
+type way interface {
+	String() string
+	// list gives what is of ours there, also what is no longer in effect.
+	list() ([]attachment, error)
+	// attach puts the program into effect, in place of old if that is not nil, which
+	// is in effect: there is no moment without one.
+	attach(at point, why Why, prog loadedProgram, old *attachment) error
+	// remove takes an attachment out of effect, and every trace of it away.
+	remove(attachment) error
+}
+
+// tcx attaches by links (Linux 6.6), which are pinned in dir. The pin's name says
+// where and why: tcx_DIRECTION_IFINDEX_WHY.
+type tcx struct{ dir string }
+
+var _ way = tcx{}
+
+// String is how the command line calls it.
+func (tcx) String() string { return "TCX" }
+
+const tcxPrefix = "tcx"
+
+func (t tcx) pin(at point, why Why) string {
+	return filepath.Join(t.dir, fmt.Sprintf("%s_%s_%d_%s", tcxPrefix, at.dir, at.index, why))
+}
+
+func parsePin(name string) (at point, why Why, ok bool) {
+	parts := strings.Split(name, "_")
+	if len(parts) != 4 || parts[0] != tcxPrefix {
+		return at, "", false
+	}
+	dir, ok := parseDirection(parts[1])
+	index, err := strconv.Atoi(parts[2])
+	return point{index, dir}, Why(parts[3]), ok && err == nil
+}
+
+func (t tcx) list() ([]attachment, error) {
+	entries, err := os.ReadDir(t.dir)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("list pinned links: %w", err)
+	}
+	var all []attachment
+	for _, e := range entries {
+		at, why, ok := parsePin(e.Name())
+		if !ok {
+			continue
+		}
+		a := attachment{point: at, why: why, handle: filepath.Join(t.dir, e.Name())}
+		l, err := link.LoadPinnedLink(filepath.Join(t.dir, e.Name()), nil)
+		if err == nil {
+			a.program, a.inEffect = inEffect(l, at)
+			l.Close()
+		}
+		all = append(all, a) // also what can't be opened: remove takes the file away
+	}
+	return all, nil
+}
+
+// attachType is the kernel's word for the direction.
+func (d direction) attachType() ebpf.AttachType {
+	return [directions]ebpf.AttachType{ebpf.AttachTCXIngress, ebpf.AttachTCXEgress}[d]
+}
+
+// inEffect says whether the link is among those that the device with this index in
+// this network namespace has. Its own word for where it is would not do: a device
+// that is gone leaves its index to others, and one that was moved takes its along.
+func inEffect(l link.Link, at point) (ebpf.ProgramID, bool) {
+	info, err := l.Info()
+	if err != nil {
+		return 0, false
+	}
+	there, err := link.QueryPrograms(link.QueryOptions{Target: at.index, Attach: at.dir.attachType()})
+	if err != nil {
+		return info.Program, false
+	}
+	return info.Program, slices.ContainsFunc(there.Programs, func(p link.AttachedProgram) bool {
+		id, ok := p.LinkID()
+		return ok && id == info.ID
+	})
+}
+
+func (t tcx) attach(at point, why Why, prog loadedProgram, old *attachment) error {
+	if old == nil {
+		return t.attachNew(at, why, prog)
+	}
+	oldPin := old.handle.(string)
+	if old.program != prog.id {
+		l, err := link.LoadPinnedLink(oldPin, nil)
+		if err != nil {
+			return fmt.Errorf("open pinned link %s: %w", oldPin, err)
+		}
+		defer l.Close()
+		if err := l.Update(prog.Program); err != nil {
+			return fmt.Errorf("replace the program of link %s: %w", oldPin, err)
+		}
+	}
+	if pin := t.pin(at, why); pin != oldPin {
+		if err := os.Rename(oldPin, pin); err != nil {
+			return fmt.Errorf("rename the pinned link: %w", err)
+		}
+	}
+	return nil
+}
+
+// attachNew goes before others where packets come in, and after them where they
+// leave: they see what the stack does, client and endpoint.
+func (t tcx) attachNew(at point, why Why, prog loadedProgram) error {
+	if err := os.MkdirAll(t.dir, 0o700); err != nil {
+		return fmt.Errorf("make directory %s for pinned links: %w", t.dir, err)
+	}
+	l, err := link.AttachTCX(link.TCXOptions{Interface: at.index, Program: prog.Program, Attach: at.dir.attachType(),
+		Anchor: [directions]link.Anchor{link.Head(), link.Tail()}[at.dir]})
+	if err != nil {
+		return err
+	}
+	defer l.Close()
+	if err := l.Pin(t.pin(at, why)); err != nil {
+		return fmt.Errorf("pin the link: %w", err)
+	}
+	if _, ok := inEffect(l, at); !ok {
+		return fmt.Errorf("%w: the kernel does not list the link that it has just made", errNotInEffect)
+	}
+	return nil
+}
+
+var errNotInEffect = errors.New("attached, but not in effect")
+
+func (t tcx) remove(a attachment) error {
+	pin := a.handle.(string)
+	l, err := link.LoadPinnedLink(pin, nil)
+	if err == nil {
+		// Closing alone would leave it in effect for a while, or for good where
+		// somebody else has it open. ENOLINK: the device is gone.
+		err = l.Detach()
+		l.Close()
+		if err != nil && !errors.Is(err, unix.ENOLINK) {
+			return fmt.Errorf("detach link %s: %w", pin, err)
+		}
+	}
+	if err := os.Remove(pin); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("remove the pinned link: %w", err)
+	}
+	return nil
+}
+
+// haveTCX says whether the kernel has it: it refuses to look, or it refuses this
+// device, which nobody has.
+func haveTCX() error {
+	_, err := link.QueryPrograms(link.QueryOptions{Target: 1<<31 - 1, Attach: ebpf.AttachTCXIngress})
+	if errors.Is(err, unix.ENODEV) {
+		return nil
+	}
+	return fmt.Errorf("ask for TCX programs: %w", err)
+}

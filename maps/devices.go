@@ -1,0 +1,56 @@
+package maps
+
+import (
+	"fmt"
+	"net/netip"
+)
+
+// NewDevice makes a value of map devices. An address that is not valid means that
+// packets of its family can have none there.
+func NewDevice(addr4, addr6 netip.Addr) Device {
+	var d Device
+	if addr4.IsValid() {
+		d.Addr4 = newAddr(addr4)
+	}
+	if addr6.IsValid() {
+		d.Addr6 = newAddr(addr6)
+	}
+	return d
+}
+
+// Addrs gives the source addresses; one that is not valid: there is none.
+func (d Device) Addrs() (addr4, addr6 netip.Addr) {
+	if d.Addr4 != (abiAddr{}) {
+		addr4 = d.Addr4.addr()
+	}
+	if d.Addr6 != (abiAddr{}) {
+		addr6 = d.Addr6.addr()
+	}
+	return addr4, addr6
+}
+
+// SetDevice says what source addresses packets may have that leave by a device.
+func (k *Kernel) SetDevice(ifindex uint32, d Device) error {
+	return k.wrap(k.set.maps[mapDevices].Put(ifindex, d), mapDevices, fmt.Sprintf("set device %d", ifindex))
+}
+
+// DeleteDevice forgets a device; it need not be there.
+func (k *Kernel) DeleteDevice(ifindex uint32) error {
+	err := ignoreMissing(k.set.maps[mapDevices].Delete(ifindex))
+	return k.wrap(err, mapDevices, fmt.Sprintf("delete device %d", ifindex))
+}
+
+// Devices reads map devices back, by interface index.
+func (k *Kernel) Devices() (map[uint32]Device, error) {
+	all := map[uint32]Device{}
+	var ifindex uint32
+	var d Device
+	it := k.set.maps[mapDevices].Iterate()
+	for it.Next(&ifindex, &d) {
+		all[ifindex] = d
+	}
+	if err := it.Err(); err != nil {
+		return nil, fmt.Errorf("read map %s: %w", mapDevices, err)
+	}
+	return all, nil
+}
