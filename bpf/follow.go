@@ -20,7 +20,7 @@ const (
 	devicePause  = 50 * time.Millisecond
 )
 
-// Run follows the devices, addresses and routes of the network namespace of the
+// Run follows the devices, addresses, routes and filters of the network namespace of the
 // calling thread, from Start on until the context ends. It returns nil then. All but
 // the waiting is done on the calling goroutine.
 func (p *PacketPath) Run(ctx context.Context) error {
@@ -48,9 +48,9 @@ func pause(ctx context.Context, d time.Duration) {
 // follow hears of changes until the context ends, or until that fails.
 func (p *PacketPath) follow(ctx context.Context) error {
 	socket, err := nl.Subscribe(unix.NETLINK_ROUTE, unix.RTNLGRP_LINK, unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV6_IFADDR,
-		unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV6_ROUTE)
+		unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV6_ROUTE, unix.RTNLGRP_TC)
 	if err != nil {
-		return fmt.Errorf("subscribe to changes of devices, addresses and routes: %w", err)
+		return fmt.Errorf("subscribe to changes of devices, addresses, routes and filters: %w", err)
 	}
 	ended := make(chan error, 1)
 	go func() {

@@ -197,5 +197,12 @@ func TestRemovedByOthers(t *testing.T) {
 		p.Start()
 		n.want("eth0", "address")
 		n.wantRun(eth0, frame)
+		if n.noTCX { // of filters the kernel tells
+			n.run(p)
+			for range 3 {
+				n.must(netlink.QdiscDel(clsactOf(eth0)))
+				n.follows("eth0", "address")
+			}
+		}
 	})
 }

@@ -124,46 +124,37 @@ func readGateways(devices []device) error {
 	return nil
 }
 
-// Forwarding says for a family whether this network namespace passes packets on
-// that are not for itself. A node port of a pod needs that.
-type Forwarding struct {
-	IPv4 bool `json:"ipv4"`
-	// IPv6 is true too where the kernel has no IPv6: nothing is lost then.
-	IPv6 bool `json:"ipv6"`
-}
-
-// The sysctls that set Forwarding.
+// The sysctls that let this network namespace pass packets on that are not for itself.
 const (
 	sysctlForward4 = "net.ipv4.ip_forward"
 	sysctlForward6 = "net.ipv6.conf.all.forwarding"
 )
 
-// ReadForwarding asks the kernel.
-func ReadForwarding() (Forwarding, error) {
-	v4, err := readSysctl(sysctlForward4)
+// ForwardingProblems says in a line for each family that is in use here whether
+// packets are not passed on, without which nobody outside reaches a pod.
+func ForwardingProblems() ([]string, error) {
+	addrs, err := Addrs()
 	if err != nil {
-		return Forwarding{}, err
+		return nil, err
 	}
-	v6, err := readSysctl(sysctlForward6)
-	if errors.Is(err, os.ErrNotExist) {
-		v6, err = "1", nil
-	}
-	return Forwarding{IPv4: v4 != "0", IPv6: v6 != "0"}, err
-}
-
-// Problems says what to do where it is off, in a line for each family.
-func (f Forwarding) Problems() []string {
-	var all []string
-	for _, p := range []struct {
-		on             bool
+	var problems []string
+	for _, f := range []struct {
 		family, sysctl string
-	}{{f.IPv4, "IPv4", sysctlForward4}, {f.IPv6, "IPv6", sysctlForward6}} {
-		if !p.on {
-			all = append(all, fmt.Sprintf("%s forwarding is off: packets from outside reach no pod by %s; set sysctl %s=1",
-				p.family, p.family, p.sysctl))
+		is             func(netip.Addr) bool
+	}{{"IPv4", sysctlForward4, netip.Addr.Is4}, {"IPv6", sysctlForward6, netip.Addr.Is6}} {
+		if !slices.ContainsFunc(addrs, func(a netip.Addr) bool { return f.is(a) && !a.IsLoopback() }) {
+			continue
+		}
+		value, err := readSysctl(f.sysctl)
+		if err != nil {
+			return nil, err
+		}
+		if value == "0" {
+			problems = append(problems, fmt.Sprintf(
+				"%s forwarding is off: nobody outside reaches a pod by %s through this node; set sysctl %s=1", f.family, f.family, f.sysctl))
 		}
 	}
-	return all
+	return problems, nil
 }
 
 // readSysctl reads a value of the calling thread's network namespace.

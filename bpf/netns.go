@@ -14,6 +14,14 @@ import (
 // /proc/self is the first thread's.
 const ownNetns = "/proc/thread-self/ns/net"
 
+// InOtherNetns says whether a process is known to have another network namespace
+// than the calling thread.
+func InOtherNetns(pid uint32) bool {
+	var here, there unix.Stat_t
+	return unix.Stat(ownNetns, &here) == nil && unix.Stat(fmt.Sprintf("/proc/%d/ns/net", pid), &there) == nil &&
+		here.Ino != there.Ino
+}
+
 // netnsGlobs is where network namespaces are found: those of processes, and
 // those that are mounted without one. With a pid namespace of its own the daemon
 // sees only its own processes: its pod has hostPID.

@@ -149,7 +149,7 @@ func (p *PacketPath) pass(problems map[string]string) error {
 	if err != nil {
 		return err
 	}
-	chosen := map[int]bool{}
+	chosen, uplinks := map[int]bool{}, 0
 	c := chooser{asked: p.opts.Devices, pods: p.opts.PodDevices, node: p.node}
 	for _, d := range devices {
 		choice := c.choose(d)
@@ -160,9 +160,15 @@ func (p *PacketPath) pass(problems map[string]string) error {
 			continue
 		}
 		chosen[d.index] = true
+		if !choice.pod() {
+			uplinks++
+		}
 		if err := p.serve(d, choice, devices, found); err != nil && !errors.Is(err, unix.ENODEV) {
 			problems[d.name] = err.Error()
 		}
+	}
+	if uplinks == 0 {
+		problems[everyDevice] = "no device here is an uplink or a tunnel: nothing from outside is served; --devices names some"
 	}
 	return errors.Join(p.removeUnwanted(found, chosen), p.forget(chosen))
 }
@@ -265,13 +271,20 @@ func (p *PacketPath) forget(chosen map[int]bool) error {
 // detachPackets takes the packet path's programs below root out of effect, wherever
 // they are attached, and those of filters in this network namespace.
 func detachPackets(root string) error {
-	var errs []error
-	for _, w := range waysBelow(root, false) {
-		found, err := w.list()
-		errs = append(errs, err)
-		for _, a := range found {
-			errs = append(errs, w.remove(a))
-		}
+	_, err := removeAll(tcx{filepath.Join(root, linkDir)})
+	_, filtersErr := removeAll(clsact{})
+	return errors.Join(err, filtersErr, removeFlowSeed(root))
+}
+
+// DetachFilters removes what is attached to devices of this network namespace
+// without a pin, and says whether there was anything.
+func DetachFilters() (removed bool, err error) { return removeAll(clsact{}) }
+
+func removeAll(w way) (removed bool, err error) {
+	found, err := w.list()
+	errs := []error{err}
+	for _, a := range found {
+		errs = append(errs, w.remove(a))
 	}
-	return errors.Join(append(errs, removeFlowSeed(root))...)
+	return len(found) > 0, errors.Join(errs...)
 }

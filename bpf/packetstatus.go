@@ -94,7 +94,7 @@ func missing(all []DeviceAttachment, devices []device) []DeviceAttachment {
 		for dir := range direction(directions) {
 			if !has[dir.String()] {
 				lacking = append(lacking, DeviceAttachment{Device: d.name, Index: d.index, Why: why, Direction: dir.String(),
-					Problem: "not attached: the daemon's log says why"})
+					Problem: "not attached: --devices names others, or the daemon's log says why"})
 			}
 		}
 	}

@@ -137,12 +137,15 @@ func Features() []Feature {
 		{Name: "socket storage in connect hooks", Needed: true, Err: helper(asm.FnSkStorageGet)},
 		{Name: "network namespace cookies", Needed: true, Err: helper(asm.FnGetNetnsCookie)},
 		{Name: "bounded loops", Needed: true, Err: lacks(features.HaveBoundedLoops())},
+		{Name: "tc programs", Needed: true, Err: lacks(features.HaveProgramType(ebpf.SchedCLS))},
 		{Name: "bpf_set_retval", Err: helper(asm.FnSetRetval),
 			Without: "a refused connect() fails with EPERM instead of ECONNREFUSED"},
 		{Name: "SO_NETNS_COOKIE", Err: lacks(cookieErr),
 			Without: "127.0.0.1:nodePort works only where the node's network namespace is the machine's first"},
 		{Name: "iterators over socket storage", Err: haveStaleIter(),
 			Without: "clients that are connected to a removed endpoint are not told"},
+		{Name: "TCX", Err: haveTCX(),
+			Without: "programs are attached to devices by filters of a qdisc (clsact), which whoever removes that removes too"},
 	}
 }
 
@@ -162,7 +165,7 @@ func haveStaleIter() error {
 func explain(err error) error {
 	for _, f := range Features() {
 		if f.Needed && f.Err != nil {
-			return fmt.Errorf("this kernel has no %s: shunt needs Linux 5.10 or newer with CONFIG_CGROUP_BPF and CONFIG_BPF_SYSCALL (%w)",
+			return fmt.Errorf("this kernel has no %s: shunt needs Linux 5.10 or newer with CONFIG_CGROUP_BPF, CONFIG_BPF_SYSCALL and CONFIG_NET_CLS_BPF (%w)",
 				f.Name, f.Err)
 		}
 	}

@@ -24,8 +24,10 @@ func newCleanupCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "cleanup",
 		Short: "Detach the programs and remove the maps of a stopped daemon, or what kube-proxy left",
-		Long: "Cleanup takes out of effect and removes what `shunt run` left in place when it ended. Connections that\n" +
-			"are established go on: nothing translates them any more.\n\n" +
+		Long: "Cleanup takes out of effect and removes what `shunt run` left in place when it ended: of network devices,\n" +
+			"what is attached by links below --bpffs-root or by filters in this network namespace. Connections of this\n" +
+			"node's pods and processes go on, since nothing translates them once they are established; those from\n" +
+			"outside to a service end.\n\n" +
 			"With --kube-proxy it removes what a kube-proxy left in this network namespace instead, and nothing of\n" +
 			"shunt's: rules of iptables (both variants), nftables and IPVS, for IPv4 and IPv6, also while shunt runs.\n" +
 			"Other people's rules stay. Established connections go on, but for those of IPVS. A kube-proxy that still\n" +
@@ -46,7 +48,7 @@ func newCleanupCommand() *cobra.Command {
 			}
 			return writeOutput(c.OutOrStdout(), output, res, func(w io.Writer) {
 				if res.Removed {
-					fmt.Fprintf(w, "removed links and maps below %s\n", root)
+					fmt.Fprintf(w, "removed links and maps below %s, and filters of devices here\n", root)
 				} else {
 					fmt.Fprintf(w, "nothing to remove below %s\n", root)
 				}
@@ -67,10 +69,12 @@ func addBPFFSRootFlag(c *cobra.Command, root *string) {
 // cleanup detaches before it removes: no program runs without its maps.
 func cleanup(root string) (cleanupResult, error) {
 	res := cleanupResult{BPFFSRoot: root}
-	if _, err := os.Stat(root); errors.Is(err, os.ErrNotExist) {
-		return res, nil
-	}
 	if err := bpf.RequireRoot(); err != nil {
+		return res, err
+	}
+	if _, err := os.Stat(root); errors.Is(err, os.ErrNotExist) {
+		// Filters on devices need no pins, and outlive a bpf file system.
+		res.Removed, err = bpf.DetachFilters()
 		return res, err
 	}
 	if err := bpf.RequireBPFFS(root, false); err != nil {

@@ -8,6 +8,7 @@ import (
 
 	"github.com/spf13/pflag"
 
+	"shunt/bpf"
 	"shunt/lb"
 	"shunt/maps"
 )
@@ -21,9 +22,11 @@ type Config struct {
 	Manifests  string `json:"manifests,omitempty"`
 	NodeName   string `json:"nodeName"`
 
-	// For packets from outside, which are not served yet.
-	ClusterCIDR     string `json:"clusterCIDR,omitempty"`
-	DetectLocalMode string `json:"detectLocalMode,omitempty"`
+	// For packets from outside.
+	ClusterCIDR     string   `json:"clusterCIDR,omitempty"`
+	DetectLocalMode string   `json:"detectLocalMode,omitempty"` // only shown
+	Devices         []string `json:"devices,omitempty"`
+	PodDevices      []string `json:"podDevices,omitempty"`
 
 	// Of requests to the API server; zero values: the client's own defaults.
 	QPS                float32 `json:"qps,omitempty"`
@@ -74,6 +77,8 @@ func (c *Config) addFlags(f *pflag.FlagSet) {
 	f.StringVar(&c.CgroupRoot, "cgroup-root", "", "cgroup v2 `directory` below which pods and processes are this node's clients (default: the first cgroup v2 mount)")
 	f.StringVar(&c.BPFFSRoot, "bpffs-root", defaultBPFFSRoot, "`directory` on a bpf file system for maps and links, made if missing")
 	f.BoolVar(&c.MountBPFFS, "mount-bpffs", false, "mount a bpf file system at the parent of --bpffs-root where there is none")
+	f.StringSliceVar(&c.Devices, "devices", nil, "network devices by which packets come from outside and leave for other nodes: names, with * and ? (default: found by itself, tunnels among them; see shunt status)")
+	f.StringSliceVar(&c.PodDevices, "pod-devices", nil, "this node's ends of pods' network devices, for pods whose sockets are out of reach, such as virtual machines: names, with * and ?")
 	f.StringSliceVar(&c.NodePortAddresses, "nodeport-addresses", nil, "the node's addresses that take node ports: CIDRs and the words primary, localhost and all (default: all)")
 	f.BoolVar(&c.LocalhostNodePorts, "iptables-localhost-nodeports", true, "127.0.0.1 and ::1 take node ports, from the node itself; kube-proxy's name, there are no iptables rules")
 	f.BoolVar(&c.DestroyTCPSockets, "destroy-tcp-sockets", false, "also end TCP connections to endpoints that are gone (UDP sockets always are)")
@@ -118,6 +123,12 @@ func (c *Config) validate(flags *pflag.FlagSet) error {
 	}
 	if err := c.MapSizes.Validate(); err != nil {
 		return usageError{err}
+	}
+	if err := bpf.DeviceNames(c.Devices).Validate(); err != nil {
+		return usageErrorf("--devices %w", err)
+	}
+	if err := bpf.DeviceNames(c.PodDevices).Validate(); err != nil {
+		return usageErrorf("--pod-devices %w", err)
 	}
 	if c.nodePorts, err = lb.ParseNodePortAddresses(c.NodePortAddresses); err != nil {
 		return usageErrorf("--nodeport-addresses %w", err)

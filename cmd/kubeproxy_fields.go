@@ -19,11 +19,11 @@ type fate string
 const (
 	honoured fate = ""
 
-	notYet      fate = "it is for packets that arrive from outside the node, which are not served yet"
+	noDetect    fate = "pods of this node are told by their sockets and --pod-devices, those of others by clusterCIDR"
 	notUsed     fate = "kube-proxy itself does not use it any more"
 	noRules     fate = "there are no iptables, nftables or IPVS rules; services are entries in eBPF maps"
 	noMasked    fate = "the endpoint always sees the client's own address: its socket is connected to the endpoint itself"
-	noConntrack fate = "connections are not tracked, and the node's nf_conntrack settings are its own"
+	noConntrack fate = "the node's nf_conntrack settings are its own"
 	noResync    fate = "services are watched, and only what changed is written"
 	noLogBuffer fate = "the log has one stream, one verbosity and no buffer"
 	noGates     fate = "they are of kube-proxy's own code"
@@ -80,19 +80,19 @@ var fields = []field{
 	{"winkernel.enableDSR", "", noWindows, nil},
 	{"winkernel.rootHnsEndpointName", "", noWindows, nil},
 	{"winkernel.forwardHealthCheckVip", "", noWindows, nil},
-	{"detectLocalMode", "detect-local-mode", notYet, oneOf("ClusterCIDR", "NodeCIDR", "BridgeInterface", "InterfaceNamePrefix")},
-	{"detectLocal.bridgeInterface", "pod-bridge-interface", notYet, nil},
-	{"detectLocal.interfaceNamePrefix", "pod-interface-name-prefix", notYet, nil},
-	{"clusterCIDR", "cluster-cidr", notYet, checkClusterCIDR},
+	{"detectLocalMode", "detect-local-mode", noDetect, oneOf("ClusterCIDR", "NodeCIDR", "BridgeInterface", "InterfaceNamePrefix")},
+	{"detectLocal.bridgeInterface", "pod-bridge-interface", noDetect, nil},
+	{"detectLocal.interfaceNamePrefix", "pod-interface-name-prefix", noDetect, nil},
+	{"clusterCIDR", "cluster-cidr", honoured, checkClusterCIDR},
 	{"nodePortAddresses", "nodeport-addresses", honoured, checkNodePortAddresses},
 	{"oomScoreAdj", "oom-score-adj", noOOM, between(-1000, 1000)},
 	{"conntrack.maxPerCore", "conntrack-max-per-core", noConntrack, checkNotNegative},
 	{"conntrack.min", "conntrack-min", noConntrack, checkNotNegative},
-	{"conntrack.tcpEstablishedTimeout", "conntrack-tcp-timeout-established", noConntrack, checkNotNegative},
-	{"conntrack.tcpCloseWaitTimeout", "conntrack-tcp-timeout-close-wait", noConntrack, checkNotNegative},
+	{"conntrack.tcpEstablishedTimeout", "conntrack-tcp-timeout-established", honoured, checkNotNegative},
+	{"conntrack.tcpCloseWaitTimeout", "conntrack-tcp-timeout-close-wait", honoured, checkNotNegative},
 	{"conntrack.tcpBeLiberal", "conntrack-tcp-be-liberal", noConntrack, nil},
-	{"conntrack.udpTimeout", "conntrack-udp-timeout", noConntrack, checkNotNegative},
-	{"conntrack.udpStreamTimeout", "conntrack-udp-timeout-stream", noConntrack, checkNotNegative},
+	{"conntrack.udpTimeout", "conntrack-udp-timeout", honoured, checkNotNegative},
+	{"conntrack.udpStreamTimeout", "conntrack-udp-timeout-stream", honoured, checkNotNegative},
 	{"configSyncPeriod", "config-sync-period", noResync, checkNotNegative},
 	{"portRange", "proxy-port-range", notUsed, checkPortRange},
 	{"windowsRunAsService", "", noWindows, nil},

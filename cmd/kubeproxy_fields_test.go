@@ -3,6 +3,7 @@ package cmd
 import (
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"os"
 	"path/filepath"
@@ -10,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/spf13/pflag"
 	kubeproxy "k8s.io/kube-proxy/config/v1alpha1"
@@ -155,22 +157,24 @@ var fieldCases = []fieldCase{
 	{"detectLocalMode", `"NodeCIDR"`, "NodeCIDR", nil, nil, []string{`"Guess"`, `"BridgeInterface"`, `1`}, []string{"Guess", "InterfaceNamePrefix"}},
 	{"detectLocal.bridgeInterface", `"br0"`, "br0", nil, nil, badStrings, nil},
 	{"detectLocal.interfaceNamePrefix", `"veth"`, "veth", nil, nil, badStrings, nil},
-	{"clusterCIDR", `"10.0.0.0/8,fd00::/8"`, "10.0.0.0/8,fd00::/8", nil, nil,
+	{"clusterCIDR", `"10.0.0.0/8,fd00::/8"`, "10.0.0.0/8,fd00::/8", clusterCIDRs, "[10.0.0.0/8 fd00::/8] <nil>",
 		[]string{`"10.0.0.0"`, `"10.0.0.0/8,11.0.0.0/8"`, `"10.0.0.0/8,fd00::/8,fd01::/16"`, `["10.0.0.0/8"]`}, []string{"10.0.0.0", "x"}},
 	{"nodePortAddresses", `["localhost","10.0.0.0/8"]`, "localhost,10.0.0.0/8", func(c *Config) any { return len(c.nodePorts.CIDRs) }, 3,
 		[]string{`["10.0.0.1"]`, `["everywhere"]`, `"primary"`, `[1]`}, []string{"10.0.0.1", "everywhere"}},
 	{"oomScoreAdj", `-999`, "-999", nil, nil, []string{`-1001`, `1001`, `"1"`}, []string{"1001", "x"}},
 	{"conntrack.maxPerCore", `32768`, "32768", nil, nil, badNumbers, badNumber},
 	{"conntrack.min", `131072`, "131072", nil, nil, badNumbers, badNumber},
-	{"conntrack.tcpEstablishedTimeout", `"24h"`, "24h", nil, nil, badDurations, badDuration},
-	{"conntrack.tcpCloseWaitTimeout", `"1h"`, "1h", nil, nil, badDurations, badDuration},
+	{"conntrack.tcpEstablishedTimeout", `"23h"`, "23h", func(c *Config) any { return c.timeouts().TCPEstablished }, 23 * time.Hour, badDurations, badDuration},
+	{"conntrack.tcpCloseWaitTimeout", `"2h"`, "2h", func(c *Config) any { return c.timeouts().TCPCloseWait }, 2 * time.Hour, badDurations, badDuration},
 	{"conntrack.tcpBeLiberal", `true`, "true", nil, nil, badBools, badBool},
-	{"conntrack.udpTimeout", `"30s"`, "30s", nil, nil, badDurations, badDuration},
-	{"conntrack.udpStreamTimeout", `"300s"`, "300s", nil, nil, badDurations, badDuration},
+	{"conntrack.udpTimeout", `"31s"`, "31s", func(c *Config) any { return c.timeouts().UDPNew }, 31 * time.Second, badDurations, badDuration},
+	{"conntrack.udpStreamTimeout", `"300s"`, "300s", func(c *Config) any { return c.timeouts().UDPEstablished }, 5 * time.Minute, badDurations, badDuration},
 	{"configSyncPeriod", `"15m"`, "15m", nil, nil, badDurations, badDuration},
 	{"portRange", `"1000-2000"`, "1000-2000", nil, nil, []string{`"a-b"`, `"2000-1000"`, `1`}, []string{"a-b"}},
 	{"windowsRunAsService", `true`, "", nil, nil, badBools, nil},
 }
+
+func clusterCIDRs(c *Config) any { return fmt.Sprint(parseClusterCIDRs(c.ClusterCIDR)) }
 
 // leaves gives the paths of all fields that are not objects themselves.
 func leaves(path string, v reflect.Value) []string {

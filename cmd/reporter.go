@@ -58,6 +58,7 @@ func (r *reporter) Reconciled(rep lb.Report) {
 	r.health.Reconciled(rep)
 	status := r.d.loop.Status()
 	r.health.SetNodePortAddresses(status.NodePortAddrs)
+	r.d.packets.SetNodeAddrs(r.d.store.NodeIPs())
 	r.d.kernel.UpdateMeta(func(m *maps.Meta) {
 		m.Pending = uint32(status.ServiceChangesPending + status.EndpointChangesPending)
 		if rep.Err == nil {

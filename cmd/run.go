@@ -61,6 +61,7 @@ type daemon struct {
 	set      *maps.Set
 	kernel   *maps.Kernel
 	programs *bpf.Programs
+	packets  *bpf.PacketPath
 	store    *lb.Store
 	loop     *lb.Loop
 	sweeper  *bpf.Sweeper
@@ -132,6 +133,9 @@ func (d *daemon) open() error {
 	if d.programs, err = bpf.Load(set); err != nil {
 		return errors.Join(err, d.kernel.Close(), set.Close())
 	}
+	if d.packets, err = d.openPackets(); err != nil {
+		return errors.Join(err, d.programs.Close(), d.kernel.Close(), d.set.Close())
+	}
 	if !d.programs.HasSetRetval {
 		d.log.Warn("this kernel has no bpf_set_retval: a refused connect() fails with EPERM instead of ECONNREFUSED")
 	}
@@ -139,7 +143,7 @@ func (d *daemon) open() error {
 }
 
 func (d *daemon) close() {
-	err := errors.Join(d.programs.Close(), d.kernel.Close(), d.set.Close())
+	err := errors.Join(d.packets.Close(), d.programs.Close(), d.kernel.Close(), d.set.Close())
 	if err != nil {
 		d.log.Warn("close maps and programs", zap.Error(err))
 	}
@@ -185,6 +189,7 @@ func (d *daemon) serve(ctx context.Context, source *source) (err error) {
 	group.Go(func() error { return d.loop.Run(ctx) })
 	group.Go(func() error { return d.sweeper.Run(ctx) })
 	group.Go(func() error { return bpf.WatchAddrs(ctx, d.store.SetNodeAddrs, d.log) })
+	group.Go(func() error { return d.packets.Run(ctx) })
 	group.Go(func() error { return d.reporter.health.Run(ctx) })
 	group.Go(func() error { d.trim(ctx); return nil })
 	for _, part := range source.parts {
@@ -209,6 +214,7 @@ func (d *daemon) attach(ctx context.Context) error {
 	if err := d.programs.Attach(d.cfg.BPFFSRoot, d.cgroup); err != nil {
 		return err
 	}
+	d.startPackets()
 	if err := bpf.Verify(ctx, d.kernel, d.cgroup); err != nil {
 		return err
 	}

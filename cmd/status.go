@@ -21,10 +21,11 @@ import (
 type statusReport struct {
 	BPFFSRoot string `json:"bpffsRoot"`
 	Kernel    string `json:"kernel"`
-	// InEffect: every hook is attached.
+	// InEffect: every hook of the socket path is attached.
 	InEffect    bool              `json:"inEffect"`
 	Daemon      daemonStatus      `json:"daemon"`
 	Attachments []bpf.Attachment  `json:"attachments"`
+	Packets     packetStatus      `json:"packets"`
 	Maps        []mapStatus       `json:"maps"`
 	Reasons     map[string]uint64 `json:"reasons"`
 	Features    []featureStatus   `json:"features"`
@@ -105,6 +106,9 @@ func readStatus(ctx context.Context, root string) (*statusReport, error) {
 		s.InEffect = s.InEffect && a.Attached
 	}
 	s.Daemon = readDaemon(root, kernel.Meta())
+	if s.Packets, err = readPackets(root, kernel, s.Daemon); err != nil {
+		return nil, err
+	}
 	dump, err := kernel.Dump()
 	if err != nil {
 		return nil, err
@@ -216,6 +220,7 @@ func (s *statusReport) table(w io.Writer) {
 			fmt.Fprintf(t, "  %s\t%s\n", a.Hook, a.Problem)
 		}
 	}
+	s.Packets.table(t)
 	s.KubeProxy.table(t)
 	fmt.Fprintln(t, "Maps:")
 	for _, m := range s.Maps {

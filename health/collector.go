@@ -30,7 +30,7 @@ type collector struct {
 	programming                 prometheus.Histogram
 	healthz, livez              *prometheus.CounterVec
 	writes, destroyed           *prometheus.CounterVec
-	failures                    prometheus.Counter
+	failures, deviceFailures    prometheus.Counter
 	failing                     prometheus.Gauge
 	adopted                     *prometheus.GaugeVec
 	build                       prometheus.Gauge
@@ -67,6 +67,8 @@ func newCollector(c *checker, opts Options) *collector {
 			"Sockets of clients that were destroyed since their endpoint was removed.", "protocol"),
 		failures: prometheus.NewCounter(prometheus.CounterOpts{Name: "shunt_reconcile_failures_total",
 			Help: "Reconciles that could not bring everything into the maps and left the rest for another attempt."}),
+		deviceFailures: prometheus.NewCounter(prometheus.CounterOpts{Name: "shunt_device_failures_total",
+			Help: "Attempts to attach programs to a network device that failed, and are made again."}),
 		failing: prometheus.NewGauge(prometheus.GaugeOpts{Name: "shunt_services_failing",
 			Help: "Services that the last reconcile could not bring into the maps."}),
 		adopted: prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "shunt_adopted_entries",

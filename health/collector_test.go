@@ -112,6 +112,7 @@ func TestCountedMetrics(t *testing.T) {
 	s.Reconciled(lb.Report{Writes: maps.Writes{Slots: 2, Backends: 4}, Failed: 2, Err: errDisk})
 	s.SocketsDestroyed(lb.UDP, 3)
 	s.SocketsDestroyed(lb.UDP, 2)
+	s.DeviceFailed()
 	s.SetAdopted(map[string]int{"services": 10, "gone": 1})
 	s.SetAdopted(map[string]int{"services": 11})
 	exposes(t, s, fmt.Sprintf(`
@@ -121,6 +122,9 @@ shunt_adopted_entries{map="services"} 11
 # HELP shunt_build_info Always 1; its labels say which binary this is.
 # TYPE shunt_build_info gauge
 shunt_build_info{goversion=%q,revision="abc",version="v1.2.3"} 1
+# HELP shunt_device_failures_total Attempts to attach programs to a network device that failed, and are made again.
+# TYPE shunt_device_failures_total counter
+shunt_device_failures_total 1
 # HELP shunt_map_writes_total Writes to the eBPF maps by kind of entry.
 # TYPE shunt_map_writes_total counter
 shunt_map_writes_total{kind="backends"} 4
@@ -142,7 +146,7 @@ shunt_services_failing 2
 # TYPE shunt_sockets_destroyed_total counter
 shunt_sockets_destroyed_total{protocol="TCP"} 0
 shunt_sockets_destroyed_total{protocol="UDP"} 5
-`, runtime.Version()), "shunt_adopted_entries", "shunt_build_info", "shunt_map_writes_total", "shunt_reason_total",
+`, runtime.Version()), "shunt_adopted_entries", "shunt_build_info", "shunt_device_failures_total", "shunt_map_writes_total", "shunt_reason_total",
 		"shunt_reconcile_failures_total", "shunt_services_failing", "shunt_sockets_destroyed_total")
 
 	s.Reconciled(lb.Report{})

@@ -174,6 +174,9 @@ func (s *Server) SocketsDestroyed(protocol lb.Protocol, n int) {
 	s.collector.socketsDestroyed(protocol, n)
 }
 
+// DeviceFailed counts an attempt to attach to a network device that failed.
+func (s *Server) DeviceFailed() { s.collector.deviceFailures.Inc() }
+
 // SetAdopted says how many entries of each map were found at start and kept, by
 // the map's name.
 func (s *Server) SetAdopted(entries map[string]int) { s.collector.setAdopted(entries) }

@@ -46,7 +46,7 @@ var described = []*prometheus.Desc{
 func (m *collector) counted() []prometheus.Collector {
 	return []prometheus.Collector{
 		m.sync, m.syncFull, m.syncPartial, m.programming, m.healthz, m.livez,
-		m.writes, m.destroyed, m.failures, m.failing, m.adopted, m.build,
+		m.writes, m.destroyed, m.failures, m.deviceFailures, m.failing, m.adopted, m.build,
 	}
 }
 

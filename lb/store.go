@@ -188,6 +188,16 @@ func (s *Store) SetNode(n *Node) {
 	})
 }
 
+// NodeIPs gives the addresses of the Node, as far as it was seen.
+func (s *Store) NodeIPs() []netip.Addr {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.node == nil {
+		return nil
+	}
+	return s.node.Addrs
+}
+
 // SetNodeAddrs replaces the addresses of this node's interfaces.
 func (s *Store) SetNodeAddrs(addrs []netip.Addr) {
 	s.update(func() bool {

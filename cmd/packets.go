@@ -1,0 +1,91 @@
+package cmd
+
+import (
+	"fmt"
+	"net/netip"
+	"strings"
+	"time"
+
+	"go.uber.org/zap"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"shunt/bpf"
+)
+
+// openPackets loads the packet path's programs.
+func (d *daemon) openPackets() (*bpf.PacketPath, error) {
+	seed, err := bpf.FlowSeed(d.cfg.BPFFSRoot)
+	if err != nil {
+		return nil, err
+	}
+	ports, err := bpf.ReadSourcePorts()
+	if err != nil {
+		return nil, err
+	}
+	if ports.Count == 0 {
+		return nil, fmt.Errorf("no source ports are left for packets to endpoints of other nodes: " +
+			"sysctl net.ipv4.ip_local_reserved_ports reserves all")
+	}
+	if ports.Shared {
+		d.log.Warn("source ports of packets to endpoints of other nodes are also given to this node's own sockets, and a "+
+			"connection may get the packets of another; leave more ports out of sysctl net.ipv4.ip_local_port_range",
+			zap.Uint32("first", ports.First), zap.Uint32("count", ports.Count))
+	}
+	cidrs, err := parseClusterCIDRs(d.cfg.ClusterCIDR)
+	if err != nil {
+		return nil, err
+	}
+	return bpf.NewPacketPath(bpf.PacketPathOptions{
+		Root: d.cfg.BPFFSRoot, Set: d.set, Maps: d.kernel, Log: d.log,
+		Devices: d.cfg.Devices, PodDevices: d.cfg.PodDevices,
+		Programs: bpf.PacketOptions{SourcePorts: ports, FlowSeed: seed, ClusterCIDRs: cidrs, Timeouts: d.cfg.timeouts()},
+		Failed:   func() { d.reporter.health.DeviceFailed() },
+	})
+}
+
+// startPackets puts the packet path into effect. What can't be attached is tried
+// again, and does not keep the rest from working.
+func (d *daemon) startPackets() {
+	problems, err := bpf.ForwardingProblems()
+	if err != nil {
+		problems = append(problems, err.Error())
+	}
+	for _, p := range problems {
+		d.log.Warn(p)
+	}
+	d.packets.SetNodeAddrs(d.store.NodeIPs())
+	d.packets.Start()
+}
+
+// parseClusterCIDRs reads what checkClusterCIDR has accepted.
+func parseClusterCIDRs(list string) (cidrs []netip.Prefix, err error) {
+	for text := range strings.SplitSeq(list, ",") {
+		if text == "" {
+			continue
+		}
+		p, err := netip.ParsePrefix(text)
+		if err != nil {
+			return nil, fmt.Errorf("clusterCIDR: %w", err)
+		}
+		cidrs = append(cidrs, p)
+	}
+	return cidrs, nil
+}
+
+// timeouts are those that kube-proxy sets for the kernel's connection tracking.
+func (c *Config) timeouts() bpf.Timeouts {
+	if c.settings == nil {
+		return bpf.Timeouts{}
+	}
+	conf := c.settings.conf.Conntrack
+	pointed := func(d *metav1.Duration) time.Duration {
+		if d == nil {
+			return 0
+		}
+		return d.Duration
+	}
+	return bpf.Timeouts{
+		TCPEstablished: pointed(conf.TCPEstablishedTimeout), TCPCloseWait: pointed(conf.TCPCloseWaitTimeout),
+		UDPNew: conf.UDPTimeout.Duration, UDPEstablished: conf.UDPStreamTimeout.Duration,
+	}
+}

@@ -1,0 +1,84 @@
+package cmd
+
+import (
+	"fmt"
+	"io"
+	"net/netip"
+	"strings"
+
+	"shunt/bpf"
+	"shunt/maps"
+)
+
+// packetStatus is what `shunt status` says of the packet path.
+type packetStatus struct {
+	Devices []bpf.DeviceAttachment `json:"devices"`
+	// Problems are those of no single device.
+	Problems []string `json:"problems,omitempty"`
+
+	elsewhere bool
+}
+
+func readPackets(root string, kernel *maps.Kernel, daemon daemonStatus) (s packetStatus, err error) {
+	if daemon.Running && bpf.InOtherNetns(daemon.PID) {
+		s.elsewhere, s.Devices = true, []bpf.DeviceAttachment{}
+		s.Problems = []string{fmt.Sprintf("the daemon is in another network namespace: "+
+			"`nsenter --net=/proc/%d/ns/net shunt status` shows its devices", daemon.PID)}
+		return s, nil
+	}
+	if s.Devices, err = bpf.DeviceAttachments(root, kernel); err != nil {
+		return s, err
+	}
+	s.Problems, err = bpf.ForwardingProblems()
+	return s, err
+}
+
+func (s *packetStatus) table(w io.Writer) {
+	attached, by := 0, map[string]bool{}
+	for _, a := range s.Devices {
+		if a.By != "" {
+			attached++
+			by[a.By] = true
+		}
+	}
+	text := "attached to no device"
+	switch {
+	case s.elsewhere:
+		text = "unknown"
+	case by["clsact"]:
+		text = "in effect, by filters of a qdisc (clsact): this kernel has no TCX"
+	case attached > 0:
+		text = "in effect"
+	}
+	fmt.Fprintf(w, "Packet path:\t%s\n", text)
+	for _, a := range s.Devices {
+		fmt.Fprintf(w, "  %s %s\t%s\n", deviceName(a), a.Direction, deviceText(a))
+	}
+	for _, p := range s.Problems {
+		fmt.Fprintf(w, "  WARNING\t%s\n", p)
+	}
+}
+
+func deviceName(a bpf.DeviceAttachment) string {
+	if a.Device == "" {
+		return fmt.Sprintf("(ifindex %d)", a.Index)
+	}
+	return a.Device
+}
+
+// deviceText is "why, how, program, source addresses", and what is wrong.
+func deviceText(a bpf.DeviceAttachment) string {
+	parts := []string{string(a.Why)}
+	if a.By != "" {
+		parts = append(parts, fmt.Sprintf("%s, program %d", a.By, a.Program))
+	}
+	for _, src := range []netip.Addr{a.Source4, a.Source6} {
+		if src.IsValid() && a.Direction == "egress" {
+			parts = append(parts, "source "+src.String())
+		}
+	}
+	if a.Problem != "" {
+		parts = append(parts, "PROBLEM: "+a.Problem)
+	}
+	return strings.Join(parts, ", ")
+}

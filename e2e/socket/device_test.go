@@ -1,0 +1,106 @@
+package socket_test
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"os"
+	"slices"
+	"strings"
+	"testing"
+
+	"shunt/e2e/lab"
+)
+
+// packetsJSON is what `shunt status -o json` says of the packet path.
+type packetsJSON struct {
+	Devices []struct {
+		Device, Why, Direction, By, Problem, Source4, Source6 string
+		Program                                               int
+	}
+	Problems []string
+}
+
+// inNode runs shunt with the node's network.
+func inNode(t *testing.T, pod *lab.Pod, args ...string) string {
+	t.Helper()
+	var out, errs bytes.Buffer
+	c := pod.Command(context.Background(), self, args...)
+	c.Stdout, c.Stderr = &out, &errs
+	if err := c.Start(); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Wait(); err != nil {
+		t.Fatalf("shunt %q: %v\n%s%s", args, err, out.String(), errs.String())
+	}
+	return out.String()
+}
+
+func (d *daemon) packets(pod *lab.Pod) (s packetsJSON, lines []string) {
+	d.t.Helper()
+	var all struct{ Packets packetsJSON }
+	text := inNode(d.t, pod, "status", "--bpffs-root", d.root, "-o", "json")
+	if err := json.Unmarshal([]byte(text), &all); err != nil {
+		d.t.Fatalf("status: %v\n%s", err, text)
+	}
+	for _, a := range all.Packets.Devices {
+		lines = append(lines, strings.TrimSpace(fmt.Sprintf("%s %s %s %s", a.Device, a.Direction, a.Why, a.Problem)))
+	}
+	return all.Packets, lines
+}
+
+// TestDevices: the daemon attaches to the node's uplink, not to its pods' veths;
+// status says so, with the daemon dead too, and what keeps packets from pods; other
+// flags, other devices; cleanup leaves none.
+func TestDevices(t *testing.T) {
+	t.Parallel()
+	c := startCluster(t)
+	uplink := []string{"eth0 ingress address", "eth0 egress address"}
+	c.d.stop()
+	s, lines := c.d.packets(c.host)
+	if !slices.Equal(lines, uplink) || len(s.Problems) != 0 {
+		t.Fatalf("%q, problems %q", lines, s.Problems)
+	}
+	if a := s.Devices[0]; a.By != "TCX" && a.By != "clsact" || a.Program == 0 || a.Source4 != c.n1.Addr4().String() || a.Source6 != c.n1.Addr6().String() {
+		t.Errorf("%+v", a)
+	}
+	forward := func(on string) {
+		if err := c.n1.Do(func() error { return os.WriteFile("/proc/sys/net/ipv4/ip_forward", []byte(on), 0o644) }); err != nil {
+			t.Fatal(err)
+		}
+	}
+	forward("0")
+	if s, _ := c.d.packets(c.host); len(s.Problems) != 1 || !strings.Contains(s.Problems[0], "net.ipv4.ip_forward=1") {
+		t.Errorf("problems: %q", s.Problems)
+	}
+	c.d.start("--devices=eth[1-9],eth0", "--pod-devices=nothing*")
+	if !strings.Contains(c.d.log.tail(100), "IPv4 forwarding is off") {
+		t.Error("the log does not say that forwarding is off")
+	}
+	forward("1")
+	uplink = []string{"eth0 ingress asked", "eth0 egress asked"}
+	if _, lines := c.d.packets(c.host); !slices.Equal(lines, uplink) {
+		t.Errorf("%q, want %q", lines, uplink)
+	}
+	if table := inNode(t, c.host, "status", "--bpffs-root", c.d.root); !strings.Contains(table, "eth0 egress") || !strings.Contains(table, "asked, ") {
+		t.Errorf("the table:\n%s", table)
+	}
+	if elsewhere, _, _ := shunt(t, "status", "--bpffs-root", c.d.root); !strings.Contains(elsewhere, "another network namespace") {
+		t.Errorf("from elsewhere:\n%s", elsewhere)
+	}
+	c.d.stop()
+	c.d.args = slices.DeleteFunc(c.d.args, func(arg string) bool { return strings.HasPrefix(arg, "--devices=") })
+	c.d.start("--devices=none")
+	const why = " address not attached: --devices names others, or the daemon's log says why"
+	if _, lines := c.d.packets(c.host); !slices.Equal(lines, []string{"eth0 ingress" + why, "eth0 egress" + why}) {
+		t.Errorf("with nothing that was asked for: %q", lines)
+	}
+	if !strings.Contains(c.d.log.tail(100), "no device here is") {
+		t.Error("the log does not say that nothing is attached to")
+	}
+	c.d.stop()
+	if text := inNode(t, c.host, "cleanup", "--bpffs-root", c.d.root); !strings.Contains(text, "removed") {
+		t.Error(text)
+	}
+}
