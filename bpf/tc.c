@@ -369,7 +369,7 @@ static __noinline void tc_note_own(const struct pkt *pkt)
 	flow.used = bpf_ktime_get_ns();
 	flow_key_client(&key, &flow);
 	there = bpf_map_lookup_elem(&flows_new, &key);
-	if (!there || flow.used >= there->used + FLOW_TOUCH)
+	if (!there || (__s64)(flow.used - there->used) >= FLOW_TOUCH)
 		bpf_map_update_elem(&flows_new, &key, &flow, BPF_ANY);
 }
 

@@ -9,7 +9,7 @@
 #include "timeout.h"
 
 /* How old `used` may get before it is written: once a second, not once a packet. */
-#define FLOW_TOUCH 1000000000ULL
+#define FLOW_TOUCH 1000000000LL
 
 /* Ports that are tried where two flows would be one. */
 #define FLOW_PORT_TRIES 16

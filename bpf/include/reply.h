@@ -55,7 +55,7 @@ static __always_inline long reply_turn_ip(struct __sk_buff *skb, const struct pk
 		ip6.hop_limit = REPLY_TTL;
 		__builtin_memcpy(&ip6.saddr, &pkt->dst, sizeof(ip6.saddr));
 		__builtin_memcpy(&ip6.daddr, &pkt->src, sizeof(ip6.daddr));
-		return bpf_skb_store_bytes(skb, pkt->l3, &ip6, sizeof(ip6), 0);
+		return bpf_skb_store_bytes(skb, pkt->l3, &ip6, sizeof(ip6), BPF_F_RECOMPUTE_CSUM);
 	}
 	if (bpf_skb_load_bytes(skb, pkt->l3, &old, sizeof(old)))
 		return -1;
@@ -66,7 +66,7 @@ static __always_inline long reply_turn_ip(struct __sk_buff *skb, const struct pk
 	new.saddr = lb_word(&pkt->dst, 3);
 	new.daddr = lb_word(&pkt->src, 3);
 	new.check = csum_replace(old.check, csum_change(&old, &new, sizeof(new)));
-	return bpf_skb_store_bytes(skb, pkt->l3, &new, sizeof(new), 0);
+	return bpf_skb_store_bytes(skb, pkt->l3, &new, sizeof(new), BPF_F_RECOMPUTE_CSUM);
 }
 
 /* Length of the TCP or UDP packet by the IP header; 0 where that makes no sense. */
@@ -140,7 +140,7 @@ static __noinline long reply_reset(struct __sk_buff *skb, const struct pkt *pkt)
 		reset.check = ~csum_fold(bpf_csum_diff(NULL, 0, (void *)&reset, sizeof(reset), sum));
 	if (bpf_skb_change_tail(skb, pkt->l4 + sizeof(reset), 0) ||
 	    reply_turn_ip(skb, pkt, pkt->l4 - pkt->l3 + sizeof(reset)) ||
-	    bpf_skb_store_bytes(skb, pkt->l4, &reset, sizeof(reset), 0) ||
+	    bpf_skb_store_bytes(skb, pkt->l4, &reset, sizeof(reset), BPF_F_RECOMPUTE_CSUM) ||
 	    reply_swap_ethernet(skb))
 		return -1;
 	return bpf_redirect(skb->ifindex, 0);
@@ -190,7 +190,7 @@ static __always_inline long reply_icmp4(struct __sk_buff *skb, const struct pkt 
 	head.ip.check = ~csum_fold(bpf_csum_diff(NULL, 0, (void *)&head.ip, sizeof(head.ip), 0));
 	head.icmp.checksum = ~csum_fold(bpf_csum_diff(NULL, 0, (void *)&head.icmp,
 						      sizeof(head.icmp), sum));
-	return bpf_skb_store_bytes(skb, pkt->l3, &head, sizeof(head), 0);
+	return bpf_skb_store_bytes(skb, pkt->l3, &head, sizeof(head), BPF_F_RECOMPUTE_CSUM);
 }
 
 static __always_inline long reply_icmp6(struct __sk_buff *skb, const struct pkt *pkt, __u32 quote,
@@ -209,7 +209,7 @@ static __always_inline long reply_icmp6(struct __sk_buff *skb, const struct pkt 
 	sum = csum_add(sum, reply_pseudo(pkt, IPPROTO_ICMPV6, sizeof(head.icmp) + quote));
 	head.icmp.icmp6_cksum = ~csum_fold(bpf_csum_diff(NULL, 0, (void *)&head.icmp,
 							 sizeof(head.icmp), sum));
-	return bpf_skb_store_bytes(skb, pkt->l3, &head, sizeof(head), 0);
+	return bpf_skb_store_bytes(skb, pkt->l3, &head, sizeof(head), BPF_F_RECOMPUTE_CSUM);
 }
 
 /* Returns TC_ACT_REDIRECT's verdict, or -1 where no answer can be made. */

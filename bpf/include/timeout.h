@@ -27,8 +27,8 @@ static __always_inline __u64 flow_timeout(const struct flow *flow)
 	return confirmed ? config_timeouts.tcp_established : config_timeouts.tcp_new;
 }
 
-/* `used` may be of another CPU's later clock. */
+/* `used` may be of another CPU's later clock: the difference has a sign. */
 static __always_inline int flow_is_expired(const struct flow *flow, __u64 now)
 {
-	return flow->used + flow_timeout(flow) <= now;
+	return (__s64)(now - flow->used) >= (__s64)flow_timeout(flow);
 }

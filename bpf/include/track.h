@@ -134,7 +134,7 @@ static __noinline void track_touch(struct flow *flow, const struct pkt *pkt, enu
 		said |= FLOW_SAID_FIN | (other & FLOW_SAID_FIN ? FLOW_SAID_FIN_LATER : 0);
 	if (pkt->tcp_flags & TCP_RST)
 		said |= FLOW_SAID_RST;
-	if (said == was && now < flow->used + FLOW_TOUCH)
+	if (said == was && (__s64)(now - flow->used) < FLOW_TOUCH)
 		return;
 	/* Whoever goes on after a reset did not believe it: it was not of this
 	 * connection. What was under way when it came is here within FLOW_TOUCH. */
