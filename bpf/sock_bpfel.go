@@ -20,6 +20,7 @@ const (
 	sockMapAffinity               = "affinity"
 	sockMapBackendStats           = "backend_stats"
 	sockMapBackends               = "backends"
+	sockMapClaims                 = "claims"
 	sockMapCounters               = "counters"
 	sockMapDevices                = "devices"
 	sockMapFlows                  = "flows"
@@ -112,6 +113,7 @@ type sockMapSpecs struct {
 	Affinity     *ebpf.MapSpec `ebpf:"affinity"`
 	BackendStats *ebpf.MapSpec `ebpf:"backend_stats"`
 	Backends     *ebpf.MapSpec `ebpf:"backends"`
+	Claims       *ebpf.MapSpec `ebpf:"claims"`
 	Counters     *ebpf.MapSpec `ebpf:"counters"`
 	Devices      *ebpf.MapSpec `ebpf:"devices"`
 	Flows        *ebpf.MapSpec `ebpf:"flows"`
@@ -166,6 +168,7 @@ type sockMaps struct {
 	Affinity     *ebpf.Map `ebpf:"affinity"`
 	BackendStats *ebpf.Map `ebpf:"backend_stats"`
 	Backends     *ebpf.Map `ebpf:"backends"`
+	Claims       *ebpf.Map `ebpf:"claims"`
 	Counters     *ebpf.Map `ebpf:"counters"`
 	Devices      *ebpf.Map `ebpf:"devices"`
 	Flows        *ebpf.Map `ebpf:"flows"`
@@ -186,6 +189,7 @@ func (m *sockMaps) Close() error {
 		m.Affinity,
 		m.BackendStats,
 		m.Backends,
+		m.Claims,
 		m.Counters,
 		m.Devices,
 		m.Flows,

@@ -41,6 +41,7 @@ const (
 	sweepMapAffinity         = "affinity"
 	sweepMapBackendStats     = "backend_stats"
 	sweepMapBackends         = "backends"
+	sweepMapClaims           = "claims"
 	sweepMapCounters         = "counters"
 	sweepMapDevices          = "devices"
 	sweepMapFlows            = "flows"
@@ -112,6 +113,7 @@ type sweepMapSpecs struct {
 	Affinity     *ebpf.MapSpec `ebpf:"affinity"`
 	BackendStats *ebpf.MapSpec `ebpf:"backend_stats"`
 	Backends     *ebpf.MapSpec `ebpf:"backends"`
+	Claims       *ebpf.MapSpec `ebpf:"claims"`
 	Counters     *ebpf.MapSpec `ebpf:"counters"`
 	Devices      *ebpf.MapSpec `ebpf:"devices"`
 	Flows        *ebpf.MapSpec `ebpf:"flows"`
@@ -157,6 +159,7 @@ type sweepMaps struct {
 	Affinity     *ebpf.Map `ebpf:"affinity"`
 	BackendStats *ebpf.Map `ebpf:"backend_stats"`
 	Backends     *ebpf.Map `ebpf:"backends"`
+	Claims       *ebpf.Map `ebpf:"claims"`
 	Counters     *ebpf.Map `ebpf:"counters"`
 	Devices      *ebpf.Map `ebpf:"devices"`
 	Flows        *ebpf.Map `ebpf:"flows"`
@@ -177,6 +180,7 @@ func (m *sweepMaps) Close() error {
 		m.Affinity,
 		m.BackendStats,
 		m.Backends,
+		m.Claims,
 		m.Counters,
 		m.Devices,
 		m.Flows,

@@ -85,17 +85,14 @@ static __always_inline int tc_to_backend(struct __sk_buff *skb, const struct pkt
 
 /* in, backend → node: back to the client. */
 static __always_inline int tc_restore_source(struct __sk_buff *skb, const struct pkt *pkt,
-					     struct flow *flow)
+					     const struct flow *flow)
 {
 	struct nat nat = {
 		.end = NAT_DESTINATION, .addr = flow->client,
 		.sport = flow->backend_port, .dport = flow->inner_port,
 	};
-	enum reason reason = REASON_SOURCE_RESTORED;
 
-	if (!(flow->flags & FLOW_FLAG_CONFIRMED) && track_confirm(flow))
-		reason = REASON_UNCONFIRMED;
-	return tc_translate(skb, pkt, &nat, reason);
+	return tc_translate(skb, pkt, &nat, REASON_SOURCE_RESTORED);
 }
 
 /* What a packet that gets no backend meets. */
@@ -240,6 +237,8 @@ static __noinline int tc_in(struct __sk_buff *skb, struct tc_work *w)
 		if (flow_is_closed(flow) && !track_is_out(flow))
 			return tc_end(REASON_FLOW_OVER, TC_ACT_SHOT);
 		track_touch(flow, pkt, FLOW_FROM_CLIENT, now);
+		if (track_is_confirmation(flow, pkt) && track_confirm(flow))
+			return tc_to_backend(skb, pkt, flow, REASON_UNCONFIRMED);
 		return tc_to_backend(skb, pkt, flow, REASON_FLOW_KEPT);
 	case FLOW_FROM_BACKEND:
 		track_touch(flow, pkt, FLOW_FROM_BACKEND, now);
@@ -340,12 +339,9 @@ static __always_inline int tc_restore_frontend(struct __sk_buff *skb, const stru
 		.end = NAT_SOURCE, .addr = flow->frontend,
 		.sport = flow->frontend_port, .dport = flow->client_port,
 	};
-	enum reason reason = REASON_REPLY_RESTORED;
 
 	track_touch(flow, pkt, FLOW_FROM_BACKEND, bpf_ktime_get_ns());
-	if (!(flow->flags & FLOW_FLAG_CONFIRMED) && track_confirm(flow))
-		reason = REASON_UNCONFIRMED;
-	return tc_translate(skb, pkt, &nat, reason);
+	return tc_translate(skb, pkt, &nat, REASON_REPLY_RESTORED);
 }
 
 /* out, UDP of no flow: if it comes from a node port's number of this node, the

@@ -43,6 +43,7 @@ const (
 	tcMapAffinity               = "affinity"
 	tcMapBackendStats           = "backend_stats"
 	tcMapBackends               = "backends"
+	tcMapClaims                 = "claims"
 	tcMapCounters               = "counters"
 	tcMapDevices                = "devices"
 	tcMapFlows                  = "flows"
@@ -124,6 +125,7 @@ type tcMapSpecs struct {
 	Affinity     *ebpf.MapSpec `ebpf:"affinity"`
 	BackendStats *ebpf.MapSpec `ebpf:"backend_stats"`
 	Backends     *ebpf.MapSpec `ebpf:"backends"`
+	Claims       *ebpf.MapSpec `ebpf:"claims"`
 	Counters     *ebpf.MapSpec `ebpf:"counters"`
 	Devices      *ebpf.MapSpec `ebpf:"devices"`
 	Flows        *ebpf.MapSpec `ebpf:"flows"`
@@ -179,6 +181,7 @@ type tcMaps struct {
 	Affinity     *ebpf.Map `ebpf:"affinity"`
 	BackendStats *ebpf.Map `ebpf:"backend_stats"`
 	Backends     *ebpf.Map `ebpf:"backends"`
+	Claims       *ebpf.Map `ebpf:"claims"`
 	Counters     *ebpf.Map `ebpf:"counters"`
 	Devices      *ebpf.Map `ebpf:"devices"`
 	Flows        *ebpf.Map `ebpf:"flows"`
@@ -200,6 +203,7 @@ func (m *tcMaps) Close() error {
 		m.Affinity,
 		m.BackendStats,
 		m.Backends,
+		m.Claims,
 		m.Counters,
 		m.Devices,
 		m.Flows,

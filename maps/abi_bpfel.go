@@ -123,6 +123,7 @@ const (
 	abiFlowSaidFLOW_SAID_FIN       abiFlowSaid = 1
 	abiFlowSaidFLOW_SAID_FIN_LATER abiFlowSaid = 2
 	abiFlowSaidFLOW_SAID_RST       abiFlowSaid = 4
+	abiFlowSaidFLOW_SAID_ANYTHING  abiFlowSaid = 8
 )
 
 type abiFragment struct {
@@ -273,6 +274,7 @@ const (
 	abiMapAffinity        = "affinity"
 	abiMapBackendStats    = "backend_stats"
 	abiMapBackends        = "backends"
+	abiMapClaims          = "claims"
 	abiMapCounters        = "counters"
 	abiMapDevices         = "devices"
 	abiMapFlows           = "flows"
@@ -348,6 +350,7 @@ type abiMapSpecs struct {
 	Affinity     *ebpf.MapSpec `ebpf:"affinity"`
 	BackendStats *ebpf.MapSpec `ebpf:"backend_stats"`
 	Backends     *ebpf.MapSpec `ebpf:"backends"`
+	Claims       *ebpf.MapSpec `ebpf:"claims"`
 	Counters     *ebpf.MapSpec `ebpf:"counters"`
 	Devices      *ebpf.MapSpec `ebpf:"devices"`
 	Flows        *ebpf.MapSpec `ebpf:"flows"`
@@ -401,6 +404,7 @@ type abiMaps struct {
 	Affinity     *ebpf.Map `ebpf:"affinity"`
 	BackendStats *ebpf.Map `ebpf:"backend_stats"`
 	Backends     *ebpf.Map `ebpf:"backends"`
+	Claims       *ebpf.Map `ebpf:"claims"`
 	Counters     *ebpf.Map `ebpf:"counters"`
 	Devices      *ebpf.Map `ebpf:"devices"`
 	Flows        *ebpf.Map `ebpf:"flows"`
@@ -421,6 +425,7 @@ func (m *abiMaps) Close() error {
 		m.Affinity,
 		m.BackendStats,
 		m.Backends,
+		m.Claims,
 		m.Counters,
 		m.Devices,
 		m.Flows,

@@ -47,7 +47,7 @@ func Spec(sizes Sizes) (map[string]*ebpf.MapSpec, error) {
 }
 
 var mapNamesAll = []string{mapServices, mapSlots, mapBackends, mapBackendStats, mapSockPeer,
-	mapSockFlows, mapAffinity, mapAddrs, mapSources, mapFlows, mapFlowsNew, mapFragments, mapDevices,
+	mapSockFlows, mapAffinity, mapAddrs, mapSources, mapFlows, mapFlowsNew, mapClaims, mapFragments, mapDevices,
 	mapNames, mapCounters, mapMeta}
 
 // mapNamesKept are maps that programs fill, and nobody could fill again.

@@ -140,6 +140,7 @@ const (
 	mapSources      = abiMapSources
 	mapFlows        = abiMapFlows
 	mapFlowsNew     = abiMapFlowsNew
+	mapClaims       = abiMapClaims
 	mapFragments    = abiMapFragments
 	mapDevices      = abiMapDevices
 	mapNames        = abiMapNames

@@ -167,17 +167,19 @@ _Static_assert(sizeof(struct flow_key) == 40, "struct flow_key");
 
 enum flow_flag {
 	FLOW_FLAG_SNAT = 1,      /* to the backend, the source becomes node:node_port */
-	FLOW_FLAG_CONFIRMED = 2, /* seen from both sides; in `flows`, not in `flows_new` */
+	FLOW_FLAG_CONFIRMED = 2, /* the client has answered the backend; in `flows`, not in
+				  * `flows_new` */
 	FLOW_FLAG_OWN = 4,       /* of a socket of this node, not to be translated: client is
 				  * the other host, frontend this node's end */
 };
 
-/* What one side of a TCP connection has said. Each side's word is a byte of its
+/* What one side of a flow has said. Each side's word is a byte of its
  * own, so that packets of both directions can be noted at once. */
 enum flow_said {
 	FLOW_SAID_FIN = 1,       /* its last byte is sent */
 	FLOW_SAID_FIN_LATER = 2, /* and the other's was before */
 	FLOW_SAID_RST = 4,
+	FLOW_SAID_ANYTHING = 8,  /* noted of the backend */
 };
 
 /* Value of `flows` and `flows_new`. */

@@ -14,6 +14,9 @@
 /* Ports that are tried where two flows would be one. */
 #define FLOW_PORT_TRIES 16
 
+/* Ports of a range that is tried one after the other: no more than are tried. */
+#define FLOW_PORTS_WHOLE 64
+
 enum flow_side {
 	FLOW_NONE,
 	FLOW_FROM_CLIENT,
@@ -175,12 +178,18 @@ static __always_inline int flow_goes_on(const struct flow *flow, const struct pk
 	return !flow_is_expired(flow, now) && flow_serves(flow);
 }
 
-/* A port of the range for translated sources, in network order. */
-static __always_inline __be16 flow_source_port(__u32 n)
+/* The i-th port to try of the range for translated sources, in network order. The
+ * steps differ by hash: ports that were taken together, or that a client has in a
+ * row itself, are not tried in a row. A range that can be tried whole, is. */
+static __always_inline __be16 flow_source_port(__u32 hash, __u32 i)
 {
-	__u32 count = config_source_port_count, port;
+	__u32 count = config_source_port_count, step = 1, port;
 
-	port = config_source_port_first + n % (count ? count : 1);
+	if (!count)
+		return 0;
+	if (count > FLOW_PORTS_WHOLE)
+		step += (hash >> 16) % (count - 1);
+	port = config_source_port_first + (hash % count + i * step) % count;
 	if (port > 65535)
 		port -= 65536 - 1024;
 	return bpf_htons(port);

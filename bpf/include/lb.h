@@ -114,8 +114,8 @@ static __always_inline int lb_affinity_find(const struct service *svc, __u8 set,
 	struct backend *be;
 	__u32 id;
 
-	/* Not now - last_used: another CPU may have used it after our `now`. */
-	if (!aff || aff->last_used + svc->affinity_seconds * 1000000000ULL <= now)
+	/* Another CPU may have used it after our `now`: the difference has a sign. */
+	if (!aff || (__s64)(now - aff->last_used) >= (__s64)(svc->affinity_seconds * 1000000000ULL))
 		return 0;
 	id = aff->backend_id;
 	be = lb_backend(id, svc->id);

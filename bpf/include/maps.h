@@ -22,6 +22,9 @@
 #define NEW_FLOWS 65536
 #define FRAGMENTS 8192
 
+/* Flows of which an entry is replaced at one moment: at most one a CPU. */
+#define CLAIMS 4096
+
 /* Devices that programs are attached to. */
 #define DEVICES 4096
 
@@ -107,8 +110,8 @@ struct {
 	__type(value, __u8);
 } sources SEC(".maps");
 
-/* Flows that were seen from both sides. No LRU: nothing that comes from outside
- * alone can push one out. Two or three entries a flow. */
+/* Flows of which both sides have heard the other. No LRU: nothing that comes from
+ * outside alone can push one out. Two or three entries a flow. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
@@ -117,13 +120,21 @@ struct {
 	__type(value, struct flow);
 } flows SEC(".maps");
 
-/* Flows of which nobody has answered yet. */
+/* Flows of which the client has not answered the backend yet. */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__uint(max_entries, NEW_FLOWS);
 	__type(key, struct flow_key);
 	__type(value, struct flow);
 } flows_new SEC(".maps");
+
+/* Keys of flows whose entry is being replaced. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, CLAIMS);
+	__type(key, struct flow_key);
+	__type(value, __u8);
+} claims SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);

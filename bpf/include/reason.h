@@ -30,7 +30,7 @@ enum reason {
 	REASON_EGRESS_PASSED,     /* passed: leaves, and is of no flow */
 	REASON_SOURCE_KEPT,       /* passed: to a backend, and needs no other source */
 	REASON_SOURCE_TRANSLATED, /* to a backend of another node, from an address of this one */
-	REASON_UNCONFIRMED,       /* a reply, translated, but map flows has no room for its flow */
+	REASON_UNCONFIRMED,       /* as FLOW_KEPT, but map flows has no room for the flow */
 	REASON_SOURCE_RANGE,      /* dropped: not in loadBalancerSourceRanges */
 	REASON_FLOW_UNRECORDED,   /* dropped: no memory for the flow */
 	REASON_PORTS_EXHAUSTED,   /* dropped: no free source port to the backend was found */

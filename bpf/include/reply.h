@@ -114,10 +114,12 @@ static __always_inline int reply_is_unfinished(struct __sk_buff *skb, const stru
 					       __sum16 check)
 {
 	__u32 offset = pkt->l4 + offsetof(struct tcphdr, check);
-	__sum16 now;
+	__sum16 now = ~check;
 
-	return !bpf_l4_csum_replace(skb, offset, 0, 1, 2) &&
-	       !bpf_skb_load_bytes(skb, offset, &now, sizeof(now)) && now == check;
+	bpf_l4_csum_replace(skb, offset, 0, 1, 2);
+	bpf_skb_load_bytes(skb, offset, &now, sizeof(now));
+	bpf_skb_store_bytes(skb, offset, &check, sizeof(check), 0);
+	return now == check;
 }
 
 /* Returns TC_ACT_REDIRECT's verdict, or -1 where no reset can be made, or none

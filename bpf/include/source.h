@@ -5,8 +5,8 @@
 
 #include "track.h"
 
-/* Ports that are tried: hash, hash + 1, … From SOURCE_PATIENT on, one whose flow is
- * over will do, too. */
+/* Ports that are tried. From SOURCE_PATIENT on, one whose flow the backend has
+ * forgotten will do, too. */
 #define SOURCE_TRIES 64
 #define SOURCE_PATIENT 4
 
@@ -60,17 +60,6 @@ static __always_inline int source_by_device(__u32 ifindex, int v4, struct addr *
 	return v4 ? lb_word(out, 3) != 0 : source_is_set(out);
 }
 
-/* Whether a port may be taken from the flow that has it. One that its client ended
- * first is forgotten by the backend; where the backend ended first, that still waits
- * for late packets (TIME_WAIT) and might take a new connection for an old one. */
-static __always_inline int source_is_over(const struct flow *flow, __u64 now)
-{
-	if (flow_is_expired(flow, now))
-		return 1;
-	return (flow->client_said | flow->backend_said) & FLOW_SAID_RST ||
-	       (flow->client_said & FLOW_SAID_FIN && flow->backend_said & FLOW_SAID_FIN_LATER);
-}
-
 /* Finds and claims a port. Returns 0 with flow->node_port set, or -1. */
 static __noinline int source_claim_port(struct flow *flow, __u32 hash)
 {
@@ -78,12 +67,16 @@ static __noinline int source_claim_port(struct flow *flow, __u32 hash)
 	struct flow *old;
 
 	for (int i = 0; i < SOURCE_TRIES; i++) {
-		flow->node_port = flow_source_port(hash + i);
+		flow->node_port = flow_source_port(hash, i);
 		flow_key_wire(&key, flow);
 		old = flow_peek(&key);
-		if (old && (i < SOURCE_PATIENT || !source_is_over(old, flow->used)))
+		if (!old) {
+			if (!track_claim(&key, flow))
+				return 0;
 			continue;
-		if (!track_claim(&key, flow, old != NULL))
+		}
+		if (i >= SOURCE_PATIENT && track_may_replace(old, flow, TRACK_FORGOTTEN) &&
+		    !track_replace(&key, flow, TRACK_FORGOTTEN))
 			return 0;
 	}
 	flow->node_port = 0;

@@ -26,16 +26,10 @@ static __always_inline void track_delete(const struct flow_key *key)
 	bpf_map_delete_elem(&flows_new, key);
 }
 
-/* Claims key for a flow that is not confirmed: a place that is free, or whose flow
- * may be `replaced`. Returns 0, or -1 where somebody else has it. */
-static __noinline int track_claim(const struct flow_key *key, const struct flow *flow,
-				  int replaced)
+/* Claims a place that is free, for a flow that is not confirmed. Returns 0, or -1
+ * where somebody else has it. */
+static __noinline int track_claim(const struct flow_key *key, const struct flow *flow)
 {
-	if (replaced) {
-		bpf_map_update_elem(&flows_new, key, flow, BPF_ANY);
-		bpf_map_delete_elem(&flows, key);
-		return 0;
-	}
 	if (bpf_map_update_elem(&flows_new, key, flow, BPF_NOEXIST))
 		return -1;
 	/* A flow is in `flows` before it leaves `flows_new`: if it was confirmed
@@ -44,6 +38,52 @@ static __noinline int track_claim(const struct flow_key *key, const struct flow 
 		return 0;
 	bpf_map_delete_elem(&flows_new, key);
 	return -1;
+}
+
+/* Which flows may be replaced. */
+enum track_replace {
+	TRACK_OVER,       /* such that are over, or the same client's same connection */
+	TRACK_FORGOTTEN,  /* such that the backend has forgotten */
+};
+
+/* A backend forgets a connection that its client ended first, or that was reset;
+ * where it ended first, it waits for late packets (TIME_WAIT) and might take a new
+ * connection for the old one. */
+static __always_inline int track_is_forgotten(const struct flow *flow)
+{
+	return (flow->client_said | flow->backend_said) & FLOW_SAID_RST ||
+	       (flow->client_said & FLOW_SAID_FIN && flow->backend_said & FLOW_SAID_FIN_LATER);
+}
+
+static __always_inline int track_may_replace(const struct flow *old, const struct flow *flow,
+					     enum track_replace what)
+{
+	if (flow_is_expired(old, flow->used))
+		return 1;
+	if (what == TRACK_FORGOTTEN)
+		return track_is_forgotten(old);
+	return flow_is_closed(old) || flow_same_client(old, flow);
+}
+
+/* Claims a place from the flow that has it, if that may be replaced. Two CPUs may
+ * find the same old flow at once: the one whose key is in `claims` looks again, and
+ * no other replaces it meanwhile. Returns 0, or -1. */
+static __noinline int track_replace(const struct flow_key *key, const struct flow *flow,
+				    enum track_replace what)
+{
+	struct flow *old;
+	__u8 mine = 1;
+	int err = -1;
+
+	if (bpf_map_update_elem(&claims, key, &mine, BPF_NOEXIST))
+		return -1;
+	old = flow_peek(key);
+	if (!old || track_may_replace(old, flow, what)) {
+		err = bpf_map_update_elem(&flows_new, key, flow, BPF_ANY) ? -1 : 0;
+		bpf_map_delete_elem(&flows, key);
+	}
+	bpf_map_delete_elem(&claims, key);
+	return err;
 }
 
 /* The port of an earlier connection between the same ends is free again. */
@@ -68,22 +108,25 @@ static __noinline int track_claim_out(struct flow *flow, __u32 hash)
 {
 	struct flow_key key;
 	struct flow *old;
-	int ours;
 
 	for (int i = 0; i < FLOW_PORT_TRIES; i++) {
-		flow->inner_port = i ? flow_source_port(hash + i) : flow->client_port;
+		flow->inner_port = i ? flow_source_port(hash, i) : flow->client_port;
 		/* Through its own backend's port nobody speaks to himself. */
 		if (flow->inner_port == flow->backend_port &&
 		    lb_addr_equal(&flow->client, &flow->backend))
 			continue;
 		flow_key_out(&key, flow);
 		old = flow_peek(&key);
-		ours = old && flow_same_client(old, flow);
-		if (old && !ours && !flow_is_closed(old) && !flow_is_expired(old, flow->used))
+		if (!old) {
+			if (!track_claim(&key, flow))
+				return 0;
 			continue;
-		if (ours)
+		}
+		if (!track_may_replace(old, flow, TRACK_OVER))
+			continue;
+		if (flow_same_client(old, flow))
 			track_drop_wire(old);
-		if (!track_claim(&key, flow, old != NULL))
+		if (!track_replace(&key, flow, TRACK_OVER))
 			return 0;
 	}
 	return -1;
@@ -134,6 +177,8 @@ static __noinline void track_touch(struct flow *flow, const struct pkt *pkt, enu
 		said |= FLOW_SAID_FIN | (other & FLOW_SAID_FIN ? FLOW_SAID_FIN_LATER : 0);
 	if (pkt->tcp_flags & TCP_RST)
 		said |= FLOW_SAID_RST;
+	if (from == FLOW_FROM_BACKEND)
+		said |= FLOW_SAID_ANYTHING;
 	if (said == was && (__s64)(now - flow->used) < FLOW_TOUCH)
 		return;
 	/* Whoever goes on after a reset did not believe it: it was not of this
@@ -176,8 +221,17 @@ static __noinline int track_is_out(const struct flow *flow)
 	return !there || flow_same_client(there, flow);
 }
 
-/* The backend has answered: from now on nobody but the flow's own end, its time or
- * want of room removes it. The client's entry goes first: if that has no room, all
+/* Whether a client's packet shows that it has heard the backend: after an answer it
+ * goes on, and does not begin. An answer alone would not do: anybody gets one for
+ * an address that he does not have. */
+static __always_inline int track_is_confirmation(const struct flow *flow, const struct pkt *pkt)
+{
+	return !(flow->flags & FLOW_FLAG_CONFIRMED) && flow->backend_said & FLOW_SAID_ANYTHING &&
+	       !pkt_is_syn(pkt);
+}
+
+/* The client has heard the backend: from now on nothing but the flow's own end, its
+ * time or want of room removes it. The client's entry goes first: if that has no room, all
  * stay where they are. Returns 0, or -1 without room. */
 static __noinline int track_confirm(struct flow *flow)
 {
