@@ -150,8 +150,8 @@ func ForwardingProblems() ([]string, error) {
 			return nil, err
 		}
 		if value == "0" {
-			problems = append(problems, fmt.Sprintf(
-				"%s forwarding is off: nobody outside reaches a pod by %s through this node; set sysctl %s=1", f.family, f.family, f.sysctl))
+			problems = append(problems, fmt.Sprintf("%s forwarding is off: nobody outside reaches a pod by %s through this node; "+
+				"set sysctl %s=1", f.family, f.family, f.sysctl))
 		}
 	}
 	return problems, nil

@@ -66,7 +66,7 @@ func newDeviceAttachment(a attachment, w way, devices []device, known map[uint32
 	switch {
 	case !a.inEffect:
 		s.Problem = "not in effect: the device is gone, or was moved to another network namespace, or this is another one than the daemon's"
-	case !s.Source4.IsValid() && !s.Source6.IsValid():
+	case a.why != WhyPod && !s.Source4.IsValid() && !s.Source6.IsValid():
 		s.Problem = "no address of this node is known for packets that leave here to endpoints of other nodes"
 	}
 	return s

@@ -165,8 +165,8 @@ func haveStaleIter() error {
 func explain(err error) error {
 	for _, f := range Features() {
 		if f.Needed && f.Err != nil {
-			return fmt.Errorf("this kernel has no %s: shunt needs Linux 5.10 or newer with CONFIG_CGROUP_BPF, CONFIG_BPF_SYSCALL and CONFIG_NET_CLS_BPF (%w)",
-				f.Name, f.Err)
+			return fmt.Errorf("this kernel has no %s: shunt needs Linux 5.10 or newer with CONFIG_BPF_SYSCALL, "+
+				"CONFIG_CGROUP_BPF and CONFIG_NET_CLS_BPF (%w)", f.Name, f.Err)
 		}
 	}
 	return err
