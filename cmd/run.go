@@ -224,7 +224,7 @@ func (d *daemon) attach(ctx context.Context) error {
 func (d *daemon) sweepStale(s lb.Stale) {
 	d.sweeper.Poke(bpf.Sweep{
 		TCP: s.TCPBackends && d.cfg.DestroyTCPSockets,
-		UDP: s.UDPBackends, Untranslated: s.UDPFrontends,
+		UDP: s.UDPFlows, Untranslated: s.UDPFrontends,
 	})
 }
 
