@@ -67,7 +67,7 @@ type daemon struct {
 	reporter *reporter
 }
 
-func run(ctx context.Context, cfg *Config) error {
+func run(ctx context.Context, cfg *Config) (err error) {
 	debug.SetGCPercent(gcPercent)
 	log, err := newLogger(cfg.LogFormat, cfg.Verbosity)
 	if err != nil {
