@@ -10,6 +10,7 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -42,13 +43,21 @@ func foreignNetns(t *testing.T) (inode uint64) {
 }
 
 // threadNetns gives a thread of this process, and nobody else, a network namespace.
+// The thread is not the first one, whose network namespace is the process's.
 func threadNetns(t *testing.T) (inode uint64) {
 	t.Helper()
-	made, done := make(chan error), make(chan struct{})
-	t.Cleanup(func() { close(done) })
-	go func() {
-		runtime.LockOSThread() // never unlocked: the thread ends with this goroutine
-		err := unix.Unshare(unix.CLONE_NEWNET)
+	made, done, over := make(chan error), make(chan struct{}), make(chan struct{})
+	var hold func()
+	hold = func() {
+		runtime.LockOSThread()
+		if unix.Gettid() == os.Getpid() {
+			go hold() // elsewhere, as this thread is taken until then
+			<-over
+			runtime.UnlockOSThread()
+			return
+		}
+		defer close(over)
+		err := unix.Unshare(unix.CLONE_NEWNET) // never unlocked: the thread ends with this goroutine
 		var st unix.Stat_t
 		if err == nil {
 			err = unix.Stat(ownNetns, &st)
@@ -56,8 +65,14 @@ func threadNetns(t *testing.T) (inode uint64) {
 		inode = st.Ino
 		made <- err
 		<-done
-	}()
-	if err := <-made; err != nil {
+	}
+	go hold()
+	err := <-made
+	t.Cleanup(func() {
+		close(done)
+		<-over
+	})
+	if err != nil {
 		t.Fatal(err)
 	}
 	return inode
@@ -150,7 +165,11 @@ func TestEachNetnsGoesHome(t *testing.T) {
 	}
 	for _, path := range threads {
 		var st unix.Stat_t
-		if unix.Stat(path, &st) == nil && st.Ino != own { // it may have ended
+		away := func() bool { return unix.Stat(path, &st) == nil && st.Ino != own } // it may have ended
+		for i := 0; i < 1000 && away(); i++ {                                       // or be about to: one of another test
+			time.Sleep(time.Millisecond)
+		}
+		if away() {
 			t.Errorf("%s is network namespace %d, ours is %d", path, st.Ino, own)
 		}
 	}
