@@ -7,6 +7,9 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/link"
 )
 
 // A link that exists need not act where it should: Verify tells.
@@ -78,6 +81,36 @@ func TestAttachElsewhere(t *testing.T) {
 		t.Fatal(err)
 	}
 	if err := Verify(t.Context(), k, third); err != nil {
+		t.Error(err)
+	}
+}
+
+// Where a program is attached that lets no other in, the error says so.
+func TestAttachBesideExclusive(t *testing.T) {
+	root := filepath.Join(bpffs(t), "shunt")
+	cg := cgroup(t)
+	set, _ := openMaps(t, root)
+	p, err := Load(set)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.Close()
+	dir, err := os.Open(cg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer dir.Close()
+	alone := link.RawAttachProgramOptions{Target: int(dir.Fd()), Program: p.objects.ShuntConnect4, Attach: ebpf.AttachCGroupInet4Connect}
+	if err := link.RawAttachProgram(alone); err != nil {
+		t.Fatal(err)
+	}
+	if err := p.Attach(root, cg); err == nil || !strings.Contains(err.Error(), "wants to be alone") || !strings.Contains(err.Error(), cg) {
+		t.Errorf("attach beside a program that is alone: %v", err)
+	}
+	if err := link.RawDetachProgram(link.RawDetachProgramOptions(alone)); err != nil {
+		t.Fatal(err)
+	}
+	if err := p.Attach(root, cg); err != nil {
 		t.Error(err)
 	}
 }

@@ -126,7 +126,11 @@ func (p *Programs) Attach(root, cgroup string) error {
 		return err
 	}
 	for _, h := range p.hooks() {
-		if err := h.attachTo(filepath.Join(dir, h.pin), cgroup, id); err != nil {
+		err := h.attachTo(filepath.Join(dir, h.pin), cgroup, id)
+		if errors.Is(err, unix.EPERM) {
+			err = fmt.Errorf("%w: another program is attached there or above that wants to be alone; `bpftool cgroup tree` shows it", err)
+		}
+		if err != nil {
 			return fmt.Errorf("attach program %s to cgroup %s: %w", h.pin, cgroup, err)
 		}
 	}

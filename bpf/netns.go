@@ -27,9 +27,13 @@ func InOtherNetns(pid uint32) bool {
 // sees only its own processes: its pod has hostPID.
 var netnsGlobs = []string{ownNetns, "/proc/[0-9]*/ns/net", "/run/netns/*", "/run/docker/netns/*"}
 
+// threadGlobs finds those of threads that went where the rest of their process is
+// not: many files, for what is not to be found otherwise.
+var threadGlobs = []string{"/proc/[0-9]*/task/[0-9]*/ns/net"}
+
 // eachNetns runs visit once in each network namespace that is wanted, by the
 // inode number of its file, on a thread of its own.
-func eachNetns(ctx context.Context, wanted func(inode uint64) bool, visit func(inode uint64, path string)) error {
+func eachNetns(ctx context.Context, globs []string, wanted func(inode uint64) bool, visit func(inode uint64, path string)) error {
 	done := make(chan error, 1)
 	go func() {
 		runtime.LockOSThread()
@@ -40,7 +44,7 @@ func eachNetns(ctx context.Context, wanted func(inode uint64) bool, visit func(i
 			return
 		}
 		defer home.Close()
-		err = visitNetns(ctx, wanted, visit)
+		err = visitNetns(ctx, globs, wanted, visit)
 		// A thread that can't go home is left locked: it ends with this goroutine,
 		// and no other one can find itself in a foreign network namespace.
 		if back := unix.Setns(int(home.Fd()), unix.CLONE_NEWNET); back == nil {
@@ -51,9 +55,9 @@ func eachNetns(ctx context.Context, wanted func(inode uint64) bool, visit func(i
 	return <-done
 }
 
-func visitNetns(ctx context.Context, wanted func(uint64) bool, visit func(uint64, string)) error {
+func visitNetns(ctx context.Context, globs []string, wanted func(uint64) bool, visit func(uint64, string)) error {
 	seen := map[uint64]bool{}
-	for _, glob := range netnsGlobs {
+	for _, glob := range globs {
 		paths, err := filepath.Glob(glob)
 		if err != nil {
 			return fmt.Errorf("look for network namespaces at %s: %w", glob, err)

@@ -6,9 +6,11 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"sync"
 	"syscall"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -40,6 +42,42 @@ func foreignNetns(t *testing.T) (inode uint64) {
 	return inodeOf(t, fmt.Sprintf("/proc/%d/ns/net", c.Process.Pid))
 }
 
+// threadNetns gives a thread of this process, and nobody else, a network namespace.
+// The thread is not the first one, whose network namespace is the process's.
+func threadNetns(t *testing.T) (inode uint64) {
+	t.Helper()
+	made, done, over := make(chan error), make(chan struct{}), make(chan struct{})
+	var hold func()
+	hold = func() {
+		runtime.LockOSThread()
+		if unix.Gettid() == os.Getpid() {
+			go hold() // elsewhere, as this thread is taken until then
+			<-over
+			runtime.UnlockOSThread()
+			return
+		}
+		defer close(over)
+		err := unix.Unshare(unix.CLONE_NEWNET) // never unlocked: the thread ends with this goroutine
+		var st unix.Stat_t
+		if err == nil {
+			err = unix.Stat(ownNetns, &st)
+		}
+		inode = st.Ino
+		made <- err
+		<-done
+	}
+	go hold()
+	err := <-made
+	t.Cleanup(func() {
+		close(done)
+		<-over
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return inode
+}
+
 // The walk visits each network namespace once and from within, also those that
 // only a process has; what it can't enter does not stop it.
 func TestEachNetns(t *testing.T) {
@@ -54,7 +92,7 @@ func TestEachNetns(t *testing.T) {
 	leftover.Close()
 	t.Cleanup(func() { _ = os.Remove(leftover.Name()) })
 	visits := map[uint64]int{}
-	err = eachNetns(t.Context(), func(uint64) bool { return true }, func(inode uint64, path string) {
+	err = eachNetns(t.Context(), netnsGlobs, func(uint64) bool { return true }, func(inode uint64, path string) {
 		visits[inode]++
 		if path == leftover.Name() {
 			t.Errorf("visited %s, which is no network namespace", path)
@@ -77,7 +115,7 @@ func TestEachNetns(t *testing.T) {
 	}
 	only := func(inode uint64) bool { return inode == foreign }
 	var path string
-	if err := eachNetns(t.Context(), only, func(inode uint64, p string) {
+	if err := eachNetns(t.Context(), netnsGlobs, only, func(inode uint64, p string) {
 		if inode != foreign {
 			t.Errorf("visited %s, which was not wanted", p)
 		}
@@ -85,9 +123,20 @@ func TestEachNetns(t *testing.T) {
 	}); err != nil || path == "" {
 		t.Errorf("the one that was wanted was not visited (%v)", err)
 	}
+	byThread := threadNetns(t)
+	find := func(globs []string) (found bool) {
+		if err := eachNetns(t.Context(), globs, func(inode uint64) bool { return inode == byThread },
+			func(uint64, string) { found = true }); err != nil {
+			t.Error(err)
+		}
+		return found
+	}
+	if find(netnsGlobs) || !find(threadGlobs) {
+		t.Error("the network namespace of a thread is found among those of processes, or nowhere")
+	}
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if err := eachNetns(ctx, func(uint64) bool { return true }, func(_ uint64, p string) {
+	if err := eachNetns(ctx, netnsGlobs, func(uint64) bool { return true }, func(_ uint64, p string) {
 		t.Errorf("visited %s after the context's end", p)
 	}); err != nil {
 		t.Error(err)
@@ -103,7 +152,7 @@ func TestEachNetnsGoesHome(t *testing.T) {
 	for range 8 {
 		walks.Go(func() {
 			for range 10 {
-				if err := eachNetns(t.Context(), func(uint64) bool { return true }, func(uint64, string) {}); err != nil {
+				if err := eachNetns(t.Context(), netnsGlobs, func(uint64) bool { return true }, func(uint64, string) {}); err != nil {
 					t.Error(err)
 				}
 			}
@@ -116,7 +165,11 @@ func TestEachNetnsGoesHome(t *testing.T) {
 	}
 	for _, path := range threads {
 		var st unix.Stat_t
-		if unix.Stat(path, &st) == nil && st.Ino != own { // it may have ended
+		away := func() bool { return unix.Stat(path, &st) == nil && st.Ino != own } // it may have ended
+		for i := 0; i < 1000 && away(); i++ {                                       // or be about to: one of another test
+			time.Sleep(time.Millisecond)
+		}
+		if away() {
 			t.Errorf("%s is network namespace %d, ours is %d", path, st.Ino, own)
 		}
 	}

@@ -41,6 +41,9 @@ func FindCgroupRoot(asked string) (string, error) {
 			return "", fmt.Errorf("--cgroup-root %s: not a directory of a cgroup v2 hierarchy (%w); "+
 				"`grep cgroup2 /proc/mounts` shows where there is one", asked, err)
 		}
+		if st, err := os.Stat(asked); err != nil || !st.IsDir() {
+			return "", fmt.Errorf("--cgroup-root %s: not a directory", asked)
+		}
 		return asked, nil
 	}
 	f, err := os.Open("/proc/self/mounts")
@@ -63,15 +66,18 @@ func FindCgroupRoot(asked string) (string, error) {
 }
 
 // RequireBPFFS makes the directory for pins if it is missing, and checks that it
-// is on a bpf file system. With mount, one is mounted at its parent first where
-// there is none.
+// is on a bpf file system. With mount, one is mounted first where there is none: at
+// its parent, or at the directory itself if that is a place for it in /sys.
 func RequireBPFFS(dir string, mount bool) error {
 	if !filepath.IsAbs(dir) {
 		return fmt.Errorf("--bpffs-root %q: give an absolute path", dir)
 	}
 	err := requireFS(existing(dir), unix.BPF_FS_MAGIC)
+	parent := filepath.Dir(dir)
+	if requireFS(dir, unix.SYSFS_MAGIC) == nil {
+		parent = dir
+	}
 	if err != nil && mount {
-		parent := filepath.Dir(dir)
 		if err := os.MkdirAll(parent, 0o700); err != nil {
 			return fmt.Errorf("make %s to mount a bpf file system on: %w", parent, err)
 		}
@@ -82,7 +88,7 @@ func RequireBPFFS(dir string, mount bool) error {
 	}
 	if err != nil {
 		return fmt.Errorf("--bpffs-root %s: not on a bpf file system (%w): `mount -t bpf bpf %s`, or use --mount-bpffs",
-			dir, err, filepath.Dir(dir))
+			dir, err, parent)
 	}
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return fmt.Errorf("make directory %s for pins: %w", dir, err)

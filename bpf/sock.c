@@ -66,10 +66,10 @@ static __always_inline enum reason sock_connect(struct bpf_sock_addr *ctx,
 	enum reason reason;
 	struct lb_client client;
 
-	if (dst->protocol == IPPROTO_UDP && sock_flow_keep(ctx->sk, dst, to)) {
+	sock_client(ctx, &client);
+	if (dst->protocol == IPPROTO_UDP && sock_flow_keep(ctx->sk, dst, client.own_netns, to)) {
 		reason = REASON_FLOW_KEPT;
 	} else {
-		sock_client(ctx, &client);
 		reason = lb_select(dst, &client, bpf_get_prandom_u32(), to);
 	}
 	switch (reason) {
@@ -95,7 +95,7 @@ static __always_inline enum reason sock_connect(struct bpf_sock_addr *ctx,
  * that another flow of this socket has already. */
 static __always_inline enum reason sock_flow_begin(struct bpf_sock_addr *ctx,
 						   const struct frontend_key *dst,
-						   struct lb_choice *to)
+						   __u64 cookie, struct lb_choice *to)
 {
 	__u64 pick = bpf_get_socket_cookie(ctx);
 	enum reason reason = REASON_UNSPEC;
@@ -120,11 +120,14 @@ static __always_inline enum reason sock_sendmsg(struct bpf_sock_addr *ctx,
 						const struct frontend_key *dst,
 						struct lb_choice *to)
 {
+	__u64 cookie = bpf_get_netns_cookie(ctx);
+	int own_netns = sock_in_own_netns(cookie);
 	enum reason reason;
 
-	if (sock_peer_keep(ctx->sk, dst, to) || sock_flow_keep(ctx->sk, dst, to))
+	if (sock_peer_keep(ctx->sk, dst, own_netns, to) ||
+	    sock_flow_keep(ctx->sk, dst, own_netns, to))
 		return REASON_FLOW_KEPT;
-	reason = sock_flow_begin(ctx, dst, to);
+	reason = sock_flow_begin(ctx, dst, cookie, to);
 	if (reason != REASON_TRANSLATED && reason != REASON_AFFINITY_KEPT)
 		return reason;
 	lb_count(to->backend_id);

@@ -1,7 +1,8 @@
 //go:build ignore
 
 // SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
-/* sweep.c: which connected sockets speak to a backend that serves no more.
+/* sweep.c: which connected sockets speak to a backend that serves no more, or by
+ * an address that leads there no more.
  * Iterators over the storage that connect left, of all network namespaces at once:
  * their cost is that of the sockets that were translated, and of no others.
  *
@@ -139,7 +140,16 @@ static __always_inline int sweep_socket(struct sock *sk, const struct sock_flow 
 	return 1;
 }
 
-/* Those of which the backend serves no more. */
+/* Whether the socket's flow goes on. A TCP connection does as long as its backend
+ * serves; a UDP flow ends with its address too, as there is no end of it otherwise. */
+static __always_inline int sweep_holds(struct sock *sk, const struct sock_flow *flow)
+{
+	if (!sock_flow_serves(flow))
+		return 0;
+	return BPF_CORE_READ(sk, sk_protocol) != IPPROTO_UDP || sock_flow_leads(flow, 1);
+}
+
+/* Those that speak to nobody that serves. */
 SEC("iter/bpf_sk_storage_map")
 int shunt_stale(struct bpf_iter__bpf_sk_storage_map *ctx)
 {
@@ -151,7 +161,7 @@ int shunt_stale(struct bpf_iter__bpf_sk_storage_map *ctx)
 	if (!sk || !value)
 		return 0; /* the iterator's last call */
 	flow = *value;
-	if (flow.used && !sock_flow_serves(&flow) && sweep_socket(sk, &flow, &out))
+	if (flow.used && !sweep_holds(sk, &flow) && sweep_socket(sk, &flow, &out))
 		bpf_seq_write(ctx->meta->seq, &out, sizeof(out));
 	return 0;
 }

@@ -104,7 +104,7 @@ func (s *Sweeper) sweep(ctx context.Context, what Sweep) error {
 	}
 	wanted := func(inode uint64) bool { return what.Untranslated || pass.stale[inode] != nil }
 	var errs []error
-	err := eachNetns(ctx, wanted, func(inode uint64, path string) {
+	err := eachNetns(ctx, netnsGlobs, wanted, func(inode uint64, path string) {
 		errs = append(errs, pass.destroyStale(inode))
 		if what.Untranslated {
 			if err := pass.destroyUntranslated(); err != nil {
@@ -112,6 +112,12 @@ func (s *Sweeper) sweep(ctx context.Context, what Sweep) error {
 			}
 		}
 	})
+	if err == nil && len(pass.stale) > 0 {
+		left := func(inode uint64) bool { return pass.stale[inode] != nil }
+		err = eachNetns(ctx, threadGlobs, left, func(inode uint64, _ string) {
+			errs = append(errs, pass.destroyStale(inode))
+		})
+	}
 	for inode, sockets := range pass.stale {
 		if ctx.Err() == nil {
 			errs = append(errs, fmt.Errorf("network namespace %d with %d such sockets: no way into it is known", inode, len(sockets)))

@@ -42,6 +42,7 @@ func newBenchCommand() *cobra.Command {
 			if o.compare {
 				return compareReports(c.OutOrStdout(), &o, args[0], args[1])
 			}
+			defer surviveBrokenPipe()()
 			return runBench(c.Context(), c.OutOrStdout(), c.ErrOrStderr(), &o)
 		},
 	}

@@ -5,8 +5,10 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
 
 	"shunt/bpf"
 	"shunt/maps"
@@ -68,7 +70,11 @@ func addBPFFSRootFlag(c *cobra.Command, root *string) {
 
 // cleanup detaches before it removes: no program runs without its maps.
 func cleanup(root string) (cleanupResult, error) {
+	root, err := bpffsRoot(root)
 	res := cleanupResult{BPFFSRoot: root}
+	if err != nil {
+		return res, err
+	}
 	if err := bpf.RequireRoot(); err != nil {
 		return res, err
 	}
@@ -89,7 +95,9 @@ func cleanup(root string) (cleanupResult, error) {
 	if err := errors.Join(bpf.Detach(root), maps.Remove(root)); err != nil {
 		return res, err
 	}
-	if err := os.Remove(root); err != nil && !errors.Is(err, os.ErrNotExist) {
+	// It stays if it is a file system of its own, or holds what others have pinned.
+	stays := []error{os.ErrNotExist, unix.EBUSY, unix.ENOTEMPTY}
+	if err := os.Remove(root); err != nil && !slices.ContainsFunc(stays, func(e error) bool { return errors.Is(err, e) }) {
 		return res, fmt.Errorf("remove directory %s: %w", root, err)
 	}
 	return res, nil

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"strings"
 
 	"github.com/spf13/pflag"
@@ -11,6 +12,7 @@ import (
 	"shunt/bpf"
 	"shunt/lb"
 	"shunt/maps"
+	"shunt/watcher"
 )
 
 // Config is what `shunt run` was told, checked: everything that can be refused
@@ -118,8 +120,13 @@ func (c *Config) validate(flags *pflag.FlagSet) error {
 	if c.Manifests != "" && (c.Kubeconfig != "" || c.APIServer != "") {
 		return usageErrorf("--manifests and --kubeconfig or --apiserver: take Services from one place")
 	}
-	if !strings.HasPrefix(c.BPFFSRoot, "/") {
-		return usageErrorf("--bpffs-root %q: give an absolute path", c.BPFFSRoot)
+	if c.BPFFSRoot, err = bpffsRoot(c.BPFFSRoot); err != nil {
+		return err
+	}
+	if c.APIServer != "" {
+		if _, err := watcher.ServerURL(c.APIServer); err != nil {
+			return usageErrorf("--apiserver: %w", err)
+		}
 	}
 	if err := c.MapSizes.Validate(); err != nil {
 		return usageError{err}
@@ -140,7 +147,25 @@ func (c *Config) validate(flags *pflag.FlagSet) error {
 	if c.metrics, err = bindAddress(c.MetricsBindAddress, 10249); err != nil {
 		return usageErrorf("--metrics-bind-address %w", err)
 	}
+	if collide(c.healthz, c.metrics) {
+		return usageErrorf("--healthz-bind-address %s and --metrics-bind-address %s: two servers can't have one port", c.healthz, c.metrics)
+	}
 	return nil
+}
+
+// collide says whether only one of two servers can have its address; the
+// unspecified address is both families'.
+func collide(a, b netip.AddrPort) bool {
+	return a.IsValid() && b.IsValid() && a.Port() == b.Port() && a.Port() != 0 &&
+		(a.Addr() == b.Addr() || a.Addr().IsUnspecified() || b.Addr().IsUnspecified())
+}
+
+// bpffsRoot checks --bpffs-root, of every command that has it.
+func bpffsRoot(dir string) (string, error) {
+	if !filepath.IsAbs(dir) {
+		return dir, usageErrorf("--bpffs-root %q: give an absolute path", dir)
+	}
+	return filepath.Clean(dir), nil
 }
 
 // adopt takes over what the file says and no flag of ours has replaced.
@@ -206,13 +231,20 @@ func orElse(keep bool, kept, other string) string {
 func (c *Config) adoptNodeName(flags *pflag.FlagSet) error {
 	override := nodeNameOf(c.settings.conf.HostnameOverride)
 	if c.NodeName != "" {
-		if flags.Changed("hostname-override") && override != nodeNameOf(c.NodeName) {
+		if err := checkNodeName(c.NodeName); err != nil {
+			return usageErrorf("--node-name %w", err)
+		}
+		c.NodeName = nodeNameOf(c.NodeName)
+		if flags.Changed("hostname-override") && override != c.NodeName {
 			return usageErrorf("--node-name %s and --hostname-override %s are two names of one thing: give one", c.NodeName, override)
 		}
 		return nil
 	}
 	if c.NodeName = override; c.NodeName == "" {
 		c.NodeName = os.Getenv("NODE_NAME")
+		if err := checkNodeName(c.NodeName); err != nil {
+			return usageErrorf("$NODE_NAME %w", err)
+		}
 	}
 	if c.NodeName == "" {
 		host, err := os.Hostname()

@@ -40,6 +40,7 @@ func newDemoCommand() *cobra.Command {
 			"connection to the same endpoint: medians of connect, request and reply, asked in turn. It uses nothing of\n" +
 			"this machine's own network and removes everything when it ends. It needs root.",
 		RunE: func(c *cobra.Command, _ []string) error {
+			defer surviveBrokenPipe()()
 			report, err := demo(c.Context(), func(format string, args ...any) {
 				fmt.Fprintf(c.ErrOrStderr(), format+"\n", args...)
 			})

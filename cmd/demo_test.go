@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -76,6 +77,18 @@ func demoLabs(t *testing.T, pid int) (dirs []string) {
 
 func TestDemoInterrupted(t *testing.T) {
 	needRoot(t)
+	for _, sig := range []syscall.Signal{syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP} {
+		t.Run(sig.String(), func(t *testing.T) {
+			if signal.Ignored(sig) && sig == syscall.SIGHUP {
+				t.Skip("the tests run under nohup, and the demo would: skipped")
+			}
+			interruptDemo(t, sig)
+		})
+	}
+}
+
+func interruptDemo(t *testing.T, sig syscall.Signal) {
+	t.Helper()
 	cmd := exec.Command("/proc/self/exe", "demo")
 	stderr, err := cmd.StderrPipe()
 	if err != nil {
@@ -93,7 +106,7 @@ func TestDemoInterrupted(t *testing.T) {
 	if len(labs) != 1 {
 		t.Fatalf("labs of the demo: %v, want one", labs)
 	}
-	if err := cmd.Process.Signal(syscall.SIGINT); err != nil {
+	if err := cmd.Process.Signal(sig); err != nil {
 		t.Fatal(err)
 	}
 	rest, err := io.ReadAll(lines)
@@ -104,11 +117,44 @@ func TestDemoInterrupted(t *testing.T) {
 	if err := cmd.Wait(); !errors.As(err, &exit) || exit.ExitCode() != exitFailure || !strings.Contains(string(rest), "error: interrupted") {
 		t.Errorf("%v; it said %q", err, rest)
 	}
-	id := filepath.Base(labs[0])
-	names, err := filepath.Glob("/run/netns/shunt-" + id + "-*")
-	if _, statErr := os.Stat(labs[0]); err != nil || len(names) > 0 || !os.IsNotExist(statErr) {
-		t.Errorf("left: %v %v, %v", labs[0], names, statErr)
+	nothingOfLab(t, labs[0])
+}
+
+// nothingOfLab checks that a lab was removed, by its directory.
+func nothingOfLab(t *testing.T, dir string) {
+	t.Helper()
+	names, err := filepath.Glob("/run/netns/shunt-" + filepath.Base(dir) + "-*")
+	if _, statErr := os.Stat(dir); err != nil || len(names) > 0 || !os.IsNotExist(statErr) {
+		t.Errorf("left: %v %v, %v", dir, names, statErr)
 	}
+}
+
+// TestDemoUnheard: nobody reads what the demo says, as in `shunt demo |& true`. It
+// must not die of that with its lab around.
+func TestDemoUnheard(t *testing.T) {
+	needRoot(t)
+	read, write, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command("/proc/self/exe", "demo")
+	cmd.Stdout, cmd.Stderr = write, write
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	_ = errors.Join(read.Close(), write.Close()) // the child has its own
+	var dirs []string
+	for deadline := time.Now().Add(time.Minute); len(dirs) == 0 && time.Now().Before(deadline); time.Sleep(time.Millisecond) {
+		dirs = demoLabs(t, cmd.Process.Pid)
+	}
+	err = cmd.Wait()
+	if len(dirs) != 1 {
+		t.Fatalf("labs of the demo: %v, want one", dirs)
+	}
+	if err != nil {
+		t.Errorf("the demo: %v", err)
+	}
+	nothingOfLab(t, dirs[0])
 }
 
 func TestDemoDaemonFails(t *testing.T) {

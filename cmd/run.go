@@ -68,7 +68,7 @@ type daemon struct {
 	reporter *reporter
 }
 
-func run(ctx context.Context, cfg *Config) error {
+func run(ctx context.Context, cfg *Config) (err error) {
 	debug.SetGCPercent(gcPercent)
 	log, err := newLogger(cfg.LogFormat, cfg.Verbosity)
 	if err != nil {
@@ -230,7 +230,7 @@ func (d *daemon) attach(ctx context.Context) error {
 func (d *daemon) sweepStale(s lb.Stale) {
 	d.sweeper.Poke(bpf.Sweep{
 		TCP: s.TCPBackends && d.cfg.DestroyTCPSockets,
-		UDP: s.UDPBackends, Untranslated: s.UDPFrontends,
+		UDP: s.UDPFlows, Untranslated: s.UDPFrontends,
 	})
 }
 

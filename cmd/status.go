@@ -78,6 +78,10 @@ func newStatusCommand() *cobra.Command {
 
 // openPins opens what a daemon pinned, for commands that only read.
 func openPins(root string) (*maps.Set, *maps.Kernel, error) {
+	root, err := bpffsRoot(root)
+	if err != nil {
+		return nil, nil, err
+	}
 	if err := bpf.RequireRoot(); err != nil {
 		return nil, nil, err
 	}

@@ -81,6 +81,7 @@ func (r *reconciler) own(p *port, k maps.FrontendKey, v maps.Service) {
 		r.count(k, 1)
 	}
 	if owner != nil {
+		r.stale.UDPFlows = r.stale.UDPFlows || owner.key.protocol == UDP
 		owner.frontends = slices.DeleteFunc(owner.frontends, func(f frontend) bool { return f.key == k })
 		if owner.key.service != p.key.service { // else reconcile comes to it
 			r.claims.add(k, owner.key.service)
@@ -185,6 +186,7 @@ func (r *reconciler) deleteFrontends(p *port, want portPlan) error {
 			return fmt.Errorf("service %s: %w", p.key.service, err)
 		}
 		r.writes.Frontends++
+		r.stale.UDPFlows = r.stale.UDPFlows || p.key.protocol == UDP
 		delete(r.owners, k)
 		r.contest(k)
 		r.count(k, -1)

@@ -123,6 +123,7 @@ func (r *reconciler) reconcileAddrs(want map[netip.Addr]uint32) error {
 			return err
 		}
 		r.writes.NodeAddrs++
+		r.stale.UDPFlows = true // to node ports at this address
 		delete(r.nodeAddrs, a)
 	}
 	return nil

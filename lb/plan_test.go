@@ -198,9 +198,15 @@ func TestStale(t *testing.T) {
 	r.store.SetSlice(slice("a", "a", "p:80/TCP u:80/UDP", "10.0.0.1", "10.0.0.2 serving terminating"))
 	check("an endpoint that terminates and serves", Stale{})
 	r.store.SetSlice(slice("a", "a", "p:80/TCP u:80/UDP", "10.0.0.1", "10.0.0.2 terminating"))
-	check("one that serves no more", Stale{TCPBackends: true, UDPBackends: true})
+	check("one that serves no more", Stale{TCPBackends: true, UDPFlows: true})
+	external := service("a", "10.96.0.1", "p:80/TCP", "u:80/UDP")
+	external.ExternalIPs = []netip.Addr{netip.MustParseAddr("192.0.2.1")}
+	r.store.SetService(external)
+	check("another address", Stale{UDPFrontends: true})
+	r.store.SetService(service("a", "10.96.0.1", "p:80/TCP", "u:80/UDP"))
+	check("an address that goes", Stale{UDPFlows: true})
 	r.store.SetService(service("a", "10.96.0.1", "p:80/TCP"))
-	check("a UDP port that goes", Stale{UDPBackends: true})
+	check("a UDP port that goes", Stale{UDPFlows: true})
 	r.store.DeleteService(svcName("a"))
 	check("a service that goes", Stale{TCPBackends: true})
 }

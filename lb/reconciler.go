@@ -44,16 +44,17 @@ type reconciler struct {
 
 // Stale says which sockets a change may have left behind.
 type Stale struct {
-	// Backends of the protocol were freed: sockets connected to them speak to
-	// nobody that serves.
-	TCPBackends, UDPBackends bool
+	// TCPBackends were freed: sockets connected to them speak to nobody that serves.
+	TCPBackends bool
+	// UDPFlows: the same for UDP, or an address leads elsewhere or nowhere now.
+	UDPFlows bool
 	// UDPFrontends are new: a socket that was connected to one before speaks to
 	// an address that nobody has.
 	UDPFrontends bool
 }
 
 // Any says whether there is anything to look for.
-func (s Stale) Any() bool { return s.TCPBackends || s.UDPBackends || s.UDPFrontends }
+func (s Stale) Any() bool { return s.TCPBackends || s.UDPFlows || s.UDPFrontends }
 
 func newReconciler(tables maps.Tables, log *zap.Logger, now func() time.Time) *reconciler {
 	sizes := tables.Sizes()
@@ -353,7 +354,7 @@ func (r *reconciler) freeBackends(p *port, want portPlan) error {
 		r.writes.Backends++
 		r.records.put(b.id, r.now())
 		r.stale.TCPBackends = r.stale.TCPBackends || p.key.protocol == TCP
-		r.stale.UDPBackends = r.stale.UDPBackends || p.key.protocol == UDP
+		r.stale.UDPFlows = r.stale.UDPFlows || p.key.protocol == UDP
 		p.backends = slices.Delete(p.backends, i, i+1)
 	}
 	return nil

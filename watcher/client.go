@@ -7,6 +7,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"time"
 
@@ -114,7 +115,7 @@ func fromKubeconfig(file, server string) (*rest.Config, error) {
 	}
 	overrides := &clientcmd.ConfigOverrides{}
 	if server != "" {
-		if overrides.ClusterInfo.Server, err = serverURL(server); err != nil {
+		if overrides.ClusterInfo.Server, err = ServerURL(server); err != nil {
 			return nil, err
 		}
 	}
@@ -137,7 +138,7 @@ func inCluster(server, dir string) (*rest.Config, error) {
 	if server == "" {
 		return nil, fmt.Errorf("no API server is known: give --kubeconfig FILE, --apiserver ADDRESS or $%s, or run in a pod", EnvAPIServer)
 	}
-	u, err := serverURL(server)
+	u, err := ServerURL(server)
 	if err != nil {
 		return nil, err
 	}
@@ -160,8 +161,8 @@ func inCluster(server, dir string) (*rest.Config, error) {
 	return cfg, nil
 }
 
-// serverURL makes a URL of a URL, HOST:PORT or HOST; https is the default.
-func serverURL(s string) (string, error) {
+// ServerURL makes a URL of a URL, HOST:PORT or HOST; https is the default.
+func ServerURL(s string) (string, error) {
 	full := s
 	if !strings.Contains(s, "://") {
 		if ip := net.ParseIP(s); ip != nil && strings.Contains(s, ":") {
@@ -173,8 +174,14 @@ func serverURL(s string) (string, error) {
 	if err == nil && u.User != nil {
 		return "", fmt.Errorf("the API server's address must not hold a user or password: give a kubeconfig with them")
 	}
-	if err != nil || u.Hostname() == "" || (u.Scheme != "https" && u.Scheme != "http") {
+	if err != nil || u.Hostname() == "" || (u.Scheme != "https" && u.Scheme != "http") || !isPort(u.Port()) {
 		return "", fmt.Errorf("the API server's address %q is not a URL, HOST:PORT or HOST: like https://192.0.2.1:6443", s)
 	}
 	return u.String(), nil
+}
+
+// isPort takes no port, too.
+func isPort(s string) bool {
+	port, err := strconv.ParseUint(s, 10, 16)
+	return s == "" || err == nil && port > 0
 }

@@ -170,7 +170,7 @@ func TestServerURL(t *testing.T) {
 		"http://127.0.0.1:8001":   "http://127.0.0.1:8001",
 		"https://api.example/k8s": "https://api.example/k8s",
 	} {
-		if got, err := serverURL(in); err != nil || got != want {
+		if got, err := ServerURL(in); err != nil || got != want {
 			t.Errorf("%s: %s, %v; want %s", in, got, err, want)
 		}
 	}

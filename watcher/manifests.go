@@ -65,7 +65,8 @@ type Manifests struct {
 	node    *lb.Node          // the same of SetNode
 	usable  int               // services and slices that count
 	synced  bool
-	said    string // the last error of the path as a whole
+	said    string        // the last error of the path as a whole
+	poll    time.Duration // pollInterval
 }
 
 // NewManifests checks that the path can be read.
@@ -76,7 +77,7 @@ func NewManifests(o ManifestsOptions) (*Manifests, error) {
 	if o.Log == nil {
 		o.Log = zap.NewNop()
 	}
-	m := &Manifests{ManifestsOptions: o, files: make(map[string]*file)}
+	m := &Manifests{ManifestsOptions: o, files: make(map[string]*file), poll: pollInterval}
 	m.reports.log = o.Log
 	m.reports.uidOf = func(lb.ServiceName) types.UID { return "" }
 	if _, err := m.list(); err != nil {
@@ -127,11 +128,11 @@ func (m *Manifests) Run(ctx context.Context) error {
 		defer watched.Close()
 		events, faults = watched.Events, watched.Errors
 	} else {
-		m.Log.Warn("cannot watch files: manifests are looked at every "+pollInterval.String(), zap.Error(err))
+		m.Log.Warn("cannot watch files: manifests are looked at every "+m.poll.String(), zap.Error(err))
 	}
 	timer := time.NewTimer(0) // the first look
 	defer timer.Stop()
-	poll := time.NewTicker(pollInterval)
+	poll := time.NewTicker(m.poll)
 	defer poll.Stop()
 	var began time.Time // of a burst of events
 	for {
@@ -208,7 +209,7 @@ func (m *Manifests) follow(w *fsnotify.Watcher) {
 	}
 	for _, dir := range want {
 		if err := w.Add(dir); err != nil {
-			m.Log.Debug("cannot watch a directory: it is looked at every "+pollInterval.String(), zap.String("dir", dir), zap.Error(err))
+			m.Log.Debug("cannot watch a directory: it is looked at every "+m.poll.String(), zap.String("dir", dir), zap.Error(err))
 		}
 	}
 }

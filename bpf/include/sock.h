@@ -52,14 +52,40 @@ static __always_inline int sock_flow_serves(const struct sock_flow *flow)
 	return be && be->port == flow->backend_port && lb_addr_equal(&be->addr, &flow->backend_addr);
 }
 
-/* The backend that the connected socket's peer stands for, if dst is what it
- * was connected to and the backend is still there. Returns 1 with *out filled. */
+/* Whether the UDP flow's address still leads to its service: it may be another's by
+ * now, or nobody's, while the backend serves on. Looks twice, since an entry that
+ * changes under us can look like another's (lb.h). */
+static __always_inline int sock_flow_leads(const struct sock_flow *flow, int own_netns)
+{
+	struct frontend_key key = { .addr = flow->frontend_addr, .port = flow->frontend_port,
+				    .protocol = IPPROTO_UDP };
+	struct service *svc;
+	__u32 undefined;
+
+	if (!flow->backend_id)
+		return 1;
+	for (int i = 0; i < 2; i++) {
+		svc = lb_frontend(&key, own_netns, &undefined);
+		if (svc && svc->id == flow->service_id)
+			return 1;
+	}
+	return 0;
+}
+
+/* Whether a datagram of the flow may go where the one before went. */
+static __always_inline int sock_flow_holds(const struct sock_flow *flow, int own_netns)
+{
+	return sock_flow_serves(flow) && sock_flow_leads(flow, own_netns);
+}
+
+/* The backend that the connected UDP socket's peer stands for, if dst is what it
+ * was connected to and that holds. Returns 1 with *out filled. */
 static __always_inline int sock_peer_keep(struct bpf_sock *sk, const struct frontend_key *dst,
-					  struct lb_choice *out)
+					  int own_netns, struct lb_choice *out)
 {
 	struct sock_flow *peer = bpf_sk_storage_get(&sock_peer, sk, NULL, 0);
 
-	if (!peer || !sock_flow_is_to(peer, dst) || !sock_flow_serves(peer))
+	if (!peer || !sock_flow_is_to(peer, dst) || !sock_flow_holds(peer, own_netns))
 		return 0;
 	sock_flow_choice(peer, out);
 	return 1;
@@ -89,10 +115,10 @@ static __always_inline void sock_peer_forget(struct bpf_sock *sk)
 		peer->used = 0;
 }
 
-/* The backend of the unconnected socket's flow to dst, if it has one and the
- * backend is still there. Returns 1 with *out filled. */
+/* The backend of the unconnected socket's flow to dst, if it has one that holds.
+ * Returns 1 with *out filled. */
 static __always_inline int sock_flow_keep(struct bpf_sock *sk, const struct frontend_key *dst,
-					  struct lb_choice *out)
+					  int own_netns, struct lb_choice *out)
 {
 	struct sock_flows *flows = bpf_sk_storage_get(&sock_flows, sk, NULL, 0);
 	struct sock_flow found = {};
@@ -110,7 +136,7 @@ static __always_inline int sock_flow_keep(struct bpf_sock *sk, const struct fron
 		break;
 	}
 	bpf_spin_unlock(&flows->lock);
-	if (!found.used || !sock_flow_serves(&found)) /* no helper under the lock */
+	if (!found.used || !sock_flow_holds(&found, own_netns)) /* no helper under the lock */
 		return 0;
 	sock_flow_choice(&found, out);
 	return 1;

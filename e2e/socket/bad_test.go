@@ -35,6 +35,8 @@ func TestBadFlags(t *testing.T) {
 		{"--backends-map-size=100000000", "--backends-map-size is 100000000"},
 		{"--affinity-map-size=-1", "--affinity-map-size"},
 		{"--backends-map-size=many", "--backends-map-size"},
+		{"--metrics-bind-address=127.0.0.1:10256", "--healthz-bind-address 0.0.0.0:10256 and --metrics-bind-address 127.0.0.1:10256"},
+		{"--node-name=no_node", `--node-name "no_node"`},
 		{"--healthz-bind-address=here", `--healthz-bind-address "here"`},
 		{"--metrics-bind-address=127.0.0.1:99999", `--metrics-bind-address "127.0.0.1:99999"`},
 		{"--kubeconfig=/some/file", "--manifests and --kubeconfig"},
@@ -55,7 +57,9 @@ func TestBadFlags(t *testing.T) {
 			nothingLeft(t, n)
 		})
 	}
-	for _, args := range []string{"no-such-command", "run extra", "status extra", "cleanup extra", "version -o xml", "status -o yaml"} {
+	for _, args := range []string{"no-such-command", "run extra", "status extra", "cleanup extra", "version -o xml", "status -o yaml",
+		"status --bpffs-root=", "services --bpffs-root=relative", "cleanup --bpffs-root=relative",
+		"run --apiserver=ftp://192.0.2.1", "run --apiserver=192.0.2.1:65536"} {
 		_, stderr, code := shunt(t, strings.Fields(args)...)
 		checkRefusal(t, stderr, code, 2, "")
 	}
@@ -115,6 +119,7 @@ func TestBadEnvironment(t *testing.T) {
 		{"not root, status", nobody(exec.Command(self, "status", "--bpffs-root", root)), []string{"CAP_SYS_ADMIN is missing", "run as root"}},
 		{"not root, cleanup", nobody(exec.Command(self, "cleanup", "--bpffs-root", n.BPFFS())), []string{"CAP_SYS_ADMIN is missing", "run as root"}},
 		{"no cgroup v2", run("--cgroup-root", "/tmp"), []string{"--cgroup-root /tmp", "not a directory of a cgroup v2 hierarchy", "grep cgroup2 /proc/mounts"}},
+		{"a file for a cgroup", run("--cgroup-root", n.Cgroup()+"/cgroup.procs"), []string{"--cgroup-root " + n.Cgroup() + "/cgroup.procs", "not a directory"}},
 		{"no such cgroup", run("--cgroup-root", n.Cgroup()+"/nowhere"), []string{"--cgroup-root " + n.Cgroup() + "/nowhere", "no such file"}},
 		{"no bpffs", run("--bpffs-root", l.Dir()+"/pins"), []string{"--bpffs-root " + l.Dir() + "/pins", "not on a bpf file system", "mount -t bpf bpf " + l.Dir(), "--mount-bpffs"}},
 		{"no bpffs, cleanup", exec.Command(self, "cleanup", "--bpffs-root", l.Dir()), []string{"not on a bpf file system"}},
@@ -148,6 +153,20 @@ func TestMountBPFFS(t *testing.T) {
 	c.d.start()
 	c.apply(service("web", 1), slicesOf("web", up(c.web[0])...))
 	ways[0].wantServers(t, c.client, vip(1, 4), c.web[0])
+	c.d.stop()
+	// The file system as a whole is a directory for pins too, and stays.
+	for _, root := range []string{c.d.root, dir} {
+		c.d.root = root
+		c.d.start("--bpffs-root", root+"/")
+		c.m.settle(c.d)
+		c.d.stop()
+		if stdout, stderr, code := shunt(t, "cleanup", "--bpffs-root", root); code != 0 || !strings.HasPrefix(stdout, "removed") {
+			t.Errorf("cleanup of %s: exit code %d\n%s%s", root, code, stdout, stderr)
+		}
+	}
+	if entries, err := filepath.Glob(dir + "/[a-z]*[a-z]"); err != nil || len(entries) != 2 {
+		t.Errorf("left beside the kernel's own two files: %v (%v)", entries, err)
+	}
 }
 
 // TestMalformedManifests: what can't be read is said with file and place, what it

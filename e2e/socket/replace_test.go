@@ -139,10 +139,10 @@ func TestReplacedEndpoints(t *testing.T) {
 	elapsed := time.Since(start)
 	stop()
 	<-replaced
-	rate := float64(r.changes) / elapsed.Seconds()
-	t.Logf("%d changes in %v: %.0f a second", r.changes, elapsed, rate)
-	if rate < 250 {
-		t.Errorf("only %.0f changes a second", rate)
+	// How many there are a second is the machine's; that there are many, the test's.
+	t.Logf("%d changes in %v: %.0f a second", r.changes, elapsed, float64(r.changes)/elapsed.Seconds())
+	if r.changes < 200 {
+		t.Errorf("only %d changes", r.changes)
 	}
 	for i, network := range []string{"tcp4", "tcp6", "udp6", "udp4 sendto"} {
 		r.check(t, network, sums[i])

@@ -33,6 +33,7 @@ func TestUDPChanges(t *testing.T) {
 		{"connected to the pod itself", direct},
 		{"endpoint with the address of a frontend", endpointIsFrontend},
 		{"address of a frontend moved to another service", frontendMoved},
+		{"address moved while its service serves on", addressMoved},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			sub := *c
@@ -270,34 +271,6 @@ func endpointIsFrontend(t *testing.T, c *cluster, name string, n int) {
 	c.remove("late", name)
 	for _, k := range clients {
 		k.wantDestroyed()
-	}
-}
-
-// frontendMoved: a load-balancer address goes from one service to another in one
-// change. Who is connected to the old endpoint is told, since it serves no more.
-func frontendMoved(t *testing.T, c *cluster, name string, n int) {
-	other := name + "-other"
-	c.apply(service(name, n, everywhere(n)), slicesOf(name, up(c.web[0])...),
-		service(other, n+50), slicesOf(other, up(c.web[1])...))
-	var clients []*talker
-	for _, w := range connectedUDP {
-		dst := at(w.of(balancerIPs(n)), servicePort)
-		k := w.openTo(t, c.client, dst)
-		k.ask(dst)
-		clients = append(clients, k)
-	}
-	moved := service(other, n+50)
-	everywhere(n)(moved)
-	c.m.removeService(name)
-	c.apply(moved)
-	for _, k := range clients {
-		k.wantDestroyed()
-		dst := at(k.w.of(balancerIPs(n)), servicePort)
-		if err := k.Connect(dst); err != nil {
-			t.Fatal(err)
-		}
-		k.own = 0
-		k.wantKept(dst, "web-1")
 	}
 }
 
