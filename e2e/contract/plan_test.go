@@ -22,7 +22,7 @@ import (
 var (
 	thisNode  = "me"
 	nodeAddrs = []netip.Addr{netip.MustParseAddr("192.168.0.1"), netip.MustParseAddr("fd00:1::1")}
-	sizes     = maps.Sizes{Services: 1024, Slots: 1024, Backends: 1024, Affinity: 16}
+	sizes     = maps.Sizes{Services: 1024, Slots: 1024, Backends: 1024, Affinity: 16, Sources: 16, Flows: 16}
 )
 
 func places() map[string]Server {
