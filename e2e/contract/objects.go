@@ -65,7 +65,7 @@ func number(p Policies, e Endpoints) int {
 // addrs gives the addresses of a kind of frontend, IPv4 first, of ranges that the
 // lab reserves for services.
 func addrs(f Frontend, n int) []netip.Addr {
-	v4, v6 := "10.96.7.%d", "fd00:10:96::7:%x"
+	v4, v6 := "10.96.7.%d", "fd00:10:96::7%02x"
 	switch f {
 	case LoadBalancerIP:
 		v4, v6 = "198.51.100.%d", "fd00:198:51:100::%x"
