@@ -55,6 +55,20 @@ func TestUnallocated(t *testing.T) {
 		w.wantErrno(t, c.client, at(vip(1, w.family).Addr(), servicePort+1), syscall.ECONNREFUSED)
 	}
 
+	outside := c.Client("outside")
+	outside.RouteVia(lab.ServiceCIDR4, c.n1)
+	outside.RouteVia(lab.ServiceCIDR6, c.n1)
+	for _, w := range ways {
+		before := c.d.reasons()["unallocated"]
+		a := outside.Request(w.network, vip(nobody, w.family), lab.RequestOptions{Unconnected: w.sendto, Timeout: 50 * time.Millisecond})
+		if n := c.d.reasons()["unallocated"] - before; !errors.Is(a.Err, syscall.ETIMEDOUT) || n == 0 {
+			t.Errorf("%s from outside: answered by %q (%v), counted %d times as unallocated", w, a.Server, a.Err, n)
+		}
+		if a := w.ask(outside, vip(1, w.family)); a.Err != nil {
+			t.Errorf("%s from outside: a service in the range: %v", w, a.Err)
+		}
+	}
+
 	// The address is a service's, and then nobody's again: also for a socket that
 	// spoke to it.
 	c.apply(service("late", nobody), slicesOf("late", up(c.web[1])...))
