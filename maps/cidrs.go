@@ -1,10 +1,13 @@
 package maps
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
 	"sync/atomic"
+
+	"golang.org/x/sys/unix"
 )
 
 // anyService is the service id of service CIDRs in map sources: nobody's.
@@ -32,6 +35,9 @@ func (k abiSourceKey) prefix() netip.Prefix {
 // SetServiceCIDR adds a range: addresses in it that no service has are refused.
 func (k *Kernel) SetServiceCIDR(p netip.Prefix) error {
 	err := k.set.maps[mapSources].Put(newSourceKey(anyService, p), uint8(1))
+	if errors.Is(err, unix.ENOSPC) {
+		err = unix.E2BIG // what the other maps say
+	}
 	if err := k.wrap(err, mapSources, "set service CIDR "+p.String()); err != nil {
 		return err
 	}

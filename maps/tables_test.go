@@ -182,6 +182,9 @@ func TestFull(t *testing.T) {
 		{maps.FullError{Map: "addrs", Flag: maps.FlagServices, Size: 16 + 4096},
 			func(tb maps.Tables, i uint32) error { return tb.SetNodeAddr(node(i), 0) },
 			func(tb maps.Tables, i uint32) error { return tb.DeleteNodeAddr(node(i)) }},
+		{maps.FullError{Map: "sources", Flag: maps.FlagSources, Size: 16},
+			func(tb maps.Tables, i uint32) error { return tb.SetServiceCIDR(netip.PrefixFrom(node(i), 32)) },
+			func(tb maps.Tables, i uint32) error { return tb.DeleteServiceCIDR(netip.PrefixFrom(node(i), 32)) }},
 	} {
 		t.Run(c.full.Map, func(t *testing.T) {
 			var texts []string
