@@ -29,8 +29,10 @@ char LICENSE[] SEC("license") = "Dual BSD/GPL";
  * to the host, which it can tell from a service without endpoints. */
 static __always_inline int sock_refuse(enum reason reason)
 {
+	int dropped = reason == REASON_NO_LOCAL_ENDPOINT || reason == REASON_UNALLOCATED;
+
 	if (config_has_set_retval)
-		bpf_set_retval(reason == REASON_NO_LOCAL_ENDPOINT ? -EHOSTUNREACH : -ECONNREFUSED);
+		bpf_set_retval(dropped ? -EHOSTUNREACH : -ECONNREFUSED);
 	return SOCK_REFUSE;
 }
 

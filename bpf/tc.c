@@ -249,7 +249,8 @@ static __noinline int tc_in(struct __sk_buff *skb, struct tc_work *w)
 	if (pkt->piece)
 		return tc_lost_piece(info);
 	if (!info)
-		return tc_end(REASON_NO_FRONTEND, TC_ACT_UNSPEC);
+		return lb_unallocated(&pkt->dst) ? tc_end(REASON_UNALLOCATED, TC_ACT_SHOT) :
+						   tc_end(REASON_NO_FRONTEND, TC_ACT_UNSPEC);
 	return tc_begin(skb, pkt, flow, now);
 }
 

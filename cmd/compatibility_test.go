@@ -8,8 +8,8 @@ import (
 	"testing"
 )
 
-// TestCompatibilityPage: docs/COMPATIBILITY.md has every field and flag of
-// kube-proxy's, and the tests that it names exist.
+// TestCompatibilityPage: docs/COMPATIBILITY.md has every field, flag and metric of
+// kube-proxy's, each row names a test, and the tests that it names exist.
 func TestCompatibilityPage(t *testing.T) {
 	content, err := os.ReadFile("../docs/COMPATIBILITY.md")
 	if err != nil {
@@ -30,8 +30,10 @@ func TestCompatibilityPage(t *testing.T) {
 			t.Errorf("%s is missing", f.path)
 		}
 	}
+	checkRows(t, page)
+	checkMetrics(t, page)
 	tests := map[string]string{} // all tests of a package's directory
-	named := regexp.MustCompile("(?:\\b(cmd|lb|watcher|health|e2e/[a-z]+)\\s)?`((?:Test|Fuzz)[A-Za-z0-9]+)`")
+	named := regexp.MustCompile("(?:\\b(cmd|lb|maps|bpf|watcher|health|kubeproxy|e2e/[a-z]+)\\s)?`((?:Test|Fuzz)[A-Za-z0-9]+)`")
 	pkg := "" // that of the name before goes on
 	for _, m := range named.FindAllStringSubmatch(page, -1) {
 		if m[1] != "" {
@@ -46,6 +48,56 @@ func TestCompatibilityPage(t *testing.T) {
 	}
 	if len(tests) < 5 {
 		t.Errorf("tests of only %d packages were found on the page", len(tests))
+	}
+}
+
+// checkRows: each row of a table that says what it is shown by names a test.
+func checkRows(t *testing.T, page string) {
+	t.Helper()
+	shown, rows := false, 0
+	for line := range strings.Lines(page) {
+		switch line = strings.TrimSpace(line); {
+		case !strings.HasPrefix(line, "|"):
+			shown = false
+		case strings.HasSuffix(line, "| shown by |"):
+			shown = true
+		case shown && !strings.HasPrefix(line, "|---"):
+			cells := strings.Split(strings.TrimSuffix(line, "|"), "|")
+			if rows++; !strings.Contains(cells[len(cells)-1], "`Test") {
+				t.Errorf("no test shows %s", line)
+			}
+		}
+	}
+	if rows < 30 {
+		t.Errorf("only %d rows were found", rows)
+	}
+}
+
+// checkMetrics: the page has every metric by kube-proxy's name that package health
+// has.
+func checkMetrics(t *testing.T, page string) {
+	t.Helper()
+	files, err := filepath.Glob("../health/*.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	seen := 0
+	for _, file := range files {
+		content, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if strings.HasSuffix(file, "_test.go") {
+			continue
+		}
+		for _, m := range regexp.MustCompile(`"(kubeproxy_[a-z_]+)"`).FindAllStringSubmatch(string(content), -1) {
+			if seen++; !strings.Contains(page, "`"+m[1]+"`") && !strings.Contains(page, "`"+m[1]+"{") {
+				t.Errorf("%s is missing", m[1])
+			}
+		}
+	}
+	if seen < 10 {
+		t.Errorf("only %d metrics were found", seen)
 	}
 }
 

@@ -40,6 +40,7 @@ type Config struct {
 	BPFFSRoot  string `json:"bpffsRoot"`
 	MountBPFFS bool   `json:"mountBPFFS,omitempty"`
 
+	ServiceCIDRs       []string `json:"serviceCIDRs,omitempty"`
 	NodePortAddresses  []string `json:"nodePortAddresses,omitempty"`
 	LocalhostNodePorts bool     `json:"localhostNodePorts"`
 	DestroyTCPSockets  bool     `json:"destroyTCPSockets,omitempty"`
@@ -55,6 +56,7 @@ type Config struct {
 
 	// What the texts above mean.
 	nodePorts        lb.NodePortAddresses
+	serviceCIDRs     []netip.Prefix
 	healthz, metrics netip.AddrPort
 
 	kubeProxy kubeProxyFlags
@@ -81,6 +83,7 @@ func (c *Config) addFlags(f *pflag.FlagSet) {
 	f.BoolVar(&c.MountBPFFS, "mount-bpffs", false, "mount a bpf file system at the parent of --bpffs-root where there is none")
 	f.StringSliceVar(&c.Devices, "devices", nil, "network devices by which packets come from outside and leave for other nodes: names, with * and ? (default: found by itself, tunnels among them; see shunt status)")
 	f.StringSliceVar(&c.PodDevices, "pod-devices", nil, "this node's ends of pods' network devices, for pods whose sockets are out of reach, such as virtual machines: names, with * and ?")
+	f.StringSliceVar(&c.ServiceCIDRs, "service-cidr", nil, "the ranges of cluster IPs, of which addresses that no service has are refused (default: those of the API server's ServiceCIDRs)")
 	f.StringSliceVar(&c.NodePortAddresses, "nodeport-addresses", nil, "the node's addresses that take node ports: CIDRs and the words primary, localhost and all (default: all)")
 	f.BoolVar(&c.LocalhostNodePorts, "iptables-localhost-nodeports", true, "127.0.0.1 and ::1 take node ports, from the node itself; kube-proxy's name, there are no iptables rules")
 	f.BoolVar(&c.DestroyTCPSockets, "destroy-tcp-sockets", false, "also end TCP connections to endpoints that are gone (UDP sockets always are)")
@@ -141,6 +144,9 @@ func (c *Config) validate(flags *pflag.FlagSet) error {
 		return usageErrorf("--nodeport-addresses %w", err)
 	}
 	c.nodePorts.NoLoopback = !c.LocalhostNodePorts
+	if err := c.parseServiceCIDRs(); err != nil {
+		return err
+	}
 	if c.healthz, err = bindAddress(c.HealthzBindAddress, 10256); err != nil {
 		return usageErrorf("--healthz-bind-address %w", err)
 	}
@@ -166,6 +172,17 @@ func bpffsRoot(dir string) (string, error) {
 		return dir, usageErrorf("--bpffs-root %q: give an absolute path", dir)
 	}
 	return filepath.Clean(dir), nil
+}
+
+func (c *Config) parseServiceCIDRs() error {
+	for _, text := range c.ServiceCIDRs {
+		p, err := netip.ParsePrefix(text)
+		if err != nil || p.Addr().Is4In6() {
+			return usageErrorf("--service-cidr %q: give CIDRs such as 10.96.0.0/12", text)
+		}
+		c.serviceCIDRs = append(c.serviceCIDRs, p.Masked())
+	}
+	return nil
 }
 
 // adopt takes over what the file says and no flag of ours has replaced.

@@ -173,7 +173,8 @@ func (d *daemon) serve(ctx context.Context, source *source) (err error) {
 	}
 	d.reporter.setAdopted(adopted)
 	d.kernel.UpdateMeta(func(m *maps.Meta) {
-		*m = maps.Meta{Abi: abi, Pid: uint32(os.Getpid()), Started: time.Now().UnixNano()}
+		*m = maps.Meta{Abi: abi, Pid: uint32(os.Getpid()), Started: time.Now().UnixNano(),
+			ServiceCidrs: m.ServiceCidrs} // which is of the maps, not of the daemon
 	})
 	d.log.Info("started", zap.String("node", d.cfg.NodeName), zap.String("cgroup", d.cgroup),
 		zap.String("bpffs", d.cfg.BPFFSRoot), zap.Int("adopted_frontends", adopted.Frontends),

@@ -24,6 +24,7 @@ func newSource(d *daemon) (*source, error) {
 		if err != nil {
 			return nil, err
 		}
+		d.store.SetServiceCIDRs(d.cfg.serviceCIDRs)
 		return &source{parts: []func(context.Context) error{m.Run}}, nil
 	}
 	client, _, err := watcher.NewClient(watcher.ClientOptions{
@@ -33,8 +34,12 @@ func newSource(d *daemon) (*source, error) {
 		return nil, err
 	}
 	events := watcher.NewEvents(client, d.cfg.NodeName, d.log)
+	fixed := len(d.cfg.serviceCIDRs) > 0
+	if fixed {
+		d.store.SetServiceCIDRs(d.cfg.serviceCIDRs)
+	}
 	api, err := watcher.NewAPI(watcher.APIOptions{Client: client, NodeName: d.cfg.NodeName,
-		Sink: d.store, Log: d.log, Recorder: events})
+		FixedCIDRs: fixed, Sink: d.store, Log: d.log, Recorder: events})
 	if err != nil {
 		return nil, err
 	}

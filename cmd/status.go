@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"net/netip"
+	"strings"
 	"text/tabwriter"
 	"time"
 
@@ -22,14 +24,16 @@ type statusReport struct {
 	BPFFSRoot string `json:"bpffsRoot"`
 	Kernel    string `json:"kernel"`
 	// InEffect: every hook of the socket path is attached.
-	InEffect    bool              `json:"inEffect"`
-	Daemon      daemonStatus      `json:"daemon"`
-	Attachments []bpf.Attachment  `json:"attachments"`
-	Packets     packetStatus      `json:"packets"`
-	Maps        []mapStatus       `json:"maps"`
-	Reasons     map[string]uint64 `json:"reasons"`
-	Features    []featureStatus   `json:"features"`
-	KubeProxy   kubeProxyStatus   `json:"kubeProxy"`
+	InEffect    bool             `json:"inEffect"`
+	Daemon      daemonStatus     `json:"daemon"`
+	Attachments []bpf.Attachment `json:"attachments"`
+	Packets     packetStatus     `json:"packets"`
+	// ServiceCIDRs are the ranges in which addresses that no service has are refused.
+	ServiceCIDRs []netip.Prefix    `json:"serviceCIDRs"`
+	Maps         []mapStatus       `json:"maps"`
+	Reasons      map[string]uint64 `json:"reasons"`
+	Features     []featureStatus   `json:"features"`
+	KubeProxy    kubeProxyStatus   `json:"kubeProxy"`
 }
 
 type daemonStatus struct {
@@ -117,6 +121,7 @@ func readStatus(ctx context.Context, root string) (*statusReport, error) {
 	if err != nil {
 		return nil, err
 	}
+	s.ServiceCIDRs = dump.ServiceCIDRs
 	affinity, err := kernel.AffinityUsed()
 	if err != nil {
 		return nil, err
@@ -225,6 +230,11 @@ func (s *statusReport) table(w io.Writer) {
 		}
 	}
 	s.Packets.table(t)
+	ranges := "none known"
+	if len(s.ServiceCIDRs) > 0 {
+		ranges = strings.Trim(fmt.Sprint(s.ServiceCIDRs), "[]")
+	}
+	fmt.Fprintf(t, "Service CIDRs:\t%s\n", ranges)
 	s.KubeProxy.table(t)
 	fmt.Fprintln(t, "Maps:")
 	for _, m := range s.Maps {

@@ -131,6 +131,7 @@ shunt_map_writes_total{kind="backends"} 4
 shunt_map_writes_total{kind="frontends"} 1
 shunt_map_writes_total{kind="names"} 0
 shunt_map_writes_total{kind="node_addrs"} 3
+shunt_map_writes_total{kind="service_cidrs"} 0
 shunt_map_writes_total{kind="slots"} 4
 # HELP shunt_reason_total How often an eBPF program ended, by the reason why.
 # TYPE shunt_reason_total counter

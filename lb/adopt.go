@@ -30,6 +30,7 @@ func (r *reconciler) adopt(d *maps.Dump) Adopted {
 	for a, flags := range d.NodeAddrs {
 		r.nodeAddrs[a] = flags
 	}
+	r.cidrs = slices.Clone(d.ServiceCIDRs)
 	byID := r.adoptNames(d)
 	r.adoptBackends(d, byID)
 	for k, v := range d.Frontends {

@@ -33,9 +33,10 @@ func town(st *Store) {
 	st.SetService(service("empty", "10.96.0.3", "http:80/TCP"))
 	st.SetService(service("far", "10.96.0.4", "http:80/TCP").with(func(s *Service) { s.InternalLocal = true }))
 	st.SetSlice(slice("far-4", "far", "http:8080/TCP", "10.0.3.1@you"))
+	st.SetServiceCIDRs(prefixes("10.96.0.0/16", "fd96::/112"))
 }
 
-var townSizes = maps.Sizes{Services: 64, Slots: 256, Backends: 64, Affinity: 16}
+var townSizes = maps.Sizes{Services: 64, Slots: 256, Backends: 64, Affinity: 16, Sources: 64, Flows: 16}
 
 // With the same objects a new daemon writes nothing; what changed while there
 // was none costs what it costs at any other time.
@@ -62,6 +63,7 @@ func TestAdopt(t *testing.T) {
 				s.ExternalLocal, s.AffinityTimeout, s.Created = true, time.Minute, time.Unix(9, 0)
 			}))
 		}, maps.Writes{Frontends: 1, Slots: 1}},
+		{"a service CIDR less", func(s *Store) { s.SetServiceCIDRs(prefixes("10.96.0.0/16")) }, maps.Writes{ServiceCidrs: 1}},
 		{"a node's address", func(s *Store) { s.SetNodeAddrs(nodeAddrs[:3]) }, maps.Writes{NodeAddrs: 1}},
 	} {
 		t.Run(c.what, func(t *testing.T) {

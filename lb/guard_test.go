@@ -165,6 +165,18 @@ func (g *guard) DeleteNodeAddr(a netip.Addr) error {
 	return g.did("DeleteNodeAddr", g.Tables.DeleteNodeAddr(a))
 }
 
+func (g *guard) SetServiceCIDR(p netip.Prefix) error {
+	g.t.Helper()
+	g.writes.ServiceCidrs++
+	return g.did("SetServiceCIDR", g.Tables.SetServiceCIDR(p))
+}
+
+func (g *guard) DeleteServiceCIDR(p netip.Prefix) error {
+	g.t.Helper()
+	g.writes.ServiceCidrs++
+	return g.did("DeleteServiceCIDR", g.Tables.DeleteServiceCIDR(p))
+}
+
 // keepServing notes which entries must have endpoints all through the next
 // step: those of a service port that has some now and will have some after.
 func (g *guard) keepServing(after *maps.Dump) {

@@ -139,10 +139,10 @@ func (l *Loop) step() {
 
 	failed := changes{since: todo.since}
 	var errs []error
-	node, addrs := l.o.Store.nodeAndAddrs()
+	around := l.o.Store.surroundings()
 	at := place{node: l.o.NodeName}
-	if node != nil {
-		at.zone = node.Zone
+	if around.node != nil {
+		at.zone = around.node.Zone
 	}
 	names := l.names(todo, report.Full)
 	asked := len(names) // after them come heirs, for whom nothing changed
@@ -163,10 +163,17 @@ func (l *Loop) step() {
 			names = append(names, l.r.heirs()...)
 		}
 	}
-	if addrs != nil && (todo.addrs || first) {
-		if err := l.r.reconcileAddrs(l.o.NodePorts.Choose(addrs, node)); err != nil {
+	if around.addrs != nil && (todo.addrs || first) {
+		if err := l.r.reconcileAddrs(l.o.NodePorts.Choose(around.addrs, around.node)); err != nil {
 			errs = append(errs, err)
 			failed.addrs = true
+		}
+	}
+	// After services: of a new one's address nobody shall hear that it is nobody's.
+	if around.cidrs != nil && (todo.cidrs || first) {
+		if err := l.r.reconcileCIDRs(around.cidrs); err != nil {
+			errs = append(errs, err)
+			failed.cidrs = true
 		}
 	}
 	// Whoever failed may still have a use for what is left, but not if what it
@@ -179,7 +186,7 @@ func (l *Loop) step() {
 	}
 	report.Services, report.Failed = len(names), len(failed.services)
 	report.Err = firstOf(errs)
-	l.end(failed, report, node)
+	l.end(failed, report, around.node)
 }
 
 // mostErrors is how many errors of one reconcile are told in full: a full map

@@ -129,6 +129,32 @@ func (r *reconciler) reconcileAddrs(want map[netip.Addr]uint32) error {
 	return nil
 }
 
+// reconcileCIDRs makes the maps hold these service CIDRs.
+func (r *reconciler) reconcileCIDRs(want []netip.Prefix) error {
+	for _, p := range want {
+		if slices.Contains(r.cidrs, p) {
+			continue
+		}
+		if err := r.tables.SetServiceCIDR(p); err != nil {
+			return err
+		}
+		r.writes.ServiceCidrs++
+		r.cidrs = append(r.cidrs, p)
+	}
+	for i := 0; i < len(r.cidrs); {
+		if slices.Contains(want, r.cidrs[i]) {
+			i++
+			continue
+		}
+		if err := r.tables.DeleteServiceCIDR(r.cidrs[i]); err != nil {
+			return err
+		}
+		r.writes.ServiceCidrs++
+		r.cidrs = slices.Delete(r.cidrs, i, i+1)
+	}
+	return nil
+}
+
 // nodePortAddrs gives the addresses in the maps that an interface has, sorted.
 func (r *reconciler) nodePortAddrs() []netip.Addr {
 	var addrs []netip.Addr

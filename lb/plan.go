@@ -106,6 +106,7 @@ func planPort(svc *Service, p ServicePort, family Family, slicesOf []*EndpointSl
 		affinity:  uint32(svc.AffinityTimeout / time.Second),
 		frontends: planFrontends(svc, p, family),
 	}
+	plan.backends = make([]backendPlan, 0, len(eps))
 	var cluster, local bool
 	for i := range eps {
 		c := &eps[i]

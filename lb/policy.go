@@ -81,22 +81,27 @@ func unite(a, b []string) []string {
 // candidates gives the endpoints of one family that slices list for a port name
 // and protocol, merged by address and port, sorted by them.
 func candidates(all []*EndpointSlice, name string, protocol Protocol, family Family, at place) []candidate {
-	var found []candidate
+	room := 0
 	for _, s := range all {
+		room += len(s.Endpoints)
+	}
+	listed := make([]listing, 0, room)
+	for n, s := range all {
 		for _, p := range s.Ports {
 			if p.Name != name || p.Protocol != protocol {
 				continue
 			}
 			for i := range s.Endpoints {
-				if e := &s.Endpoints[i]; FamilyOf(e.Addr) == family {
-					found = append(found, newCandidate(e, p.Port, at))
+				if a := s.Endpoints[i].Addr; FamilyOf(a) == family {
+					listed = append(listed, newListing(a, p.Port, n, i))
 				}
 			}
 		}
 	}
-	slices.SortFunc(found, func(a, b candidate) int { return a.addr.Compare(b.addr) })
-	merged := found[:0]
-	for _, c := range found {
+	listed = sortListings(listed)
+	merged := make([]candidate, 0, len(listed))
+	for _, l := range listed {
+		c := newCandidate(&all[l.slice].Endpoints[l.index], l.port(), at)
 		if n := len(merged); n > 0 && merged[n-1].addr == c.addr {
 			merged[n-1].merge(c)
 			continue

@@ -35,7 +35,9 @@ type reconciler struct {
 	left    leftovers
 	// nodeAddrs is what map node_addrs holds.
 	nodeAddrs map[netip.Addr]uint32
-	noLocal   map[NoLocalKey]int
+	// cidrs are the service CIDRs that the maps hold.
+	cidrs   []netip.Prefix
+	noLocal map[NoLocalKey]int
 
 	writes maps.Writes
 	// stale: a change left sockets behind that speak to nobody.

@@ -130,6 +130,9 @@ func (s *Store) copyTo(to *Store) {
 	if s.addrs != nil {
 		to.SetNodeAddrs(s.addrs)
 	}
+	if s.cidrs != nil {
+		to.SetServiceCIDRs(s.cidrs)
+	}
 }
 
 // fresh is a loop that programs the same objects at once, without faults, into

@@ -20,9 +20,11 @@ type Store struct {
 	// slices of a service are one or few: a list is a fraction of a map's size.
 	slices map[ServiceName][]*EndpointSlice
 	// owner is the service that a slice is filed under.
-	owner  map[SliceName]ServiceName
-	node   *Node
-	addrs  []netip.Addr
+	owner map[SliceName]ServiceName
+	node  *Node
+	addrs []netip.Addr
+	// cidrs is nil until somebody knows.
+	cidrs  []netip.Prefix
 	synced bool
 
 	dirty changes
@@ -40,6 +42,8 @@ type changes struct {
 	all bool
 	// addrs: the addresses that take node ports.
 	addrs bool
+	// cidrs: the service CIDRs.
+	cidrs bool
 	// since is when the oldest of these was taken; zero where there is none.
 	since time.Time
 }
@@ -69,7 +73,7 @@ func (c *changes) of(name ServiceName) change {
 	return change{}
 }
 
-func (c *changes) empty() bool { return len(c.services) == 0 && !c.all && !c.addrs }
+func (c *changes) empty() bool { return len(c.services) == 0 && !c.all && !c.addrs && !c.cidrs }
 
 // merge adds what an older, failed attempt left undone.
 func (c *changes) merge(older changes) {
@@ -81,6 +85,7 @@ func (c *changes) merge(older changes) {
 	}
 	c.all = c.all || older.all
 	c.addrs = c.addrs || older.addrs
+	c.cidrs = c.cidrs || older.cidrs
 	if c.since.IsZero() || !older.since.IsZero() && older.since.Before(c.since) {
 		c.since = older.since
 	}
@@ -210,6 +215,25 @@ func (s *Store) SetNodeAddrs(addrs []netip.Addr) {
 	})
 }
 
+// SetServiceCIDRs replaces the ranges that cluster IPs come from, in any order and
+// also twice.
+func (s *Store) SetServiceCIDRs(cidrs []netip.Prefix) {
+	sorted := make([]netip.Prefix, 0, len(cidrs)) // not nil: that would be unknown
+	for _, p := range cidrs {
+		sorted = append(sorted, p.Masked())
+	}
+	slices.SortFunc(sorted, netip.Prefix.Compare)
+	sorted = slices.Compact(sorted)
+	s.update(func() bool {
+		if s.cidrs != nil && slices.Equal(s.cidrs, sorted) {
+			return false
+		}
+		s.cidrs = sorted
+		s.dirty.cidrs = true
+		return true
+	})
+}
+
 // SetSynced lets the loop begin.
 func (s *Store) SetSynced() {
 	s.update(func() bool {
@@ -278,8 +302,15 @@ func (s *Store) serviceNames() map[ServiceName]*Service {
 	return maps.Clone(s.services)
 }
 
-func (s *Store) nodeAndAddrs() (*Node, []netip.Addr) {
+// surroundings is what is known beside services; nil stands for unknown.
+type surroundings struct {
+	node  *Node
+	addrs []netip.Addr
+	cidrs []netip.Prefix
+}
+
+func (s *Store) surroundings() surroundings {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.node, s.addrs
+	return surroundings{s.node, s.addrs, s.cidrs}
 }

@@ -55,6 +55,9 @@ func TestStoreChanges(t *testing.T) {
 		{"no addresses", func() { s.SetNodeAddrs(nil) }, true, 3, 5},
 		{"addresses", func() { s.SetNodeAddrs(addrs("10.0.0.1")) }, true, 3, 5},
 		{"equal addresses", func() { s.SetNodeAddrs(addrs("10.0.0.1")) }, false, 3, 5},
+		{"no service CIDRs", func() { s.SetServiceCIDRs(nil) }, true, 3, 5},
+		{"service CIDRs", func() { s.SetServiceCIDRs(prefixes("10.97.0.0/16", "10.96.0.0/16")) }, true, 3, 5},
+		{"the same in another order", func() { s.SetServiceCIDRs(prefixes("10.96.0.0/16", "10.97.0.0/16", "10.96.0.1/16")) }, false, 3, 5},
 		{"synced again", func() { s.SetSynced() }, false, 3, 5},
 	} {
 		clock.advance(time.Second)

@@ -23,7 +23,7 @@ var worldNames = []string{"a", "b", "c", "d"}
 func (w *world) change() string {
 	c := w.c
 	name := svcName(pick(c, worldNames))
-	switch c(16) {
+	switch c(17) {
 	case 0:
 		w.store.DeleteService(name)
 		return "delete service " + name.Name
@@ -46,6 +46,10 @@ func (w *world) change() string {
 	case 9:
 		w.store.SetNodeAddrs(slices.Clone(nodeAddrs[c(4):]))
 		return "node addresses"
+	case 16:
+		all := prefixes("10.96.0.0/16", "fd96::/112", "10.97.0.0/24")
+		w.store.SetServiceCIDRs(all[c(3):])
+		return "service CIDRs"
 	case 10: // a service as a user replaces it
 		w.store.DeleteService(name)
 		other := svcName(pick(c, worldNames))

@@ -36,7 +36,7 @@ func numberedSlice(i, from, n int) *EndpointSlice {
 
 func numberedSizes(services int) maps.Sizes {
 	n := uint32(max(services, 10))
-	return maps.Sizes{Services: 2 * n, Slots: 20 * n, Backends: 12 * n, Affinity: 16}
+	return maps.Sizes{Services: 2 * n, Slots: 20 * n, Backends: 12 * n, Affinity: 16, Sources: 16, Flows: 16}
 }
 
 // What a change of one service costs, in writes of each kind, and that it costs
@@ -84,6 +84,8 @@ func TestWriteCounts(t *testing.T) {
 		{"the service comes back", func(s *Store) { s.SetService(numberedService(3)) }, w{Frontends: 2, Slots: 4, Backends: 4, Names: 1}},
 		{"the node's addresses", func(s *Store) { s.SetNodeAddrs(nodeAddrs) }, w{NodeAddrs: 6}},
 		{"one of them", func(s *Store) { s.SetNodeAddrs(nodeAddrs[:3]) }, w{NodeAddrs: 1}},
+		{"service CIDRs", func(s *Store) { s.SetServiceCIDRs(prefixes("10.96.0.0/16", "fd96::/112")) }, w{ServiceCidrs: 2}},
+		{"another one instead of the second", func(s *Store) { s.SetServiceCIDRs(prefixes("10.96.0.0/16", "10.97.0.0/16")) }, w{ServiceCidrs: 2}},
 		{"the zone, with no hints anywhere", func(s *Store) { s.SetNode(&Node{Name: "me", Zone: "z"}) }, w{}},
 	}
 	for _, n := range []int{10, 10000} {
@@ -115,6 +117,7 @@ func TestWritesAreCounted(t *testing.T) {
 	r := newRig(t, g, clock)
 	numbered(r.store, 5)
 	r.store.SetNodeAddrs(nodeAddrs)
+	r.store.SetServiceCIDRs(prefixes("10.96.0.0/16"))
 	for range 3 {
 		got := r.mustStep().Writes
 		if got != g.writes {

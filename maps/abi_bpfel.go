@@ -164,13 +164,13 @@ const (
 )
 
 type abiMetaValue struct {
-	_       structs.HostLayout
-	Abi     uint32
-	Pid     uint32
-	Started int64
-	Synced  int64
-	Pending uint32
-	Pad     uint32
+	_            structs.HostLayout
+	Abi          uint32
+	Pid          uint32
+	Started      int64
+	Synced       int64
+	Pending      uint32
+	ServiceCidrs uint32
 }
 
 type abiReason uint32
@@ -209,7 +209,8 @@ const (
 	abiReasonREASON_SOURCE_RESTORED   abiReason = 30
 	abiReasonREASON_FLOW_OVER         abiReason = 31
 	abiReasonREASON_WRITE_FAILED      abiReason = 32
-	abiReasonREASON_MAX               abiReason = 33
+	abiReasonREASON_UNALLOCATED       abiReason = 33
+	abiReasonREASON_MAX               abiReason = 34
 )
 
 type abiService struct {

@@ -67,6 +67,11 @@ func carryFrontends(dump *Dump, k *Kernel) error {
 			return err
 		}
 	}
+	for _, p := range dump.ServiceCIDRs {
+		if err := k.SetServiceCIDR(p); err != nil && !isFull(err) {
+			return err
+		}
+	}
 	return nil
 }
 

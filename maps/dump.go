@@ -18,6 +18,8 @@ type Dump struct {
 	Names    map[uint32]Name
 	// NodeAddrs maps to flags.
 	NodeAddrs map[netip.Addr]uint32
+	// ServiceCIDRs is sorted.
+	ServiceCIDRs []netip.Prefix
 }
 
 // Range gives the backend ids in a range, or an error where it leaves the array.
@@ -73,6 +75,9 @@ func (d *Dump) Text() string {
 			own = " own-netns"
 		}
 		fmt.Fprintf(&b, "node-addr %s%s\n", a, own)
+	}
+	for _, p := range d.ServiceCIDRs {
+		fmt.Fprintf(&b, "service-cidr %s\n", p)
 	}
 	return b.String()
 }

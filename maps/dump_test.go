@@ -46,7 +46,8 @@ func TestDumpText(t *testing.T) {
 		f.SetFrontend(frontend("[::]:30053", 17), maps.Service{Id: 2, Kind: uint8(maps.NodePort), Inside: maps.SlotRange{Base: 2, Count: 1}}),
 		f.SetFrontend(maps.NewFrontendKey(addr("10.96.0.10"), 0, 0), maps.Service{Kind: uint8(maps.UndefinedPort)}),
 		f.SetNodeAddr(addr("192.168.0.1"), 0),
-		f.SetNodeAddr(addr("127.0.0.1"), maps.OwnNetns))
+		f.SetNodeAddr(addr("127.0.0.1"), maps.OwnNetns),
+		f.SetServiceCIDR(prefix("fd00:10:96::/112")), f.SetServiceCIDR(prefix("10.96.0.0/12")))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -59,6 +60,8 @@ backend 10.0.0.9:8080 of ns/web:http/TCP cluster local on-node
 backend [fd00::3]:53 of ns/dns/UDP cluster
 node-addr 127.0.0.1 own-netns
 node-addr 192.168.0.1
+service-cidr 10.96.0.0/12
+service-cidr fd00:10:96::/112
 `
 	if got := dump(t, f).Text(); got != want {
 		t.Errorf("got\n%s\nwant\n%s", got, want)
@@ -83,20 +86,23 @@ func TestFaulty(t *testing.T) {
 		"SetFrontend": func(t maps.Tables) error {
 			return t.SetFrontend(frontend("10.0.0.1:1", 6), maps.Service{Id: 1, Kind: 1})
 		},
-		"DeleteFrontend": func(t maps.Tables) error { return t.DeleteFrontend(frontend("10.96.0.1:80", 6)) },
-		"WriteSlots":     func(t maps.Tables) error { return t.WriteSlots(3, []uint32{1}) },
-		"SetBackend":     func(t maps.Tables) error { return t.SetBackend(1, record("10.0.0.1:1", 6, 7, 1)) },
-		"FreeBackend":    func(t maps.Tables) error { return t.FreeBackend(2) },
-		"SetName":        func(t maps.Tables) error { return t.SetName(2, maps.Name{Namespace: "n", Name: "n"}) },
-		"DeleteName":     func(t maps.Tables) error { return t.DeleteName(1) },
-		"SetNodeAddr":    func(t maps.Tables) error { return t.SetNodeAddr(addr("10.0.0.1"), 0) },
-		"DeleteNodeAddr": func(t maps.Tables) error { return t.DeleteNodeAddr(addr("10.0.0.9")) },
+		"DeleteFrontend":    func(t maps.Tables) error { return t.DeleteFrontend(frontend("10.96.0.1:80", 6)) },
+		"WriteSlots":        func(t maps.Tables) error { return t.WriteSlots(3, []uint32{1}) },
+		"SetBackend":        func(t maps.Tables) error { return t.SetBackend(1, record("10.0.0.1:1", 6, 7, 1)) },
+		"FreeBackend":       func(t maps.Tables) error { return t.FreeBackend(2) },
+		"SetName":           func(t maps.Tables) error { return t.SetName(2, maps.Name{Namespace: "n", Name: "n"}) },
+		"DeleteName":        func(t maps.Tables) error { return t.DeleteName(1) },
+		"SetNodeAddr":       func(t maps.Tables) error { return t.SetNodeAddr(addr("10.0.0.1"), 0) },
+		"DeleteNodeAddr":    func(t maps.Tables) error { return t.DeleteNodeAddr(addr("10.0.0.9")) },
+		"SetServiceCIDR":    func(t maps.Tables) error { return t.SetServiceCIDR(prefix("10.96.0.0/12")) },
+		"DeleteServiceCIDR": func(t maps.Tables) error { return t.DeleteServiceCIDR(prefix("10.96.0.0/16")) },
 	}
 	for method, write := range writes {
 		fake := maps.NewFake(small)
 		err := errors.Join(fake.SetName(1, maps.Name{Namespace: "a", Name: "b"}),
 			fake.SetBackend(1, record("10.0.0.1:1", 6, 1, 1)), fake.SetBackend(2, record("10.0.0.2:1", 6, 1, 1)),
-			fake.SetFrontend(frontend("10.96.0.1:80", 6), maps.Service{Id: 1, Kind: 1}), fake.SetNodeAddr(addr("10.0.0.9"), 0))
+			fake.SetFrontend(frontend("10.96.0.1:80", 6), maps.Service{Id: 1, Kind: 1}), fake.SetNodeAddr(addr("10.0.0.9"), 0),
+			fake.SetServiceCIDR(prefix("10.96.0.0/16")))
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -19,6 +19,7 @@ type Fake struct {
 	backends  []Backend
 	names     map[uint32]Name
 	nodeAddrs map[netip.Addr]uint32
+	cidrs     map[netip.Prefix]bool
 	// services counts frontends that are entries of services: all but cluster IPs
 	// as a whole.
 	services int
@@ -49,6 +50,7 @@ func NewFake(sizes Sizes) *Fake {
 		backends:  make([]Backend, sizes.Backends),
 		names:     map[uint32]Name{},
 		nodeAddrs: map[netip.Addr]uint32{},
+		cidrs:     map[netip.Prefix]bool{},
 		addrs:     map[netip.Addr]int{},
 	}
 }
@@ -222,11 +224,12 @@ func (f *Fake) DeleteNodeAddr(a netip.Addr) error {
 // Dump gives a copy of everything.
 func (f *Fake) Dump() (*Dump, error) {
 	d := &Dump{
-		Frontends: maps.Clone(f.frontends),
-		Slots:     slices.Clone(f.slots),
-		Backends:  map[uint32]Backend{},
-		Names:     maps.Clone(f.names),
-		NodeAddrs: maps.Clone(f.nodeAddrs),
+		Frontends:    maps.Clone(f.frontends),
+		Slots:        slices.Clone(f.slots),
+		Backends:     map[uint32]Backend{},
+		Names:        maps.Clone(f.names),
+		NodeAddrs:    maps.Clone(f.nodeAddrs),
+		ServiceCIDRs: slices.SortedFunc(maps.Keys(f.cidrs), netip.Prefix.Compare),
 	}
 	for id, be := range f.backends {
 		if be.ServiceId != 0 {

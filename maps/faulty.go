@@ -64,6 +64,16 @@ func (f *Faulty) SetNodeAddr(a netip.Addr, flags uint32) error {
 	return f.try("SetNodeAddr", func() error { return f.Tables.SetNodeAddr(a, flags) })
 }
 
+// SetServiceCIDR is a write.
+func (f *Faulty) SetServiceCIDR(p netip.Prefix) error {
+	return f.try("SetServiceCIDR", func() error { return f.Tables.SetServiceCIDR(p) })
+}
+
+// DeleteServiceCIDR is a write.
+func (f *Faulty) DeleteServiceCIDR(p netip.Prefix) error {
+	return f.try("DeleteServiceCIDR", func() error { return f.Tables.DeleteServiceCIDR(p) })
+}
+
 // DeleteNodeAddr is a write.
 func (f *Faulty) DeleteNodeAddr(a netip.Addr) error {
 	return f.try("DeleteNodeAddr", func() error { return f.Tables.DeleteNodeAddr(a) })

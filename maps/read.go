@@ -30,6 +30,9 @@ func (k *Kernel) Dump() (*Dump, error) {
 	if err == nil {
 		err = k.dumpAddrs(d)
 	}
+	if err == nil {
+		d.ServiceCIDRs, err = k.readServiceCIDRs()
+	}
 	return d, err
 }
 

@@ -29,6 +29,10 @@ type Tables interface {
 	// SetNodeAddr adds an address that takes node ports; flags: OwnNetns.
 	SetNodeAddr(a netip.Addr, flags uint32) error
 	DeleteNodeAddr(a netip.Addr) error
+	// SetServiceCIDR adds a range, masked, of which the addresses that no service
+	// has are refused.
+	SetServiceCIDR(p netip.Prefix) error
+	DeleteServiceCIDR(p netip.Prefix) error
 	// Sizes gives what fits.
 	Sizes() Sizes
 	// Dump reads everything back.

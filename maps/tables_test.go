@@ -19,6 +19,8 @@ func eachTables(t *testing.T, sizes maps.Sizes, test func(t *testing.T, tb maps.
 
 func addr(s string) netip.Addr { return netip.MustParseAddr(s) }
 
+func prefix(s string) netip.Prefix { return netip.MustParsePrefix(s) }
+
 func frontend(s string, protocol uint8) maps.FrontendKey {
 	ap := netip.MustParseAddrPort(s)
 	return maps.NewFrontendKey(ap.Addr(), ap.Port(), protocol)
@@ -98,6 +100,14 @@ var operations = []struct {
 	{"node address's flags", func(t maps.Tables) error { return t.SetNodeAddr(addr("fd00::1"), maps.OwnNetns) }, ""},
 	{"delete a node address", func(t maps.Tables) error { return t.DeleteNodeAddr(addr("192.168.0.1")) }, ""},
 	{"delete one that is not there", func(t maps.Tables) error { return t.DeleteNodeAddr(addr("192.168.0.2")) }, ""},
+
+	{"service CIDR", func(t maps.Tables) error { return t.SetServiceCIDR(prefix("10.96.0.0/12")) }, ""},
+	{"service CIDR again", func(t maps.Tables) error { return t.SetServiceCIDR(prefix("10.96.0.0/12")) }, ""},
+	{"service CIDR within another", func(t maps.Tables) error { return t.SetServiceCIDR(prefix("10.96.0.0/16")) }, ""},
+	{"service CIDR of IPv6", func(t maps.Tables) error { return t.SetServiceCIDR(prefix("fd00:10:96::/112")) }, ""},
+	{"all of IPv4", func(t maps.Tables) error { return t.SetServiceCIDR(prefix("0.0.0.0/0")) }, ""},
+	{"delete a service CIDR", func(t maps.Tables) error { return t.DeleteServiceCIDR(prefix("10.96.0.0/12")) }, ""},
+	{"delete one that is not there", func(t maps.Tables) error { return t.DeleteServiceCIDR(prefix("10.96.0.0/13")) }, ""},
 }
 
 // The fake and real maps come to the same contents, and fail with the same words.
@@ -172,6 +182,9 @@ func TestFull(t *testing.T) {
 		{maps.FullError{Map: "addrs", Flag: maps.FlagServices, Size: 16 + 4096},
 			func(tb maps.Tables, i uint32) error { return tb.SetNodeAddr(node(i), 0) },
 			func(tb maps.Tables, i uint32) error { return tb.DeleteNodeAddr(node(i)) }},
+		{maps.FullError{Map: "sources", Flag: maps.FlagSources, Size: 16},
+			func(tb maps.Tables, i uint32) error { return tb.SetServiceCIDR(netip.PrefixFrom(node(i), 32)) },
+			func(tb maps.Tables, i uint32) error { return tb.DeleteServiceCIDR(netip.PrefixFrom(node(i), 32)) }},
 	} {
 		t.Run(c.full.Map, func(t *testing.T) {
 			var texts []string

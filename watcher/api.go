@@ -33,8 +33,11 @@ type APIOptions struct {
 	Client kubernetes.Interface
 	// NodeName is metadata.name of this node's Node.
 	NodeName string
-	Sink     lb.Sink
-	Log      *zap.Logger
+	// FixedCIDRs: the service CIDRs are known without the API server, which is not
+	// asked for ServiceCIDRs.
+	FixedCIDRs bool
+	Sink       lb.Sink
+	Log        *zap.Logger
 	// Recorder records Events; nil: they are only logged.
 	Recorder Recorder
 }
@@ -46,6 +49,7 @@ type API struct {
 	services  *store[lb.ServiceName, lb.Service]
 	slices    *store[lb.SliceName, lb.EndpointSlice]
 	node      *store[string, lb.Node]
+	cidrs     *cidrs
 	grace     time.Duration // nodeGrace
 }
 
@@ -67,6 +71,8 @@ func NewAPI(o APIOptions) (*API, error) {
 	a.services.reports = reporter[lb.ServiceName]{log: o.Log, recorder: o.Recorder, uidOf: a.services.uid}
 	a.slices.reports = reporter[lb.SliceName]{log: o.Log, recorder: o.Recorder, uidOf: a.services.uid}
 	a.node.reports = reporter[string]{log: o.Log}
+	a.cidrs = newCIDRs(a.serviceCIDR, o.Sink.SetServiceCIDRs)
+	a.cidrs.store.reports = reporter[string]{log: o.Log}
 	return a, nil
 }
 
@@ -130,6 +136,9 @@ func (a *API) Run(ctx context.Context) error {
 	reflect(listWatch(core.Services(metav1.NamespaceAll), label(serviceSelector), follow("services"), a.Client), &v1.Service{}, a.services)
 	reflect(listWatch(discovery.EndpointSlices(metav1.NamespaceAll), label(sliceSelector), follow("endpointslices"), a.Client),
 		&discoveryv1.EndpointSlice{}, a.slices)
+	if !a.FixedCIDRs {
+		wg.Go(func() { a.followCIDRs(ctx) })
+	}
 	wg.Go(func() { a.announce(ctx) })
 	<-ctx.Done()
 	return nil

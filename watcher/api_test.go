@@ -146,7 +146,7 @@ func TestAPI(t *testing.T) {
 	c := newCluster(webService(), other, slice("a"), slice("b"), headless, node("n1"), node("n2"))
 	s, _ := runAPI(t, c, nil)
 	s.next("set node n1", "set service shop/web", "set slice shop/a", "set slice shop/b", "synced")
-	eventually(t, "three watches", func() bool { return c.watches() == 3 })
+	eventually(t, "four watches", func() bool { return c.watches() == 4 })
 
 	ctx := t.Context()
 	services, slices := c.CoreV1().Services("shop"), c.DiscoveryV1().EndpointSlices("shop")
@@ -203,7 +203,7 @@ func TestSelectors(t *testing.T) {
 	c := newCluster(node("n1"))
 	s, stop := runAPI(t, c, nil)
 	s.next("set node n1", "synced")
-	eventually(t, "three watches", func() bool { return c.watches() == 3 })
+	eventually(t, "four watches", func() bool { return c.watches() == 4 })
 	stop()
 	want := map[string]string{
 		"services":       "!service.kubernetes.io/service-proxy-name",
@@ -224,8 +224,8 @@ func TestSelectors(t *testing.T) {
 		}
 		seen++
 	}
-	if seen < 6 {
-		t.Errorf("%d requests, want list and watch of three kinds", seen)
+	if seen < 8 {
+		t.Errorf("%d requests, want list and watch of four kinds", seen)
 	}
 }
 
@@ -234,7 +234,7 @@ func TestWatchCut(t *testing.T) {
 	c := newCluster(webService(), slice("a"), slice("b"), node("n1"))
 	s, _ := runAPI(t, c, nil)
 	s.next("set node n1", "set service shop/web", "set slice shop/a", "set slice shop/b", "synced")
-	eventually(t, "three watches", func() bool { return c.watches() == 3 })
+	eventually(t, "four watches", func() bool { return c.watches() == 4 })
 
 	var down sync.Mutex
 	down.Lock() // lists wait until the changes are made
@@ -250,7 +250,7 @@ func TestWatchCut(t *testing.T) {
 	must(t, err)
 	down.Unlock()
 	s.next("set slice shop/c", "delete slice shop/a")
-	eventually(t, "three watches again", func() bool { return c.watches() == 3 })
+	eventually(t, "four watches again", func() bool { return c.watches() == 4 })
 	s.same(s.take(), nil)
 }
 

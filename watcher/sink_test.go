@@ -3,6 +3,7 @@ package watcher
 import (
 	"fmt"
 	"maps"
+	"net/netip"
 	"slices"
 	"strings"
 	"sync"
@@ -25,6 +26,8 @@ type sink struct {
 	services map[lb.ServiceName]*lb.Service
 	slices   map[lb.SliceName]*lb.EndpointSlice
 	node     *lb.Node
+	cidrs    []netip.Prefix
+	cidrsSet int
 	synced   int
 }
 
@@ -81,6 +84,13 @@ func (s *sink) SetNode(n *lb.Node) {
 		s.call("set node %s", n.Name)
 	}
 	s.node = n
+}
+
+func (s *sink) SetServiceCIDRs(ranges []netip.Prefix) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.cidrs = slices.SortedFunc(slices.Values(ranges), netip.Prefix.Compare)
+	s.cidrsSet++
 }
 
 func (s *sink) SetSynced() {

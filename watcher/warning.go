@@ -23,7 +23,8 @@ const (
 // Warning says that a part of an object is not used as it is written, and why.
 // Everything else of the object is.
 type Warning struct {
-	// Kind is Service, EndpointSlice or Node; Namespace is empty for a Node.
+	// Kind is Service, EndpointSlice, Node or ServiceCIDR; Namespace is empty for
+	// the last two.
 	Kind, Namespace, Name string
 	// Field is the path of the field within the object, like
 	// spec.externalIPs[1]; empty where the whole object is meant.
@@ -36,7 +37,7 @@ type Warning struct {
 	Service lb.ServiceName
 }
 
-// Object gives "Kind namespace/name", or "Kind name" for a Node.
+// Object gives "Kind namespace/name", or "Kind name" for what has no namespace.
 func (w Warning) Object() string {
 	if w.Namespace == "" {
 		return w.Kind + " " + w.Name

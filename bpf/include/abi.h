@@ -129,7 +129,8 @@ struct affinity_value {
 };
 _Static_assert(sizeof(struct affinity_value) == 16, "struct affinity_value");
 
-/* Key of `sources`: loadBalancerSourceRanges of a service port. */
+/* Key of `sources`: loadBalancerSourceRanges of a service port, and, with service
+ * id 0, which is nobody's, the service CIDRs. */
 struct source_key {
 	__u32 prefix_bits; /* 32 for service_id and those of the range, as of an IPv6 one */
 	__u32 service_id;
@@ -252,13 +253,14 @@ struct service_name {
 };
 _Static_assert(sizeof(struct service_name) == 196, "struct service_name");
 
-/* Element 0 of `meta`: what the daemon says of itself, for `shunt status`. */
+/* Element 0 of `meta`: what the daemon says of itself, for `shunt status`, and of
+ * the maps as a whole, for the programs. */
 struct meta_value {
 	__u32 abi;      /* SHUNT_ABI */
 	__u32 pid;      /* in the daemon's pid namespace */
 	__s64 started;  /* ns, Unix time */
 	__s64 synced;   /* ns, Unix time, of the last reconcile that left nothing; 0: none */
 	__u32 pending;  /* services whose change is not in the maps */
-	__u32 pad;
+	__u32 service_cidrs; /* how many `sources` has; programs look there only if any */
 };
 _Static_assert(sizeof(struct meta_value) == 32, "struct meta_value");

@@ -146,16 +146,28 @@ static __always_inline enum reason lb_no_backend(const struct service *svc)
 	return svc->flags & SERVICE_FLAG_ELSEWHERE ? REASON_NO_LOCAL_ENDPOINT : REASON_NO_ENDPOINT;
 }
 
-/* Whether a packet's source may use a service port that has source ranges. */
-static __always_inline int lb_source_allowed(__u32 service_id, const struct addr *source)
+/* Whether `sources` has the address for a service id. */
+static __always_inline int lb_in_range(__u32 service_id, const struct addr *addr)
 {
 	struct source_key key = {
 		.prefix_bits = 8 * (sizeof(key.service_id) + sizeof(key.addr)),
 		.service_id = service_id,
-		.addr = *source,
+		.addr = *addr,
 	};
 
 	return bpf_map_lookup_elem(&sources, &key) != NULL;
+}
+
+/* Whether an address that is no frontend's is in a service CIDR, so that it can
+ * be nobody's. Where none is known this costs a load: the look-up in an array is
+ * inlined, and the one in the trie is not done. */
+static __always_inline int lb_unallocated(const struct addr *addr)
+{
+	struct meta_value *m;
+	__u32 zero = 0;
+
+	m = bpf_map_lookup_elem(&meta, &zero);
+	return m && m->service_cidrs && lb_in_range(0, addr);
 }
 
 /* One look at dst's entry, for a new connection: a backend of the client's side.
@@ -178,12 +190,12 @@ static __always_inline enum reason lb_try(const struct frontend_key *dst,
 	__u8 set;
 
 	if (!entry && !undefined)
-		return REASON_NO_FRONTEND;
+		return lb_unallocated(&dst->addr) ? REASON_UNALLOCATED : REASON_NO_FRONTEND;
 	if (!entry)
 		return (*empty)++ ? REASON_UNDEFINED_PORT : REASON_ENTRY_CHANGED;
 	svc = *entry;
 	if (client->by_packet && svc.flags & SERVICE_FLAG_SOURCE_RANGES &&
-	    !lb_source_allowed(svc.id, &client->addr))
+	    !lb_in_range(svc.id, &client->addr))
 		return (*empty)++ ? REASON_SOURCE_RANGE : REASON_ENTRY_CHANGED;
 	range = inside ? svc.inside : svc.outside;
 	set = svc.flags & (inside ? SERVICE_FLAG_INSIDE_LOCAL : SERVICE_FLAG_OUTSIDE_LOCAL) ?

@@ -42,5 +42,7 @@ enum reason {
 	REASON_SOURCE_RESTORED,   /* a reply from another node, back to the client's address */
 	REASON_FLOW_OVER,         /* dropped: late, of a flow that has ended and whose port another has */
 	REASON_WRITE_FAILED,      /* dropped: the packet could not be changed, or made an answer of */
+	/* connect, sendmsg and tc */
+	REASON_UNALLOCATED,       /* dropped: in a service CIDR, and no service has the address */
 	REASON_MAX,
 };

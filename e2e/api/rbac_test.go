@@ -32,6 +32,8 @@ var rights = []right{
 	{"", "nodes", "watch"},
 	{"discovery.k8s.io", "endpointslices", "list"},
 	{"discovery.k8s.io", "endpointslices", "watch"},
+	{"networking.k8s.io", "servicecidrs", "list"},
+	{"networking.k8s.io", "servicecidrs", "watch"},
 	{"events.k8s.io", "events", "create"},
 	{"events.k8s.io", "events", "patch"},
 }

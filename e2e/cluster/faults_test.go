@@ -133,7 +133,7 @@ func TestRefused(t *testing.T) {
 		fmt.Sprintf("created ClusterIP %s:80/UDP Cluster p4:8000", created))
 	w.reach(w.client, "tcp", addr(another, 80), "p4")
 	w.reach(w.client, "udp", addr(created, 80), "p4")
-	w.silent(w.client, "tcp", addr(gone, 80))
+	w.unallocated(w.client, "tcp", addr(gone, 80))
 	s.unhurt()
 	w.expectFresh(t)
 }

@@ -8,6 +8,7 @@ import (
 	"io"
 	"net/http"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -117,6 +118,10 @@ func TestHealthCheckNodePort(t *testing.T) {
 	w.reach(w.client, "tcp", addr(w.get("late").Spec.ClusterIP, 80), "p0")
 	check(t, squatter.Stop())
 	w.expectHealth("late", taken, 1)
+	if ports, err := w.daemon.listeners(); err != nil || !slices.Equal(ports, []string{fmt.Sprint("tcp ", checkNodePort), fmt.Sprint("tcp ", taken)}) {
+		t.Errorf("the daemon listens on %q, %v", ports, err)
+	}
+	w.expectFresh(t)
 
 	w.update("web", func(s *v1.Service) {
 		s.Spec.ExternalTrafficPolicy = v1.ServiceExternalTrafficPolicyCluster
@@ -132,6 +137,7 @@ func TestHealthCheckNodePort(t *testing.T) {
 			return nil
 		})
 	}
+	w.expectFresh(t)
 }
 
 // TestStartingEvent: kubectl describe node shows that the proxy started.

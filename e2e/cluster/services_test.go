@@ -61,7 +61,7 @@ func TestServicePorts(t *testing.T) {
 
 	w.remove("web")
 	w.expect(t, w.namespace)
-	w.silent(w.client, "tcp", addr(ip, 80))
+	w.unallocated(w.client, "tcp", addr(ip, 80))
 	w.removeSlice("web-1")
 	w.expectFresh(t)
 }

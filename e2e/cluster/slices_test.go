@@ -133,7 +133,7 @@ func TestLabels(t *testing.T) {
 	// The value says which proxy; that there is one is what counts.
 	w.update("web", func(s *v1.Service) { s.Labels = map[string]string{proxyName: "other"} })
 	expect("gone", "")
-	w.silent(w.client, "tcp", addr(web, 80))
+	w.unallocated(w.client, "tcp", addr(web, 80))
 	w.update("web", func(s *v1.Service) { s.Labels = map[string]string{headless: ""} }) // means nothing on a Service
 	expect(both, "")
 	w.reach(w.client, "tcp", addr(web, 80), "p0", "p1")

@@ -53,7 +53,7 @@ func TestServiceTypes(t *testing.T) {
 		s.Spec.ClusterIP, s.Spec.ClusterIPs, s.Spec.Ports[0].NodePort = "", nil, 0
 	})
 	w.expect(t, w.namespace)
-	w.silent(w.client, "tcp", addr(ip, 80))
+	w.unallocated(w.client, "tcp", addr(ip, 80))
 	w.refused(w.client, "tcp", addr(node, np)) // the node itself has nobody there
 
 	w.update("web", func(s *v1.Service) {
@@ -196,7 +196,7 @@ func TestFamilies(t *testing.T) {
 		s.Spec.IPFamilies = s.Spec.IPFamilies[:1]
 	})
 	w.expect(t, w.namespace, line("web", ip4, "p2:8000 p7:8000"))
-	w.silent(w.client, "tcp6", addr(ips[1], 80))
+	w.unallocated(w.client, "tcp6", addr(ips[1], 80))
 
 	s := w.create("six", []v1.ServicePort{tcp("", 80)}, func(s *v1.Service) {
 		s.Spec.Type, s.Spec.IPFamilies = v1.ServiceTypeNodePort, []v1.IPFamily{v1.IPv6Protocol}

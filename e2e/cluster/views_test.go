@@ -202,7 +202,8 @@ func (f *fixture) expectOf(t *testing.T, root, namespace string, want ...string)
 }
 
 // expectFresh wants the maps of n1's daemon to be those that a daemon makes which
-// starts now, with nothing but the same objects: no change may leave anything.
+// starts now, with nothing but the same objects, and the ports that it listens on as
+// well: no change may leave anything.
 func (f *fixture) expectFresh(t *testing.T) {
 	t.Helper()
 	f.freshMu.Lock()
@@ -227,7 +228,7 @@ func (f *fixture) expectFresh(t *testing.T) {
 		if err != nil {
 			return err
 		}
-		return sameLines(old, fresh)
+		return errors.Join(sameLines(old, fresh), sameListeners(f.daemon, d))
 	})
 }
 

@@ -27,7 +27,7 @@ import (
 var update = flag.Bool("update", false, "write what the maps hold into the files of testdata")
 
 // sizes have room for every scenario.
-var sizes = maps.Sizes{Services: 64, Slots: 256, Backends: 64, Affinity: 16}
+var sizes = maps.Sizes{Services: 64, Slots: 256, Backends: 64, Affinity: 16, Sources: 64, Flows: 16}
 
 // The ways in which every scenario comes to the same.
 var modes = []struct {
@@ -123,6 +123,7 @@ func play(t *testing.T, tables maps.Tables, restart bool, sections []section) {
 				}
 				p.settle()
 				p.expect(s, p.dump())
+				p.sameAsFresh(s)
 				if len(p.warnings) > 0 {
 					t.Errorf("%s: warnings that no section expects:\n%s", s.title, strings.Join(p.warnings, ""))
 				}
@@ -196,6 +197,19 @@ func (p *player) expect(s *section, got string) {
 	if got != s.text {
 		p.t.Errorf("%s: got\n%s\nwant\n%s", s.title, got, s.text)
 	}
+}
+
+// sameAsFresh wants the maps to be those of a daemon that starts now, with empty
+// maps: what came before has left nothing.
+func (p *player) sameAsFresh(s *section) {
+	p.t.Helper()
+	fresh := &player{t: p.t, tables: maps.NewFake(sizes), objects: p.objects}
+	fresh.start()
+	fresh.settle()
+	if got, want := p.dump(), fresh.dump(); got != want {
+		p.t.Errorf("%s: the maps hold\n%s\na fresh daemon's hold\n%s", s.title, got, want)
+	}
+	fresh.stop()
 }
 
 func (p *player) note(warnings []watcher.Warning) {

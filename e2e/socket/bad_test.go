@@ -30,6 +30,7 @@ func TestBadFlags(t *testing.T) {
 		{"--nodeport-addresses=10.0.0.1", `--nodeport-addresses "10.0.0.1"`},
 		{"--nodeport-addresses=primary,10.0.0.1", `--nodeport-addresses "10.0.0.1"`},
 		{"--nodeport-addresses=10.0.0.0/33", `--nodeport-addresses "10.0.0.0/33"`},
+		{"--service-cidr=10.96.0.0", `--service-cidr "10.96.0.0"`},
 		{"--services-map-size=0", "--services-map-size is 0"},
 		{"--slots-map-size=15", "--slots-map-size is 15"},
 		{"--backends-map-size=100000000", "--backends-map-size is 100000000"},

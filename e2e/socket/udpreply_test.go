@@ -1,0 +1,52 @@
+package socket_test
+
+import (
+	"net/netip"
+	"testing"
+
+	"shunt/e2e/lab"
+)
+
+// TestUDPReplies: servers reply from the pod's address, whether they are bound to
+// it or to all of the pod's, and one of hostNetwork from the node's. To recvfrom(2)
+// and recvmsg(2), which are one hook, and to getpeername(2) it is the service's, for
+// each kind of frontend, also of several that one socket asks in turn.
+func TestUDPReplies(t *testing.T) {
+	t.Parallel()
+	c := startCluster(t)
+	for _, a := range c.web[0].Addrs() {
+		c.web[0].ServeOn("udp", at(a, 9001))
+	}
+	server := c.n1.HostPod("server")
+	server.Serve("udp", 9001)
+	objects := []any{}
+	for i, e := range []endpoint{{c.web[0], true, true, false, serverPort}, {c.web[0], true, true, false, 9001},
+		{c.web[1], true, true, false, serverPort}, {server, true, true, false, 9001}} {
+		name := []string{"wildcard", "bound", "far", "host-network"}[i]
+		objects = append(objects, service(name, i+1, everywhere(i+1)), slicesOf(name, e))
+	}
+	c.apply(objects...)
+	node := []netip.Addr{c.n1.Addr4(), c.n1.Addr6()}
+	for _, from := range []*lab.Pod{c.client, c.host} {
+		for _, w := range append(connectedUDP[:3:3], udpWays...) {
+			loose := w.open(t, from)
+			for n := range 4 {
+				want := []string{"web-0", "web-0", "web-1", "server"}[n]
+				for _, dst := range []netip.AddrPort{vip(n+1, w.family), at(w.of(balancerIPs(n+1)), servicePort),
+					at(w.of(externalIPs(n+1)), servicePort), at(w.of(node), nodePortOf(n+1))} {
+					k := loose
+					if !w.sendto {
+						k = w.openTo(t, from, dst)
+					}
+					// askTo wants the answer to be shown as from dst.
+					if got := k.askTo(dst); got != want {
+						t.Errorf("%s: %s asks %v: %s answers, want %s", w, from.Name(), dst, got, want)
+					}
+					if !w.sendto {
+						k.wantPeer(dst)
+					}
+				}
+			}
+		}
+	}
+}

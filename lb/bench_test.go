@@ -1,0 +1,133 @@
+package lb
+
+import (
+	"fmt"
+	"net/netip"
+	"syscall"
+	"testing"
+	"time"
+
+	"shunt/maps"
+)
+
+// BenchmarkEndpointChoice chooses among the 1,000 endpoints of one service port, in
+// ten slices as the controller makes them, each with a zone hint; every tenth is
+// terminating. An op is all that a change of one of them asks of the policy. On a
+// machine with other work the time of the CPU is the one that means something.
+func BenchmarkEndpointChoice(b *testing.B) {
+	const perSlice = 100
+	for _, n := range []int{100, 1000} {
+		b.Run(fmt.Sprintf("endpoints=%d", n), func(b *testing.B) {
+			svc := service("web", "10.96.0.1", "http:80/TCP:30080")
+			var all []*EndpointSlice
+			for i := range n {
+				if i%perSlice == 0 {
+					all = append(all, slice(fmt.Sprintf("web-%d", i/perSlice), "web", "http:8080/TCP"))
+				}
+				e := Endpoint{Addr: netip.AddrFrom4([4]byte{10, 1, byte(i % 251), byte(i / 251)}), Ready: true, Serving: true,
+					Node: []string{"me", "you", "other"}[i%3], Hints: &Hints{Zones: []string{[]string{"z1", "z2"}[i%2]}}}
+				if i%10 == 0 {
+					e.Ready, e.Terminating = false, true
+				}
+				s := all[len(all)-1]
+				s.Endpoints = append(s.Endpoints, e)
+			}
+			var plans []portPlan
+			began := cpuTime(b)
+			for b.Loop() {
+				plans = planService(svc, all, here)
+			}
+			b.ReportMetric(float64(cpuTime(b)-began)/float64(b.N), "cpu-ns/op")
+			// Those of this zone that are ready: all that terminate are of it.
+			if used := len(plans[0].inSet(maps.ClusterSet)); used != n/2-n/10 {
+				b.Fatalf("%d endpoints are used, want %d", used, n/2-n/10)
+			}
+		})
+	}
+}
+
+// cpuTime is what this process has used of CPUs, its garbage collector's among it.
+func cpuTime(b *testing.B) time.Duration {
+	b.Helper()
+	var used syscall.Rusage
+	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &used); err != nil {
+		b.Fatal(err)
+	}
+	return time.Duration(used.Utime.Nano() + used.Stime.Nano())
+}
+
+// A rolling restart, as the controller shows it: one endpoint at a time is there
+// with its successor, then terminates, then is gone. restart gives each change of
+// one service's slice to the loop, and what it wrote. The service has the endpoints
+// from this number on.
+func restart(r *rig, svc, from, perService int) (writes maps.Writes) {
+	step := func(change func(*EndpointSlice)) {
+		s := numberedSlice(svc, 0, 0)
+		change(s)
+		r.store.SetSlice(s)
+		r.clock.advance(grace)
+		writes.Add(r.mustStep().Writes)
+		r.heard.reports = r.heard.reports[:0]
+	}
+	for e := from; e < from+perService; e++ {
+		old, after := numberedSlice(svc, e, perService), numberedSlice(svc, e+1, perService)
+		step(func(s *EndpointSlice) { // the new one is ready
+			s.Endpoints = append(old.Endpoints, after.Endpoints[perService-1])
+		})
+		step(func(s *EndpointSlice) { // the old one terminates
+			s.Endpoints = append(numberedSlice(svc, e, perService).Endpoints, after.Endpoints[perService-1])
+			s.Endpoints[0].Ready, s.Endpoints[0].Terminating = false, true
+		})
+		step(func(s *EndpointSlice) { s.Endpoints = after.Endpoints })
+	}
+	return writes
+}
+
+func restartRig(t testing.TB, services, perService int) *rig {
+	t.Helper()
+	clock := newTestClock()
+	r := newRig(t, maps.NewFake(numberedSizes(services)), clock)
+	for i := range services {
+		r.store.SetService(numberedService(i))
+		r.store.SetSlice(numberedSlice(i, 0, perService))
+	}
+	r.mustStep()
+	return r
+}
+
+// What a restarted endpoint costs does not depend on how many services there are:
+// its record and its successor's with their flags, the frontend at each change of
+// the set, and the sets themselves.
+func TestRollingRestartWrites(t *testing.T) {
+	const perService = 5
+	for _, services := range []int{10, 1000} {
+		r := restartRig(t, services, perService)
+		var total maps.Writes
+		const restarted = 4
+		for i := range restarted {
+			total.Add(restart(r, i, 0, perService))
+		}
+		const endpoints = restarted * perService
+		// Records: the new one, the old one's two flags, its end. Sets: of six, of five.
+		want := maps.Writes{Backends: 4 * endpoints, Frontends: 2 * endpoints, Slots: (6 + 5) * endpoints}
+		if total != want {
+			t.Errorf("%d services: %d restarted endpoints cost %+v, want %+v", services, endpoints, total, want)
+		}
+		r.sameAs(r.fresh(), "after the restart")
+	}
+}
+
+// BenchmarkRollingRestart restarts 5,000 endpoints of 1,000 services, again and
+// again: an op is a service, the writes are those of an endpoint.
+func BenchmarkRollingRestart(b *testing.B) {
+	const services, perService = 1000, 5
+	r := restartRig(b, services, perService)
+	var writes maps.Writes
+	for i := 0; b.Loop(); i++ {
+		writes.Add(restart(r, i%services, i/services*perService, perService))
+	}
+	endpoints := float64(b.N * perService)
+	b.ReportMetric(float64(writes.Backends)/endpoints, "record-writes/endpoint")
+	b.ReportMetric(float64(writes.Frontends)/endpoints, "frontend-writes/endpoint")
+	b.ReportMetric(float64(writes.Slots)/endpoints, "slot-writes/endpoint")
+}

@@ -1,0 +1,128 @@
+package watcher
+
+import (
+	"context"
+	"maps"
+	"net/netip"
+	"slices"
+	"sync"
+	"time"
+
+	networkingv1 "k8s.io/api/networking/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/tools/cache"
+)
+
+const kindServiceCIDR = "ServiceCIDR"
+
+// serviceCIDR is what is used of a ServiceCIDR (networking.k8s.io/v1).
+type serviceCIDR struct {
+	name   string
+	ranges []netip.Prefix
+}
+
+func equalServiceCIDR(a, b *serviceCIDR) bool {
+	return a.name == b.name && slices.Equal(a.ranges, b.ranges)
+}
+
+// serviceCIDR converts a ServiceCIDR; never nil. One that is being deleted counts
+// as long as it is there: the API server keeps it while services use its addresses.
+func (c *Converter) serviceCIDR(s *networkingv1.ServiceCIDR) (*serviceCIDR, []Warning) {
+	p := &problems{of: Warning{Kind: kindServiceCIDR, Name: s.Name}}
+	out := &serviceCIDR{name: s.Name}
+	for i, text := range s.Spec.CIDRs {
+		r, note := parseRange(text)
+		if note != "" {
+			p.add(path{"spec.cidrs", i, ""}.String(), "%s %s: ignored", show(text), note)
+			continue
+		}
+		out.ranges = append(out.ranges, r)
+	}
+	return out, p.list
+}
+
+// cidrs holds the ranges of all ServiceCIDRs and passes on their union, once all
+// are known.
+type cidrs struct {
+	store *store[string, serviceCIDR]
+	pass  func([]netip.Prefix)
+
+	mu    sync.Mutex
+	all   map[string][]netip.Prefix
+	known bool
+}
+
+func newCIDRs(convert func(any) (item[string, serviceCIDR], bool), pass func([]netip.Prefix)) *cidrs {
+	c := &cidrs{pass: pass, all: map[string][]netip.Prefix{}}
+	c.store = newStore(handling[string, serviceCIDR]{convert, equalServiceCIDR,
+		func(s *serviceCIDR) { c.change(func() { c.all[s.name] = s.ranges }) },
+		func(name string) { c.change(func() { delete(c.all, name) }) },
+	})
+	return c
+}
+
+func (c *cidrs) change(change func()) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	change()
+	if c.known {
+		c.pass(slices.Concat(slices.Collect(maps.Values(c.all))...))
+	}
+}
+
+// announce passes on what is there, and every change from now on.
+func (c *cidrs) announce() { c.change(func() { c.known = true }) }
+
+func (a *API) serviceCIDR(obj any) (item[string, serviceCIDR], bool) {
+	s, ok := obj.(*networkingv1.ServiceCIDR)
+	if !ok {
+		return item[string, serviceCIDR]{}, false
+	}
+	m, w := a.converter.serviceCIDR(s)
+	return item[string, serviceCIDR]{s.Name, s.UID, m, w}, true
+}
+
+// cidrsInterval is how often an API server that has no ServiceCIDRs is asked
+// whether it has some by now: it may have been replaced by a newer one.
+const cidrsInterval = 10 * time.Minute
+
+// followCIDRs watches ServiceCIDRs, from when the API server has them: since
+// Kubernetes 1.33. Nothing waits for it: until ranges are known, those that are
+// programmed stay.
+func (a *API) followCIDRs(ctx context.Context) {
+	api := a.Client.NetworkingV1().ServiceCIDRs()
+	wait, said := time.Second, false
+	for {
+		_, err := api.List(ctx, metav1.ListOptions{Limit: 1})
+		if err == nil || apierrors.IsForbidden(err) { // which link says better
+			break
+		}
+		if apierrors.IsNotFound(err) {
+			if !said {
+				said = true
+				a.Log.Info("this API server has no ServiceCIDRs: addresses that no service has are not refused; --service-cidr names their ranges")
+			}
+			a.cidrs.announce()
+			wait = cidrsInterval
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(wait):
+			wait = min(2*wait, 10*time.Second)
+		}
+	}
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	wg.Go(func() {
+		select {
+		case <-a.cidrs.store.synced:
+			a.cidrs.announce()
+		case <-ctx.Done():
+		}
+	})
+	all := func(*metav1.ListOptions) {}
+	lw := listWatch(api, all, &link{resource: "servicecidrs", log: a.Log}, a.Client)
+	a.reflect(ctx, lw, &networkingv1.ServiceCIDR{}, cache.ReflectorStore(a.cidrs.store))
+}
