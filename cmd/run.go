@@ -218,8 +218,13 @@ func (d *daemon) attach(ctx context.Context) error {
 	if err := bpf.Verify(ctx, d.kernel, d.cgroup); err != nil {
 		return err
 	}
-	if err := d.set.Commit(); err != nil {
+	flows, err := d.set.Commit()
+	if err != nil {
 		return err
+	}
+	if flows != (maps.CarriedFlows{}) {
+		d.log.Warn("not every connection from outside could be taken over into the new map flows; others are not touched",
+			zap.Int("entries_without_room", flows.Lost), zap.String("flag", maps.FlagFlows), zap.Error(flows.Err))
 	}
 	d.log.Info("in effect", zap.String("cgroup", d.cgroup))
 	// Sockets that an earlier daemon, or nobody, left with an old address.

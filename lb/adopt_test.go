@@ -35,7 +35,7 @@ func town(st *Store) {
 	st.SetSlice(slice("far-4", "far", "http:8080/TCP", "10.0.3.1@you"))
 }
 
-var townSizes = maps.Sizes{Services: 64, Slots: 256, Backends: 64, Affinity: 16}
+var townSizes = maps.Sizes{Services: 64, Slots: 256, Backends: 64, Affinity: 16, Sources: 64, Flows: 16}
 
 // With the same objects a new daemon writes nothing; what changed while there
 // was none costs what it costs at any other time.

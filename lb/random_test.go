@@ -10,8 +10,8 @@ import (
 
 // roomy is enough for whatever world makes; tight is not.
 var (
-	roomy = maps.Sizes{Services: 256, Slots: 1024, Backends: 512, Affinity: 16}
-	tight = maps.Sizes{Services: 20, Slots: 32, Backends: 20, Affinity: 16}
+	roomy = maps.Sizes{Services: 256, Slots: 1024, Backends: 512, Affinity: 16, Sources: 256, Flows: 16}
+	tight = maps.Sizes{Services: 20, Slots: 32, Backends: 20, Affinity: 16, Sources: 16, Flows: 16}
 )
 
 // faults fail writes: some, or all from a moment on, as for a daemon that is

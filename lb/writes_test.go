@@ -36,7 +36,7 @@ func numberedSlice(i, from, n int) *EndpointSlice {
 
 func numberedSizes(services int) maps.Sizes {
 	n := uint32(max(services, 10))
-	return maps.Sizes{Services: 2 * n, Slots: 20 * n, Backends: 12 * n, Affinity: 16}
+	return maps.Sizes{Services: 2 * n, Slots: 20 * n, Backends: 12 * n, Affinity: 16, Sources: 16, Flows: 16}
 }
 
 // What a change of one service costs, in writes of each kind, and that it costs

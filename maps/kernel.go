@@ -39,6 +39,8 @@ func NewKernel(set *Set) (*Kernel, error) {
 		Slots:    set.maps[mapSlots].MaxEntries(),
 		Backends: set.maps[mapBackends].MaxEntries(),
 		Affinity: set.maps[mapAffinity].MaxEntries(),
+		Sources:  set.maps[mapSources].MaxEntries(),
+		Flows:    set.maps[mapFlows].MaxEntries(),
 	}}
 	err := errors.Join(
 		mapArray(set.maps[mapSlots], &k.slots),

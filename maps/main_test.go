@@ -44,4 +44,4 @@ func mappings(t *testing.T) int {
 }
 
 // small is enough for every test here.
-var small = maps.Sizes{Services: 16, Slots: 32, Backends: 16, Affinity: 16}
+var small = maps.Sizes{Services: 16, Slots: 32, Backends: 16, Affinity: 16, Sources: 16, Flows: 16}

@@ -103,7 +103,7 @@ func TestOpenFresh(t *testing.T) {
 	if set.Map("no such") != nil {
 		t.Error("a map that there is not")
 	}
-	if err := set.Commit(); err != nil {
+	if _, err := set.Commit(); err != nil {
 		t.Errorf("Commit with nothing staged: %v", err)
 	}
 	if err := maps.Remove(root); err != nil {
@@ -138,7 +138,7 @@ func TestOpenAdopts(t *testing.T) {
 // place. What sockets and counters hold nobody could fill in again, so it stays.
 func TestOpenStages(t *testing.T) {
 	abi := embeddedABI(t)
-	larger := maps.Sizes{Services: 32, Slots: 64, Backends: 32, Affinity: 32}
+	larger := maps.Sizes{Services: 32, Slots: 64, Backends: 32, Affinity: 32, Sources: 16, Flows: 16}
 	for _, c := range []struct {
 		what     string
 		abi      uint32
@@ -147,8 +147,8 @@ func TestOpenStages(t *testing.T) {
 		kept     bool // the entries too
 	}{
 		{"another ABI", abi + 1, small, []string{fmt.Sprintf("ABI %d", abi+1), fmt.Sprintf("binary has %d", abi)}, false},
-		{"more services", abi, maps.Sizes{Services: 32, Slots: 32, Backends: 16, Affinity: 16}, []string{"16 entries", maps.FlagServices, "32"}, true},
-		{"fewer backends", abi, maps.Sizes{Services: 16, Slots: 32, Backends: 8, Affinity: 16}, []string{"16 entries", maps.FlagBackends, "8"}, true},
+		{"more services", abi, maps.Sizes{Services: 32, Slots: 32, Backends: 16, Affinity: 16, Sources: 16, Flows: 16}, []string{"16 entries", maps.FlagServices, "32"}, true},
+		{"fewer backends", abi, maps.Sizes{Services: 16, Slots: 32, Backends: 8, Affinity: 16, Sources: 16, Flows: 16}, []string{"16 entries", maps.FlagBackends, "8"}, true},
 		{"all larger", abi, larger, []string{"room for", "asks for"}, true},
 	} {
 		t.Run(c.what, func(t *testing.T) { testStage(t, c.abi, c.sizes, c.replaces, c.kept) })
@@ -184,7 +184,7 @@ func testStage(t *testing.T, abi uint32, sizes maps.Sizes, replaces []string, ke
 		t.Error("before Commit the pinned maps are not the old ones")
 	}
 	_ = loaded.Close()
-	if err := staged.Commit(); err != nil {
+	if _, err := staged.Commit(); err != nil {
 		t.Fatal(err)
 	}
 	after, result := mapstest.Open(t, root, sizes)
@@ -231,7 +231,7 @@ func TestOpenHalfMade(t *testing.T) {
 	if result.Adopted || !strings.Contains(result.Replaces, "open pinned map") {
 		t.Errorf("%+v", result)
 	}
-	if err := staged.Commit(); err != nil {
+	if _, err := staged.Commit(); err != nil {
 		t.Fatal(err)
 	}
 	if names := pins(t, root, "maps"); len(names) != len(set.All()) {
@@ -246,7 +246,7 @@ func TestOpenHalfMade(t *testing.T) {
 func TestOpenAfterStagedDied(t *testing.T) {
 	root := mapstest.BPFFS(t)
 	set, _ := open(t, root, small)
-	staged, _ := open(t, root, maps.Sizes{Services: 32, Slots: 32, Backends: 16, Affinity: 16})
+	staged, _ := open(t, root, maps.Sizes{Services: 32, Slots: 32, Backends: 16, Affinity: 16, Sources: 16, Flows: 16})
 	_ = staged.Close()
 	again, result := open(t, root, small)
 	if !result.Adopted || id(t, again.Map("services")) != id(t, set.Map("services")) {

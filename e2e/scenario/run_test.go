@@ -27,7 +27,7 @@ import (
 var update = flag.Bool("update", false, "write what the maps hold into the files of testdata")
 
 // sizes have room for every scenario.
-var sizes = maps.Sizes{Services: 64, Slots: 256, Backends: 64, Affinity: 16}
+var sizes = maps.Sizes{Services: 64, Slots: 256, Backends: 64, Affinity: 16, Sources: 64, Flows: 16}
 
 // The ways in which every scenario comes to the same.
 var modes = []struct {
