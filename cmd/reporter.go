@@ -74,7 +74,8 @@ func (r *reporter) Reconciled(rep lb.Report) {
 	log("reconciled", zap.Int("services", rep.Services), zap.Duration("took", rep.Ended.Sub(rep.Started)),
 		zap.Uint64("writes", w.Total()), zap.Uint64("frontend_writes", w.Frontends),
 		zap.Uint64("slot_writes", w.Slots), zap.Uint64("backend_writes", w.Backends),
-		zap.Uint64("name_writes", w.Names), zap.Uint64("node_addr_writes", w.NodeAddrs))
+		zap.Uint64("name_writes", w.Names), zap.Uint64("node_addr_writes", w.NodeAddrs),
+		zap.Uint64("source_writes", w.Sources))
 }
 
 // SetHealthChecks passes healthCheckNodePorts on.

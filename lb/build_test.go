@@ -27,6 +27,14 @@ func addrs(list ...string) []netip.Addr {
 	return out
 }
 
+func prefixes(list ...string) []netip.Prefix {
+	out := make([]netip.Prefix, 0, len(list))
+	for _, s := range list {
+		out = append(out, netip.MustParsePrefix(s))
+	}
+	return out
+}
+
 // service is a Service with cluster IPs and ports as "name:80/TCP:30080".
 func service(name, clusterIPs string, ports ...string) *Service {
 	s := &Service{Name: svcName(name), ClusterIPs: addrs(strings.Fields(clusterIPs)...)}

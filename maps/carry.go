@@ -42,6 +42,11 @@ func carryOver(from, to *Set) (err error) {
 			return err
 		}
 	}
+	for key := range dump.Sources { // before the frontends that let nobody else in
+		if err := k.SetSource(key); err != nil && !isFull(err) && key.check() == nil {
+			return err
+		}
+	}
 	return errors.Join(carryFrontends(dump, k), carryAffinity(old, k))
 }
 

@@ -19,6 +19,7 @@ type Fake struct {
 	backends  []Backend
 	names     map[uint32]Name
 	nodeAddrs map[netip.Addr]uint32
+	sources   map[SourceKey]bool
 	// services counts frontends that are entries of services: all but cluster IPs
 	// as a whole.
 	services int
@@ -49,6 +50,7 @@ func NewFake(sizes Sizes) *Fake {
 		backends:  make([]Backend, sizes.Backends),
 		names:     map[uint32]Name{},
 		nodeAddrs: map[netip.Addr]uint32{},
+		sources:   map[SourceKey]bool{},
 		addrs:     map[netip.Addr]int{},
 	}
 }
@@ -219,6 +221,24 @@ func (f *Fake) DeleteNodeAddr(a netip.Addr) error {
 	return nil
 }
 
+// SetSource adds a range of clients.
+func (f *Fake) SetSource(k SourceKey) error {
+	if err := k.check(); err != nil {
+		return err
+	}
+	if !f.sources[k] && len(f.sources) >= int(f.sizes.Sources) {
+		return fmt.Errorf("add source range %s: %w", k, f.sizes.NewFullError(mapSources))
+	}
+	f.sources[k] = true
+	return nil
+}
+
+// DeleteSource removes one.
+func (f *Fake) DeleteSource(k SourceKey) error {
+	delete(f.sources, k)
+	return nil
+}
+
 // Dump gives a copy of everything.
 func (f *Fake) Dump() (*Dump, error) {
 	d := &Dump{
@@ -227,6 +247,7 @@ func (f *Fake) Dump() (*Dump, error) {
 		Backends:  map[uint32]Backend{},
 		Names:     maps.Clone(f.names),
 		NodeAddrs: maps.Clone(f.nodeAddrs),
+		Sources:   maps.Clone(f.sources),
 	}
 	for id, be := range f.backends {
 		if be.ServiceId != 0 {

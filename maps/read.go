@@ -14,6 +14,7 @@ func (k *Kernel) Dump() (*Dump, error) {
 		Backends:  map[uint32]Backend{},
 		Names:     map[uint32]Name{},
 		NodeAddrs: map[netip.Addr]uint32{},
+		Sources:   map[SourceKey]bool{},
 	}
 	for i := range k.slots {
 		d.Slots[i] = atomic.LoadUint32(&k.slots[i].ID)
@@ -29,6 +30,9 @@ func (k *Kernel) Dump() (*Dump, error) {
 	}
 	if err == nil {
 		err = k.dumpAddrs(d)
+	}
+	if err == nil {
+		err = k.dumpSources(d)
 	}
 	return d, err
 }
@@ -56,6 +60,19 @@ func (k *Kernel) dumpNames(d *Dump) error {
 	}
 	if err := it.Err(); err != nil {
 		return fmt.Errorf("read map %s: %w", mapNames, err)
+	}
+	return nil
+}
+
+func (k *Kernel) dumpSources(d *Dump) error {
+	var key SourceKey
+	var v uint8
+	it := k.set.maps[mapSources].Iterate()
+	for it.Next(&key, &v) {
+		d.Sources[key] = true
+	}
+	if err := it.Err(); err != nil {
+		return fmt.Errorf("read map %s: %w", mapSources, err)
 	}
 	return nil
 }

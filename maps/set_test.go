@@ -22,6 +22,7 @@ func fill(t *testing.T, k *maps.Kernel, abi uint32) {
 		k.SetBackend(5, record("10.0.0.1:8080", 6, maps.ClusterSet, 1)),
 		k.WriteSlots(8, []uint32{5}),
 		k.SetFrontend(frontend("10.96.0.1:80", 6), maps.Service{Id: 1, Kind: uint8(maps.ClusterIP), Inside: maps.SlotRange{Base: 8, Count: 1}}),
+		k.SetSource(source(1, "203.0.113.0/24")),
 		k.SetNodeAddr(addr("127.0.0.1"), maps.OwnNetns))
 	if err != nil {
 		t.Fatal(err)

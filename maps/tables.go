@@ -29,6 +29,11 @@ type Tables interface {
 	// SetNodeAddr adds an address that takes node ports; flags: OwnNetns.
 	SetNodeAddr(a netip.Addr, flags uint32) error
 	DeleteNodeAddr(a netip.Addr) error
+	// SetSource adds a range of clients that a service id's load-balancer IPs let
+	// in, where SourceRanges is set; the key is one that NewSourceKey makes.
+	SetSource(SourceKey) error
+	// DeleteSource removes a range, whatever key it has; it need not be there.
+	DeleteSource(SourceKey) error
 	// Sizes gives what fits.
 	Sizes() Sizes
 	// Dump reads everything back.
@@ -154,4 +159,6 @@ const (
 	NameBackends = mapBackends
 	NameAffinity = mapAffinity
 	NameNames    = mapNames
+	NameSources  = mapSources
+	NameFlows    = mapFlows
 )

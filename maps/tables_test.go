@@ -24,6 +24,10 @@ func frontend(s string, protocol uint8) maps.FrontendKey {
 	return maps.NewFrontendKey(ap.Addr(), ap.Port(), protocol)
 }
 
+func source(id uint32, prefix string) maps.SourceKey {
+	return maps.NewSourceKey(id, netip.MustParsePrefix(prefix))
+}
+
 func record(s string, protocol, flags uint8, service uint32) maps.Backend {
 	return maps.NewBackend(netip.MustParseAddrPort(s), protocol, flags, service)
 }
@@ -98,6 +102,20 @@ var operations = []struct {
 	{"node address's flags", func(t maps.Tables) error { return t.SetNodeAddr(addr("fd00::1"), maps.OwnNetns) }, ""},
 	{"delete a node address", func(t maps.Tables) error { return t.DeleteNodeAddr(addr("192.168.0.1")) }, ""},
 	{"delete one that is not there", func(t maps.Tables) error { return t.DeleteNodeAddr(addr("192.168.0.2")) }, ""},
+
+	{"source range", func(t maps.Tables) error { return t.SetSource(source(1, "203.0.113.0/24")) }, ""},
+	{"source range again", func(t maps.Tables) error { return t.SetSource(source(1, "203.0.113.0/24")) }, ""},
+	{"a wider one", func(t maps.Tables) error { return t.SetSource(source(1, "203.0.0.0/16")) }, ""},
+	{"the same of another service", func(t maps.Tables) error { return t.SetSource(source(2, "203.0.113.0/24")) }, ""},
+	{"one of IPv6", func(t maps.Tables) error { return t.SetSource(source(3, "2001:db8::/33")) }, ""},
+	{"everybody", func(t maps.Tables) error { return t.SetSource(source(4, "0.0.0.0/0")) }, ""},
+	{"everybody of IPv6", func(t maps.Tables) error { return t.SetSource(source(5, "::/0")) }, ""},
+	{"of no service", func(t maps.Tables) error { return t.SetSource(source(0, "10.0.0.0/8")) },
+		"add source range 10.0.0.0/8 of service id 0: no range of a service"},
+	{"of part of a service's id", func(t maps.Tables) error { return t.SetSource(maps.SourceKey{PrefixBits: 31, ServiceId: 1}) },
+		"with 31 bits of service id 1"},
+	{"delete the wider one", func(t maps.Tables) error { return t.DeleteSource(source(1, "203.0.0.0/16")) }, ""},
+	{"delete a range that is not there", func(t maps.Tables) error { return t.DeleteSource(source(1, "203.0.0.0/17")) }, ""},
 }
 
 // The fake and real maps come to the same contents, and fail with the same words.
@@ -172,6 +190,13 @@ func TestFull(t *testing.T) {
 		{maps.FullError{Map: "addrs", Flag: maps.FlagServices, Size: 16 + 4096},
 			func(tb maps.Tables, i uint32) error { return tb.SetNodeAddr(node(i), 0) },
 			func(tb maps.Tables, i uint32) error { return tb.DeleteNodeAddr(node(i)) }},
+		{maps.FullError{Map: "sources", Flag: maps.FlagSources, Size: 16},
+			func(tb maps.Tables, i uint32) error {
+				return tb.SetSource(maps.NewSourceKey(1, netip.PrefixFrom(node(i), 32)))
+			},
+			func(tb maps.Tables, i uint32) error {
+				return tb.DeleteSource(maps.NewSourceKey(1, netip.PrefixFrom(node(i), 32)))
+			}},
 	} {
 		t.Run(c.full.Map, func(t *testing.T) {
 			var texts []string

@@ -184,6 +184,23 @@ func (k SourceKey) Prefix() netip.Prefix {
 	return p
 }
 
+// String gives "PREFIX of service id N".
+func (k SourceKey) String() string {
+	p := k.Prefix()
+	if !p.IsValid() {
+		return fmt.Sprintf("%s with %d bits of service id %d", k.Addr.addr(), k.PrefixBits, k.ServiceId)
+	}
+	return fmt.Sprintf("%s of service id %d", p, k.ServiceId)
+}
+
+// check refuses a key that would let others in than those that it names.
+func (k SourceKey) check() error {
+	if !k.Prefix().IsValid() || k.ServiceId == 0 {
+		return fmt.Errorf("add source range %s: no range of a service", k)
+	}
+	return nil
+}
+
 func newAddr(a netip.Addr) abiAddr { return abiAddr{B: a.As16()} }
 
 func (a abiAddr) addr() netip.Addr { return netip.AddrFrom16(a.B).Unmap() }

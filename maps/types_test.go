@@ -135,12 +135,12 @@ func TestSizesValidate(t *testing.T) {
 }
 
 func TestWrites(t *testing.T) {
-	w := maps.Writes{Frontends: 1, Slots: 2, Backends: 3, Names: 4, NodeAddrs: 5}
-	w.Add(maps.Writes{Frontends: 10, Slots: 20, Backends: 30, Names: 40, NodeAddrs: 50})
-	if want := (maps.Writes{Frontends: 11, Slots: 22, Backends: 33, Names: 44, NodeAddrs: 55}); w != want {
+	w := maps.Writes{Frontends: 1, Slots: 2, Backends: 3, Names: 4, NodeAddrs: 5, Sources: 6}
+	w.Add(maps.Writes{Frontends: 10, Slots: 20, Backends: 30, Names: 40, NodeAddrs: 50, Sources: 60})
+	if want := (maps.Writes{Frontends: 11, Slots: 22, Backends: 33, Names: 44, NodeAddrs: 55, Sources: 66}); w != want {
 		t.Errorf("sum %+v, want %+v", w, want)
 	}
-	if w.Total() != 165 {
-		t.Errorf("total %d, want 165", w.Total())
+	if w.Total() != 231 {
+		t.Errorf("total %d, want 231", w.Total())
 	}
 }

@@ -1,10 +1,10 @@
 package maps
 
-// Writes counts map writes by kind. Frontends, Names and NodeAddrs are
+// Writes counts map writes by kind. Frontends, Names, NodeAddrs and Sources are
 // system calls; Backends and Slots are stores to mapped memory, of one record
 // and of one 4-byte slot each.
 type Writes struct {
-	Frontends, Slots, Backends, Names, NodeAddrs uint64
+	Frontends, Slots, Backends, Names, NodeAddrs, Sources uint64
 }
 
 // Add adds another count to this one.
@@ -14,11 +14,12 @@ func (w *Writes) Add(o Writes) {
 	w.Backends += o.Backends
 	w.Names += o.Names
 	w.NodeAddrs += o.NodeAddrs
+	w.Sources += o.Sources
 }
 
 // Total is the sum over all kinds.
 func (w Writes) Total() uint64 {
-	return w.Frontends + w.Slots + w.Backends + w.Names + w.NodeAddrs
+	return w.Frontends + w.Slots + w.Backends + w.Names + w.NodeAddrs + w.Sources
 }
 
 // Fill is how full one map is.
