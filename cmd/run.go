@@ -65,6 +65,7 @@ type daemon struct {
 	store    *lb.Store
 	loop     *lb.Loop
 	sweeper  *bpf.Sweeper
+	expiry   *bpf.Expiry
 	reporter *reporter
 }
 
@@ -151,6 +152,7 @@ func (d *daemon) close() {
 
 // serve runs all parts until the context ends or one of them fails.
 func (d *daemon) serve(ctx context.Context, source *source) (err error) {
+	d.expiry = bpf.NewExpiry(bpf.ExpiryOptions{Set: d.set, Timeouts: d.cfg.timeouts(), Log: d.log})
 	if d.reporter, err = newReporter(d, source); err != nil {
 		return err
 	}
@@ -188,6 +190,7 @@ func (d *daemon) serve(ctx context.Context, source *source) (err error) {
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return d.loop.Run(ctx) })
 	group.Go(func() error { return d.sweeper.Run(ctx) })
+	group.Go(func() error { return d.expiry.Run(ctx) })
 	group.Go(func() error { return bpf.WatchAddrs(ctx, d.store.SetNodeAddrs, d.log) })
 	group.Go(func() error { return d.packets.Run(ctx) })
 	group.Go(func() error { return d.reporter.health.Run(ctx) })

@@ -22,6 +22,15 @@ func (w Writes) Total() uint64 {
 	return w.Frontends + w.Slots + w.Backends + w.Names + w.NodeAddrs + w.Sources
 }
 
+// FlowStats is what became of flows of the packet path, and how full map flows was
+// when it was last gone through.
+type FlowStats struct {
+	// Expired counts flows that ended or were not used for their time, Evicted
+	// those that had to go before it, for room.
+	Expired, Evicted uint64
+	Fill             Fill
+}
+
 // Fill is how full one map is.
 type Fill struct {
 	// Map is the map's name; Flag is the flag of `shunt run` that sets its size.
