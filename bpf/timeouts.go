@@ -15,6 +15,10 @@ type Timeouts struct {
 	UDPNew, UDPEstablished                          time.Duration
 }
 
+// MinTimeout is the least time that a flow in use may be given: programs note about
+// once a second that it is used (FLOW_TOUCH), not with every packet.
+const MinTimeout = 2 * time.Second
+
 // apply replaces the defaults that are not asked for by zero.
 func (t Timeouts) apply(to *tcTimeouts) {
 	for _, f := range []struct {

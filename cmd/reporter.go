@@ -42,7 +42,7 @@ func newReporter(d *daemon, src *source) (*reporter, error) {
 		},
 		Config: d.cfg, Profiling: d.cfg.Profiling,
 		Reasons: d.kernel, Flows: d.expiry,
-		Build:   health.BuildInfo{Version: v.Version, Revision: v.Revision},
+		Build: health.BuildInfo{Version: v.Version, Revision: v.Revision},
 	})
 	return r, err
 }
