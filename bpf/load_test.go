@@ -57,7 +57,7 @@ func cgroup(t *testing.T) string {
 
 func openMaps(t *testing.T, root string) (*maps.Set, *maps.Kernel) {
 	t.Helper()
-	set, _, err := maps.Open(root, maps.Sizes{Services: 64, Slots: 64, Backends: 64, Affinity: 64})
+	set, _, err := maps.Open(root, maps.Sizes{Services: 64, Slots: 64, Backends: 64, Affinity: 64, Sources: 16, Flows: 16})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -148,17 +148,20 @@ func Features() []Feature {
 			Without: "a refused connect() fails with EPERM instead of ECONNREFUSED"},
 		{Name: "SO_NETNS_COOKIE", Err: lacks(cookieErr),
 			Without: "127.0.0.1:nodePort works only where the node's network namespace is the machine's first"},
-		{Name: "iterators over socket storage", Err: haveStaleIter(),
+		{Name: "iterators over socket storage", Err: haveIter("bpf_sk_storage_map"),
 			Without: "clients that are connected to a removed endpoint are not told"},
+		{Name: "iterators over maps", Err: haveIter("bpf_map_elem"),
+			Without: "more time is spent on looking for connections from outside that have ended"},
 		{Name: "TCX", Err: haveTCX(),
 			Without: "programs are attached to devices by filters of a qdisc (clsact), which whoever removes that removes too"},
 	}
 }
 
-// haveStaleIter loads the least program of the kind that sweep.c is.
-func haveStaleIter() error {
+// haveIter loads the least iterator over a kind of thing, as sweep.c and expire.c
+// are.
+func haveIter(over string) error {
 	p, err := ebpf.NewProgram(&ebpf.ProgramSpec{
-		Type: ebpf.Tracing, AttachType: ebpf.AttachTraceIter, AttachTo: "bpf_sk_storage_map",
+		Type: ebpf.Tracing, AttachType: ebpf.AttachTraceIter, AttachTo: over,
 		Instructions: asm.Instructions{asm.Mov.Imm(asm.R0, 0), asm.Return()}, License: "Dual BSD/GPL",
 	})
 	if err != nil {

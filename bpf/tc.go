@@ -9,7 +9,6 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
-	"time"
 
 	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
@@ -25,13 +24,6 @@ type PacketOptions struct {
 	// ClusterCIDRs are the pods' of all nodes; config.h says how many fit.
 	ClusterCIDRs []netip.Prefix
 	Timeouts     Timeouts
-}
-
-// Timeouts say how long a flow is remembered after its last packet. Zero: what
-// config.h says.
-type Timeouts struct {
-	TCPNew, TCPEstablished, TCPCloseWait, TCPClosed time.Duration
-	UDPNew, UDPEstablished                          time.Duration
 }
 
 // variant is a sort of device, which has programs of its own.
@@ -157,19 +149,6 @@ func newCidr(p netip.Prefix) tcCidr {
 		c.Mask.B[i/8] |= 0x80 >> (i % 8)
 	}
 	return c
-}
-
-// apply replaces the defaults that are not asked for by zero.
-func (t Timeouts) apply(to *tcTimeouts) {
-	for _, f := range []struct {
-		to    *uint64
-		value time.Duration
-	}{{&to.TcpNew, t.TCPNew}, {&to.TcpEstablished, t.TCPEstablished}, {&to.TcpCloseWait, t.TCPCloseWait},
-		{&to.TcpClosed, t.TCPClosed}, {&to.UdpNew, t.UDPNew}, {&to.UdpEstablished, t.UDPEstablished}} {
-		if f.value > 0 {
-			*f.to = uint64(f.value.Nanoseconds())
-		}
-	}
 }
 
 // close closes the programs; those that are attached stay so.

@@ -84,6 +84,7 @@ func (c *Config) addFlags(f *pflag.FlagSet) {
 	f.StringSliceVar(&c.Devices, "devices", nil, "network devices by which packets come from outside and leave for other nodes: names, with * and ? (default: found by itself, tunnels among them; see shunt status)")
 	f.StringSliceVar(&c.PodDevices, "pod-devices", nil, "this node's ends of pods' network devices, for pods whose sockets are out of reach, such as virtual machines: names, with * and ?")
 	f.StringSliceVar(&c.ServiceCIDRs, "service-cidr", nil, "the ranges of cluster IPs, of which addresses that no service has are refused (default: those of the API server's ServiceCIDRs)")
+	f.String("cluster-cidr", "", "CIDRs of the cluster's pods, at most 4: externalTrafficPolicy Local does not bind them")
 	f.StringSliceVar(&c.NodePortAddresses, "nodeport-addresses", nil, "the node's addresses that take node ports: CIDRs and the words primary, localhost and all (default: all)")
 	f.BoolVar(&c.LocalhostNodePorts, "iptables-localhost-nodeports", true, "127.0.0.1 and ::1 take node ports, from the node itself; kube-proxy's name, there are no iptables rules")
 	f.BoolVar(&c.DestroyTCPSockets, "destroy-tcp-sockets", false, "also end TCP connections to endpoints that are gone (UDP sockets always are)")

@@ -175,19 +175,34 @@ func checkCIDRs(v any) error {
 	return nil
 }
 
-// checkClusterCIDR: one CIDR, or one of each family.
+// mostClusterCIDRs is CONFIG_CLUSTER_CIDRS of bpf/include/config.h. kube-proxy takes
+// one of each family; there are clusters with more.
+const mostClusterCIDRs = 4
+
 func checkClusterCIDR(v any) error {
 	return text(v, func(s string) error {
-		list := strings.Split(s, ",")
-		if err := checkCIDRs(list); err != nil {
-			return err
-		}
-		four := func(s string) bool { return netip.MustParsePrefix(s).Addr().Is4() }
-		if len(list) > 2 || len(list) == 2 && four(list[0]) == four(list[1]) {
-			return fmt.Errorf("%q: give one CIDR, or one of each family", s)
-		}
-		return nil
+		_, err := parseClusterCIDRs(s)
+		return err
 	})
+}
+
+// parseClusterCIDRs reads CIDRs of any family with commas between them; none of an
+// empty text.
+func parseClusterCIDRs(list string) (cidrs []netip.Prefix, err error) {
+	if list == "" {
+		return nil, nil
+	}
+	for one := range strings.SplitSeq(list, ",") {
+		p, err := netip.ParsePrefix(strings.TrimSpace(one))
+		if err != nil || p.Addr().Is4In6() {
+			return nil, fmt.Errorf("%q is no CIDR", one)
+		}
+		cidrs = append(cidrs, p.Masked())
+	}
+	if len(cidrs) > mostClusterCIDRs {
+		return nil, fmt.Errorf("%q: give %d CIDRs at most", list, mostClusterCIDRs)
+	}
+	return cidrs, nil
 }
 
 func checkNodePortAddresses(v any) error {

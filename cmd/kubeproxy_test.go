@@ -12,8 +12,11 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/spf13/pflag"
+
+	"shunt/bpf"
 )
 
 // TestKubeadmConfig: what kubeadm writes is taken, and everything that it leaves
@@ -37,6 +40,20 @@ func TestKubeadmConfig(t *testing.T) {
 	}
 	if notes := c.notes(); len(notes) != 0 {
 		t.Errorf("said: %v", notes)
+	}
+}
+
+// TestTimeouts: 0 is for as it is, as with kube-proxy, and a time that is less than
+// programs can keep is raised to that.
+func TestTimeouts(t *testing.T) {
+	for value, want := range map[string]time.Duration{"0": 0, "0s": 0, "1ns": bpf.MinTimeout, "1s": bpf.MinTimeout, "3s": 3 * time.Second} {
+		c, err := parseRun("--conntrack-udp-timeout-stream=" + value)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := c.timeouts(); got != (bpf.Timeouts{UDPEstablished: want}) {
+			t.Errorf("%s: %+v, want %v", value, got, want)
+		}
 	}
 }
 

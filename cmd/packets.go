@@ -2,8 +2,6 @@ package cmd
 
 import (
 	"fmt"
-	"net/netip"
-	"strings"
 	"time"
 
 	"go.uber.org/zap"
@@ -33,7 +31,7 @@ func (d *daemon) openPackets() (*bpf.PacketPath, error) {
 	}
 	cidrs, err := parseClusterCIDRs(d.cfg.ClusterCIDR)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("clusterCIDR: %w", err)
 	}
 	return bpf.NewPacketPath(bpf.PacketPathOptions{
 		Root: d.cfg.BPFFSRoot, Set: d.set, Maps: d.kernel, Log: d.log,
@@ -57,35 +55,22 @@ func (d *daemon) startPackets() {
 	d.packets.Start()
 }
 
-// parseClusterCIDRs reads what checkClusterCIDR has accepted.
-func parseClusterCIDRs(list string) (cidrs []netip.Prefix, err error) {
-	for text := range strings.SplitSeq(list, ",") {
-		if text == "" {
-			continue
-		}
-		p, err := netip.ParsePrefix(text)
-		if err != nil {
-			return nil, fmt.Errorf("clusterCIDR: %w", err)
-		}
-		cidrs = append(cidrs, p)
-	}
-	return cidrs, nil
-}
-
-// timeouts are those that kube-proxy sets for the kernel's connection tracking.
+// timeouts are those that kube-proxy sets for the kernel's connection tracking. In one
+// respect ours is another: what is not refreshed with every packet can't expire at
+// once.
 func (c *Config) timeouts() bpf.Timeouts {
 	if c.settings == nil {
 		return bpf.Timeouts{}
 	}
 	conf := c.settings.conf.Conntrack
-	pointed := func(d *metav1.Duration) time.Duration {
-		if d == nil {
+	given := func(d *metav1.Duration) time.Duration {
+		if d == nil || d.Duration == 0 {
 			return 0
 		}
-		return d.Duration
+		return max(d.Duration, bpf.MinTimeout)
 	}
 	return bpf.Timeouts{
-		TCPEstablished: pointed(conf.TCPEstablishedTimeout), TCPCloseWait: pointed(conf.TCPCloseWaitTimeout),
-		UDPNew: conf.UDPTimeout.Duration, UDPEstablished: conf.UDPStreamTimeout.Duration,
+		TCPEstablished: given(conf.TCPEstablishedTimeout), TCPCloseWait: given(conf.TCPCloseWaitTimeout),
+		UDPNew: given(&conf.UDPTimeout), UDPEstablished: given(&conf.UDPStreamTimeout),
 	}
 }

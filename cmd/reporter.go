@@ -41,8 +41,8 @@ func newReporter(d *daemon, src *source) (*reporter, error) {
 			}
 		},
 		Config: d.cfg, Profiling: d.cfg.Profiling,
-		Reasons: d.kernel,
-		Build:   health.BuildInfo{Version: v.Version, Revision: v.Revision},
+		Reasons: d.kernel, Flows: d.expiry,
+		Build: health.BuildInfo{Version: v.Version, Revision: v.Revision},
 	})
 	return r, err
 }
@@ -75,7 +75,7 @@ func (r *reporter) Reconciled(rep lb.Report) {
 		zap.Uint64("writes", w.Total()), zap.Uint64("frontend_writes", w.Frontends),
 		zap.Uint64("slot_writes", w.Slots), zap.Uint64("backend_writes", w.Backends),
 		zap.Uint64("name_writes", w.Names), zap.Uint64("node_addr_writes", w.NodeAddrs),
-		zap.Uint64("service_cidr_writes", w.ServiceCidrs))
+		zap.Uint64("source_writes", w.Sources), zap.Uint64("service_cidr_writes", w.ServiceCidrs))
 }
 
 // SetHealthChecks passes healthCheckNodePorts on.

@@ -65,6 +65,7 @@ type daemon struct {
 	store    *lb.Store
 	loop     *lb.Loop
 	sweeper  *bpf.Sweeper
+	expiry   *bpf.Expiry
 	reporter *reporter
 }
 
@@ -151,6 +152,7 @@ func (d *daemon) close() {
 
 // serve runs all parts until the context ends or one of them fails.
 func (d *daemon) serve(ctx context.Context, source *source) (err error) {
+	d.expiry = bpf.NewExpiry(bpf.ExpiryOptions{Set: d.set, Timeouts: d.cfg.timeouts(), Log: d.log})
 	if d.reporter, err = newReporter(d, source); err != nil {
 		return err
 	}
@@ -189,6 +191,7 @@ func (d *daemon) serve(ctx context.Context, source *source) (err error) {
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return d.loop.Run(ctx) })
 	group.Go(func() error { return d.sweeper.Run(ctx) })
+	group.Go(func() error { return d.expiry.Run(ctx) })
 	group.Go(func() error { return bpf.WatchAddrs(ctx, d.store.SetNodeAddrs, d.log) })
 	group.Go(func() error { return d.packets.Run(ctx) })
 	group.Go(func() error { return d.reporter.health.Run(ctx) })
@@ -219,8 +222,13 @@ func (d *daemon) attach(ctx context.Context) error {
 	if err := bpf.Verify(ctx, d.kernel, d.cgroup); err != nil {
 		return err
 	}
-	if err := d.set.Commit(); err != nil {
+	flows, err := d.set.Commit()
+	if err != nil {
 		return err
+	}
+	if flows != (maps.CarriedFlows{}) {
+		d.log.Warn("not every connection from outside could be taken over into the new map flows; others are not touched",
+			zap.Int("entries_without_room", flows.Lost), zap.String("flag", maps.FlagFlows), zap.Error(flows.Err))
 	}
 	d.log.Info("in effect", zap.String("cgroup", d.cgroup))
 	// Sockets that an earlier daemon, or nobody, left with an old address.

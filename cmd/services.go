@@ -32,6 +32,9 @@ type frontendReport struct {
 	// network: Cluster or Local.
 	InsidePolicy  string `json:"insidePolicy,omitempty"`
 	OutsidePolicy string `json:"outsidePolicy,omitempty"`
+	// SourceRanges are the clients from outside that are let in, and no others;
+	// empty: all are.
+	SourceRanges []string `json:"sourceRanges,omitempty"`
 	// Inside and Outside are what new connections may reach.
 	Inside  []backendReport `json:"inside"`
 	Outside []backendReport `json:"outside"`
@@ -137,6 +140,11 @@ func newFrontendReport(kernel *maps.Kernel, dump *maps.Dump, k maps.FrontendKey)
 	}
 	r.InsidePolicy = policyName(svc.Flags&maps.InsideLocal != 0)
 	r.OutsidePolicy = policyName(svc.Flags&maps.OutsideLocal != 0)
+	if svc.Flags&maps.SourceRanges != 0 {
+		for _, p := range dump.SourcesOf(svc.Id) {
+			r.SourceRanges = append(r.SourceRanges, p.String())
+		}
+	}
 	r.Inside = newBackendReports(kernel, dump, svc.Inside)
 	r.Outside = newBackendReports(kernel, dump, svc.Outside)
 	return r
@@ -203,6 +211,9 @@ func servicesTable(w io.Writer, list []frontendReport) {
 		if f.OutsidePolicy != f.InsidePolicy {
 			policy += ", outside " + f.OutsidePolicy
 		}
+		if len(f.SourceRanges) > 0 {
+			policy += ", only from " + someOf(f.SourceRanges)
+		}
 		if f.AffinitySeconds > 0 {
 			affinity = fmt.Sprintf("ClientIP %ds", f.AffinitySeconds)
 		}
@@ -222,21 +233,23 @@ func frontendText(f frontendReport) string {
 	return fmt.Sprintf("%s:%d/%s", host, f.Port, f.Protocol)
 }
 
-// backendsText names three backends and counts the rest.
 func backendsText(list []backendReport) (text string, connections uint64) {
 	var names []string
-	for i, b := range list {
+	for _, b := range list {
 		connections += b.Connections
-		if i < 3 {
-			a, _ := netip.ParseAddr(b.Address)
-			names = append(names, netip.AddrPortFrom(a, b.Port).String())
-		}
+		a, _ := netip.ParseAddr(b.Address)
+		names = append(names, netip.AddrPortFrom(a, b.Port).String())
 	}
 	if len(list) == 0 {
 		return "none", 0
 	}
-	if len(list) > 3 {
-		names = append(names, fmt.Sprintf("and %d more", len(list)-3))
+	return someOf(names), connections
+}
+
+// someOf names three and counts the rest.
+func someOf(names []string) string {
+	if more := len(names) - 3; more > 0 {
+		names = append(names[:3:3], fmt.Sprintf("and %d more", more))
 	}
-	return strings.Join(names, ","), connections
+	return strings.Join(names, ",")
 }

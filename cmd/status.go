@@ -126,12 +126,18 @@ func readStatus(ctx context.Context, root string) (*statusReport, error) {
 	if err != nil {
 		return nil, err
 	}
+	flows, err := kernel.FlowsUsed()
+	if err != nil {
+		return nil, err
+	}
 	sizes := kernel.Sizes()
 	s.Maps = []mapStatus{
 		{maps.NameServices, servicesUsed(dump), sizes.Services, maps.FlagServices},
 		{maps.NameSlots, slotsUsed(dump), sizes.Slots, maps.FlagSlots},
 		{maps.NameBackends, uint32(len(dump.Backends)), sizes.Backends, maps.FlagBackends},
 		{maps.NameAffinity, affinity, sizes.Affinity, maps.FlagAffinity},
+		{maps.NameSources, uint32(len(dump.Sources)), sizes.Sources, maps.FlagSources},
+		{maps.NameFlows, flows, sizes.Flows, maps.FlagFlows},
 	}
 	if s.Reasons, err = kernel.Reasons(); err != nil {
 		return nil, err

@@ -108,7 +108,7 @@ func TestCountedMetrics(t *testing.T) {
 		Reasons: fixedReasons{counts: map[string]uint64{"translated": 9, "no_endpoint": 1}},
 		Build:   BuildInfo{Version: "v1.2.3", Revision: "abc"},
 	}, inOrder())
-	s.Reconciled(lb.Report{Writes: maps.Writes{Frontends: 1, Slots: 2, NodeAddrs: 3}})
+	s.Reconciled(lb.Report{Writes: maps.Writes{Frontends: 1, Slots: 2, NodeAddrs: 3, Sources: 5}})
 	s.Reconciled(lb.Report{Writes: maps.Writes{Slots: 2, Backends: 4}, Failed: 2, Err: errDisk})
 	s.SocketsDestroyed(lb.UDP, 3)
 	s.SocketsDestroyed(lb.UDP, 2)
@@ -133,6 +133,7 @@ shunt_map_writes_total{kind="names"} 0
 shunt_map_writes_total{kind="node_addrs"} 3
 shunt_map_writes_total{kind="service_cidrs"} 0
 shunt_map_writes_total{kind="slots"} 4
+shunt_map_writes_total{kind="sources"} 5
 # HELP shunt_reason_total How often an eBPF program ended, by the reason why.
 # TYPE shunt_reason_total counter
 shunt_reason_total{reason="no_endpoint"} 1

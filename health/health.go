@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"shunt/lb"
+	"shunt/maps"
 )
 
 // ProxyMode is what /proxyMode answers, where kube-proxy names the kernel
@@ -41,6 +42,12 @@ type StatusSource interface {
 // by the reason's name. It is asked for every scrape, from any goroutine.
 type ReasonSource interface {
 	Reasons() (map[string]uint64, error)
+}
+
+// FlowSource says how full map flows is, and what became of its flows. It is asked
+// for every scrape and every probe, from any goroutine.
+type FlowSource interface {
+	FlowStats() maps.FlowStats
 }
 
 // BuildInfo is what shunt_build_info says of the binary.
@@ -78,7 +85,9 @@ type Options struct {
 	Profiling bool
 	// Reasons may be nil: their metric is left out then.
 	Reasons ReasonSource
-	Build   BuildInfo
+	// Flows may be nil: its metrics are left out then.
+	Flows FlowSource
+	Build BuildInfo
 	// Now is the clock, nil means time.Now.
 	Now func() time.Time
 }
@@ -115,6 +124,7 @@ func New(opts Options) (*Server, error) {
 			timeout:     opts.Timeout,
 			requireNode: opts.RequireNode,
 			now:         opts.Now,
+			flows:       opts.Flows,
 		},
 	}
 	s.collector = newCollector(s.checker, opts)

@@ -25,8 +25,12 @@ var (
 	noLocalEndpoints = desc("kubeproxy_sync_proxy_rules_no_local_endpoints_total",
 		"Service ports with a Local traffic policy and no usable endpoint on this node, of those that have endpoints.",
 		"ip_family", "traffic_policy")
-	mapEntries = desc("shunt_map_entries", "Entries in an eBPF map.", "map")
-	mapSize    = desc("shunt_map_max_entries", "Entries that an eBPF map has room for.", "map")
+	mapEntries   = desc("shunt_map_entries", "Entries in an eBPF map.", "map")
+	mapSize      = desc("shunt_map_max_entries", "Entries that an eBPF map has room for.", "map")
+	flowsExpired = desc("shunt_flows_expired_total",
+		"Flows of the packet path that ended, or were not used for their time, and were forgotten.")
+	flowsEvicted = desc("shunt_flows_evicted_total",
+		"Flows of the packet path that were forgotten before their time, the least recently used first, since map flows was nearly full.")
 	reasonSeen = desc("shunt_reason_total",
 		"How often an eBPF program ended, by the reason why.", "reason")
 )
@@ -37,7 +41,7 @@ func desc(name, help string, labels ...string) *prometheus.Desc {
 
 // described are the metrics above.
 var described = []*prometheus.Desc{
-	mapEntries, mapSize, reasonSeen,
+	mapEntries, mapSize, reasonSeen, flowsExpired, flowsEvicted,
 	lastTimestamp, lastQueued, endpointChanges, endpointChangesPending,
 	serviceChanges, serviceChangesPending, noLocalEndpoints,
 }
@@ -68,6 +72,11 @@ func (m *collector) Collect(out chan<- prometheus.Metric) {
 	}
 	m.collectStatus(out, m.checker.status())
 	m.collectReasons(out)
+	if flows := m.checker.flows; flows != nil {
+		stats := flows.FlowStats()
+		counter(out, flowsExpired, float64(stats.Expired))
+		counter(out, flowsEvicted, float64(stats.Evicted))
+	}
 }
 
 func (m *collector) collectStatus(out chan<- prometheus.Metric, st lb.Status) {
@@ -83,7 +92,7 @@ func (m *collector) collectStatus(out chan<- prometheus.Metric, st lb.Status) {
 			gauge(out, noLocalEndpoints, float64(n), family.String(), policy)
 		}
 	}
-	for _, f := range st.Fill {
+	for _, f := range m.checker.fill(st) {
 		gauge(out, mapEntries, float64(f.Used), f.Map)
 		gauge(out, mapSize, float64(f.Size), f.Map)
 	}

@@ -2,6 +2,7 @@ package health
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -33,6 +34,7 @@ type checker struct {
 	timeout     time.Duration
 	requireNode bool
 	now         func() time.Time
+	flows       FlowSource // nil: there are none
 	source      atomic.Pointer[StatusSource]
 }
 
@@ -44,6 +46,14 @@ func (c *checker) status() lb.Status {
 		return (*s).Status()
 	}
 	return lb.Status{}
+}
+
+// fill says how full the maps are.
+func (c *checker) fill(st lb.Status) []maps.Fill {
+	if c.flows == nil {
+		return st.Fill
+	}
+	return append(slices.Clone(st.Fill), c.flows.FlowStats().Fill)
 }
 
 // healthy is Verdict.Healthy alone, for those who are asked often.
@@ -70,7 +80,7 @@ func (c *checker) verdict() Verdict {
 	if st.Err != nil {
 		v.Warnings = append(v.Warnings, "the last reconcile failed and will be tried again: "+st.Err.Error())
 	}
-	v.Warnings = append(v.Warnings, mapWarnings(st.Fill)...)
+	v.Warnings = append(v.Warnings, mapWarnings(c.fill(st))...)
 	return v
 }
 

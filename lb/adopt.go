@@ -17,6 +17,7 @@ type Adopted struct {
 // leftovers are ids of an adopted map that stand for nothing this daemon knows.
 type leftovers struct {
 	names, backends []uint32
+	sources         []maps.SourceKey
 	// ids are service ids that entries have and names don't; slots are named by
 	// frontends of which we can't tell the ranges. Neither is used for anything
 	// else while those entries are there.
@@ -33,6 +34,7 @@ func (r *reconciler) adopt(d *maps.Dump) Adopted {
 	r.cidrs = slices.Clone(d.ServiceCIDRs)
 	byID := r.adoptNames(d)
 	r.adoptBackends(d, byID)
+	r.adoptSources(d, byID)
 	for k, v := range d.Frontends {
 		r.count(k, 1)
 		p := byID[v.Id]
@@ -69,6 +71,9 @@ func (r *reconciler) adoptServiceIDs(d *maps.Dump) {
 	}
 	for _, be := range d.Backends {
 		note(be.ServiceId)
+	}
+	for k := range d.Sources { // or they would let somebody in to another service
+		note(k.ServiceId)
 	}
 	r.services.reserve(ids)
 }
@@ -161,6 +166,9 @@ func (r *reconciler) prune() error {
 	}
 	if err := errors.Join(errs...); err != nil {
 		return fmt.Errorf(what, err) // they may still lead to the rest
+	}
+	if err := r.pruneSources(); err != nil {
+		return fmt.Errorf(what, err) // or they would be those of the next service with the id
 	}
 	free := func(ids []uint32, free func(uint32) error, pool *idPool, writes *uint64) []uint32 {
 		return slices.DeleteFunc(ids, func(id uint32) bool {

@@ -23,6 +23,7 @@ func town(st *Store) {
 	st.SetService(service("web", "10.96.0.1 fd96::1", "http:80/TCP:30080", "dns:53/UDP:30053").with(func(s *Service) {
 		s.ExternalIPs, s.LoadBalancerIPs = addrs("1.1.1.1"), addrs("1.1.1.2", "2001:db8::2")
 		s.ExternalLocal, s.AffinityTimeout = true, time.Minute
+		s.SourceRanges = prefixes("203.0.113.0/24", "192.168.0.0/24", "2001:db8:1::/48")
 	}))
 	st.SetSlice(slice("web-4", "web", "http:8080/TCP dns:53/UDP", "10.0.0.1@me", "10.0.0.2", "10.0.0.3 serving terminating"))
 	st.SetSlice(slice("web-6", "web", "http:8080/TCP dns:53/UDP", "fd00::1@me", "fd00::2"))
@@ -55,12 +56,13 @@ func TestAdopt(t *testing.T) {
 		}, maps.Writes{Frontends: 1, Slots: 2, Backends: 2}},
 		{"a service deleted", func(s *Store) { s.DeleteService(svcName("far")) }, maps.Writes{Frontends: 2, Backends: 1, Names: 1}},
 		{"a service of two families deleted, of which one frontend is inherited", func(s *Store) { s.DeleteService(svcName("web")) },
-			maps.Writes{Frontends: 2*7 + 2 + 1, Slots: 1, Backends: 10, Names: 4}},
+			maps.Writes{Frontends: 2*7 + 2 + 1, Slots: 1, Backends: 10, Names: 4, Sources: 2*3 + 2}},
 		{"a service more", func(s *Store) { s.SetService(service("new", "10.96.0.9", "http:80/TCP")) }, maps.Writes{Frontends: 2, Names: 1}},
 		{"the older of two that claim an address", func(s *Store) {
 			s.SetService(service("web", "10.96.0.1 fd96::1", "http:80/TCP:30080", "dns:53/UDP:30053").with(func(s *Service) {
 				s.ExternalIPs, s.LoadBalancerIPs = addrs("1.1.1.1"), addrs("1.1.1.2", "2001:db8::2")
 				s.ExternalLocal, s.AffinityTimeout, s.Created = true, time.Minute, time.Unix(9, 0)
+				s.SourceRanges = prefixes("203.0.113.0/24", "192.168.0.0/24", "2001:db8:1::/48")
 			}))
 		}, maps.Writes{Frontends: 1, Slots: 1}},
 		{"a service CIDR less", func(s *Store) { s.SetServiceCIDRs(prefixes("10.96.0.0/16")) }, maps.Writes{ServiceCidrs: 1}},
@@ -118,6 +120,24 @@ var leftoverTests = []struct {
 	{"one that leads there from outside", func(k *maps.Kernel, d *maps.Dump) error {
 		v := maps.Service{Id: 77, Kind: uint8(maps.ExternalIP), Outside: maps.SlotRange{Base: 0, Count: 256}}
 		return k.SetFrontend(fe("9.9.9.9:9", TCP), v)
+	}},
+	{"a range of clients of an id without a name", func(k *maps.Kernel, d *maps.Dump) error {
+		return k.SetSource(maps.NewSourceKey(2, prefixes("0.0.0.0/0")[0]))
+	}},
+	{"one of the next ids to be given out", func(k *maps.Kernel, d *maps.Dump) error {
+		var errs []error
+		for id := range uint32(30) {
+			if _, named := d.Names[id]; !named && id > 0 {
+				errs = append(errs, k.SetSource(maps.NewSourceKey(id, prefixes("0.0.0.0/0")[0])))
+			}
+		}
+		return errors.Join(errs...)
+	}},
+	{"one that its service has not", func(k *maps.Kernel, d *maps.Dump) error {
+		return k.SetSource(maps.NewSourceKey(d.Frontends[fe("1.1.1.2:80", TCP)].Id, prefixes("0.0.0.0/0")[0]))
+	}},
+	{"no range where there was one", func(k *maps.Kernel, d *maps.Dump) error {
+		return k.DeleteSource(maps.NewSourceKey(d.Frontends[fe("1.1.1.2:80", TCP)].Id, prefixes("203.0.113.0/24")[0]))
 	}},
 	{"a name without a service", func(k *maps.Kernel, d *maps.Dump) error {
 		return k.SetName(50, maps.Name{Namespace: "x", Name: "y", Protocol: 6, Family: 4})

@@ -113,6 +113,9 @@ func frontendValue(id, affinity uint32, f frontendPlan, inCluster, inLocal maps.
 	if elsewhere {
 		v.Flags |= maps.Elsewhere
 	}
+	if f.ranged {
+		v.Flags |= maps.SourceRanges
+	}
 	return v
 }
 

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"testing"
 	"time"
 
@@ -20,6 +21,9 @@ type guard struct {
 	// serving are entries that must have endpoints at every moment of the step
 	// under way.
 	serving map[maps.FrontendKey]sides
+	// admits says of entries which probes they must, and must not, let in at every
+	// moment of the step under way.
+	admits map[maps.FrontendKey]map[netip.Addr]bool
 	// freed and unnamed say when a record or a slot was last given up.
 	freed   map[uint32]time.Time
 	unnamed map[uint32]time.Time
@@ -66,6 +70,7 @@ func (g *guard) did(what string, err error) error {
 			delete(g.serving, k) // once is enough
 		}
 	}
+	g.checkSources(what, d)
 	for slot := range g.named {
 		if !named[slot] {
 			g.unnamed[slot] = g.clock.t
@@ -89,6 +94,47 @@ func (g *guard) checkRange(what string, d *maps.Dump, k maps.FrontendKey, v maps
 	if _, named := d.Names[v.Id]; v.Id != 0 && !named {
 		g.t.Errorf("after %s: frontend %s is of service id %d, which has no name", what, k, v.Id)
 	}
+}
+
+// probes are clients from outside, that source ranges of the tests have or have not.
+var probes = addrs("203.0.113.1", "198.51.100.1", "192.168.0.9", "1.1.1.2", "2001:db8:1::1", "fd00:1::9")
+
+func letsIn(d *maps.Dump, v maps.Service, client netip.Addr) bool {
+	return v.Flags&maps.SourceRanges == 0 ||
+		slices.ContainsFunc(d.SourcesOf(v.Id), func(p netip.Prefix) bool { return p.Contains(client) })
+}
+
+// checkSources: who may come in before and after may do so all the time, and who
+// may not, never.
+func (g *guard) checkSources(what string, d *maps.Dump) {
+	g.t.Helper()
+	for k, clients := range g.admits {
+		for client, want := range clients {
+			if v, there := d.Frontends[k]; there && letsIn(d, v, client) != want {
+				g.t.Errorf("after %s: frontend %s lets %s in for a moment: %t:\n%s", what, k, client, !want, d.Text())
+				delete(g.admits, k)
+			}
+		}
+	}
+	for k, v := range d.Frontends {
+		room := int(g.Sizes().Sources) - len(d.Sources) - len(d.ServiceCIDRs)
+		// In a full map a range may have to go before another comes: room for one.
+		if v.Flags&maps.SourceRanges != 0 && !g.wrong[k] && len(d.SourcesOf(v.Id)) == 0 && room > 1 {
+			g.t.Errorf("after %s: frontend %s lets nobody in:\n%s", what, k, d.Text())
+		}
+	}
+}
+
+func (g *guard) SetSource(k maps.SourceKey) error {
+	g.t.Helper()
+	g.writes.Sources++
+	return g.did(fmt.Sprintf("SetSource(%s)", k), g.Tables.SetSource(k))
+}
+
+func (g *guard) DeleteSource(k maps.SourceKey) error {
+	g.t.Helper()
+	g.writes.Sources++
+	return g.did(fmt.Sprintf("DeleteSource(%s)", k), g.Tables.DeleteSource(k))
 }
 
 func (g *guard) SetFrontend(k maps.FrontendKey, v maps.Service) error {
@@ -181,6 +227,7 @@ func (g *guard) DeleteServiceCIDR(p netip.Prefix) error {
 // step: those of a service port that has some now and will have some after.
 func (g *guard) keepServing(after *maps.Dump) {
 	g.serving = map[maps.FrontendKey]sides{}
+	g.admits = map[maps.FrontendKey]map[netip.Addr]bool{}
 	now, _ := g.Dump()
 	for k, v := range now.Frontends {
 		next, stays := after.Frontends[k]
@@ -190,6 +237,13 @@ func (g *guard) keepServing(after *maps.Dump) {
 		a, b := now.Names[v.Id], after.Names[next.Id]
 		if a.Namespace == b.Namespace && a.Name == b.Name {
 			g.serving[k] = sides{v.Inside.Count > 0 && next.Inside.Count > 0, v.Outside.Count > 0 && next.Outside.Count > 0}
+			g.admits[k] = map[netip.Addr]bool{}
+			for _, client := range probes {
+				before := letsIn(now, v, client)
+				if FamilyOf(client) == FamilyOf(k.AddrPort().Addr()) && before == letsIn(after, next, client) {
+					g.admits[k][client] = before
+				}
+			}
 		}
 	}
 }

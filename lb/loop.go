@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"slices"
 	"sync"
 	"time"
@@ -47,6 +48,10 @@ type Loop struct {
 	pending changes
 	retries int
 	checks  healthChecks
+	// ranged are the services with source ranges, which the node's addresses bear
+	// on; addrs are those that they were last planned with.
+	ranged map[ServiceName]bool
+	addrs  []netip.Addr
 
 	mu     sync.Mutex
 	status Status
@@ -67,6 +72,7 @@ func NewLoop(o LoopOptions) *Loop {
 		o: o, r: newReconciler(o.Tables, o.Log, o.Now),
 		synced: make(chan struct{}),
 		checks: healthChecks{},
+		ranged: map[ServiceName]bool{},
 	}
 }
 
@@ -140,9 +146,15 @@ func (l *Loop) step() {
 	failed := changes{since: todo.since}
 	var errs []error
 	around := l.o.Store.surroundings()
-	at := place{node: l.o.NodeName}
+	at := place{node: l.o.NodeName, addrs: outsideAddrs(around.addrs)}
 	if around.node != nil {
 		at.zone = around.node.Zone
+	}
+	if !slices.Equal(l.addrs, at.addrs) {
+		for name := range l.ranged {
+			todo.service(name)
+		}
+		l.addrs = at.addrs
 	}
 	names := l.names(todo, report.Full)
 	asked := len(names) // after them come heirs, for whom nothing changed
@@ -237,8 +249,12 @@ func (l *Loop) reconcileService(name ServiceName, at place) error {
 	svc, sls := l.o.Store.get(name)
 	l.checks.update(name, svc, sls, at)
 	var plans []portPlan
+	delete(l.ranged, name)
 	if svc != nil {
 		plans = planService(svc, sls, at)
+		if len(svc.SourceRanges) > 0 {
+			l.ranged[name] = true
+		}
 	}
 	return l.r.reconcile(name, plans)
 }

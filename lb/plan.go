@@ -38,6 +38,9 @@ type portPlan struct {
 	// backends are those that serve, in the sets or not, sorted by address: a
 	// flow keeps an endpoint that has left the set while it serves.
 	backends []backendPlan
+	// sources are the ranges of clients that load-balancer IPs let in, masked and
+	// sorted; none: they let in everybody.
+	sources []netip.Prefix
 	// noLocal: by policy (see Status.NoLocalEndpoints).
 	noLocalInternal, noLocalExternal bool
 }
@@ -47,6 +50,8 @@ type frontendPlan struct {
 	kind maps.FrontendKind
 	// Whether each side uses the local set, else it uses the cluster set.
 	insideLocal, outsideLocal bool
+	// ranged: from outside, only clients of the port's sources are let in.
+	ranged bool
 }
 
 type backendPlan struct {
@@ -115,6 +120,7 @@ func planPort(svc *Service, p ServicePort, family Family, slicesOf []*EndpointSl
 			plan.backends = append(plan.backends, backendPlan{addr: c.addr, flags: c.flags()})
 		}
 	}
+	plan.sources = planSources(svc, plan.frontends, family, at)
 	plan.noLocalInternal = svc.InternalLocal && cluster && !local
 	plan.noLocalExternal = svc.ExternalLocal && cluster && !local &&
 		(p.NodePort != 0 || len(plan.frontends) > 1)
@@ -141,7 +147,7 @@ func planFrontends(svc *Service, p ServicePort, family Family) []frontendPlan {
 	var plan []frontendPlan
 	add := func(kind maps.FrontendKind, a netip.Addr, port uint16) {
 		f := frontendPlan{key: maps.NewFrontendKey(a, port, uint8(p.Protocol)), kind: kind,
-			outsideLocal: svc.ExternalLocal}
+			outsideLocal: svc.ExternalLocal, ranged: kind == maps.LoadBalancerIP && hasRanges(svc, family)}
 		if kind == maps.ClusterIP {
 			f.insideLocal, f.outsideLocal = svc.InternalLocal, svc.InternalLocal
 		}

@@ -20,6 +20,8 @@ import (
 // place is where this node is; empty fields are unknown and match no hint.
 type place struct {
 	node, zone string
+	// addrs are the node's, but for loopback.
+	addrs []netip.Addr
 }
 
 // candidate is one endpoint of a service port, merged over all slices.

@@ -22,6 +22,8 @@ type port struct {
 	ranges []slotRange
 	// backends, sorted by address.
 	backends []backend
+	// sources are the ranges that map sources has for id, sorted.
+	sources []netip.Prefix
 
 	noLocalInternal, noLocalExternal bool
 }

@@ -11,7 +11,7 @@ import (
 // roomy is enough for whatever world makes; tight is not.
 var (
 	roomy = maps.Sizes{Services: 256, Slots: 1024, Backends: 512, Affinity: 16, Sources: 256, Flows: 16}
-	tight = maps.Sizes{Services: 20, Slots: 32, Backends: 20, Affinity: 16, Sources: 16, Flows: 16}
+	tight = maps.Sizes{Services: 20, Slots: 32, Backends: 20, Affinity: 16, Sources: 3, Flows: 16}
 )
 
 // faults fail writes: some, or all from a moment on, as for a daemon that is
@@ -89,7 +89,7 @@ func checkRandom(t *testing.T, c chooser, sizes maps.Sizes, rounds int) {
 // checkEmptied deletes everything: nothing may be left.
 func checkEmptied(t *testing.T, r *rig, g *guard) {
 	t.Helper()
-	g.serving = nil
+	g.serving, g.admits = nil, nil
 	for name := range r.store.services {
 		r.store.DeleteService(name)
 	}
@@ -103,7 +103,7 @@ func checkEmptied(t *testing.T, r *rig, g *guard) {
 	if u := r.used(); u != (used{}) {
 		t.Errorf("with everything deleted there are in use %+v", u)
 	}
-	if n := len(r.loop.r.ports) + len(r.loop.r.owners) + len(r.loop.r.orphans) + len(r.loop.r.nodeAddrs); n != 0 {
+	if n := len(r.loop.r.ports) + len(r.loop.r.owners) + len(r.loop.r.orphans) + len(r.loop.r.nodeAddrs) + len(r.loop.ranged); n != 0 {
 		t.Errorf("with everything deleted the loop remembers %d things", n)
 	}
 }

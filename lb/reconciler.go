@@ -30,6 +30,8 @@ type reconciler struct {
 	// entries counts those of map services: frontends but for cluster IPs as a
 	// whole, which are flags of their addresses.
 	entries int
+	// sources counts entries of map sources.
+	sources int
 	// orphans are frontends of an adopted map that no service is known to own yet.
 	orphans map[maps.FrontendKey]maps.Service
 	left    leftovers
@@ -89,7 +91,7 @@ func (r *reconciler) reconcile(name ServiceName, plans []portPlan) error {
 	}
 	for i := range steps {
 		s := &steps[i]
-		s.err = r.install(s.port, s.want, s.remove)
+		s.noRoom, s.err = r.install(s.port, s.want, s.remove)
 		// A full map needs the room of what goes; after any other failure that
 		// stays until the next attempt.
 		if s.err != nil && !onlyFull(s.err) {
@@ -102,7 +104,7 @@ func (r *reconciler) reconcile(name ServiceName, plans []portPlan) error {
 			s.err = r.retire(s.port, s.want, s.remove)
 		}
 		s.port.wanted = nil
-		errs = append(errs, s.err)
+		errs = append(errs, s.noRoom, s.err)
 	}
 	r.ports[name] = slices.DeleteFunc(r.ports[name], (*port).gone)
 	if len(r.ports[name]) == 0 {
@@ -126,6 +128,8 @@ type portStep struct {
 	want   portPlan
 	remove bool
 	err    error
+	// noRoom: ranges of sources found none; the rest of the port is in the maps.
+	noRoom error
 }
 
 // steps pairs a service's ports with their plans; what has no plan, goes.
@@ -152,32 +156,41 @@ func (r *reconciler) steps(name ServiceName, plans []portPlan) []portStep {
 }
 
 // install adds what a plan has that a port has not: first what an entry leads
-// to, then the entry, so that every look-up is right.
-func (r *reconciler) install(p *port, want portPlan, remove bool) error {
+// to, then the entry, so that every look-up is right. noRoom: see portStep.
+func (r *reconciler) install(p *port, want portPlan, remove bool) (noRoom, err error) {
 	r.setCreated(p, want.created)
 	if !remove && want.key.protocol != 0 && p.id == 0 {
 		if err := r.nameID(p); err != nil {
-			return err
+			return nil, err
 		}
 	}
 	r.countNoLocal(p, -1)
 	p.noLocalInternal, p.noLocalExternal = want.noLocalInternal, want.noLocalExternal
 	r.countNoLocal(p, 1)
 	if err := r.addBackends(p, want); err != nil {
-		return err
+		return nil, err
+	}
+	if noRoom, err = r.addSources(p, want); err != nil {
+		return nil, err
 	}
 	mine := r.claimed(p, want.frontends)
+	if noRoom != nil {
+		mine = r.withoutSources(p, mine)
+	}
 	inCluster, inLocal, err := r.placeRanges(p, want, mine)
 	if err != nil {
-		return err
+		return noRoom, err
 	}
-	return r.setFrontends(p, want, mine, inCluster, inLocal)
+	return noRoom, r.setFrontends(p, want, mine, inCluster, inLocal)
 }
 
 // retire removes what the port has that its plan has not: the entry before what
 // it leads to.
 func (r *reconciler) retire(p *port, want portPlan, remove bool) error {
 	if err := r.deleteFrontends(p, want); err != nil {
+		return err
+	}
+	if err := r.deleteSources(p, want); err != nil {
 		return err
 	}
 	r.freeRanges(p)

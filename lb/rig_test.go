@@ -148,13 +148,13 @@ func (r *rig) fresh() *rig {
 // used is what the loop thinks is in use.
 type used struct {
 	services, records, slots uint32
-	entries, names           int
+	entries, names, sources  int
 	noLocal                  [4]int
 }
 
 func (r *rig) used() used {
 	rec := r.loop.r
-	return used{rec.services.used, rec.records.used, rec.slots.used, rec.entries, len(r.dump().Names), [4]int{
+	return used{rec.services.used, rec.records.used, rec.slots.used, rec.entries, len(r.dump().Names), rec.sources, [4]int{
 		rec.noLocal[NoLocalKey{IPv4, false}], rec.noLocal[NoLocalKey{IPv4, true}],
 		rec.noLocal[NoLocalKey{IPv6, false}], rec.noLocal[NoLocalKey{IPv6, true}],
 	}}

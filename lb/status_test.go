@@ -86,10 +86,14 @@ func TestStatusCounts(t *testing.T) {
 			entries++
 		}
 	}
+	if len(d.Sources) == 0 {
+		t.Error("no sources to count")
+	}
 	want := []maps.Fill{
 		{Map: "services", Flag: maps.FlagServices, Used: uint32(entries), Size: roomy.Services},
 		{Map: "slots", Flag: maps.FlagSlots, Used: r.loop.r.slots.used, Size: roomy.Slots},
 		{Map: "backends", Flag: maps.FlagBackends, Used: uint32(len(d.Backends)), Size: roomy.Backends},
+		{Map: "sources", Flag: maps.FlagSources, Used: uint32(len(d.Sources)), Size: roomy.Sources},
 	}
 	if !slices.Equal(s.Fill, want) {
 		t.Errorf("fill %+v, want %+v", s.Fill, want)
@@ -175,9 +179,9 @@ func TestReport(t *testing.T) {
 // An error names the service and what has no room; the others are programmed.
 func TestFullMapHurtsOneService(t *testing.T) {
 	for full, sizes := range map[string]maps.Sizes{
-		"services": {Services: 4, Slots: 64, Backends: 32, Affinity: 16},
-		"slots":    {Services: 16, Slots: 4, Backends: 32, Affinity: 16},
-		"backends": {Services: 16, Slots: 64, Backends: 5, Affinity: 16},
+		"services": {Services: 4, Slots: 64, Backends: 32, Affinity: 16, Sources: 16, Flows: 16},
+		"slots":    {Services: 16, Slots: 4, Backends: 32, Affinity: 16, Sources: 16, Flows: 16},
+		"backends": {Services: 16, Slots: 64, Backends: 5, Affinity: 16, Sources: 16, Flows: 16},
 	} {
 		t.Run(full, func(t *testing.T) {
 			clock := newTestClock()
@@ -214,7 +218,7 @@ func TestFullMapHurtsOneService(t *testing.T) {
 // Where a map is full, what takes the place of something else gets its room.
 func TestFullMapSwap(t *testing.T) {
 	clock := newTestClock()
-	r := newRig(t, newGuard(t, maps.NewFake(maps.Sizes{Services: 16, Slots: 64, Backends: 4, Affinity: 16}), clock), clock)
+	r := newRig(t, newGuard(t, maps.NewFake(maps.Sizes{Services: 16, Slots: 64, Backends: 4, Affinity: 16, Sources: 16, Flows: 16}), clock), clock)
 	for _, name := range []string{"p", "q"} { // the same port by another name
 		r.store.SetService(service("a", "10.96.0.1", name+":80/TCP"))
 		r.store.SetSlice(slice("a", "a", name+":80/TCP", "10.0.0.1", "10.0.0.2", "10.0.0.3"))

@@ -2,6 +2,7 @@ package lb
 
 import (
 	"fmt"
+	"net/netip"
 	"slices"
 	"time"
 )
@@ -84,6 +85,7 @@ func (w *world) service(name ServiceName) *Service {
 			s.LoadBalancerIPs = append(s.LoadBalancerIPs, a)
 		}
 	}
+	s.SourceRanges = w.ranges()
 	s.InternalLocal, s.ExternalLocal = c.oneIn(4), c.oneIn(2)
 	if c.oneIn(3) {
 		s.AffinityTimeout = time.Duration(c(3)) * time.Minute
@@ -93,6 +95,16 @@ func (w *world) service(name ServiceName) *Service {
 	}
 	s.Ports = w.ports()
 	return s
+}
+
+func (w *world) ranges() []netip.Prefix {
+	var list []netip.Prefix
+	for _, p := range []string{"203.0.113.0/24", "203.0.0.0/8", "192.168.0.0/24", "2001:db8:1::/48", "fd00:1::/64"} {
+		if w.c.oneIn(4) {
+			list = append(list, netip.MustParsePrefix(p).Masked())
+		}
+	}
+	return list
 }
 
 // ports are such as the API lets in: no two with one number or one name.
@@ -118,7 +130,7 @@ func (w *world) alter(old *Service) string {
 	c := w.c
 	what := ""
 	w.store.SetService(old.with(func(s *Service) {
-		switch c(7) {
+		switch c(8) {
 		case 0:
 			what, s.ExternalLocal = "external policy", !s.ExternalLocal
 		case 1:
@@ -137,6 +149,8 @@ func (w *world) alter(old *Service) string {
 			what, s.ExternalIPs = "external IPs", addrs("1.1.1.1")[:c(2)]
 		case 6:
 			what, s.ClusterIPs = "families", addrs("10.96.0.1", "fd96::1")[c(2):]
+		case 7:
+			what, s.SourceRanges = "source ranges", w.ranges()
 		}
 	}))
 	return fmt.Sprintf("service %s: other %s", old.Name.Name, what)

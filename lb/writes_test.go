@@ -34,6 +34,15 @@ func numberedSlice(i, from, n int) *EndpointSlice {
 	return s
 }
 
+// numberedRanged is service 3 as the tests before it left it, with a load-balancer
+// IP for these clients.
+func numberedRanged(ranges ...string) *Service {
+	return numberedService(3).with(func(s *Service) {
+		s.AffinityTimeout, s.ExternalLocal, s.Ports[0].NodePort = 5e9, true, 30080
+		s.LoadBalancerIPs, s.SourceRanges = addrs("1.1.1.2"), prefixes(ranges...)
+	})
+}
+
 func numberedSizes(services int) maps.Sizes {
 	n := uint32(max(services, 10))
 	return maps.Sizes{Services: 2 * n, Slots: 20 * n, Backends: 12 * n, Affinity: 16, Sources: 16, Flows: 16}
@@ -79,6 +88,14 @@ func TestWriteCounts(t *testing.T) {
 				s.AffinityTimeout, s.ExternalLocal, s.Ports[0].NodePort = 5e9, true, 30080
 			}))
 		}, w{Frontends: 1}},
+		{"a load-balancer IP with source ranges", func(s *Store) { s.SetService(numberedRanged("10.0.0.0/8", "11.0.0.0/8")) },
+			w{Frontends: 1, Sources: 2}},
+		{"another source range", func(s *Store) { s.SetService(numberedRanged("10.0.0.0/8", "12.0.0.0/8")) }, w{Sources: 2}},
+		{"source ranges of the other family only", func(s *Store) { s.SetService(numberedRanged("fd00::/8")) }, w{Frontends: 1, Sources: 2}},
+		{"and of this one again", func(s *Store) { s.SetService(numberedRanged("fd00::/8", "11.0.0.0/8")) }, w{Frontends: 1, Sources: 1}},
+		{"no load-balancer IP any more", func(s *Store) {
+			s.SetService(numberedRanged("fd00::/8", "11.0.0.0/8").with(func(s *Service) { s.LoadBalancerIPs = nil }))
+		}, w{Frontends: 1, Sources: 1}},
 		{"the service goes", func(s *Store) { s.DeleteService(svcName("svc-3")) }, w{Frontends: 3, Backends: 10, Names: 1}},
 		{"an unknown service's slice", func(s *Store) { s.SetSlice(numberedSlice(3, 0, 4)) }, w{}},
 		{"the service comes back", func(s *Store) { s.SetService(numberedService(3)) }, w{Frontends: 2, Slots: 4, Backends: 4, Names: 1}},

@@ -3,6 +3,11 @@ package maps
 import (
 	"errors"
 	"fmt"
+	"io/fs"
+	"path/filepath"
+
+	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
 )
 
 // carryOver copies what old maps hold into new ones of the same ABI, ids and
@@ -34,6 +39,11 @@ func carryOver(from, to *Set) (err error) {
 	}
 	for id, n := range dump.Names {
 		if err := k.SetName(id, n); err != nil && !isFull(err) {
+			return err
+		}
+	}
+	for key := range dump.Sources { // before the frontends that let nobody else in
+		if err := k.SetSource(key); err != nil && !isFull(err) && key.check() == nil {
 			return err
 		}
 	}
@@ -88,6 +98,50 @@ func carryAffinity(old, k *Kernel) error {
 		return fmt.Errorf("copy session affinity: %w", err)
 	}
 	return nil
+}
+
+// carryFlows copies connections of the packet path from one map to another of a
+// different size, and counts the entries that found no room. One that is there
+// already is replaced by one that was used later. It must not stop a start: what
+// it could not read is an error, and to be reported only.
+//
+// Between maps of different ABI nothing is carried, since nobody can say what the
+// other's entries mean: connections from outside are broken by such an upgrade.
+func carryFlows(from, to *ebpf.Map) (lost int, err error) {
+	err = EachFlow(from, func(k *FlowKey, f *Flow) error {
+		var there Flow
+		flags := ebpf.UpdateNoExist // or the entry is the programs' own, and newer
+		if to.Lookup(k, &there) == nil {
+			if there.Used >= f.Used {
+				return nil
+			}
+			flags = ebpf.UpdateExist
+		}
+		err := to.Update(k, f, flags)
+		switch {
+		case errors.Is(err, unix.E2BIG):
+			lost++
+		case errors.Is(err, ebpf.ErrKeyExist), errors.Is(err, ebpf.ErrKeyNotExist): // changed meanwhile
+		case err != nil:
+			return fmt.Errorf("copy flow %s: %w", k, err)
+		}
+		return nil
+	})
+	return lost, err
+}
+
+// carryPinnedFlows copies from the flows that are pinned in dir: what the programs
+// of the daemon before noted until ours were in effect.
+func (s *Set) carryPinnedFlows(dir string) (lost int, err error) {
+	old, err := ebpf.LoadPinnedMap(filepath.Join(dir, mapFlows), nil)
+	if errors.Is(err, fs.ErrNotExist) {
+		return 0, nil
+	}
+	if err != nil {
+		return 0, fmt.Errorf("open the flows of the daemon before: %w", err)
+	}
+	defer func() { err = errors.Join(err, old.Close()) }()
+	return carryFlows(old, s.maps[mapFlows])
 }
 
 func isFull(err error) bool {

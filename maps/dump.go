@@ -20,6 +20,20 @@ type Dump struct {
 	NodeAddrs map[netip.Addr]uint32
 	// ServiceCIDRs is sorted.
 	ServiceCIDRs []netip.Prefix
+	// Sources has the ranges of clients that load-balancer IPs let in.
+	Sources map[SourceKey]bool
+}
+
+// SourcesOf gives the ranges of clients of a service id, sorted.
+func (d *Dump) SourcesOf(serviceID uint32) []netip.Prefix {
+	var ranges []netip.Prefix
+	for k := range d.Sources {
+		if p := k.Prefix(); k.ServiceId == serviceID && p.IsValid() {
+			ranges = append(ranges, p)
+		}
+	}
+	slices.SortFunc(ranges, netip.Prefix.Compare)
+	return ranges
 }
 
 // Range gives the backend ids in a range, or an error where it leaves the array.
@@ -64,6 +78,9 @@ func (d *Dump) Text() string {
 	for _, line := range backends {
 		fmt.Fprintln(&b, line)
 	}
+	for _, line := range d.sourceTexts() {
+		fmt.Fprintln(&b, line)
+	}
 	addrs := make([]netip.Addr, 0, len(d.NodeAddrs))
 	for a := range d.NodeAddrs {
 		addrs = append(addrs, a)
@@ -82,6 +99,19 @@ func (d *Dump) Text() string {
 	return b.String()
 }
 
+func (d *Dump) sourceTexts() []string {
+	var lines []string
+	for k := range d.Sources {
+		from := k.String()
+		if p := k.Prefix(); p.IsValid() {
+			from = p.String() + " of " + d.nameOf(k.ServiceId)
+		}
+		lines = append(lines, "source "+from)
+	}
+	slices.Sort(lines)
+	return lines
+}
+
 func (d *Dump) frontendText(k FrontendKey, s Service) string {
 	line := fmt.Sprintf("frontend %s %s", k, FrontendKind(s.Kind))
 	if FrontendKind(s.Kind) == UndefinedPort {
@@ -95,6 +125,9 @@ func (d *Dump) frontendText(k FrontendKey, s Service) string {
 	line += " outside" + d.rangeText(s.Outside, s.Flags&OutsideLocal != 0)
 	if s.Flags&Elsewhere != 0 {
 		line += " elsewhere"
+	}
+	if s.Flags&SourceRanges != 0 {
+		line += " source-ranges"
 	}
 	return line
 }

@@ -45,19 +45,25 @@ func TestDumpText(t *testing.T) {
 		f.SetFrontend(frontend("10.96.0.9:80", 6), maps.Service{Id: 1, Kind: uint8(maps.ExternalIP), Flags: maps.InsideLocal}),
 		f.SetFrontend(frontend("[::]:30053", 17), maps.Service{Id: 2, Kind: uint8(maps.NodePort), Inside: maps.SlotRange{Base: 2, Count: 1}}),
 		f.SetFrontend(maps.NewFrontendKey(addr("10.96.0.10"), 0, 0), maps.Service{Kind: uint8(maps.UndefinedPort)}),
+		f.SetFrontend(frontend("1.2.3.4:80", 6), maps.Service{Id: 1, Kind: uint8(maps.LoadBalancerIP), Flags: maps.SourceRanges}),
+		f.SetSource(source(1, "203.0.113.0/24")), f.SetSource(source(1, "0.0.0.0/1")), f.SetSource(source(2, "::/0")),
 		f.SetNodeAddr(addr("192.168.0.1"), 0),
 		f.SetNodeAddr(addr("127.0.0.1"), maps.OwnNetns),
 		f.SetServiceCIDR(prefix("fd00:10:96::/112")), f.SetServiceCIDR(prefix("10.96.0.0/12")))
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := `frontend 10.96.0.9:80/TCP ExternalIP of ns/web:http/TCP inside=local[] outside=cluster[]
+	want := `frontend 1.2.3.4:80/TCP LoadBalancerIP of ns/web:http/TCP inside=cluster[] outside=cluster[] source-ranges
+frontend 10.96.0.9:80/TCP ExternalIP of ns/web:http/TCP inside=local[] outside=cluster[]
 frontend 10.96.0.10:0/ANY UndefinedPort
 frontend 10.96.0.10:80/TCP ClusterIP of ns/web:http/TCP affinity 10800s inside=cluster[10.0.0.10:8080 10.0.0.9:8080] outside=local[10.0.0.9:8080] elsewhere
 frontend [*]:30053/UDP NodePort of ns/dns/UDP inside=cluster[[fd00::3]:53] outside=cluster[]
 backend 10.0.0.10:8080 of ns/web:http/TCP terminating
 backend 10.0.0.9:8080 of ns/web:http/TCP cluster local on-node
 backend [fd00::3]:53 of ns/dns/UDP cluster
+source 0.0.0.0/1 of ns/web:http/TCP
+source 203.0.113.0/24 of ns/web:http/TCP
+source ::/0 of ns/dns/UDP
 node-addr 127.0.0.1 own-netns
 node-addr 192.168.0.1
 service-cidr 10.96.0.0/12
@@ -72,7 +78,11 @@ service-cidr fd00:10:96::/112
 	s := d.Frontends[frontend("10.96.0.9:80", 6)]
 	s.Inside = maps.SlotRange{Base: 31, Count: 2}
 	d.Frontends[frontend("10.96.0.9:80", 6)] = s
-	for _, w := range []string{"unnamed service 2", "free record 1", "inside=local[invalid: slots 31 to 33 of 32]"} {
+	if got := d.SourcesOf(1); len(got) != 2 || got[0].String() != "0.0.0.0/1" {
+		t.Errorf("sources of service 1: %v", got)
+	}
+	d.Sources[maps.SourceKey{PrefixBits: 30, ServiceId: 9}] = true
+	for _, w := range []string{"source :: with 30 bits of service id 9", "unnamed service 2", "free record 1", "inside=local[invalid: slots 31 to 33 of 32]"} {
 		if !strings.Contains(d.Text(), w) {
 			t.Errorf("%q is not said in\n%s", w, d.Text())
 		}
@@ -96,13 +106,15 @@ func TestFaulty(t *testing.T) {
 		"DeleteNodeAddr":    func(t maps.Tables) error { return t.DeleteNodeAddr(addr("10.0.0.9")) },
 		"SetServiceCIDR":    func(t maps.Tables) error { return t.SetServiceCIDR(prefix("10.96.0.0/12")) },
 		"DeleteServiceCIDR": func(t maps.Tables) error { return t.DeleteServiceCIDR(prefix("10.96.0.0/16")) },
+		"SetSource":         func(t maps.Tables) error { return t.SetSource(source(1, "10.0.0.0/8")) },
+		"DeleteSource":      func(t maps.Tables) error { return t.DeleteSource(source(1, "1.0.0.0/8")) },
 	}
 	for method, write := range writes {
 		fake := maps.NewFake(small)
 		err := errors.Join(fake.SetName(1, maps.Name{Namespace: "a", Name: "b"}),
 			fake.SetBackend(1, record("10.0.0.1:1", 6, 1, 1)), fake.SetBackend(2, record("10.0.0.2:1", 6, 1, 1)),
 			fake.SetFrontend(frontend("10.96.0.1:80", 6), maps.Service{Id: 1, Kind: 1}), fake.SetNodeAddr(addr("10.0.0.9"), 0),
-			fake.SetServiceCIDR(prefix("10.96.0.0/16")))
+			fake.SetServiceCIDR(prefix("10.96.0.0/16")), fake.SetSource(source(1, "1.0.0.0/8")))
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -20,6 +20,7 @@ type Fake struct {
 	names     map[uint32]Name
 	nodeAddrs map[netip.Addr]uint32
 	cidrs     map[netip.Prefix]bool
+	sources   map[SourceKey]bool
 	// services counts frontends that are entries of services: all but cluster IPs
 	// as a whole.
 	services int
@@ -51,6 +52,7 @@ func NewFake(sizes Sizes) *Fake {
 		names:     map[uint32]Name{},
 		nodeAddrs: map[netip.Addr]uint32{},
 		cidrs:     map[netip.Prefix]bool{},
+		sources:   map[SourceKey]bool{},
 		addrs:     map[netip.Addr]int{},
 	}
 }
@@ -221,6 +223,27 @@ func (f *Fake) DeleteNodeAddr(a netip.Addr) error {
 	return nil
 }
 
+// SetSource adds a range of clients.
+func (f *Fake) SetSource(k SourceKey) error {
+	if err := k.check(); err != nil {
+		return err
+	}
+	if !f.sources[k] && !f.sourceRoom() {
+		return fmt.Errorf("add source range %s: %w", k, f.sizes.NewFullError(mapSources))
+	}
+	f.sources[k] = true
+	return nil
+}
+
+// sourceRoom says whether map sources has room for another entry.
+func (f *Fake) sourceRoom() bool { return len(f.sources)+len(f.cidrs) < int(f.sizes.Sources) }
+
+// DeleteSource removes one.
+func (f *Fake) DeleteSource(k SourceKey) error {
+	delete(f.sources, k)
+	return nil
+}
+
 // Dump gives a copy of everything.
 func (f *Fake) Dump() (*Dump, error) {
 	d := &Dump{
@@ -230,6 +253,7 @@ func (f *Fake) Dump() (*Dump, error) {
 		Names:        maps.Clone(f.names),
 		NodeAddrs:    maps.Clone(f.nodeAddrs),
 		ServiceCIDRs: slices.SortedFunc(maps.Keys(f.cidrs), netip.Prefix.Compare),
+		Sources:      maps.Clone(f.sources),
 	}
 	for id, be := range f.backends {
 		if be.ServiceId != 0 {

@@ -78,3 +78,13 @@ func (f *Faulty) DeleteServiceCIDR(p netip.Prefix) error {
 func (f *Faulty) DeleteNodeAddr(a netip.Addr) error {
 	return f.try("DeleteNodeAddr", func() error { return f.Tables.DeleteNodeAddr(a) })
 }
+
+// SetSource is a write.
+func (f *Faulty) SetSource(k SourceKey) error {
+	return f.try("SetSource", func() error { return f.Tables.SetSource(k) })
+}
+
+// DeleteSource is a write.
+func (f *Faulty) DeleteSource(k SourceKey) error {
+	return f.try("DeleteSource", func() error { return f.Tables.DeleteSource(k) })
+}

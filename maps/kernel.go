@@ -164,6 +164,33 @@ func (k *Kernel) DeleteName(id uint32) error {
 	return k.wrap(ignoreMissing(err), mapNames, fmt.Sprintf("delete the name of service id %d", id))
 }
 
+// SetSource adds a range of clients. The value is the prefix's bits: a look-up
+// finds the longest range that holds another, and tells by it which that is.
+func (k *Kernel) SetSource(key SourceKey) error {
+	if err := key.check(); err != nil {
+		return err
+	}
+	return k.wrap(k.putSource(key), mapSources, "add source range "+key.String())
+}
+
+func (k *Kernel) putSource(key SourceKey) error {
+	sources, bits, there := k.set.maps[mapSources], uint8(key.PrefixBits), uint8(0)
+	err := sources.Put(key, bits)
+	if !errors.Is(err, unix.ENOSPC) {
+		return err
+	}
+	if sources.Lookup(key, &there) == nil && there == bits {
+		return nil // a full trie of an older kernel takes not even what it has
+	}
+	return unix.E2BIG // what the other maps say
+}
+
+// DeleteSource removes one.
+func (k *Kernel) DeleteSource(key SourceKey) error {
+	err := k.set.maps[mapSources].Delete(key)
+	return k.wrap(ignoreMissing(err), mapSources, "delete source range "+key.String())
+}
+
 // SockPeerFD is the file descriptor of map sock_peer, by which sock_diag is
 // asked for what sockets hold in it.
 func (k *Kernel) SockPeerFD() int { return k.set.maps[mapSockPeer].FD() }

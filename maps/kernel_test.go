@@ -40,7 +40,7 @@ func TestCloseLeavesNothing(t *testing.T) {
 		_ = loaded.Close()
 	}
 	// One more that must be replaced: the older set is closed by Open.
-	staged, _, err := maps.Open(root, maps.Sizes{Services: 64, Slots: 32, Backends: 16, Affinity: 16})
+	staged, _, err := maps.Open(root, maps.Sizes{Services: 64, Slots: 32, Backends: 16, Affinity: 16, Sources: 16, Flows: 16})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -22,6 +22,10 @@ func TestLayout(t *testing.T) {
 		mapSockPeer:     {4, unsafe.Sizeof(SockFlow{})},
 		mapAffinity:     {unsafe.Sizeof(AffinityKey{}), unsafe.Sizeof(AffinityValue{})},
 		mapAddrs:        {unsafe.Sizeof(abiAddr{}), unsafe.Sizeof(abiAddrInfo{})},
+		mapSources:      {unsafe.Sizeof(SourceKey{}), 1},
+		mapFlows:        {unsafe.Sizeof(FlowKey{}), unsafe.Sizeof(Flow{})},
+		mapFlowsNew:     {unsafe.Sizeof(FlowKey{}), unsafe.Sizeof(Flow{})},
+		mapFragments:    {unsafe.Sizeof(abiFragmentKey{}), unsafe.Sizeof(abiFragment{})},
 		mapNames:        {4, unsafe.Sizeof(abiServiceName{})},
 		mapCounters:     {4, unsafe.Sizeof(uint64(0))},
 		mapMeta:         {4, unsafe.Sizeof(Meta{})},
@@ -59,13 +63,13 @@ func TestStride(t *testing.T) {
 
 // Every map has a name in the object, and the ones that a flag sizes get their size.
 func TestSpecSizes(t *testing.T) {
-	sizes := Sizes{Services: 17, Slots: 18, Backends: 19, Affinity: 20}
+	sizes := Sizes{Services: 17, Slots: 18, Backends: 19, Affinity: 20, Sources: 21, Flows: 22}
 	specs, err := Spec(sizes)
 	if err != nil {
 		t.Fatal(err)
 	}
 	for name, want := range map[string]uint32{
-		mapServices: 17, mapNames: 17, mapSlots: 18, mapBackends: 19, mapBackendStats: 19, mapAffinity: 20,
+		mapServices: 17, mapNames: 17, mapSlots: 18, mapBackends: 19, mapBackendStats: 19, mapAffinity: 20, mapSources: 21, mapFlows: 22,
 	} {
 		if got := specs[name].MaxEntries; got != want {
 			t.Errorf("map %s: %d entries, want %d", name, got, want)
@@ -88,7 +92,9 @@ func TestSpecSizes(t *testing.T) {
 func TestFlagBits(t *testing.T) {
 	for _, group := range [][]uint32{
 		{uint32(ClusterSet), uint32(LocalSet), uint32(OnNode), uint32(Terminating)},
-		{uint32(InsideLocal), uint32(OutsideLocal), uint32(Elsewhere)},
+		{uint32(InsideLocal), uint32(OutsideLocal), uint32(Elsewhere), uint32(SourceRanges)},
+		{uint32(FlowSNAT), uint32(FlowConfirmed), uint32(FlowOwn)},
+		{uint32(SaidFIN), uint32(SaidFINLater), uint32(SaidRST)},
 	} {
 		var all uint32
 		for _, f := range group {

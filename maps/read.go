@@ -3,6 +3,7 @@ package maps
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 	"sync/atomic"
 )
 
@@ -14,6 +15,7 @@ func (k *Kernel) Dump() (*Dump, error) {
 		Backends:  map[uint32]Backend{},
 		Names:     map[uint32]Name{},
 		NodeAddrs: map[netip.Addr]uint32{},
+		Sources:   map[SourceKey]bool{},
 	}
 	for i := range k.slots {
 		d.Slots[i] = atomic.LoadUint32(&k.slots[i].ID)
@@ -31,7 +33,7 @@ func (k *Kernel) Dump() (*Dump, error) {
 		err = k.dumpAddrs(d)
 	}
 	if err == nil {
-		d.ServiceCIDRs, err = k.readServiceCIDRs()
+		err = k.dumpSources(d)
 	}
 	return d, err
 }
@@ -59,6 +61,24 @@ func (k *Kernel) dumpNames(d *Dump) error {
 	}
 	if err := it.Err(); err != nil {
 		return fmt.Errorf("read map %s: %w", mapNames, err)
+	}
+	return nil
+}
+
+func (k *Kernel) dumpSources(d *Dump) error {
+	var key SourceKey
+	var v uint8
+	it := k.set.maps[mapSources].Iterate()
+	for it.Next(&key, &v) {
+		if key.ServiceId == anyService {
+			d.ServiceCIDRs = append(d.ServiceCIDRs, key.Prefix())
+			continue
+		}
+		d.Sources[key] = true
+	}
+	slices.SortFunc(d.ServiceCIDRs, netip.Prefix.Compare)
+	if err := it.Err(); err != nil {
+		return fmt.Errorf("read map %s: %w", mapSources, err)
 	}
 	return nil
 }

@@ -19,6 +19,8 @@ type Set struct {
 	dir  string // where they are pinned
 	// staged: pinned beside an older set, which Commit replaces.
 	staged bool
+	// carries: the older set's flows are copied, since these have another size.
+	carries bool
 }
 
 // Spec gives the maps' declarations with the given sizes.
@@ -50,8 +52,12 @@ var mapNamesAll = []string{mapServices, mapSlots, mapBackends, mapBackendStats, 
 	mapSockFlows, mapAffinity, mapAddrs, mapSources, mapFlows, mapFlowsNew, mapClaims, mapFragments, mapDevices,
 	mapNames, mapCounters, mapMeta}
 
-// mapNamesKept are maps that programs fill, and nobody could fill again.
-var mapNamesKept = []string{mapSockPeer, mapSockFlows, mapCounters, mapFlows, mapFlowsNew}
+// mapNamesKept are maps that programs fill, and nobody could fill again. Those of
+// mapNamesKeptABI name ids of other maps, which only maps of the same ABI carry on.
+var (
+	mapNamesKept    = []string{mapSockPeer, mapSockFlows, mapCounters}
+	mapNamesKeptABI = []string{mapFlows, mapFlowsNew}
+)
 
 // DefaultSizes are those that the C declarations have.
 func DefaultSizes() Sizes {
@@ -97,6 +103,15 @@ type OpenResult struct {
 	Replaces string
 }
 
+// CarriedFlows says what became of an earlier daemon's connections from outside.
+type CarriedFlows struct {
+	// Lost counts entries that found no room in a smaller map flows. Their
+	// connections end, or are made again from another entry of theirs.
+	Lost int
+	// Err is why not all could be read; nil where they could.
+	Err error
+}
+
 // Open adopts the maps pinned below root if they fit this ABI and these sizes,
 // else makes new ones: beside the old ones, if there are any, which stay in
 // effect until Commit. root is a directory on a bpf file system.
@@ -125,6 +140,9 @@ func Open(root string, sizes Sizes) (*Set, OpenResult, error) {
 	set, err := create(filepath.Join(root, stagedDir), specs, old)
 	if err == nil && old != nil && old.sameABI() {
 		err = carryOver(old, set)
+		if set.carries = old.maps[mapFlows].MaxEntries() != set.maps[mapFlows].MaxEntries(); set.carries {
+			_, _ = carryFlows(old.maps[mapFlows], set.maps[mapFlows]) // Commit does it again, and says what became of it
+		}
 	}
 	if old != nil {
 		err = errors.Join(err, old.Close())
@@ -219,9 +237,9 @@ func create(dir string, specs map[string]*ebpf.MapSpec, old *Set) (*Set, error) 
 }
 
 func createOne(name string, spec *ebpf.MapSpec, old *Set) (*ebpf.Map, error) {
-	if old != nil && slices.Contains(mapNamesKept, name) {
+	if old != nil && (slices.Contains(mapNamesKept, name) || slices.Contains(mapNamesKeptABI, name) && old.sameABI()) {
 		m := old.maps[name]
-		if m != nil && m.Type() == spec.Type && m.ValueSize() == spec.ValueSize && m.MaxEntries() == spec.MaxEntries {
+		if m.Type() == spec.Type && m.ValueSize() == spec.ValueSize && m.MaxEntries() == spec.MaxEntries {
 			c, err := m.Clone()
 			if err != nil {
 				return nil, err
@@ -233,21 +251,25 @@ func createOne(name string, spec *ebpf.MapSpec, old *Set) (*ebpf.Map, error) {
 }
 
 // Commit makes a staged set the pinned one, in place of the older. To be called
-// once programs that use this set are in effect.
-func (s *Set) Commit() error {
+// once programs that use this set are in effect; what theirs have noted until then
+// is copied once more.
+func (s *Set) Commit() (flows CarriedFlows, err error) {
 	if !s.staged {
-		return nil
+		return flows, nil
 	}
 	root := filepath.Dir(s.dir)
 	dir := filepath.Join(root, pinDir)
+	if s.carries {
+		flows.Lost, flows.Err = s.carryPinnedFlows(dir)
+	}
 	if err := os.RemoveAll(dir); err != nil {
-		return fmt.Errorf("remove the pins of the maps before these: %w", err)
+		return flows, fmt.Errorf("remove the pins of the maps before these: %w", err)
 	}
 	if err := os.Rename(s.dir, dir); err != nil {
-		return fmt.Errorf("rename pinned maps %s to %s: %w", s.dir, dir, err)
+		return flows, fmt.Errorf("rename pinned maps %s to %s: %w", s.dir, dir, err)
 	}
 	s.dir, s.staged = dir, false
-	return nil
+	return flows, nil
 }
 
 // Map gives an open map by its name in C, nil where there is none.

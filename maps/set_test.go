@@ -23,6 +23,7 @@ func fill(t *testing.T, k *maps.Kernel, abi uint32) {
 		k.WriteSlots(8, []uint32{5}),
 		k.SetFrontend(frontend("10.96.0.1:80", 6), maps.Service{Id: 1, Kind: uint8(maps.ClusterIP), Inside: maps.SlotRange{Base: 8, Count: 1}}),
 		k.SetNodeAddr(addr("127.0.0.1"), maps.OwnNetns),
+		k.SetSource(source(1, "203.0.113.0/24")),
 		k.SetServiceCIDR(prefix("10.96.0.0/12")))
 	if err != nil {
 		t.Fatal(err)
@@ -104,7 +105,7 @@ func TestOpenFresh(t *testing.T) {
 	if set.Map("no such") != nil {
 		t.Error("a map that there is not")
 	}
-	if err := set.Commit(); err != nil {
+	if _, err := set.Commit(); err != nil {
 		t.Errorf("Commit with nothing staged: %v", err)
 	}
 	if err := maps.Remove(root); err != nil {
@@ -139,7 +140,7 @@ func TestOpenAdopts(t *testing.T) {
 // place. What sockets and counters hold nobody could fill in again, so it stays.
 func TestOpenStages(t *testing.T) {
 	abi := embeddedABI(t)
-	larger := maps.Sizes{Services: 32, Slots: 64, Backends: 32, Affinity: 32}
+	larger := maps.Sizes{Services: 32, Slots: 64, Backends: 32, Affinity: 32, Sources: 16, Flows: 16}
 	for _, c := range []struct {
 		what     string
 		abi      uint32
@@ -148,8 +149,8 @@ func TestOpenStages(t *testing.T) {
 		kept     bool // the entries too
 	}{
 		{"another ABI", abi + 1, small, []string{fmt.Sprintf("ABI %d", abi+1), fmt.Sprintf("binary has %d", abi)}, false},
-		{"more services", abi, maps.Sizes{Services: 32, Slots: 32, Backends: 16, Affinity: 16}, []string{"16 entries", maps.FlagServices, "32"}, true},
-		{"fewer backends", abi, maps.Sizes{Services: 16, Slots: 32, Backends: 8, Affinity: 16}, []string{"16 entries", maps.FlagBackends, "8"}, true},
+		{"more services", abi, maps.Sizes{Services: 32, Slots: 32, Backends: 16, Affinity: 16, Sources: 16, Flows: 16}, []string{"16 entries", maps.FlagServices, "32"}, true},
+		{"fewer backends", abi, maps.Sizes{Services: 16, Slots: 32, Backends: 8, Affinity: 16, Sources: 16, Flows: 16}, []string{"16 entries", maps.FlagBackends, "8"}, true},
 		{"all larger", abi, larger, []string{"room for", "asks for"}, true},
 	} {
 		t.Run(c.what, func(t *testing.T) { testStage(t, c.abi, c.sizes, c.replaces, c.kept) })
@@ -185,7 +186,7 @@ func testStage(t *testing.T, abi uint32, sizes maps.Sizes, replaces []string, ke
 		t.Error("before Commit the pinned maps are not the old ones")
 	}
 	_ = loaded.Close()
-	if err := staged.Commit(); err != nil {
+	if _, err := staged.Commit(); err != nil {
 		t.Fatal(err)
 	}
 	after, result := mapstest.Open(t, root, sizes)
@@ -232,7 +233,7 @@ func TestOpenHalfMade(t *testing.T) {
 	if result.Adopted || !strings.Contains(result.Replaces, "open pinned map") {
 		t.Errorf("%+v", result)
 	}
-	if err := staged.Commit(); err != nil {
+	if _, err := staged.Commit(); err != nil {
 		t.Fatal(err)
 	}
 	if names := pins(t, root, "maps"); len(names) != len(set.All()) {
@@ -247,7 +248,7 @@ func TestOpenHalfMade(t *testing.T) {
 func TestOpenAfterStagedDied(t *testing.T) {
 	root := mapstest.BPFFS(t)
 	set, _ := open(t, root, small)
-	staged, _ := open(t, root, maps.Sizes{Services: 32, Slots: 32, Backends: 16, Affinity: 16})
+	staged, _ := open(t, root, maps.Sizes{Services: 32, Slots: 32, Backends: 16, Affinity: 16, Sources: 16, Flows: 16})
 	_ = staged.Close()
 	again, result := open(t, root, small)
 	if !result.Adopted || id(t, again.Map("services")) != id(t, set.Map("services")) {

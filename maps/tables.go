@@ -33,6 +33,11 @@ type Tables interface {
 	// has are refused.
 	SetServiceCIDR(p netip.Prefix) error
 	DeleteServiceCIDR(p netip.Prefix) error
+	// SetSource adds a range of clients that a service id's load-balancer IPs let
+	// in, where SourceRanges is set; the key is one that NewSourceKey makes.
+	SetSource(SourceKey) error
+	// DeleteSource removes a range, whatever key it has; it need not be there.
+	DeleteSource(SourceKey) error
 	// Sizes gives what fits.
 	Sizes() Sizes
 	// Dump reads everything back.
@@ -159,4 +164,6 @@ const (
 	NameBackends = mapBackends
 	NameAffinity = mapAffinity
 	NameNames    = mapNames
+	NameSources  = mapSources
+	NameFlows    = mapFlows
 )

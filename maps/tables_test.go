@@ -26,6 +26,10 @@ func frontend(s string, protocol uint8) maps.FrontendKey {
 	return maps.NewFrontendKey(ap.Addr(), ap.Port(), protocol)
 }
 
+func source(id uint32, prefix string) maps.SourceKey {
+	return maps.NewSourceKey(id, netip.MustParsePrefix(prefix))
+}
+
 func record(s string, protocol, flags uint8, service uint32) maps.Backend {
 	return maps.NewBackend(netip.MustParseAddrPort(s), protocol, flags, service)
 }
@@ -108,6 +112,19 @@ var operations = []struct {
 	{"all of IPv4", func(t maps.Tables) error { return t.SetServiceCIDR(prefix("0.0.0.0/0")) }, ""},
 	{"delete a service CIDR", func(t maps.Tables) error { return t.DeleteServiceCIDR(prefix("10.96.0.0/12")) }, ""},
 	{"delete one that is not there", func(t maps.Tables) error { return t.DeleteServiceCIDR(prefix("10.96.0.0/13")) }, ""},
+	{"source range", func(t maps.Tables) error { return t.SetSource(source(1, "203.0.113.0/24")) }, ""},
+	{"source range again", func(t maps.Tables) error { return t.SetSource(source(1, "203.0.113.0/24")) }, ""},
+	{"a wider one", func(t maps.Tables) error { return t.SetSource(source(1, "203.0.0.0/16")) }, ""},
+	{"the same of another service", func(t maps.Tables) error { return t.SetSource(source(2, "203.0.113.0/24")) }, ""},
+	{"one of IPv6", func(t maps.Tables) error { return t.SetSource(source(3, "2001:db8::/33")) }, ""},
+	{"everybody", func(t maps.Tables) error { return t.SetSource(source(4, "0.0.0.0/0")) }, ""},
+	{"everybody of IPv6", func(t maps.Tables) error { return t.SetSource(source(5, "::/0")) }, ""},
+	{"of no service", func(t maps.Tables) error { return t.SetSource(source(0, "10.0.0.0/8")) },
+		"add source range 10.0.0.0/8 of service id 0: no range of a service"},
+	{"of part of a service's id", func(t maps.Tables) error { return t.SetSource(maps.SourceKey{PrefixBits: 31, ServiceId: 1}) },
+		"with 31 bits of service id 1"},
+	{"delete the wider one", func(t maps.Tables) error { return t.DeleteSource(source(1, "203.0.0.0/16")) }, ""},
+	{"delete a range that is not there", func(t maps.Tables) error { return t.DeleteSource(source(1, "203.0.0.0/17")) }, ""},
 }
 
 // The fake and real maps come to the same contents, and fail with the same words.
@@ -185,6 +202,13 @@ func TestFull(t *testing.T) {
 		{maps.FullError{Map: "sources", Flag: maps.FlagSources, Size: 16},
 			func(tb maps.Tables, i uint32) error { return tb.SetServiceCIDR(netip.PrefixFrom(node(i), 32)) },
 			func(tb maps.Tables, i uint32) error { return tb.DeleteServiceCIDR(netip.PrefixFrom(node(i), 32)) }},
+		{maps.FullError{Map: "sources", Flag: maps.FlagSources, Size: 16},
+			func(tb maps.Tables, i uint32) error {
+				return tb.SetSource(maps.NewSourceKey(1, netip.PrefixFrom(node(i), 32)))
+			},
+			func(tb maps.Tables, i uint32) error {
+				return tb.DeleteSource(maps.NewSourceKey(1, netip.PrefixFrom(node(i), 32)))
+			}},
 	} {
 		t.Run(c.full.Map, func(t *testing.T) {
 			var texts []string

@@ -24,6 +24,8 @@ type (
 	AffinityKey = abiAffinityKey
 	// AffinityValue is the value of map affinity.
 	AffinityValue = abiAffinityValue
+	// SourceKey is the key of map sources.
+	SourceKey = abiSourceKey
 	// Meta is the one element of map meta.
 	Meta = abiMetaValue
 	// Device is the value of map devices.
@@ -64,6 +66,7 @@ const (
 	InsideLocal  = uint16(abiServiceFlagSERVICE_FLAG_INSIDE_LOCAL)
 	OutsideLocal = uint16(abiServiceFlagSERVICE_FLAG_OUTSIDE_LOCAL)
 	Elsewhere    = uint16(abiServiceFlagSERVICE_FLAG_ELSEWHERE)
+	SourceRanges = uint16(abiServiceFlagSERVICE_FLAG_SOURCE_RANGES)
 )
 
 // Flags of Backend.Flags (enum backend_flag).
@@ -152,6 +155,51 @@ func (f SockFlow) Frontend() netip.AddrPort { return addrPort(f.FrontendAddr, f.
 
 // Backend gives the address that the socket really speaks to.
 func (f SockFlow) Backend() netip.AddrPort { return addrPort(f.BackendAddr, f.BackendPort) }
+
+// NewSourceKey makes the key of a range of clients, masked, of a service id.
+func NewSourceKey(serviceID uint32, p netip.Prefix) SourceKey {
+	bits := p.Bits()
+	if p.Addr().Is4() {
+		bits += v4Bits
+	}
+	p = p.Masked()
+	return SourceKey{PrefixBits: uint32(idBits + bits), ServiceId: serviceID, Addr: newAddr(p.Addr())}
+}
+
+// A prefix of map sources has the service id's bits first, and an IPv4 range those
+// of ::ffff:0:0/96.
+const idBits, v4Bits = 32, 96
+
+// Prefix gives the key's range of clients, not valid where the key is none that
+// NewSourceKey makes.
+func (k SourceKey) Prefix() netip.Prefix {
+	a, bits := k.Addr.addr(), int(k.PrefixBits)-idBits
+	if a.Is4() {
+		bits -= v4Bits
+	}
+	p := netip.PrefixFrom(a, bits)
+	if !p.IsValid() || p != p.Masked() {
+		return netip.Prefix{}
+	}
+	return p
+}
+
+// String gives "PREFIX of service id N".
+func (k SourceKey) String() string {
+	p := k.Prefix()
+	if !p.IsValid() {
+		return fmt.Sprintf("%s with %d bits of service id %d", k.Addr.addr(), k.PrefixBits, k.ServiceId)
+	}
+	return fmt.Sprintf("%s of service id %d", p, k.ServiceId)
+}
+
+// check refuses a key that would let others in than those that it names.
+func (k SourceKey) check() error {
+	if !k.Prefix().IsValid() || k.ServiceId == 0 {
+		return fmt.Errorf("add source range %s: no range of a service", k)
+	}
+	return nil
+}
 
 func newAddr(a netip.Addr) abiAddr { return abiAddr{B: a.As16()} }
 

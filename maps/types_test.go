@@ -34,6 +34,35 @@ func TestFrontendKeyRoundTrip(t *testing.T) {
 	}
 }
 
+// A range of clients comes back as it went in, masked, with the bits of an IPv6
+// prefix after those of the service id.
+func TestSourceKey(t *testing.T) {
+	for prefix, bits := range map[string]uint32{
+		"0.0.0.0/0": 128, "10.0.0.0/8": 136, "203.0.113.7/32": 160, "::/0": 32, "2001:db8::/33": 65, "2001:db8::1/128": 160,
+	} {
+		p := netip.MustParsePrefix(prefix)
+		key := maps.NewSourceKey(7, p)
+		if key.Prefix() != p || key.PrefixBits != bits || key.ServiceId != 7 {
+			t.Errorf("%s: %+v is read back as %s", p, key, key.Prefix())
+		}
+	}
+	if a, b := maps.NewSourceKey(7, netip.MustParsePrefix("10.1.2.3/8")), maps.NewSourceKey(7, netip.MustParsePrefix("10.0.0.0/8")); a != b {
+		t.Errorf("%+v is not masked", a)
+	}
+	odd := maps.NewSourceKey(7, netip.MustParsePrefix("10.0.0.0/8"))
+	for what, change := range map[string]func(*maps.SourceKey){
+		"fewer bits than the id has": func(k *maps.SourceKey) { k.PrefixBits = 31 },
+		"part of ::ffff:0:0/96":      func(k *maps.SourceKey) { k.PrefixBits = 127 },
+		"more bits than there are":   func(k *maps.SourceKey) { k.PrefixBits = 161 },
+		"not masked":                 func(k *maps.SourceKey) { k.Addr.B[15] = 1 },
+	} {
+		k := odd
+		if change(&k); k.Prefix().IsValid() {
+			t.Errorf("%s: read as %s", what, k.Prefix())
+		}
+	}
+}
+
 // The bytes are those of a packet: network order, IPv4 as ::ffff:a.b.c.d.
 func TestByteOrder(t *testing.T) {
 	key := maps.NewFrontendKey(netip.MustParseAddr("10.1.2.3"), 0x1234, 6)
@@ -85,7 +114,7 @@ func TestSizesValidate(t *testing.T) {
 	if err := maps.DefaultSizes().Validate(); err != nil {
 		t.Errorf("the defaults: %v", err)
 	}
-	good := maps.Sizes{Services: 16, Slots: 1 << 26, Backends: 16, Affinity: 16}
+	good := maps.Sizes{Services: 16, Slots: 1 << 26, Backends: 16, Affinity: 16, Sources: 16, Flows: 16}
 	if err := good.Validate(); err != nil {
 		t.Error(err)
 	}
@@ -94,6 +123,8 @@ func TestSizesValidate(t *testing.T) {
 		maps.FlagSlots:    func(s *maps.Sizes) { s.Slots = 1<<26 + 1 },
 		maps.FlagBackends: func(s *maps.Sizes) { s.Backends = 0 },
 		maps.FlagAffinity: func(s *maps.Sizes) { s.Affinity = 1<<32 - 1 },
+		maps.FlagSources:  func(s *maps.Sizes) { s.Sources = 15 },
+		maps.FlagFlows:    func(s *maps.Sizes) { s.Flows = 1<<26 + 1 },
 	} {
 		bad := good
 		change(&bad)
@@ -104,12 +135,12 @@ func TestSizesValidate(t *testing.T) {
 }
 
 func TestWrites(t *testing.T) {
-	w := maps.Writes{Frontends: 1, Slots: 2, Backends: 3, Names: 4, NodeAddrs: 5, ServiceCidrs: 6}
-	w.Add(maps.Writes{Frontends: 10, Slots: 20, Backends: 30, Names: 40, NodeAddrs: 50, ServiceCidrs: 60})
-	if want := (maps.Writes{Frontends: 11, Slots: 22, Backends: 33, Names: 44, NodeAddrs: 55, ServiceCidrs: 66}); w != want {
+	w := maps.Writes{Frontends: 1, Slots: 2, Backends: 3, Names: 4, NodeAddrs: 5, ServiceCidrs: 6, Sources: 7}
+	w.Add(maps.Writes{Frontends: 10, Slots: 20, Backends: 30, Names: 40, NodeAddrs: 50, ServiceCidrs: 60, Sources: 70})
+	if want := (maps.Writes{Frontends: 11, Slots: 22, Backends: 33, Names: 44, NodeAddrs: 55, ServiceCidrs: 66, Sources: 77}); w != want {
 		t.Errorf("sum %+v, want %+v", w, want)
 	}
-	if w.Total() != 231 {
+	if w.Total() != 308 {
 		t.Errorf("total %d, want 231", w.Total())
 	}
 }

@@ -101,7 +101,8 @@ struct {
 	__type(value, struct addr_info);
 } addrs SEC(".maps");
 
-/* Ranges of clients that a load-balancer IP lets in, and of cluster IPs. */
+/* Ranges of clients that a load-balancer IP lets in, and of cluster IPs. The value is
+ * prefix_bits. */
 struct {
 	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
 	__uint(map_flags, BPF_F_NO_PREALLOC);

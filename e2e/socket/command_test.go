@@ -126,6 +126,7 @@ type frontendJSON struct {
 	Port                                                  uint16
 	AffinitySeconds                                       uint32
 	InsidePolicy, OutsidePolicy                           string
+	SourceRanges                                          []string
 	Inside, Outside                                       []struct {
 		Address     string
 		Port        uint16
@@ -140,7 +141,7 @@ type frontendJSON struct {
 func TestServices(t *testing.T) {
 	t.Parallel()
 	c := startCluster(t)
-	c.apply(service("web", 1, everywhere(1), externalLocal, withAffinity(60)), slicesOf("web", up(c.web[0], c.web[1])...),
+	c.apply(service("web", 1, everywhere(1), externalLocal, withAffinity(60), fromRanges("203.0.113.0/24", "100.64.0.0/10", "2001:db8::/32")), slicesOf("web", up(c.web[0], c.web[1])...),
 		service("drain", 2), slicesOf("drain", draining(c.web[1])))
 	for range 3 {
 		if a := ways[0].ask(c.client, vip(2, 4)); a.Err != nil {
@@ -173,7 +174,7 @@ func TestServices(t *testing.T) {
 		}
 		checkServices(t, c, list)
 		table, _, _ := shunt(t, "services", "--bpffs-root", c.d.root, "198.51.100.1:80")
-		if !strings.Contains(table, "default/web:t") || !strings.Contains(table, "Cluster, outside Local") || !strings.Contains(table, "ClientIP 60s") || strings.Count(table, "\n") != 3 {
+		if !strings.Contains(table, "default/web:t") || !strings.Contains(table, "Cluster, outside Local, only from 100.64.0.0/10,203.0.113.0/24") || !strings.Contains(table, "ClientIP 60s") || strings.Count(table, "\n") != 3 {
 			t.Errorf("table:\n%s", table)
 		}
 	}
@@ -205,6 +206,17 @@ func checkServices(t *testing.T, c *cluster, list func(...string) []frontendJSON
 	f := one[0]
 	if f.InsidePolicy != "Cluster" || f.OutsidePolicy != "Local" || len(f.Inside) != 2 || len(f.Outside) != 1 {
 		t.Errorf("policies and endpoints: %+v", f)
+	}
+	if len(f.SourceRanges) != 0 {
+		t.Errorf("a node port that is bound by source ranges: %+v", f)
+	}
+	for ip, want := range map[string]string{
+		balancerIPs(1)[0].String(): "[100.64.0.0/10 203.0.113.0/24]", balancerIPs(1)[1].String(): "[2001:db8::/32]", externalIPs(1)[0].String(): "[]"} {
+		for _, f := range list("-o", "json", ip) {
+			if got := fmt.Sprint(f.SourceRanges); got != want {
+				t.Errorf("%s %s lets in %s, want %s", f.Kind, ip, got, want)
+			}
+		}
 	}
 	if b := f.Outside[0]; b.Address != c.web[0].Addr4().String() || b.Port != serverPort || !b.Local {
 		t.Errorf("the local endpoint: %+v", b)

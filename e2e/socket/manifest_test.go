@@ -98,6 +98,10 @@ func everywhere(n int) func(*corev1.Service) {
 	}
 }
 
+func fromRanges(ranges ...string) func(*corev1.Service) {
+	return func(s *corev1.Service) { s.Spec.LoadBalancerSourceRanges = ranges }
+}
+
 func withAffinity(seconds int32) func(*corev1.Service) {
 	return func(s *corev1.Service) {
 		s.Spec.SessionAffinity = corev1.ServiceAffinityClientIP

@@ -40,7 +40,7 @@ func (p *inProcess) SetHealthChecks([]lb.HealthCheck) {}
 func startInProcess(t *testing.T, node *lab.Node) *inProcess {
 	t.Helper()
 	root := filepath.Join(node.BPFFS(), "shunt")
-	set, _, err := maps.Open(root, maps.Sizes{Services: 64, Slots: 1 << 16, Backends: 1 << 14, Affinity: 64})
+	set, _, err := maps.Open(root, maps.Sizes{Services: 64, Slots: 1 << 16, Backends: 1 << 14, Affinity: 64, Sources: 16, Flows: 16})
 	if err != nil {
 		t.Fatal(err)
 	}

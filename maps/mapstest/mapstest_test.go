@@ -9,7 +9,7 @@ import (
 
 // Two file systems are apart, and what is pinned in one is found again.
 func TestBPFFS(t *testing.T) {
-	sizes := maps.Sizes{Services: 16, Slots: 16, Backends: 16, Affinity: 16}
+	sizes := maps.Sizes{Services: 16, Slots: 16, Backends: 16, Affinity: 16, Sources: 16, Flows: 16}
 	a, b := BPFFS(t), BPFFS(t)
 	if _, r := Open(t, a, sizes); r.Adopted {
 		t.Error("maps found in a new file system")

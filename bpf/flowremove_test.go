@@ -1,0 +1,184 @@
+package bpf
+
+import (
+	"testing"
+	"time"
+
+	"shunt/maps"
+)
+
+// An entry under a flow's key that is another flow's is not touched.
+func TestExpiryLeavesOtherFlows(t *testing.T) {
+	timeouts := allNever
+	timeouts.TCPEstablished = always
+	eachWay(t, 64, timeouts, func(r *expiryRig) {
+		old := flowOf(1, 6, confirmed|maps.FlowSNAT, longAgo)
+		r.put(old, 0, 1)
+		other := flowOf(2, 6, confirmed|maps.FlowSNAT, monotonic()+uint64(time.Hour))
+		if err := r.flows.Put(old.Keys()[2], other); err != nil { // the source port is another flow's by now
+			t.Fatal(err)
+		}
+		r.mustPass()
+		if got := r.has(old); len(got) != 1 || got[2] != other {
+			t.Errorf("there are %+v", got)
+		}
+	})
+}
+
+// A flow that is used between the look at it and the deletion of any of its entries
+// stays, with all of its entries.
+func TestExpiryUsedInBetween(t *testing.T) {
+	timeouts := allNever
+	timeouts.TCPEstablished = always
+	const keys = 3
+	eachWay(t, 64, timeouts, func(r *expiryRig) {
+		for n := range keys * keys {
+			moment, usedKey := n/keys, n%keys
+			f := flowOf(n, 6, confirmed|maps.FlowSNAT, longAgo)
+			r.put(f)
+			used := f
+			used.Used = monotonic() + uint64(time.Hour)
+			deletions := 0
+			r.table.before = func(maps.FlowKey) {
+				if deletions == moment {
+					// A program refreshes what it finds; what is gone it finds no more.
+					usedKey = max(usedKey, moment)
+					r.put(used, usedKey)
+				}
+				deletions++
+			}
+			r.mustPass()
+			for i, got := range r.has(f) {
+				if i <= usedKey && got != used {
+					t.Errorf("used through entry %d before deletion %d: entry %d is %+v", usedKey, moment, i, got)
+				}
+			}
+			if got := len(r.has(f)); got != keys {
+				t.Errorf("used through entry %d before deletion %d: %d entries are left", usedKey, moment, got)
+			}
+			r.table.before = nil
+			r.mustPass() // the rest is as fresh by then
+			for i, v := range r.has(f) {
+				if v != used {
+					t.Errorf("after another pass entry %d is %+v", i, v)
+				}
+			}
+		}
+		if s := r.FlowStats(); s.Expired != 0 {
+			t.Errorf("%+v", s)
+		}
+	})
+}
+
+// A flow that is made anew while its entries are deleted, or made by another
+// connection, is kept as the programs made it.
+func TestExpiryReplacedInBetween(t *testing.T) {
+	timeouts := allNever
+	timeouts.TCPEstablished = always
+	eachWay(t, 64, timeouts, func(r *expiryRig) {
+		f := flowOf(1, 6, confirmed|maps.FlowSNAT, longAgo)
+		r.put(f)
+		other := flowOf(2, 6, confirmed|maps.FlowSNAT, monotonic()+uint64(time.Hour))
+		r.table.before = func(k maps.FlowKey) {
+			if k == f.Keys()[2] {
+				if err := r.flows.Put(k, other); err != nil {
+					t.Error(err)
+				}
+			}
+		}
+		r.mustPass()
+		if got := r.has(f); len(got) != 1 || got[2] != other {
+			t.Errorf("there are %+v", got)
+		}
+	})
+}
+
+// fillUp adds flows in a state until so many entries are there, each used a little
+// later than the one before.
+func (r *expiryRig) fillUp(from, entries int, said uint8) (next int) {
+	for r.count() < entries {
+		r.put(flowOf(from, 6, confirmed, 1000+uint64(from), said, said))
+		from++
+	}
+	return from
+}
+
+// Under pressure flows that ended go, and nothing else where that is enough; else
+// the oldest go, until a fifth of the room is free.
+func TestExpiryPressure(t *testing.T) {
+	eachWay(t, 1000, allNever, func(r *expiryRig) {
+		r.fillUp(0, 900, 0)
+		if !r.mustPass() || r.count() != 900 {
+			t.Fatalf("at 90 %% there are %d entries left", r.count())
+		}
+		first := r.fillUp(450, 960, rst)
+		if !r.mustPass() {
+			t.Error("not enough room was made")
+		}
+		if s := r.FlowStats(); s.Expired != uint64(first-450) || s.Evicted != 50 || r.count() != 800 || s.Fill.Used != 800 {
+			t.Fatalf("%+v, %d entries", s, r.count())
+		}
+		for i := range 450 {
+			if got, want := len(r.has(flowOf(i, 6, confirmed, 1))), 2; (i < 50) != (got == 0) || i >= 50 && got != want {
+				t.Fatalf("flow %d, of which 0 is the oldest, has %d entries", i, got)
+			}
+		}
+		if !r.mustPass() {
+			t.Error("not enough room at 80 %")
+		}
+		if warned := r.log.FilterMessageSnippet("map flows is nearly full").Len(); warned != 1 {
+			t.Errorf("%d warnings: %v", warned, r.log.All())
+		}
+		r.fillUp(2000, 1000, 0)
+		r.mustPass()
+		if s := r.FlowStats(); s.Evicted != 150 || r.count() != 800 {
+			t.Errorf("%+v, %d entries", s, r.count())
+		}
+		r.fillUp(3000, 920, rst)
+		r.mustPass()
+		if s := r.FlowStats(); s.Evicted != 150 || s.Expired != uint64(first-450)+60 || r.count() != 800 {
+			t.Errorf("where those that ended are enough: %+v, %d entries", s, r.count())
+		}
+	})
+}
+
+// A step removes so much and no more; what is left is for the next pass, which comes
+// soon.
+func TestExpiryPressureInSteps(t *testing.T) {
+	eachWay(t, 1000, allNever, func(r *expiryRig) {
+		r.most = 30
+		r.fillUp(0, 1000, 0)
+		for pass, want := range []int{940, 880, 820, 800} {
+			if enough := r.mustPass(); enough != (want == 800) || r.count() != want {
+				t.Errorf("after pass %d: enough room is %t, with %d entries, want %d", pass, enough, r.count(), want)
+			}
+		}
+		for i := range 500 {
+			if got := len(r.has(flowOf(i, 6, confirmed, 1))); (i < 100) != (got == 0) {
+				t.Errorf("flow %d, of which 0 is the oldest, has %d entries", i, got)
+			}
+		}
+	})
+}
+
+// What is used while the map is relieved stays.
+func TestExpiryPressureUsedInBetween(t *testing.T) {
+	eachWay(t, 100, allNever, func(r *expiryRig) {
+		r.fillUp(0, 96, 0)
+		oldest := flowOf(0, 6, confirmed, monotonic())
+		once := false
+		r.table.before = func(maps.FlowKey) {
+			if !once {
+				r.put(oldest)
+				once = true
+			}
+		}
+		r.mustPass()
+		if got := r.has(oldest); len(got) != 2 || got[0] != oldest || got[1] != oldest {
+			t.Errorf("the flow that was used has %+v", got)
+		}
+		if s := r.FlowStats(); s.Evicted == 0 || int(s.Fill.Used) != r.count() {
+			t.Errorf("%+v, %d entries", s, r.count())
+		}
+	})
+}

@@ -1,0 +1,78 @@
+package bpf
+
+import (
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"shunt/maps"
+)
+
+// Timeouts say how long a flow is remembered after its last packet. Zero: what
+// config.h says.
+type Timeouts struct {
+	TCPNew, TCPEstablished, TCPCloseWait, TCPClosed time.Duration
+	UDPNew, UDPEstablished                          time.Duration
+}
+
+// MinTimeout is the least time that a flow in use may be given: programs note about
+// once a second that it is used (FLOW_TOUCH), not with every packet.
+const MinTimeout = 2 * time.Second
+
+// apply replaces the defaults that are not asked for by zero.
+func (t Timeouts) apply(to *tcTimeouts) {
+	for _, f := range []struct {
+		to    *uint64
+		value time.Duration
+	}{{&to.TcpNew, t.TCPNew}, {&to.TcpEstablished, t.TCPEstablished}, {&to.TcpCloseWait, t.TCPCloseWait},
+		{&to.TcpClosed, t.TCPClosed}, {&to.UdpNew, t.UDPNew}, {&to.UdpEstablished, t.UDPEstablished}} {
+		if f.value > 0 {
+			*f.to = uint64(f.value.Nanoseconds())
+		}
+	}
+}
+
+// flowTimeouts are config_timeouts as a program has them, in ns.
+type flowTimeouts = expireTimeouts
+
+// effective gives the timeouts that programs are loaded with.
+func (t Timeouts) effective() (flowTimeouts, error) {
+	var all flowTimeouts
+	spec, err := loadExpire()
+	if err != nil {
+		return all, err
+	}
+	if err := spec.Variables[expireVarConfigTimeouts].Get(&all); err != nil {
+		return all, err
+	}
+	t.apply((*tcTimeouts)(&all))
+	return all, nil
+}
+
+// of is flow_timeout of timeout.h, in ns.
+func (t *expireTimeouts) of(f *maps.Flow) uint64 {
+	confirmed := f.Flags&maps.FlowConfirmed != 0
+	switch {
+	case f.Protocol != unix.IPPROTO_TCP && confirmed:
+		return t.UdpEstablished
+	case f.Protocol != unix.IPPROTO_TCP:
+		return t.UdpNew
+	case isClosed(f):
+		return t.TcpClosed
+	case (f.ClientSaid|f.BackendSaid)&maps.SaidFIN != 0:
+		return t.TcpCloseWait
+	case confirmed:
+		return t.TcpEstablished
+	}
+	return t.TcpNew
+}
+
+// expired is flow_is_expired of timeout.h; now is in ns of CLOCK_MONOTONIC.
+func (t *expireTimeouts) expired(f *maps.Flow, now uint64) bool {
+	return int64(now-f.Used) >= int64(t.of(f))
+}
+
+// isClosed is flow_is_closed of timeout.h.
+func isClosed(f *maps.Flow) bool {
+	return (f.ClientSaid|f.BackendSaid)&maps.SaidRST != 0 || f.ClientSaid&f.BackendSaid&maps.SaidFIN != 0
+}

@@ -1,0 +1,173 @@
+package lb
+
+// loadBalancerSourceRanges: which clients from outside may use the load-balancer
+// IPs of a service.
+//
+//   - They bind load-balancer IPs only, not node ports and external IPs.
+//   - They are filtered by family. A family of which there are none is open, as
+//     with kube-proxy; what was invalid and would have opened one, the converter
+//     has seen to.
+//   - A load balancer's IP may be an address of the node itself, which then speaks
+//     to it from that very address: where a range contains an address of the node,
+//     the service's load-balancer IPs are allowed sources as well.
+//
+// In the maps they are entries of `sources`, by service id, and a flag of the
+// frontends. Entries come before the first frontend that has the flag, and go
+// after the last.
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+
+	"shunt/maps"
+)
+
+func ofRanges(svc *Service, f Family) []netip.Prefix {
+	return slices.DeleteFunc(slices.Clone(svc.SourceRanges), func(p netip.Prefix) bool { return FamilyOf(p.Addr()) != f })
+}
+
+func hasRanges(svc *Service, f Family) bool {
+	return slices.ContainsFunc(svc.SourceRanges, func(p netip.Prefix) bool { return FamilyOf(p.Addr()) == f })
+}
+
+// planSources gives the ranges of clients of a family, sorted; none where no
+// frontend of the plan asks for them.
+func planSources(svc *Service, frontends []frontendPlan, family Family, at place) []netip.Prefix {
+	if !slices.ContainsFunc(frontends, func(f frontendPlan) bool { return f.ranged }) {
+		return nil
+	}
+	ranges := ofRanges(svc, family)
+	containsNode := slices.ContainsFunc(at.addrs, func(a netip.Addr) bool {
+		return slices.ContainsFunc(ranges, func(p netip.Prefix) bool { return p.Contains(a) })
+	})
+	if containsNode {
+		for _, a := range svc.LoadBalancerIPs {
+			if FamilyOf(a) == family {
+				ranges = append(ranges, netip.PrefixFrom(a, a.BitLen()))
+			}
+		}
+	}
+	slices.SortFunc(ranges, netip.Prefix.Compare)
+	return slices.Compact(ranges)
+}
+
+// outsideAddrs gives the addresses of the node that others can have for its.
+func outsideAddrs(addrs []netip.Addr) []netip.Addr {
+	return slices.DeleteFunc(slices.Clone(addrs), netip.Addr.IsLoopback)
+}
+
+// addSources adds the ranges that the port's plan wants and the map has not. Where
+// the map is full, a range that goes makes room for one that comes: for the moment
+// between the two, fewer clients may get in than should, never more. If there is no
+// room for all even so, noRoom says so, and some may have been added.
+func (r *reconciler) addSources(p *port, want portPlan) (noRoom, err error) {
+	for _, s := range want.sources {
+		at, there := slices.BinarySearchFunc(p.sources, s, netip.Prefix.Compare)
+		if there {
+			continue
+		}
+		err := r.tables.SetSource(maps.NewSourceKey(p.id, s))
+		var full *maps.FullError
+		if errors.As(err, &full) {
+			if err = r.dropSource(p, want); err != nil {
+				return nil, err
+			}
+			at, _ = slices.BinarySearchFunc(p.sources, s, netip.Prefix.Compare)
+			err = r.tables.SetSource(maps.NewSourceKey(p.id, s))
+		}
+		if err != nil {
+			err = fmt.Errorf("service %s: %w", p.key.service, err)
+			if errors.As(err, &full) {
+				return err, nil
+			}
+			return nil, err
+		}
+		r.writes.Sources++
+		r.sources++
+		p.sources = slices.Insert(p.sources, at, s)
+	}
+	return nil, nil
+}
+
+// dropSource removes one of the port's ranges that its plan does not want, if there
+// is one.
+func (r *reconciler) dropSource(p *port, want portPlan) error {
+	i := slices.IndexFunc(p.sources, func(s netip.Prefix) bool { return !slices.Contains(want.sources, s) })
+	if i < 0 {
+		return nil
+	}
+	return r.deleteSource(p, i)
+}
+
+func (r *reconciler) deleteSource(p *port, i int) error {
+	if err := r.tables.DeleteSource(maps.NewSourceKey(p.id, p.sources[i])); err != nil {
+		return fmt.Errorf("service %s: %w", p.key.service, err)
+	}
+	r.writes.Sources++
+	r.sources--
+	p.sources = slices.Delete(p.sources, i, i+1)
+	return nil
+}
+
+// withoutSources is for a port whose ranges found no room: load-balancer IPs that
+// are programmed stay as restricted as they are, and others are not programmed,
+// rather than open to everybody.
+func (r *reconciler) withoutSources(p *port, mine []frontendPlan) []frontendPlan {
+	kept := mine[:0]
+	for _, f := range mine {
+		held, there := r.held(p, f.key)
+		if f.ranged && !there {
+			continue
+		}
+		f.ranged = f.ranged && held.Flags&maps.SourceRanges != 0
+		kept = append(kept, f)
+	}
+	return kept
+}
+
+// deleteSources removes the ranges that the port's plan does not want.
+func (r *reconciler) deleteSources(p *port, want portPlan) error {
+	for i := 0; i < len(p.sources); {
+		s := p.sources[i]
+		if _, wanted := slices.BinarySearchFunc(want.sources, s, netip.Prefix.Compare); wanted {
+			i++
+			continue
+		}
+		if err := r.deleteSource(p, i); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// adoptSources takes over the ranges of known service ids, and leaves the others
+// to prune.
+func (r *reconciler) adoptSources(d *maps.Dump, byID map[uint32]*port) {
+	for k := range d.Sources {
+		r.sources++
+		p, prefix := byID[k.ServiceId], k.Prefix()
+		if p == nil || !prefix.IsValid() {
+			r.left.sources = append(r.left.sources, k)
+			continue
+		}
+		at, _ := slices.BinarySearchFunc(p.sources, prefix, netip.Prefix.Compare)
+		p.sources = slices.Insert(p.sources, at, prefix)
+	}
+}
+
+// pruneSources removes ranges that nobody has claimed.
+func (r *reconciler) pruneSources() error {
+	var errs []error
+	r.left.sources = slices.DeleteFunc(r.left.sources, func(k maps.SourceKey) bool {
+		err := r.tables.DeleteSource(k)
+		if err == nil {
+			r.writes.Sources++
+			r.sources--
+		}
+		errs = append(errs, err)
+		return err == nil
+	})
+	return errors.Join(errs...)
+}

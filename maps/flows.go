@@ -1,0 +1,158 @@
+package maps
+
+import (
+	"bytes"
+	"cmp"
+	"errors"
+	"fmt"
+	"net/netip"
+
+	"github.com/cilium/ebpf"
+)
+
+// The packet path's keys and values; see types.go.
+type (
+	// FlowKey is the key of maps flows and flows_new.
+	FlowKey = abiFlowKey
+	// Flow is the value of maps flows and flows_new. Used is in ns of
+	// CLOCK_MONOTONIC.
+	Flow = abiFlow
+)
+
+// Kinds of FlowKey (enum flow_key_kind).
+const (
+	FlowKeyIn  = uint8(abiFlowKeyKindFLOW_KEY_IN)
+	FlowKeyOut = uint8(abiFlowKeyKindFLOW_KEY_OUT)
+)
+
+// Flags of Flow.Flags (enum flow_flag).
+const (
+	FlowSNAT      = uint8(abiFlowFlagFLOW_FLAG_SNAT)
+	FlowConfirmed = uint8(abiFlowFlagFLOW_FLAG_CONFIRMED)
+	FlowOwn       = uint8(abiFlowFlagFLOW_FLAG_OWN)
+)
+
+// Flags of Flow.ClientSaid and BackendSaid (enum flow_said).
+const (
+	SaidFIN      = uint8(abiFlowSaidFLOW_SAID_FIN)
+	SaidFINLater = uint8(abiFlowSaidFLOW_SAID_FIN_LATER)
+	SaidRST      = uint8(abiFlowSaidFLOW_SAID_RST)
+)
+
+// Source gives the key's src and sport in host order.
+func (k FlowKey) Source() netip.AddrPort { return addrPort(k.Src, k.Sport) }
+
+// Destination gives the key's dst and dport in host order.
+func (k FlowKey) Destination() netip.AddrPort { return addrPort(k.Dst, k.Dport) }
+
+// String gives "in SOURCE → DESTINATION/PROTOCOL".
+func (k FlowKey) String() string {
+	kind := fmt.Sprintf("kind %d", k.Kind)
+	switch k.Kind {
+	case FlowKeyIn:
+		kind = "in"
+	case FlowKeyOut:
+		kind = "out"
+	}
+	return fmt.Sprintf("%s %s → %s/%s", kind, k.Source(), k.Destination(), ProtocolName(k.Protocol))
+}
+
+// Ends are the addresses of a flow, unmapped and with ports in host order.
+type Ends struct {
+	Client, Frontend, Backend netip.AddrPort
+	// Inner is the client as the backend's side has it: with inner_port.
+	Inner netip.AddrPort
+	// Node is the source on the wire to a backend of another node; its port is 0
+	// until it is chosen.
+	Node netip.AddrPort
+}
+
+// Ends gives the flow's addresses.
+func (f *Flow) Ends() Ends {
+	return Ends{
+		Client:   addrPort(f.Client, f.ClientPort),
+		Frontend: addrPort(f.Frontend, f.FrontendPort),
+		Backend:  addrPort(f.Backend, f.BackendPort),
+		Inner:    addrPort(f.Client, f.InnerPort),
+		Node:     addrPort(f.Node, f.NodePort),
+	}
+}
+
+// NewFlow makes the value of a flow between these ends.
+func NewFlow(e Ends, protocol, flags uint8, used uint64) Flow {
+	return Flow{
+		Client: newAddr(e.Client.Addr()), ClientPort: HostPort(e.Client.Port()),
+		Frontend: newAddr(e.Frontend.Addr()), FrontendPort: HostPort(e.Frontend.Port()),
+		Backend: newAddr(e.Backend.Addr()), BackendPort: HostPort(e.Backend.Port()),
+		InnerPort: HostPort(e.Inner.Port()),
+		Node:      newAddr(e.Node.Addr()), NodePort: HostPort(e.Node.Port()),
+		Protocol: protocol, Flags: flags, Used: used,
+	}
+}
+
+// IsSame says whether two entries are of one flow (flow_same of flow.h): between the
+// same ends, with the same ports of ours.
+func (f *Flow) IsSame(o *Flow) bool {
+	a, b := *f, *o
+	for _, x := range []*Flow{&a, &b} { // what changes while a flow lives
+		x.Flags, x.ClientSaid, x.BackendSaid, x.ServiceId, x.BackendId, x.Pad, x.Used = 0, 0, 0, 0, 0, 0, 0
+	}
+	return a == b
+}
+
+// Keys gives the keys that a flow's entries have: see enum flow_key_kind. There
+// are two, three where the source is translated, and one of a flow of the node's
+// own sockets.
+func (f *Flow) Keys() []FlowKey {
+	in := FlowKey{Src: f.Client, Sport: f.ClientPort, Dst: f.Frontend, Dport: f.FrontendPort,
+		Protocol: f.Protocol, Kind: FlowKeyIn}
+	if f.Flags&FlowOwn != 0 {
+		return []FlowKey{in}
+	}
+	out := FlowKey{Src: f.Client, Sport: f.InnerPort, Dst: f.Backend, Dport: f.BackendPort,
+		Protocol: f.Protocol, Kind: FlowKeyOut}
+	c := bytes.Compare(out.Src.B[:], out.Dst.B[:])
+	if cmp.Or(c, cmp.Compare(HostPort(out.Sport), HostPort(out.Dport))) > 0 {
+		out.Src, out.Sport, out.Dst, out.Dport = out.Dst, out.Dport, out.Src, out.Sport
+	}
+	keys := []FlowKey{in, out}
+	if f.NodePort != 0 {
+		keys = append(keys, FlowKey{Src: f.Backend, Sport: f.BackendPort, Dst: f.Node, Dport: f.NodePort,
+			Protocol: f.Protocol, Kind: FlowKeyIn})
+	}
+	return keys
+}
+
+// flowBatch is how many entries of flows are read by one system call; a bucket of
+// the hash must fit in, and those have a few.
+const flowBatch = 1024
+
+// EachFlow visits the entries of a map of flows, while programs change it: one
+// that is there all the time is visited, once. It ends early with what visit
+// returns.
+func EachFlow(m *ebpf.Map, visit func(*FlowKey, *Flow) error) error {
+	keys, values := make([]FlowKey, flowBatch), make([]Flow, flowBatch)
+	var cursor ebpf.MapBatchCursor
+	for {
+		n, err := m.BatchLookup(&cursor, keys, values, nil)
+		last := errors.Is(err, ebpf.ErrKeyNotExist)
+		if err != nil && !last {
+			return fmt.Errorf("read map %s: %w", m.String(), err)
+		}
+		for i := range n {
+			if err := visit(&keys[i], &values[i]); err != nil {
+				return err
+			}
+		}
+		if last {
+			return nil
+		}
+	}
+}
+
+// FlowsUsed counts entries of map flows; it walks the whole map.
+func (k *Kernel) FlowsUsed() (uint32, error) {
+	var n uint32
+	err := EachFlow(k.set.maps[mapFlows], func(*FlowKey, *Flow) error { n++; return nil })
+	return n, err
+}
