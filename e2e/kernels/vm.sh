@@ -35,7 +35,7 @@ mkdir -p "$root/bpf"
 cp -r "$here/../../bpf/include" "$root/bpf/include"
 
 # What the tests use that is not built in, with what that depends on.
-for m in veth bridge vxlan dummy udp_diag tcp_diag inet_diag sch_ingress cls_bpf act_mirred ipv6 nf_tables nft_compat \
+for m in veth bridge vxlan dummy tun udp_diag tcp_diag inet_diag sch_ingress cls_bpf act_mirred ipv6 nf_tables nft_compat \
 	ip_vs_rr ip_set_hash_ip nf_conntrack_netlink; do
 	modprobe -d "$kernel" -S "$version" --show-depends "$m" 2>/dev/null | sed -n 's/^insmod //p' || true
 done | awk '!seen[$1]++ { print $1 }' >"$tmp/modules"
