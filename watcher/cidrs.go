@@ -101,7 +101,7 @@ func (a *API) followCIDRs(ctx context.Context) {
 		if apierrors.IsNotFound(err) {
 			if !said {
 				said = true
-				a.Log.Info("this API server has no ServiceCIDRs: addresses that no service has are not refused; --service-cidr names their ranges")
+				a.Log.Info("this API server has no ServiceCIDRs: addresses that no service has are not refused, unless --service-cidr names them")
 			}
 			a.cidrs.announce()
 			wait = cidrsInterval

@@ -64,7 +64,7 @@ const (
 	Dropped = "dropped"
 )
 
-// SeenAsNode, after a server's name, says that it sees this node's address.
+// SeenAsNode after a server's name says that it sees this node's address.
 const SeenAsNode = "*"
 
 // The dimensions of the table in its order.
