@@ -95,30 +95,7 @@ func (p *Pod) makePod() error {
 	if p.space, err = p.lab.newSpace(n.name+"-"+p.name, sysctls(nil)); err != nil {
 		return err
 	}
-	gateway := podAddr(n.number, 1)
-	err = errors.Join(
-		connect(n.space, p.veth, p.space, "eth0"),
-		n.space.address(p.veth, gateway),
-		p.space.address("eth0", p.addrs),
-	)
-	if err != nil {
-		return err
-	}
-	err = p.addrs.each(func(own netip.Prefix) error {
-		via := gateway.of(own)
-		return errors.Join(
-			n.space.route(own, netip.Addr{}, p.veth),
-			p.space.route(netip.PrefixFrom(via, own.Bits()), netip.Addr{}, "eth0"),
-			p.space.route(anywhere.sameFamily(own), via, "eth0"),
-		)
-	})
-	if err != nil {
-		return err
-	}
-	return errors.Join(
-		n.space.settle(p.veth, gateway.v6.Addr()),
-		p.space.settle("eth0", p.addrs.v6.Addr()),
-	)
+	return n.joinPod(p)
 }
 
 // sameFamily gives the prefix of the pair that has the other's family.
@@ -151,12 +128,7 @@ func (p *Pod) makeClient() error {
 // for the range to a node, as a router outside the cluster does.
 func (p *Pod) RouteVia(dst netip.Prefix, n *Node) {
 	p.lab.t.Helper()
-	if p.lab.Err() != nil {
-		return
-	}
-	if err := p.space.route(dst, onWire(n.number).of(dst), "eth0"); err != nil {
-		p.lab.fail(err)
-	}
+	p.SetRoute(Route{Dst: dst, Via: n})
 }
 
 // Name is what the pod was called; its servers answer with it.
