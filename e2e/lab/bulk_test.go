@@ -61,7 +61,7 @@ func TestTransfer(t *testing.T) {
 			t.Errorf("moved %d, %v", n, err)
 		}
 		here, there := c.n1.PodCIDRs()[i], c.n2.PodCIDRs()[i]
-		c.n1.HostPod("host"+here.Addr().String()).SetRoute(lab.Route{Dst: there, Via: router})
+		c.n1.HostPod("host" + here.Addr().String()).SetRoute(lab.Route{Dst: there, Via: router})
 		api.SetRoute(lab.Route{Dst: here, Via: router})
 		host.SetRoute(lab.Route{Dst: there, Via: c.n2, MTU: 1400})
 		host.SetRoute(lab.Route{Dst: here, Via: c.n1, MTU: 1300})
@@ -141,4 +141,3 @@ func waitFor(t *testing.T, holds func() bool) {
 	}
 	t.Fatal("waited in vain")
 }
-
