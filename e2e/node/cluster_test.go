@@ -62,13 +62,18 @@ var serviceRanges = []netip.Prefix{lab.ServiceCIDR4, lab.ServiceCIDR6, lab.Exter
 func startCluster(t *testing.T, network lab.Network, flags ...string) *cluster {
 	t.Helper()
 	c := newCluster(t, network)
-	c.d = rig.NewDaemon(t, c.n1, c.m.Path, flags...)
-	c.d2 = rig.NewDaemon(t, c.n2, c.m.Path, flags...)
+	c.start(flags...)
+	return c
+}
+
+func (c *cluster) start(flags ...string) {
+	c.t.Helper()
+	c.d = rig.NewDaemon(c.t, c.n1, c.m.Path, flags...)
+	c.d2 = rig.NewDaemon(c.t, c.n2, c.m.Path, flags...)
 	c.d.Launch()
 	c.d2.Launch()
 	c.d.WaitHealthy()
 	c.d2.WaitHealthy()
-	return c
 }
 
 // serve makes pods answer on a port by both protocols.

@@ -294,11 +294,25 @@ func (p *place) output(program string, args ...string) string {
 }
 
 func (p *place) try(input, program string, args ...string) (string, error) {
+	return runIn(p.pod, input, program, args...)
+}
+
+// runIn runs a program in a pod to its end, and gives all that it said.
+func runIn(pod *lab.Pod, input, program string, args ...string) (string, error) {
 	var said bytes.Buffer
-	cmd := p.pod.Command(context.Background(), program, args...)
+	cmd := pod.Command(context.Background(), program, args...)
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = strings.NewReader(input), &said, &said
 	err := cmd.Run()
 	return said.String(), err
+}
+
+func ruleSetOf(name string) ruleSet {
+	for _, s := range ruleSets {
+		if s.name == name {
+			return s
+		}
+	}
+	panic("no rules are called " + name)
 }
 
 func tail(text string, lines int) string {
