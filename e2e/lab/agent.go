@@ -90,7 +90,6 @@ func serveAgent(name string, in io.Reader, out io.Writer) error {
 		held:    map[uint64]*held{},
 		moved:   map[uint64]*transfer{},
 	}
-	manyFiles()
 	lines := json.NewDecoder(in)
 	for {
 		var r request

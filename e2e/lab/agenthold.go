@@ -13,7 +13,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// maxHeld bounds what one agent keeps open.
+// maxHeld bounds what one agent keeps open. A process may have 20,000 files or fewer
+// where it is not allowed to raise that.
 const maxHeld = 100_000
 
 // held is the agent's end of a Held.
@@ -240,14 +241,4 @@ func (a *agent) holdClose(_ context.Context, args heldCloseArgs) (none, error) {
 	defer a.mu.Unlock()
 	delete(a.held, args.Handle)
 	return none{}, nil
-}
-
-// manyFiles lets the agent hold as many connections as a test may ask for. Where
-// it may not, opening them fails and says so.
-func manyFiles() {
-	const most = 2 * maxHeld
-	var limit unix.Rlimit
-	if unix.Getrlimit(unix.RLIMIT_NOFILE, &limit) == nil && limit.Max < most {
-		_ = unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: most, Max: most})
-	}
 }

@@ -103,7 +103,11 @@ func (s *server) listen(args serveArgs) error {
 }
 
 func (s *server) prepare(domain int, args serveArgs) error {
-	if err := s.setOptions(domain, len(args.Network) > len("tcp")); err != nil {
+	err := s.setOptions(domain, len(args.Network) > len("tcp"))
+	if err == nil && args.Share {
+		err = unix.SetsockoptInt(s.fd, unix.SOL_SOCKET, unix.SO_REUSEPORT, 1)
+	}
+	if err != nil {
 		return failure("setsockopt", err)
 	}
 	sa, err := toSockaddr(domain, args.Addr)

@@ -46,6 +46,15 @@ func (n *Node) HostPod(name string) *Pod {
 	return p.made(func() error { return nil })
 }
 
+// Beside adds a process of its own to a pod or client: the same network namespace and
+// addresses, another name and cgroup. Remove it before the pod.
+func (p *Pod) Beside(name string) *Pod {
+	p.lab.t.Helper()
+	b := &Pod{lab: p.lab, node: p.node, name: name, cgroup: filepath.Join(filepath.Dir(p.cgroup), name)}
+	b.space, b.shared, b.addrs = p.space, true, p.addrs
+	return b.made(func() error { return nil })
+}
+
 // Client adds a machine outside the cluster: on the wire, with no route to pods
 // or services (see RouteVia) and under no node's cgroup.
 func (l *Lab) Client(name string) *Pod {

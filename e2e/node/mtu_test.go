@@ -269,7 +269,7 @@ func TestNoRedirects(t *testing.T) {
 				if err != nil {
 					t.Fatalf("ip route get: %v: %s", err, out)
 				}
-				if strings.Contains(out, "redirected") || strings.Contains(out, nodeAddrs(c.n2)[family].String()) {
+				if strings.Contains(out, "redirected") || strings.Contains(out, "via "+nodeAddrs(c.n2)[family].String()+" ") {
 					t.Errorf("%s, %s: the client was led astray: %s", f.name, b.name, out)
 				}
 			}
