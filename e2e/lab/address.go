@@ -4,9 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
-
-	"github.com/vishvananda/netlink"
-	"golang.org/x/sys/unix"
 )
 
 // AddAddr gives a pod one more address, which the node sends its way: one server
@@ -30,16 +27,8 @@ func (p *Pod) addAddr(addr netip.Addr) error {
 	if !podCIDR(p.node.number).sameFamily(prefix).Contains(addr) {
 		return fmt.Errorf("node %s has another range", p.node.name)
 	}
-	link, err := p.space.nl.LinkByName("eth0")
-	if err != nil {
-		return err
-	}
-	a := &netlink.Addr{IPNet: ipNet(prefix)}
-	if addr.Is6() {
-		a.Flags = unix.IFA_F_NODAD
-	}
-	if err := p.space.nl.AddrAdd(link, a); err != nil {
-		return err
+	if err := p.space.addAddr("eth0", prefix); err != nil || p.lab.network.Bridge {
+		return err // on a bridge it is asked for
 	}
 	return p.node.space.route(prefix, netip.Addr{}, p.veth)
 }

@@ -41,6 +41,8 @@ type agent struct {
 	last    uint64 // handle
 	servers map[uint64]*server
 	sockets map[uint64]*socket
+	held    map[uint64]*held
+	moved   map[uint64]*transfer
 }
 
 // handler runs one request.
@@ -57,17 +59,24 @@ func handle[A, R any](fn func(*agent, context.Context, A) (R, error)) handler {
 }
 
 var handlers = map[string]handler{
-	"serve":         handle((*agent).serve),
-	"serve.stop":    handle((*agent).serveStop),
-	"serve.count":   handle((*agent).serveCount),
-	"request":       handle((*agent).request),
-	"hammer":        handle((*agent).hammer),
-	"compare":       handle((*agent).compare),
-	"netns.cookie":  handle((*agent).netnsCookie),
-	"socket":        handle((*agent).socketOpen),
-	"socket.call":   handle((*agent).socketCall),
-	"socket.close":  handle((*agent).socketClose),
-	"socket.cookie": handle((*agent).socketCookie),
+	"serve":          handle((*agent).serve),
+	"serve.stop":     handle((*agent).serveStop),
+	"serve.count":    handle((*agent).serveCount),
+	"request":        handle((*agent).request),
+	"hammer":         handle((*agent).hammer),
+	"compare":        handle((*agent).compare),
+	"netns.cookie":   handle((*agent).netnsCookie),
+	"socket":         handle((*agent).socketOpen),
+	"socket.call":    handle((*agent).socketCall),
+	"socket.close":   handle((*agent).socketClose),
+	"socket.cookie":  handle((*agent).socketCookie),
+	"hold":           handle((*agent).hold),
+	"hold.ask":       handle((*agent).holdAsk),
+	"hold.close":     handle((*agent).holdClose),
+	"transfer":       handle((*agent).transfer),
+	"transfer.bytes": handle((*agent).transferBytes),
+	"transfer.wait":  handle((*agent).transferWait),
+	"flood":          handle((*agent).flood),
 }
 
 // serveAgent answers requests until in ends, which is when the lab is gone.
@@ -78,6 +87,8 @@ func serveAgent(name string, in io.Reader, out io.Writer) error {
 		running: map[uint64]context.CancelFunc{},
 		servers: map[uint64]*server{},
 		sockets: map[uint64]*socket{},
+		held:    map[uint64]*held{},
+		moved:   map[uint64]*transfer{},
 	}
 	lines := json.NewDecoder(in)
 	for {

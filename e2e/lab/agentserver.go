@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"sync"
 	"sync/atomic"
 
 	"golang.org/x/sys/unix"
@@ -24,9 +25,11 @@ type server struct {
 	wakeup int // an eventfd: stop
 	addr   netip.AddrPort
 	conns  map[int]*conn
+	moving sync.Map // descriptors of connections that were handed over
 	buf    []byte
 	line   []byte // the answer being written
 	count  atomic.Uint64
+	bulk   sync.WaitGroup // connections that were handed over
 	closed atomic.Bool
 	done   chan struct{}
 }
@@ -100,7 +103,11 @@ func (s *server) listen(args serveArgs) error {
 }
 
 func (s *server) prepare(domain int, args serveArgs) error {
-	if err := s.setOptions(domain, len(args.Network) > len("tcp")); err != nil {
+	err := s.setOptions(domain, len(args.Network) > len("tcp"))
+	if err == nil && args.Share {
+		err = unix.SetsockoptInt(s.fd, unix.SOL_SOCKET, unix.SO_REUSEPORT, 1)
+	}
+	if err != nil {
 		return failure("setsockopt", err)
 	}
 	sa, err := toSockaddr(domain, args.Addr)
@@ -202,6 +209,7 @@ func (s *server) closeAll() {
 	for fd := range s.conns {
 		unix.Close(fd)
 	}
+	s.endBulk()
 	unix.Close(s.fd)
 	unix.Close(s.epoll)
 	unix.Close(s.wakeup)
@@ -252,6 +260,10 @@ func (s *server) converse(fd int) {
 		}
 		data = rest
 		s.count.Add(1)
+		if order, ok := parseOrder(token); ok {
+			s.handOver(fd, c, order, data)
+			return
+		}
 		if _, err := unix.Write(fd, s.answer(token, c.client, c.own)); err != nil {
 			s.hangUp(fd)
 			return

@@ -11,7 +11,8 @@
 // the node's side and a default route by the node (what the CNI plugin "ptp"
 // and kindnet make), and a cgroup below its node's. The nodes' uplinks end in
 // one bridge, in a namespace of its own: the wire. Outside clients sit on the
-// wire too.
+// wire too. Lab.Use makes it the bridge of a node instead, or VXLAN devices between
+// nodes.
 //
 //	            shunt-lab-<id>/                       cgroups
 //	┌ n1 ────────────┐ ┌ n2 ────────────┐
@@ -33,7 +34,9 @@
 //	the wire    192.168.100.254/24    fd00:192:168:100::fe/64    default route of nodes; leads nowhere
 //	pods of n   10.244.<n>.0/24       fd00:10:244:<n>::/64
 //	pod         10.244.<n>.<p>/32     fd00:10:244:<n>::<p>/128
-//	node's end  10.244.<n>.1/32       fd00:10:244:<n>::1/128     of each of its pods' veth pairs
+//	node's end  10.244.<n>.1/32       fd00:10:244:<n>::1/128     of each of its pods' veth pairs; on a bridge /24 and /64
+//	tunnel      10.244.<n>.0/32       fd00:10:244:<n>::/128      of flannel.1 and flannel-v6.1, with VXLAN
+//	link        192.168.101.<n|c>/24  fd00:192:168:101::<n|c>/64 beside the wire, see Node.Link
 //
 // Reserved for services (nothing answers there by itself): 10.96.0.0/16 and
 // fd00:10:96::/112 for cluster IPs, 198.51.100.0/24 and fd00:198:51:100::/112
@@ -49,5 +52,8 @@
 //	TOKEN SERVER CLIENT-ADDRESS:PORT OWN-ADDRESS:PORT
 //
 // CLIENT is who the server saw, OWN where it was reached. An empty token comes
-// back as "-".
+// back as "-". Over TCP, a token "!take N" is followed by N bytes of any kind, which
+// the server reads before it answers, "!give N" by nothing: the server sends N bytes
+// before its answer. TOKEN is then SUM/MTU: the CRC-32C of the bytes, in hexadecimal,
+// and the path MTU that the server's kernel has for the connection.
 package lab

@@ -21,7 +21,9 @@ type target struct {
 	unconnected  bool
 	// abort closes TCP connections by a reset: thousands of them would else
 	// hold their ports for a minute (TIME_WAIT).
-	abort   bool
+	abort bool
+	// share lets other sockets have the same source port, over UDP too.
+	share   bool
 	request []byte
 	token   []byte // request without its end
 }
@@ -81,7 +83,7 @@ func (t *target) setUp(fd int) (op string, err error) {
 	if t.bind == nil {
 		return "", nil
 	}
-	if t.kind == unix.SOCK_STREAM { // a fixed port again and again
+	if t.kind == unix.SOCK_STREAM || t.share { // a fixed port again and again
 		if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1); err != nil {
 			return "setsockopt", err
 		}

@@ -43,6 +43,7 @@ type Lab struct {
 	close  func() error
 
 	mu      sync.Mutex // orders changes of the topology
+	network Network
 	nodes   []*Node
 	clients int
 	wire    *netns

@@ -75,12 +75,31 @@ func (n *Node) create() error {
 	}); err != nil {
 		return err
 	}
-	for _, other := range n.lab.nodes {
-		if err := errors.Join(n.routePods(other), other.routePods(n)); err != nil {
+	if err := n.makePodNet(); err != nil {
+		return err
+	}
+	return n.space.settle("eth0", n.Addr6())
+}
+
+// makePodNet makes what the node's pods are joined to, and the ways between them
+// and those of the nodes that there are.
+func (n *Node) makePodNet() error {
+	lead := (*Node).routePods
+	if n.lab.network.VXLAN {
+		lead = (*Node).tunnelTo
+		if err := n.makeTunnels(); err != nil {
 			return err
 		}
 	}
-	return n.space.settle("eth0", n.Addr6())
+	for _, other := range n.lab.nodes {
+		if err := errors.Join(lead(n, other), lead(other, n)); err != nil {
+			return err
+		}
+	}
+	if n.lab.network.Bridge {
+		return n.makeBridge()
+	}
+	return nil
 }
 
 // routePods sends traffic for the other node's pods to that node.

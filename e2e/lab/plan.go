@@ -38,6 +38,11 @@ func onWire(host int) pair {
 	return mustPair(fmt.Sprintf("192.168.100.%d/24", host), fmt.Sprintf("fd00:192:168:100::%x/64", host))
 }
 
+// onLink is host's address on links beside the wire.
+func onLink(host int) pair {
+	return mustPair(fmt.Sprintf("192.168.101.%d/24", host), fmt.Sprintf("fd00:192:168:101::%x/64", host))
+}
+
 // wireHost is the bridge itself.
 const wireHost = 254
 

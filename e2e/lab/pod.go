@@ -46,6 +46,15 @@ func (n *Node) HostPod(name string) *Pod {
 	return p.made(func() error { return nil })
 }
 
+// Beside adds a process of its own to a pod or client: the same network namespace and
+// addresses, another name and cgroup. Remove it before the pod.
+func (p *Pod) Beside(name string) *Pod {
+	p.lab.t.Helper()
+	b := &Pod{lab: p.lab, node: p.node, name: name, cgroup: filepath.Join(filepath.Dir(p.cgroup), name)}
+	b.space, b.shared, b.addrs = p.space, true, p.addrs
+	return b.made(func() error { return nil })
+}
+
 // Client adds a machine outside the cluster: on the wire, with no route to pods
 // or services (see RouteVia) and under no node's cgroup.
 func (l *Lab) Client(name string) *Pod {
@@ -95,30 +104,7 @@ func (p *Pod) makePod() error {
 	if p.space, err = p.lab.newSpace(n.name+"-"+p.name, sysctls(nil)); err != nil {
 		return err
 	}
-	gateway := podAddr(n.number, 1)
-	err = errors.Join(
-		connect(n.space, p.veth, p.space, "eth0"),
-		n.space.address(p.veth, gateway),
-		p.space.address("eth0", p.addrs),
-	)
-	if err != nil {
-		return err
-	}
-	err = p.addrs.each(func(own netip.Prefix) error {
-		via := gateway.of(own)
-		return errors.Join(
-			n.space.route(own, netip.Addr{}, p.veth),
-			p.space.route(netip.PrefixFrom(via, own.Bits()), netip.Addr{}, "eth0"),
-			p.space.route(anywhere.sameFamily(own), via, "eth0"),
-		)
-	})
-	if err != nil {
-		return err
-	}
-	return errors.Join(
-		n.space.settle(p.veth, gateway.v6.Addr()),
-		p.space.settle("eth0", p.addrs.v6.Addr()),
-	)
+	return n.joinPod(p)
 }
 
 // sameFamily gives the prefix of the pair that has the other's family.
@@ -151,12 +137,7 @@ func (p *Pod) makeClient() error {
 // for the range to a node, as a router outside the cluster does.
 func (p *Pod) RouteVia(dst netip.Prefix, n *Node) {
 	p.lab.t.Helper()
-	if p.lab.Err() != nil {
-		return
-	}
-	if err := p.space.route(dst, onWire(n.number).of(dst), "eth0"); err != nil {
-		p.lab.fail(err)
-	}
+	p.SetRoute(Route{Dst: dst, Via: n})
 }
 
 // Name is what the pod was called; its servers answer with it.

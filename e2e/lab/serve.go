@@ -17,6 +17,7 @@ type Server struct {
 type serveArgs struct {
 	Network string
 	Addr    netip.AddrPort
+	Share   bool
 }
 
 type serveReply struct {
@@ -31,24 +32,32 @@ type handleArgs struct{ Handle uint64 }
 // one. Port 0 takes any, see Server.Addr.
 func (p *Pod) Serve(network string, port uint16) *Server {
 	p.lab.t.Helper()
-	return p.serve(network, anyAddr(network, port))
+	return p.serve(serveArgs{Network: network, Addr: anyAddr(network, port)})
+}
+
+// ServeShared is Serve beside others that do the same in the same network namespace
+// (see Beside), which share what comes in: one process may hold only so many
+// connections.
+func (p *Pod) ServeShared(network string, port uint16) *Server {
+	p.lab.t.Helper()
+	return p.serve(serveArgs{Network: network, Addr: anyAddr(network, port), Share: true})
 }
 
 // ServeOn starts a server on one address.
 func (p *Pod) ServeOn(network string, addr netip.AddrPort) *Server {
 	p.lab.t.Helper()
-	return p.serve(network, addr)
+	return p.serve(serveArgs{Network: network, Addr: addr})
 }
 
-func (p *Pod) serve(network string, addr netip.AddrPort) *Server {
+func (p *Pod) serve(args serveArgs) *Server {
 	p.lab.t.Helper()
 	s := &Server{pod: p}
 	if p.lab.Err() != nil {
 		return s
 	}
 	var reply serveReply
-	if err := p.call(context.Background(), "serve", serveArgs{network, addr}, &reply); err != nil {
-		p.lab.fail(fmt.Errorf("serve %s on %v in pod %s: %w", network, addr, p.name, err))
+	if err := p.call(context.Background(), "serve", args, &reply); err != nil {
+		p.lab.fail(fmt.Errorf("serve %s on %v in pod %s: %w", args.Network, args.Addr, p.name, err))
 		return s
 	}
 	s.handle, s.addr = reply.Handle, reply.Addr

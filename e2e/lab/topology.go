@@ -114,20 +114,7 @@ func (n *netns) address(device string, p pair) error {
 	if err := n.up(device); err != nil {
 		return err
 	}
-	link, err := n.nl.LinkByName(device)
-	if err != nil {
-		return err
-	}
-	return p.each(func(prefix netip.Prefix) error {
-		addr := &netlink.Addr{IPNet: ipNet(prefix)}
-		if prefix.Addr().Is6() {
-			addr.Flags = unix.IFA_F_NODAD
-		}
-		if err := n.nl.AddrAdd(link, addr); err != nil {
-			return fmt.Errorf("add %v to %s in %s: %w", prefix, device, n.name, err)
-		}
-		return nil
-	})
+	return p.each(func(prefix netip.Prefix) error { return n.addAddr(device, prefix) })
 }
 
 // route sends what is for dst to a gateway behind the device; no gateway: dst

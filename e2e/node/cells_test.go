@@ -1,0 +1,126 @@
+package node_test
+
+import (
+	"fmt"
+	"net/netip"
+	"sync"
+	"testing"
+	"time"
+
+	"shunt/e2e/lab"
+	"shunt/e2e/rig"
+)
+
+// networks are the ways in which pods are joined.
+var networks = []struct {
+	name string
+	lab.Network
+}{
+	{"ptp", lab.Network{}},
+	{"bridge", lab.Network{Bridge: true}},
+	{"ptp-vxlan", lab.Network{VXLAN: true}},
+	{"bridge-vxlan", lab.Network{Bridge: true, VXLAN: true}},
+}
+
+// backend is a place where an endpoint is.
+type backend struct {
+	name    string
+	service int
+	server  func(*cluster) *lab.Pod
+	remote  bool
+	host    bool // of its node's own network
+}
+
+var backends = []backend{
+	{"local", 1, func(c *cluster) *lab.Pod { return c.near }, false, false},
+	{"remote", 2, func(c *cluster) *lab.Pod { return c.far }, true, false},
+	{"local-host", 3, func(c *cluster) *lab.Pod { return c.hostNear }, false, true},
+	{"remote-host", 4, func(c *cluster) *lab.Pod { return c.hostFar }, true, true},
+}
+
+// cell is one way for a client outside to reach a server.
+type cell struct {
+	network  string // protocol
+	family   int
+	frontend frontend
+	backend  backend
+}
+
+func (c cell) String() string {
+	return fmt.Sprintf("%s %s %s %s", c.network, families[c.family], c.frontend.name, c.backend.name)
+}
+
+func cells() (all []cell) {
+	eachWay(func(network string, family int) {
+		for _, f := range frontends {
+			for _, b := range backends {
+				all = append(all, cell{network, family, f, b})
+			}
+		}
+	})
+	return all
+}
+
+// seen is the address that the server must see: the client's own where it is on the
+// node that was addressed, else the one that this node itself would use.
+func (c cell) seen(k *cluster, joined lab.Network) netip.Addr {
+	switch {
+	case !c.backend.remote:
+		return k.outside.Addrs()[c.family]
+	case joined.VXLAN && !c.backend.host:
+		return k.n1.PodCIDRs()[c.family].Addr() // the tunnel's address
+	}
+	return nodeAddrs(k.n1)[c.family]
+}
+
+// backendServices makes a service for each place where an endpoint can be.
+func (c *cluster) backendServices() {
+	c.t.Helper()
+	for _, b := range backends {
+		endpoints := rig.Up(b.server(c))
+		if b.host {
+			endpoints = hosts(b.server(c))
+		}
+		c.m.Put(rig.Service(b.name, b.service, rig.Everywhere(b.service)), rig.SlicesOf(b.name, endpoints...))
+	}
+	c.apply()
+}
+
+// TestCells is the table of all that a client outside can ask, on every kind of pod
+// network and under every set of rules that others install: who answers, from which
+// address, and whom the server saw.
+func TestCells(t *testing.T) {
+	for _, joined := range networks {
+		t.Run(joined.name, func(t *testing.T) {
+			t.Parallel()
+			c := startCluster(t, joined.Network)
+			c.backendServices()
+			place := newPlace(t, c)
+			for _, set := range ruleSets {
+				for _, tool := range set.tools() {
+					t.Run(set.name+"/"+tool.name, func(t *testing.T) {
+						place.with(t, tool, set, func() { c.askCells(t, joined.Network, set) })
+					})
+				}
+			}
+		})
+	}
+}
+
+// askCells asks every cell once.
+func (c *cluster) askCells(t *testing.T, joined lab.Network, set ruleSet) {
+	t.Helper()
+	var silences sync.WaitGroup // which take their time, and together no more than one
+	defer silences.Wait()
+	for _, cell := range cells() {
+		dst := cell.frontend.of(c, cell.backend.service, cell.family)
+		if set.drops != nil && set.drops(cell) {
+			silences.Go(func() { wantSilence(t, c.outside, cell.network, dst) })
+			continue
+		}
+		a := ask(c.outside, cell.network, dst, 3*time.Second)
+		if err := checkAnswer(a, cell.network, dst, cell.backend.server(c), cell.seen(c, joined)); err != nil {
+			t.Errorf("%s: %v", cell, err)
+		}
+	}
+}

@@ -1,0 +1,284 @@
+package node_test
+
+import (
+	"fmt"
+	"net/netip"
+	"os"
+	"testing"
+	"time"
+
+	"shunt/e2e/lab"
+	"shunt/e2e/rig"
+)
+
+// hold opens connections that must all be answered.
+func hold(t *testing.T, from *lab.Pod, network string, opts lab.HoldOptions, dsts ...netip.AddrPort) *lab.Held {
+	t.Helper()
+	if opts.Timeout == 0 {
+		opts.Timeout = 20 * time.Second // of a machine that has much else to do
+	}
+	h, err := from.Hold(network, opts, dsts...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	wantAll(t, "at first", h.First, opts.Count*len(dsts))
+	return h
+}
+
+func wantAll(t *testing.T, when string, s lab.HeldSummary, n int) {
+	t.Helper()
+	if s.Answered != n || len(s.Errors) > 0 {
+		t.Errorf("%s: %d of %d connections were answered, errors %v (%s)", when, s.Answered, n, s.Errors, s.FirstError)
+	}
+}
+
+func askAll(t *testing.T, when string, h *lab.Held, n int) lab.HeldSummary {
+	t.Helper()
+	s, err := h.Ask()
+	if err != nil {
+		t.Fatal(err)
+	}
+	wantAll(t, when, s, n)
+	return s
+}
+
+// TestManyToOneBackend: 60,000 connections at once of one client to one backend. A
+// process may not have so many: there are four on each side.
+func TestManyToOneBackend(t *testing.T) {
+	c := startCluster(t, lab.Network{})
+	const (
+		many  = 60_000
+		parts = 4
+		port  = 7000
+	)
+	crowd := []*lab.Pod{c.outside}
+	c.near.ServeShared("tcp", port)
+	for i := range parts - 1 {
+		crowd = append(crowd, c.outside.Beside(fmt.Sprintf("outside-%d", i)))
+		c.near.Beside(fmt.Sprintf("near-%d", i)).ServeShared("tcp", port)
+	}
+	c.apply(rig.Service("web", 1, rig.Everywhere(1)), rig.SlicesOf("web", rig.Endpoint{Pod: c.near, Ready: true, Serving: true, Port: port}))
+	start := time.Now()
+	held := make([]*lab.Held, parts)
+	for i, from := range crowd {
+		opts := lab.HoldOptions{Count: many / parts, FirstPort: uint16(2000 + i*many/parts)}
+		held[i] = hold(t, from, "tcp", opts, c.nodePortAt(1, 0))
+	}
+	made := time.Since(start)
+	for _, h := range held {
+		if s := askAll(t, "again", h, many/parts); s.Clients[c.outside.Addr4()] != many/parts {
+			t.Errorf("the server saw %v", s.Clients)
+		}
+	}
+	t.Logf("%d connections made in %v, asked again in %v", many, made.Round(time.Millisecond), (time.Since(start) - made).Round(time.Millisecond))
+	for _, h := range held {
+		if err := h.Close(true); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// TestPortsExhausted: a backend of another node takes as many connections as there
+// are source ports for it; what is more is dropped and counted, and troubles nobody
+// who asks for another backend. Closed connections make room.
+func TestPortsExhausted(t *testing.T) {
+	t.Parallel()
+	c := newCluster(t, lab.Network{})
+	// Leaves the daemon ports 1024 to 2099.
+	const room = 2100 - 1024
+	err := c.n1.Do(func() error {
+		return os.WriteFile("/proc/sys/net/ipv4/ip_local_port_range", []byte("2100 65535"), 0o644)
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.start()
+	serve(7000, c.far)
+	c.apply(
+		rig.Service("full", 1, rig.Everywhere(1)), rig.SlicesOf("full", rig.Up(c.far)...),
+		rig.Service("other", 2, rig.Everywhere(2)), rig.SlicesOf("other", rig.Endpoint{Pod: c.far, Ready: true, Serving: true, Port: 7000}),
+		rig.Service("here", 3, rig.Everywhere(3)), rig.SlicesOf("here", rig.Up(c.near)...))
+	for family := range families {
+		before := c.d.Reasons()["ports_exhausted"]
+		h, err := c.outside.Hold("tcp", lab.HoldOptions{Count: room + 100, FirstPort: 20000, Concurrency: 64, Timeout: 2500 * time.Millisecond}, c.nodePortAt(1, family))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if n := h.First.Answered; n > room || n < room*9/10 {
+			t.Errorf("%d connections at once, want %d or nearly as many: %+v", n, room, h.First)
+		}
+		if c.d.Reasons()["ports_exhausted"] == before {
+			t.Error("nothing was counted as without a port")
+		}
+		others := hold(t, c.outside, "tcp", lab.HoldOptions{Count: room / 2}, c.nodePortAt(2, family), c.nodePortAt(3, family))
+		askAll(t, "of other services", others, room/2*2)
+		held := h.First.Answered
+		askAll(t, "of the full service", h, held)
+		if err := h.Close(true); err != nil {
+			t.Error(err)
+		}
+		again := hold(t, c.outside, "tcp", lab.HoldOptions{Count: room / 2, FirstPort: 62000}, c.nodePortAt(1, family))
+		askAll(t, "after the others were closed", again, room/2)
+		for _, h := range []*lab.Held{again, others} {
+			if err := h.Close(true); err != nil {
+				t.Error(err)
+			}
+		}
+	}
+}
+
+// TestFlood: a million first packets from random sources break none of the
+// connections that were established before, and take the service from nobody.
+func TestFlood(t *testing.T) {
+	c := startCluster(t, lab.Network{})
+	c.backendServices()
+	const each = 125 // of protocol, family and service: 1,000 in all
+	var held []*lab.Held
+	eachWay(func(network string, family int) {
+		held = append(held, hold(t, c.other, network, lab.HoldOptions{Count: each}, c.nodePortAt(1, family), c.nodePortAt(2, family)))
+	})
+	from := []netip.Prefix{netip.MustParsePrefix("100.64.0.0/10"), netip.MustParsePrefix("2001:db8::/32")}
+	const million = 1_000_000
+	start := time.Now()
+	done := make(chan error, 1)
+	go func() {
+		for i := range 16 {
+			network, family, n := protocols[i/2%2], i%2, 1+i/4%2
+			dst := frontends[i%2].of(c, n, family)
+			p := lab.Packets{Network: network, Dst: dst, From: from[family], Count: million / 16}
+			if sent, err := c.outside.Flood(t.Context(), c.n1, p); err != nil || sent < p.Count*9/10 {
+				done <- fmt.Errorf("sent %d of %d to %v: %w", sent, p.Count, dst, err)
+				return
+			}
+		}
+		done <- nil
+	}()
+	rounds := 0
+	for flooding := true; flooding; rounds++ {
+		select {
+		case err := <-done:
+			if err != nil {
+				t.Fatal(err)
+			}
+			flooding = false
+		default:
+			for i, h := range held[:2] { // TCP, which brings again what the flood crowds out
+				askAll(t, fmt.Sprintf("under the flood, %s", families[i]), h, 2*each)
+			}
+			time.Sleep(50 * time.Millisecond) // or there is more of this than of the flood
+		}
+	}
+	t.Logf("a million packets in %v; every connection was asked %d times meanwhile", time.Since(start).Round(time.Millisecond), rounds-1)
+	for _, h := range held {
+		askAll(t, "after the flood", h, 2*each)
+	}
+	eachWay(func(network string, family int) {
+		for _, b := range backends {
+			if a := ask(c.other, network, c.nodePortAt(b.service, family), 0); a.Err != nil || a.Server != b.server(c).Name() {
+				t.Errorf("after the flood, %s %s %s: %q, %v", network, families[family], b.name, a.Server, a.Err)
+			}
+		}
+	})
+	reasons := c.d.Reasons()
+	t.Logf("reasons: %v", reasons)
+}
+
+// TestBackendsReplacedUnderLoad: while endpoints come and go, every connection is
+// answered by one that served when it was made.
+func TestBackendsReplacedUnderLoad(t *testing.T) {
+	t.Parallel()
+	c := startCluster(t, lab.Network{})
+	more := []*lab.Pod{c.near, c.far, c.n1.Pod("near-2"), c.n2.Pod("far-2")}
+	serve(rig.ServerPort, more[2:]...)
+	c.apply(rig.Service("web", 1, rig.Everywhere(1)), rig.SlicesOf("web", rig.Up(more...)...))
+	var traffic []*lab.Hammering
+	eachWay(func(network string, family int) {
+		opts := lab.HammerOptions{Count: 1 << 20, Rate: 200, Timeout: 20 * time.Second}
+		traffic = append(traffic, c.outside.StartHammer(network, c.nodePortAt(1, family), opts))
+	})
+	for round := range 40 {
+		c.apply(rig.SlicesOf("web", rig.Up(more[round%4], more[(round+1+round/4%3)%4])...))
+	}
+	for _, h := range traffic {
+		s, err := h.Stop()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if s.Done < 20 || s.Answered != s.Done || len(s.Servers) != len(more) {
+			t.Errorf("%d of %d answered by %v, errors %v (%s)", s.Answered, s.Done, s.Servers, s.Errors, s.FirstError)
+		}
+	}
+}
+
+// TestSharedBackends: one client has connections to many services at once, from the
+// same source ports, and all the services have the same two endpoints. No connection
+// gets another's bytes, and none stands still; and so again with the ports of those
+// that have just ended.
+func TestSharedBackends(t *testing.T) {
+	t.Parallel()
+	c := startCluster(t, lab.Network{})
+	const services = 6
+	for n := 1; n <= services; n++ {
+		name := fmt.Sprintf("web-%d", n)
+		c.m.Put(rig.Service(name, n, rig.Everywhere(n)), rig.SlicesOf(name, rig.Up(c.near, c.far)...))
+	}
+	c.apply()
+	eachWay(func(network string, family int) {
+		// Two halves of the services take turns: a client does not use a port again
+		// for the same destination at once.
+		var dsts [2][]netip.AddrPort
+		for n := 1; n <= services; n++ {
+			for _, f := range frontends {
+				dsts[n%2] = append(dsts[n%2], f.of(c, n, family))
+			}
+		}
+		const ports = 25
+		all := ports * len(dsts[0])
+		for round := range 6 {
+			opts := lab.HoldOptions{Count: ports, FirstPort: 20000}
+			first := hold(t, c.outside, network, opts, dsts[round%2]...)
+			second := hold(t, c.outside, network, opts, dsts[1-round%2]...)
+			for range 2 {
+				askAll(t, fmt.Sprintf("%s/%s, round %d", network, families[family], round), first, all)
+				s := askAll(t, fmt.Sprintf("%s/%s, round %d", network, families[family], round), second, all)
+				if len(s.Servers) != 2 {
+					t.Errorf("all of %d connections were answered by %v", all, s.Servers)
+				}
+			}
+			if err := first.Close(true); err != nil {
+				t.Error(err)
+			}
+			again := hold(t, c.outside, network, opts, dsts[round%2]...)
+			askAll(t, "beside those that came again", second, all)
+			for _, h := range []*lab.Held{second, again} {
+				if err := h.Close(true); err != nil {
+					t.Error(err)
+				}
+			}
+		}
+	})
+}
+
+// TestPortsAfterFIN: a client's source port that comes again, for another service with
+// the same endpoint, after the connection before was ended as connections are.
+func TestPortsAfterFIN(t *testing.T) {
+	t.Parallel()
+	c := startCluster(t, lab.Network{})
+	const services = 8
+	for n := 1; n <= services; n++ {
+		name := fmt.Sprintf("web-%d", n)
+		c.m.Put(rig.Service(name, n, rig.Everywhere(n)), rig.SlicesOf(name, rig.Up(c.near, c.far)...))
+	}
+	c.apply()
+	for family := range families {
+		for n := 1; n <= services; n++ {
+			for _, f := range frontends {
+				h := hold(t, c.outside, "tcp", lab.HoldOptions{Count: 100, FirstPort: 25000}, f.of(c, n, family))
+				askAll(t, f.name, h, 100)
+				if err := h.Close(false); err != nil {
+					t.Error(err)
+				}
+			}
+		}
+	}
+}

@@ -1,0 +1,143 @@
+package node_test
+
+import (
+	"fmt"
+	"sync"
+	"testing"
+
+	corev1 "k8s.io/api/core/v1"
+
+	"shunt/e2e/lab"
+	"shunt/e2e/rig"
+)
+
+// TestRefused: where nobody serves, and at a port of a cluster IP that no service
+// has, a client outside hears so at once.
+func TestRefused(t *testing.T) {
+	t.Parallel()
+	c := startCluster(t, lab.Network{})
+	gone := rig.Endpoint{Pod: c.near}
+	c.apply(
+		rig.Service("none", 1, rig.Everywhere(1)),
+		rig.Service("unready", 2, rig.Everywhere(2)), rig.SlicesOf("unready", gone),
+		rig.Service("local", 3, rig.Everywhere(3), rig.ExternalLocal), rig.SlicesOf("local", gone),
+		rig.Service("web", 4, rig.Everywhere(4)), rig.SlicesOf("web", rig.Up(c.near)...))
+	eachWay(func(network string, family int) {
+		for n := 1; n <= 3; n++ {
+			for _, f := range frontends {
+				t.Run(fmt.Sprintf("%s/%s/%s/service-%d", network, families[family], f.name, n), func(t *testing.T) {
+					if c.counted("no_endpoint", func() { wantRefused(t, c.outside, network, f.of(c, n, family)) }) == 0 {
+						t.Error("counted as something else")
+					}
+				})
+			}
+		}
+		dst := rig.At(rig.ClusterIPs(4)[family], 81)
+		t.Run(fmt.Sprintf("%s/%s/undefined port", network, families[family]), func(t *testing.T) {
+			if c.counted("undefined_port", func() { wantRefused(t, c.outside, network, dst) }) == 0 {
+				t.Error("counted as something else")
+			}
+		})
+	})
+}
+
+// TestPortsOfNobody: a port of a node's address that is no node port is the stack's to
+// answer, and so is any port of an address that has frontends but is the node's own.
+func TestPortsOfNobody(t *testing.T) {
+	t.Parallel()
+	c := startCluster(t, lab.Network{})
+	c.apply(rig.Service("web", 1, rig.Everywhere(1)), rig.SlicesOf("web", rig.Up(c.near)...))
+	serve(rig.NodePortOf(2), c.hostNear)
+	eachWay(func(network string, family int) {
+		wantRefused(t, c.outside, network, rig.At(nodeAddrs(c.n1)[family], rig.NodePortOf(3)))
+		wantAnswer(t, c.outside, network, rig.At(nodeAddrs(c.n1)[family], rig.NodePortOf(2)), c.hostNear, c.outside.Addrs()[family])
+	})
+}
+
+// TestLocalPolicy: with the policy Local and no endpoint here, clients outside hear
+// nothing, and those on the node are served by endpoints elsewhere. With one here only
+// that serves the former.
+func TestLocalPolicy(t *testing.T) {
+	t.Parallel()
+	c := startCluster(t, lab.Network{})
+	web := rig.Service("web", 1, rig.Everywhere(1), rig.ExternalLocal)
+	c.apply(web, rig.SlicesOf("web", rig.Up(c.far)...))
+	dropped := c.counted("no_local_endpoint", func() {
+		var silences sync.WaitGroup
+		defer silences.Wait()
+		eachWay(func(network string, family int) {
+			for _, f := range frontends[:clusterIP] {
+				silences.Go(func() { wantSilence(t, c.outside, network, f.of(c, 1, family)) })
+			}
+		})
+	})
+	if dropped < 12 {
+		t.Errorf("%d packets were counted as without an endpoint here, want 12 at least", dropped)
+	}
+	eachWay(func(network string, family int) {
+		for _, f := range frontends[:clusterIP] {
+			for _, from := range []*lab.Pod{c.inside, c.hostNear} {
+				if a := ask(from, network, f.of(c, 1, family), 0); a.Err != nil || a.Server != c.far.Name() {
+					t.Errorf("%s asks %v by %s: %q, %v", from.Name(), f.of(c, 1, family), network, a.Server, a.Err)
+				}
+			}
+		}
+		// The policy is not the cluster IP's.
+		wantAnswer(t, c.outside, network, frontends[clusterIP].of(c, 1, family), c.far, nodeAddrs(c.n1)[family])
+	})
+	c.apply(rig.SlicesOf("web", rig.Up(c.far, c.near)...))
+	eachWay(func(network string, family int) {
+		for _, f := range frontends[:clusterIP] {
+			for range 5 { // both would serve half of them
+				wantAnswer(t, c.outside, network, f.of(c, 1, family), c.near, c.outside.Addrs()[family])
+			}
+		}
+	})
+}
+
+// TestSourceRanges: a load-balancer IP serves the clients that it lets in, and no
+// other frontend asks.
+func TestSourceRanges(t *testing.T) {
+	t.Parallel()
+	c := startCluster(t, lab.Network{})
+	ranges := func(all ...string) func(*corev1.Service) {
+		return func(s *corev1.Service) { s.Spec.LoadBalancerSourceRanges = all }
+	}
+	own := func(p *lab.Pod) []string {
+		return []string{p.Addr4().String() + "/32", " " + p.Addr6().String() + "/128"}
+	}
+	c.m.Put(rig.Service("web", 1, rig.Everywhere(1), ranges(own(c.outside)...)), rig.SlicesOf("web", rig.Up(c.near, c.far)...))
+	c.m.Put(rig.Service("open", 2, rig.Everywhere(2)), rig.SlicesOf("open", rig.Up(c.near)...))
+	c.apply()
+	want := func(open, shut *lab.Pod) {
+		t.Helper()
+		eachWay(func(network string, family int) {
+			for i, f := range frontends {
+				for _, from := range []*lab.Pod{open, shut} {
+					dst := f.of(c, 1, family)
+					if i != loadBalancer || from == open {
+						if a := ask(from, network, dst, 0); a.Err != nil {
+							t.Errorf("%s asks %v by %s: %v", from.Name(), dst, network, a.Err)
+						}
+						continue
+					}
+					if c.counted("source_range", func() { wantSilence(t, from, network, dst) }) == 0 {
+						t.Errorf("%s to %v: counted as something else", from.Name(), dst)
+					}
+				}
+			}
+			wantAnswer(t, shut, network, frontends[loadBalancer].of(c, 2, family), c.near, shut.Addrs()[family])
+		})
+	}
+	want(c.outside, c.other)
+	c.apply(rig.Service("web", 1, rig.Everywhere(1), ranges(own(c.other)...)))
+	want(c.other, c.outside)
+	c.apply(rig.Service("web", 1, rig.Everywhere(1)))
+	eachWay(func(network string, family int) {
+		for _, from := range []*lab.Pod{c.outside, c.other} {
+			if a := ask(from, network, frontends[loadBalancer].of(c, 1, family), 0); a.Err != nil {
+				t.Errorf("%s, without ranges: %v", from.Name(), a.Err)
+			}
+		}
+	})
+}

@@ -1,0 +1,260 @@
+package rig
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"io"
+	"net/http"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"shunt/e2e/lab"
+	"shunt/maps"
+)
+
+const (
+	// HealthzAddr and MetricsAddr are where daemons here listen.
+	HealthzAddr = "127.0.0.1:10256"
+	MetricsAddr = "127.0.0.1:10249"
+	// Patience bounds every wait for something that happens by itself, on a machine
+	// that may have much else to do.
+	Patience = 60 * time.Second
+	// Self is this executable, whatever happens to its file meanwhile.
+	Self = "/proc/self/exe"
+)
+
+// Daemon is `shunt run` on a node of the lab, as a process of its own.
+type Daemon struct {
+	t    *testing.T
+	Node *lab.Node
+	Pod  *lab.Pod // the process's place: the node's network, a cgroup below its
+	Root string   // --bpffs-root
+	Args []string // of the command line
+	Cmd  *lab.Cmd // nil until it is launched
+	Log  *LogText
+}
+
+// NewDaemon prepares a daemon; later flags win over those that are set here.
+func NewDaemon(t *testing.T, node *lab.Node, manifests string, flags ...string) *Daemon {
+	t.Helper()
+	d := &Daemon{t: t, Node: node, Pod: node.HostPod("shunt"), Root: filepath.Join(node.BPFFS(), "shunt"), Log: &LogText{}}
+	d.Args = append([]string{"run", "--manifests", manifests, "--node-name", node.Name(),
+		"--cgroup-root", node.Cgroup(), "--bpffs-root", d.Root,
+		"--services-map-size", "1024", "--slots-map-size", "4096", "--backends-map-size", "1024", "--affinity-map-size", "1024",
+		"--healthz-bind-address", HealthzAddr, "--metrics-bind-address", MetricsAddr}, flags...)
+	t.Cleanup(func() {
+		if t.Failed() {
+			t.Logf("log of the daemon on %s:\n%s", node.Name(), d.Log.Tail(40))
+		}
+	})
+	return d
+}
+
+// StartDaemon prepares a daemon, starts it and waits until it is healthy.
+func StartDaemon(t *testing.T, node *lab.Node, manifests string, flags ...string) *Daemon {
+	t.Helper()
+	d := NewDaemon(t, node, manifests, flags...)
+	d.Start()
+	return d
+}
+
+// Launch starts the process, with more flags than before if any are given. The
+// log begins anew.
+func (d *Daemon) Launch(flags ...string) {
+	d.t.Helper()
+	d.Args = append(d.Args, flags...)
+	d.Log.Reset()
+	d.Cmd = d.Pod.Command(context.Background(), Self, d.Args...)
+	d.Cmd.Stderr, d.Cmd.Stdout = d.Log, d.Log
+	if err := d.Cmd.Start(); err != nil {
+		d.t.Fatal(err)
+	}
+}
+
+// Start starts the process and waits until it is healthy.
+func (d *Daemon) Start(flags ...string) {
+	d.t.Helper()
+	d.Launch(flags...)
+	d.WaitHealthy()
+}
+
+// Alive says whether the process runs.
+func (d *Daemon) Alive() bool {
+	if d.Cmd == nil {
+		return false
+	}
+	select {
+	case <-d.Cmd.Done():
+		return false
+	default:
+		return true
+	}
+}
+
+// Kill ends the process by SIGKILL.
+func (d *Daemon) Kill() {
+	d.t.Helper()
+	if err := d.Cmd.Signal(syscall.SIGKILL); err != nil {
+		d.t.Fatalf("kill the daemon: %v; its log:\n%s", err, d.Log.Tail(40))
+	}
+	_ = d.Cmd.Wait() // says that it was killed
+}
+
+// Stop ends the process by SIGTERM, which it must do well and soon.
+func (d *Daemon) Stop() {
+	d.t.Helper()
+	if err := d.Cmd.Stop(Patience); err != nil {
+		d.t.Fatalf("the daemon did not end well: %v; its log:\n%s", err, d.Log.Tail(40))
+	}
+}
+
+// ExitCodeOf gives the exit code of a process that ended with that error.
+func ExitCodeOf(t *testing.T, err error) int {
+	t.Helper()
+	var exit *exec.ExitError
+	switch {
+	case err == nil:
+		return 0
+	case errors.As(err, &exit) && exit.ExitCode() >= 0:
+		return exit.ExitCode()
+	}
+	t.Fatalf("the process ended neither well nor by itself: %v", err)
+	return -1
+}
+
+// Health is the body of healthz.
+type Health struct {
+	Code         int
+	LastUpdated  *time.Time
+	NodeEligible bool
+	Reasons      []string
+	Warnings     []string
+}
+
+// Healthz asks for the daemon's health.
+func (d *Daemon) Healthz() (h Health, err error) {
+	code, body, err := d.Get(HealthzAddr, "/healthz")
+	if err == nil {
+		err = json.Unmarshal(body, &h)
+	}
+	h.Code = code
+	return h, err
+}
+
+// Get asks the daemon at one of its addresses.
+func (d *Daemon) Get(addr, path string) (code int, body []byte, err error) {
+	client := &http.Client{Timeout: 5 * time.Second, Transport: &http.Transport{
+		DialContext: d.Node.DialContext, DisableKeepAlives: true}}
+	resp, err := client.Get("http://" + addr + path)
+	if err != nil {
+		return 0, nil, err
+	}
+	defer resp.Body.Close()
+	body, err = io.ReadAll(io.LimitReader(resp.Body, 4<<20))
+	return resp.StatusCode, body, err
+}
+
+// WaitHealthy waits until healthz says so.
+func (d *Daemon) WaitHealthy() {
+	d.t.Helper()
+	Eventually(d.t, "the daemon on "+d.Node.Name()+" is healthy", func() bool {
+		if !d.Alive() {
+			d.t.Fatalf("the daemon on %s ended: %v; its log:\n%s", d.Node.Name(), d.Cmd.Wait(), d.Log.Tail(40))
+		}
+		h, err := d.Healthz()
+		return err == nil && h.Code == http.StatusOK
+	})
+}
+
+// Metrics gives samples by name and labels, as they are written.
+func (d *Daemon) Metrics() map[string]float64 {
+	d.t.Helper()
+	code, body, err := d.Get(MetricsAddr, "/metrics")
+	if err != nil || code != http.StatusOK {
+		d.t.Fatalf("metrics: %d, %v", code, err)
+	}
+	all := map[string]float64{}
+	for line := range strings.Lines(string(body)) {
+		line = strings.TrimSpace(line)
+		at := strings.LastIndexByte(line, ' ')
+		if at < 0 || strings.HasPrefix(line, "#") {
+			continue
+		}
+		if v, err := strconv.ParseFloat(line[at+1:], 64); err == nil {
+			all[line[:at]] = v
+		}
+	}
+	return all
+}
+
+// Kernel opens what the daemon has pinned, for as long as use takes.
+func (d *Daemon) Kernel(use func(*maps.Kernel)) error {
+	set, err := maps.Load(d.Root)
+	if err != nil {
+		return err
+	}
+	k, err := maps.NewKernel(set)
+	if err != nil {
+		return errors.Join(err, set.Close())
+	}
+	use(k)
+	return errors.Join(k.Close(), set.Close())
+}
+
+// Dump gives what the maps hold.
+func (d *Daemon) Dump() *maps.Dump {
+	d.t.Helper()
+	var dump *maps.Dump
+	var dumpErr error
+	err := d.Kernel(func(k *maps.Kernel) { dump, dumpErr = k.Dump() })
+	if err := errors.Join(err, dumpErr); err != nil {
+		d.t.Fatal(err)
+	}
+	return dump
+}
+
+// Reasons gives the programs' counts of why they ended.
+func (d *Daemon) Reasons() map[string]uint64 {
+	d.t.Helper()
+	var counts map[string]uint64
+	var readErr error
+	err := d.Kernel(func(k *maps.Kernel) { counts, readErr = k.Reasons() })
+	if err := errors.Join(err, readErr); err != nil {
+		d.t.Fatal(err)
+	}
+	return counts
+}
+
+// Shunt runs a command of shunt's to its end.
+func Shunt(t *testing.T, args ...string) (stdout, stderr string, code int) {
+	t.Helper()
+	return RunCommand(t, exec.Command(Self, args...))
+}
+
+// RunCommand runs a command to its end.
+func RunCommand(t *testing.T, c *exec.Cmd) (stdout, stderr string, code int) {
+	t.Helper()
+	var out, err bytes.Buffer
+	c.Stdout, c.Stderr = &out, &err
+	code = ExitCodeOf(t, c.Run())
+	return out.String(), err.String(), code
+}
+
+// Eventually waits until a condition holds, and fails the test if it never does.
+func Eventually(t *testing.T, what string, holds func() bool) {
+	t.Helper()
+	deadline := time.Now().Add(Patience)
+	for !holds() {
+		if time.Now().After(deadline) {
+			t.Fatalf("waited %v in vain: %s", Patience, what)
+		}
+		time.Sleep(2 * time.Millisecond)
+	}
+}
