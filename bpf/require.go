@@ -40,7 +40,8 @@ func RequireBPF() error {
 	case unix.ENOSYS:
 		return fmt.Errorf("this kernel has no bpf system call: shunt needs one with CONFIG_BPF_SYSCALL and CONFIG_CGROUP_BPF (%w)", errno)
 	case unix.EPERM:
-		return fmt.Errorf("the bpf system call is not permitted: run without a seccomp filter of it, in a pod with securityContext.privileged (%w)", errno)
+		return fmt.Errorf("the bpf system call is not permitted: run without a seccomp filter of it, "+
+			"in a pod with securityContext.privileged (%w)", errno)
 	}
 	return nil
 }

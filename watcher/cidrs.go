@@ -101,7 +101,8 @@ func (a *API) followCIDRs(ctx context.Context) {
 		if apierrors.IsNotFound(err) {
 			if !said {
 				said = true
-				a.Log.Info("this API server has no ServiceCIDRs: addresses that no service has are not refused, unless --service-cidr names them")
+				a.Log.Info("this API server has no ServiceCIDRs: addresses that no service has are not refused, " +
+					"unless --service-cidr names them")
 			}
 			a.cidrs.announce()
 			wait = cidrsInterval

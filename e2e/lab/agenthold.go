@@ -40,7 +40,8 @@ type tally struct {
 }
 
 func newTally() *tally {
-	return &tally{HeldSummary{Servers: map[string]int{}, Clients: map[netip.Addr]int{}, Errors: map[syscall.Errno]int{}}, make([]byte, 2048)}
+	counts := HeldSummary{Servers: map[string]int{}, Clients: map[netip.Addr]int{}, Errors: map[syscall.Errno]int{}}
+	return &tally{counts, make([]byte, 2048)}
 }
 
 func (t *tally) failed(op string, err error) {

@@ -20,8 +20,9 @@ import (
 )
 
 const (
-	// HealthzAddr and MetricsAddr are where daemons here listen.
+	// HealthzAddr is where daemons here answer probes.
 	HealthzAddr = "127.0.0.1:10256"
+	// MetricsAddr is where they serve metrics.
 	MetricsAddr = "127.0.0.1:10249"
 	// Patience bounds every wait for something that happens by itself, on a machine
 	// that may have much else to do.

@@ -164,7 +164,8 @@ func SlicesOf(service string, endpoints ...Endpoint) []any {
 
 // NewSlice makes a slice of a service without endpoints and ports.
 func NewSlice(service, name string, family discoveryv1.AddressType) *discoveryv1.EndpointSlice {
-	s := &discoveryv1.EndpointSlice{TypeMeta: metav1.TypeMeta{APIVersion: "discovery.k8s.io/v1", Kind: "EndpointSlice"}, AddressType: family}
+	s := &discoveryv1.EndpointSlice{AddressType: family,
+		TypeMeta: metav1.TypeMeta{APIVersion: "discovery.k8s.io/v1", Kind: "EndpointSlice"}}
 	s.Name, s.Namespace = name, "default"
 	s.Labels = map[string]string{discoveryv1.LabelServiceName: service}
 	return s
