@@ -96,7 +96,7 @@ func TestExpiryReplacedInBetween(t *testing.T) {
 // fillUp adds flows in a state until so many entries are there, each used a little
 // later than the one before.
 func (r *expiryRig) fillUp(from, entries int, said uint8) (next int) {
-	for r.count() < entries {
+	for n := r.count(); n < entries; n += 2 {
 		r.put(flowOf(from, 6, confirmed, 1000+uint64(from), said, said))
 		from++
 	}

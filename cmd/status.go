@@ -136,7 +136,7 @@ func readStatus(ctx context.Context, root string) (*statusReport, error) {
 		{maps.NameSlots, slotsUsed(dump), sizes.Slots, maps.FlagSlots},
 		{maps.NameBackends, uint32(len(dump.Backends)), sizes.Backends, maps.FlagBackends},
 		{maps.NameAffinity, affinity, sizes.Affinity, maps.FlagAffinity},
-		{maps.NameSources, uint32(len(dump.Sources)), sizes.Sources, maps.FlagSources},
+		{maps.NameSources, uint32(len(dump.Sources) + len(dump.ServiceCIDRs)), sizes.Sources, maps.FlagSources},
 		{maps.NameFlows, flows, sizes.Flows, maps.FlagFlows},
 	}
 	if s.Reasons, err = kernel.Reasons(); err != nil {

@@ -30,7 +30,7 @@ type reconciler struct {
 	// entries counts those of map services: frontends but for cluster IPs as a
 	// whole, which are flags of their addresses.
 	entries int
-	// sources counts entries of map sources.
+	// sources counts entries of map sources but for service CIDRs.
 	sources int
 	// orphans are frontends of an adopted map that no service is known to own yet.
 	orphans map[maps.FrontendKey]maps.Service

@@ -103,7 +103,7 @@ func (l *Loop) fill() []shuntmaps.Fill {
 		{Map: shuntmaps.NameServices, Flag: shuntmaps.FlagServices, Used: uint32(l.r.entries), Size: sizes.Services},
 		{Map: shuntmaps.NameSlots, Flag: shuntmaps.FlagSlots, Used: l.r.slots.used, Size: sizes.Slots},
 		{Map: shuntmaps.NameBackends, Flag: shuntmaps.FlagBackends, Used: l.r.records.used, Size: sizes.Backends},
-		{Map: shuntmaps.NameSources, Flag: shuntmaps.FlagSources, Used: uint32(l.r.sources), Size: sizes.Sources},
+		{Map: shuntmaps.NameSources, Flag: shuntmaps.FlagSources, Used: uint32(l.r.sources + len(l.r.cidrs)), Size: sizes.Sources},
 	}
 }
 

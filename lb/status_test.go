@@ -86,14 +86,14 @@ func TestStatusCounts(t *testing.T) {
 			entries++
 		}
 	}
-	if len(d.Sources) == 0 {
+	if len(d.Sources) == 0 || len(d.ServiceCIDRs) == 0 {
 		t.Error("no sources to count")
 	}
 	want := []maps.Fill{
 		{Map: "services", Flag: maps.FlagServices, Used: uint32(entries), Size: roomy.Services},
 		{Map: "slots", Flag: maps.FlagSlots, Used: r.loop.r.slots.used, Size: roomy.Slots},
 		{Map: "backends", Flag: maps.FlagBackends, Used: uint32(len(d.Backends)), Size: roomy.Backends},
-		{Map: "sources", Flag: maps.FlagSources, Used: uint32(len(d.Sources)), Size: roomy.Sources},
+		{Map: "sources", Flag: maps.FlagSources, Used: uint32(len(d.Sources) + len(d.ServiceCIDRs)), Size: roomy.Sources},
 	}
 	if !slices.Equal(s.Fill, want) {
 		t.Errorf("fill %+v, want %+v", s.Fill, want)

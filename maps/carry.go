@@ -107,8 +107,9 @@ func carryAffinity(old, k *Kernel) error {
 //
 // Between maps of different ABI nothing is carried, since nobody can say what the
 // other's entries mean: connections from outside are broken by such an upgrade.
-func carryFlows(from, to *ebpf.Map) (lost int, err error) {
+func carryFlows(from, to *ebpf.Map) (lost int, newest uint64, err error) {
 	err = EachFlow(from, func(k *FlowKey, f *Flow) error {
+		newest = max(newest, f.Used)
 		var there Flow
 		flags := ebpf.UpdateNoExist // or the entry is the programs' own, and newer
 		if to.Lookup(k, &there) == nil {
@@ -127,7 +128,23 @@ func carryFlows(from, to *ebpf.Map) (lost int, err error) {
 		}
 		return nil
 	})
-	return lost, err
+	return lost, newest, err
+}
+
+// dropFlows deletes what was copied and has gone meanwhile from where it came: it
+// would be found in the place of a newer flow, of which nobody has answered yet. What
+// our programs have noted was used later than anything copied.
+func dropFlows(from, to *ebpf.Map, newest uint64) error {
+	return EachFlow(to, func(k *FlowKey, f *Flow) error {
+		var there Flow
+		if f.Used > newest || !errors.Is(from.Lookup(k, &there), ebpf.ErrKeyNotExist) {
+			return nil
+		}
+		if err := ignoreMissing(to.Delete(k)); err != nil {
+			return fmt.Errorf("delete flow %s, which is over: %w", k, err)
+		}
+		return nil
+	})
 }
 
 // carryPinnedFlows copies from the flows that are pinned in dir: what the programs
@@ -141,7 +158,9 @@ func (s *Set) carryPinnedFlows(dir string) (lost int, err error) {
 		return 0, fmt.Errorf("open the flows of the daemon before: %w", err)
 	}
 	defer func() { err = errors.Join(err, old.Close()) }()
-	return carryFlows(old, s.maps[mapFlows])
+	dropped := dropFlows(old, s.maps[mapFlows], s.carriedUntil)
+	lost, _, err = carryFlows(old, s.maps[mapFlows])
+	return lost, errors.Join(dropped, err)
 }
 
 func isFull(err error) bool {

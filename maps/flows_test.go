@@ -151,7 +151,7 @@ func TestFlowsAreCarried(t *testing.T) {
 		what string
 		size uint32
 		lost int
-	}{{"larger", 128, 0}, {"just large enough", 64, 0}, {"smaller", 16, 2*flows + 2 - 16}} {
+	}{{"larger", 128, 0}, {"just large enough", 2*flows + 2, 0}, {"smaller", 16, 2*flows - 16}} {
 		t.Run(c.what, func(t *testing.T) {
 			root := mapstest.BPFFS(t)
 			sizes := small
@@ -174,10 +174,17 @@ func TestFlowsAreCarried(t *testing.T) {
 				t.Errorf("%d entries before the switch, want %d", got, want)
 			}
 			// Until the switch one is used, and one is new; what programs of ours saw last, stays.
+			ours := numberedFlow(77, 10) // known to our programs alone
 			used, mine, late := numberedFlow(0, 9), numberedFlow(1, 10), numberedFlow(flows, 9)
 			putFlows(t, old, used, late)
+			over := numberedFlow(2, 5)
+			for _, k := range over.Keys() { // its client begins anew: the next flow is in flows_new
+				if err := old.Map("flows").Delete(k); err != nil {
+					t.Fatal(err)
+				}
+			}
 			if c.lost == 0 {
-				putFlows(t, set, mine)
+				putFlows(t, set, mine, ours)
 			}
 			carried, err := set.Commit()
 			if err != nil || carried.Err != nil || carried.Lost != c.lost {
@@ -187,7 +194,20 @@ func TestFlowsAreCarried(t *testing.T) {
 			if c.lost != 0 {
 				return
 			}
+			for _, k := range ours.Keys() {
+				if all[k] != ours {
+					t.Errorf("entry %s is %+v", k, all[k])
+				}
+			}
+			for _, k := range over.Keys() {
+				if _, there := all[k]; there {
+					t.Errorf("entry %s is there, which is over", k)
+				}
+			}
 			for i := range flows + 1 {
+				if i == 2 {
+					continue
+				}
 				want := map[int]maps.Flow{0: used, 1: mine, flows: late}[i]
 				if want.Used == 0 {
 					want = numberedFlow(i, 5)

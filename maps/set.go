@@ -21,6 +21,8 @@ type Set struct {
 	staged bool
 	// carries: the older set's flows are copied, since these have another size.
 	carries bool
+	// carriedUntil is the latest use (Flow.Used) of what was copied at first.
+	carriedUntil uint64
 }
 
 // Spec gives the maps' declarations with the given sizes.
@@ -141,7 +143,7 @@ func Open(root string, sizes Sizes) (*Set, OpenResult, error) {
 	if err == nil && old != nil && old.sameABI() {
 		err = carryOver(old, set)
 		if set.carries = old.maps[mapFlows].MaxEntries() != set.maps[mapFlows].MaxEntries(); set.carries {
-			_, _ = carryFlows(old.maps[mapFlows], set.maps[mapFlows]) // Commit does it again, and says what became of it
+			_, set.carriedUntil, _ = carryFlows(old.maps[mapFlows], set.maps[mapFlows]) // Commit does it again, and says what became of it
 		}
 	}
 	if old != nil {
