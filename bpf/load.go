@@ -60,7 +60,7 @@ func Load(set *maps.Set) (*Programs, error) {
 		if p.load(set, cookie) == nil {
 			return p, nil
 		}
-		return nil, fmt.Errorf("load programs into the kernel: %w", explain(err))
+		return nil, fmt.Errorf("load programs into the kernel: %w", Explain(err))
 	}
 	return p, nil
 }

@@ -33,6 +33,19 @@ func RequireRoot() error {
 	return nil
 }
 
+// RequireBPF says in one line why the bpf system call can't be used at all.
+func RequireBPF() error {
+	const noCommand = 0xffff // no kernel knows it: EINVAL
+	switch _, _, errno := unix.Syscall(unix.SYS_BPF, noCommand, 0, 0); errno {
+	case unix.ENOSYS:
+		return fmt.Errorf("this kernel has no bpf system call: shunt needs one with CONFIG_BPF_SYSCALL and CONFIG_CGROUP_BPF (%w)", errno)
+	case unix.EPERM:
+		return fmt.Errorf("the bpf system call is not permitted: run without a seccomp filter of it, "+
+			"in a pod with securityContext.privileged (%w)", errno)
+	}
+	return nil
+}
+
 // FindCgroupRoot gives the first cgroup v2 mount point, or checks the directory
 // that was asked for.
 func FindCgroupRoot(asked string) (string, error) {
@@ -167,8 +180,9 @@ func haveStaleIter() error {
 	return p.Close()
 }
 
-// explain turns a failure to load into what the kernel lacks, if that is why.
-func explain(err error) error {
+// Explain turns a failure to make maps or load programs into what the kernel lacks,
+// if that is why.
+func Explain(err error) error {
 	for _, f := range Features() {
 		if f.Needed && f.Err != nil {
 			return fmt.Errorf("this kernel has no %s: shunt needs Linux 5.10 or newer with CONFIG_BPF_SYSCALL, "+

@@ -83,7 +83,7 @@ func (p *packetPrograms) get(v variant) (*loadedPrograms, error) {
 	l := &loadedPrograms{}
 	err = spec.LoadAndAssign(&l.objects, &ebpf.CollectionOptions{MapReplacements: replacements(spec, p.set)})
 	if err != nil {
-		return nil, fmt.Errorf("load the packet path's programs into the kernel: %w", explain(err))
+		return nil, fmt.Errorf("load the packet path's programs into the kernel: %w", Explain(err))
 	}
 	for dir, prog := range [directions]*ebpf.Program{ingress: l.objects.ShuntIngress, egress: l.objects.ShuntEgress} {
 		if l.by[dir], err = newLoadedProgram(prog); err != nil {

@@ -105,6 +105,9 @@ func (d *daemon) prepare() (*bpf.Lock, error) {
 	if err := bpf.RequireRoot(); err != nil {
 		return nil, err
 	}
+	if err := bpf.RequireBPF(); err != nil {
+		return nil, err
+	}
 	cgroup, err := bpf.FindCgroupRoot(d.cfg.CgroupRoot)
 	if err != nil {
 		return nil, err
@@ -120,7 +123,7 @@ func (d *daemon) prepare() (*bpf.Lock, error) {
 func (d *daemon) open() error {
 	set, opened, err := maps.Open(d.cfg.BPFFSRoot, d.cfg.MapSizes)
 	if err != nil {
-		return err
+		return bpf.Explain(err)
 	}
 	d.set = set
 	if opened.Replaces != "" {

@@ -1,14 +1,19 @@
 package socket_test
 
 import (
+	"bytes"
 	"errors"
 	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"syscall"
 	"testing"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
 
 	"shunt/e2e/lab"
 )
@@ -136,6 +141,48 @@ func TestBadEnvironment(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestNoBPF: a kernel without the bpf system call, and a container that may not use
+// it. A seccomp filter makes both.
+func TestNoBPF(t *testing.T) {
+	t.Parallel()
+	l := lab.ForTest(t)
+	n := l.Node("n1")
+	m := newManifests(t, l.Dir())
+	m.write()
+	for errno, says := range map[syscall.Errno]string{
+		syscall.ENOSYS: "this kernel has no bpf system call", syscall.EPERM: "the bpf system call is not permitted"} {
+		cmd := exec.Command(self, "run", "--manifests", m.path, "--cgroup-root", n.Cgroup(), "--bpffs-root", filepath.Join(n.BPFFS(), "shunt"))
+		var said bytes.Buffer
+		cmd.Stderr = &said
+		done := make(chan error)
+		go func() {
+			runtime.LockOSThread() // never unlocked: the filter is this thread's, and its children's
+			err := refuseBPF(errno)
+			if err == nil {
+				err = cmd.Run()
+			}
+			done <- err
+		}()
+		code := exitCodeOf(t, <-done)
+		checkRefusal(t, said.String(), code, 1, says)
+	}
+}
+
+// refuseBPF makes the bpf system call fail for the calling thread.
+func refuseBPF(errno syscall.Errno) error {
+	filter := []unix.SockFilter{
+		{Code: unix.BPF_LD | unix.BPF_W | unix.BPF_ABS, K: 0}, // the system call's number
+		{Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, Jf: 1, K: unix.SYS_BPF},
+		{Code: unix.BPF_RET | unix.BPF_K, K: unix.SECCOMP_RET_ERRNO | uint32(errno)},
+		{Code: unix.BPF_RET | unix.BPF_K, K: unix.SECCOMP_RET_ALLOW},
+	}
+	if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
+		return err
+	}
+	program := unix.SockFprog{Len: uint16(len(filter)), Filter: &filter[0]}
+	return unix.Prctl(unix.PR_SET_SECCOMP, unix.SECCOMP_MODE_FILTER, uintptr(unsafe.Pointer(&program)), 0, 0)
 }
 
 // TestMountBPFFS: with --mount-bpffs a bpf file system is mounted where there is
