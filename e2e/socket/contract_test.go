@@ -74,7 +74,8 @@ func newContractWorld(t *testing.T) *contractWorld {
 	w.m = newManifests(t, l.Dir())
 	w.m.put(contract.Objects(places)...)
 	w.m.write()
-	w.d = startDaemon(t, w.n1, w.m.path, "--cluster-cidr", fmt.Sprintf("%s,%s", lab.ClusterCIDR4, lab.ClusterCIDR6))
+	w.d = startDaemon(t, w.n1, w.m.path, "--cluster-cidr", fmt.Sprintf("%s,%s", lab.ClusterCIDR4, lab.ClusterCIDR6),
+		"--service-cidr", fmt.Sprintf("%s,%s", lab.ServiceCIDR4, lab.ServiceCIDR6))
 	w.m.settle(w.d)
 	return w
 }

@@ -21,17 +21,7 @@ func TestKubeadmFile(t *testing.T) {
 	for _, w := range []way{ways[0], ways[3]} {
 		w.wantServers(t, c.client, vip(1, 4), c.web...)
 		for from, want := range map[*lab.Pod][]*lab.Pod{outside: {c.web[0], c.web[2]}, neighbour: c.web} {
-			seen := map[string]bool{}
-			for i := 0; i < 100 && (len(seen) < len(want) || i < 10); i++ {
-				a := w.ask(from, dst)
-				if a.Err != nil || !contains(want, a.Server) {
-					t.Fatalf("%s: %s asks %v: answered by %q (%v), want one of %v", w, from.Name(), dst, a.Server, a.Err, names(want))
-				}
-				seen[a.Server] = true
-			}
-			if len(seen) < len(want) {
-				t.Errorf("%s: %s asks %v: only %v answer, want %v", w, from.Name(), dst, seen, names(want))
-			}
+			c.askFromOutside(w, from, dst, want...)
 		}
 	}
 }

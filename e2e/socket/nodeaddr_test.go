@@ -108,3 +108,48 @@ func TestNodePortAddresses(t *testing.T) {
 		})
 	}
 }
+
+// TestPrimaryAddresses: with --nodeport-addresses=primary node ports go with the
+// addresses of the Node, as those change.
+func TestPrimaryAddresses(t *testing.T) {
+	t.Parallel()
+	const second4, second6 = "192.168.100.79", "fd00:192:168:100::79"
+	node := func(addrs ...string) *corev1.Node {
+		n := &corev1.Node{}
+		n.APIVersion, n.Kind, n.Name = "v1", "Node", "n1"
+		for _, a := range addrs {
+			n.Status.Addresses = append(n.Status.Addresses, corev1.NodeAddress{Type: corev1.NodeInternalIP, Address: a})
+		}
+		return n
+	}
+	c := newCluster(t)
+	first4, first6 := c.n1.Addr4().String(), c.n1.Addr6().String()
+	c.m.put(node(first4, second4, first6))
+	c.m.write()
+	for _, a := range []string{second4, second6} {
+		changeAddr(t, c.n1, netip.MustParseAddr(a), true)
+	}
+	c.d = startDaemon(t, c.n1, c.m.path, "--nodeport-addresses", "primary")
+	c.apply(service("web", 1, withNodePort(1)), slicesOf("web", up(c.web[0])...))
+	for _, step := range []struct {
+		node            *corev1.Node
+		takes, takesNot []string
+	}{
+		{node(first4, second4, first6), []string{first4, first6}, []string{second4, second6}},
+		{node(second4, first4, second6), []string{second4, second6}, []string{first4, first6}},
+		{node(second4), []string{second4}, []string{first4, first6, second6}},
+		{node(first6, first4), []string{first4, first6}, []string{second4, second6}},
+	} {
+		c.apply(step.node)
+		for _, a := range step.takes {
+			dst := at(netip.MustParseAddr(a), nodePortOf(1))
+			w := ways[map[bool]int{true: 1, false: 0}[dst.Addr().Is6()]]
+			eventually(t, a+" takes node ports", func() bool { return w.ask(c.client, dst).Err == nil })
+			w.wantServers(t, c.client, dst, c.web[0])
+		}
+		for _, a := range step.takesNot {
+			dst := at(netip.MustParseAddr(a), nodePortOf(1))
+			eventually(t, a+" takes no node ports", func() bool { return errors.Is(c.host.Ask("tcp", dst).Err, syscall.ECONNREFUSED) })
+		}
+	}
+}
