@@ -8,7 +8,9 @@ import (
 
 // AddAddr gives a pod one more address, which the node sends its way: one server
 // can so be many endpoints. The address must be of the node's pod range, and
-// nobody's else; the ones at its end are those of the last pods.
+// nobody's else; the ones at its end are those of the last pods. Or it is of
+// SharedCIDR4: then other nodes may have it too, and the same services serve on
+// each of them.
 func (p *Pod) AddAddr(addr netip.Addr) {
 	p.lab.t.Helper()
 	if p.lab.Err() != nil {
@@ -24,7 +26,7 @@ func (p *Pod) addAddr(addr netip.Addr) error {
 		return errors.New("only pods with a network of their own have a range")
 	}
 	prefix := netip.PrefixFrom(addr, addr.BitLen())
-	if !podCIDR(p.node.number).sameFamily(prefix).Contains(addr) {
+	if !podCIDR(p.node.number).sameFamily(prefix).Contains(addr) && !SharedCIDR4.Contains(addr) {
 		return fmt.Errorf("node %s has another range", p.node.name)
 	}
 	if err := p.space.addAddr("eth0", prefix); err != nil || p.lab.network.Bridge {

@@ -77,6 +77,8 @@ var handlers = map[string]handler{
 	"transfer.bytes": handle((*agent).transferBytes),
 	"transfer.wait":  handle((*agent).transferWait),
 	"flood":          handle((*agent).flood),
+	"pour":           handle((*agent).pour),
+	"await":          handle((*agent).await),
 }
 
 // serveAgent answers requests until in ends, which is when the lab is gone.

@@ -77,6 +77,32 @@ func (a *asker) ask() {
 	if fd >= 0 {
 		unix.Close(fd)
 	}
+	a.record(m, op, n, err)
+}
+
+// again is ask for a loop that goes on after failures.
+func (a *asker) again() bool {
+	a.ask()
+	return true
+}
+
+// askOn makes one exchange on a connection that is there.
+func (a *asker) askOn(fd int) bool {
+	m := sample{Server: -1, Start: a.now()}
+	m.Connected = m.Start
+	var n int
+	op, err := "send", a.send(fd)
+	if err == nil {
+		op = "recv"
+		n, err = a.receive(fd, a.buf)
+	}
+	m.End = a.now()
+	a.record(m, op, n, err)
+	return err == nil
+}
+
+// record notes what came of an exchange, and who answered it.
+func (a *asker) record(m sample, op string, n int, err error) {
 	if err == nil {
 		m.Server, err = a.who(a.buf[:n])
 	}
@@ -91,6 +117,22 @@ func (a *asker) ask() {
 		}
 	}
 	a.samples = append(a.samples, m)
+}
+
+// keep opens a connection for askOn. That it can't is noted as an exchange.
+func (a *asker) keep() (fd int, ok bool) {
+	fd, op, err := a.open()
+	if err == nil {
+		op, err = "connect", a.connect(fd)
+	}
+	if err == nil {
+		return fd, true
+	}
+	if fd >= 0 {
+		unix.Close(fd)
+	}
+	a.record(sample{Server: -1, Start: a.now(), End: a.now()}, op, 0, err)
+	return -1, false
 }
 
 // who gives the index of the server's name in an answer.
@@ -139,12 +181,20 @@ func (a *agent) hammer(ctx context.Context, args hammerArgs) (*summaryReply, err
 		wg.Go(func() {
 			runtime.LockOSThread()
 			defer runtime.UnlockOSThread()
-			for !stop.Load() {
-				n := next.Add(1)
-				if n > int64(o.Count) || !pace(ctx, start, n-1, o.Rate) {
+			ask := askers[i].again
+			if o.Keep {
+				fd, ok := askers[i].keep()
+				if !ok {
 					return
 				}
-				askers[i].ask()
+				defer unix.Close(fd)
+				ask = func() bool { return askers[i].askOn(fd) }
+			}
+			for !stop.Load() {
+				n := next.Add(1)
+				if n > int64(o.Count) || !pace(ctx, start, n-1, o.Rate) || !ask() {
+					return
+				}
 			}
 		})
 	}

@@ -38,6 +38,9 @@
 //	tunnel      10.244.<n>.0/32       fd00:10:244:<n>::/128      of flannel.1 and flannel-v6.1, with VXLAN
 //	link        192.168.101.<n|c>/24  fd00:192:168:101::<n|c>/64 beside the wire, see Node.Link
 //
+// Addresses that a pod of every node may have at once, each node knowing its own
+// only (Pod.AddAddr): 10.245.0.0/16.
+//
 // Reserved for services (nothing answers there by itself): 10.96.0.0/16 and
 // fd00:10:96::/112 for cluster IPs, 198.51.100.0/24 and fd00:198:51:100::/112
 // for load-balancer and external IPs.

@@ -25,6 +25,10 @@ type HammerOptions struct {
 	Timeout time.Duration
 	// Unconnected is as in RequestOptions.
 	Unconnected bool
+	// Keep makes all exchanges of a thread on one connection, which is there
+	// before the first: Start and Connected of a Record are the same then. A
+	// failure ends the thread.
+	Keep bool
 	// Records keeps every exchange, not only the sums.
 	Records bool
 }

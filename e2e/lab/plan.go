@@ -24,6 +24,8 @@ var (
 	// ClusterCIDR4 and ClusterCIDR6 hold the pods of all nodes.
 	ClusterCIDR4 = netip.MustParsePrefix("10.244.0.0/16")
 	ClusterCIDR6 = netip.MustParsePrefix("fd00:10:244::/48")
+	// SharedCIDR4 is for addresses that a pod of each node may have, see AddAddr.
+	SharedCIDR4 = netip.MustParsePrefix("10.245.0.0/16")
 )
 
 // pair is one address of each family, with the prefix length it is given with.
