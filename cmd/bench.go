@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -26,9 +27,10 @@ func newBenchCommand() *cobra.Command {
 		Use:   "bench [flags] | bench --compare A.json B.json",
 		Short: "Measure it beside iptables and nftables, on this machine",
 		Long: "Bench makes a node for each contender out of network namespaces and cgroups, gives all the same services, and\n" +
-			"measures connections, updates, loading and memory in interleaved rounds: direct (no proxy, no rules), shunt,\n" +
-			"and rules of the structure that kube-proxy writes. It uses nothing of this machine's own network and removes\n" +
-			"everything when it ends. It needs root, and a machine that does little else.",
+			"measures connections, throughput, updates, loading and memory in interleaved rounds, from pods and from outside:\n" +
+			"direct (no proxy, no rules), shunt, and rules of the structure that kube-proxy writes; with an API server shunt's\n" +
+			"daemon and the real kube-proxy (`make bench` starts and builds those). It uses nothing of this machine's own\n" +
+			"network and removes everything when it ends. It needs root, and a machine that does little else.",
 		Args: func(_ *cobra.Command, args []string) error {
 			switch {
 			case o.compare && len(args) != 2:
@@ -50,12 +52,14 @@ func newBenchCommand() *cobra.Command {
 	f.SortFlags = false
 	f.IntSliceVar(&o.Services, "services", []int{10, 1000, 10_000}, "numbers of services to measure at, up to 100000")
 	f.IntVar(&o.Endpoints, "endpoints", 10, "endpoints of each service, up to 100")
-	f.IntVar(&o.Rounds, "rounds", 60, "rounds of connections for each number of services")
+	f.IntVar(&o.Rounds, "rounds", 40, "rounds of connections for each number of services")
 	f.IntVar(&o.Exchanges, "exchanges", 30, "exchanges of each kind, contender and destination in a round")
-	f.DurationVar(&o.Burst, "burst", 100*time.Millisecond, "how long connections per second are counted in a round")
+	f.DurationVar(&o.Burst, "burst", 100*time.Millisecond, "how long connections, packets and bytes are counted in a round, each")
 	f.IntVar(&o.Updates, "updates", 20, "changes of an endpoint for each number of services and contender")
 	f.IntVar(&o.Loads, "loads", 3, "how often everything is loaded for each number of services and contender")
-	f.StringSliceVar(&o.Contenders, "contenders", bench.Names, "who takes part; direct always does")
+	f.StringSliceVar(&o.Contenders, "contenders", nil, "who takes part; direct always does (default: "+strings.Join(bench.Defaults(false), ",")+"; with --kubeconfig: "+strings.Join(bench.Defaults(true), ",")+")")
+	f.StringVar(&o.Kubeconfig, "kubeconfig", "", "kubeconfig `file` of an API server for the benchmark alone: the daemon and kube-proxy take the services from it, and changes are written to it")
+	f.StringVar(&o.KubeProxy, "kube-proxy", "", "`path` of the real kube-proxy, which then takes part in its modes")
 	f.StringVar(&o.json, "json", "", "write the whole report to this `file`")
 	f.StringVar(&o.html, "html", "", "write a page with plots to this `file`")
 	f.BoolVar(&o.compare, "compare", false, "compare two reports that --json wrote, instead of measuring")

@@ -105,10 +105,8 @@ func (p *inside) do(t proxyTask) error {
 		case <-p.reports:
 		default:
 		}
-		_, list := t.Workload.objects(t.Workload.moving())
-		for _, s := range list {
-			p.store.SetSlice(s)
-		}
+		_, slice := t.Workload.objects(t.Workload.moving())
+		p.store.SetSlice(slice)
 		return p.reconciled()
 	case "stop":
 		return p.stop()

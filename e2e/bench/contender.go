@@ -7,31 +7,53 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 
 	"shunt/e2e/lab"
 )
 
-// Names of contenders, in the order of the report.
+// Names of contenders, in the order of the report. Those in the second half
+// take the services from an API server.
 const (
 	nameDirect   = "direct"
 	nameShunt    = "shunt"
 	nameIPTables = "iptables"
 	nameNFTables = "nftables"
 	nameIPVS     = "ipvs"
+
+	nameShuntAPI     = "shunt-api"
+	kubeProxyPrefix  = "kube-proxy-"
+	nameKubeIPTables = kubeProxyPrefix + nameIPTables
+	nameKubeNFTables = kubeProxyPrefix + nameNFTables
+	nameKubeIPVS     = kubeProxyPrefix + nameIPVS
 )
 
 // Names of all contenders there are.
-var Names = []string{nameDirect, nameShunt, nameIPTables, nameNFTables, nameIPVS}
+var Names = []string{nameDirect, nameShunt, nameIPTables, nameNFTables, nameIPVS,
+	nameShuntAPI, nameKubeIPTables, nameKubeNFTables, nameKubeIPVS}
+
+// Defaults take part where nobody says who does; api: there is an API server.
+func Defaults(api bool) []string {
+	if api {
+		return []string{nameDirect, nameShuntAPI, nameKubeIPTables, nameKubeNFTables, nameKubeIPVS}
+	}
+	return []string{nameDirect, nameShunt, nameIPTables, nameNFTables, nameIPVS}
+}
+
+// needsAPI says that a contender watches an API server.
+func needsAPI(name string) bool {
+	return name == nameShuntAPI || strings.HasPrefix(name, kubeProxyPrefix)
+}
 
 // step is something prepared, to be done while a clock runs.
 type step func(context.Context) error
 
 // contender makes services work on one node. To add one: a type, a name, a
-// line in newContender.
+// case in newContender.
 type contender interface {
-	info() ContenderInfo
 	// load prepares to put the workload into effect on a node that has nothing.
+	// The step begins it; it may end later.
 	load(context.Context, *workload) (step, error)
 	// update prepares what the moved endpoint takes.
 	update(before, after *workload) (step, error)
@@ -48,38 +70,76 @@ var cannotTell = memoryUse{-1, -1}
 
 // newContender gives the contender of that name for a node; nil and the reason
 // where it cannot run here.
-func newContender(name string, n *lab.Node) (contender, ContenderInfo) {
+func (r *runner) newContender(name string, n *lab.Node) (contender, ContenderInfo) {
+	i := ContenderInfo{Name: name}
 	switch name {
 	case nameDirect:
-		return direct{}, direct{}.info()
+		i.What = "the pod's own address, on a node without proxy and rules: the limit"
+		return direct{}, i
 	case nameShunt:
-		s := &shunt{node: n}
-		return s, s.info()
+		i.What = "this program's store, loop, maps and programs in a process of their own, with services from memory instead " +
+			"of a watcher"
+		i.Version = buildVersion()
+		return &shunt{node: n}, i
 	case nameIPTables, nameNFTables:
-		r := &rules{name: name, node: n}
-		i := r.info()
-		if i.Missing == "" {
-			i.Missing = r.probe()
+		return newRules(name, n)
+	case nameIPVS:
+		i.What = "kube-proxy's ipvs mode"
+		if i.Missing = noIPVS(); i.Missing == "" {
+			i.Missing = "it is measured by the real kube-proxy only: give --kubeconfig and --kube-proxy, and ask for " + nameKubeIPVS
 		}
-		if i.Missing != "" {
+		return nil, i
+	case nameShuntAPI:
+		i.What = "this program's daemon, `shunt run`, which watches the API server"
+		i.Version = buildVersion()
+		if r.api == nil {
+			i.Missing = noAPI
 			return nil, i
 		}
-		return r, i
+		return &subscriber{name: name, node: n, api: r.api, args: shuntArgs(n), clean: cleanShunt(n)}, i
 	}
-	i := ContenderInfo{Name: nameIPVS, What: "kube-proxy's ipvs mode",
-		Missing: "this version of the benchmark has no contender for it yet"}
+	return r.newKubeProxy(name, n)
+}
+
+const noAPI = "it needs an API server: --kubeconfig (`make bench` starts one)"
+
+// newKubeProxy gives the real kube-proxy in the mode that the name ends with.
+func (r *runner) newKubeProxy(name string, n *lab.Node) (contender, ContenderInfo) {
+	mode := strings.TrimPrefix(name, kubeProxyPrefix)
+	i := ContenderInfo{Name: name, What: "the real kube-proxy in " + mode + " mode, which watches the API server"}
+	switch {
+	case r.api == nil:
+		i.Missing = noAPI
+	case r.KubeProxy == "":
+		i.Missing = "it needs the program: --kube-proxy (`make bench` builds it)"
+	case mode == nameIPVS:
+		i.Missing = noIPVS()
+	case mode == nameIPTables || mode == nameNFTables:
+		_, i.Missing = toolVersion(mode)
+	}
+	if i.Missing != "" {
+		return nil, i
+	}
+	out, err := exec.Command(r.KubeProxy, "--version").Output()
+	if err != nil {
+		i.Missing = fmt.Sprintf("%s --version: %v", r.KubeProxy, err)
+		return nil, i
+	}
+	i.Version = strings.TrimPrefix(strings.TrimSpace(string(out)), "Kubernetes ")
+	return &subscriber{name: name, node: n, api: r.api, args: kubeProxyArgs(r.KubeProxy, mode), clean: cleanRules}, i
+}
+
+// noIPVS says why there is none, if so.
+func noIPVS() string {
 	if _, err := os.Stat("/proc/net/ip_vs"); err != nil {
-		i.Missing = "this kernel has no IPVS (no /proc/net/ip_vs: not built in, or the module ip_vs is not loaded)"
+		return "this kernel has no IPVS (no /proc/net/ip_vs: not built in, or the module ip_vs is not loaded)"
 	}
-	return nil, i
+	return ""
 }
 
 // direct is the limit: a node with no proxy and no rules.
 type direct struct{}
 
-func (direct) info() ContenderInfo {
-	return ContenderInfo{Name: nameDirect, What: "the pod's own address, on a node without proxy and rules: the limit"}
-}
 func (direct) load(context.Context, *workload) (step, error) { return nil, nil }
 func (direct) update(_, _ *workload) (step, error)           { return nil, nil }
 func (direct) memory() (memoryUse, error)                    { return cannotTell, nil }
@@ -93,30 +153,44 @@ type rules struct {
 	host *lab.Pod // the node's own processes
 }
 
-func (r *rules) tool() string {
-	if r.name == nameIPTables {
+func newRules(name string, n *lab.Node) (contender, ContenderInfo) {
+	r := &rules{name: name, node: n, host: n.HostPod("rules")}
+	i := ContenderInfo{Name: name, What: "rules of the structure that kube-proxy's " + name + " mode writes, loaded by " +
+		toolOf(name) + "; not kube-proxy itself"}
+	if i.Version, i.Missing = toolVersion(name); i.Missing == "" {
+		i.Missing = r.probe()
+	}
+	if i.Missing != "" {
+		return nil, i
+	}
+	return r, i
+}
+
+// toolOf is the program that loads rules of a mode.
+func toolOf(mode string) string {
+	if mode == nameIPTables {
 		return "iptables-restore"
 	}
 	return "nft"
 }
 
-func (r *rules) info() ContenderInfo {
-	i := ContenderInfo{Name: r.name, What: "rules of the structure that kube-proxy's " + r.name + " mode writes, loaded by " +
-		r.tool() + "; not kube-proxy itself"}
-	path, err := exec.LookPath(r.tool())
+// toolVersion gives the version of a mode's tool, or why there is none.
+func toolVersion(mode string) (version, missing string) {
+	tool := toolOf(mode)
+	path, err := exec.LookPath(tool)
 	if err != nil {
-		i.Missing = r.tool() + " is not installed (Debian package " + r.name + ")"
-		return i
+		return "", tool + " is not installed (Debian package " + mode + ")"
 	}
-	if out, err := exec.Command(path, "--version").Output(); err == nil {
-		i.Version = strings.TrimSpace(string(out))
+	out, err := exec.Command(path, "--version").Output()
+	if err != nil {
+		return "", fmt.Sprintf("%s --version: %v", filepath.Base(path), err)
 	}
-	return i
+	return strings.TrimSpace(string(out)), ""
 }
 
 // probe loads and unloads a few services, and says why that can't be done.
 func (r *rules) probe() string {
-	w := &workload{Services: minServices, Endpoints: 2, Server: lab.ClusterCIDR4.Addr(), Next: lab.ClusterCIDR4.Addr().Next()}
+	w := &workload{Services: minServices, Endpoints: 2, Far: lab.ClusterCIDR4.Addr()}
 	ctx := context.Background()
 	load, err := r.load(ctx, w)
 	if err == nil {
@@ -130,43 +204,40 @@ func (r *rules) probe() string {
 
 func (r *rules) load(_ context.Context, w *workload) (step, error) {
 	if r.name == nameIPTables {
-		return r.step(iptablesLoad(w), "iptables-restore", "-w", "5"), nil
+		return toolStep(r.host, iptablesLoad(w), "iptables-restore", "-w", "5"), nil
 	}
-	return r.step(nftablesLoad(w), "nft", "-f", "-"), nil
+	return toolStep(r.host, nftablesLoad(w), "nft", "-f", "-"), nil
 }
 
 func (r *rules) update(before, after *workload) (step, error) {
 	if r.name == nameIPTables {
-		return r.step(iptablesUpdate(before, after), "iptables-restore", "-w", "5", "--noflush", "--counters"), nil
+		return toolStep(r.host, iptablesUpdate(before, after), "iptables-restore", "-w", "5", "--noflush", "--counters"), nil
 	}
-	return r.step(nftablesUpdate(before, after), "nft", "-f", "-"), nil
+	return toolStep(r.host, nftablesUpdate(before, after), "nft", "-f", "-"), nil
 }
 
 func (r *rules) unload(ctx context.Context) error {
 	if r.name == nameIPTables {
-		return r.step("*filter\nCOMMIT\n*nat\nCOMMIT\n", "iptables-restore", "-w", "5")(ctx)
+		return toolStep(r.host, "*filter\nCOMMIT\n*nat\nCOMMIT\n", "iptables-restore", "-w", "5")(ctx)
 	}
-	return r.step("delete table ip kube-proxy\n", "nft", "-f", "-")(ctx)
+	return toolStep(r.host, "delete table ip kube-proxy\n", "nft", "-f", "-")(ctx)
 }
 
 func (r *rules) memory() (memoryUse, error) { return cannotTell, nil }
 
-// step runs a tool in the node's network namespace, with that on its input.
-func (r *rules) step(input, tool string, args ...string) step {
-	if r.host == nil {
-		r.host = r.node.HostPod("rules")
-	}
+// toolStep runs a tool in a pod's network namespace, with that on its input.
+func toolStep(host *lab.Pod, input, tool string, args ...string) step {
 	return func(ctx context.Context) error {
 		path, err := exec.LookPath(tool)
 		if err != nil {
 			return err
 		}
 		var said bytes.Buffer
-		cmd := r.host.Command(ctx, path, args...)
+		cmd := host.Command(ctx, path, args...)
 		cmd.Stdin, cmd.Stdout, cmd.Stderr = strings.NewReader(input), &said, &said
 		if err := cmd.Run(); err != nil {
 			text := said.String()
-			return fmt.Errorf("%s on node %s: %w: %s", tool, r.node.Name(), err, strings.TrimSpace(text[:min(len(text), 500)]))
+			return fmt.Errorf("%s on node %s: %w: %s", tool, host.Node().Name(), err, strings.TrimSpace(text[:min(len(text), 500)]))
 		}
 		return nil
 	}

@@ -19,6 +19,8 @@ func (f *frontend) proto() string { return strings.ToLower(f.Protocol.String()) 
 
 func (f *frontend) serviceChain() string { return "KUBE-SVC-" + chainHash(f.Name, f.proto()) }
 
+func (f *frontend) externalChain() string { return "KUBE-EXT-" + chainHash(f.Name, f.proto()) }
+
 func (f *frontend) endpointChain(i int) string {
 	return "KUBE-SEP-" + chainHash(f.Name, f.proto(), f.Backends[i].String())
 }
@@ -52,25 +54,25 @@ COMMIT
 
 // iptablesLoad gives all rules, for iptables-restore.
 func iptablesLoad(w *workload) string {
-	var chains, dispatch, rules strings.Builder
+	var chains, dispatch, ports, rules strings.Builder
 	for i := range w.Services {
 		for _, f := range w.frontends(i) {
-			iptablesDispatch(&dispatch, &f)
+			iptablesDispatch(&dispatch, &ports, &f)
 			iptablesService(&chains, &rules, &f)
 		}
 	}
 	iptablesNodePorts(&dispatch)
-	return iptablesHead + chains.String() + dispatch.String() + rules.String() + "COMMIT\n"
+	return iptablesHead + chains.String() + dispatch.String() + ports.String() + rules.String() + "COMMIT\n"
 }
 
 // iptablesUpdate gives what one changed endpoint takes, for iptables-restore
 // --noflush: the rule of every service anew, and the chains of the one that
 // changed. before is the workload with the endpoint where it was.
 func iptablesUpdate(before, after *workload) string {
-	var chains, dispatch, rules, gone strings.Builder
+	var chains, dispatch, ports, rules, gone strings.Builder
 	for i := range after.Services {
 		for _, f := range after.frontends(i) {
-			iptablesDispatch(&dispatch, &f)
+			iptablesDispatch(&dispatch, &ports, &f)
 			if i == after.moving() {
 				iptablesService(&chains, &rules, &f)
 			}
@@ -83,10 +85,17 @@ func iptablesUpdate(before, after *workload) string {
 		}
 	}
 	iptablesNodePorts(&dispatch)
-	return "*nat\n:KUBE-SERVICES - [0:0]\n" + chains.String() + dispatch.String() + rules.String() + gone.String() + "COMMIT\n"
+	return "*nat\n:KUBE-SERVICES - [0:0]\n:KUBE-NODEPORTS - [0:0]\n" + chains.String() + dispatch.String() + ports.String() +
+		rules.String() + gone.String() + "COMMIT\n"
 }
 
-func iptablesDispatch(b *strings.Builder, f *frontend) {
+// iptablesDispatch gives the rules that lead to a service: by its cluster IP,
+// and by its node port.
+func iptablesDispatch(b, ports *strings.Builder, f *frontend) {
+	if f.NodePort != 0 {
+		fmt.Fprintf(ports, "-A KUBE-NODEPORTS -m comment --comment %q -m %s -p %s --dport %d -j %s\n",
+			f.Name, f.proto(), f.proto(), f.NodePort, f.externalChain())
+	}
 	fmt.Fprintf(b, "-A KUBE-SERVICES -m comment --comment \"%s cluster IP\" -m %s -p %s -d %s --dport %d -j %s\n",
 		f.Name, f.proto(), f.proto(), f.Addr.Addr(), f.Addr.Port(), f.serviceChain())
 }
@@ -96,11 +105,18 @@ func iptablesNodePorts(b *strings.Builder) {
 		" -m addrtype --dst-type LOCAL -j KUBE-NODEPORTS\n")
 }
 
-// iptablesService gives a service's chain, which draws an endpoint, and those
-// of its endpoints, which mark a hairpin and translate.
+// iptablesService gives a service's chain, which draws an endpoint, the one by
+// which its node port comes to that, and those of its endpoints, which mark a
+// hairpin and translate.
 func iptablesService(chains, rules *strings.Builder, f *frontend) {
 	p, svc := f.proto(), f.serviceChain()
 	fmt.Fprintf(chains, ":%s - [0:0]\n", svc)
+	if f.NodePort != 0 {
+		ext := f.externalChain()
+		fmt.Fprintf(chains, ":%s - [0:0]\n", ext)
+		fmt.Fprintf(rules, "-A %s -m comment --comment \"masquerade traffic for %s external destinations\" -j KUBE-MARK-MASQ\n", ext, f.Name)
+		fmt.Fprintf(rules, "-A %s -j %s\n", ext, svc)
+	}
 	fmt.Fprintf(rules, "-A %s -m comment --comment \"%s cluster IP\" -m %s -p %s -d %s --dport %d ! -s %s -j KUBE-MARK-MASQ\n",
 		svc, f.Name, p, p, f.Addr.Addr(), f.Addr.Port(), lab.ClusterCIDR4)
 	for e, b := range f.Backends {

@@ -12,6 +12,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"shunt/e2e/lab"
 )
 
 // Machine is where a run was.
@@ -149,3 +151,28 @@ func busyTime() (float64, error) {
 
 // userHZ is the unit of /proc/stat on every architecture that Go runs on.
 const userHZ = 100
+
+// packetsOf is how many packets a pod's device has sent and received.
+func packetsOf(p *lab.Pod) (n float64, err error) {
+	err = p.Do(func() error {
+		devices, err := fields("/proc/thread-self/net/dev", ":")
+		if err != nil {
+			return err
+		}
+		// Eight numbers of what was received (bytes, packets, ...), then as many of
+		// what was sent.
+		words := strings.Fields(devices["eth0"])
+		if len(words) < 10 {
+			return fmt.Errorf("no eth0 in /proc/net/dev of %s", p.Name())
+		}
+		for _, i := range []int{1, 9} {
+			v, err := strconv.ParseFloat(words[i], 64)
+			if err != nil {
+				return fmt.Errorf("packets of %s's eth0: %w", p.Name(), err)
+			}
+			n += v
+		}
+		return nil
+	})
+	return n, err
+}

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
-	"time"
 
 	"shunt/e2e/lab"
 )
@@ -14,29 +13,67 @@ import (
 type target struct {
 	place *place
 	path  Path
-	dst   netip.AddrPort
+	// client asks dst, and server is to answer.
+	client, server *lab.Pod
+	dst            netip.AddrPort
 }
 
-// targets of a number of services: every contender's own pod (what the node
-// costs connections to no service), its first and its last service.
+// established says whether connections that are there already are measured too:
+// of each kind of path one, since they do not care how many services there are.
+func (t *target) established() bool {
+	switch t.path {
+	case PathLast, PathNear, PathFar, PathNearLast, PathFarLast:
+		return true
+	case PathPod:
+		return t.place.name == nameDirect
+	}
+	return false
+}
+
+// targets of a number of services: from a pod every contender's own pod (what
+// the node costs connections to no service), its first and its last service;
+// from outside node ports, or with direct the pods behind them.
 func (r *runner) targets(services int) []target {
 	var all []target
 	for _, p := range r.places {
-		all = append(all, target{p, PathPod, netip.AddrPortFrom(p.server.Addr4(), backendPort)})
-		if p.name != nameDirect {
-			all = append(all, target{p, PathFirst, netip.AddrPortFrom(clusterIP(0), servicePort)},
-				target{p, PathLast, netip.AddrPortFrom(clusterIP(services-1), servicePort)})
+		add := func(path Path, client, server *lab.Pod, dst netip.Addr, port uint16) {
+			all = append(all, target{p, path, client, server, netip.AddrPortFrom(dst, port)})
 		}
+		add(PathPod, p.client, p.server, serverAddr, backendPort)
+		if p.name == nameDirect {
+			add(PathNear, r.out.routed, p.server, serverAddr, backendPort)
+			add(PathFar, r.out.routed, r.out.server, r.out.server.Addr4(), backendPort)
+			continue
+		}
+		add(PathFirst, p.client, p.server, clusterIP(0), servicePort)
+		add(PathLast, p.client, p.server, clusterIP(services-1), servicePort)
+		if noNodePorts(p.name) != "" {
+			continue
+		}
+		w := workload{Services: services}
+		at := p.node.Addr4()
+		add(PathNearFirst, r.out.client, p.server, at, w.nodePort(0))
+		add(PathNearLast, r.out.client, p.server, at, w.nodePort(services-1))
+		add(PathFarFirst, r.out.client, r.out.server, at, w.nodePort(1))
+		add(PathFarLast, r.out.client, r.out.server, at, w.nodePort(services-2))
 	}
 	return all
+}
+
+// noNodePorts says why a contender does not serve them from outside.
+func noNodePorts(name string) string {
+	if name == nameShunt || name == nameShuntAPI {
+		return "shunt does not serve packets from outside yet"
+	}
+	return ""
 }
 
 // measureConnections asks every target in every round, each round beginning
 // with another, so that drift of the machine hits all alike.
 func (r *runner) measureConnections(ctx context.Context, services int) error {
 	all := r.targets(services)
-	for _, p := range r.places {
-		if err := yielding(p.server); err != nil {
+	for _, t := range all {
+		if err := yielding(t.server); err != nil {
 			return err
 		}
 	}
@@ -63,25 +100,33 @@ func (r *runner) ask(ctx context.Context, services int, t target, round int) err
 		}
 	}
 	one := oneOf(&r.cpus, round+r.warmup())
-	if err := pin(one, t.place.client, t.place.server); err != nil {
+	if err := pin(one, t.client, t.server); err != nil {
 		return err
 	}
 	err := r.exchanges(ctx, t, put)
-	if err := errors.Join(err, pin(&r.cpus, t.place.client, t.place.server)); err != nil {
+	if err := errors.Join(err, pin(&r.cpus, t.client, t.server)); err != nil {
 		return err
 	}
-	return r.burst(ctx, t, put)
+	if err := r.burst(ctx, t, put); err != nil || !t.established() {
+		return err
+	}
+	return errors.Join(r.packets(ctx, t, put), r.pour(ctx, t, put))
 }
 
-// exchanges measures one after the other.
+// exchanges measures one after the other: with a socket each, and where that is
+// asked for on one connection.
 func (r *runner) exchanges(ctx context.Context, t target, put putter) error {
-	for _, m := range []Measure{ExchangeTCP, ExchangeUDP} {
+	for _, m := range []Measure{ExchangeTCP, ExchangeUDP, EstablishedTCP} {
+		o := lab.HammerOptions{Count: r.Exchanges, Records: true, Keep: m == EstablishedTCP}
+		if o.Keep && !t.established() {
+			continue
+		}
 		network := "tcp4"
 		if m == ExchangeUDP {
 			network = "udp4"
 		}
-		s, err := t.place.client.Hammer(ctx, network, t.dst, lab.HammerOptions{Count: r.Exchanges, Records: true})
-		if err = r.whole(ctx, err, s.Done == r.Exchanges); err != nil {
+		s, err := t.client.Hammer(ctx, network, t.dst, o)
+		if err = r.whole(ctx, err, s.Done == r.Exchanges || o.Keep); err != nil {
 			return err
 		}
 		var connect, exchange []float64
@@ -101,15 +146,7 @@ func (r *runner) exchanges(ctx context.Context, t target, put putter) error {
 
 // burst counts connections, and what CPU time the machine spends meanwhile.
 func (r *runner) burst(ctx context.Context, t target, put putter) error {
-	before, err := busyTime()
-	if err != nil {
-		return err
-	}
-	s, err := t.place.client.Hammer(ctx, "tcp4", t.dst, lab.HammerOptions{Duration: r.Burst, Concurrency: r.cpus.Count()})
-	if err = r.whole(ctx, err, true); err != nil {
-		return err
-	}
-	after, err := busyTime()
+	s, spent, err := r.hammer(ctx, t, false)
 	if err != nil {
 		return err
 	}
@@ -119,7 +156,51 @@ func (r *runner) burst(ctx context.Context, t target, put putter) error {
 		return nil
 	}
 	put(RateTCP, []float64{float64(s.Answered) / s.Elapsed.Seconds()}, s.Done-s.Answered)
-	put(CPUTCP, []float64{(after - before) * 1e6 / float64(s.Answered)}, 0)
+	put(CPUTCP, []float64{spent * 1e6 / float64(s.Answered)}, 0)
+	return nil
+}
+
+// packets does the same on connections that are kept, and counts the packets of
+// both directions where the client sees them.
+func (r *runner) packets(ctx context.Context, t target, put putter) error {
+	before, err := packetsOf(t.client)
+	if err != nil {
+		return err
+	}
+	s, spent, err := r.hammer(ctx, t, true)
+	if err != nil {
+		return err
+	}
+	after, err := packetsOf(t.client)
+	if err != nil {
+		return err
+	}
+	put(CPUPacket, []float64{spent * 1e6 / (after - before)}, s.Done-s.Answered)
+	return nil
+}
+
+// hammer asks with a thread for each CPU for the time of a burst, and gives the
+// CPU time in seconds that the machine spent meanwhile.
+func (r *runner) hammer(ctx context.Context, t target, keep bool) (s lab.Summary, spent float64, err error) {
+	before, err := busyTime()
+	if err != nil {
+		return s, 0, err
+	}
+	s, err = t.client.Hammer(ctx, "tcp4", t.dst, lab.HammerOptions{Duration: r.Burst, Concurrency: r.cpus.Count(), Keep: keep})
+	if err = r.whole(ctx, err, true); err != nil {
+		return s, 0, err
+	}
+	after, err := busyTime()
+	return s, after - before, err
+}
+
+// pour measures what one connection brings across.
+func (r *runner) pour(ctx context.Context, t target, put putter) error {
+	p, err := t.client.Pour(ctx, t.dst, r.Burst, 1)
+	if err = r.whole(ctx, err, true); err != nil {
+		return err
+	}
+	put(Throughput, []float64{float64(p.Bytes) * 8 / 1e9 / p.Elapsed.Seconds()}, 0)
 	return nil
 }
 
@@ -132,108 +213,4 @@ func (r *runner) whole(ctx context.Context, err error, whole bool) error {
 		err = errors.New("a round was cut short")
 	}
 	return err
-}
-
-// Limits of one update.
-const (
-	probeRate     = 2000 // exchanges a second: the time is known to half a millisecond
-	probeDeadline = time.Minute
-	probePoll     = 2 * time.Millisecond
-)
-
-// measureUpdates moves the moving service's endpoint to and fro, one contender
-// after the other in every round.
-func (r *runner) measureUpdates(ctx context.Context, loads map[*place]*workload) error {
-	for round := range r.Updates {
-		for i := range r.places {
-			p := r.places[(round+i)%len(r.places)]
-			if p.name == nameDirect {
-				continue
-			}
-			before := *loads[p]
-			after := before
-			after.Moved = !before.Moved
-			took, err := r.update(ctx, p, &before, &after)
-			if err != nil {
-				return fmt.Errorf("%s: update: %w", p.name, err)
-			}
-			*loads[p] = after
-			r.report.series(Key{Services: after.Services, Contender: p.name, Measure: Update}).
-				add([]float64{took.Seconds() * 1e3}, 0)
-			r.progress(updateCost*max(1, float64(after.Services)/3000), "%d services: update %d of %d", after.Services, round+1, r.Updates)
-		}
-	}
-	return nil
-}
-
-// update moves the endpoint while a client asks the service, and gives the time
-// from the start of the change to the end of the first connect() that led to
-// the new endpoint.
-func (r *runner) update(ctx context.Context, p *place, before, after *workload) (time.Duration, error) {
-	do, err := p.update(before, after)
-	if err != nil {
-		return 0, err
-	}
-	dst := netip.AddrPortFrom(clusterIP(after.moving()), servicePort)
-	from, to := p.server, p.next
-	if before.Moved {
-		from, to = to, from
-	}
-	probe := p.prober.StartHammer("tcp4", dst, lab.HammerOptions{Rate: probeRate, Duration: probeDeadline,
-		Timeout: time.Second, Records: true})
-	// The clock may only start once the client asks.
-	err = r.answers(ctx, p.servers[from.Addr4()])
-	start := lab.Monotonic()
-	if err == nil {
-		err = do(ctx)
-	}
-	if err == nil {
-		err = r.answers(ctx, p.servers[to.Addr4()])
-	}
-	s, stopErr := probe.Stop()
-	if err = r.whole(ctx, err, true); err != nil {
-		return 0, err
-	}
-	if stopErr != nil {
-		return 0, stopErr
-	}
-	return firstOf(s.Records, to.Name(), start)
-}
-
-// firstOf finds the first connection to a server since start.
-func firstOf(records []lab.Record, server string, start int64) (time.Duration, error) {
-	asked := false
-	for _, rec := range records {
-		asked = asked || rec.Start < start
-		if rec.Server == server && rec.Errno == 0 {
-			if !asked || rec.Connected < start {
-				return 0, fmt.Errorf("%s answered before the change, or nobody asked then", server)
-			}
-			return time.Duration(rec.Connected - start), nil
-		}
-	}
-	return 0, fmt.Errorf("none of %d connections was answered by %s", len(records), server)
-}
-
-// answers waits until a server has answered once more than now.
-func (r *runner) answers(ctx context.Context, s *lab.Server) error {
-	first, err := s.Count()
-	if err != nil {
-		return err
-	}
-	ctx, cancel := context.WithTimeoutCause(ctx, probeDeadline,
-		fmt.Errorf("server %v was not asked within %v", s.Addr(), probeDeadline))
-	defer cancel()
-	tick := time.NewTicker(probePoll)
-	defer tick.Stop()
-	for {
-		if n, err := s.Count(); err != nil || n > first {
-			return err
-		}
-		select {
-		case <-ctx.Done():
-			return context.Cause(ctx)
-		case <-tick.C:
-		}
-	}
 }

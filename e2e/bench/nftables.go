@@ -45,6 +45,10 @@ func (f *frontend) nftService() string {
 	return fmt.Sprintf("service-%s-%d", chainHash(f.Name, f.proto())[:8], f.Index)
 }
 
+func (f *frontend) nftExternal() string {
+	return fmt.Sprintf("external-%s-%d", chainHash(f.Name, f.proto())[:8], f.Index)
+}
+
 func (f *frontend) nftEndpoint(i int) string {
 	return fmt.Sprintf("endpoint-%s-%d", chainHash(f.Name, f.proto(), f.Backends[i].String())[:8], f.Index)
 }
@@ -62,6 +66,10 @@ func nftablesLoad(w *workload) string {
 			}
 			fmt.Fprintf(&b, "add element ip kube-proxy service-ips { %s . %s . %d : goto %s }\n",
 				f.Addr.Addr(), f.proto(), f.Addr.Port(), f.nftService())
+			if f.NodePort != 0 {
+				fmt.Fprintf(&b, "add element ip kube-proxy service-nodeports { %s . %d : goto %s }\n",
+					f.proto(), f.NodePort, f.nftExternal())
+			}
 		}
 	}
 	return b.String()
@@ -74,6 +82,9 @@ func nftablesUpdate(before, after *workload) string {
 	for _, f := range after.frontends(after.moving()) {
 		nftChains(&b, &f)
 		fmt.Fprintf(&b, "flush chain ip kube-proxy %s\n", f.nftService())
+		if f.NodePort != 0 {
+			fmt.Fprintf(&b, "flush chain ip kube-proxy %s\n", f.nftExternal())
+		}
 		nftRules(&b, &f)
 	}
 	for _, f := range before.frontends(before.moving()) {
@@ -86,14 +97,22 @@ func nftablesUpdate(before, after *workload) string {
 
 func nftChains(b *strings.Builder, f *frontend) {
 	fmt.Fprintf(b, "add chain ip kube-proxy %s\n", f.nftService())
+	if f.NodePort != 0 {
+		fmt.Fprintf(b, "add chain ip kube-proxy %s\n", f.nftExternal())
+	}
 	for e := range f.Backends {
 		fmt.Fprintf(b, "add chain ip kube-proxy %s\n", f.nftEndpoint(e))
 	}
 }
 
 // nftRules gives the rules of a service's chain, which draws an endpoint by a
-// verdict map, and those of its endpoints.
+// verdict map, the one by which its node port comes to that, and those of its
+// endpoints.
 func nftRules(b *strings.Builder, f *frontend) {
+	if f.NodePort != 0 {
+		fmt.Fprintf(b, "add rule ip kube-proxy %s jump mark-for-masquerade\nadd rule ip kube-proxy %s goto %s\n",
+			f.nftExternal(), f.nftExternal(), f.nftService())
+	}
 	var draw []string
 	for e, backend := range f.Backends {
 		chain := f.nftEndpoint(e)

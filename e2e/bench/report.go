@@ -9,7 +9,7 @@ import (
 )
 
 // reportFormat changes when a field changes its meaning.
-const reportFormat = 1
+const reportFormat = 2
 
 // Report is what a run found: what --json writes and --compare reads.
 type Report struct {
@@ -30,6 +30,8 @@ type Report struct {
 
 // Setup is what the run was asked for.
 type Setup struct {
+	// API: services came from an API server, for the contenders that watch one.
+	API       bool  `json:"api"`
 	Services  []int `json:"services"`
 	Endpoints int   `json:"endpoints"`
 	Rounds    int   `json:"rounds"`
@@ -62,30 +64,55 @@ type Measure string
 
 // The measures of a run.
 const (
-	ConnectTCP  Measure = "connect-tcp"  // µs of connect(2)
-	ExchangeTCP Measure = "exchange-tcp" // µs of connect, request and reply
-	ExchangeUDP Measure = "exchange-udp" // the same with a datagram each way
-	RateTCP     Measure = "rate-tcp"     // connections with an exchange, a second
-	CPUTCP      Measure = "cpu-tcp"      // µs of CPU a connection, whole machine
-	Update      Measure = "update"       // ms from a changed endpoint to the first connection
-	Load        Measure = "load"         // ms until all services are in effect
-	KernelMem   Measure = "memory-kernel"
-	ProcessMem  Measure = "memory-process"
+	ConnectTCP     Measure = "connect-tcp"     // µs of connect(2)
+	ExchangeTCP    Measure = "exchange-tcp"    // µs of connect, request and reply
+	ExchangeUDP    Measure = "exchange-udp"    // the same with a datagram each way
+	EstablishedTCP Measure = "established-tcp" // µs of request and reply on a connection that is there
+	RateTCP        Measure = "rate-tcp"        // connections with an exchange, a second
+	Throughput     Measure = "throughput"      // Gbit/s of one connection
+	CPUTCP         Measure = "cpu-tcp"         // µs of CPU a connection, whole machine
+	CPUPacket      Measure = "cpu-packet"      // µs of CPU a packet of established connections, whole machine
+	Update         Measure = "update"          // ms from a changed endpoint to the first connection
+	Load           Measure = "load"            // ms from nothing to all services answering
+	KernelMem      Measure = "memory-kernel"
+	ProcessMem     Measure = "memory-process"
 )
 
-var measureUnits = map[Measure]string{ConnectTCP: "µs", ExchangeTCP: "µs", ExchangeUDP: "µs", RateTCP: "1/s",
-	CPUTCP: "µs", Update: "ms", Load: "ms", KernelMem: "MiB", ProcessMem: "MiB"}
+var measureUnits = map[Measure]string{ConnectTCP: "µs", ExchangeTCP: "µs", ExchangeUDP: "µs", EstablishedTCP: "µs",
+	RateTCP: "1/s", Throughput: "Gbit/s", CPUTCP: "µs", CPUPacket: "µs", Update: "ms", Load: "ms", KernelMem: "MiB",
+	ProcessMem: "MiB"}
 
 // Path is where connections go.
 type Path string
 
-// The paths of a run.
+// The paths of a run. First and last are the services that were loaded first
+// and last.
 const (
-	PathPod   Path = "pod"   // to the pod's own address
-	PathFirst Path = "first" // to the service that was loaded first
+	// From a pod to a pod of its node: by the pod's own address, or by cluster IP.
+	PathPod   Path = "pod"
+	PathFirst Path = "first"
 	PathLast  Path = "last"
-	PathNone  Path = "" // no connection is meant
+	// From a client outside through a node to a pod of it (near), or of another
+	// node (far): routed to the pod's own address, or by node port.
+	PathNear      Path = "near-pod"
+	PathNearFirst Path = "near-first"
+	PathNearLast  Path = "near-last"
+	PathFar       Path = "far-pod"
+	PathFarFirst  Path = "far-first"
+	PathFarLast   Path = "far-last"
+	PathNone      Path = "" // no connection is meant
 )
+
+// limit gives the path of `direct` that a path is compared with.
+func (p Path) limit() Path {
+	switch p {
+	case PathNear, PathNearFirst, PathNearLast:
+		return PathNear
+	case PathFar, PathFarFirst, PathFarLast:
+		return PathFar
+	}
+	return PathPod
+}
 
 // Key tells a series from the others.
 type Key struct {
@@ -137,7 +164,7 @@ func (s *Series) Values() [][]float64 { return s.values }
 func (r *Report) conclude() {
 	for _, s := range r.Series {
 		base := s.Key
-		base.Contender, base.Path = nameDirect, PathPod
+		base.Contender, base.Path = nameDirect, s.Path.limit()
 		s.Result = conclude(s, r.Find(base))
 	}
 }

@@ -6,10 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 	"runtime"
 	"runtime/debug"
-	"strings"
 	"time"
 
 	"shunt/e2e/lab"
@@ -30,17 +28,12 @@ type running struct {
 	in   *os.File
 	out  *os.File
 	read *json.Decoder
-	log  strings.Builder
+	said lab.Tail
 	root string
 }
 
 // endDeadline is how long the process may take to end once it has been told.
 const endDeadline = 10 * time.Second
-
-func (s *shunt) info() ContenderInfo {
-	return ContenderInfo{Name: nameShunt, Version: buildVersion(),
-		What: "this program's store, loop, maps and hooks in a process of their own, with services from memory instead of a watcher"}
-}
 
 // buildVersion is the revision that this program was built from.
 func buildVersion() string {
@@ -80,9 +73,9 @@ func (s *shunt) load(ctx context.Context, w *workload) (step, error) {
 	if err != nil {
 		return nil, err
 	}
-	r.root = filepath.Join(s.node.BPFFS(), "shunt")
+	r.root = shuntRoot(s.node)
 	s.run = r
-	if err := r.do(proxyTask{Op: "prepare", Workload: *w, Node: s.node.Name(), Sizes: sizesFor(w),
+	if err := r.do(proxyTask{Op: "prepare", Workload: *w, Node: nodeName, Sizes: sizesFor(w),
 		Root: r.root, Cgroup: s.node.Cgroup()}); err != nil {
 		return nil, err
 	}
@@ -139,7 +132,7 @@ func startRunning(ctx context.Context, host *lab.Pod) (*running, error) {
 	// The link to our own executable stays right when the file is replaced.
 	r.cmd = host.Command(ctx, "/proc/self/exe")
 	r.cmd.Env = append(os.Environ(), proxyEnv+"=1")
-	r.cmd.Stdin, r.cmd.Stdout, r.cmd.Stderr = inRead, outWrite, &r.log
+	r.cmd.Stdin, r.cmd.Stdout, r.cmd.Stderr = inRead, outWrite, &r.said
 	if err := r.cmd.Start(); err != nil {
 		inWrite.Close()
 		outRead.Close()
@@ -157,7 +150,7 @@ func (r *running) do(t proxyTask) error {
 	}
 	if err != nil {
 		_ = r.cmd.Stop(time.Second) // its log is whole then
-		return fmt.Errorf("shunt's process of the benchmark ended (%s): %w; it said: %s", t.Op, err, r.log.String())
+		return fmt.Errorf("shunt's process of the benchmark ended (%s): %w%s", t.Op, err, &r.said)
 	}
 	if a.Err != "" {
 		return fmt.Errorf("shunt, %s: %s", t.Op, a.Err)

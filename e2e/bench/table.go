@@ -93,19 +93,12 @@ func (r *Report) controlTable(w io.Writer, n int) {
 	tw.Flush()
 }
 
+var pathWords = map[Path]string{PathPod: "pod itself", PathFirst: "first service", PathLast: "last service",
+	PathNear: "routed, pod here", PathNearFirst: "first node port, pod here", PathNearLast: "last node port, pod here",
+	PathFar: "routed, pod elsewhere", PathFarFirst: "first node port, pod elsewhere", PathFarLast: "last node port, pod elsewhere"}
+
 // words for a reader.
-func (p Path) words() string {
-	switch p {
-	case PathFirst:
-		return "first service"
-	case PathLast:
-		return "last service"
-	case PathPod:
-		return "pod itself"
-	case PathNone:
-	}
-	return string(p)
-}
+func (p Path) words() string { return pathWords[p] }
 
 // String gives "1.02 (1.00–1.04)", empty for nil.
 func (iv *Interval) String() string {

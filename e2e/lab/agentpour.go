@@ -45,6 +45,9 @@ func (a *agent) pour(ctx context.Context, args pourArgs) (Poured, error) {
 	return Poured{Bytes: total.Load(), Elapsed: time.Since(start)}, errors.Join(errs...)
 }
 
+// pourByte is what a stream consists of. No line begins with it.
+const pourByte = 0
+
 // pour makes one stream, and gives the bytes that the server has read.
 func (t *target) pour(stop *atomic.Bool) (sent int64, err error) {
 	fd, op, err := t.open()

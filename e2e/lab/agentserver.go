@@ -38,6 +38,7 @@ type server struct {
 type conn struct {
 	client, own string
 	partial     []byte // of a line
+	discard     bool   // it is one of Pour
 }
 
 func (a *agent) serve(_ context.Context, args serveArgs) (serveReply, error) {
@@ -246,6 +247,9 @@ func (s *server) converse(fd int) {
 	}
 	if err != nil || n == 0 || len(c.partial)+n > maxLine {
 		s.hangUp(fd)
+		return
+	}
+	if c.discard = c.discard || s.buf[0] == pourByte && len(c.partial) == 0; c.discard {
 		return
 	}
 	data := s.buf[:n]

@@ -15,7 +15,7 @@ import (
 type agentConn struct {
 	cmd    *Cmd
 	in     *os.File
-	stderr *tail
+	stderr *Tail
 
 	mu      sync.Mutex
 	last    uint64
@@ -38,7 +38,7 @@ func (p *Pod) startAgent() (*agentConn, error) {
 	}
 	// The link to our own executable stays right when the file is replaced.
 	cmd := p.Command(p.lab.ctx, "/proc/self/exe")
-	a := &agentConn{cmd: cmd, stderr: &tail{}, pending: map[uint64]chan response{}}
+	a := &agentConn{cmd: cmd, stderr: &Tail{}, pending: map[uint64]chan response{}}
 	inRead, inWrite, err := os.Pipe()
 	if err != nil {
 		return nil, err
@@ -151,15 +151,16 @@ func (a *agentConn) write(r request) error {
 	return err
 }
 
-// tail keeps the last of what is written to it.
-type tail struct {
+// Tail keeps the last of what a process writes to it.
+type Tail struct {
 	mu  sync.Mutex
 	buf []byte
 }
 
 const tailSize = 4096
 
-func (t *tail) Write(p []byte) (int, error) {
+// Write never fails.
+func (t *Tail) Write(p []byte) (int, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.buf = append(t.buf, p...)
@@ -170,7 +171,7 @@ func (t *tail) Write(p []byte) (int, error) {
 }
 
 // String is made to be put behind a message.
-func (t *tail) String() string {
+func (t *Tail) String() string {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if text := bytes.TrimSpace(t.buf); len(text) > 0 {

@@ -54,6 +54,8 @@
 //	TOKEN
 //	TOKEN SERVER CLIENT-ADDRESS:PORT OWN-ADDRESS:PORT
 //
+// What begins with a zero byte is read and not answered (Pod.Pour).
+//
 // CLIENT is who the server saw, OWN where it was reached. An empty token comes
 // back as "-". Over TCP, a token "!take N" is followed by N bytes of any kind, which
 // the server reads before it answers, "!give N" by nothing: the server sends N bytes

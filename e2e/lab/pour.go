@@ -21,8 +21,8 @@ type pourArgs struct {
 	Streams  int
 }
 
-// Pour sends to a server of ServeDiscard for so long, as much as goes, on so
-// many connections at once, each by a thread of its own.
+// Pour sends to a server for so long, as much as goes, on so many connections at
+// once, each by a thread of its own. The server reads and answers nothing.
 func (p *Pod) Pour(ctx context.Context, dst netip.AddrPort, duration time.Duration, streams int) (poured Poured, err error) {
 	err = p.call(ctx, "pour", pourArgs{dst, duration, streams}, &poured)
 	return poured, err

@@ -1,0 +1,150 @@
+package bench
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"time"
+
+	"shunt/e2e/lab"
+)
+
+// Limits of a load.
+const (
+	// loadBudget is the time after which a contender is not loaded once more for a
+	// number of services: the report's counts say how often it was.
+	loadBudget = 30 * time.Second
+	// tryTime is how long one try to reach a service may take: what is sent before
+	// the service is there gets no answer.
+	tryTime = 50 * time.Millisecond
+	// answerDeadline is for all services to answer.
+	answerDeadline = 10 * time.Minute
+	// sampleSize is how many services are asked while the clock runs, spread over
+	// all of them; proofSize how many once it has stopped.
+	sampleSize, proofSize = 100, 10_000
+)
+
+// loadAll loads every contender as often as asked, in turn; they are loaded
+// when it returns.
+func (r *runner) loadAll(ctx context.Context, n int, loads map[*place]*workload) error {
+	spent := map[*place]time.Duration{}
+	for i := range r.Loads {
+		for _, p := range r.places {
+			if spent[p] > loadBudget {
+				r.progress(loadCost*max(1, float64(n)/1000), "%d services: enough loads of %s", n, p.name)
+				continue
+			}
+			start := time.Now()
+			if i > 0 {
+				if err := p.unload(ctx); err != nil {
+					return fmt.Errorf("%s: unload: %w", p.name, err)
+				}
+			}
+			if err := r.measureLoad(ctx, p, loads[p], i == 0); err != nil {
+				return fmt.Errorf("%s: load: %w", p.name, err)
+			}
+			spent[p] += time.Since(start)
+		}
+	}
+	return nil
+}
+
+// measureLoad puts everything into effect, and asks services until all answer.
+func (r *runner) measureLoad(ctx context.Context, p *place, w *workload, first bool) error {
+	do, err := p.load(ctx, w)
+	if err != nil || do == nil {
+		return err
+	}
+	before, err := kernelMemory()
+	if err != nil {
+		return err
+	}
+	start := lab.Monotonic()
+	if err := do(ctx); err != nil {
+		return err
+	}
+	end, err := p.await(ctx, spread(w.Services, sampleSize))
+	if err != nil {
+		return err
+	}
+	after, err := kernelMemory()
+	if err != nil {
+		return err
+	}
+	if first {
+		if _, err := p.await(ctx, spread(w.Services, proofSize)); err != nil {
+			return err
+		}
+	}
+	if err := p.rest(ctx); err != nil {
+		return err
+	}
+	if err := r.provePaths(p, w.Services); err != nil {
+		return err
+	}
+	own, err := p.memory()
+	if err != nil {
+		return err
+	}
+	key := Key{Services: w.Services, Contender: p.name}
+	put := func(m Measure, v float64) {
+		key.Measure = m
+		r.report.series(key).add([]float64{v}, 0)
+	}
+	put(Load, float64(end-start)/1e6)
+	if own.kernel < 0 {
+		own.kernel = after - before
+	}
+	put(KernelMem, own.kernel)
+	if own.process >= 0 {
+		put(ProcessMem, own.process)
+	}
+	r.progress(loadCost*max(1, float64(w.Services)/1000), "%d services: load %s", w.Services, p.name)
+	return nil
+}
+
+// await asks services of the place until each has answered; it gives the moment.
+func (p *place) await(ctx context.Context, services []int) (int64, error) {
+	if w, ok := p.contender.(*subscriber); ok {
+		var cancel context.CancelFunc
+		ctx, cancel = w.ended(ctx)
+		defer cancel()
+	}
+	var dsts []netip.AddrPort
+	for _, i := range services {
+		dsts = append(dsts, netip.AddrPortFrom(clusterIP(i), servicePort))
+	}
+	at, err := p.prober.Await(ctx, "tcp4", dsts, tryTime, answerDeadline)
+	if cause := context.Cause(ctx); err != nil && cause != nil {
+		err = cause // why nobody answers
+	}
+	return at, err
+}
+
+// provePaths asks once by every path that is to be measured.
+func (r *runner) provePaths(p *place, services int) error {
+	for _, t := range r.targets(services) {
+		if t.place != p {
+			continue
+		}
+		for _, network := range []string{"tcp4", "udp4"} {
+			if a := t.client.Ask(network, t.dst); a.Err != nil {
+				return fmt.Errorf("%s, %s at %v does not answer: %w", t.path.words(), network, t.dst, a.Err)
+			} else if a.Server != t.server.Name() {
+				return fmt.Errorf("%s, %s at %v is answered by %s, not by %s", t.path.words(), network, t.dst, a.Server, t.server.Name())
+			}
+		}
+	}
+	return nil
+}
+
+// spread gives so many numbers of services, or fewer where there are fewer: the
+// first, the last, and others at equal distances.
+func spread(services, size int) []int {
+	size = min(size, services)
+	all := make([]int, size)
+	for i := range all {
+		all[i] = i * (services - 1) / (size - 1)
+	}
+	return all
+}

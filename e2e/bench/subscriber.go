@@ -1,0 +1,210 @@
+package bench
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"shunt/bpf"
+	"shunt/e2e/lab"
+	"shunt/maps"
+)
+
+// subscriber is a contender that is a program of its own and takes the services
+// from the API server.
+type subscriber struct {
+	name string
+	node *lab.Node
+	api  *apiServer
+	// args are the command for a workload; clean takes away what it leaves.
+	args  func(w *workload, kubeconfig string) []string
+	clean func(context.Context, *lab.Pod) error
+
+	host  *lab.Pod
+	relay *relay
+	cmd   *lab.Cmd
+	said  *lab.Tail
+}
+
+// What kube-proxy is told so that it can work in a network namespace, where not
+// all sysctls are, and does as in any cluster otherwise.
+func kubeProxyArgs(program, mode string) func(*workload, string) []string {
+	return func(_ *workload, kubeconfig string) []string {
+		return []string{program, "--kubeconfig", kubeconfig, "--hostname-override", nodeName, "--proxy-mode", mode,
+			"--cluster-cidr", lab.ClusterCIDR4.String(), "--nodeport-addresses", "192.168.100.0/24",
+			"--conntrack-max-per-core=0", "--conntrack-tcp-timeout-established=0", "--conntrack-tcp-timeout-close-wait=0",
+			"--oom-score-adj=0"}
+	}
+}
+
+func (s *subscriber) load(_ context.Context, w *workload) (step, error) {
+	if s.host == nil {
+		s.host = s.node.HostPod(s.name)
+		var err error
+		if s.relay, err = newRelay(s.node, s.api.upstream); err != nil {
+			return nil, err
+		}
+	}
+	kubeconfig := filepath.Join(filepath.Dir(s.node.BPFFS()), "kubeconfig-"+s.name)
+	if err := s.api.kubeconfig(kubeconfig, s.relay.addr()); err != nil {
+		return nil, err
+	}
+	args := s.args(w, kubeconfig)
+	return func(ctx context.Context) error {
+		s.said = &lab.Tail{}
+		s.cmd = s.host.Command(ctx, args[0], args[1:]...)
+		s.cmd.Stdout, s.cmd.Stderr = s.said, s.said
+		return s.cmd.Start()
+	}, nil
+}
+
+// update writes the change to the API server.
+func (s *subscriber) update(_, after *workload) (step, error) {
+	return func(ctx context.Context) error { return s.api.move(ctx, after) }, nil
+}
+
+func (s *subscriber) memory() (memoryUse, error) {
+	process, err := residentMemory(s.cmd.PID())
+	if err != nil {
+		return cannotTell, err
+	}
+	use := memoryUse{process, -1}
+	if s.name == nameShuntAPI {
+		use.kernel, err = mapMemory(s.cmd.PID())
+	}
+	return use, err
+}
+
+func (s *subscriber) unload(ctx context.Context) error {
+	if s.cmd == nil {
+		return nil
+	}
+	cmd := s.cmd
+	s.cmd = nil
+	err := cmd.Signal(syscall.SIGCONT)
+	_ = cmd.Stop(endDeadline) // SIGTERM ends kube-proxy with that as its status
+	return errors.Join(err, s.clean(ctx, s.host))
+}
+
+// pause stops the process, so that it takes no time from others; what it made
+// the kernel do goes on.
+func (s *subscriber) pause() error { return s.cmd.Signal(syscall.SIGSTOP) }
+
+func (s *subscriber) resume() error { return s.cmd.Signal(syscall.SIGCONT) }
+
+// ended gives a context that ends with the process, by the reason of that.
+func (s *subscriber) ended(ctx context.Context) (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	cmd := s.cmd
+	go func() {
+		select {
+		case <-cmd.Done():
+			cancel(fmt.Errorf("%s ended (%v)%s", s.name, cmd.Wait(), s.said))
+		case <-ctx.Done():
+		}
+	}()
+	return ctx, func() { cancel(nil) }
+}
+
+// Limits of settle: idle is to spend less than a tenth of a CPU for longer than
+// kube-proxy waits between two syncs (a second).
+const (
+	idleTime     = 1200 * time.Millisecond
+	idleShare    = 0.1
+	idleDeadline = time.Minute
+)
+
+// settle waits until the process has nothing left to do.
+func (s *subscriber) settle(ctx context.Context) error {
+	deadline := time.Now().Add(idleDeadline)
+	before, err := spentBy(s.cmd.PID())
+	for err == nil {
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-time.After(idleTime):
+		}
+		var now float64
+		if now, err = spentBy(s.cmd.PID()); err != nil {
+			break
+		}
+		if now-before < idleShare*idleTime.Seconds() || time.Now().After(deadline) {
+			return nil // after the deadline: busy is how it is
+		}
+		before = now
+	}
+	return fmt.Errorf("%s: %w%s", s.name, err, s.said)
+}
+
+// spentBy is the CPU time in seconds of a process and of its children that have
+// ended.
+func spentBy(pid int) (float64, error) {
+	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return 0, err
+	}
+	// The name, in brackets, may have spaces in it. Behind it are the fields from
+	// the third on: utime, stime, cutime and cstime are 14 to 17.
+	_, rest, _ := strings.Cut(string(data), ") ")
+	words := strings.Fields(rest)
+	if len(words) < 15 {
+		return 0, fmt.Errorf("/proc/%d/stat is %q", pid, data)
+	}
+	sum := 0.0
+	for _, w := range words[11:15] {
+		v, err := strconv.ParseFloat(w, 64)
+		if err != nil {
+			return 0, fmt.Errorf("/proc/%d/stat is %q: %w", pid, data, err)
+		}
+		sum += v
+	}
+	return sum / userHZ, nil
+}
+
+// shuntArgs run this program's own daemon.
+func shuntArgs(node *lab.Node) func(*workload, string) []string {
+	return func(w *workload, kubeconfig string) []string {
+		size := sizesFor(w)
+		args := []string{"/proc/self/exe", "run", "--kubeconfig", kubeconfig, "--node-name", nodeName,
+			"--cgroup-root", node.Cgroup(), "--bpffs-root", shuntRoot(node), "--cluster-cidr", lab.ClusterCIDR4.String()}
+		for flag, n := range map[string]uint32{maps.FlagServices: size.Services, maps.FlagSlots: size.Slots,
+			maps.FlagBackends: size.Backends} {
+			args = append(args, flag, strconv.FormatUint(uint64(n), 10))
+		}
+		return args
+	}
+}
+
+func shuntRoot(node *lab.Node) string { return filepath.Join(node.BPFFS(), "shunt") }
+
+func cleanShunt(node *lab.Node) func(context.Context, *lab.Pod) error {
+	return func(context.Context, *lab.Pod) error {
+		root := shuntRoot(node)
+		return errors.Join(bpf.Detach(root), os.RemoveAll(root))
+	}
+}
+
+// cleanRules takes all rules out of the node's network namespace.
+func cleanRules(ctx context.Context, host *lab.Pod) error {
+	empty := "*mangle\nCOMMIT\n*filter\nCOMMIT\n*nat\nCOMMIT\n"
+	var errs []error
+	for _, t := range []struct{ input, tool string }{
+		{empty, "iptables-restore"}, {empty, "ip6tables-restore"}, {"flush ruleset\n", "nft"}} {
+		if _, err := exec.LookPath(t.tool); err != nil {
+			continue // nobody has used it then
+		}
+		args := []string{"-w", "5"}
+		if t.tool == "nft" {
+			args = []string{"-f", "-"}
+		}
+		errs = append(errs, toolStep(host, t.input, t.tool, args...)(ctx))
+	}
+	return errors.Join(errs...)
+}

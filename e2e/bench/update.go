@@ -1,0 +1,144 @@
+package bench
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"time"
+
+	"shunt/e2e/lab"
+)
+
+// Limits of one update.
+const (
+	probeRate     = 2000 // exchanges a second: the time is known to half a millisecond
+	probeDeadline = 2 * time.Minute
+	probePoll     = 2 * time.Millisecond
+)
+
+// measureUpdates moves the moving service's endpoint to and fro, one contender
+// after the other in every round. Of those that watch the API server one is
+// awake at a time, and has caught up with what the others were told.
+func (r *runner) measureUpdates(ctx context.Context, loads map[*place]*workload) error {
+	for round := range r.Updates {
+		for i := range r.places {
+			p := r.places[(round+i)%len(r.places)]
+			if p.name == nameDirect {
+				continue
+			}
+			before := *loads[p]
+			after := before
+			after.Moved = !before.Moved
+			took, err := r.update(ctx, p, &before, &after)
+			if err != nil {
+				return fmt.Errorf("%s: update: %w", p.name, err)
+			}
+			*loads[p] = after
+			r.report.series(Key{Services: after.Services, Contender: p.name, Measure: Update}).
+				add([]float64{took.Seconds() * 1e3}, 0)
+			r.progress(updateCost*max(1, float64(after.Services)/3000), "%d services: update %d of %d", after.Services, round+1, r.Updates)
+		}
+	}
+	return nil
+}
+
+// update moves the endpoint while a client asks the service, and gives the time
+// from the start of the change to the end of the first connect() that led to
+// the new endpoint.
+func (r *runner) update(ctx context.Context, p *place, before, after *workload) (time.Duration, error) {
+	do, err := p.update(before, after)
+	if err != nil {
+		return 0, err
+	}
+	dst := netip.AddrPortFrom(clusterIP(after.moving()), servicePort)
+	from, to := p.server, p.next
+	oldServer, newServer := p.servers[serverAddr], p.servers[nextAddr]
+	if before.Moved {
+		from, to, oldServer, newServer = to, from, newServer, oldServer
+	}
+	if err := p.wake(ctx); err != nil {
+		return 0, err
+	}
+	if err := p.reaches(ctx, dst, from); err != nil {
+		return 0, err
+	}
+	probe := p.prober.StartHammer("tcp4", dst, lab.HammerOptions{Rate: probeRate, Duration: probeDeadline,
+		Timeout: time.Second, Records: true})
+	// The clock may only start once the client asks.
+	err = r.answers(ctx, oldServer)
+	start := lab.Monotonic()
+	if err == nil {
+		err = do(ctx)
+	}
+	if err == nil {
+		err = r.answers(ctx, newServer)
+	}
+	s, stopErr := probe.Stop()
+	if err = r.whole(ctx, err, true); err != nil {
+		return 0, err
+	}
+	if stopErr != nil {
+		return 0, stopErr
+	}
+	if err := p.rest(ctx); err != nil {
+		return 0, err
+	}
+	return firstOf(s.Records, to.Name(), start)
+}
+
+// reaches waits until the service leads to a server.
+func (p *place) reaches(ctx context.Context, dst netip.AddrPort, server *lab.Pod) error {
+	deadline := time.Now().Add(probeDeadline)
+	for {
+		a := p.prober.Ask("tcp4", dst)
+		if a.Err == nil && a.Server == server.Name() {
+			return nil
+		}
+		if time.Now().After(deadline) {
+			return fmt.Errorf("%v leads to %q (%v) and not to %s after %v", dst, a.Server, a.Err, server.Name(), probeDeadline)
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(probePoll):
+		}
+	}
+}
+
+// firstOf finds the first connection to a server since start.
+func firstOf(records []lab.Record, server string, start int64) (time.Duration, error) {
+	asked := false
+	for _, rec := range records {
+		asked = asked || rec.Start < start
+		if rec.Server == server && rec.Errno == 0 {
+			if !asked || rec.Connected < start {
+				return 0, fmt.Errorf("%s answered before the change, or nobody asked then", server)
+			}
+			return time.Duration(rec.Connected - start), nil
+		}
+	}
+	return 0, fmt.Errorf("none of %d connections was answered by %s", len(records), server)
+}
+
+// answers waits until a server has answered once more than now.
+func (r *runner) answers(ctx context.Context, s *lab.Server) error {
+	first, err := s.Count()
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeoutCause(ctx, probeDeadline,
+		fmt.Errorf("server %v was not asked within %v", s.Addr(), probeDeadline))
+	defer cancel()
+	tick := time.NewTicker(probePoll)
+	defer tick.Stop()
+	for {
+		if n, err := s.Count(); err != nil || n > first {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-tick.C:
+		}
+	}
+}
