@@ -97,8 +97,15 @@ setup-kernels: # what VMs need
 	@hack/packages.sh qemu-system-x86_64:qemu-system-x86 /usr/share/seabios/bios-256k.bin:seabios \
 		busybox:busybox-static modprobe:kmod cpio:cpio xz:xz-utils zstd:zstd
 
+BENCHFLAGS ?=
+
 .PHONY: bench
-bench: ## Every benchmark, one package after the other
+bench: build tools ## shunt bench with a real API server and the real kube-proxy (half an hour)
+	CGO_ENABLED=0 go build -o bin/withapi ./e2e/withapi
+	hack/as-root.sh bin/withapi bin/shunt bench --kubeconfig {kubeconfig} --kube-proxy {kube-proxy} $(BENCHFLAGS)
+
+.PHONY: gobench
+gobench: ## The benchmarks of parts, one package after the other: make gobench BENCH=Connect
 	go test -run '^$$' -bench '$(BENCH)' -benchmem -p 1 -timeout 60m -exec $(AS_ROOT) $(TESTFLAGS) $(PKG)
 
 ##@ Change it

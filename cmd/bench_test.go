@@ -5,20 +5,20 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
-	"math"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"slices"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
 
 	"shunt/e2e/bench"
+	"shunt/e2e/bench/benchtest"
 )
 
-// TestBench runs all of it, small, and counts again what the report says.
+// TestBench runs all of it, small, and counts again what the report says. With an
+// API server it is run in e2e/withapi.
 func TestBench(t *testing.T) {
 	needRoot(t)
 	o := bench.Options{Services: []int{5, 12}, Endpoints: 3, Rounds: 7, Exchanges: 5, Burst: 30 * time.Millisecond, Updates: 2, Loads: 2,
@@ -40,112 +40,7 @@ func TestBench(t *testing.T) {
 	if labs := demoLabs(t, os.Getpid()); len(labs) > 0 {
 		t.Errorf("left: %v", labs)
 	}
-	for _, s := range r.Series {
-		recount(t, s, r.Find(bench.Key{Services: s.Services, Contender: "direct", Path: bench.PathPod, Measure: s.Measure}))
-	}
-	for _, c := range r.Contenders {
-		if c.Missing != "" {
-			t.Logf("%s: %s", c.Name, c.Missing)
-			continue
-		}
-		for _, n := range o.Services {
-			allMeasured(t, r, c.Name, n, &o)
-		}
-	}
-	if names := len(r.Contenders); names != len(bench.Names) {
-		t.Errorf("%d contenders in the report, want %d: none is left out in silence", names, len(bench.Names))
-	}
-}
-
-// allMeasured says what a contender has to have at n services.
-func allMeasured(t *testing.T, r *bench.Report, name string, n int, o *bench.Options) {
-	t.Helper()
-	want := map[bench.Key]int{} // values in all
-	paths := []bench.Path{bench.PathPod}
-	if name != "direct" {
-		paths = append(paths, bench.PathFirst, bench.PathLast)
-		want[bench.Key{Services: n, Contender: name, Measure: bench.Update}] = o.Updates
-		want[bench.Key{Services: n, Contender: name, Measure: bench.Load}] = o.Loads
-		want[bench.Key{Services: n, Contender: name, Measure: bench.KernelMem}] = o.Loads
-	}
-	if name == "shunt" {
-		want[bench.Key{Services: n, Contender: name, Measure: bench.ProcessMem}] = o.Loads
-	}
-	for _, p := range paths {
-		for _, m := range []bench.Measure{bench.ConnectTCP, bench.ExchangeTCP, bench.ExchangeUDP} {
-			want[bench.Key{Services: n, Contender: name, Path: p, Measure: m}] = o.Rounds * o.Exchanges
-		}
-		want[bench.Key{Services: n, Contender: name, Path: p, Measure: bench.RateTCP}] = o.Rounds
-		// A busy machine may leave a short burst without a connection.
-		if s := r.Find(bench.Key{Services: n, Contender: name, Path: p, Measure: bench.CPUTCP}); s == nil || s.Result.N == 0 {
-			t.Errorf("no CPU time of %s, path %s", name, p)
-		}
-	}
-	for k, count := range want {
-		s := r.Find(k)
-		if s == nil {
-			t.Errorf("nothing of %+v", k)
-		} else if s.Result.N != count || s.Result.Errors != 0 || s.Unit == "" {
-			t.Errorf("%+v: %d values, %d errors, unit %q; want %d values", k, s.Result.N, s.Result.Errors, s.Unit, count)
-		}
-	}
-}
-
-// recount works a series' numbers out of its samples another way.
-func recount(t *testing.T, s, direct *bench.Series) {
-	t.Helper()
-	var all, medians, ratios []float64
-	values := s.Values()
-	if len(values) != len(s.Rounds) {
-		t.Fatalf("%+v: %d rounds of values, %d of sums", s.Key, len(values), len(s.Rounds))
-	}
-	rank := func(v []float64, part float64) float64 { // by nearest rank
-		v = slices.Clone(v)
-		slices.Sort(v)
-		for i, x := range v {
-			if float64(i+1)/float64(len(v)) >= part-1e-12 {
-				return x
-			}
-		}
-		return math.NaN()
-	}
-	for i, round := range s.Rounds {
-		all = append(all, values[i]...)
-		if round.N != len(values[i]) || round.N > 0 && (round.P50 != rank(values[i], 0.5) || round.P99 != rank(values[i], 0.99)) {
-			t.Errorf("%+v, round %d: %+v of %v", s.Key, i, round, values[i])
-		}
-		if round.N == 0 { // nobody was answered in a burst
-			continue
-		}
-		medians = append(medians, rank(values[i], 0.5))
-		if direct != nil && direct != s {
-			if base := rank(direct.Values()[i], 0.5); base > 0 { // not NaN either
-				ratios = append(ratios, rank(values[i], 0.5)/base)
-			}
-		}
-	}
-	res := s.Result
-	if res.P50 != rank(all, 0.5) || res.P90 != rank(all, 0.9) || res.P99 != rank(all, 0.99) {
-		t.Errorf("%+v: %+v of %v", s.Key, res, all)
-	}
-	interval := func(iv bench.Interval, v []float64) {
-		slices.Sort(v)
-		n := len(v)
-		if want := (v[(n-1)/2] + v[n/2]) / 2; math.Abs(iv.Value-want) > 1e-9*math.Abs(want) || iv.N != n {
-			t.Errorf("%+v: median %v of %v, want %v", s.Key, iv.Value, v, want)
-		}
-		// Of up to eight values all are needed for 95 of 100: 1 - 2/2^n, and of
-		// seven the second smallest and largest hold the median 7 times in 8.
-		if n <= 8 && (iv.Low != v[0] || iv.High != v[n-1] || math.Abs(iv.Level-(1-2/math.Pow(2, float64(n)))) > 1e-9) {
-			t.Errorf("%+v: interval %+v of %v", s.Key, iv, v)
-		}
-	}
-	interval(res.Rounds, medians)
-	if (res.Ratio == nil) != (len(ratios) == 0) {
-		t.Errorf("%+v: ratio %v, %d rounds to compare", s.Key, res.Ratio, len(ratios))
-	} else if res.Ratio != nil {
-		interval(*res.Ratio, ratios)
-	}
+	benchtest.Check(t, r, bench.Defaults(false))
 }
 
 // TestBenchCommand: files, output, and a comparison of a report with itself.
@@ -161,7 +56,7 @@ func TestBenchCommand(t *testing.T) {
 		}
 		return stdout.String(), stderr.String()
 	}
-	out, said := run(exitOK, "bench", "--services", "4", "--endpoints", "2", "--rounds", "2", "--exchanges", "3", "--burst", "5ms",
+	out, said := run(exitOK, "bench", "--services", "5", "--endpoints", "2", "--rounds", "2", "--exchanges", "3", "--burst", "5ms",
 		"--updates", "1", "--loads", "1", "--contenders", "shunt", "--json", file, "--html", html, "-o", "json")
 	var fromStdout bench.Report
 	if err := json.Unmarshal([]byte(out), &fromStdout); err != nil || said != "" {
@@ -182,6 +77,7 @@ func TestBenchCommand(t *testing.T) {
 	run(exitUsage, "bench", file)
 	run(exitUsage, "bench", "--services", "1")
 	run(exitUsage, "bench", "--contenders", "pf")
+	run(exitUsage, "bench", "--kube-proxy", "/bin/true")
 	run(exitFailure, "bench", "--compare", file, filepath.Join(dir, "none.json"))
 	_, said = run(exitFailure, "bench", "--services", "100000", "--endpoints", "10", "--rounds", "1", "--compare=false", "--contenders", "shunt",
 		"--json", filepath.Join(dir, "no", "such", "directory.json"))

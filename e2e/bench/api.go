@@ -133,7 +133,10 @@ func (a *apiServer) idle(ctx context.Context) error {
 
 // prepare removes what an earlier run left, and makes what services need.
 func (a *apiServer) prepare(ctx context.Context) error {
-	if err := errors.Join(a.idle(ctx), a.clear(ctx)); err != nil {
+	if err := a.idle(ctx); err != nil {
+		return err
+	}
+	if err := a.clear(ctx); err != nil {
 		return err
 	}
 	_, err := a.client.CoreV1().Namespaces().Create(ctx, &v1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: namespace}},

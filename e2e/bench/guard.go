@@ -45,10 +45,15 @@ func Preflight(o Options, pins string) error {
 }
 
 // needMiB is a rough upper bound, mostly of iptables-restore and what the
-// kernel makes of its rules.
+// kernel makes of its rules; with an API server also of the daemons that watch it,
+// and of the server itself.
 func needMiB(o *Options) int {
 	endpoints := slices.Max(o.Services) * o.Endpoints
-	return 400 + endpoints*12/1024 + slices.Max(o.Services)*16/1024
+	need := 400 + endpoints*12/1024 + slices.Max(o.Services)*16/1024
+	if o.Kubeconfig != "" {
+		need += 1000 + endpoints*12/1024 + slices.Max(o.Services)*100/1024
+	}
+	return need
 }
 
 // noProxy fails if a proxy is at work in this network namespace. Those of other

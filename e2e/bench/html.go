@@ -23,7 +23,8 @@ type figure struct {
 
 // tile is a contender in one look.
 type tile struct {
-	Name, Class, Ratio, Exchange, Update, Memory string
+	Name, Class, Ratio string
+	Facts              [][2]string
 }
 
 // WriteHTML writes the report as one page that needs nothing else.
@@ -45,33 +46,61 @@ func (r *Report) WriteHTML(path string) error {
 	return nil
 }
 
-// worst is the path that shows a contender at its worst.
-func worst(name string) Path {
+// kind is a bundle of paths of one sort: where a contender is at its worst, and
+// the limit of all.
+type kind struct {
+	last, limit Path
+}
+
+var (
+	clusterIPs   = kind{PathLast, PathPod}
+	farNodePorts = kind{PathFarLast, PathFar}
+)
+
+// of gives the path of a contender.
+func (k kind) of(name string) Path {
 	if name == nameDirect {
-		return PathPod
+		return k.limit
 	}
-	return PathLast
+	return k.last
 }
 
 func (r *Report) tiles(n int) []tile {
 	var all []tile
 	for _, name := range r.took() {
-		t := tile{Name: name, Class: "c-" + name, Ratio: "1", Exchange: "-", Update: "-", Memory: "-"}
-		if s := r.Find(Key{n, name, worst(name), ExchangeTCP}); s != nil {
-			t.Exchange = number(s.Result.P50) + " µs"
-			if iv := s.Result.Ratio; iv != nil {
-				t.Ratio = iv.String()
+		t := tile{Name: name, Class: "c-" + name, Ratio: "1"}
+		one := func(path Path, m Measure) *Series { return r.Find(Key{n, name, path, m}) }
+		add := func(what, text string, s *Series) {
+			if s == nil || s.Result.N == 0 {
+				text = "–"
 			}
+			t.Facts = append(t.Facts, [2]string{what, text})
 		}
-		if s := r.Find(Key{Services: n, Contender: name, Measure: Update}); s != nil {
-			t.Update = number(s.Result.P50) + " ms"
+		s := one(clusterIPs.of(name), ExchangeTCP)
+		if s != nil && s.Result.Ratio != nil {
+			t.Ratio = s.Result.Ratio.String()
 		}
-		if s := r.Find(Key{Services: n, Contender: name, Measure: KernelMem}); s != nil {
-			t.Memory = mebibytes(s)
-		}
+		add("by cluster IP", number(median50(s))+" µs", s)
+		s = one(farNodePorts.of(name), ExchangeTCP)
+		add("by node port", number(median50(s))+" µs", s)
+		s = one(farNodePorts.of(name), RateTCP)
+		add("by node port, a second", number(value(s)), s)
+		s = one(PathNone, Update)
+		add("changed endpoint", number(median50(s))+" ms", s)
+		s = one(PathNone, Load)
+		add("start", number(value(s))+" ms", s)
+		s = one(PathNone, KernelMem)
+		add("kernel memory", mebibytes(s), s)
 		all = append(all, t)
 	}
 	return all
+}
+
+func median50(s *Series) float64 {
+	if s == nil {
+		return math.NaN()
+	}
+	return s.Result.P50
 }
 
 func (r *Report) figures(n int) []figure {
@@ -83,29 +112,38 @@ func (r *Report) figures(n int) []figure {
 			all = append(all, figure{title, text, template.HTML(svg)})
 		}
 	}
-	add("A connection with request and reply",
-		"Median over TCP, to the service loaded last; direct: to the pod on a node without rules. Lower is better; a flat "+
-			"line does not care how many services there are.",
-		r.growth(ExchangeTCP, "µs", false))
-	add("connect() alone", "Median, to the service loaded last.", r.growth(ConnectTCP, "µs", false))
-	add(fmt.Sprintf("Distribution at %s services", tick(float64(n))),
-		"How long a part of all exchanges took at most, over TCP, to the service loaded last. Lower is better; nothing is "+
-			"left out.", r.distributionPlot(n))
-	add("A request and reply over UDP", "Median with a new socket, to the service loaded last.", r.growth(ExchangeUDP, "µs", false))
-	add("A changed endpoint", "From the change to the first connection that reaches the new endpoint: median and its "+
-		"interval. No watcher and no API server is in it.",
-		r.growth(Update, "ms", true))
-	add("Everything from nothing", "Until all services are in effect.", r.growth(Load, "ms", true))
-	add("Kernel memory", "shunt: its maps, made for more services than there are; the others: growth of the kernel's memory "+
-		"while loading.",
-		r.growth(KernelMem, "MiB", true))
-	add("CPU of a connection", "Of the whole machine, to the service loaded last; whoever else works there is in "+
-		"it.", r.growth(CPUTCP, "µs", false))
+	change, start := "From the change to the first connection that reaches the new endpoint: median and its interval. ",
+		"Until all services answer. "
+	if r.Setup.API {
+		change += "The change is written to the API server."
+		start += "From the start of the process; it takes all from the API server."
+	} else {
+		change += "No watcher and no API server is in it."
+		start += "The text of the rules was written before."
+	}
+	add("A connection to a cluster IP, with request and reply", "Median over TCP from a pod, to the service loaded last; direct: to "+
+		"the pod on a node without rules. Lower is better; a flat line does not care how many services there are.",
+		r.growth(ExchangeTCP, clusterIPs, "µs", false))
+	add("The same through a node port", "From outside, to a pod of another node; direct: routed through a node without rules.",
+		r.growth(ExchangeTCP, farNodePorts, "µs", false))
+	add(fmt.Sprintf("Distribution at %s services", tick(float64(n))), "How long a part of all exchanges with a cluster IP took at "+
+		"most. Lower is better; nothing is left out.", r.distributionPlot(n, clusterIPs))
+	add("A changed endpoint", change, r.growth(Update, kind{}, "ms", true))
+	add("Start", start, r.growth(Load, kind{}, "ms", true))
+	add("Kernel memory", "shunt: its maps, made for more services than there are; the others: growth of the kernel's memory while "+
+		"loading.", r.growth(KernelMem, kind{}, "MiB", true))
+	add("Connections a second through a node port", "With a thread for each CPU, to a pod of another node. Higher is better.",
+		r.growth(RateTCP, farNodePorts, "1/s", false))
+	add("CPU of a connection through a node port", "Of the whole machine; whoever else works there is in it.",
+		r.growth(CPUTCP, farNodePorts, "µs", false))
+	add("connect() alone, to a cluster IP", "Median, to the service loaded last.", r.growth(ConnectTCP, clusterIPs, "µs", false))
+	add("A request and reply over UDP, to a cluster IP", "Median with a new socket, to the service loaded last.",
+		r.growth(ExchangeUDP, clusterIPs, "µs", false))
 	return all
 }
 
 // growth shows a measure against the number of services.
-func (r *Report) growth(m Measure, unit string, yLog bool) plot {
+func (r *Report) growth(m Measure, of kind, unit string, yLog bool) plot {
 	p := plot{x: "services (log)", y: unit, xLog: true, yLog: yLog}
 	if yLog {
 		p.y += " (log)"
@@ -116,11 +154,7 @@ func (r *Report) growth(m Measure, unit string, yLog bool) plot {
 	for _, name := range r.took() {
 		l := line{name: name, class: "c-" + name, dashed: name == nameDirect}
 		for _, n := range r.Setup.Services {
-			k := Key{Services: n, Contender: name, Path: worst(name), Measure: m}
-			if m == Update || m == Load || m == KernelMem {
-				k.Path = PathNone
-			}
-			s := r.Find(k)
+			s := r.Find(Key{n, name, of.of(name), m})
 			if s == nil || s.Result.N == 0 || yLog && s.Result.Rounds.Value <= 0 {
 				continue
 			}
@@ -136,10 +170,10 @@ func (r *Report) growth(m Measure, unit string, yLog bool) plot {
 }
 
 // distributionPlot shows quantiles, spread so that the tail can be seen.
-func (r *Report) distributionPlot(n int) plot {
+func (r *Report) distributionPlot(n int, of kind) plot {
 	p := plot{x: "percentile", y: "µs (log)", yLog: true}
 	for _, name := range r.took() {
-		s := r.Find(Key{n, name, worst(name), ExchangeTCP})
+		s := r.Find(Key{n, name, of.of(name), ExchangeTCP})
 		if s == nil {
 			continue
 		}
@@ -155,34 +189,16 @@ func (r *Report) distributionPlot(n int) plot {
 	return p
 }
 
-// pageTable is the table of one number of services.
+// pageTable has the tables of one number of services.
 type pageTable struct {
 	Services string
-	Rows     [][]string
+	Grids    []grid
 }
 
 func (r *Report) tables() []pageTable {
 	var all []pageTable
 	for _, n := range r.Setup.Services {
-		t := pageTable{Services: tick(float64(n))}
-		for _, row := range r.rows(n) {
-			cells := []string{row.Contender, row.Path.words()}
-			for _, m := range []Measure{ConnectTCP, ExchangeTCP, ExchangeUDP} {
-				row.Measure = m
-				s := r.Find(row)
-				if s == nil {
-					cells = append(cells, "-", "-", "-")
-					continue
-				}
-				cells = append(cells, number(s.Result.P50), number(s.Result.P99), s.Result.Ratio.String())
-			}
-			for _, m := range []Measure{RateTCP, CPUTCP} {
-				row.Measure = m
-				cells = append(cells, number(value(r.Find(row))))
-			}
-			t.Rows = append(t.Rows, cells)
-		}
-		all = append(all, t)
+		all = append(all, pageTable{tick(float64(n)), r.grids(n)})
 	}
 	return all
 }

@@ -65,6 +65,7 @@ func (r *relay) pass(near net.Conn) {
 	}
 	defer far.Close()
 	ctx, cancel := context.WithCancel(r.ctx)
+	defer cancel()
 	defer context.AfterFunc(ctx, func() {
 		near.Close()
 		far.Close()

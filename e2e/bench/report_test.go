@@ -8,10 +8,13 @@ import (
 	"path/filepath"
 	"reflect"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 )
+
+var ofNoPath = []Measure{Update, Load, KernelMem, ProcessMem}
 
 // sampleReport has every kind of series, with numbers made up.
 func sampleReport(factor float64) *Report {
@@ -19,7 +22,7 @@ func sampleReport(factor float64) *Report {
 		Setup: Setup{Services: []int{10, 10_000}, Endpoints: 10, Rounds: 8}, Machine: Machine{Kernel: "6.18", CPU: "<cpu>", CPUs: 2, Load: "0.10"}}
 	for _, name := range Names {
 		c := ContenderInfo{Name: name, What: "what " + name + " is"}
-		if name == nameIPVS {
+		if strings.HasSuffix(name, nameIPVS) {
 			c.Missing = "not here"
 		}
 		r.Contenders = append(r.Contenders, c)
@@ -28,16 +31,19 @@ func sampleReport(factor float64) *Report {
 		for i, name := range r.took() {
 			for round := range 8 {
 				v := factor * float64(100+10*i+round+n/1000)
-				for _, path := range []Path{PathPod, PathFirst, PathLast} {
-					if name == nameDirect && path != PathPod {
+				for _, path := range allPaths {
+					if limit := path == path.limit(); name == nameDirect && !limit || name != nameDirect && limit && path != PathPod {
 						continue
 					}
-					for _, m := range []Measure{ConnectTCP, ExchangeTCP, ExchangeUDP, RateTCP, CPUTCP} {
+					for m := range measureUnits {
+						if slices.Contains(ofNoPath, m) {
+							continue
+						}
 						r.series(Key{n, name, path, m}).add([]float64{v, v * 1.01, v * 3}, 0)
 					}
 				}
 				if name != nameDirect {
-					for _, m := range []Measure{Update, Load, KernelMem} {
+					for _, m := range ofNoPath {
 						r.series(Key{n, name, PathNone, m}).add([]float64{v}, 0)
 					}
 				}
@@ -107,7 +113,8 @@ func TestTable(t *testing.T) {
 	var out strings.Builder
 	r := sampleReport(1)
 	r.Table(&out)
-	for _, want := range []string{"ipvs did not take part: not here", "10000 services of 10 endpoints", "last service", "Not measured:", "node ports"} {
+	for _, want := range []string{"ipvs did not take part: not here", "10000 services of 10 endpoints", "last service", "Not measured:", "last node port, pod elsewhere",
+		"A connection each", "Connections that are there", "Changes, start and memory"} {
 		if !strings.Contains(out.String(), want) {
 			t.Errorf("no %q in\n%s", want, &out)
 		}
@@ -115,7 +122,9 @@ func TestTable(t *testing.T) {
 	if strings.Contains(out.String(), "NOT ANSWERED") {
 		t.Error("errors are told of where there are none")
 	}
-	r.Series[0].Result.Errors, r.Series[1].Result.Errors = 3, 3 // connect and exchange: the same ones
+	for _, m := range []Measure{ConnectTCP, ExchangeTCP} { // the same ones
+		r.Find(Key{10, nameShunt, PathLast, m}).Result.Errors = 3
+	}
 	r.Table(&out)
 	if !strings.Contains(out.String(), "3 exchanges were NOT ANSWERED") {
 		t.Errorf("%s", &out)
@@ -139,7 +148,7 @@ func TestHTML(t *testing.T) {
 		}
 	}
 	svgs := regexp.MustCompile(`(?s)<svg.*?</svg>`).FindAllString(text, -1)
-	if len(svgs) != 8 {
+	if len(svgs) != 10 {
 		t.Errorf("%d pictures", len(svgs))
 	}
 	for _, svg := range svgs {
@@ -151,7 +160,7 @@ func TestHTML(t *testing.T) {
 				t.Fatalf("%v in %s", err, svg)
 			}
 		}
-		for _, name := range []string{nameShunt, nameIPTables, nameNFTables} {
+		for _, name := range []string{nameShunt, nameIPTables, nameNFTables, nameShuntAPI, nameKubeIPTables, nameKubeNFTables} {
 			if !strings.Contains(svg, `class="name c-`+name) {
 				t.Errorf("%s is not in %.120s", name, svg)
 			}

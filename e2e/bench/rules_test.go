@@ -4,13 +4,14 @@ import (
 	"fmt"
 	"net/netip"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
 )
 
 func testWorkload(services int) *workload {
-	return &workload{Services: services, Endpoints: 4, Server: netip.MustParseAddr("10.244.1.2"), Next: netip.MustParseAddr("10.244.1.3")}
+	return &workload{Services: services, Endpoints: 4, Far: netip.MustParseAddr("10.244.1.2")}
 }
 
 // TestIPTablesDraw follows every service through the rules: the endpoints are
@@ -53,6 +54,13 @@ func TestIPTablesDraw(t *testing.T) {
 			if n := strings.Count(text, dispatch); n != 1 {
 				t.Errorf("%d rules %q", n, dispatch)
 			}
+			ext := f.externalChain()
+			for _, rule := range []string{fmt.Sprintf("--dport %d -j %s\n", f.NodePort, ext), fmt.Sprintf("-A %s -j %s\n", ext, f.serviceChain()),
+				fmt.Sprintf("-A %s -m comment --comment \"masquerade traffic for %s external destinations\" -j KUBE-MARK-MASQ\n", ext, f.Name)} {
+				if n := strings.Count(text, rule); n != 1 {
+					t.Errorf("%d rules %q", n, rule)
+				}
+			}
 			for e, b := range f.Backends {
 				want := 1 / float64(len(f.Backends))
 				if got := draws[f.serviceChain()][f.endpointChain(e)]; got < want-1e-6 || got > want+1e-6 {
@@ -65,7 +73,7 @@ func TestIPTablesDraw(t *testing.T) {
 			}
 		}
 	}
-	if checked != 8*4+2*4+1 {
+	if checked != 8*4+4*4+1 { // four have UDP
 		t.Errorf("%d endpoints looked at", checked)
 	}
 }
@@ -77,8 +85,11 @@ func TestUpdatesTouchOneService(t *testing.T) {
 	after := *before
 	after.Moved = true
 	ipt, nft := iptablesUpdate(before, &after), nftablesUpdate(before, &after)
-	if n := strings.Count(ipt, "\n-A KUBE-SERVICES "); n != 9+2+1 { // two have UDP; node ports
+	if n := strings.Count(ipt, "\n-A KUBE-SERVICES "); n != 9+4+1 { // four have UDP; node ports
 		t.Errorf("%d rules of dispatch", n)
+	}
+	if n := strings.Count(ipt, "\n-A KUBE-NODEPORTS "); n != 9+4 {
+		t.Errorf("%d rules of dispatch of node ports", n)
 	}
 	dispatch := func(text string) (all []string) {
 		for line := range strings.Lines(text) {
@@ -92,7 +103,7 @@ func TestUpdatesTouchOneService(t *testing.T) {
 		t.Errorf("dispatch\n%v\nbecomes\n%v", a, b)
 	}
 	for _, text := range []string{ipt, nft} {
-		if !strings.Contains(text, "10.244.1.3") || strings.Contains(text, "10.244.1.2") || strings.Contains(text, "100.0.") {
+		if !strings.Contains(text, "10.245.1.1") || strings.Contains(text, "10.245.0.") || strings.Contains(text, "10.244.1.") {
 			t.Errorf("more or less than the moved endpoint in\n%s", text)
 		}
 	}
@@ -123,32 +134,64 @@ func TestNFTablesNames(t *testing.T) {
 			t.Errorf("no chain %s", m[1])
 		}
 	}
-	if n := strings.Count(text, "add element ip kube-proxy service-ips"); n != 9+2 {
-		t.Errorf("%d services", n)
+	for _, what := range []string{"service-ips", "service-nodeports"} {
+		if n := strings.Count(text, "add element ip kube-proxy "+what); n != 9+4 {
+			t.Errorf("%d of %s", n, what)
+		}
 	}
 }
 
-// TestWorkloadEqual: what shunt gets is what the rules say.
+// TestWorkloadEqual: what shunt gets, and what the API server gets, is what the
+// rules say.
 func TestWorkloadEqual(t *testing.T) {
-	w := testWorkload(9)
+	w := testWorkload(1009)
+	nodePorts := map[string]bool{}
 	for i := range w.Services {
-		svc, list := w.objects(i)
-		var got, want []string
+		svc, slice := w.objects(i)
+		apiSvc, apiSlice := apiObjects(w, i)
+		var got, fromAPI, want []string
 		for n, port := range svc.Ports {
-			for _, e := range list[n].Endpoints {
-				got = append(got, fmt.Sprint(svc.ClusterIPs[0], port.Port, port.Protocol, netip.AddrPortFrom(e.Addr, list[n].Ports[0].Port)))
+			for e, ep := range slice.Endpoints {
+				got = append(got, fmt.Sprint(svc.ClusterIPs[0], port.Port, port.NodePort, port.Protocol,
+					netip.AddrPortFrom(ep.Addr, slice.Ports[n].Port), ep.Node))
+				apiPort, apiEndpoint := apiSvc.Spec.Ports[n], apiSlice.Endpoints[e]
+				fromAPI = append(fromAPI, fmt.Sprint(apiSvc.Spec.ClusterIP, " ", apiPort.Port, apiPort.NodePort, " ", apiPort.Protocol, " ",
+					apiEndpoint.Addresses[0], ":", *apiSlice.Ports[n].Port, " ", *apiEndpoint.NodeName))
 			}
-			if list[n].Ports[0].Name != port.Name || list[n].Ports[0].Protocol != port.Protocol || list[n].Service != svc.Name {
-				t.Errorf("slice %+v does not join port %+v", list[n], port)
+			if slice.Ports[n].Name != port.Name || slice.Ports[n].Protocol != port.Protocol || slice.Service != svc.Name {
+				t.Errorf("slice %+v does not join port %+v", slice, port)
+			}
+			if key := fmt.Sprint(port.Protocol, port.NodePort); port.NodePort != 0 && nodePorts[key] {
+				t.Errorf("node port %s twice", key)
+			} else {
+				nodePorts[key] = true
 			}
 		}
 		for _, f := range w.frontends(i) {
 			for _, b := range f.Backends {
-				want = append(want, fmt.Sprint(f.Addr.Addr(), f.Addr.Port(), f.Protocol, b))
+				want = append(want, fmt.Sprint(f.Addr.Addr(), f.Addr.Port(), f.NodePort, f.Protocol, b, f.Node))
 			}
 		}
-		if strings.Join(got, "\n") != strings.Join(want, "\n") {
-			t.Errorf("service %d: %v, want %v", i, got, want)
+		words := func(lines []string) string { return strings.ReplaceAll(strings.Join(lines, "\n"), " ", "") }
+		if words(got) != words(want) || words(fromAPI) != words(want) {
+			t.Fatalf("service %d: %v and in the API %v, want %v", i, got, fromAPI, want)
+		}
+	}
+	if w.nodePort(1007) == 0 || w.nodePort(1008) == 0 || w.nodePort(1001) != 0 {
+		t.Error("the measured services have node ports, and those behind the first thousand have none")
+	}
+}
+
+// TestSpread: first and last are in it, each once.
+func TestSpread(t *testing.T) {
+	for services := range 300 {
+		if services < minServices {
+			continue
+		}
+		all := spread(services, 100)
+		if all[0] != 0 || all[len(all)-1] != services-1 || len(all) != min(services, 100) || !slices.IsSorted(all) ||
+			len(slices.Compact(all)) != min(services, 100) {
+			t.Fatalf("of %d: %v", services, all)
 		}
 	}
 }

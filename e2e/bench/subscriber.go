@@ -113,10 +113,13 @@ func (s *subscriber) ended(ctx context.Context) (context.Context, context.Cancel
 	return ctx, func() { cancel(nil) }
 }
 
-// Limits of settle: idle is to spend less than a tenth of a CPU for longer than
-// kube-proxy waits between two syncs (a second).
+// Limits of settle: to be idle is to spend less than a tenth of a CPU in each of
+// three periods, which together are longer by far than kube-proxy waits between
+// two syncs (a second): a small sync in the first of them is over, and the next
+// change need not wait.
 const (
-	idleTime     = 1200 * time.Millisecond
+	idlePeriod   = 600 * time.Millisecond
+	idlePeriods  = 3
 	idleShare    = 0.1
 	idleDeadline = time.Minute
 )
@@ -125,22 +128,29 @@ const (
 func (s *subscriber) settle(ctx context.Context) error {
 	deadline := time.Now().Add(idleDeadline)
 	before, err := spentBy(s.cmd.PID())
-	for err == nil {
+	for idle := 0; err == nil && idle < idlePeriods; {
 		select {
 		case <-ctx.Done():
 			return context.Cause(ctx)
-		case <-time.After(idleTime):
+		case <-time.After(idlePeriod):
 		}
 		var now float64
 		if now, err = spentBy(s.cmd.PID()); err != nil {
 			break
 		}
-		if now-before < idleShare*idleTime.Seconds() || time.Now().After(deadline) {
-			return nil // after the deadline: busy is how it is
+		idle++
+		if now-before > idleShare*idlePeriod.Seconds() {
+			idle = 0
 		}
 		before = now
+		if time.Now().After(deadline) {
+			return nil // busy is how it is
+		}
 	}
-	return fmt.Errorf("%s: %w%s", s.name, err, s.said)
+	if err != nil {
+		return fmt.Errorf("%s: %w%s", s.name, err, s.said)
+	}
+	return nil
 }
 
 // spentBy is the CPU time in seconds of a process and of its children that have

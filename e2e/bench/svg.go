@@ -28,9 +28,9 @@ type point struct{ x, y, low, high float64 }
 
 // Sizes of a picture, in its own units.
 const (
-	plotWidth, plotHeight   = 560.0, 320.0
-	plotLeft, plotRight     = 62.0, 128.0
-	plotTop, plotBottom     = 14.0, 46.0
+	plotWidth, plotHeight   = 580.0, 320.0
+	plotLeft, plotRight     = 62.0, 152.0
+	plotTop, plotBottom     = 26.0, 46.0
 	labelHeight, tickLength = 15.0, 5.0
 )
 
@@ -54,15 +54,14 @@ func (s *scale) at(v float64) float64 {
 }
 
 // newScale holds all values, with room at both ends, and ticks of its own
-// choice: powers of ten with 2 and 5 between, or multiples of 1, 2 or 5.
+// choice: powers of ten with others between, or multiples of 1, 2 or 5.
 func newScale(log bool, values []float64, from, to float64) scale {
 	s := scale{log: log, min: slices.Min(values), max: slices.Max(values), from: from, to: to}
 	if log {
 		s.min, s.max = s.min/1.15, s.max*1.15
 		for e := math.Floor(math.Log10(s.min)); e <= math.Ceil(math.Log10(s.max)); e++ {
-			for _, m := range []float64{1, 2, 5} {
-				wide := s.max/s.min > 300
-				if v := m * math.Pow(10, e); v >= s.min && v <= s.max && (m == 1 || !wide) {
+			for _, m := range mantissas(s.max / s.min) {
+				if v := m * math.Pow(10, e); v >= s.min && v <= s.max {
 					s.ticks = append(s.ticks, v)
 				}
 			}
@@ -83,19 +82,38 @@ func newScale(log bool, values []float64, from, to float64) scale {
 	return s
 }
 
+// mantissas of ticks of a logarithmic scale, by its end over its beginning.
+func mantissas(width float64) []float64 {
+	switch {
+	case width > 300:
+		return []float64{1}
+	case width < 8:
+		return []float64{1, 1.5, 2, 3, 4, 5, 7}
+	}
+	return []float64{1, 2, 5}
+}
+
 // svg draws it. A plot without a point is empty.
 func (p *plot) svg() string {
 	var xs, ys []float64
 	for _, l := range p.lines {
 		for _, pt := range l.points {
 			xs, ys = append(xs, pt.x), append(ys, pt.y)
-			if pt.low < pt.high {
-				ys = append(ys, pt.low, pt.high)
-			}
 		}
 	}
 	if len(xs) == 0 {
 		return ""
+	}
+	// Intervals count up to twice the highest point, and down to half the lowest:
+	// one that is wider is cut off, and does not press all lines together.
+	top, bottom := 2*slices.Max(ys), slices.Min(ys)/2
+	for _, l := range p.lines {
+		for i := range l.points {
+			if pt := &l.points[i]; pt.low < pt.high {
+				pt.low, pt.high = max(pt.low, bottom), min(pt.high, top)
+				ys = append(ys, pt.low, pt.high)
+			}
+		}
 	}
 	x := newScale(p.xLog, xs, plotLeft, plotWidth-plotRight)
 	if p.xTicks != nil {
@@ -128,8 +146,7 @@ func (p *plot) axes(b *strings.Builder, x, y *scale) {
 	}
 	fmt.Fprintf(b, `<text class="label" x="%.1f" y="%.1f" text-anchor="middle">%s</text>`,
 		(plotLeft+right)/2, plotHeight-6, html.EscapeString(p.x))
-	fmt.Fprintf(b, `<text class="label" x="14" y="%.1f" text-anchor="middle" transform="rotate(-90 14 %.1f)">%s</text>`,
-		(plotTop+bottom)/2, (plotTop+bottom)/2, html.EscapeString(p.y))
+	fmt.Fprintf(b, `<text class="label" x="0" y="%.1f">%s</text>`, plotTop-10, html.EscapeString(p.y))
 }
 
 // draw draws the line, its points with their intervals, and what a pointer over

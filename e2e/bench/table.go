@@ -5,7 +5,6 @@ import (
 	"io"
 	"math"
 	"strings"
-	"text/tabwriter"
 )
 
 // Table writes the report for a terminal.
@@ -20,8 +19,9 @@ func (r *Report) Table(w io.Writer) {
 	}
 	for _, n := range r.Setup.Services {
 		fmt.Fprintf(w, "\n%d services of %d endpoints\n", n, r.Setup.Endpoints)
-		r.connectionTable(w, n)
-		r.controlTable(w, n)
+		for _, g := range r.grids(n) {
+			g.write(w)
+		}
 	}
 	fmt.Fprintln(w, "\nNot measured:")
 	for _, x := range r.NotMeasured {
@@ -41,56 +41,6 @@ func (r *Report) errors() int {
 		}
 	}
 	return n
-}
-
-// Rows of the tables of connections, in their order.
-func (r *Report) rows(n int) []Key {
-	var rows []Key
-	for _, name := range r.took() {
-		for _, path := range []Path{PathFirst, PathLast, PathPod} {
-			if r.Find(Key{n, name, path, ExchangeTCP}) != nil {
-				rows = append(rows, Key{Services: n, Contender: name, Path: path})
-			}
-		}
-	}
-	return rows
-}
-
-func (r *Report) connectionTable(w io.Writer, n int) {
-	tw := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(tw, "  \t\tconnect p50\tp99\tto direct\texchange p50\tp99\tto direct\tUDP p50\tto direct\tconn/s\tCPU/conn")
-	for _, row := range r.rows(n) {
-		of := func(m Measure) Result {
-			row.Measure = m
-			if s := r.Find(row); s != nil {
-				return s.Result
-			}
-			return Result{}
-		}
-		c, x, u := of(ConnectTCP), of(ExchangeTCP), of(ExchangeUDP)
-		fmt.Fprintf(tw, "  %s\t%s\t%s µs\t%s µs\t%s\t%s µs\t%s µs\t%s\t%s µs\t%s\t%s\t%s µs\n",
-			row.Contender, row.Path.words(), number(c.P50), number(c.P99), c.Ratio,
-			number(x.P50), number(x.P99), x.Ratio, number(u.P50), u.Ratio,
-			number(of(RateTCP).Rounds.Value), number(of(CPUTCP).Rounds.Value))
-	}
-	tw.Flush()
-}
-
-func (r *Report) controlTable(w io.Writer, n int) {
-	tw := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(tw, "  \tupdate p50\t95% between\tp99\tload\tmemory: kernel\tprocess")
-	for _, name := range r.took() {
-		k := Key{Services: n, Contender: name}
-		of := func(m Measure) *Series { k.Measure = m; return r.Find(k) }
-		u := of(Update)
-		if u == nil {
-			continue
-		}
-		iv := u.Result.Rounds
-		fmt.Fprintf(tw, "  %s\t%s ms\t%s–%s\t%s ms\t%s ms\t%s\t%s\n", name, number(u.Result.P50), number(iv.Low), number(iv.High),
-			number(u.Result.P99), number(value(of(Load))), mebibytes(of(KernelMem)), mebibytes(of(ProcessMem)))
-	}
-	tw.Flush()
 }
 
 var pathWords = map[Path]string{PathPod: "pod itself", PathFirst: "first service", PathLast: "last service",
