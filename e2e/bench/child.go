@@ -6,13 +6,16 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/netip"
 	"os"
 	"runtime/debug"
 	"time"
 
 	"go.uber.org/zap"
+	"golang.org/x/sync/errgroup"
 
 	"shunt/bpf"
+	"shunt/e2e/lab"
 	"shunt/lb"
 	"shunt/maps"
 )
@@ -58,9 +61,11 @@ type inside struct {
 	set      *maps.Set
 	kernel   *maps.Kernel
 	programs *bpf.Programs
+	packets  *bpf.PacketPath
 	reports  chan lb.Report
 	cancel   context.CancelFunc
-	done     chan error
+	done     chan error // of the loop
+	parts    errgroup.Group
 	held     *recorder
 }
 
@@ -116,25 +121,21 @@ func (p *inside) do(t proxyTask) error {
 
 // load puts everything into effect, as the daemon does: maps, programs, the
 // first reconcile, then the hooks.
-func (p *inside) load() (err error) {
-	if err := bpf.RequireBPFFS(p.task.Root, false); err != nil {
-		return err
-	}
-	if p.set, _, err = maps.Open(p.task.Root, p.task.Sizes); err != nil {
-		return err
-	}
-	if p.kernel, err = maps.NewKernel(p.set); err != nil {
-		return err
-	}
-	if p.programs, err = bpf.Load(p.set); err != nil {
+func (p *inside) load() error {
+	if err := p.open(); err != nil {
 		return err
 	}
 	p.store = lb.NewStore(time.Now)
 	loop := lb.NewLoop(lb.LoopOptions{Store: p.store, Tables: p.kernel, Log: zap.NewNop(), Now: time.Now,
 		NodeName: p.task.Node, Observer: p})
-	if _, err = loop.Adopt(); err != nil {
+	if _, err := loop.Adopt(); err != nil {
 		return err
 	}
+	addrs, err := bpf.Addrs()
+	if err != nil {
+		return err
+	}
+	p.store.SetNodeAddrs(addrs)
 	for _, s := range p.held.services {
 		p.store.SetService(s)
 	}
@@ -152,8 +153,37 @@ func (p *inside) load() (err error) {
 	if err := p.programs.Attach(p.task.Root, p.task.Cgroup); err != nil {
 		return err
 	}
+	p.packets.Start()
+	p.parts.Go(func() error { return p.packets.Run(ctx) })
 	debug.FreeOSMemory() // as the daemon does after its first sync
 	return nil
+}
+
+// open brings maps and programs into the kernel.
+func (p *inside) open() (err error) {
+	if err := bpf.RequireBPFFS(p.task.Root, false); err != nil {
+		return err
+	}
+	if p.set, _, err = maps.Open(p.task.Root, p.task.Sizes); err != nil {
+		return err
+	}
+	if p.kernel, err = maps.NewKernel(p.set); err != nil {
+		return err
+	}
+	if p.programs, err = bpf.Load(p.set); err != nil {
+		return err
+	}
+	seed, err := bpf.FlowSeed(p.task.Root)
+	if err != nil {
+		return err
+	}
+	ports, err := bpf.ReadSourcePorts()
+	if err != nil {
+		return err
+	}
+	p.packets, err = bpf.NewPacketPath(bpf.PacketPathOptions{Root: p.task.Root, Set: p.set, Maps: p.kernel, Log: zap.NewNop(),
+		Programs: bpf.PacketOptions{SourcePorts: ports, FlowSeed: seed, ClusterCIDRs: []netip.Prefix{lab.ClusterCIDR4}}})
+	return err
 }
 
 // reconciled waits for the loop to have taken what was set.
@@ -183,7 +213,10 @@ func (p *inside) stop() error {
 	var errs []error
 	if p.cancel != nil {
 		p.cancel()
-		errs = append(errs, <-p.done)
+		errs = append(errs, <-p.done, p.parts.Wait())
+	}
+	if p.packets != nil {
+		errs = append(errs, p.packets.Close())
 	}
 	if p.programs != nil {
 		errs = append(errs, bpf.Detach(p.task.Root), p.programs.Close())

@@ -10,14 +10,9 @@ func (r *Report) explain() {
 		{"IPv6", "the benchmark's rule sets are IPv4 only"},
 		{"one established UDP flow", "every datagram exchange has a new socket, as DNS has it"},
 	}
-	add := func(what, why string) { r.NotMeasured = append(r.NotMeasured, NotMeasured{what, why}) }
-	for _, name := range r.took() {
-		if why := noNodePorts(name); why != "" {
-			add("node ports of "+name, why)
-		}
-	}
 	if !r.Setup.API {
-		add("the real kube-proxy, and an API server in the update and the start", "give --kubeconfig and --kube-proxy; `make bench` does")
+		r.NotMeasured = append(r.NotMeasured, NotMeasured{"the real kube-proxy, and an API server in the update and the start",
+			"give --kubeconfig and --kube-proxy; `make bench` does"})
 	}
 }
 

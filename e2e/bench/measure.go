@@ -47,9 +47,6 @@ func (r *runner) targets(services int) []target {
 		}
 		add(PathFirst, p.client, p.server, clusterIP(0), servicePort)
 		add(PathLast, p.client, p.server, clusterIP(services-1), servicePort)
-		if noNodePorts(p.name) != "" {
-			continue
-		}
 		w := workload{Services: services}
 		at := p.node.Addr4()
 		add(PathNearFirst, r.out.client, p.server, at, w.nodePort(0))
@@ -58,14 +55,6 @@ func (r *runner) targets(services int) []target {
 		add(PathFarLast, r.out.client, r.out.server, at, w.nodePort(services-2))
 	}
 	return all
-}
-
-// noNodePorts says why a contender does not serve them from outside.
-func noNodePorts(name string) string {
-	if name == nameShunt || name == nameShuntAPI {
-		return "shunt does not serve packets from outside yet"
-	}
-	return ""
 }
 
 // measureConnections asks every target in every round, each round beginning

@@ -46,17 +46,12 @@ func limit(p bench.Path) bench.Path {
 }
 
 // paths gives those that a contender is asked by.
-func paths(r *bench.Report, name string) []bench.Path {
+func paths(name string) []bench.Path {
 	if name == "direct" {
 		return []bench.Path{bench.PathPod, bench.PathNear, bench.PathFar}
 	}
-	all := []bench.Path{bench.PathPod, bench.PathFirst, bench.PathLast}
-	for _, x := range r.NotMeasured {
-		if x.What == "node ports of "+name {
-			return all
-		}
-	}
-	return append(all, bench.PathNearFirst, bench.PathNearLast, bench.PathFarFirst, bench.PathFarLast)
+	return []bench.Path{bench.PathPod, bench.PathFirst, bench.PathLast,
+		bench.PathNearFirst, bench.PathNearLast, bench.PathFarFirst, bench.PathFarLast}
 }
 
 // allMeasured says what a contender has to have at n services.
@@ -75,7 +70,7 @@ func allMeasured(t *testing.T, r *bench.Report, name string, n int) {
 	if strings.HasPrefix(name, "shunt") || strings.HasPrefix(name, "kube-proxy") {
 		add(bench.PathNone, bench.ProcessMem, o.Loads)
 	}
-	for _, p := range paths(r, name) {
+	for _, p := range paths(name) {
 		for _, m := range []bench.Measure{bench.ConnectTCP, bench.ExchangeTCP, bench.ExchangeUDP} {
 			add(p, m, o.Rounds*o.Exchanges)
 		}
