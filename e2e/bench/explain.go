@@ -47,19 +47,19 @@ func (r *Report) controlNotes() []string {
 			"service and the chains of the one that changed, as kube-proxy's partial sync; nftables: nft -f with the changed chains. The " +
 			"text for the tools was written before the clock started.",
 		"load is from nothing until services all over have answered: a hundred are asked in turn while the clock runs, every one (of up " +
-			"to ten thousand) once it has stopped. shunt: maps, programs, first reconcile and hooks; iptables and nftables: one run of the " +
-			"tool, its text written before.",
+			"to ten thousand) once it has stopped. shunt: maps, programs, first reconcile and hooks; iptables and nftables: one run of " +
+			"the tool, its text written before.",
 		"memory-kernel is the size of the eBPF maps for shunt (made for more services than there are), for the others the growth of the " +
-			"kernel's unreclaimable memory while loading: others who work on the machine are in it. memory-process is resident memory, of " +
-			"shunt with the maps that are mapped.",
-		"The rule sets of iptables and nftables have the structure that kube-proxy writes, written by this program. They hold cluster IPs " +
-			"and node ports only.",
+			"kernel's unreclaimable memory while loading: others who work on the machine are in it. memory-process is resident memory, " +
+			"of shunt with the maps that are mapped.",
+		"The rule sets of iptables and nftables have the structure that kube-proxy writes, written by this program. They hold cluster " +
+			"IPs and node ports only.",
 	}
 	if r.Setup.API {
 		notes = append(notes, "shunt-api and kube-proxy-… are the daemons. Their updates are from the moment before the change is written "+
 			"to the API server, and their loads from the start of the process. While one is measured the others are stopped (SIGSTOP): a "+
-			"node has one proxy. A change comes when the proxy has had nothing to do for longer than a second, since kube-proxy waits that "+
-			"long between two syncs: it is the best case.")
+			"node has one proxy. A change comes when the proxy has had nothing to do for longer than a second, since kube-proxy waits "+
+			"that long between two syncs: it is the best case.")
 	}
 	return notes
 }

@@ -114,7 +114,8 @@ func iptablesService(chains, rules *strings.Builder, f *frontend) {
 	if f.NodePort != 0 {
 		ext := f.externalChain()
 		fmt.Fprintf(chains, ":%s - [0:0]\n", ext)
-		fmt.Fprintf(rules, "-A %s -m comment --comment \"masquerade traffic for %s external destinations\" -j KUBE-MARK-MASQ\n", ext, f.Name)
+		fmt.Fprintf(rules, "-A %s -m comment --comment \"masquerade traffic for %s external destinations\" -j KUBE-MARK-MASQ\n",
+			ext, f.Name)
 		fmt.Fprintf(rules, "-A %s -j %s\n", ext, svc)
 	}
 	fmt.Fprintf(rules, "-A %s -m comment --comment \"%s cluster IP\" -m %s -p %s -d %s --dport %d ! -s %s -j KUBE-MARK-MASQ\n",

@@ -1,6 +1,7 @@
 package bench
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -106,7 +107,7 @@ func (s *subscriber) ended(ctx context.Context) (context.Context, context.Cancel
 	go func() {
 		select {
 		case <-cmd.Done():
-			cancel(fmt.Errorf("%s ended (%v)%s", s.name, cmd.Wait(), s.said))
+			cancel(fmt.Errorf("%s ended: %w%s", s.name, cmp.Or(cmd.Wait(), errors.New("exit status 0")), s.said))
 		case <-ctx.Done():
 		}
 	}()

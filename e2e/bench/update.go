@@ -2,6 +2,7 @@ package bench
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
 	"time"
@@ -95,7 +96,7 @@ func (p *place) reaches(ctx context.Context, dst netip.AddrPort, server *lab.Pod
 			return nil
 		}
 		if time.Now().After(deadline) {
-			return fmt.Errorf("%v leads to %q (%v) and not to %s after %v", dst, a.Server, a.Err, server.Name(), probeDeadline)
+			return errors.Join(fmt.Errorf("%v leads to %q and not to %s after %v", dst, a.Server, server.Name(), probeDeadline), a.Err)
 		}
 		select {
 		case <-ctx.Done():
