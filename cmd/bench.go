@@ -51,7 +51,7 @@ func newBenchCommand() *cobra.Command {
 	f := c.Flags()
 	f.SortFlags = false
 	f.IntSliceVar(&o.Services, "services", []int{10, 1000, 10_000}, "numbers of services to measure at, up to 100000")
-	f.IntVar(&o.Endpoints, "endpoints", 10, "endpoints of each service, up to 100")
+	f.IntSliceVar(&o.Endpoints, "endpoints", []int{10}, "numbers of endpoints that a service has, each with every number of services, up to 100")
 	f.IntVar(&o.Rounds, "rounds", 40, "rounds of connections for each number of services")
 	f.IntVar(&o.Exchanges, "exchanges", 30, "exchanges of each kind, contender and destination in a round")
 	f.DurationVar(&o.Burst, "burst", 100*time.Millisecond, "how long connections, packets and bytes are counted in a round, each")

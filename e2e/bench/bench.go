@@ -14,10 +14,10 @@ import (
 
 // Options of Run; the zero value of a field means its default.
 type Options struct {
-	// Services are the numbers of services to measure at, Endpoints what each
-	// service has.
+	// Services are the numbers of services to measure at, each with every number of
+	// Endpoints that a service has.
 	Services  []int
-	Endpoints int
+	Endpoints []int
 	// Rounds of connections; Exchanges of each kind in a round.
 	Rounds, Exchanges int
 	// Burst is how long a round counts connections per second.
@@ -44,7 +44,9 @@ func (o *Options) setDefaults() {
 	if len(o.Services) == 0 {
 		o.Services = []int{10, 1000, 10_000}
 	}
-	def(&o.Endpoints, 10)
+	if len(o.Endpoints) == 0 {
+		o.Endpoints = []int{10}
+	}
 	def(&o.Rounds, 40)
 	def(&o.Exchanges, 30)
 	def(&o.Updates, 20)
@@ -69,11 +71,14 @@ func (o *Options) Check() error {
 		}
 	}
 	o.Services = slices.Compact(slices.Sorted(slices.Values(o.Services)))
-	if o.Endpoints < 1 || o.Endpoints > maxEndpoints {
-		return fmt.Errorf("%d endpoints a service: 1 to %d are possible", o.Endpoints, maxEndpoints)
+	for _, n := range o.Endpoints {
+		if n < 1 || n > maxEndpoints {
+			return fmt.Errorf("%d endpoints a service: 1 to %d are possible", n, maxEndpoints)
+		}
 	}
-	if last := o.Services[len(o.Services)-1]; last*o.Endpoints > 1<<20 {
-		return fmt.Errorf("%d services of %d endpoints: at most %d endpoints in all are possible", last, o.Endpoints, 1<<20)
+	o.Endpoints = slices.Compact(slices.Sorted(slices.Values(o.Endpoints)))
+	if last := o.setup().largest(); last.Services*last.Endpoints > 1<<20 {
+		return fmt.Errorf("%v: at most %d endpoints in all are possible", last, 1<<20)
 	}
 	for name, n := range map[string]int{"rounds": o.Rounds, "exchanges": o.Exchanges, "updates": o.Updates, "loads": o.Loads} {
 		if n < 1 || n > 100_000 {
@@ -92,6 +97,12 @@ func (o *Options) Check() error {
 		o.Contenders = append([]string{nameDirect}, o.Contenders...) // all ratios are to it
 	}
 	return nil
+}
+
+// setup is what the report says of them.
+func (o *Options) setup() Setup {
+	return Setup{API: slices.ContainsFunc(o.Contenders, needsAPI) && o.Kubeconfig != "", Services: o.Services, Endpoints: o.Endpoints,
+		Rounds: o.Rounds, Warmup: o.warmup(), Exchanges: o.Exchanges, Burst: o.Burst.Seconds(), Updates: o.Updates, Loads: o.Loads}
 }
 
 // runner is one run.
@@ -114,16 +125,14 @@ func Run(ctx context.Context, o Options) (_ *Report, err error) {
 		return nil, err
 	}
 	r := &runner{Options: o, report: &Report{Format: reportFormat, Started: time.Now(), QuantilePoints: quantilePoints}}
-	api := slices.ContainsFunc(o.Contenders, needsAPI) && o.Kubeconfig != ""
-	r.report.Setup = Setup{API: api, Services: o.Services, Endpoints: o.Endpoints, Rounds: o.Rounds, Warmup: r.warmup(),
-		Exchanges: o.Exchanges, Burst: o.Burst.Seconds(), Updates: o.Updates, Loads: o.Loads}
+	r.report.Setup = o.setup()
 	if r.report.Machine, err = readMachine(); err != nil {
 		return nil, err
 	}
 	if err := unix.SchedGetaffinity(0, &r.cpus); err != nil {
 		return nil, fmt.Errorf("find out which CPUs may be used: %w", err)
 	}
-	if api {
+	if r.report.Setup.API {
 		if r.api, err = openAPI(o.Kubeconfig); err != nil {
 			return nil, err
 		}
@@ -141,9 +150,9 @@ func Run(ctx context.Context, o Options) (_ *Report, err error) {
 	}
 	defer r.closePlaces()
 	r.plan()
-	for _, n := range o.Services {
-		if err := r.measure(ctx, n); err != nil {
-			return nil, fmt.Errorf("with %d services: %w", n, err)
+	for _, size := range r.report.Setup.Sizes() {
+		if err := r.measure(ctx, size); err != nil {
+			return nil, fmt.Errorf("with %v: %w", size, err)
 		}
 	}
 	r.report.explain()
@@ -179,15 +188,19 @@ const (
 	fillCost   = 10.0
 )
 
+// weight of a size, by which costs grow: 1 for a thousand services of ten
+// endpoints, and no less.
+func (s Size) weight() float64 { return max(1, float64(s.Services*(s.Endpoints+10))/20_000) }
+
 // plan adds up what there is to do.
 func (r *runner) plan() {
-	for _, n := range r.Services {
+	for _, size := range r.report.Setup.Sizes() {
 		loaders := float64(len(r.places) - 1)
-		r.total += loaders * loadCost * float64(r.Loads) * max(1, float64(n)/1000)
-		r.total += loaders * updateCost * float64(r.Updates) * max(1, float64(n)/3000)
-		r.total += float64(len(r.targets(n)) * (r.Rounds + r.warmup()))
+		r.total += loaders * loadCost * float64(r.Loads) * size.weight()
+		r.total += loaders * updateCost * float64(r.Updates) * size.weight()
+		r.total += float64(len(r.targets(size)) * (r.Rounds + r.warmup()))
 		if r.api != nil {
-			r.total += fillCost * float64(n) / 1000
+			r.total += fillCost * size.weight()
 		}
 	}
 }
@@ -197,9 +210,9 @@ func (r *runner) progress(cost float64, format string, args ...any) {
 	r.Progress(min(r.done/r.total, 1), fmt.Sprintf(format, args...))
 }
 
-// measure does everything for one number of services.
-func (r *runner) measure(ctx context.Context, n int) error {
-	w := workload{Services: n, Endpoints: r.Endpoints, Far: r.out.server.Addr4()}
+// measure does everything at one size.
+func (r *runner) measure(ctx context.Context, size Size) error {
+	w := workload{Size: size, Far: r.out.server.Addr4()}
 	loads := map[*place]*workload{}
 	inAPI := w // one for all that watch it
 	for _, p := range r.places {
@@ -210,15 +223,16 @@ func (r *runner) measure(ctx context.Context, n int) error {
 		}
 	}
 	if r.api != nil {
-		err := r.api.fill(ctx, &inAPI, func(i int) { r.progress(fillCost/1000, "%d services: API objects of service %d", n, i+1) })
-		if err != nil {
+		cost := fillCost * size.weight() / float64(size.Services)
+		done := func(i int) { r.progress(cost, "%v: API objects of service %d", size, i+1) }
+		if err := r.api.fill(ctx, &inAPI, done); err != nil {
 			return err
 		}
 	}
-	if err := r.loadAll(ctx, n, loads); err != nil {
+	if err := r.loadAll(ctx, size, loads); err != nil {
 		return err
 	}
-	if err := r.measureConnections(ctx, n); err != nil {
+	if err := r.measureConnections(ctx, size); err != nil {
 		return err
 	}
 	if err := r.measureUpdates(ctx, loads); err != nil {

@@ -68,7 +68,7 @@ func differences(a, b *Report) []string {
 	differ("kernel", a.Machine.Kernel, b.Machine.Kernel)
 	differ("CPU", a.Machine.CPU, b.Machine.CPU)
 	differ("CPUs", a.Machine.CPUs, b.Machine.CPUs)
-	differ("endpoints", a.Setup.Endpoints, b.Setup.Endpoints)
+	differ("services from an API server", a.Setup.API, b.Setup.API)
 	differ("rounds", a.Setup.Rounds, b.Setup.Rounds)
 	differ("exchanges a round", a.Setup.Exchanges, b.Setup.Exchanges)
 	return all
@@ -80,7 +80,7 @@ func (c *Comparison) Table(w io.Writer) {
 		fmt.Fprintf(w, "not the same: %s\n", warning)
 	}
 	tw := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(tw, "services\tcontender\tpath\tmeasure\tof\told\tnew\tfactor\tbeyond noise")
+	fmt.Fprintln(tw, "services\tendpoints\tcontender\tpath\tmeasure\tof\told\tnew\tfactor\tbeyond noise")
 	beyond := 0
 	for _, ch := range c.Changes {
 		verdict := "no"
@@ -92,7 +92,7 @@ func (c *Comparison) Table(w io.Writer) {
 		if ch.Of == "value" {
 			unit = " " + ch.Unit
 		}
-		fmt.Fprintf(tw, "%d\t%s\t%s\t%s\t%s\t%s%s\t%s%s\t%.2f\t%s\n", ch.Key.Services, ch.Key.Contender, ch.Key.Path.words(),
+		fmt.Fprintf(tw, "%d\t%d\t%s\t%s\t%s\t%s\t%s%s\t%s%s\t%.2f\t%s\n", ch.Key.Services, ch.Key.Endpoints, ch.Key.Contender, ch.Key.Path.words(),
 			ch.Key.Measure, ch.Of, number(ch.Old.Value), unit, number(ch.New.Value), unit, ch.Factor, verdict)
 	}
 	tw.Flush()

@@ -190,7 +190,7 @@ func toolVersion(mode string) (version, missing string) {
 
 // probe loads and unloads a few services, and says why that can't be done.
 func (r *rules) probe() string {
-	w := &workload{Services: minServices, Endpoints: 2, Far: lab.ClusterCIDR4.Addr()}
+	w := &workload{Size: Size{minServices, 2}, Far: lab.ClusterCIDR4.Addr()}
 	ctx := context.Background()
 	load, err := r.load(ctx, w)
 	if err == nil {

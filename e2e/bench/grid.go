@@ -23,10 +23,10 @@ func (g *grid) write(w io.Writer) {
 	tw.Flush()
 }
 
-// grids of one number of services; those without a row are left out.
-func (r *Report) grids(n int) []grid {
+// grids of one size; those without a row are left out.
+func (r *Report) grids(size Size) []grid {
 	var all []grid
-	for _, g := range []grid{r.connectionGrid(n), r.establishedGrid(n), r.controlGrid(n)} {
+	for _, g := range []grid{r.connectionGrid(size), r.establishedGrid(size), r.controlGrid(size)} {
 		if len(g.Rows) > 0 {
 			all = append(all, g)
 		}
@@ -39,11 +39,11 @@ var allPaths = []Path{PathPod, PathFirst, PathLast, PathNear, PathNearFirst, Pat
 
 // pathRows gives a row for every contender and path that have a measure, by
 // path: what is to be compared is below each other.
-func (r *Report) pathRows(n int, m Measure, cells func(of func(Measure) *Series) []string) [][]string {
+func (r *Report) pathRows(size Size, m Measure, cells func(of func(Measure) *Series) []string) [][]string {
 	var rows [][]string
 	for _, path := range allPaths {
 		for _, name := range r.took() {
-			of := func(m Measure) *Series { return r.Find(Key{n, name, path, m}) }
+			of := func(m Measure) *Series { return r.Find(Key{size, name, path, m}) }
 			if of(m) != nil {
 				rows = append(rows, append([]string{path.words(), name}, cells(of)...))
 			}
@@ -52,10 +52,10 @@ func (r *Report) pathRows(n int, m Measure, cells func(of func(Measure) *Series)
 	return rows
 }
 
-func (r *Report) connectionGrid(n int) grid {
+func (r *Report) connectionGrid(size Size) grid {
 	g := grid{Title: "A connection each: µs at p50, p90, p99; in brackets 95% intervals", Head: []string{"to", "contender",
 		"connect", "to direct", "TCP exchange", "to direct", "UDP exchange", "to direct", "conn/s", "to direct", "CPU µs"}}
-	g.Rows = r.pathRows(n, ExchangeTCP, func(of func(Measure) *Series) []string {
+	g.Rows = r.pathRows(size, ExchangeTCP, func(of func(Measure) *Series) []string {
 		var cells []string
 		for _, m := range []Measure{ConnectTCP, ExchangeTCP, ExchangeUDP} {
 			cells = append(cells, percentiles(of(m)), ratio(of(m)))
@@ -65,21 +65,21 @@ func (r *Report) connectionGrid(n int) grid {
 	return g
 }
 
-func (r *Report) establishedGrid(n int) grid {
+func (r *Report) establishedGrid(size Size) grid {
 	g := grid{Title: "Connections that are there: µs at p50, p90, p99; one stream; CPU of the whole machine", Head: []string{"to",
 		"contender", "request, reply", "to direct", "Gbit/s", "to direct", "CPU µs a packet", "to direct"}}
-	g.Rows = r.pathRows(n, EstablishedTCP, func(of func(Measure) *Series) []string {
+	g.Rows = r.pathRows(size, EstablishedTCP, func(of func(Measure) *Series) []string {
 		return []string{percentiles(of(EstablishedTCP)), ratio(of(EstablishedTCP)), number(value(of(Throughput))), ratio(of(Throughput)),
 			number(value(of(CPUPacket))), ratio(of(CPUPacket))}
 	})
 	return g
 }
 
-func (r *Report) controlGrid(n int) grid {
+func (r *Report) controlGrid(size Size) grid {
 	g := grid{Title: "Changes, start and memory", Head: []string{"", "contender", "changed endpoint p50", "95% between", "p90", "p99",
 		"start to all answering", "kernel memory", "process"}}
 	for _, name := range r.took() {
-		k := Key{Services: n, Contender: name}
+		k := Key{Size: size, Contender: name}
 		of := func(m Measure) *Series { k.Measure = m; return r.Find(k) }
 		u := of(Update)
 		if u == nil {

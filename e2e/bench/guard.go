@@ -27,9 +27,8 @@ func Preflight(o Options, pins string) error {
 		return err
 	}
 	if need := needMiB(&o); m.AvailableMiB < need {
-		return fmt.Errorf("%d services of %d endpoints need some %d MiB, and %d are available: ask for less by --services or "+
-			"--endpoints",
-			slices.Max(o.Services), o.Endpoints, need, m.AvailableMiB)
+		return fmt.Errorf("%v need some %d MiB, and %d are available: ask for less by --services or --endpoints",
+			o.setup().largest(), need, m.AvailableMiB)
 	}
 	if err := noProxy("/proc"); err != nil {
 		return err
@@ -48,7 +47,7 @@ func Preflight(o Options, pins string) error {
 // kernel makes of its rules; with an API server also of the daemons that watch it,
 // and of the server itself.
 func needMiB(o *Options) int {
-	endpoints := slices.Max(o.Services) * o.Endpoints
+	endpoints := slices.Max(o.Services) * slices.Max(o.Endpoints)
 	need := 400 + endpoints*12/1024 + slices.Max(o.Services)*16/1024
 	if o.Kubeconfig != "" {
 		need += 1000 + endpoints*12/1024 + slices.Max(o.Services)*100/1024

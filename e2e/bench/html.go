@@ -7,7 +7,6 @@ import (
 	"html/template"
 	"math"
 	"os"
-	"slices"
 )
 
 //go:embed page.html
@@ -30,10 +29,10 @@ type tile struct {
 // WriteHTML writes the report as one page that needs nothing else.
 func (r *Report) WriteHTML(path string) error {
 	var b bytes.Buffer
-	last := slices.Max(r.Setup.Services)
+	last := r.Setup.largest()
 	data := map[string]any{
 		"R": r, "Started": r.Started.UTC().Format("2 January 2006, 15:04 UTC"),
-		"Services": tick(float64(last)), "Tiles": r.tiles(last), "Figures": r.figures(last),
+		"Largest": last, "Tiles": r.tiles(last), "Figures": r.figures(last),
 		"Tables": r.tables(), "Errors": r.errors(),
 	}
 	err := page.Execute(&b, data)
@@ -65,11 +64,11 @@ func (k kind) of(name string) Path {
 	return k.last
 }
 
-func (r *Report) tiles(n int) []tile {
+func (r *Report) tiles(size Size) []tile {
 	var all []tile
 	for _, name := range r.took() {
 		t := tile{Name: name, Class: "c-" + name, Ratio: "1"}
-		one := func(path Path, m Measure) *Series { return r.Find(Key{n, name, path, m}) }
+		one := func(path Path, m Measure) *Series { return r.Find(Key{size, name, path, m}) }
 		add := func(what, text string, s *Series) {
 			if s == nil || s.Result.N == 0 {
 				text = "–"
@@ -103,7 +102,7 @@ func median50(s *Series) float64 {
 	return s.Result.P50
 }
 
-func (r *Report) figures(n int) []figure {
+func (r *Report) figures(size Size) []figure {
 	var all []figure
 	add := func(title, text string, p plot) {
 		p.title = title
@@ -112,6 +111,7 @@ func (r *Report) figures(n int) []figure {
 			all = append(all, figure{title, text, template.HTML(svg)})
 		}
 	}
+	x := r.Setup.byServices()
 	change, start := "From the change to the first connection that reaches the new endpoint: median and its interval. ",
 		"Until all services answer. "
 	if r.Setup.API {
@@ -123,38 +123,70 @@ func (r *Report) figures(n int) []figure {
 	}
 	add("A connection to a cluster IP, with request and reply", "Median over TCP from a pod, to the service loaded last; direct: to "+
 		"the pod on a node without rules. Lower is better; a flat line does not care how many services there are.",
-		r.growth(ExchangeTCP, clusterIPs, "µs", false))
+		r.growth(x, ExchangeTCP, clusterIPs, "µs", false))
 	add("The same through a node port", "From outside, to a pod of another node; direct: routed through a node without rules.",
-		r.growth(ExchangeTCP, farNodePorts, "µs", false))
-	add(fmt.Sprintf("Distribution at %s services", tick(float64(n))), "How long a part of all exchanges with a cluster IP took at "+
-		"most. Lower is better; nothing is left out.", r.distributionPlot(n, clusterIPs))
-	add("A changed endpoint", change, r.growth(Update, kind{}, "ms", true))
-	add("Start", start, r.growth(Load, kind{}, "ms", true))
+		r.growth(x, ExchangeTCP, farNodePorts, "µs", false))
+	add(fmt.Sprintf("Distribution at %s services", tick(float64(size.Services))), "How long a part of all exchanges with a cluster IP took at "+
+		"most. Lower is better; nothing is left out.", r.distributionPlot(size, clusterIPs))
+	add("A changed endpoint", change, r.growth(x, Update, kind{}, "ms", true))
+	add("Start", start, r.growth(x, Load, kind{}, "ms", true))
 	add("Kernel memory", "shunt: its maps, made for more services than there are; the others: growth of the kernel's memory while "+
-		"loading.", r.growth(KernelMem, kind{}, "MiB", true))
+		"loading.", r.growth(x, KernelMem, kind{}, "MiB", true))
 	add("Connections a second through a node port", "With a thread for each CPU, to a pod of another node. Higher is better.",
-		r.growth(RateTCP, farNodePorts, "1/s", false))
+		r.growth(x, RateTCP, farNodePorts, "1/s", false))
 	add("CPU of a connection through a node port", "Of the whole machine; whoever else works there is in it.",
-		r.growth(CPUTCP, farNodePorts, "µs", false))
-	add("connect() alone, to a cluster IP", "Median, to the service loaded last.", r.growth(ConnectTCP, clusterIPs, "µs", false))
+		r.growth(x, CPUTCP, farNodePorts, "µs", false))
+	add("connect() alone, to a cluster IP", "Median, to the service loaded last.", r.growth(x, ConnectTCP, clusterIPs, "µs", false))
 	add("A request and reply over UDP, to a cluster IP", "Median with a new socket, to the service loaded last.",
-		r.growth(ExchangeUDP, clusterIPs, "µs", false))
+		r.growth(x, ExchangeUDP, clusterIPs, "µs", false))
+	if len(r.Setup.Endpoints) > 1 {
+		x = r.Setup.byEndpoints()
+		add("A connection to a cluster IP, by endpoints", fmt.Sprintf("At %s services.", tick(float64(size.Services))),
+			r.growth(x, ExchangeTCP, clusterIPs, "µs", false))
+		add("A changed endpoint, by endpoints", "The service that changes has one, the others as many as that.",
+			r.growth(x, Update, kind{}, "ms", true))
+		add("Start, by endpoints", "Until all services answer.", r.growth(x, Load, kind{}, "ms", true))
+		add("Kernel memory, by endpoints", "As above.", r.growth(x, KernelMem, kind{}, "MiB", true))
+	}
 	return all
 }
 
-// growth shows a measure against the number of services.
-func (r *Report) growth(m Measure, of kind, unit string, yLog bool) plot {
-	p := plot{x: "services (log)", y: unit, xLog: true, yLog: yLog}
+// axis is what measures are shown against: sizes of which one number grows.
+type axis struct {
+	name  string
+	sizes []Size
+	at    func(Size) float64
+}
+
+func (s Setup) byServices() axis {
+	a := axis{name: "services (log)", at: func(s Size) float64 { return float64(s.Services) }}
+	for _, n := range s.Services {
+		a.sizes = append(a.sizes, Size{n, s.largest().Endpoints})
+	}
+	return a
+}
+
+func (s Setup) byEndpoints() axis {
+	a := axis{name: "endpoints of a service (log)", at: func(s Size) float64 { return float64(s.Endpoints) }}
+	for _, n := range s.Endpoints {
+		a.sizes = append(a.sizes, Size{s.largest().Services, n})
+	}
+	return a
+}
+
+// growth shows a measure as sizes grow.
+func (r *Report) growth(a axis, m Measure, of kind, unit string, yLog bool) plot {
+	p := plot{x: a.name, y: unit, xLog: true, yLog: yLog}
 	if yLog {
 		p.y += " (log)"
 	}
-	for _, n := range r.Setup.Services {
-		p.xTicks = append(p.xTicks, float64(n))
+	for _, size := range a.sizes {
+		p.xTicks = append(p.xTicks, a.at(size))
 	}
 	for _, name := range r.took() {
 		l := line{name: name, class: "c-" + name, dashed: name == nameDirect}
-		for _, n := range r.Setup.Services {
-			s := r.Find(Key{n, name, of.of(name), m})
+		for _, size := range a.sizes {
+			s := r.Find(Key{size, name, of.of(name), m})
 			if s == nil || s.Result.N == 0 || yLog && s.Result.Rounds.Value <= 0 {
 				continue
 			}
@@ -162,7 +194,7 @@ func (r *Report) growth(m Measure, of kind, unit string, yLog bool) plot {
 			if yLog {
 				iv.Low = math.Max(iv.Low, iv.Value/10) // a logarithm has no 0
 			}
-			l.points = append(l.points, point{float64(n), iv.Value, iv.Low, iv.High})
+			l.points = append(l.points, point{a.at(size), iv.Value, iv.Low, iv.High})
 		}
 		p.lines = append(p.lines, l)
 	}
@@ -170,10 +202,10 @@ func (r *Report) growth(m Measure, of kind, unit string, yLog bool) plot {
 }
 
 // distributionPlot shows quantiles, spread so that the tail can be seen.
-func (r *Report) distributionPlot(n int, of kind) plot {
+func (r *Report) distributionPlot(size Size, of kind) plot {
 	p := plot{x: "percentile", y: "µs (log)", yLog: true}
 	for _, name := range r.took() {
-		s := r.Find(Key{n, name, of.of(name), ExchangeTCP})
+		s := r.Find(Key{size, name, of.of(name), ExchangeTCP})
 		if s == nil {
 			continue
 		}
@@ -189,16 +221,16 @@ func (r *Report) distributionPlot(n int, of kind) plot {
 	return p
 }
 
-// pageTable has the tables of one number of services.
+// pageTable has the tables of one size.
 type pageTable struct {
-	Services string
-	Grids    []grid
+	Size  Size
+	Grids []grid
 }
 
 func (r *Report) tables() []pageTable {
 	var all []pageTable
-	for _, n := range r.Setup.Services {
-		all = append(all, pageTable{tick(float64(n)), r.grids(n)})
+	for _, size := range r.Setup.Sizes() {
+		all = append(all, pageTable{size, r.grids(size)})
 	}
 	return all
 }

@@ -26,12 +26,12 @@ const (
 
 // loadAll loads every contender as often as asked, in turn; they are loaded
 // when it returns.
-func (r *runner) loadAll(ctx context.Context, n int, loads map[*place]*workload) error {
+func (r *runner) loadAll(ctx context.Context, size Size, loads map[*place]*workload) error {
 	spent := map[*place]time.Duration{}
 	for i := range r.Loads {
 		for _, p := range r.places {
 			if spent[p] > loadBudget {
-				r.progress(loadCost*max(1, float64(n)/1000), "%d services: enough loads of %s", n, p.name)
+				r.progress(loadCost*size.weight(), "%v: enough loads of %s", size, p.name)
 				continue
 			}
 			start := time.Now()
@@ -79,14 +79,14 @@ func (r *runner) measureLoad(ctx context.Context, p *place, w *workload, first b
 	if err := p.rest(ctx); err != nil {
 		return err
 	}
-	if err := r.provePaths(p, w.Services); err != nil {
+	if err := r.provePaths(p, w.Size); err != nil {
 		return err
 	}
 	own, err := p.memory()
 	if err != nil {
 		return err
 	}
-	key := Key{Services: w.Services, Contender: p.name}
+	key := Key{Size: w.Size, Contender: p.name}
 	put := func(m Measure, v float64) {
 		key.Measure = m
 		r.report.series(key).add([]float64{v}, 0)
@@ -99,7 +99,7 @@ func (r *runner) measureLoad(ctx context.Context, p *place, w *workload, first b
 	if own.process >= 0 {
 		put(ProcessMem, own.process)
 	}
-	r.progress(loadCost*max(1, float64(w.Services)/1000), "%d services: load %s", w.Services, p.name)
+	r.progress(loadCost*w.weight(), "%v: load %s", w.Size, p.name)
 	return nil
 }
 
@@ -122,8 +122,8 @@ func (p *place) await(ctx context.Context, services []int) (int64, error) {
 }
 
 // provePaths asks once by every path that is to be measured.
-func (r *runner) provePaths(p *place, services int) error {
-	for _, t := range r.targets(services) {
+func (r *runner) provePaths(p *place, size Size) error {
+	for _, t := range r.targets(size) {
 		if t.place != p {
 			continue
 		}

@@ -30,10 +30,10 @@ func (t *target) established() bool {
 	return false
 }
 
-// targets of a number of services: from a pod every contender's own pod (what
+// targets at a size: from a pod every contender's own pod (what
 // the node costs connections to no service), its first and its last service;
 // from outside node ports, or with direct the pods behind them.
-func (r *runner) targets(services int) []target {
+func (r *runner) targets(size Size) []target {
 	var all []target
 	for _, p := range r.places {
 		add := func(path Path, client, server *lab.Pod, dst netip.Addr, port uint16) {
@@ -46,21 +46,21 @@ func (r *runner) targets(services int) []target {
 			continue
 		}
 		add(PathFirst, p.client, p.server, clusterIP(0), servicePort)
-		add(PathLast, p.client, p.server, clusterIP(services-1), servicePort)
-		w := workload{Services: services}
+		add(PathLast, p.client, p.server, clusterIP(size.Services-1), servicePort)
+		w := workload{Size: size}
 		at := p.node.Addr4()
 		add(PathNearFirst, r.out.client, p.server, at, w.nodePort(0))
-		add(PathNearLast, r.out.client, p.server, at, w.nodePort(services-1))
+		add(PathNearLast, r.out.client, p.server, at, w.nodePort(size.Services-1))
 		add(PathFarFirst, r.out.client, r.out.server, at, w.nodePort(1))
-		add(PathFarLast, r.out.client, r.out.server, at, w.nodePort(services-2))
+		add(PathFarLast, r.out.client, r.out.server, at, w.nodePort(size.Services-2))
 	}
 	return all
 }
 
 // measureConnections asks every target in every round, each round beginning
 // with another, so that drift of the machine hits all alike.
-func (r *runner) measureConnections(ctx context.Context, services int) error {
-	all := r.targets(services)
+func (r *runner) measureConnections(ctx context.Context, size Size) error {
+	all := r.targets(size)
 	for _, t := range all {
 		if err := yielding(t.server); err != nil {
 			return err
@@ -69,10 +69,10 @@ func (r *runner) measureConnections(ctx context.Context, services int) error {
 	for round := -r.warmup(); round < r.Rounds; round++ {
 		for i := range all {
 			t := all[(round+r.warmup()+i)%len(all)]
-			if err := r.ask(ctx, services, t, round); err != nil {
+			if err := r.ask(ctx, size, t, round); err != nil {
 				return fmt.Errorf("%s, path %s: %w", t.place.name, t.path, err)
 			}
-			r.progress(1, "%d services: connections, round %d of %d", services, max(round+1, 0), r.Rounds)
+			r.progress(1, "%v: connections, round %d of %d", size, max(round+1, 0), r.Rounds)
 		}
 	}
 	return nil
@@ -82,10 +82,10 @@ func (r *runner) measureConnections(ctx context.Context, services int) error {
 type putter func(m Measure, values []float64, errors int)
 
 // ask makes one target's part of a round; rounds below 0 warm up.
-func (r *runner) ask(ctx context.Context, services int, t target, round int) error {
+func (r *runner) ask(ctx context.Context, size Size, t target, round int) error {
 	put := func(m Measure, values []float64, errors int) {
 		if round >= 0 {
-			r.report.series(Key{services, t.place.name, t.path, m}).add(values, errors)
+			r.report.series(Key{size, t.place.name, t.path, m}).add(values, errors)
 		}
 	}
 	one := oneOf(&r.cpus, round+r.warmup())

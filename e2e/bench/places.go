@@ -67,7 +67,7 @@ func (r *runner) makePlaces() error {
 func (r *runner) makePods(p *place) error {
 	p.server, p.next = p.node.Pod("server"), p.node.Pod("next")
 	p.client, p.prober = p.node.Pod("client"), p.node.Pod("prober")
-	for e := range r.Endpoints {
+	for e := range slices.Max(r.Endpoints) {
 		p.server.AddAddr(endpoint(e))
 	}
 	p.next.AddAddr(nextAddr)
@@ -91,7 +91,7 @@ func (r *runner) makeOutside() error {
 	o := outside{node: r.lab.Node("far")}
 	o.server = o.node.Pod("far-server")
 	o.client, o.routed = r.lab.Client("outside"), r.lab.Client("routed")
-	for e := 1; e < r.Endpoints; e++ {
+	for e := 1; e < slices.Max(r.Endpoints); e++ {
 		o.server.AddAddr(farEndpoint(o.server.Addr4(), e))
 	}
 	o.server.Serve("udp4", backendPort)

@@ -33,7 +33,7 @@ type Setup struct {
 	// API: services came from an API server, for the contenders that watch one.
 	API       bool  `json:"api"`
 	Services  []int `json:"services"`
-	Endpoints int   `json:"endpoints"`
+	Endpoints []int `json:"endpoints"`
 	Rounds    int   `json:"rounds"`
 	Warmup    int   `json:"warmupRounds"`
 	// Exchanges of each kind, contender and destination in a round.
@@ -114,9 +114,34 @@ func (p Path) limit() Path {
 	return PathPod
 }
 
+// Size is what is measured at: so many services of so many endpoints each.
+type Size struct {
+	Services  int `json:"services"`
+	Endpoints int `json:"endpoints"`
+}
+
+// Sizes are all that a run measures at.
+func (s Setup) Sizes() []Size {
+	var all []Size
+	for _, services := range s.Services {
+		for _, endpoints := range s.Endpoints {
+			all = append(all, Size{services, endpoints})
+		}
+	}
+	return all
+}
+
+// largest of them.
+func (s Setup) largest() Size { return Size{slices.Max(s.Services), slices.Max(s.Endpoints)} }
+
+// String gives "1,000 services of 10 endpoints".
+func (s Size) String() string {
+	return fmt.Sprintf("%s services of %d endpoints", tick(float64(s.Services)), s.Endpoints)
+}
+
 // Key tells a series from the others.
 type Key struct {
-	Services  int     `json:"services"`
+	Size
 	Contender string  `json:"contender"`
 	Path      Path    `json:"path,omitempty"`
 	Measure   Measure `json:"measure"`

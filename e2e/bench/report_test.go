@@ -19,7 +19,7 @@ var ofNoPath = []Measure{Update, Load, KernelMem, ProcessMem}
 // sampleReport has every kind of series, with numbers made up.
 func sampleReport(factor float64) *Report {
 	r := &Report{Format: reportFormat, Started: time.Unix(0, 0).UTC(), QuantilePoints: quantilePoints,
-		Setup: Setup{Services: []int{10, 10_000}, Endpoints: 10, Rounds: 8}, Machine: Machine{Kernel: "6.18", CPU: "<cpu>", CPUs: 2, Load: "0.10"}}
+		Setup: Setup{Services: []int{10, 10_000}, Endpoints: []int{2, 10}, Rounds: 8}, Machine: Machine{Kernel: "6.18", CPU: "<cpu>", CPUs: 2, Load: "0.10"}}
 	for _, name := range Names {
 		c := ContenderInfo{Name: name, What: "what " + name + " is"}
 		if strings.HasSuffix(name, nameIPVS) {
@@ -27,10 +27,10 @@ func sampleReport(factor float64) *Report {
 		}
 		r.Contenders = append(r.Contenders, c)
 	}
-	for _, n := range r.Setup.Services {
+	for _, size := range r.Setup.Sizes() {
 		for i, name := range r.took() {
 			for round := range 8 {
-				v := factor * float64(100+10*i+round+n/1000)
+				v := factor * float64(100+10*i+round+size.Services/1000)
 				for _, path := range allPaths {
 					if limit := path == path.limit(); name == nameDirect && !limit || name != nameDirect && limit && path != PathPod {
 						continue
@@ -39,12 +39,12 @@ func sampleReport(factor float64) *Report {
 						if slices.Contains(ofNoPath, m) {
 							continue
 						}
-						r.series(Key{n, name, path, m}).add([]float64{v, v * 1.01, v * 3}, 0)
+						r.series(Key{size, name, path, m}).add([]float64{v, v * 1.01, v * 3}, 0)
 					}
 				}
 				if name != nameDirect {
 					for _, m := range ofNoPath {
-						r.series(Key{n, name, PathNone, m}).add([]float64{v}, 0)
+						r.series(Key{size, name, PathNone, m}).add([]float64{v}, 0)
 					}
 				}
 			}
@@ -113,7 +113,7 @@ func TestTable(t *testing.T) {
 	var out strings.Builder
 	r := sampleReport(1)
 	r.Table(&out)
-	for _, want := range []string{"ipvs did not take part: not here", "10000 services of 10 endpoints", "last service", "Not measured:", "last node port, pod elsewhere",
+	for _, want := range []string{"ipvs did not take part: not here", "10,000 services of 10 endpoints", "last service", "Not measured:", "last node port, pod elsewhere",
 		"A connection each", "Connections that are there", "Changes, start and memory"} {
 		if !strings.Contains(out.String(), want) {
 			t.Errorf("no %q in\n%s", want, &out)
@@ -123,7 +123,7 @@ func TestTable(t *testing.T) {
 		t.Error("errors are told of where there are none")
 	}
 	for _, m := range []Measure{ConnectTCP, ExchangeTCP} { // the same ones
-		r.Find(Key{10, nameShunt, PathLast, m}).Result.Errors = 3
+		r.Find(Key{Size{10, 10}, nameShunt, PathLast, m}).Result.Errors = 3
 	}
 	r.Table(&out)
 	if !strings.Contains(out.String(), "3 exchanges were NOT ANSWERED") {
@@ -148,7 +148,7 @@ func TestHTML(t *testing.T) {
 		}
 	}
 	svgs := regexp.MustCompile(`(?s)<svg.*?</svg>`).FindAllString(text, -1)
-	if len(svgs) != 10 {
+	if len(svgs) != 14 {
 		t.Errorf("%d pictures", len(svgs))
 	}
 	for _, svg := range svgs {

@@ -11,7 +11,7 @@ import (
 )
 
 func testWorkload(services int) *workload {
-	return &workload{Services: services, Endpoints: 4, Far: netip.MustParseAddr("10.244.1.2")}
+	return &workload{Size: Size{services, 4}, Far: netip.MustParseAddr("10.244.1.2")}
 }
 
 // TestIPTablesDraw follows every service through the rules: the endpoints are

@@ -105,15 +105,15 @@ func TestIntervalApart(t *testing.T) {
 
 func TestConclude(t *testing.T) {
 	r := &Report{}
-	direct := r.series(Key{10, nameDirect, PathPod, ExchangeTCP})
-	other := r.series(Key{10, nameShunt, PathLast, ExchangeTCP})
+	direct := r.series(Key{Size{10, 10}, nameDirect, PathPod, ExchangeTCP})
+	other := r.series(Key{Size{10, 10}, nameShunt, PathLast, ExchangeTCP})
 	direct.add([]float64{10, 20, 30}, 0)
 	direct.add([]float64{40}, 0)
 	direct.add(nil, 2) // nobody answered in this round
 	other.add([]float64{30, 10, 50}, 1)
 	other.add([]float64{60, 1000}, 0)
 	other.add([]float64{7}, 0)
-	lonely := r.series(Key{10, nameShunt, PathNone, Update})
+	lonely := r.series(Key{Size{10, 10}, nameShunt, PathNone, Update})
 	lonely.add([]float64{3}, 0)
 	r.conclude()
 	o := other.Result
@@ -161,8 +161,8 @@ func TestNumber(t *testing.T) {
 }
 
 func TestOptionsCheck(t *testing.T) {
-	for _, o := range []Options{{Services: []int{2}}, {Services: []int{100_001}}, {Endpoints: 101}, {Rounds: -1}, {Contenders: []string{"iptable"}},
-		{Services: []int{100_000}, Endpoints: 11}} {
+	for _, o := range []Options{{Services: []int{2}}, {Services: []int{100_001}}, {Endpoints: []int{101}}, {Rounds: -1}, {Contenders: []string{"iptable"}},
+		{Services: []int{100_000}, Endpoints: []int{11}}} {
 		if err := o.Check(); err == nil {
 			t.Errorf("%+v is not refused", o)
 		}

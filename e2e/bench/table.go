@@ -17,9 +17,9 @@ func (r *Report) Table(w io.Writer) {
 			fmt.Fprintf(w, "%s did not take part: %s\n", c.Name, c.Missing)
 		}
 	}
-	for _, n := range r.Setup.Services {
-		fmt.Fprintf(w, "\n%d services of %d endpoints\n", n, r.Setup.Endpoints)
-		for _, g := range r.grids(n) {
+	for _, size := range r.Setup.Sizes() {
+		fmt.Fprintf(w, "\n%v\n", size)
+		for _, g := range r.grids(size) {
 			g.write(w)
 		}
 	}

@@ -35,9 +35,9 @@ func (r *runner) measureUpdates(ctx context.Context, loads map[*place]*workload)
 				return fmt.Errorf("%s: update: %w", p.name, err)
 			}
 			*loads[p] = after
-			r.report.series(Key{Services: after.Services, Contender: p.name, Measure: Update}).
+			r.report.series(Key{Size: after.Size, Contender: p.name, Measure: Update}).
 				add([]float64{took.Seconds() * 1e3}, 0)
-			r.progress(updateCost*max(1, float64(after.Services)/3000), "%d services: update %d of %d", after.Services, round+1, r.Updates)
+			r.progress(updateCost*after.weight(), "%v: update %d of %d", after.Size, round+1, r.Updates)
 		}
 	}
 	return nil

@@ -16,8 +16,7 @@ import (
 // the last but one are addresses of a pod on another node, which all share. The
 // one endpoint of the service in the middle moves between two pods.
 type workload struct {
-	// Services is how many there are; Endpoints what each has.
-	Services, Endpoints int
+	Size
 	// Far is the first address of the pod on the other node, see farEndpoint.
 	Far netip.Addr
 	// Moved: the moving service's endpoint is at nextAddr now.

@@ -17,7 +17,7 @@ import (
 func Check(t *testing.T, r *bench.Report, contenders []string) {
 	t.Helper()
 	for _, s := range r.Series {
-		recount(t, s, r.Find(bench.Key{Services: s.Services, Contender: "direct", Path: limit(s.Path), Measure: s.Measure}))
+		recount(t, s, r.Find(bench.Key{Size: s.Size, Contender: "direct", Path: limit(s.Path), Measure: s.Measure}))
 	}
 	var names []string
 	for _, c := range r.Contenders {
@@ -26,7 +26,7 @@ func Check(t *testing.T, r *bench.Report, contenders []string) {
 			t.Logf("%s: %s", c.Name, c.Missing)
 			continue
 		}
-		for _, n := range r.Setup.Services {
+		for _, n := range r.Setup.Sizes() {
 			allMeasured(t, r, c.Name, n)
 		}
 	}
@@ -54,13 +54,13 @@ func paths(name string) []bench.Path {
 		bench.PathNearFirst, bench.PathNearLast, bench.PathFarFirst, bench.PathFarLast}
 }
 
-// allMeasured says what a contender has to have at n services.
-func allMeasured(t *testing.T, r *bench.Report, name string, n int) {
+// allMeasured says what a contender has to have at a size.
+func allMeasured(t *testing.T, r *bench.Report, name string, n bench.Size) {
 	t.Helper()
 	o := r.Setup
 	want := map[bench.Key]int{} // values in all
 	add := func(p bench.Path, m bench.Measure, count int) {
-		want[bench.Key{Services: n, Contender: name, Path: p, Measure: m}] = count
+		want[bench.Key{Size: n, Contender: name, Path: p, Measure: m}] = count
 	}
 	if name != "direct" {
 		add(bench.PathNone, bench.Update, o.Updates)
@@ -81,7 +81,7 @@ func allMeasured(t *testing.T, r *bench.Report, name string, n int) {
 			add(p, bench.Throughput, o.Rounds)
 		}
 		// A busy machine may leave a short burst without a connection.
-		if s := r.Find(bench.Key{Services: n, Contender: name, Path: p, Measure: bench.CPUTCP}); s == nil || s.Result.N == 0 {
+		if s := r.Find(bench.Key{Size: n, Contender: name, Path: p, Measure: bench.CPUTCP}); s == nil || s.Result.N == 0 {
 			t.Errorf("no CPU time of %s, path %s", name, p)
 		}
 	}
