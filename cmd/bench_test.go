@@ -21,7 +21,7 @@ import (
 // API server it is run in e2e/withapi.
 func TestBench(t *testing.T) {
 	needRoot(t)
-	o := bench.Options{Services: []int{5, 12}, Endpoints: []int{3}, Rounds: 7, Exchanges: 5, Burst: 30 * time.Millisecond, Updates: 2, Loads: 2,
+	o := bench.Options{Services: []int{5, 9}, Endpoints: []int{3}, Rounds: 7, Exchanges: 5, Burst: 30 * time.Millisecond, Updates: 2, Loads: 2,
 		Logf: t.Logf}
 	part := 0.0
 	o.Progress = func(p float64, what string) {

@@ -44,7 +44,7 @@ func TestBenchWithAPI(t *testing.T) {
 		t.Fatal(err)
 	}
 	cluster := kube.ForTest(t)
-	o := bench.Options{Services: []int{5, 9}, Endpoints: []int{2}, Rounds: 7, Exchanges: 5, Burst: 20 * time.Millisecond, Updates: 1, Loads: 1,
+	o := bench.Options{Services: []int{5}, Endpoints: []int{1, 2}, Rounds: 7, Exchanges: 5, Burst: 20 * time.Millisecond, Updates: 1, Loads: 1,
 		Logf: t.Logf, Kubeconfig: filepath.Join(t.TempDir(), "kubeconfig"), KubeProxy: tools[0]}
 	if err := cluster.Kubeconfig(o.Kubeconfig); err != nil {
 		t.Fatal(err)
