@@ -46,3 +46,22 @@ func (p *Programs) RunStats() (map[string]RunStats, error) {
 	}
 	return all, nil
 }
+
+// RunStats gives the counts of the packet path's programs by direction, "ingress"
+// and "egress", all devices together.
+func (p *PacketPath) RunStats() (map[string]RunStats, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	all := map[string]RunStats{}
+	for _, l := range p.programs.loaded {
+		for dir, prog := range l.by {
+			st, err := prog.Stats()
+			if err != nil {
+				return nil, fmt.Errorf("read the run-time statistics of program %s: %w", prog, err)
+			}
+			sum := all[direction(dir).String()]
+			all[direction(dir).String()] = RunStats{Runs: sum.Runs + st.RunCount, Time: sum.Time + st.Runtime}
+		}
+	}
+	return all, nil
+}

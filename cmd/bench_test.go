@@ -84,6 +84,10 @@ func TestBenchCommand(t *testing.T) {
 	if !strings.Contains(said, "directory") {
 		t.Errorf("a file that can't be written is noticed late: %q", said)
 	}
+	_, said = run(exitFailure, "bench", "--kubeconfig", file, "--kube-proxy", filepath.Join(dir, "kube-proxy"), "--compare=false")
+	if !strings.Contains(said, "not there") {
+		t.Errorf("a kube-proxy that is not there: %q", said)
+	}
 }
 
 // TestBenchInterrupted: everything is removed in the midst of it.

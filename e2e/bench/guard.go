@@ -30,6 +30,14 @@ func Preflight(o Options, pins string) error {
 		return fmt.Errorf("%v need some %d MiB, and %d are available: ask for less by --services or --endpoints",
 			o.setup().largest(), need, m.AvailableMiB)
 	}
+	for _, file := range []string{o.Kubeconfig, o.KubeProxy} {
+		if file == "" {
+			continue
+		}
+		if _, err := os.Stat(file); err != nil {
+			return fmt.Errorf("what takes part is not there: %w", err)
+		}
+	}
 	if err := noProxy("/proc"); err != nil {
 		return err
 	}
