@@ -5,11 +5,11 @@ import "fmt"
 // explain says what the numbers mean, what they don't, and what is not there.
 func (r *Report) explain() {
 	r.Notes = append(r.connectionNotes(), r.controlNotes()...)
-	r.NotMeasured = []NotMeasured{
+	r.NotMeasured = append(r.NotMeasured, []NotMeasured{
 		{"load-balancer and external IPs", "they take the way of node ports"},
 		{"IPv6", "the benchmark's rule sets are IPv4 only"},
 		{"one established UDP flow", "every datagram exchange has a new socket, as DNS has it"},
-	}
+	}...)
 	if !r.Setup.API {
 		r.NotMeasured = append(r.NotMeasured, NotMeasured{"the real kube-proxy, and an API server in the update and the start",
 			"give --kubeconfig and --kube-proxy; `make bench` does"})

@@ -2,8 +2,10 @@ package bench
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"time"
 
 	"shunt/e2e/lab"
@@ -24,12 +26,15 @@ const (
 	sampleSize, proofSize = 100, 10_000
 )
 
+// errTooLong: services did not all answer within answerDeadline.
+var errTooLong = fmt.Errorf("not all services answered within %v", answerDeadline)
+
 // loadAll loads every contender as often as asked, in turn; they are loaded
-// when it returns.
+// when it returns. One for which that takes too long is out from this size on.
 func (r *runner) loadAll(ctx context.Context, size Size, loads map[*place]*workload) error {
 	spent := map[*place]time.Duration{}
 	for i := range r.Loads {
-		for _, p := range r.places {
+		for _, p := range slices.Clone(r.places) {
 			if spent[p] > loadBudget {
 				r.progress(loadCost*size.weight(), "%v: enough loads of %s", size, p.name)
 				continue
@@ -40,13 +45,25 @@ func (r *runner) loadAll(ctx context.Context, size Size, loads map[*place]*workl
 					return fmt.Errorf("%s: unload: %w", p.name, err)
 				}
 			}
-			if err := r.measureLoad(ctx, p, loads[p], i == 0); err != nil {
+			err := r.measureLoad(ctx, p, loads[p], i == 0)
+			if errors.Is(err, errTooLong) {
+				err = r.giveUp(ctx, p, size)
+			}
+			if err != nil {
 				return fmt.Errorf("%s: load: %w", p.name, err)
 			}
 			spent[p] += time.Since(start)
 		}
 	}
 	return nil
+}
+
+// giveUp takes a contender out, and says so in the report.
+func (r *runner) giveUp(ctx context.Context, p *place, size Size) error {
+	r.report.NotMeasured = append(r.report.NotMeasured, NotMeasured{fmt.Sprintf("%s from %v on", p.name, size), errTooLong.Error()})
+	r.places = slices.DeleteFunc(r.places, func(x *place) bool { return x == p })
+	p.closeRelay()
+	return p.unload(ctx)
 }
 
 // measureLoad puts everything into effect, and asks services until all answer.
@@ -114,9 +131,14 @@ func (p *place) await(ctx context.Context, services []int) (int64, error) {
 	for _, i := range services {
 		dsts = append(dsts, netip.AddrPortFrom(clusterIP(i), servicePort))
 	}
+	start := lab.Monotonic()
 	at, err := p.prober.Await(ctx, "tcp4", dsts, tryTime, answerDeadline)
-	if cause := context.Cause(ctx); err != nil && cause != nil {
+	switch cause := context.Cause(ctx); {
+	case err == nil:
+	case cause != nil:
 		err = cause // why nobody answers
+	case lab.Monotonic()-start >= answerDeadline.Nanoseconds():
+		err = errTooLong
 	}
 	return at, err
 }

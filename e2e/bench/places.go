@@ -127,9 +127,13 @@ func noRedirects(do func(func() error) error) error {
 // closePlaces ends what the lab does not know of.
 func (r *runner) closePlaces() {
 	for _, p := range r.places {
-		if w, ok := p.contender.(*subscriber); ok && w.relay != nil {
-			w.relay.close()
-		}
+		p.closeRelay()
+	}
+}
+
+func (p *place) closeRelay() {
+	if w, ok := p.contender.(*subscriber); ok && w.relay != nil {
+		w.relay.close()
 	}
 }
 

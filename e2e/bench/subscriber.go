@@ -28,7 +28,8 @@ type subscriber struct {
 	args  func(w *workload, kubeconfig string) []string
 	clean func(context.Context, *lab.Pod) error
 
-	host  *lab.Pod
+	host  *lab.Pod // where the program runs; of one load
+	tools *lab.Pod // where clean does
 	relay *relay
 	cmd   *lab.Cmd
 	said  *lab.Tail
@@ -46,8 +47,8 @@ func kubeProxyArgs(program, mode string) func(*workload, string) []string {
 }
 
 func (s *subscriber) load(_ context.Context, w *workload) (step, error) {
-	if s.host == nil {
-		s.host = s.node.HostPod(s.name)
+	if s.tools == nil {
+		s.tools = s.node.HostPod("clean")
 		var err error
 		if s.relay, err = newRelay(s.node, s.api.upstream); err != nil {
 			return nil, err
@@ -60,6 +61,7 @@ func (s *subscriber) load(_ context.Context, w *workload) (step, error) {
 	args := s.args(w, kubeconfig)
 	return func(ctx context.Context) error {
 		s.said = &lab.Tail{}
+		s.host = s.node.HostPod(s.name)
 		s.cmd = s.host.Command(ctx, args[0], args[1:]...)
 		s.cmd.Stdout, s.cmd.Stderr = s.said, s.said
 		return s.cmd.Start()
@@ -91,7 +93,8 @@ func (s *subscriber) unload(ctx context.Context) error {
 	s.cmd = nil
 	err := cmd.Signal(syscall.SIGCONT)
 	_ = cmd.Stop(endDeadline) // SIGTERM ends kube-proxy with that as its status
-	return errors.Join(err, s.clean(ctx, s.host))
+	s.host.Remove()           // ends also a tool that it still runs
+	return errors.Join(err, s.clean(ctx, s.tools))
 }
 
 // pause stops the process, so that it takes no time from others; what it made
