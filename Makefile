@@ -102,7 +102,8 @@ BENCHFLAGS ?=
 .PHONY: bench
 bench: build tools ## shunt bench with a real API server and the real kube-proxy (half an hour)
 	CGO_ENABLED=0 go build -o bin/withapi ./e2e/withapi
-	hack/as-root.sh bin/withapi bin/shunt bench --kubeconfig {kubeconfig} --kube-proxy {kube-proxy} $(BENCHFLAGS)
+	hack/as-root.sh bin/withapi bin/shunt bench --kubeconfig {kubeconfig} --kube-proxy {kube-proxy} \
+		--keep-objects $(BENCHFLAGS)
 
 .PHONY: gobench
 gobench: ## The benchmarks of parts, one package after the other: make gobench BENCH=Connect

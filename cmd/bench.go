@@ -62,6 +62,7 @@ func newBenchCommand() *cobra.Command {
 	f.StringVar(&o.KubeProxy, "kube-proxy", "", "`path` of the real kube-proxy, which then takes part in its modes")
 	f.StringVar(&o.json, "json", "", "write the whole report to this `file`")
 	f.StringVar(&o.html, "html", "", "write a page with plots to this `file`")
+	f.BoolVar(&o.KeepObjects, "keep-objects", false, "leave the services in the API server, which nobody needs any more: thousands take minutes to remove")
 	f.BoolVar(&o.compare, "compare", false, "compare two reports that --json wrote, instead of measuring")
 	addOutputFlag(c, &o.output, "json")
 	return c

@@ -28,6 +28,8 @@ type Options struct {
 	// Kubeconfig is a file that leads to an API server, for the contenders that
 	// watch one; KubeProxy is the program. Empty: those do not take part.
 	Kubeconfig, KubeProxy string
+	// KeepObjects leaves the services in the API server: it ends with the run.
+	KeepObjects bool
 	// Progress is told what is being done, and the part of the whole that is
 	// behind; nil: nobody is.
 	Progress func(part float64, what string)
@@ -139,7 +141,9 @@ func Run(ctx context.Context, o Options) (_ *Report, err error) {
 		if err := r.api.prepare(ctx); err != nil {
 			return nil, err
 		}
-		defer func() { err = afterwards(ctx, err, r.api.leave(ctx)) }()
+		if !o.KeepObjects {
+			defer func() { err = afterwards(ctx, err, r.api.leave(ctx)) }()
+		}
 	}
 	if r.lab, err = lab.New(ctx, lab.Options{Logf: o.Logf}); err != nil {
 		return nil, fmt.Errorf("make nodes and pods: %w", err)

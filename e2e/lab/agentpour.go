@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"runtime"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -99,7 +100,7 @@ func (a *agent) await(ctx context.Context, args awaitArgs) (int64, error) {
 			}
 			if ctx.Err() != nil || time.Now().After(deadline) {
 				return 0, &Error{Op: one.first.Op, Errno: one.first.Errno,
-					Detail: fmt.Sprintf("number %d, %v, did not answer within %v: %s", i+1, dst, args.Deadline, one.first.Detail)}
+					Detail: strings.TrimSuffix(fmt.Sprintf("to number %d, %v, for %v: %s", i+1, dst, args.Deadline, one.first.Detail), ": ")}
 			}
 			one.samples, one.first = one.samples[:0], nil
 			time.Sleep(awaitPause)
