@@ -155,6 +155,8 @@ func (p *inside) load() error {
 	}
 	p.packets.Start()
 	p.parts.Go(func() error { return p.packets.Run(ctx) })
+	expiry := bpf.NewExpiry(bpf.ExpiryOptions{Set: p.set, Log: zap.NewNop()})
+	p.parts.Go(func() error { return expiry.Run(ctx) })
 	debug.FreeOSMemory() // as the daemon does after its first sync
 	return nil
 }

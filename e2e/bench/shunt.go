@@ -66,6 +66,9 @@ func sizesFor(w *workload) maps.Sizes {
 }
 
 func (s *shunt) load(ctx context.Context, w *workload) (step, error) {
+	if s.node.BPFFS() == "" {
+		return nil, errLabClosed
+	}
 	if s.host == nil {
 		s.host = s.node.HostPod("shunt")
 	}

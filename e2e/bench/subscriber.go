@@ -35,6 +35,9 @@ type subscriber struct {
 	said  *lab.Tail
 }
 
+// errLabClosed: an interrupt came first.
+var errLabClosed = errors.New("the lab is closed")
+
 // What kube-proxy is told so that it can work in a network namespace, where not
 // all sysctls are, and does as in any cluster otherwise.
 func kubeProxyArgs(program, mode string) func(*workload, string) []string {
@@ -54,7 +57,11 @@ func (s *subscriber) load(_ context.Context, w *workload) (step, error) {
 			return nil, err
 		}
 	}
-	kubeconfig := filepath.Join(filepath.Dir(s.node.BPFFS()), "kubeconfig-"+s.name)
+	bpffs := s.node.BPFFS()
+	if bpffs == "" {
+		return nil, errLabClosed
+	}
+	kubeconfig := filepath.Join(filepath.Dir(bpffs), "kubeconfig-"+s.name)
 	if err := s.api.kubeconfig(kubeconfig, s.relay.addr()); err != nil {
 		return nil, err
 	}

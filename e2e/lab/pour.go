@@ -7,7 +7,8 @@ import (
 	"time"
 )
 
-// Poured is what a Pour brought across.
+// Poured is what a Pour brought across: of Transfer, the way to measure and not to
+// prove, without sums and for a time instead of a size.
 type Poured struct {
 	// Bytes that the server has read, of all streams together.
 	Bytes int64
