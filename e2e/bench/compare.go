@@ -92,8 +92,8 @@ func (c *Comparison) Table(w io.Writer) {
 		if ch.Of == "value" {
 			unit = " " + ch.Unit
 		}
-		fmt.Fprintf(tw, "%d\t%d\t%s\t%s\t%s\t%s\t%s%s\t%s%s\t%.2f\t%s\n", ch.Key.Services, ch.Key.Endpoints, ch.Key.Contender, ch.Key.Path.words(),
-			ch.Key.Measure, ch.Of, number(ch.Old.Value), unit, number(ch.New.Value), unit, ch.Factor, verdict)
+		fmt.Fprintf(tw, "%d\t%d\t%s\t%s\t%s\t%s\t%s%s\t%s%s\t%.2f\t%s\n", ch.Key.Services, ch.Key.Endpoints, ch.Key.Contender,
+			ch.Key.Path.words(), ch.Key.Measure, ch.Of, number(ch.Old.Value), unit, number(ch.New.Value), unit, ch.Factor, verdict)
 	}
 	tw.Flush()
 	fmt.Fprintf(w, "%d of %d beyond noise (intervals of 95%% that do not overlap); %d only in the first, %d only in the second\n",

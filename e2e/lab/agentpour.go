@@ -99,8 +99,8 @@ func (a *agent) await(ctx context.Context, args awaitArgs) (int64, error) {
 				break
 			}
 			if ctx.Err() != nil || time.Now().After(deadline) {
-				return 0, &Error{Op: one.first.Op, Errno: one.first.Errno,
-					Detail: strings.TrimSuffix(fmt.Sprintf("to number %d, %v, for %v: %s", i+1, dst, args.Deadline, one.first.Detail), ": ")}
+				detail := fmt.Sprintf("to number %d, %v, for %v: %s", i+1, dst, args.Deadline, one.first.Detail)
+				return 0, &Error{Op: one.first.Op, Errno: one.first.Errno, Detail: strings.TrimSuffix(detail, ": ")}
 			}
 			one.samples, one.first = one.samples[:0], nil
 			time.Sleep(awaitPause)
