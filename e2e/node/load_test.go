@@ -135,7 +135,9 @@ func TestFlood(t *testing.T) {
 	const each = 125 // of protocol, family and service: 1,000 in all
 	var held []*lab.Held
 	eachWay(func(network string, family int) {
-		held = append(held, hold(t, c.other, network, lab.HoldOptions{Count: each}, c.nodePortAt(1, family), c.nodePortAt(2, family)))
+		h := hold(t, c.other, network, lab.HoldOptions{Count: each}, c.nodePortAt(1, family), c.nodePortAt(2, family))
+		askAll(t, "before the flood", h, 2*each) // over UDP, who has not gone on after an answer is as good as the flood
+		held = append(held, h)
 	})
 	from := []netip.Prefix{netip.MustParsePrefix("100.64.0.0/10"), netip.MustParsePrefix("2001:db8::/32")}
 	const million = 1_000_000

@@ -267,31 +267,3 @@ func (c *cluster) talkInPieces(t *testing.T, name string, family int, dst netip.
 		}
 	}
 }
-
-// TestNoRedirects: a node that forwards by the link a packet came from tells the
-// sender of a shorter way (ICMP redirect). It is the way to the pod: a client must
-// not take it for one to the service.
-func TestNoRedirects(t *testing.T) {
-	t.Parallel()
-	c := startCluster(t, lab.Network{})
-	c.backendServices()
-	eachWay(func(network string, family int) {
-		for _, b := range backends {
-			for _, f := range frontends {
-				dst := f.of(c, b.service, family)
-				for range 3 {
-					if a := ask(c.outside, network, dst, 0); a.Err != nil {
-						t.Errorf("%s, %s: %v", f.name, b.name, a.Err)
-					}
-				}
-				out, err := runIn(c.outside, "", "ip", "route", "get", dst.Addr().String())
-				if err != nil {
-					t.Fatalf("ip route get: %v: %s", err, out)
-				}
-				if strings.Contains(out, "redirected") || strings.Contains(out, "via "+nodeAddrs(c.n2)[family].String()+" ") {
-					t.Errorf("%s, %s: the client was led astray: %s", f.name, b.name, out)
-				}
-			}
-		}
-	})
-}
