@@ -3,6 +3,7 @@ package lab
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
 	"strconv"
@@ -30,7 +31,9 @@ type heldConn struct {
 	fd     int
 	name   string // in tokens
 	asked  int
+	tries  int
 	server string
+	seen   string // whom the server saw at first
 }
 
 // tally is what one thread saw.
@@ -79,7 +82,7 @@ func (a *agent) hold(_ context.Context, args holdArgs) (holdReply, error) {
 				return holdReply{}, err
 			}
 			t.share = true
-			h.conns = append(h.conns, heldConn{target: t, fd: -1, name: fmt.Sprintf("%d.%d.%s", i, j, t.token)})
+			h.conns = append(h.conns, heldConn{target: t, fd: -1, tries: o.Tries, name: fmt.Sprintf("%d.%d.%s", i, j, t.token)})
 		}
 	}
 	first := h.each(func(c *heldConn, t *tally) {
@@ -163,9 +166,9 @@ func (c *heldConn) ask(t *tally) {
 	c.asked++
 	token := c.name + "." + strconv.Itoa(c.asked)
 	c.request = append(append(c.request[:0], token...), '\n')
-	op, err := "send", c.send(c.fd)
-	if err == nil {
-		op, err = "recv", c.answered(token, t)
+	op, err := c.exchange(token, t)
+	for try := 1; try < c.tries && errors.Is(err, unix.ETIMEDOUT) && c.kind == unix.SOCK_DGRAM; try++ {
+		op, err = c.exchange(token, t)
 	}
 	if err == nil {
 		t.Answered++
@@ -174,6 +177,13 @@ func (c *heldConn) ask(t *tally) {
 	t.failed(op+" at "+fromSockaddr(c.sa).String(), err)
 	unix.Close(c.fd)
 	c.fd = -1
+}
+
+func (c *heldConn) exchange(token string, t *tally) (op string, err error) {
+	if err := c.send(c.fd); err != nil {
+		return "send", err
+	}
+	return "recv", c.answered(token, t)
 }
 
 // answered waits for the answer to token. Over UDP one to an earlier question of
@@ -192,9 +202,9 @@ func (c *heldConn) answered(token string, t *tally) error {
 			return fmt.Errorf("asked %q, heard %q", token, t.buf[:min(n, 120)])
 		}
 		if c.server == "" {
-			c.server = string(words[1])
+			c.server, c.seen = string(words[1]), string(words[2])
 		}
-		if c.server != string(words[1]) {
+		if c.server != string(words[1]) || c.seen != string(words[2]) {
 			return unix.ESTALE
 		}
 		t.Servers[c.server]++

@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"strconv"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -47,6 +48,24 @@ type stream struct {
 	ahead []byte // read already
 	sum   uint32
 	moved *atomic.Int64
+	// pause is called before more is moved, at some place.
+	pause func()
+	at    int64
+}
+
+// step gives how much to move at once: up to the place of the pause and not beyond.
+func (s *stream) step(left int64) int64 {
+	n := min(left, blockSize)
+	if s.pause == nil {
+		return n
+	}
+	before := s.at - s.moved.Load()
+	if before <= 0 {
+		s.pause()
+		s.pause = nil
+		return n
+	}
+	return min(n, before)
 }
 
 func (s *stream) Read(p []byte) (int, error) {
@@ -89,7 +108,7 @@ func (s *stream) give(bytes int64) error {
 	s.sum = 0
 	for number := uint64(0); bytes > 0; number++ {
 		binary.BigEndian.PutUint64(block, number)
-		part := block[:min(bytes, blockSize)]
+		part := block[:s.step(bytes)]
 		s.sum = crc32.Update(s.sum, castagnoli, part)
 		n, err := s.Write(part)
 		s.moved.Add(int64(n))
@@ -106,7 +125,7 @@ func (s *stream) take(bytes int64) error {
 	block := make([]byte, blockSize)
 	s.sum = 0
 	for bytes > 0 {
-		n, err := s.Read(block[:min(bytes, blockSize)])
+		n, err := s.Read(block[:s.step(bytes)])
 		if err != nil {
 			return err
 		}
@@ -200,6 +219,14 @@ type transfer struct {
 	report transferReply // once done is closed
 	moved  atomic.Int64
 	done   chan struct{}
+	paused chan struct{} // closed at the pause
+	resume chan struct{}
+	once   sync.Once
+}
+
+func (x *transfer) pause() {
+	close(x.paused)
+	<-x.resume
 }
 
 func (a *agent) transfer(_ context.Context, args transferArgs) (uint64, error) {
@@ -222,12 +249,16 @@ func (a *agent) transfer(_ context.Context, args transferArgs) (uint64, error) {
 		unix.Close(fd)
 		return 0, failure("connect", err)
 	}
-	x := &transfer{done: make(chan struct{})}
+	x := &transfer{done: make(chan struct{}), paused: make(chan struct{}), resume: make(chan struct{})}
+	s := &stream{fd: fd, moved: &x.moved, at: o.Pause}
+	if o.Pause > 0 {
+		s.pause = x.pause
+	}
 	go func() {
 		defer close(x.done)
 		defer unix.Close(fd)
 		start := time.Now()
-		x.report.Err = failure("transfer", x.run(&stream{fd: fd, moved: &x.moved}, o))
+		x.report.Err = failure("transfer", x.run(s, o))
 		x.report.Elapsed = time.Since(start)
 	}()
 	a.mu.Lock()
@@ -304,6 +335,27 @@ func (a *agent) transferBytes(_ context.Context, args handleArgs) (int64, error)
 		return 0, err
 	}
 	return x.moved.Load(), nil
+}
+
+func (a *agent) transferPaused(_ context.Context, args handleArgs) (none, error) {
+	x, err := a.findTransfer(args.Handle)
+	if err != nil {
+		return none{}, err
+	}
+	select {
+	case <-x.paused:
+		return none{}, nil
+	case <-x.done:
+		return none{}, fmt.Errorf("the transfer has ended: %v", x.report.Err)
+	}
+}
+
+func (a *agent) transferResume(_ context.Context, args handleArgs) (none, error) {
+	x, err := a.findTransfer(args.Handle)
+	if err == nil {
+		x.once.Do(func() { close(x.resume) })
+	}
+	return none{}, err
 }
 
 func (a *agent) transferWait(_ context.Context, args handleArgs) (transferReply, error) {

@@ -49,8 +49,13 @@ func TestTransfer(t *testing.T) {
 	router := c.Node("n3")
 	host, api := router.HostPod("router"), c.n2.HostPod("kubelet")
 	for i, addr := range c.api.Addrs() {
-		x, err := c.client.StartTransfer(at(addr, 8080), lab.TransferOptions{Up: 3 << 20, Down: 5<<20 + 1})
+		x, err := c.client.StartTransfer(at(addr, 8080), lab.TransferOptions{Up: 3 << 20, Down: 5<<20 + 1, Pause: 4<<20 + 7})
 		check(t, err)
+		check(t, x.Paused())
+		if n, err := x.Bytes(); err != nil || n != 4<<20+7 {
+			t.Errorf("paused at %d, %v", n, err)
+		}
+		check(t, x.Resume())
 		r, err := x.Wait()
 		check(t, err)
 		if r.Up != 3<<20 || r.Down != 5<<20+1 || r.Server != "api-0" || r.ClientSeen.Addr() != c.client.Addrs()[i] ||

@@ -16,6 +16,8 @@ type Route struct {
 	Dst netip.Prefix
 	// Via is a node on the wire; nil: the destination is on the link itself.
 	Via *Node
+	// Tunnel leads to Via's pods by the tunnel of the destination's family instead.
+	Tunnel bool
 	// Device is the link; empty: the wire's, eth0.
 	Device string
 	// MTU is the largest packet, in bytes, whatever the device takes: a router that
@@ -53,12 +55,23 @@ func (p *Pod) kernelRoute(r Route) (*netlink.Route, error) {
 	if device == "" {
 		device = "eth0"
 	}
+	var far tunnel
+	if r.Tunnel {
+		for _, far = range tunnelsOf(r.Via.number) {
+			if far.six == r.Dst.Addr().Is6() {
+				break
+			}
+		}
+		device = far.name
+	}
 	link, err := p.space.nl.LinkByName(device)
 	if err != nil {
 		return nil, err
 	}
 	route := &netlink.Route{Dst: ipNet(r.Dst), LinkIndex: link.Attrs().Index, MTU: r.MTU, MTULock: r.MTU > 0}
-	if r.Via != nil {
+	if r.Tunnel {
+		route.Gw, route.Flags = far.addr().AsSlice(), int(netlink.FLAG_ONLINK)
+	} else if r.Via != nil {
 		route.Gw = onWire(r.Via.number).of(r.Dst).AsSlice()
 	} else if r.Dst.Addr().Is4() {
 		route.Scope = netlink.SCOPE_LINK

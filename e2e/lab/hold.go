@@ -19,6 +19,8 @@ type HoldOptions struct {
 	Concurrency int
 	// Timeout is for connecting and for an answer, each; 0: five seconds.
 	Timeout time.Duration
+	// Tries is how often a question is sent over UDP until an answer comes; 0: once.
+	Tries int
 }
 
 // Held is a set of connections (or connected UDP sockets) that stay open.
@@ -38,7 +40,8 @@ type HeldSummary struct {
 	Servers map[string]int
 	Clients map[netip.Addr]int
 	// Errors counts what was not answered, by errno: EBADMSG where an answer was to
-	// another's question, ESTALE where another server answered than at first.
+	// another's question, ESTALE where another server answered than at first, or the same
+	// one saw another client (its address or port).
 	Errors     map[syscall.Errno]int
 	FirstError string
 }

@@ -37,6 +37,14 @@ func (n *Node) Pod(name string) *Pod {
 	return p.made(p.makePod)
 }
 
+// Sandbox adds a pod whose processes are in no cgroup of the node's, as those of a
+// virtual machine: no socket hook of the node sees what they do.
+func (n *Node) Sandbox(name string) *Pod {
+	n.lab.t.Helper()
+	p := &Pod{lab: n.lab, node: n, name: name, cgroup: filepath.Join(n.lab.state.cgroup, n.name+"-"+name)}
+	return p.made(p.makePod)
+}
+
 // HostPod adds a pod with hostNetwork: the node's namespace, a cgroup of its
 // own. It is also how a test runs the node's own processes.
 func (n *Node) HostPod(name string) *Pod {
@@ -157,6 +165,14 @@ func (p *Pod) Addrs() []netip.Addr { return []netip.Addr{p.Addr4(), p.Addr6()} }
 
 // Veth is the name of the device at the node's end; empty where there is none.
 func (p *Pod) Veth() string { return p.veth }
+
+// NodeDevice is the node's device that leads to the pod; empty where there is none.
+func (p *Pod) NodeDevice() string {
+	if p.veth != "" && p.lab.network.Bridge {
+		return cniBridge
+	}
+	return p.veth
+}
 
 // Cgroup is the pod's cgroup directory.
 func (p *Pod) Cgroup() string { return p.cgroup }

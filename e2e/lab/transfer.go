@@ -11,6 +11,9 @@ type TransferOptions struct {
 	// Up is sent by the client, then Down by the server; bytes. Both sides sum up
 	// what they sent and what they got.
 	Up, Down int64
+	// Pause stops the client when it has sent and received so many, until Resume; 0:
+	// it goes through.
+	Pause int64
 	// Timeout is how long nothing may move; 0: twenty seconds.
 	Timeout time.Duration
 }
@@ -49,6 +52,16 @@ func (p *Pod) StartTransfer(dst netip.AddrPort, opts TransferOptions) (*Transfer
 func (t *Transferring) Bytes() (n int64, err error) {
 	err = t.pod.call(context.Background(), "transfer.bytes", handleArgs{t.handle}, &n)
 	return n, err
+}
+
+// Paused waits until the client stands still as Pause says, or has failed.
+func (t *Transferring) Paused() error {
+	return t.pod.call(context.Background(), "transfer.paused", handleArgs{t.handle}, &none{})
+}
+
+// Resume lets it go on.
+func (t *Transferring) Resume() error {
+	return t.pod.call(context.Background(), "transfer.resume", handleArgs{t.handle}, &none{})
 }
 
 // Wait waits for the end. An error is a failure of the connection, of a timeout or

@@ -79,7 +79,7 @@ func TestDeviceAtRuntime(t *testing.T) {
 func TestLoopbackFromOutside(t *testing.T) {
 	t.Parallel()
 	c := startCluster(t, lab.Network{})
-	c.apply(rig.Service("web", 1, rig.Everywhere(1)), rig.SlicesOf("web", rig.Endpoint{Pod: c.near, Ready: true, Serving: true, Port: 7000}))
+	c.apply(rig.Service("web", 1, rig.Everywhere(1)), rig.SlicesOf("web", rig.UpAt(7000, c.near)...))
 	server := c.near.Serve("udp", 7000)
 	routed := func(value string) {
 		err := c.n1.Do(func() error {

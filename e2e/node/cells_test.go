@@ -79,7 +79,7 @@ func (c *cluster) backendServices() {
 	for _, b := range backends {
 		endpoints := rig.Up(b.server(c))
 		if b.host {
-			endpoints = hosts(b.server(c))
+			endpoints = rig.UpAt(hostPort, b.server(c))
 		}
 		c.m.Put(rig.Service(b.name, b.service, rig.Everywhere(b.service)), rig.SlicesOf(b.name, endpoints...))
 	}

@@ -102,15 +102,6 @@ func (c *cluster) remove(services ...string) {
 	c.apply()
 }
 
-// hosts gives endpoints in the nodes' own network.
-func hosts(pods ...*lab.Pod) []rig.Endpoint {
-	var all []rig.Endpoint
-	for _, p := range pods {
-		all = append(all, rig.Endpoint{Pod: p, Ready: true, Serving: true, Port: hostPort})
-	}
-	return all
-}
-
 // frontend is a kind of address that a service has for clients outside.
 type frontend struct {
 	name string

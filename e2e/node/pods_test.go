@@ -50,3 +50,36 @@ func TestPodsUnknown(t *testing.T) {
 	c.apply(rig.Service("web", 1, rig.Everywhere(1), rig.ExternalLocal), rig.SlicesOf("web", rig.Up(c.far)...))
 	eachWay(func(network string, family int) { wantSilence(t, client, network, c.nodePortAt(1, family)) })
 }
+
+// TestPodDevices: a pod whose sockets are out of reach asks by packets, every kind of
+// address, also one that leads back to itself, and is a client of this node: the
+// policy Local does not hide endpoints elsewhere from it.
+func TestPodDevices(t *testing.T) {
+	t.Parallel()
+	c := startCluster(t, lab.Network{}, "--pod-devices=veth*")
+	vm := c.n1.Sandbox("vm")
+	serve(rig.ServerPort, vm)
+	c.backendServices()
+	c.apply(
+		rig.Service("itself", 5, rig.Everywhere(5)), rig.SlicesOf("itself", rig.Up(vm)...),
+		rig.Service("elsewhere", 6, rig.Everywhere(6), rig.ExternalLocal), rig.SlicesOf("elsewhere", rig.Up(c.far)...),
+		rig.Service("nobody", 7, rig.Everywhere(7)))
+	rig.Eventually(t, "the pod's device is attached to", func() bool { return answers(vm, "tcp", rig.VIP(1, 4)) })
+	for _, cell := range cells() {
+		// A pod of this node is seen as itself: its replies come back to it anyway.
+		seen := vm.Addrs()[cell.family]
+		dst := cell.frontend.of(c, cell.backend.service, cell.family)
+		if err := checkAnswer(ask(vm, cell.network, dst, 0), cell.network, dst, cell.backend.server(c), seen); err != nil {
+			t.Errorf("%s: %v", cell, err)
+		}
+	}
+	eachWay(func(network string, family int) {
+		for _, f := range frontends {
+			if a := ask(vm, network, f.of(c, 5, family), 0); a.Err != nil || a.Server != vm.Name() {
+				t.Errorf("to itself by its %s, %s %s: %q, %v", f.name, network, families[family], a.Server, a.Err)
+			}
+			wantAnswer(t, vm, network, f.of(c, 6, family), c.far, vm.Addrs()[family])
+			wantRefused(t, vm, network, f.of(c, 7, family))
+		}
+	})
+}

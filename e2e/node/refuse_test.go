@@ -1,8 +1,10 @@
 package node_test
 
 import (
+	"errors"
 	"fmt"
 	"sync"
+	"syscall"
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
@@ -140,4 +142,28 @@ func TestSourceRanges(t *testing.T) {
 			}
 		}
 	})
+}
+
+// TestClosedBackendPort: a backend's own refusal reaches the client, over UDP as an
+// ICMP error of which the quotation is the client's own packet again.
+func TestClosedBackendPort(t *testing.T) {
+	for _, joined := range networks {
+		t.Run(joined.name, func(t *testing.T) {
+			t.Parallel()
+			c := startCluster(t, joined.Network)
+			const closed = 7999
+			for _, b := range backends {
+				c.m.Put(rig.Service(b.name, b.service, rig.Everywhere(b.service)), rig.SlicesOf(b.name, rig.UpAt(closed, b.server(c))...))
+			}
+			c.apply()
+			for _, cell := range cells() {
+				dst := cell.frontend.of(c, cell.backend.service, cell.family)
+				// The backend's kernel makes so many ICMP errors in a second.
+				rig.Eventually(t, cell.String()+" is refused", func() bool {
+					a := c.outside.Request(cell.network, dst, lab.RequestOptions{Timeout: silence})
+					return errors.Is(a.Err, syscall.ECONNREFUSED)
+				})
+			}
+		})
+	}
 }

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 
 	"shunt/e2e/lab"
@@ -318,4 +319,28 @@ func ruleSetOf(name string) ruleSet {
 func tail(text string, lines int) string {
 	all := strings.Split(strings.TrimSpace(text), "\n")
 	return strings.Join(all[max(0, len(all)-lines):], "\n")
+}
+
+// TestPolicy: a network policy that admits one client's address admits that client
+// and no other, by every frontend of a service: it sees who the clients are.
+func TestPolicy(t *testing.T) {
+	t.Parallel()
+	c := startCluster(t, lab.Network{})
+	c.backendServices()
+	place, set := newPlace(t, c), ruleSetOf("policy-of-client-only")
+	for _, tool := range set.tools() {
+		t.Run(tool.name, func(t *testing.T) {
+			place.with(t, tool, set, func() {
+				var silences sync.WaitGroup
+				defer silences.Wait()
+				eachWay(func(network string, family int) {
+					for _, f := range frontends {
+						dst := f.of(c, 1, family)
+						wantAnswer(t, c.outside, network, dst, c.near, c.outside.Addrs()[family])
+						silences.Go(func() { wantSilence(t, c.other, network, dst) })
+					}
+				})
+			})
+		})
+	}
 }

@@ -33,7 +33,7 @@ const (
 
 // Daemon is `shunt run` on a node of the lab, as a process of its own.
 type Daemon struct {
-	t    *testing.T
+	T    *testing.T
 	Node *lab.Node
 	Pod  *lab.Pod // the process's place: the node's network, a cgroup below its
 	Root string   // --bpffs-root
@@ -45,7 +45,7 @@ type Daemon struct {
 // NewDaemon prepares a daemon; later flags win over those that are set here.
 func NewDaemon(t *testing.T, node *lab.Node, manifests string, flags ...string) *Daemon {
 	t.Helper()
-	d := &Daemon{t: t, Node: node, Pod: node.HostPod("shunt"), Root: filepath.Join(node.BPFFS(), "shunt"), Log: &LogText{}}
+	d := &Daemon{T: t, Node: node, Pod: node.HostPod("shunt"), Root: filepath.Join(node.BPFFS(), "shunt"), Log: &LogText{}}
 	d.Args = append([]string{"run", "--manifests", manifests, "--node-name", node.Name(),
 		"--cgroup-root", node.Cgroup(), "--bpffs-root", d.Root,
 		"--services-map-size", "1024", "--slots-map-size", "4096", "--backends-map-size", "1024", "--affinity-map-size", "1024",
@@ -69,19 +69,19 @@ func StartDaemon(t *testing.T, node *lab.Node, manifests string, flags ...string
 // Launch starts the process, with more flags than before if any are given. The
 // log begins anew.
 func (d *Daemon) Launch(flags ...string) {
-	d.t.Helper()
+	d.T.Helper()
 	d.Args = append(d.Args, flags...)
 	d.Log.Reset()
 	d.Cmd = d.Pod.Command(context.Background(), Self, d.Args...)
 	d.Cmd.Stderr, d.Cmd.Stdout = d.Log, d.Log
 	if err := d.Cmd.Start(); err != nil {
-		d.t.Fatal(err)
+		d.T.Fatal(err)
 	}
 }
 
 // Start starts the process and waits until it is healthy.
 func (d *Daemon) Start(flags ...string) {
-	d.t.Helper()
+	d.T.Helper()
 	d.Launch(flags...)
 	d.WaitHealthy()
 }
@@ -101,18 +101,18 @@ func (d *Daemon) Alive() bool {
 
 // Kill ends the process by SIGKILL.
 func (d *Daemon) Kill() {
-	d.t.Helper()
+	d.T.Helper()
 	if err := d.Cmd.Signal(syscall.SIGKILL); err != nil {
-		d.t.Fatalf("kill the daemon: %v; its log:\n%s", err, d.Log.Tail(40))
+		d.T.Fatalf("kill the daemon: %v; its log:\n%s", err, d.Log.Tail(40))
 	}
 	_ = d.Cmd.Wait() // says that it was killed
 }
 
 // Stop ends the process by SIGTERM, which it must do well and soon.
 func (d *Daemon) Stop() {
-	d.t.Helper()
+	d.T.Helper()
 	if err := d.Cmd.Stop(Patience); err != nil {
-		d.t.Fatalf("the daemon did not end well: %v; its log:\n%s", err, d.Log.Tail(40))
+		d.T.Fatalf("the daemon did not end well: %v; its log:\n%s", err, d.Log.Tail(40))
 	}
 }
 
@@ -164,10 +164,10 @@ func (d *Daemon) Get(addr, path string) (code int, body []byte, err error) {
 
 // WaitHealthy waits until healthz says so.
 func (d *Daemon) WaitHealthy() {
-	d.t.Helper()
-	Eventually(d.t, "the daemon on "+d.Node.Name()+" is healthy", func() bool {
+	d.T.Helper()
+	Eventually(d.T, "the daemon on "+d.Node.Name()+" is healthy", func() bool {
 		if !d.Alive() {
-			d.t.Fatalf("the daemon on %s ended: %v; its log:\n%s", d.Node.Name(), d.Cmd.Wait(), d.Log.Tail(40))
+			d.T.Fatalf("the daemon on %s ended: %v; its log:\n%s", d.Node.Name(), d.Cmd.Wait(), d.Log.Tail(40))
 		}
 		h, err := d.Healthz()
 		return err == nil && h.Code == http.StatusOK
@@ -176,10 +176,10 @@ func (d *Daemon) WaitHealthy() {
 
 // Metrics gives samples by name and labels, as they are written.
 func (d *Daemon) Metrics() map[string]float64 {
-	d.t.Helper()
+	d.T.Helper()
 	code, body, err := d.Get(MetricsAddr, "/metrics")
 	if err != nil || code != http.StatusOK {
-		d.t.Fatalf("metrics: %d, %v", code, err)
+		d.T.Fatalf("metrics: %d, %v", code, err)
 	}
 	all := map[string]float64{}
 	for line := range strings.Lines(string(body)) {
@@ -211,24 +211,24 @@ func (d *Daemon) Kernel(use func(*maps.Kernel)) error {
 
 // Dump gives what the maps hold.
 func (d *Daemon) Dump() *maps.Dump {
-	d.t.Helper()
+	d.T.Helper()
 	var dump *maps.Dump
 	var dumpErr error
 	err := d.Kernel(func(k *maps.Kernel) { dump, dumpErr = k.Dump() })
 	if err := errors.Join(err, dumpErr); err != nil {
-		d.t.Fatal(err)
+		d.T.Fatal(err)
 	}
 	return dump
 }
 
 // Reasons gives the programs' counts of why they ended.
 func (d *Daemon) Reasons() map[string]uint64 {
-	d.t.Helper()
+	d.T.Helper()
 	var counts map[string]uint64
 	var readErr error
 	err := d.Kernel(func(k *maps.Kernel) { counts, readErr = k.Reasons() })
 	if err := errors.Join(err, readErr); err != nil {
-		d.t.Fatal(err)
+		d.T.Fatal(err)
 	}
 	return counts
 }

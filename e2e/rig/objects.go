@@ -105,6 +105,11 @@ func WithAffinity(seconds int32) func(*corev1.Service) {
 	}
 }
 
+// FromRanges sets loadBalancerSourceRanges.
+func FromRanges(ranges ...string) func(*corev1.Service) {
+	return func(s *corev1.Service) { s.Spec.LoadBalancerSourceRanges = ranges }
+}
+
 // InternalLocal sets the internal traffic policy Local.
 func InternalLocal(s *corev1.Service) {
 	local := corev1.ServiceInternalTrafficPolicyLocal
@@ -124,10 +129,13 @@ type Endpoint struct {
 }
 
 // Up gives pods that are ready.
-func Up(pods ...*lab.Pod) []Endpoint {
+func Up(pods ...*lab.Pod) []Endpoint { return UpAt(0, pods...) }
+
+// UpAt gives pods that are ready at a port.
+func UpAt(port uint16, pods ...*lab.Pod) []Endpoint {
 	var all []Endpoint
 	for _, p := range pods {
-		all = append(all, Endpoint{Pod: p, Ready: true, Serving: true})
+		all = append(all, Endpoint{Pod: p, Ready: true, Serving: true, Port: port})
 	}
 	return all
 }

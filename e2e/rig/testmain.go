@@ -1,6 +1,7 @@
 package rig
 
 import (
+	"fmt"
 	"os"
 	"strings"
 	"testing"
@@ -24,7 +25,7 @@ func Main(m *testing.M) {
 	_ = os.Setenv("GORACE", "atexit_sleep_ms=0 "+os.Getenv("GORACE")) // else it only takes longer
 	code := m.Run()
 	if left := bpfFiles(); code == 0 && left > 0 {
-		println(left, "file descriptors of maps, programs or links were left open")
+		fmt.Fprintf(os.Stderr, "%d file descriptors of maps, programs or links were left open\n", left)
 		code = 1
 	}
 	os.Exit(code)

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"shunt/e2e/lab"
+	"shunt/e2e/rig"
 )
 
 // stuck asks often and wants the same server each time, and gives it.
@@ -32,12 +33,12 @@ func (w way) stuck(t *testing.T, from *lab.Pod, dst netip.AddrPort) string {
 func TestAffinity(t *testing.T) {
 	t.Parallel()
 	c := startCluster(t)
-	c.apply(service("web", 1, everywhere(1), withAffinity(3600)), slicesOf("web", up(c.web...)...))
+	c.apply(rig.Service("web", 1, rig.Everywhere(1), rig.WithAffinity(3600)), rig.SlicesOf("web", rig.Up(c.web...)...))
 	loopback := []netip.Addr{netip.MustParseAddr("127.0.0.1"), netip.IPv6Loopback()}
 	node := []netip.Addr{c.n1.Addr4(), c.n1.Addr6()}
 	for _, w := range ways {
-		frontends := []netip.AddrPort{vip(1, w.family), at(w.of(balancerIPs(1)), servicePort),
-			at(w.of(externalIPs(1)), servicePort), at(w.of(node), nodePortOf(1))}
+		frontends := []netip.AddrPort{rig.VIP(1, w.family), rig.At(w.of(rig.BalancerIPs(1)), rig.ServicePort),
+			rig.At(w.of(rig.ExternalIPs(1)), rig.ServicePort), rig.At(w.of(node), rig.NodePortOf(1))}
 		for _, from := range []*lab.Pod{c.client, c.host, c.web[0]} {
 			first := w.stuck(t, from, frontends[0])
 			for _, f := range frontends[1:] {
@@ -46,7 +47,7 @@ func TestAffinity(t *testing.T) {
 				}
 			}
 		}
-		local := at(w.of(loopback), nodePortOf(1))
+		local := rig.At(w.of(loopback), rig.NodePortOf(1))
 		if a, b := w.stuck(t, c.host, frontends[0]), w.stuck(t, c.host, local); a != b {
 			t.Errorf("%s: the node reaches %s at %v and %s at %v", w, a, frontends[0], b, local)
 		}
@@ -54,7 +55,7 @@ func TestAffinity(t *testing.T) {
 	t.Run("two processes of the node are one client", func(t *testing.T) {
 		other := c.n1.HostPod("other")
 		for _, w := range ways {
-			if a, b := w.stuck(t, c.host, vip(1, w.family)), w.stuck(t, other, vip(1, w.family)); a != b {
+			if a, b := w.stuck(t, c.host, rig.VIP(1, w.family)), w.stuck(t, other, rig.VIP(1, w.family)); a != b {
 				t.Errorf("%s: one process reaches %s, another %s", w, a, b)
 			}
 		}
@@ -65,9 +66,9 @@ func TestAffinity(t *testing.T) {
 		for i := range 3 {
 			pod := c.n1.Pod(fmt.Sprintf("new-%d", i))
 			for _, w := range []way{ways[0], ways[1], ways[3], ways[7]} {
-				before := c.d.reasons()
-				w.stuck(t, pod, vip(1, w.family))
-				after := c.d.reasons()
+				before := c.d.Reasons()
+				w.stuck(t, pod, rig.VIP(1, w.family))
+				after := c.d.Reasons()
 				if n := after["translated"] - before["translated"]; n != 1 {
 					t.Errorf("%s: %d of a new pod's 12 connections were chosen anew, want 1", w, n)
 				}
@@ -110,11 +111,11 @@ func (c *cluster) stickies(seconds int32) []*sticky {
 			}
 			n := 1 + len(objects)/2
 			name := fmt.Sprintf("web-%d", n)
-			objects = append(objects, service(name, n, everywhere(n), withAffinity(seconds)), slicesOf(name, up(c.web...)...))
+			objects = append(objects, rig.Service(name, n, rig.Everywhere(n), rig.WithAffinity(seconds)), rig.SlicesOf(name, rig.Up(c.web...)...))
 			for _, w := range []way{ways[0], ways[1], ways[3], ways[4]} {
-				dst := map[string]netip.AddrPort{"cluster IP": vip(n, w.family), "node port": at(w.of(node), nodePortOf(n)),
-					"load-balancer IP": at(w.of(balancerIPs(n)), servicePort), "external IP": at(w.of(externalIPs(n)), servicePort),
-					"node port on loopback": at(w.of(loopback), nodePortOf(n))}[kind]
+				dst := map[string]netip.AddrPort{"cluster IP": rig.VIP(n, w.family), "node port": rig.At(w.of(node), rig.NodePortOf(n)),
+					"load-balancer IP": rig.At(w.of(rig.BalancerIPs(n)), rig.ServicePort), "external IP": rig.At(w.of(rig.ExternalIPs(n)), rig.ServicePort),
+					"node port on loopback": rig.At(w.of(loopback), rig.NodePortOf(n))}[kind]
 				all = append(all, &sticky{name: fmt.Sprintf("%s at %s by %s", from.Name(), kind, w), w: w, from: from, dst: dst})
 			}
 		}
@@ -124,9 +125,9 @@ func (c *cluster) stickies(seconds int32) []*sticky {
 }
 
 // connect makes a new connection and says whether affinity has kept it.
-func (s *sticky) connect(t *testing.T, d *daemon) (kept bool) {
+func (s *sticky) connect(t *testing.T, d *rig.Daemon) (kept bool) {
 	t.Helper()
-	before := d.reasons()["affinity_kept"]
+	before := d.Reasons()["affinity_kept"]
 	s.began = time.Now()
 	a := s.w.ask(s.from, s.dst)
 	s.ended = time.Now()
@@ -134,7 +135,7 @@ func (s *sticky) connect(t *testing.T, d *daemon) (kept bool) {
 		t.Fatalf("%s: %v", s.name, a.Err)
 	}
 	s.server = a.Server
-	return d.reasons()["affinity_kept"] > before
+	return d.Reasons()["affinity_kept"] > before
 }
 
 // TestAffinityTimeout measures the timeout, of every kind of frontend and for every
@@ -182,31 +183,31 @@ func TestAffinityTimeout(t *testing.T) {
 func TestAffinityOfGoneEndpoint(t *testing.T) {
 	t.Parallel()
 	c := startCluster(t)
-	c.apply(service("web", 1, withAffinity(3600)), slicesOf("web", up(c.web...)...))
+	c.apply(rig.Service("web", 1, rig.WithAffinity(3600)), rig.SlicesOf("web", rig.Up(c.web...)...))
 	for _, w := range ways {
-		server := w.stuck(t, c.client, vip(1, w.family))
-		var gone endpoint
-		var others []endpoint
+		server := w.stuck(t, c.client, rig.VIP(1, w.family))
+		var gone rig.Endpoint
+		var others []rig.Endpoint
 		for _, p := range c.web {
 			if p.Name() == server {
-				gone = endpoint{pod: p}
+				gone = rig.Endpoint{Pod: p}
 			} else {
-				others = append(others, up(p)...)
+				others = append(others, rig.Up(p)...)
 			}
 		}
 		for _, state := range []string{"unready", "removed"} {
 			if state == "unready" {
-				c.apply(slicesOf("web", append(others, gone)...))
+				c.apply(rig.SlicesOf("web", append(others, gone)...))
 			} else {
-				c.apply(slicesOf("web", others...))
+				c.apply(rig.SlicesOf("web", others...))
 			}
-			if now := w.stuck(t, c.client, vip(1, w.family)); now == server {
+			if now := w.stuck(t, c.client, rig.VIP(1, w.family)); now == server {
 				t.Errorf("%s: %s is %s and still answers", w, server, state)
 			}
 		}
-		now := w.stuck(t, c.client, vip(1, w.family))
-		c.apply(slicesOf("web", up(c.web...)...))
-		if then := w.stuck(t, c.client, vip(1, w.family)); then != now {
+		now := w.stuck(t, c.client, rig.VIP(1, w.family))
+		c.apply(rig.SlicesOf("web", rig.Up(c.web...)...))
+		if then := w.stuck(t, c.client, rig.VIP(1, w.family)); then != now {
 			t.Errorf("%s: the client went from %s to %s as %s came back", w, now, then, server)
 		}
 	}

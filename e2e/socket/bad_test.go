@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"shunt/e2e/lab"
+	"shunt/e2e/rig"
 )
 
 // TestBadFlags: flags that make no sense are refused in one line that names the
@@ -24,9 +25,9 @@ func TestBadFlags(t *testing.T) {
 	t.Parallel()
 	l := lab.ForTest(t)
 	n := l.Node("n1")
-	m := newManifests(t, l.Dir())
-	m.write()
-	good := []string{"run", "--manifests", m.path, "--cgroup-root", n.Cgroup(), "--bpffs-root", filepath.Join(n.BPFFS(), "shunt")}
+	m := rig.NewManifests(t, l.Dir())
+	m.Write()
+	good := []string{"run", "--manifests", m.Path, "--cgroup-root", n.Cgroup(), "--bpffs-root", filepath.Join(n.BPFFS(), "shunt")}
 	for _, test := range []struct {
 		flags string
 		says  string
@@ -58,7 +59,7 @@ func TestBadFlags(t *testing.T) {
 		{"an-argument", `"an-argument"`},
 	} {
 		t.Run(test.flags, func(t *testing.T) {
-			_, stderr, code := shunt(t, append(good[:len(good):len(good)], test.flags)...)
+			_, stderr, code := rig.Shunt(t, append(good[:len(good):len(good)], test.flags)...)
 			checkRefusal(t, stderr, code, 2, test.says)
 			nothingLeft(t, n)
 		})
@@ -66,7 +67,7 @@ func TestBadFlags(t *testing.T) {
 	for _, args := range []string{"no-such-command", "run extra", "status extra", "cleanup extra", "version -o xml", "status -o yaml",
 		"status --bpffs-root=", "services --bpffs-root=relative", "cleanup --bpffs-root=relative",
 		"run --apiserver=ftp://192.0.2.1", "run --apiserver=192.0.2.1:65536"} {
-		_, stderr, code := shunt(t, strings.Fields(args)...)
+		_, stderr, code := rig.Shunt(t, strings.Fields(args)...)
 		checkRefusal(t, stderr, code, 2, "")
 	}
 }
@@ -105,12 +106,12 @@ func TestBadEnvironment(t *testing.T) {
 	t.Parallel()
 	l := lab.ForTest(t)
 	n := l.Node("n1")
-	m := newManifests(t, l.Dir())
-	m.write()
+	m := rig.NewManifests(t, l.Dir())
+	m.Write()
 	root := filepath.Join(n.BPFFS(), "shunt")
 	run := func(more ...string) *exec.Cmd {
-		args := []string{"run", "--manifests", m.path, "--cgroup-root", n.Cgroup(), "--bpffs-root", root}
-		return exec.Command(self, append(args, more...)...)
+		args := []string{"run", "--manifests", m.Path, "--cgroup-root", n.Cgroup(), "--bpffs-root", root}
+		return exec.Command(rig.Self, append(args, more...)...)
 	}
 	nobody := func(c *exec.Cmd) *exec.Cmd {
 		c.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
@@ -122,18 +123,18 @@ func TestBadEnvironment(t *testing.T) {
 		says []string
 	}{
 		{"not root", nobody(run()), []string{"CAP_SYS_ADMIN is missing", "run as root"}},
-		{"not root, status", nobody(exec.Command(self, "status", "--bpffs-root", root)), []string{"CAP_SYS_ADMIN is missing", "run as root"}},
-		{"not root, cleanup", nobody(exec.Command(self, "cleanup", "--bpffs-root", n.BPFFS())), []string{"CAP_SYS_ADMIN is missing", "run as root"}},
+		{"not root, status", nobody(exec.Command(rig.Self, "status", "--bpffs-root", root)), []string{"CAP_SYS_ADMIN is missing", "run as root"}},
+		{"not root, cleanup", nobody(exec.Command(rig.Self, "cleanup", "--bpffs-root", n.BPFFS())), []string{"CAP_SYS_ADMIN is missing", "run as root"}},
 		{"no cgroup v2", run("--cgroup-root", "/tmp"), []string{"--cgroup-root /tmp", "not a directory of a cgroup v2 hierarchy", "grep cgroup2 /proc/mounts"}},
 		{"a file for a cgroup", run("--cgroup-root", n.Cgroup()+"/cgroup.procs"), []string{"--cgroup-root " + n.Cgroup() + "/cgroup.procs", "not a directory"}},
 		{"no such cgroup", run("--cgroup-root", n.Cgroup()+"/nowhere"), []string{"--cgroup-root " + n.Cgroup() + "/nowhere", "no such file"}},
 		{"no bpffs", run("--bpffs-root", l.Dir()+"/pins"), []string{"--bpffs-root " + l.Dir() + "/pins", "not on a bpf file system", "mount -t bpf bpf " + l.Dir(), "--mount-bpffs"}},
-		{"no bpffs, cleanup", exec.Command(self, "cleanup", "--bpffs-root", l.Dir()), []string{"not on a bpf file system"}},
+		{"no bpffs, cleanup", exec.Command(rig.Self, "cleanup", "--bpffs-root", l.Dir()), []string{"not on a bpf file system"}},
 		{"no manifests", run("--manifests", "/no/such/file"), []string{"/no/such/file"}},
-		{"no daemon has run, status", exec.Command(self, "status", "--bpffs-root", root+"-other"), []string{"no daemon has run here"}},
+		{"no daemon has run, status", exec.Command(rig.Self, "status", "--bpffs-root", root+"-other"), []string{"no daemon has run here"}},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			_, stderr, code := runCommand(t, test.cmd)
+			_, stderr, code := rig.RunCommand(t, test.cmd)
 			checkRefusal(t, stderr, code, 1, test.says...)
 			nothingLeft(t, n)
 			if entries, err := os.ReadDir(l.Dir()); err != nil || len(entries) != 1 {
@@ -149,11 +150,11 @@ func TestNoBPF(t *testing.T) {
 	t.Parallel()
 	l := lab.ForTest(t)
 	n := l.Node("n1")
-	m := newManifests(t, l.Dir())
-	m.write()
+	m := rig.NewManifests(t, l.Dir())
+	m.Write()
 	for errno, says := range map[syscall.Errno]string{
 		syscall.ENOSYS: "this kernel has no bpf system call", syscall.EPERM: "the bpf system call is not permitted"} {
-		cmd := exec.Command(self, "run", "--manifests", m.path, "--cgroup-root", n.Cgroup(), "--bpffs-root", filepath.Join(n.BPFFS(), "shunt"))
+		cmd := exec.Command(rig.Self, "run", "--manifests", m.Path, "--cgroup-root", n.Cgroup(), "--bpffs-root", filepath.Join(n.BPFFS(), "shunt"))
 		var said bytes.Buffer
 		cmd.Stderr = &said
 		done := make(chan error)
@@ -165,7 +166,7 @@ func TestNoBPF(t *testing.T) {
 			}
 			done <- err
 		}()
-		code := exitCodeOf(t, <-done)
+		code := rig.ExitCodeOf(t, <-done)
 		checkRefusal(t, said.String(), code, 1, says)
 	}
 }
@@ -196,19 +197,19 @@ func TestMountBPFFS(t *testing.T) {
 			t.Error(err)
 		}
 	})
-	c.d = newDaemon(t, c.n1, c.m.path, "--mount-bpffs", "--bpffs-root", filepath.Join(dir, "shunt"))
-	c.d.root = filepath.Join(dir, "shunt")
-	c.d.start()
-	c.apply(service("web", 1), slicesOf("web", up(c.web[0])...))
-	ways[0].wantServers(t, c.client, vip(1, 4), c.web[0])
-	c.d.stop()
+	c.d = rig.NewDaemon(t, c.n1, c.m.Path, "--mount-bpffs", "--bpffs-root", filepath.Join(dir, "shunt"))
+	c.d.Root = filepath.Join(dir, "shunt")
+	c.d.Start()
+	c.apply(rig.Service("web", 1), rig.SlicesOf("web", rig.Up(c.web[0])...))
+	ways[0].wantServers(t, c.client, rig.VIP(1, 4), c.web[0])
+	c.d.Stop()
 	// The file system as a whole is a directory for pins too, and stays.
-	for _, root := range []string{c.d.root, dir} {
-		c.d.root = root
-		c.d.start("--bpffs-root", root+"/")
-		c.m.settle(c.d)
-		c.d.stop()
-		if stdout, stderr, code := shunt(t, "cleanup", "--bpffs-root", root); code != 0 || !strings.HasPrefix(stdout, "removed") {
+	for _, root := range []string{c.d.Root, dir} {
+		c.d.Root = root
+		c.d.Start("--bpffs-root", root+"/")
+		c.m.Settle(c.d)
+		c.d.Stop()
+		if stdout, stderr, code := rig.Shunt(t, "cleanup", "--bpffs-root", root); code != 0 || !strings.HasPrefix(stdout, "removed") {
 			t.Errorf("cleanup of %s: exit code %d\n%s%s", root, code, stdout, stderr)
 		}
 	}
@@ -226,11 +227,11 @@ func TestMalformedManifests(t *testing.T) {
 	if err := os.Mkdir(dir, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	c.m.path = filepath.Join(dir, "all.yaml")
-	c.m.put(service("web", 1), slicesOf("web", up(c.web[0])...))
-	c.m.write()
-	c.d = startDaemon(t, c.n1, dir)
-	c.m.settle(c.d)
+	c.m.Path = filepath.Join(dir, "all.yaml")
+	c.m.Put(rig.Service("web", 1), rig.SlicesOf("web", rig.Up(c.web[0])...))
+	c.m.Write()
+	c.d = rig.StartDaemon(t, c.n1, dir)
+	c.m.Settle(c.d)
 	write := func(name, text string) {
 		t.Helper()
 		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o644); err != nil {
@@ -239,32 +240,32 @@ func TestMalformedManifests(t *testing.T) {
 	}
 	write("bad.yaml", "kind: Service\napiVersion: v1\nmetadata: {name: broken}\nspec: {clusterIP: [not, an, address]}\n")
 	write("worse.yaml", "{{{ this is no YAML\n")
-	eventually(t, "both files are complained of", func() bool {
-		log := c.d.log.String()
+	rig.Eventually(t, "both files are complained of", func() bool {
+		log := c.d.Log.String()
 		return strings.Contains(log, "bad.yaml") && strings.Contains(log, "worse.yaml")
 	})
-	c.apply(slicesOf("web", up(c.web[1])...), service("more", 2), slicesOf("more", up(c.web[2])...))
+	c.apply(rig.SlicesOf("web", rig.Up(c.web[1])...), rig.Service("more", 2), rig.SlicesOf("more", rig.Up(c.web[2])...))
 	for _, w := range ways {
-		w.wantServers(t, c.client, vip(1, w.family), c.web[1])
-		w.wantServers(t, c.client, vip(2, w.family), c.web[2])
+		w.wantServers(t, c.client, rig.VIP(1, w.family), c.web[1])
+		w.wantServers(t, c.client, rig.VIP(2, w.family), c.web[2])
 	}
-	if h, err := c.d.healthz(); err != nil || h.code != 200 {
-		t.Errorf("healthz: %d, %v", h.code, err)
+	if h, err := c.d.Healthz(); err != nil || h.Code != 200 {
+		t.Errorf("healthz: %d, %v", h.Code, err)
 	}
 	// The file that was good becomes bad: it keeps what it said, over a restart of
 	// the daemon as well.
 	write("all.yaml", "{{{ neither is this\n")
-	eventually(t, "the file is complained of", func() bool { return strings.Contains(c.d.log.String(), "all.yaml") })
-	ways[0].wantServers(t, c.client, vip(1, 4), c.web[1])
-	c.d.kill()
-	c.d.launch()
-	eventually(t, "it is said that nothing can be used", func() bool {
-		return strings.Contains(c.d.log.String(), "nothing in the manifests can be used")
+	rig.Eventually(t, "the file is complained of", func() bool { return strings.Contains(c.d.Log.String(), "all.yaml") })
+	ways[0].wantServers(t, c.client, rig.VIP(1, 4), c.web[1])
+	c.d.Kill()
+	c.d.Launch()
+	rig.Eventually(t, "it is said that nothing can be used", func() bool {
+		return strings.Contains(c.d.Log.String(), "nothing in the manifests can be used")
 	})
 	for _, w := range ways {
-		w.wantServers(t, c.client, vip(1, w.family), c.web[1])
+		w.wantServers(t, c.client, rig.VIP(1, w.family), c.web[1])
 	}
-	c.apply(slicesOf("web", up(c.web[2])...))
-	c.d.waitHealthy()
-	ways[0].wantServers(t, c.client, vip(1, 4), c.web[2])
+	c.apply(rig.SlicesOf("web", rig.Up(c.web[2])...))
+	c.d.WaitHealthy()
+	ways[0].wantServers(t, c.client, rig.VIP(1, 4), c.web[2])
 }

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"shunt/e2e/lab"
+	"shunt/e2e/rig"
 )
 
 // cluster is what most tests need: two nodes, of which the first runs a daemon,
@@ -24,8 +25,8 @@ type cluster struct {
 	web    []*lab.Pod
 	client *lab.Pod
 	host   *lab.Pod
-	m      *manifests
-	d      *daemon
+	m      *rig.Manifests
+	d      *rig.Daemon
 }
 
 // newCluster makes the lab; the daemon's file is there, and empty but for what is
@@ -36,13 +37,13 @@ func newCluster(t *testing.T, objects ...any) *cluster {
 	c := &cluster{Lab: l, t: t, n1: l.Node("n1"), n2: l.Node("n2")}
 	c.web = []*lab.Pod{c.n1.Pod("web-0"), c.n2.Pod("web-1"), c.n1.Pod("web-2")}
 	for _, p := range c.web {
-		p.Serve("tcp", serverPort)
-		p.Serve("udp", serverPort)
+		p.Serve("tcp", rig.ServerPort)
+		p.Serve("udp", rig.ServerPort)
 	}
 	c.client, c.host = c.n1.Pod("client"), c.n1.HostPod("host")
-	c.m = newManifests(t, l.Dir())
-	c.m.put(objects...)
-	c.m.write()
+	c.m = rig.NewManifests(t, l.Dir())
+	c.m.Put(objects...)
+	c.m.Write()
 	return c
 }
 
@@ -50,26 +51,26 @@ func newCluster(t *testing.T, objects ...any) *cluster {
 func startCluster(t *testing.T, flags ...string) *cluster {
 	t.Helper()
 	c := newCluster(t)
-	c.d = startDaemon(t, c.n1, c.m.path, flags...)
+	c.d = rig.StartDaemon(t, c.n1, c.m.Path, flags...)
 	return c
 }
 
 // apply writes objects and waits until they are in the maps.
 func (c *cluster) apply(objects ...any) {
 	c.t.Helper()
-	c.m.put(objects...)
-	c.m.write()
-	c.m.settle(c.d)
+	c.m.Put(objects...)
+	c.m.Write()
+	c.m.Settle(c.d)
 }
 
 // remove takes services away with their slices and waits until they are gone.
 func (c *cluster) remove(services ...string) {
 	c.t.Helper()
 	for _, s := range services {
-		c.m.removeService(s)
+		c.m.RemoveService(s)
 	}
-	c.m.write()
-	c.m.settle(c.d)
+	c.m.Write()
+	c.m.Settle(c.d)
 }
 
 // way is one way to reach an address: a protocol and the kind of socket.

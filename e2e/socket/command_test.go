@@ -13,6 +13,7 @@ import (
 	"sigs.k8s.io/yaml"
 
 	"shunt/e2e/lab"
+	"shunt/e2e/rig"
 )
 
 // statusJSON is what the tests read of `shunt status -o json`.
@@ -40,11 +41,11 @@ type statusJSON struct {
 	}
 }
 
-func (d *daemon) status() (s statusJSON) {
-	d.t.Helper()
-	stdout, stderr, code := shunt(d.t, "status", "--bpffs-root", d.root, "-o", "json")
+func statusOf(d *rig.Daemon) (s statusJSON) {
+	d.T.Helper()
+	stdout, stderr, code := rig.Shunt(d.T, "status", "--bpffs-root", d.Root, "-o", "json")
 	if err := json.Unmarshal([]byte(stdout), &s); err != nil || code != 0 || stderr != "" {
-		d.t.Fatalf("status: %v, exit code %d\n%s%s", err, code, stdout, stderr)
+		d.T.Fatalf("status: %v, exit code %d\n%s%s", err, code, stdout, stderr)
 	}
 	return s
 }
@@ -54,13 +55,13 @@ func (d *daemon) status() (s statusJSON) {
 func TestStatus(t *testing.T) {
 	t.Parallel()
 	c := startCluster(t)
-	c.apply(service("web", 1), slicesOf("web", up(c.web[0])...))
-	ways[0].wantServers(t, c.client, vip(1, 4), c.web[0])
+	c.apply(rig.Service("web", 1), rig.SlicesOf("web", rig.Up(c.web[0])...))
+	ways[0].wantServers(t, c.client, rig.VIP(1, 4), c.web[0])
 	check := func(running bool) {
 		t.Helper()
-		s := c.d.status()
-		if s.Daemon.Running != running || s.Daemon.PID != c.d.cmd.PID() || s.Daemon.Synced == nil || s.Daemon.Pending != 0 {
-			t.Errorf("daemon: %+v, want pid %d, running %v, synced", s.Daemon, c.d.cmd.PID(), running)
+		s := statusOf(c.d)
+		if s.Daemon.Running != running || s.Daemon.PID != c.d.Cmd.PID() || s.Daemon.Synced == nil || s.Daemon.Pending != 0 {
+			t.Errorf("daemon: %+v, want pid %d, running %v, synced", s.Daemon, c.d.Cmd.PID(), running)
 		}
 		if !s.InEffect || len(s.Attachments) != 8 {
 			t.Errorf("in effect: %v, %d attachments", s.InEffect, len(s.Attachments))
@@ -84,7 +85,7 @@ func TestStatus(t *testing.T) {
 				t.Errorf("this kernel lacks %s?", f.Feature)
 			}
 		}
-		table, _, code := shunt(t, "status", "--bpffs-root", c.d.root)
+		table, _, code := rig.Shunt(t, "status", "--bpffs-root", c.d.Root)
 		for _, want := range []string{"in effect: new connections are translated", "connect4", "services", "bpf_set_retval"} {
 			if code != 0 || !strings.Contains(table, want) {
 				t.Errorf("the table does not say %q:\n%s", want, table)
@@ -95,13 +96,13 @@ func TestStatus(t *testing.T) {
 		}
 	}
 	check(true)
-	c.d.kill()
+	c.d.Kill()
 	check(false)
 	t.Run("with a hook gone", func(t *testing.T) {
-		if err := os.Remove(c.d.root + "/links/sendmsg6"); err != nil {
+		if err := os.Remove(c.d.Root + "/links/sendmsg6"); err != nil {
 			t.Fatal(err)
 		}
-		s := c.d.status()
+		s := statusOf(c.d)
 		if s.InEffect {
 			t.Error("it says that all is in effect")
 		}
@@ -110,11 +111,11 @@ func TestStatus(t *testing.T) {
 				t.Errorf("%+v", a)
 			}
 		}
-		if table, _, _ := shunt(t, "status", "--bpffs-root", c.d.root); !strings.Contains(table, "NOT in effect") {
+		if table, _, _ := rig.Shunt(t, "status", "--bpffs-root", c.d.Root); !strings.Contains(table, "NOT in effect") {
 			t.Errorf("the table says:\n%s", table)
 		}
-		c.d.start() // mends it
-		if s := c.d.status(); !s.InEffect {
+		c.d.Start() // mends it
+		if s := statusOf(c.d); !s.InEffect {
 			t.Errorf("after a start: %+v", s.Attachments)
 		}
 	})
@@ -141,19 +142,19 @@ type frontendJSON struct {
 func TestServices(t *testing.T) {
 	t.Parallel()
 	c := startCluster(t)
-	c.apply(service("web", 1, everywhere(1), externalLocal, withAffinity(60), fromRanges("203.0.113.0/24", "100.64.0.0/10", "2001:db8::/32")), slicesOf("web", up(c.web[0], c.web[1])...),
-		service("drain", 2), slicesOf("drain", draining(c.web[1])))
+	c.apply(rig.Service("web", 1, rig.Everywhere(1), rig.ExternalLocal, rig.WithAffinity(60), rig.FromRanges("203.0.113.0/24", "100.64.0.0/10", "2001:db8::/32")), rig.SlicesOf("web", rig.Up(c.web[0], c.web[1])...),
+		rig.Service("drain", 2), rig.SlicesOf("drain", rig.Draining(c.web[1])))
 	for range 3 {
-		if a := ways[0].ask(c.client, vip(2, 4)); a.Err != nil {
+		if a := ways[0].ask(c.client, rig.VIP(2, 4)); a.Err != nil {
 			t.Fatal(a.Err)
 		}
 	}
 	for _, alive := range []bool{true, false} {
 		if !alive {
-			c.d.kill()
+			c.d.Kill()
 		}
 		list := func(args ...string) (all []frontendJSON) {
-			stdout, stderr, code := shunt(t, append([]string{"services", "--bpffs-root", c.d.root}, args...)...)
+			stdout, stderr, code := rig.Shunt(t, append([]string{"services", "--bpffs-root", c.d.Root}, args...)...)
 			if err := yaml.Unmarshal([]byte(stdout), &all); err != nil || code != 0 {
 				t.Fatalf("services %v: %v, exit code %d\n%s%s", args, err, code, stdout, stderr)
 			}
@@ -173,7 +174,7 @@ func TestServices(t *testing.T) {
 			t.Errorf("kinds of frontends: %v, want %v", kinds, want)
 		}
 		checkServices(t, c, list)
-		table, _, _ := shunt(t, "services", "--bpffs-root", c.d.root, "198.51.100.1:80")
+		table, _, _ := rig.Shunt(t, "services", "--bpffs-root", c.d.Root, "198.51.100.1:80")
 		if !strings.Contains(table, "default/web:t") || !strings.Contains(table, "Cluster, outside Local, only from 100.64.0.0/10,203.0.113.0/24") || !strings.Contains(table, "ClientIP 60s") || strings.Count(table, "\n") != 3 {
 			t.Errorf("table:\n%s", table)
 		}
@@ -187,9 +188,9 @@ func TestServices(t *testing.T) {
 		{[]string{"nonsense"}, 2, "neither ADDRESS nor ADDRESS:PORT"},
 		{[]string{"10.96.0.1:80", "more"}, 2, "accepts at most 1 arg"},
 		{[]string{"-o", "xml"}, 2, "-o xml"},
-		{[]string{"--bpffs-root", c.d.root + "/nowhere"}, 1, "no daemon has run here"},
+		{[]string{"--bpffs-root", c.d.Root + "/nowhere"}, 1, "no daemon has run here"},
 	} {
-		stdout, stderr, code := shunt(t, append([]string{"services", "--bpffs-root", c.d.root}, test.args...)...)
+		stdout, stderr, code := rig.Shunt(t, append([]string{"services", "--bpffs-root", c.d.Root}, test.args...)...)
 		if code != test.code || !strings.Contains(stderr, test.says) || stdout != "" || strings.Count(stderr, "\n") != 1 {
 			t.Errorf("services %v: exit code %d, want %d; said\n%s%s", test.args, code, test.code, stdout, stderr)
 		}
@@ -211,14 +212,14 @@ func checkServices(t *testing.T, c *cluster, list func(...string) []frontendJSON
 		t.Errorf("a node port that is bound by source ranges: %+v", f)
 	}
 	for ip, want := range map[string]string{
-		balancerIPs(1)[0].String(): "[100.64.0.0/10 203.0.113.0/24]", balancerIPs(1)[1].String(): "[2001:db8::/32]", externalIPs(1)[0].String(): "[]"} {
+		rig.BalancerIPs(1)[0].String(): "[100.64.0.0/10 203.0.113.0/24]", rig.BalancerIPs(1)[1].String(): "[2001:db8::/32]", rig.ExternalIPs(1)[0].String(): "[]"} {
 		for _, f := range list("-o", "json", ip) {
 			if got := fmt.Sprint(f.SourceRanges); got != want {
 				t.Errorf("%s %s lets in %s, want %s", f.Kind, ip, got, want)
 			}
 		}
 	}
-	if b := f.Outside[0]; b.Address != c.web[0].Addr4().String() || b.Port != serverPort || !b.Local {
+	if b := f.Outside[0]; b.Address != c.web[0].Addr4().String() || b.Port != rig.ServerPort || !b.Local {
 		t.Errorf("the local endpoint: %+v", b)
 	}
 	one = list("-o", "json", "10.96.0.2:80")
@@ -236,7 +237,7 @@ func checkServices(t *testing.T, c *cluster, list func(...string) []frontendJSON
 // TestVersion needs neither root nor a daemon.
 func TestVersion(t *testing.T) {
 	t.Parallel()
-	stdout, stderr, code := shunt(t, "version", "-o", "json")
+	stdout, stderr, code := rig.Shunt(t, "version", "-o", "json")
 	var v struct {
 		Version, Go string
 		ABI         int
@@ -244,7 +245,7 @@ func TestVersion(t *testing.T) {
 	if err := json.Unmarshal([]byte(stdout), &v); err != nil || code != 0 || v.Version == "" || v.ABI == 0 || !strings.HasPrefix(v.Go, "go") {
 		t.Errorf("%v, exit code %d: %s%s", err, code, stdout, stderr)
 	}
-	if stdout, _, code = shunt(t, "version"); code != 0 || !strings.HasPrefix(stdout, "shunt ") {
+	if stdout, _, code = rig.Shunt(t, "version"); code != 0 || !strings.HasPrefix(stdout, "shunt ") {
 		t.Errorf("exit code %d: %s", code, stdout)
 	}
 }
@@ -254,33 +255,33 @@ func TestVersion(t *testing.T) {
 func TestCleanup(t *testing.T) {
 	t.Parallel()
 	c := startCluster(t)
-	c.apply(service("web", 1, withNodePort(1)), slicesOf("web", up(c.web[0])...))
-	tcp := ways[0].openTo(t, c.client, vip(1, 4))
-	tcp.ask(vip(1, 4))
-	if stdout, stderr, code := shunt(t, "cleanup", "--bpffs-root", c.d.root); code != 1 || stdout != "" ||
+	c.apply(rig.Service("web", 1, rig.WithNodePort(1)), rig.SlicesOf("web", rig.Up(c.web[0])...))
+	tcp := ways[0].openTo(t, c.client, rig.VIP(1, 4))
+	tcp.ask(rig.VIP(1, 4))
+	if stdout, stderr, code := rig.Shunt(t, "cleanup", "--bpffs-root", c.d.Root); code != 1 || stdout != "" ||
 		!strings.Contains(stderr, "another shunt daemon is at work") || strings.Count(stderr, "\n") != 1 {
 		t.Fatalf("cleanup of a running daemon: exit code %d\n%s%s", code, stdout, stderr)
 	}
-	ways[0].wantServers(t, c.client, vip(1, 4), c.web[0])
-	c.d.stop()
-	stdout, stderr, code := shunt(t, "cleanup", "--bpffs-root", c.d.root, "-o", "json")
+	ways[0].wantServers(t, c.client, rig.VIP(1, 4), c.web[0])
+	c.d.Stop()
+	stdout, stderr, code := rig.Shunt(t, "cleanup", "--bpffs-root", c.d.Root, "-o", "json")
 	if code != 0 || !strings.Contains(stdout, `"removed": true`) {
 		t.Fatalf("cleanup: exit code %d\n%s%s", code, stdout, stderr)
 	}
-	if _, err := os.Stat(c.d.root); !errors.Is(err, os.ErrNotExist) {
-		t.Errorf("%s is still there (%v)", c.d.root, err)
+	if _, err := os.Stat(c.d.Root); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("%s is still there (%v)", c.d.Root, err)
 	}
 	for _, w := range ways {
 		short := lab.RequestOptions{Unconnected: w.sendto, Timeout: 50 * time.Millisecond}
-		if a := c.client.Request(w.network, vip(1, w.family), short); !errors.Is(a.Err, syscall.ETIMEDOUT) {
+		if a := c.client.Request(w.network, rig.VIP(1, w.family), short); !errors.Is(a.Err, syscall.ETIMEDOUT) {
 			t.Errorf("%s: after cleanup: answered by %q (%v)", w, a.Server, a.Err)
 		}
 	}
-	tcp.ask(vip(1, 4)) // nothing translates an established connection
-	if stdout, _, code := shunt(t, "cleanup", "--bpffs-root", c.d.root); code != 0 || !strings.Contains(stdout, "nothing to remove") {
+	tcp.ask(rig.VIP(1, 4)) // nothing translates an established connection
+	if stdout, _, code := rig.Shunt(t, "cleanup", "--bpffs-root", c.d.Root); code != 0 || !strings.Contains(stdout, "nothing to remove") {
 		t.Errorf("cleanup of nothing: exit code %d, %s", code, stdout)
 	}
-	c.d.start()
-	c.m.settle(c.d)
-	ways[0].wantServers(t, c.client, vip(1, 4), c.web[0])
+	c.d.Start()
+	c.m.Settle(c.d)
+	ways[0].wantServers(t, c.client, rig.VIP(1, 4), c.web[0])
 }

@@ -15,6 +15,7 @@ import (
 	"testing"
 
 	"shunt/e2e/lab"
+	"shunt/e2e/rig"
 )
 
 // without takes a flag and its value out of arguments.
@@ -46,31 +47,31 @@ conntrack: {maxPerCore: 32768}
 	if err := os.WriteFile(file, []byte(content), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	d := newDaemon(t, c.n1, c.m.path, "--config", file)
+	d := rig.NewDaemon(t, c.n1, c.m.Path, "--config", file)
 	for _, flag := range []string{"--node-name", "--healthz-bind-address", "--metrics-bind-address"} {
-		d.args = without(d.args, flag)
+		d.Args = without(d.Args, flag)
 	}
 	c.d = d
-	d.launch()
+	d.Launch()
 	get := func(addr, path string) (code int, body string) {
 		t.Helper()
-		code, raw, err := d.get(addr, path)
+		code, raw, err := d.Get(addr, path)
 		if err != nil {
 			t.Fatalf("%s%s: %v", addr, path, err)
 		}
 		return code, string(raw)
 	}
 	for addr, path := range map[string]string{healthz: "/healthz", metrics: "/metrics"} {
-		eventually(t, path+" on the file's address", func() bool {
-			if !d.alive() {
-				t.Fatalf("the daemon ended: %v", d.cmd.Wait())
+		rig.Eventually(t, path+" on the file's address", func() bool {
+			if !d.Alive() {
+				t.Fatalf("the daemon ended: %v", d.Cmd.Wait())
 			}
-			code, _, err := d.get(addr, path)
+			code, _, err := d.Get(addr, path)
 			return err == nil && code == http.StatusOK
 		})
 	}
-	for _, addr := range []string{healthzAddr, metricsAddr} {
-		if _, _, err := d.get(addr, "/healthz"); !errors.Is(err, syscall.ECONNREFUSED) {
+	for _, addr := range []string{rig.HealthzAddr, rig.MetricsAddr} {
+		if _, _, err := d.Get(addr, "/healthz"); !errors.Is(err, syscall.ECONNREFUSED) {
 			t.Errorf("%s, where nobody should listen: %v", addr, err)
 		}
 	}
@@ -90,16 +91,16 @@ conntrack: {maxPerCore: 32768}
 		got.LocalhostNodePorts || got.Kubeconfig != "" {
 		t.Errorf("configz: %s", body)
 	}
-	d.checkNotes(map[string]string{
+	checkNotes(d, map[string]string{
 		"mode": "eBPF", "iptables.syncPeriod": "watched", "conntrack.maxPerCore": "nf_conntrack", "clientConnection.kubeconfig": "--manifests"})
-	c.apply(service("web", 1, withNodePort(1)), slicesOf("web", up(c.web[0])...))
+	c.apply(rig.Service("web", 1, rig.WithNodePort(1)), rig.SlicesOf("web", rig.Up(c.web[0])...))
 	c.checkLocalhostNodePorts(c.host, false)
 }
 
 // checkNotes: each field is said in one line of the log, with the reason's word.
-func (d *daemon) checkNotes(want map[string]string) {
-	d.t.Helper()
-	log := d.log.String()
+func checkNotes(d *rig.Daemon, want map[string]string) {
+	d.T.Helper()
+	log := d.Log.String()
 	for name, word := range want {
 		var why []string
 		for line := range strings.Lines(log) {
@@ -112,7 +113,7 @@ func (d *daemon) checkNotes(want map[string]string) {
 			}
 		}
 		if len(why) != 1 || !strings.Contains(why[0], word) {
-			d.t.Errorf("of %s the log says %q, want one line with %q", name, why, word)
+			d.T.Errorf("of %s the log says %q, want one line with %q", name, why, word)
 		}
 	}
 }
@@ -121,9 +122,9 @@ func (d *daemon) checkNotes(want map[string]string) {
 // answers or not, and on the node's IPv4 address, which always does.
 func (c *cluster) checkLocalhostNodePorts(from *lab.Pod, loopback bool) {
 	c.t.Helper()
-	ways[0].wantServers(c.t, from, at(c.n1.Addr4(), nodePortOf(1)), c.web[0])
+	ways[0].wantServers(c.t, from, rig.At(c.n1.Addr4(), rig.NodePortOf(1)), c.web[0])
 	for _, a := range []string{"127.0.0.1", "0.0.0.0", "::1"} {
-		dst := at(netip.MustParseAddr(a), nodePortOf(1))
+		dst := rig.At(netip.MustParseAddr(a), rig.NodePortOf(1))
 		for _, network := range []string{"tcp", "udp"} {
 			got := from.Ask(network, dst)
 			switch {
@@ -147,13 +148,13 @@ func TestLocalhostNodePorts(t *testing.T) {
 	if err := os.WriteFile(file, []byte(content), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	c.d = startDaemon(t, c.n1, c.m.path, "--config", file)
-	c.apply(service("web", 1, withNodePort(1)), slicesOf("web", up(c.web[0])...))
+	c.d = rig.StartDaemon(t, c.n1, c.m.Path, "--config", file)
+	c.apply(rig.Service("web", 1, rig.WithNodePort(1)), rig.SlicesOf("web", rig.Up(c.web[0])...))
 	c.checkLocalhostNodePorts(c.host, true)
-	c.d.stop()
-	c.d.start("--iptables-localhost-nodeports=false")
+	c.d.Stop()
+	c.d.Start("--iptables-localhost-nodeports=false")
 	c.checkLocalhostNodePorts(c.host, false)
-	if fields := c.d.log.find("configuration without effect"); fields == nil ||
+	if fields := c.d.Log.Find("configuration without effect"); fields == nil ||
 		!reflect.DeepEqual(fields["fields"], []any{"iptables.localhostNodePorts"}) {
 		t.Errorf("of the file's field that the flag replaces, the log says %v", fields)
 	}

@@ -13,6 +13,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 
 	"shunt/e2e/lab"
+	"shunt/e2e/rig"
 )
 
 // TestConnect asks every kind of frontend in every way, from a pod and from the
@@ -21,7 +22,7 @@ import (
 func TestConnect(t *testing.T) {
 	t.Parallel()
 	c := startCluster(t)
-	c.apply(service("edge", 1, everywhere(1)), slicesOf("edge", up(c.web[0], c.web[1])...))
+	c.apply(rig.Service("edge", 1, rig.Everywhere(1)), rig.SlicesOf("edge", rig.Up(c.web[0], c.web[1])...))
 	node := []netip.Addr{c.n1.Addr4(), c.n1.Addr6()}
 	loopback := []netip.Addr{netip.MustParseAddr("127.0.0.1"), netip.IPv6Loopback()}
 	for _, frontend := range []struct {
@@ -30,23 +31,23 @@ func TestConnect(t *testing.T) {
 		port  uint16
 		from  []*lab.Pod
 	}{
-		{"cluster IP", clusterIPs(1), servicePort, []*lab.Pod{c.client, c.host}},
-		{"load-balancer IP", balancerIPs(1), servicePort, []*lab.Pod{c.client, c.host}},
-		{"external IP", externalIPs(1), servicePort, []*lab.Pod{c.client, c.host}},
-		{"node port", node, nodePortOf(1), []*lab.Pod{c.client, c.host}},
-		{"node port on loopback", loopback, nodePortOf(1), []*lab.Pod{c.host}},
+		{"cluster IP", rig.ClusterIPs(1), rig.ServicePort, []*lab.Pod{c.client, c.host}},
+		{"load-balancer IP", rig.BalancerIPs(1), rig.ServicePort, []*lab.Pod{c.client, c.host}},
+		{"external IP", rig.ExternalIPs(1), rig.ServicePort, []*lab.Pod{c.client, c.host}},
+		{"node port", node, rig.NodePortOf(1), []*lab.Pod{c.client, c.host}},
+		{"node port on loopback", loopback, rig.NodePortOf(1), []*lab.Pod{c.host}},
 	} {
 		for _, from := range frontend.from {
 			for _, w := range ways {
 				t.Run(fmt.Sprintf("%s/%s/%s", frontend.name, from.Name(), w), func(t *testing.T) {
-					w.wantServers(t, from, at(w.of(frontend.addrs), frontend.port), c.web[0], c.web[1])
+					w.wantServers(t, from, rig.At(w.of(frontend.addrs), frontend.port), c.web[0], c.web[1])
 				})
 			}
 		}
 	}
 	t.Run("the client's own address", func(t *testing.T) {
 		for _, w := range ways {
-			a := w.ask(c.client, vip(1, w.family))
+			a := w.ask(c.client, rig.VIP(1, w.family))
 			if a.Err != nil || a.ClientSeen.Addr() != w.of(c.client.Addrs()) {
 				t.Errorf("%s: the server saw %v (%v), want %v", w, a.ClientSeen, a.Err, w.of(c.client.Addrs()))
 			}
@@ -63,10 +64,10 @@ func TestConnect(t *testing.T) {
 func ownPorts(t *testing.T, c *cluster) {
 	// Two by TCP: what was connected once holds its ports for a minute.
 	for _, w := range append(slices.Clone(ways[:2]), ways[3:]...) {
-		opts := lab.RequestOptions{Unconnected: w.sendto, Local: netip.AddrPortFrom(w.any(), nodePortOf(1))}
+		opts := lab.RequestOptions{Unconnected: w.sendto, Local: netip.AddrPortFrom(w.any(), rig.NodePortOf(1))}
 		for range 10 {
-			a := c.host.Request(w.network, vip(1, w.family), opts)
-			if a.Err != nil || a.ClientSeen.Port() != nodePortOf(1) {
+			a := c.host.Request(w.network, rig.VIP(1, w.family), opts)
+			if a.Err != nil || a.ClientSeen.Port() != rig.NodePortOf(1) {
 				t.Errorf("%s from the node port: the server saw %v (%v)", w, a.ClientSeen, a.Err)
 			}
 			if strings.HasPrefix(w.network, "tcp") {
@@ -76,7 +77,7 @@ func ownPorts(t *testing.T, c *cluster) {
 	}
 	for _, a := range []netip.Addr{c.n1.Addr4(), c.n1.Addr6()} {
 		for _, network := range []string{"tcp", "udp"} { // fails the test if the port is taken
-			s := c.host.ServeOn(network, at(a, nodePortOf(1)))
+			s := c.host.ServeOn(network, rig.At(a, rig.NodePortOf(1)))
 			if err := s.Stop(); err != nil {
 				t.Error(err)
 			}
@@ -89,7 +90,7 @@ func ownPorts(t *testing.T, c *cluster) {
 func podLoopback(t *testing.T, c *cluster) {
 	other := c.n1.Pod("other")
 	for _, a := range []string{"127.0.0.1", "::1"} {
-		dst := at(netip.MustParseAddr(a), nodePortOf(1))
+		dst := rig.At(netip.MustParseAddr(a), rig.NodePortOf(1))
 		for _, network := range []string{"tcp", "udp"} {
 			c.client.ServeOn(network, dst)
 			if got := c.client.Ask(network, dst); got.Err != nil || got.Server != "client" {
@@ -105,21 +106,21 @@ func podLoopback(t *testing.T, c *cluster) {
 // notOurs: what is no frontend is left alone: a pod's address, the node port's
 // number on it, and a free address of the service range.
 func notOurs(t *testing.T, c *cluster) {
-	before := c.d.reasons()
+	before := c.d.Reasons()
 	for _, w := range ways {
-		direct := at(w.of(c.web[1].Addrs()), serverPort)
+		direct := rig.At(w.of(c.web[1].Addrs()), rig.ServerPort)
 		w.wantServers(t, c.client, direct, c.web[1])
 		if !w.sendto { // the kernel does not tell an unconnected socket
-			if a := w.ask(c.client, at(direct.Addr(), nodePortOf(1))); !errors.Is(a.Err, syscall.ECONNREFUSED) {
+			if a := w.ask(c.client, rig.At(direct.Addr(), rig.NodePortOf(1))); !errors.Is(a.Err, syscall.ECONNREFUSED) {
 				t.Errorf("%s: a pod's closed port is answered by %q (%v)", w, a.Server, a.Err)
 			}
 		}
 		short := lab.RequestOptions{Unconnected: w.sendto, Timeout: 50 * time.Millisecond}
-		if a := c.client.Request(w.network, vip(200, w.family), short); !errors.Is(a.Err, syscall.ETIMEDOUT) {
+		if a := c.client.Request(w.network, rig.VIP(200, w.family), short); !errors.Is(a.Err, syscall.ETIMEDOUT) {
 			t.Errorf("%s: a free service address: answered by %q (%v)", w, a.Server, a.Err)
 		}
 	}
-	after := c.d.reasons()
+	after := c.d.Reasons()
 	if after["no_frontend"] == before["no_frontend"] {
 		t.Error("nothing was counted as no_frontend")
 	}
@@ -134,11 +135,11 @@ func notOurs(t *testing.T, c *cluster) {
 func TestHairpin(t *testing.T) {
 	t.Parallel()
 	c := startCluster(t)
-	c.apply(service("own", 1, everywhere(1)), slicesOf("own", up(c.web[0])...))
+	c.apply(rig.Service("own", 1, rig.Everywhere(1)), rig.SlicesOf("own", rig.Up(c.web[0])...))
 	for _, w := range ways {
 		for _, dst := range []netip.AddrPort{
-			vip(1, w.family), at(w.of(balancerIPs(1)), servicePort),
-			at(w.of([]netip.Addr{c.n1.Addr4(), c.n1.Addr6()}), nodePortOf(1)),
+			rig.VIP(1, w.family), rig.At(w.of(rig.BalancerIPs(1)), rig.ServicePort),
+			rig.At(w.of([]netip.Addr{c.n1.Addr4(), c.n1.Addr6()}), rig.NodePortOf(1)),
 		} {
 			w.wantServers(t, c.web[0], dst, c.web[0])
 			a := w.ask(c.web[0], dst)
@@ -155,16 +156,16 @@ func TestSameNodePort(t *testing.T) {
 	c := startCluster(t)
 	only := func(i int, n int) func(*corev1.Service) {
 		return func(s *corev1.Service) {
-			withNodePort(n)(s)
+			rig.WithNodePort(n)(s)
 			s.Spec.Ports = s.Spec.Ports[i : i+1]
 		}
 	}
-	c.apply(service("a", 1, only(0, 7)), slicesOf("a", up(c.web[0])...),
-		service("b", 2, only(1, 7)), slicesOf("b", up(c.web[1])...))
+	c.apply(rig.Service("a", 1, only(0, 7)), rig.SlicesOf("a", rig.Up(c.web[0])...),
+		rig.Service("b", 2, only(1, 7)), rig.SlicesOf("b", rig.Up(c.web[1])...))
 	for _, from := range []*lab.Pod{c.client, c.host} {
-		way{"tcp4", 4, false}.wantServers(t, from, at(c.n1.Addr4(), nodePortOf(7)), c.web[0])
-		way{"udp4", 4, false}.wantServers(t, from, at(c.n1.Addr4(), nodePortOf(7)), c.web[1])
-		way{"tcp6", 6, false}.wantServers(t, from, at(c.n1.Addr6(), nodePortOf(7)), c.web[0])
-		way{"udp6", 6, true}.wantServers(t, from, at(c.n1.Addr6(), nodePortOf(7)), c.web[1])
+		way{"tcp4", 4, false}.wantServers(t, from, rig.At(c.n1.Addr4(), rig.NodePortOf(7)), c.web[0])
+		way{"udp4", 4, false}.wantServers(t, from, rig.At(c.n1.Addr4(), rig.NodePortOf(7)), c.web[1])
+		way{"tcp6", 6, false}.wantServers(t, from, rig.At(c.n1.Addr6(), rig.NodePortOf(7)), c.web[0])
+		way{"udp6", 6, true}.wantServers(t, from, rig.At(c.n1.Addr6(), rig.NodePortOf(7)), c.web[1])
 	}
 }

@@ -12,6 +12,7 @@ import (
 
 	"shunt/e2e/contract"
 	"shunt/e2e/lab"
+	"shunt/e2e/rig"
 )
 
 // TestContract goes through the whole table of e2e/contract with real sockets and
@@ -71,12 +72,12 @@ func newContractWorld(t *testing.T) *contractWorld {
 	}
 	w.clients = map[contract.Client]*lab.Pod{contract.Pod: w.client, contract.Node: w.host,
 		contract.Neighbour: w.n2.Pod("neighbour"), contract.Outside: outside}
-	w.m = newManifests(t, l.Dir())
-	w.m.put(contract.Objects(places)...)
-	w.m.write()
-	w.d = startDaemon(t, w.n1, w.m.path, "--cluster-cidr", fmt.Sprintf("%s,%s", lab.ClusterCIDR4, lab.ClusterCIDR6),
+	w.m = rig.NewManifests(t, l.Dir())
+	w.m.Put(contract.Objects(places)...)
+	w.m.Write()
+	w.d = rig.StartDaemon(t, w.n1, w.m.Path, "--cluster-cidr", fmt.Sprintf("%s,%s", lab.ClusterCIDR4, lab.ClusterCIDR6),
 		"--service-cidr", fmt.Sprintf("%s,%s", lab.ServiceCIDR4, lab.ServiceCIDR6))
-	w.m.settle(w.d)
+	w.m.Settle(w.d)
 	return w
 }
 
@@ -118,7 +119,7 @@ func (w *contractWorld) checkVerdict(t *testing.T, c contract.Case, way way, fro
 	if c.Want == contract.Dropped {
 		errno, reason = syscall.EHOSTUNREACH, "no_local_endpoint"
 	}
-	before := w.d.reasons()[reason]
+	before := w.d.Reasons()[reason]
 	switch {
 	case c.Client.OnNode():
 		way.wantErrno(t, from, dst, errno)
@@ -132,7 +133,7 @@ func (w *contractWorld) checkVerdict(t *testing.T, c contract.Case, way way, fro
 			t.Errorf("%s %s: %v: %v (answered by %q), want silence", c, way, dst, a.Err, a.Server)
 		}
 	}
-	n := w.d.reasons()[reason] - before
+	n := w.d.Reasons()[reason] - before
 	if c.Client.OnNode() && n != 1 || n == 0 { // a packet may be sent again
 		t.Errorf("%s %s: counted %d times as %s, want once", c, way, n, reason)
 	}

@@ -11,6 +11,7 @@ import (
 	"testing"
 
 	"shunt/e2e/lab"
+	"shunt/e2e/rig"
 )
 
 // packetsJSON is what `shunt status -o json` says of the packet path.
@@ -26,7 +27,7 @@ type packetsJSON struct {
 func inNode(t *testing.T, pod *lab.Pod, args ...string) string {
 	t.Helper()
 	var out, errs bytes.Buffer
-	c := pod.Command(context.Background(), self, args...)
+	c := pod.Command(context.Background(), rig.Self, args...)
 	c.Stdout, c.Stderr = &out, &errs
 	if err := c.Start(); err != nil {
 		t.Fatal(err)
@@ -37,12 +38,12 @@ func inNode(t *testing.T, pod *lab.Pod, args ...string) string {
 	return out.String()
 }
 
-func (d *daemon) packets(pod *lab.Pod) (s packetsJSON, lines []string) {
-	d.t.Helper()
+func packetsOf(d *rig.Daemon, pod *lab.Pod) (s packetsJSON, lines []string) {
+	d.T.Helper()
 	var all struct{ Packets packetsJSON }
-	text := inNode(d.t, pod, "status", "--bpffs-root", d.root, "-o", "json")
+	text := inNode(d.T, pod, "status", "--bpffs-root", d.Root, "-o", "json")
 	if err := json.Unmarshal([]byte(text), &all); err != nil {
-		d.t.Fatalf("status: %v\n%s", err, text)
+		d.T.Fatalf("status: %v\n%s", err, text)
 	}
 	for _, a := range all.Packets.Devices {
 		lines = append(lines, strings.TrimSpace(fmt.Sprintf("%s %s %s %s", a.Device, a.Direction, a.Why, a.Problem)))
@@ -57,8 +58,8 @@ func TestDevices(t *testing.T) {
 	t.Parallel()
 	c := startCluster(t)
 	uplink := []string{"eth0 ingress address", "eth0 egress address"}
-	c.d.stop()
-	s, lines := c.d.packets(c.host)
+	c.d.Stop()
+	s, lines := packetsOf(c.d, c.host)
 	if !slices.Equal(lines, uplink) || len(s.Problems) != 0 {
 		t.Fatalf("%q, problems %q", lines, s.Problems)
 	}
@@ -71,36 +72,36 @@ func TestDevices(t *testing.T) {
 		}
 	}
 	forward("0")
-	if s, _ := c.d.packets(c.host); len(s.Problems) != 1 || !strings.Contains(s.Problems[0], "net.ipv4.ip_forward=1") {
+	if s, _ := packetsOf(c.d, c.host); len(s.Problems) != 1 || !strings.Contains(s.Problems[0], "net.ipv4.ip_forward=1") {
 		t.Errorf("problems: %q", s.Problems)
 	}
-	c.d.start("--devices=eth[1-9],eth0", "--pod-devices=nothing*")
-	if !strings.Contains(c.d.log.tail(100), "IPv4 forwarding is off") {
+	c.d.Start("--devices=eth[1-9],eth0", "--pod-devices=nothing*")
+	if !strings.Contains(c.d.Log.Tail(100), "IPv4 forwarding is off") {
 		t.Error("the log does not say that forwarding is off")
 	}
 	forward("1")
 	uplink = []string{"eth0 ingress asked", "eth0 egress asked"}
-	if _, lines := c.d.packets(c.host); !slices.Equal(lines, uplink) {
+	if _, lines := packetsOf(c.d, c.host); !slices.Equal(lines, uplink) {
 		t.Errorf("%q, want %q", lines, uplink)
 	}
-	if table := inNode(t, c.host, "status", "--bpffs-root", c.d.root); !strings.Contains(table, "eth0 egress") || !strings.Contains(table, "asked, ") {
+	if table := inNode(t, c.host, "status", "--bpffs-root", c.d.Root); !strings.Contains(table, "eth0 egress") || !strings.Contains(table, "asked, ") {
 		t.Errorf("the table:\n%s", table)
 	}
-	if elsewhere, _, _ := shunt(t, "status", "--bpffs-root", c.d.root); !strings.Contains(elsewhere, "another network namespace") {
+	if elsewhere, _, _ := rig.Shunt(t, "status", "--bpffs-root", c.d.Root); !strings.Contains(elsewhere, "another network namespace") {
 		t.Errorf("from elsewhere:\n%s", elsewhere)
 	}
-	c.d.stop()
-	c.d.args = slices.DeleteFunc(c.d.args, func(arg string) bool { return strings.HasPrefix(arg, "--devices=") })
-	c.d.start("--devices=none")
+	c.d.Stop()
+	c.d.Args = slices.DeleteFunc(c.d.Args, func(arg string) bool { return strings.HasPrefix(arg, "--devices=") })
+	c.d.Start("--devices=none")
 	const why = " address not attached: --devices names others, or the daemon's log says why"
-	if _, lines := c.d.packets(c.host); !slices.Equal(lines, []string{"eth0 ingress" + why, "eth0 egress" + why}) {
+	if _, lines := packetsOf(c.d, c.host); !slices.Equal(lines, []string{"eth0 ingress" + why, "eth0 egress" + why}) {
 		t.Errorf("with nothing that was asked for: %q", lines)
 	}
-	if !strings.Contains(c.d.log.tail(100), "no device here is") {
+	if !strings.Contains(c.d.Log.Tail(100), "no device here is") {
 		t.Error("the log does not say that nothing is attached to")
 	}
-	c.d.stop()
-	if text := inNode(t, c.host, "cleanup", "--bpffs-root", c.d.root); !strings.Contains(text, "removed") {
+	c.d.Stop()
+	if text := inNode(t, c.host, "cleanup", "--bpffs-root", c.d.Root); !strings.Contains(text, "removed") {
 		t.Error(text)
 	}
 }

@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"shunt/e2e/lab"
+	"shunt/e2e/rig"
 )
 
 // udpWays are the kinds of unconnected UDP sockets.
@@ -19,18 +20,18 @@ var udpWays = ways[6:]
 func TestFlowStays(t *testing.T) {
 	t.Parallel()
 	c := startCluster(t)
-	c.apply(service("web", 1), slicesOf("web", up(c.web...)...))
+	c.apply(rig.Service("web", 1), rig.SlicesOf("web", rig.Up(c.web...)...))
 	talkers := map[*talker]string{}
 	for _, w := range udpWays {
 		for range 3 {
 			k := w.open(t, c.client)
-			talkers[k] = k.askTo(vip(1, w.family))
+			talkers[k] = k.askTo(rig.VIP(1, w.family))
 		}
 	}
 	want := func(present []*lab.Pod) {
 		t.Helper()
 		for k, server := range talkers {
-			dst := vip(1, k.w.family)
+			dst := rig.VIP(1, k.w.family)
 			for range 20 {
 				got := k.askTo(dst)
 				if contains(present, server) && got != server {
@@ -50,7 +51,7 @@ func TestFlowStays(t *testing.T) {
 		if round%2 == 0 {
 			present = slices.Delete(present, round/2, round/2+1)
 		}
-		c.apply(slicesOf("web", up(present...)...))
+		c.apply(rig.SlicesOf("web", rig.Up(present...)...))
 		want(present)
 	}
 }
@@ -61,10 +62,10 @@ func TestFlowStays(t *testing.T) {
 func TestFlowOfReusedRecord(t *testing.T) {
 	t.Parallel()
 	c := startCluster(t)
-	c.apply(service("web", 1), slicesOf("web", up(c.web[0])...))
+	c.apply(rig.Service("web", 1), rig.SlicesOf("web", rig.Up(c.web[0])...))
 	record := func(pod *lab.Pod) (uint32, bool) {
-		for id, be := range c.d.dump().Backends {
-			if be.AddrPort() == at(pod.Addr4(), serverPort) && be.Protocol == 17 {
+		for id, be := range c.d.Dump().Backends {
+			if be.AddrPort() == rig.At(pod.Addr4(), rig.ServerPort) && be.Protocol == 17 {
 				return id, true
 			}
 		}
@@ -72,22 +73,22 @@ func TestFlowOfReusedRecord(t *testing.T) {
 	}
 	old, _ := record(c.web[0])
 	w := udpWays[0]
-	unconnected, connected := w.open(t, c.client), w.openTo(t, c.client, vip(1, 4))
-	unconnected.askTo(vip(1, 4))
-	connected.askTo(vip(1, 4))
+	unconnected, connected := w.open(t, c.client), w.openTo(t, c.client, rig.VIP(1, 4))
+	unconnected.askTo(rig.VIP(1, 4))
+	connected.askTo(rig.VIP(1, 4))
 	next := 0
-	eventually(t, "the record of an endpoint that is gone is used again", func() bool {
+	rig.Eventually(t, "the record of an endpoint that is gone is used again", func() bool {
 		next++
-		c.apply(slicesOf("web", up(c.web[1+next%2])...))
+		c.apply(rig.SlicesOf("web", rig.Up(c.web[1+next%2])...))
 		id, there := record(c.web[1+next%2])
 		return there && id == old
 	})
 	server := c.web[1+next%2].Name()
-	if got := unconnected.askTo(vip(1, 4)); got != server {
+	if got := unconnected.askTo(rig.VIP(1, 4)); got != server {
 		t.Errorf("the unconnected socket is answered by %s, want %s", got, server)
 	}
 	connected.wantDestroyed()
-	if err := connected.SendTo(vip(1, 4), line("x")); err != nil {
+	if err := connected.SendTo(rig.VIP(1, 4), line("x")); err != nil {
 		t.Fatal(err)
 	}
 	if got := connected.hear(); got.server != server {
@@ -115,11 +116,11 @@ func TestServicesAtOnce(t *testing.T) {
 	const most = 16
 	serveMore(9001, most, c.web[0], c.web[1])
 	for i := 1; i <= most; i++ {
-		c.m.put(service(fmt.Sprintf("own-%d", i), i), slicesOf(fmt.Sprintf("own-%d", i),
-			endpoint{c.web[0], true, true, false, uint16(9000 + i)}, endpoint{c.web[1], true, true, false, uint16(9000 + i)}))
+		c.m.Put(rig.Service(fmt.Sprintf("own-%d", i), i), rig.SlicesOf(fmt.Sprintf("own-%d", i),
+			rig.UpAt(uint16(9000+i), c.web[0], c.web[1])...))
 	}
 	for _, n := range []int{101, 102, 103} { // the same three endpoints
-		c.m.put(service(fmt.Sprintf("shared-%d", n), n), slicesOf(fmt.Sprintf("shared-%d", n), up(c.web...)...))
+		c.m.Put(rig.Service(fmt.Sprintf("shared-%d", n), n), rig.SlicesOf(fmt.Sprintf("shared-%d", n), rig.Up(c.web...)...))
 	}
 	c.apply()
 	for _, test := range []struct {
@@ -164,7 +165,7 @@ func sendThenReceive(t *testing.T, k *talker, services []int, rounds int) {
 	for range rounds {
 		asked := map[string]netip.AddrPort{}
 		for _, n := range services {
-			dst, token := vip(n, k.w.family), k.token()
+			dst, token := rig.VIP(n, k.w.family), k.token()
 			asked[token] = dst
 			if err := k.SendTo(dst, line(token)); err != nil {
 				t.Fatalf("send to %v: %v", dst, err)
@@ -199,8 +200,8 @@ func TestManyServices(t *testing.T) {
 	const many = 40
 	serveMore(9001, many, c.web[0], c.web[1])
 	for i := 1; i <= many; i++ {
-		c.m.put(service(fmt.Sprintf("own-%d", i), i), slicesOf(fmt.Sprintf("own-%d", i),
-			endpoint{c.web[0], true, true, false, uint16(9000 + i)}, endpoint{c.web[1], true, true, false, uint16(9000 + i)}))
+		c.m.Put(rig.Service(fmt.Sprintf("own-%d", i), i), rig.SlicesOf(fmt.Sprintf("own-%d", i),
+			rig.UpAt(uint16(9000+i), c.web[0], c.web[1])...))
 	}
 	c.apply()
 	for _, w := range udpWays {
@@ -208,7 +209,7 @@ func TestManyServices(t *testing.T) {
 		first := map[int]string{}
 		for round := range 4 {
 			for i := 1; i <= many; i++ {
-				server := k.askTo(vip(i, w.family))
+				server := k.askTo(rig.VIP(i, w.family))
 				if round > 0 && first[i] != server {
 					t.Errorf("%s: service %d was answered by %s, then by %s", w, i, first[i], server)
 				}
@@ -220,7 +221,7 @@ func TestManyServices(t *testing.T) {
 		for i := 1; i <= many; i++ {
 			token := k.token()
 			waiting[token] = true
-			if err := k.SendTo(vip(i, w.family), line(token)); err != nil {
+			if err := k.SendTo(rig.VIP(i, w.family), line(token)); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -239,7 +240,7 @@ func TestManyServices(t *testing.T) {
 func TestTwoThreads(t *testing.T) {
 	t.Parallel()
 	c := startCluster(t)
-	c.apply(service("a", 1), slicesOf("a", up(c.web...)...), service("b", 2), slicesOf("b", up(c.web...)...))
+	c.apply(rig.Service("a", 1), rig.SlicesOf("a", rig.Up(c.web...)...), rig.Service("b", 2), rig.SlicesOf("b", rig.Up(c.web...)...))
 	for _, w := range udpWays {
 		k := w.open(t, c.client)
 		const each = 200
@@ -250,8 +251,8 @@ func TestTwoThreads(t *testing.T) {
 			wg.Go(func() {
 				for i := range each {
 					window <- struct{}{}
-					if err := k.SendTo(vip(n, w.family), line(fmt.Sprintf("%d/%d", n, i))); err != nil {
-						t.Errorf("%s: send to %v: %v", w, vip(n, w.family), err)
+					if err := k.SendTo(rig.VIP(n, w.family), line(fmt.Sprintf("%d/%d", n, i))); err != nil {
+						t.Errorf("%s: send to %v: %v", w, rig.VIP(n, w.family), err)
 						return
 					}
 				}
@@ -263,7 +264,7 @@ func TestTwoThreads(t *testing.T) {
 			<-window
 			service, _, _ := strings.Cut(h.token, "/")
 			servers[service+" "+h.server] = true
-			if want := w.asked(vip(int(service[0]-'0'), w.family)); h.from != want {
+			if want := w.asked(rig.VIP(int(service[0]-'0'), w.family)); h.from != want {
 				t.Fatalf("%s: asked %v, %s answered as %v", w, want, h.server, h.from)
 			}
 		}
@@ -281,10 +282,10 @@ func TestSendToOnConnected(t *testing.T) {
 	t.Parallel()
 	c := startCluster(t)
 	other := c.web[1].Serve("udp", 9001)
-	c.apply(service("web", 1), slicesOf("web", up(c.web...)...),
-		service("other", 2), slicesOf("other", endpoint{c.web[1], true, true, false, 9001}))
+	c.apply(rig.Service("web", 1), rig.SlicesOf("web", rig.Up(c.web...)...),
+		rig.Service("other", 2), rig.SlicesOf("other", rig.UpAt(9001, c.web[1])...))
 	for _, w := range ways[3:6] {
-		dst := vip(1, w.family)
+		dst := rig.VIP(1, w.family)
 		k := w.openTo(t, c.client, dst)
 		server := k.ask(dst)
 		for range 20 {
@@ -293,10 +294,10 @@ func TestSendToOnConnected(t *testing.T) {
 			}
 		}
 		before, _ := other.Count()
-		if err := k.SendTo(vip(2, w.family), line("over there")); err != nil {
+		if err := k.SendTo(rig.VIP(2, w.family), line("over there")); err != nil {
 			t.Fatal(err)
 		}
-		eventually(t, "a datagram to another service arrives", func() bool {
+		rig.Eventually(t, "a datagram to another service arrives", func() bool {
 			n, err := other.Count()
 			return err == nil && n == before+1
 		})
@@ -309,11 +310,11 @@ func TestSendToOnConnected(t *testing.T) {
 func TestReconnect(t *testing.T) {
 	t.Parallel()
 	c := startCluster(t)
-	c.apply(service("a", 1), slicesOf("a", up(c.web[0])...), service("b", 2), slicesOf("b", up(c.web[0], c.web[1])...))
+	c.apply(rig.Service("a", 1), rig.SlicesOf("a", rig.Up(c.web[0])...), rig.Service("b", 2), rig.SlicesOf("b", rig.Up(c.web[0], c.web[1])...))
 	for _, w := range ways[3:6] {
 		k := w.open(t, c.client)
-		pod := at(w.of(c.web[0].Addrs()), serverPort)
-		for _, dst := range []netip.AddrPort{vip(1, w.family), vip(2, w.family), vip(1, w.family), pod, vip(1, w.family), pod} {
+		pod := rig.At(w.of(c.web[0].Addrs()), rig.ServerPort)
+		for _, dst := range []netip.AddrPort{rig.VIP(1, w.family), rig.VIP(2, w.family), rig.VIP(1, w.family), pod, rig.VIP(1, w.family), pod} {
 			if err := k.Connect(dst); err != nil {
 				t.Fatalf("%s: connect to %v: %v", w, dst, err)
 			}
@@ -330,27 +331,27 @@ func TestReconnect(t *testing.T) {
 func TestFixedPort(t *testing.T) {
 	t.Parallel()
 	c := startCluster(t)
-	c.apply(service("web", 1), slicesOf("web", up(c.web[0])...))
+	c.apply(rig.Service("web", 1), rig.SlicesOf("web", rig.Up(c.web[0])...))
 	for i, w := range append(slices.Clone(ways[3:6]), udpWays...) {
 		here, next := c.web[i%2], c.web[1-i%2]
-		c.apply(slicesOf("web", up(here)...))
+		c.apply(rig.SlicesOf("web", rig.Up(here)...))
 		bind := func() *talker {
 			k := w.open(t, c.client)
 			if err := k.Bind(netip.AddrPortFrom(w.any(), 5353)); err != nil {
 				t.Fatalf("%s: %v", w, err)
 			}
 			if !w.sendto {
-				if err := k.Connect(vip(1, w.family)); err != nil {
+				if err := k.Connect(rig.VIP(1, w.family)); err != nil {
 					t.Fatalf("%s: %v", w, err)
 				}
 			}
 			return k
 		}
 		k := bind()
-		if got := k.askTo(vip(1, w.family)); got != here.Name() {
+		if got := k.askTo(rig.VIP(1, w.family)); got != here.Name() {
 			t.Fatalf("%s: %s answers, want %s", w, got, here.Name())
 		}
-		c.apply(slicesOf("web", up(next)...))
+		c.apply(rig.SlicesOf("web", rig.Up(next)...))
 		if !w.sendto {
 			k.wantDestroyed()
 		}
@@ -358,7 +359,7 @@ func TestFixedPort(t *testing.T) {
 			t.Fatal(err)
 		}
 		k = bind()
-		if got := k.askTo(vip(1, w.family)); got != next.Name() {
+		if got := k.askTo(rig.VIP(1, w.family)); got != next.Name() {
 			t.Errorf("%s: %s answers, want %s", w, got, next.Name())
 		}
 		if k.own != 5353 {

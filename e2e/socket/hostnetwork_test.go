@@ -6,6 +6,7 @@ import (
 	"testing"
 
 	"shunt/e2e/lab"
+	"shunt/e2e/rig"
 )
 
 // TestHostNetworkEndpoints: an endpoint may have the address of a node, this one or
@@ -15,15 +16,15 @@ func TestHostNetworkEndpoints(t *testing.T) {
 	c := startCluster(t)
 	here, there := c.n1.HostPod("here"), c.n2.HostPod("there")
 	for _, p := range []*lab.Pod{here, there} {
-		p.Serve("tcp", serverPort)
-		p.Serve("udp", serverPort)
+		p.Serve("tcp", rig.ServerPort)
+		p.Serve("udp", rig.ServerPort)
 	}
-	c.apply(service("both", 1, everywhere(1)), slicesOf("both", up(here, there)...),
-		service("local", 2, everywhere(2), internalLocal, externalLocal), slicesOf("local", up(here, there)...))
+	c.apply(rig.Service("both", 1, rig.Everywhere(1)), rig.SlicesOf("both", rig.Up(here, there)...),
+		rig.Service("local", 2, rig.Everywhere(2), rig.InternalLocal, rig.ExternalLocal), rig.SlicesOf("local", rig.Up(here, there)...))
 	node := []netip.Addr{c.n1.Addr4(), c.n1.Addr6()}
 	frontends := func(w way, n int) []netip.AddrPort {
-		return []netip.AddrPort{vip(n, w.family), at(w.of(balancerIPs(n)), servicePort),
-			at(w.of(externalIPs(n)), servicePort), at(w.of(node), nodePortOf(n))}
+		return []netip.AddrPort{rig.VIP(n, w.family), rig.At(w.of(rig.BalancerIPs(n)), rig.ServicePort),
+			rig.At(w.of(rig.ExternalIPs(n)), rig.ServicePort), rig.At(w.of(node), rig.NodePortOf(n))}
 	}
 	for _, w := range ways {
 		for _, from := range []*lab.Pod{c.client, c.host, here} {

@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"shunt/e2e/lab"
+	"shunt/e2e/rig"
 	"shunt/maps"
 )
 
@@ -24,7 +25,7 @@ func startTraffic(t *testing.T, c *cluster, n int) []traffic {
 	for i, w := range []way{ways[0], ways[1], ways[3], ways[7]} {
 		from := []*lab.Pod{c.client, c.host}[i%2]
 		opts := lab.HammerOptions{Count: 1 << 20, Rate: 300, Unconnected: w.sendto}
-		all = append(all, traffic{t, from.Name() + " " + w.String(), from.StartHammer(w.network, vip(n, w.family), opts)})
+		all = append(all, traffic{t, from.Name() + " " + w.String(), from.StartHammer(w.network, rig.VIP(n, w.family), opts)})
 	}
 	return all
 }
@@ -53,19 +54,19 @@ func wantAnswered(t *testing.T, all []traffic, servers ...*lab.Pod) {
 func (c *cluster) progress() {
 	c.t.Helper()
 	count := func() (n uint64) {
-		r := c.d.reasons()
+		r := c.d.Reasons()
 		return r["translated"] + r["affinity_kept"]
 	}
 	before := count()
-	eventually(c.t, "connections go on", func() bool { return count() >= before+200 })
+	rig.Eventually(c.t, "connections go on", func() bool { return count() >= before+200 })
 }
 
 // writesAfterStart gives what the first reconcile of a daemon wrote.
-func writesAfterStart(t *testing.T, d *daemon) float64 {
+func writesAfterStart(t *testing.T, d *rig.Daemon) float64 {
 	t.Helper()
 	var fields map[string]any
-	eventually(t, "the first reconcile is in the log", func() bool {
-		fields = d.log.find("reconciled")
+	rig.Eventually(t, "the first reconcile is in the log", func() bool {
+		fields = d.Log.Find("reconciled")
 		return fields != nil
 	})
 	return fields["writes"].(float64)
@@ -78,25 +79,25 @@ func TestKill(t *testing.T) {
 	c := startCluster(t)
 	for i := 1; i <= 20; i++ {
 		name := fmt.Sprintf("web-%d", i)
-		c.m.put(service(name, i, everywhere(i)), slicesOf(name, up(c.web[0], c.web[1])...))
+		c.m.Put(rig.Service(name, i, rig.Everywhere(i)), rig.SlicesOf(name, rig.Up(c.web[0], c.web[1])...))
 	}
 	c.apply()
 	clients := c.clients(1)
 	traffic := startTraffic(t, c, 1)
-	before := c.d.dump().Text()
+	before := c.d.Dump().Text()
 	for round := range 3 {
 		c.progress()
-		c.d.kill()
+		c.d.Kill()
 		c.progress() // without a daemon
-		c.d.start()
+		c.d.Start()
 		if n := writesAfterStart(t, c.d); n != 0 {
 			t.Errorf("round %d: %v writes though nothing has changed", round, n)
 		}
-		started := c.d.log.find("started")
+		started := c.d.Log.Find("started")
 		if n := started["adopted_services"].(float64); n != 81 { // 20 of 2 ports and families, and the mark
 			t.Errorf("round %d: adopted %v services, want 81", round, n)
 		}
-		metrics := c.d.metrics()
+		metrics := c.d.Metrics()
 		for _, kind := range []string{"frontends", "slots", "backends", "names", "node_addrs"} {
 			if n := metrics[fmt.Sprintf("shunt_map_writes_total{kind=%q}", kind)]; n != 0 {
 				t.Errorf("round %d: metrics count %v writes of %s", round, n, kind)
@@ -104,11 +105,11 @@ func TestKill(t *testing.T) {
 		}
 	}
 	wantAnswered(t, traffic, c.web[0], c.web[1])
-	if after := c.d.dump().Text(); after != before {
+	if after := c.d.Dump().Text(); after != before {
 		t.Errorf("the maps held\n%s\nand hold now\n%s", before, after)
 	}
 	for k, server := range clients {
-		k.wantKept(vip(1, k.w.family), server)
+		k.wantKept(rig.VIP(1, k.w.family), server)
 	}
 }
 
@@ -117,22 +118,22 @@ func TestKill(t *testing.T) {
 func TestChangesWhileAway(t *testing.T) {
 	t.Parallel()
 	c := startCluster(t)
-	c.apply(service("web", 1), slicesOf("web", up(c.web[0])...), service("old", 2), slicesOf("old", up(c.web[0])...))
+	c.apply(rig.Service("web", 1), rig.SlicesOf("web", rig.Up(c.web[0])...), rig.Service("old", 2), rig.SlicesOf("old", rig.Up(c.web[0])...))
 	clients, ofOld := c.clients(1), c.clients(2, c.client)
-	c.d.kill()
+	c.d.Kill()
 	meanwhile := c.clients(1)
-	nobody := connectedUDP[0].openTo(t, c.client, vip(3, 4))
-	c.m.put(slicesOf("web", up(c.web[1])...), service("new", 3), slicesOf("new", up(c.web[2])...))
-	c.m.removeService("old")
-	c.m.write()
+	nobody := connectedUDP[0].openTo(t, c.client, rig.VIP(3, 4))
+	c.m.Put(rig.SlicesOf("web", rig.Up(c.web[1])...), rig.Service("new", 3), rig.SlicesOf("new", rig.Up(c.web[2])...))
+	c.m.RemoveService("old")
+	c.m.Write()
 	for _, w := range ways {
-		w.wantServers(t, c.client, vip(1, w.family), c.web[0]) // as nobody has told
+		w.wantServers(t, c.client, rig.VIP(1, w.family), c.web[0]) // as nobody has told
 	}
-	c.d.start()
-	c.m.settle(c.d)
+	c.d.Start()
+	c.m.Settle(c.d)
 	for _, w := range ways {
-		w.wantServers(t, c.client, vip(1, w.family), c.web[1])
-		w.wantServers(t, c.host, vip(3, w.family), c.web[2])
+		w.wantServers(t, c.client, rig.VIP(1, w.family), c.web[1])
+		w.wantServers(t, c.host, rig.VIP(3, w.family), c.web[2])
 	}
 	for _, all := range []map[*talker]string{clients, meanwhile, ofOld} {
 		for k := range all {
@@ -140,7 +141,7 @@ func TestChangesWhileAway(t *testing.T) {
 		}
 	}
 	nobody.wantDestroyed()
-	if n := countOf(c.d.dump(), "old"); n != 0 {
+	if n := countOf(c.d.Dump(), "old"); n != 0 {
 		t.Errorf("%d frontends of the service that was deleted meanwhile are left", n)
 	}
 }
@@ -159,18 +160,18 @@ func countOf(d *maps.Dump, service string) (n int) {
 func TestStop(t *testing.T) {
 	t.Parallel()
 	c := startCluster(t)
-	c.apply(service("web", 1), slicesOf("web", up(c.web[0], c.web[1])...), service("empty", 2), slicesOf("empty"))
+	c.apply(rig.Service("web", 1), rig.SlicesOf("web", rig.Up(c.web[0], c.web[1])...), rig.Service("empty", 2), rig.SlicesOf("empty"))
 	clients := c.clients(1)
-	c.d.stop()
-	if c.d.log.find("stopped; what was programmed stays in effect") == nil {
-		t.Errorf("no word of it in the log:\n%s", c.d.log)
+	c.d.Stop()
+	if c.d.Log.Find("stopped; what was programmed stays in effect") == nil {
+		t.Errorf("no word of it in the log:\n%s", c.d.Log)
 	}
 	for _, w := range ways {
-		w.wantServers(t, c.client, vip(1, w.family), c.web[0], c.web[1])
-		w.wantErrno(t, c.client, vip(2, w.family), syscall.ECONNREFUSED)
+		w.wantServers(t, c.client, rig.VIP(1, w.family), c.web[0], c.web[1])
+		w.wantErrno(t, c.client, rig.VIP(2, w.family), syscall.ECONNREFUSED)
 	}
 	for k, server := range clients {
-		k.wantKept(vip(1, k.w.family), server)
+		k.wantKept(rig.VIP(1, k.w.family), server)
 	}
 }
 
@@ -179,19 +180,19 @@ func TestStop(t *testing.T) {
 func TestSecondDaemon(t *testing.T) {
 	t.Parallel()
 	c := startCluster(t)
-	c.apply(service("web", 1), slicesOf("web", up(c.web[0])...))
-	before := c.d.dump().Text()
-	_, stderr, code := shunt(t, "run", "--manifests", c.m.path, "--node-name", "n1", "--cgroup-root", c.n1.Cgroup(),
-		"--bpffs-root", c.d.root, "--healthz-bind-address=", "--metrics-bind-address=")
-	if code != 1 || strings.Count(stderr, "\n") != 1 || !strings.Contains(stderr, "another shunt daemon is at work with "+c.d.root) {
+	c.apply(rig.Service("web", 1), rig.SlicesOf("web", rig.Up(c.web[0])...))
+	before := c.d.Dump().Text()
+	_, stderr, code := rig.Shunt(t, "run", "--manifests", c.m.Path, "--node-name", "n1", "--cgroup-root", c.n1.Cgroup(),
+		"--bpffs-root", c.d.Root, "--healthz-bind-address=", "--metrics-bind-address=")
+	if code != 1 || strings.Count(stderr, "\n") != 1 || !strings.Contains(stderr, "another shunt daemon is at work with "+c.d.Root) {
 		t.Errorf("exit code %d, said:\n%s", code, stderr)
 	}
-	if after := c.d.dump().Text(); after != before {
+	if after := c.d.Dump().Text(); after != before {
 		t.Errorf("the maps held\n%s\nand hold now\n%s", before, after)
 	}
-	c.apply(slicesOf("web", up(c.web[1])...))
+	c.apply(rig.SlicesOf("web", rig.Up(c.web[1])...))
 	for _, w := range ways {
-		w.wantServers(t, c.client, vip(1, w.family), c.web[1])
+		w.wantServers(t, c.client, rig.VIP(1, w.family), c.web[1])
 	}
 }
 
@@ -200,49 +201,49 @@ func TestSecondDaemon(t *testing.T) {
 func TestResize(t *testing.T) {
 	t.Parallel()
 	c := startCluster(t)
-	c.apply(service("web", 1, everywhere(1)), slicesOf("web", up(c.web[0], c.web[1])...),
-		service("sticky", 2, withAffinity(3600)), slicesOf("sticky", up(c.web...)...))
-	sticky := ways[0].stuck(t, c.client, vip(2, 4))
+	c.apply(rig.Service("web", 1, rig.Everywhere(1)), rig.SlicesOf("web", rig.Up(c.web[0], c.web[1])...),
+		rig.Service("sticky", 2, rig.WithAffinity(3600)), rig.SlicesOf("sticky", rig.Up(c.web...)...))
+	sticky := ways[0].stuck(t, c.client, rig.VIP(2, 4))
 	clients := c.clients(1)
 	var tcp []*talker
 	for _, w := range ways[:3] {
-		k := w.openTo(t, c.client, vip(1, w.family))
-		k.ask(vip(1, w.family))
+		k := w.openTo(t, c.client, rig.VIP(1, w.family))
+		k.ask(rig.VIP(1, w.family))
 		tcp = append(tcp, k)
 	}
 	unconnected := udpWays[0].open(t, c.client)
-	server := unconnected.askTo(vip(1, 4))
-	before := c.d.dump().Text()
+	server := unconnected.askTo(rig.VIP(1, 4))
+	before := c.d.Dump().Text()
 	traffic := startTraffic(t, c, 1)
 	for _, size := range []int{2048, 512} {
 		c.progress()
-		c.d.stop()
-		c.d.start("--services-map-size", fmt.Sprint(size), "--backends-map-size", fmt.Sprint(size),
+		c.d.Stop()
+		c.d.Start("--services-map-size", fmt.Sprint(size), "--backends-map-size", fmt.Sprint(size),
 			"--slots-map-size", fmt.Sprint(size), "--affinity-map-size", fmt.Sprint(size))
-		if c.d.log.find("the maps of the daemon before are replaced; they serve until the new ones are filled") == nil {
-			t.Errorf("%d: no word of it in the log:\n%s", size, c.d.log.tail(20))
+		if c.d.Log.Find("the maps of the daemon before are replaced; they serve until the new ones are filled") == nil {
+			t.Errorf("%d: no word of it in the log:\n%s", size, c.d.Log.Tail(20))
 		}
-		if after := c.d.dump().Text(); after != before {
+		if after := c.d.Dump().Text(); after != before {
 			t.Errorf("%d: the maps held\n%s\nand hold now\n%s", size, before, after)
 		}
 		c.progress()
 	}
 	wantAnswered(t, traffic, c.web[0], c.web[1])
 	for k, server := range clients {
-		k.wantKept(vip(1, k.w.family), server)
+		k.wantKept(rig.VIP(1, k.w.family), server)
 	}
 	for _, k := range tcp {
-		k.ask(vip(1, k.w.family))
-		k.wantPeer(vip(1, k.w.family))
+		k.ask(rig.VIP(1, k.w.family))
+		k.wantPeer(rig.VIP(1, k.w.family))
 	}
-	if got := unconnected.askTo(vip(1, 4)); got != server {
+	if got := unconnected.askTo(rig.VIP(1, 4)); got != server {
 		t.Errorf("the flow of an unconnected socket went from %s to %s", server, got)
 	}
-	if got := ways[0].stuck(t, c.client, vip(2, 4)); got != sticky {
+	if got := ways[0].stuck(t, c.client, rig.VIP(2, 4)); got != sticky {
 		t.Errorf("a client with session affinity went from %s to %s", sticky, got)
 	}
 	// What sockets hold still names the backends: the sweep finds them.
-	c.apply(slicesOf("web", up(c.web[2])...))
+	c.apply(rig.SlicesOf("web", rig.Up(c.web[2])...))
 	for k := range clients {
 		k.wantDestroyed()
 	}

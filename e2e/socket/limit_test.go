@@ -9,6 +9,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 
+	"shunt/e2e/rig"
 	"shunt/maps"
 )
 
@@ -29,35 +30,35 @@ func TestFullMap(t *testing.T) {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
 			c := startCluster(t, test.flag, fmt.Sprint(size))
-			c.apply(service("first", 1), slicesOf("first", up(c.web[0])...))
+			c.apply(rig.Service("first", 1), rig.SlicesOf("first", rig.Up(c.web[0])...))
 			for i := 2; i <= many; i++ {
 				name := fmt.Sprintf("more-%d", i)
 				// Every kind of frontend where these are to fill the map, so that it is not
 				// the one with the services' names that fills first.
-				options := []func(*corev1.Service){everywhere(i)}
+				options := []func(*corev1.Service){rig.Everywhere(i)}
 				if test.name != maps.NameServices {
 					options = nil
 				}
-				c.m.put(service(name, i, options...), slicesOf(name, up(c.web[1])...))
+				c.m.Put(rig.Service(name, i, options...), rig.SlicesOf(name, rig.Up(c.web[1])...))
 			}
-			c.m.write()
-			eventually(t, "it is said that the map is full", func() bool {
-				return strings.Contains(c.d.log.String(), "is full")
+			c.m.Write()
+			rig.Eventually(t, "it is said that the map is full", func() bool {
+				return strings.Contains(c.d.Log.String(), "is full")
 			})
 			checkFull(t, c, test.name, test.flag, size)
-			c.d.kill()
-			c.d.start()
+			c.d.Kill()
+			c.d.Start()
 			checkFull(t, c, test.name, test.flag, size)
 			var all []string
 			for i := 2; i < many; i++ {
 				all = append(all, fmt.Sprintf("more-%d", i))
 			}
 			c.remove(all...)
-			eventually(t, "the rest is programmed", func() bool {
-				dump := c.d.dump()
+			rig.Eventually(t, "the rest is programmed", func() bool {
+				dump := c.d.Dump()
 				for _, family := range []int{4, 6} {
 					for _, protocol := range []uint8{6, 17} {
-						if len(backendsOf(dump, vip(many, family), protocol)) != 1 {
+						if len(rig.BackendsOf(dump, rig.VIP(many, family), protocol)) != 1 {
 							return false
 						}
 					}
@@ -65,11 +66,11 @@ func TestFullMap(t *testing.T) {
 				return true
 			})
 			for _, w := range ways {
-				w.wantServers(t, c.client, vip(1, w.family), c.web[0])
-				w.wantServers(t, c.client, vip(many, w.family), c.web[1])
+				w.wantServers(t, c.client, rig.VIP(1, w.family), c.web[0])
+				w.wantServers(t, c.client, rig.VIP(many, w.family), c.web[1])
 			}
-			eventually(t, "health has nothing to say any more", func() bool {
-				h, err := c.d.healthz()
+			rig.Eventually(t, "health has nothing to say any more", func() bool {
+				h, err := c.d.Healthz()
 				return err == nil && len(h.Warnings) == 0
 			})
 		})
@@ -79,23 +80,23 @@ func TestFullMap(t *testing.T) {
 func checkFull(t *testing.T, c *cluster, name, flag string, size int) {
 	t.Helper()
 	full := fmt.Sprintf("map %s is full: it has room for %d entries; start shunt run with a larger %s", name, size, flag)
-	h, err := c.d.healthz()
-	if err != nil || h.code != http.StatusOK {
-		t.Errorf("healthz: %d (%v), want 200: what is programmed works", h.code, err)
+	h, err := c.d.Healthz()
+	if err != nil || h.Code != http.StatusOK {
+		t.Errorf("healthz: %d (%v), want 200: what is programmed works", h.Code, err)
 	}
 	if !slices.ContainsFunc(h.Warnings, func(w string) bool { return strings.Contains(w, full) }) {
 		t.Errorf("healthz warns %q, want %q in it", h.Warnings, full)
 	}
-	if !strings.Contains(c.d.log.String(), full) {
-		t.Errorf("the log does not say %q:\n%s", full, c.d.log.tail(10))
+	if !strings.Contains(c.d.Log.String(), full) {
+		t.Errorf("the log does not say %q:\n%s", full, c.d.Log.Tail(10))
 	}
 	for _, w := range ways {
-		w.wantServers(t, c.client, vip(1, w.family), c.web[0])
+		w.wantServers(t, c.client, rig.VIP(1, w.family), c.web[0])
 	}
-	if m := c.d.metrics(); m["shunt_services_failing"] == 0 || m["shunt_reconcile_failures_total"] == 0 {
+	if m := c.d.Metrics(); m["shunt_services_failing"] == 0 || m["shunt_reconcile_failures_total"] == 0 {
 		t.Errorf("metrics: %v services failing, %v failures", m["shunt_services_failing"], m["shunt_reconcile_failures_total"])
 	}
-	s := c.d.status()
+	s := statusOf(c.d)
 	for _, m := range s.Maps {
 		if m.Map == name && m.Used*10 < m.Size*8 {
 			t.Errorf("status has map %s filled with %d of %d", m.Map, m.Used, m.Size)
@@ -114,18 +115,18 @@ func TestFullAffinity(t *testing.T) {
 	c := startCluster(t, maps.FlagAffinity, fmt.Sprint(size))
 	for i := 1; i <= many; i++ {
 		name := fmt.Sprintf("sticky-%d", i)
-		c.m.put(service(name, i, withAffinity(3600)), slicesOf(name, up(c.web...)...))
+		c.m.Put(rig.Service(name, i, rig.WithAffinity(3600)), rig.SlicesOf(name, rig.Up(c.web...)...))
 	}
 	c.apply()
 	for i := 1; i <= many; i++ {
 		for _, w := range []way{ways[0], ways[7]} {
-			if a := w.ask(c.client, vip(i, w.family)); a.Err != nil {
+			if a := w.ask(c.client, rig.VIP(i, w.family)); a.Err != nil {
 				t.Fatalf("%s: %v", w, a.Err)
 			}
 		}
 	}
-	ways[0].stuck(t, c.client, vip(many, 4))
-	for _, m := range c.d.status().Maps {
+	ways[0].stuck(t, c.client, rig.VIP(many, 4))
+	for _, m := range statusOf(c.d).Maps {
 		if m.Map == maps.NameAffinity && (m.Used == 0 || m.Used > m.Size) {
 			t.Errorf("status: %+v", m)
 		}

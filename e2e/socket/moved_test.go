@@ -3,28 +3,30 @@ package socket_test
 import (
 	"net/netip"
 	"testing"
+
+	"shunt/e2e/rig"
 )
 
 // frontendMoved: a load-balancer address goes from one service to another in one
 // change. Who is connected to the old endpoint is told, since it serves no more.
 func frontendMoved(t *testing.T, c *cluster, name string, n int) {
 	other := name + "-other"
-	c.apply(service(name, n, everywhere(n)), slicesOf(name, up(c.web[0])...),
-		service(other, n+50), slicesOf(other, up(c.web[1])...))
+	c.apply(rig.Service(name, n, rig.Everywhere(n)), rig.SlicesOf(name, rig.Up(c.web[0])...),
+		rig.Service(other, n+50), rig.SlicesOf(other, rig.Up(c.web[1])...))
 	var clients []*talker
 	for _, w := range connectedUDP {
-		dst := at(w.of(balancerIPs(n)), servicePort)
+		dst := rig.At(w.of(rig.BalancerIPs(n)), rig.ServicePort)
 		k := w.openTo(t, c.client, dst)
 		k.ask(dst)
 		clients = append(clients, k)
 	}
-	moved := service(other, n+50)
-	everywhere(n)(moved)
-	c.m.removeService(name)
+	moved := rig.Service(other, n+50)
+	rig.Everywhere(n)(moved)
+	c.m.RemoveService(name)
 	c.apply(moved)
 	for _, k := range clients {
 		k.wantDestroyed()
-		dst := at(k.w.of(balancerIPs(n)), servicePort)
+		dst := rig.At(k.w.of(rig.BalancerIPs(n)), rig.ServicePort)
 		if err := k.Connect(dst); err != nil {
 			t.Fatal(err)
 		}
@@ -38,51 +40,51 @@ func frontendMoved(t *testing.T, c *cluster, name string, n int) {
 // the services' other addresses and TCP connections stay.
 func addressMoved(t *testing.T, c *cluster, name string, n int) {
 	other := name + "-other"
-	ips := externalIPs(n)
-	with, without := service(name, n, everywhere(n)), service(name, n)
-	taking := service(other, n+50)
+	ips := rig.ExternalIPs(n)
+	with, without := rig.Service(name, n, rig.Everywhere(n)), rig.Service(name, n)
+	taking := rig.Service(other, n+50)
 	taking.Spec.ExternalIPs = with.Spec.ExternalIPs
-	c.apply(with, slicesOf(name, up(c.web[0])...), service(other, n+50), slicesOf(other, up(c.web[1])...))
+	c.apply(with, rig.SlicesOf(name, rig.Up(c.web[0])...), rig.Service(other, n+50), rig.SlicesOf(other, rig.Up(c.web[1])...))
 	stays := c.clients(n, c.client)
-	tcp := ways[0].openTo(t, c.client, at(ips[0], servicePort))
-	tcp.ask(at(ips[0], servicePort))
+	tcp := ways[0].openTo(t, c.client, rig.At(ips[0], rig.ServicePort))
+	tcp.ask(rig.At(ips[0], rig.ServicePort))
 	var connected, unconnected []*talker
 	for _, w := range connectedUDP {
-		dst := at(w.of(ips), servicePort)
+		dst := rig.At(w.of(ips), rig.ServicePort)
 		k := w.openTo(t, c.client, dst)
 		k.ask(dst)
 		connected = append(connected, k)
 	}
 	for _, w := range udpWays {
 		k := w.open(t, c.client)
-		k.askTo(at(w.of(ips), servicePort))
+		k.askTo(rig.At(w.of(ips), rig.ServicePort))
 		unconnected = append(unconnected, k)
 	}
 	c.apply(without, taking)
 	for _, k := range connected {
 		k.wantDestroyed()
-		if err := k.Connect(at(k.w.of(ips), servicePort)); err != nil {
+		if err := k.Connect(rig.At(k.w.of(ips), rig.ServicePort)); err != nil {
 			t.Fatal(err)
 		}
 		k.own = 0
-		k.wantKept(at(k.w.of(ips), servicePort), "web-1")
+		k.wantKept(rig.At(k.w.of(ips), rig.ServicePort), "web-1")
 	}
 	for _, k := range unconnected {
-		if got := k.askTo(at(k.w.of(ips), servicePort)); got != "web-1" {
+		if got := k.askTo(rig.At(k.w.of(ips), rig.ServicePort)); got != "web-1" {
 			t.Errorf("%s: %s answers, want web-1", k.w, got)
 		}
 	}
-	c.apply(service(other, n+50))
+	c.apply(rig.Service(other, n+50))
 	for _, k := range connected {
 		k.wantDestroyed()
 	}
 	for _, k := range unconnected {
-		wantNoTranslation(t, k, at(k.w.of(ips), servicePort))
+		wantNoTranslation(t, k, rig.At(k.w.of(ips), rig.ServicePort))
 	}
 	for k, server := range stays {
-		k.wantKept(vip(n, k.w.family), server)
+		k.wantKept(rig.VIP(n, k.w.family), server)
 	}
-	tcp.wantKept(at(ips[0], servicePort), "web-0")
+	tcp.wantKept(rig.At(ips[0], rig.ServicePort), "web-0")
 }
 
 // wantNoTranslation sends to an address that is nobody's and wants no answer.

@@ -12,6 +12,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 
 	"shunt/e2e/lab"
+	"shunt/e2e/rig"
 )
 
 // changeAddr adds an address to the node's uplink, or takes it away.
@@ -34,11 +35,11 @@ func changeAddr(t *testing.T, n *lab.Node, a netip.Addr, add bool) {
 func TestNodeAddresses(t *testing.T) {
 	t.Parallel()
 	c := startCluster(t)
-	c.apply(service("web", 1, withNodePort(1)), slicesOf("web", up(c.web[0])...))
+	c.apply(rig.Service("web", 1, rig.WithNodePort(1)), rig.SlicesOf("web", rig.Up(c.web[0])...))
 	short := lab.RequestOptions{Timeout: 100 * time.Millisecond}
 	for i, a := range []string{"192.168.100.77", "fd00:192:168:100::77"} {
 		addr := netip.MustParseAddr(a)
-		dst := at(addr, nodePortOf(1))
+		dst := rig.At(addr, rig.NodePortOf(1))
 		tcp, udp := ways[i], ways[3+i]
 		for _, from := range []*lab.Pod{c.client, c.host} {
 			if got := from.Request(tcp.network, dst, short); got.Err == nil {
@@ -46,19 +47,19 @@ func TestNodeAddresses(t *testing.T) {
 			}
 		}
 		changeAddr(t, c.n1, addr, true)
-		eventually(t, a+" takes node ports", func() bool { return c.client.Request(tcp.network, dst, short).Err == nil })
+		rig.Eventually(t, a+" takes node ports", func() bool { return c.client.Request(tcp.network, dst, short).Err == nil })
 		for _, from := range []*lab.Pod{c.client, c.host} {
 			tcp.wantServers(t, from, dst, c.web[0])
 			udp.wantServers(t, from, dst, c.web[0])
 		}
 		changeAddr(t, c.n1, addr, false)
-		eventually(t, a+" takes no node ports any more", func() bool { return c.client.Request(tcp.network, dst, short).Err != nil })
+		rig.Eventually(t, a+" takes no node ports any more", func() bool { return c.client.Request(tcp.network, dst, short).Err != nil })
 		if got := c.client.Request(udp.network, dst, short); got.Err == nil {
 			t.Errorf("%s answers at %v, which is nobody's", got.Server, dst)
 		}
 	}
 	tcp := ways[0]
-	tcp.wantServers(t, c.client, at(c.n1.Addr4(), nodePortOf(1)), c.web[0])
+	tcp.wantServers(t, c.client, rig.At(c.n1.Addr4(), rig.NodePortOf(1)), c.web[0])
 }
 
 // TestNodePortAddresses: --nodeport-addresses says which of the node's addresses
@@ -85,20 +86,20 @@ func TestNodePortAddresses(t *testing.T) {
 			}
 			c := newCluster(t, node)
 			changeAddr(t, c.n1, second, true)
-			c.d = startDaemon(t, c.n1, c.m.path, "--nodeport-addresses", test.flag)
-			c.apply(service("web", 1, withNodePort(1)), slicesOf("web", up(c.web[0])...))
+			c.d = rig.StartDaemon(t, c.n1, c.m.Path, "--nodeport-addresses", test.flag)
+			c.apply(rig.Service("web", 1, rig.WithNodePort(1)), rig.SlicesOf("web", rig.Up(c.web[0])...))
 			for _, a := range test.takes {
-				dst := at(netip.MustParseAddr(a), nodePortOf(1))
+				dst := rig.At(netip.MustParseAddr(a), rig.NodePortOf(1))
 				i := 0
 				if dst.Addr().Is6() {
 					i = 1
 				}
-				eventually(t, a+" takes node ports", func() bool { return ways[i].ask(c.host, dst).Err == nil })
+				rig.Eventually(t, a+" takes node ports", func() bool { return ways[i].ask(c.host, dst).Err == nil })
 				ways[i].wantServers(t, c.host, dst, c.web[0])
 				ways[3+i].wantServers(t, c.host, dst, c.web[0])
 			}
 			for _, a := range test.takesNot {
-				dst := at(netip.MustParseAddr(a), nodePortOf(1))
+				dst := rig.At(netip.MustParseAddr(a), rig.NodePortOf(1))
 				for _, network := range []string{"tcp", "udp"} {
 					if got := c.host.Ask(network, dst); !errors.Is(got.Err, syscall.ECONNREFUSED) {
 						t.Errorf("%s %v: answered by %q (%v), want it refused by the node itself", network, dst, got.Server, got.Err)
@@ -124,13 +125,13 @@ func TestPrimaryAddresses(t *testing.T) {
 	}
 	c := newCluster(t)
 	first4, first6 := c.n1.Addr4().String(), c.n1.Addr6().String()
-	c.m.put(node(first4, second4, first6))
-	c.m.write()
+	c.m.Put(node(first4, second4, first6))
+	c.m.Write()
 	for _, a := range []string{second4, second6} {
 		changeAddr(t, c.n1, netip.MustParseAddr(a), true)
 	}
-	c.d = startDaemon(t, c.n1, c.m.path, "--nodeport-addresses", "primary")
-	c.apply(service("web", 1, withNodePort(1)), slicesOf("web", up(c.web[0])...))
+	c.d = rig.StartDaemon(t, c.n1, c.m.Path, "--nodeport-addresses", "primary")
+	c.apply(rig.Service("web", 1, rig.WithNodePort(1)), rig.SlicesOf("web", rig.Up(c.web[0])...))
 	for _, step := range []struct {
 		node            *corev1.Node
 		takes, takesNot []string
@@ -142,14 +143,14 @@ func TestPrimaryAddresses(t *testing.T) {
 	} {
 		c.apply(step.node)
 		for _, a := range step.takes {
-			dst := at(netip.MustParseAddr(a), nodePortOf(1))
+			dst := rig.At(netip.MustParseAddr(a), rig.NodePortOf(1))
 			w := ways[map[bool]int{true: 1, false: 0}[dst.Addr().Is6()]]
-			eventually(t, a+" takes node ports", func() bool { return w.ask(c.client, dst).Err == nil })
+			rig.Eventually(t, a+" takes node ports", func() bool { return w.ask(c.client, dst).Err == nil })
 			w.wantServers(t, c.client, dst, c.web[0])
 		}
 		for _, a := range step.takesNot {
-			dst := at(netip.MustParseAddr(a), nodePortOf(1))
-			eventually(t, a+" takes no node ports", func() bool { return errors.Is(c.host.Ask("tcp", dst).Err, syscall.ECONNREFUSED) })
+			dst := rig.At(netip.MustParseAddr(a), rig.NodePortOf(1))
+			rig.Eventually(t, a+" takes no node ports", func() bool { return errors.Is(c.host.Ask("tcp", dst).Err, syscall.ECONNREFUSED) })
 		}
 	}
 }

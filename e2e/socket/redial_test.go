@@ -10,6 +10,8 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"shunt/e2e/rig"
 )
 
 // redialCommand makes this binary a process that does with one UDP socket what
@@ -104,9 +106,9 @@ func (r *redialReport) ask(fd int, step string, err error, to unix.Sockaddr) err
 // disconnect: after the peer is taken away, the socket is an unconnected one that
 // keeps its endpoint, and may connect to a pod, of which it then has the name.
 func disconnect(t *testing.T, c *cluster) {
-	pod := at(c.web[1].Addr4(), serverPort)
-	cmd := c.client.Command(t.Context(), self, redialCommand, vip(2, 4).String(), pod.String())
-	var out logText
+	pod := rig.At(c.web[1].Addr4(), rig.ServerPort)
+	cmd := c.client.Command(t.Context(), rig.Self, redialCommand, rig.VIP(2, 4).String(), pod.String())
+	var out rig.LogText
 	cmd.Stdout, cmd.Stderr = &out, &out
 	if err := cmd.Run(); err != nil {
 		t.Fatalf("%v: %s", err, out.String())
@@ -120,7 +122,7 @@ func disconnect(t *testing.T, c *cluster) {
 			t.Fatalf("%s; getpeername after the disconnect: %v, want ENOTCONN", r.Error, r.Peer)
 		}
 		first, _, _ := strings.Cut(r.Heard[0], " ")
-		want := []string{first + " " + vip(2, 4).String(), first + " " + vip(2, 4).String(), "web-1 " + pod.String()}
+		want := []string{first + " " + rig.VIP(2, 4).String(), first + " " + rig.VIP(2, 4).String(), "web-1 " + pod.String()}
 		if fmt.Sprint(r.Heard) != fmt.Sprint(want) {
 			t.Errorf("heard %q, want %q", r.Heard, want)
 		}
@@ -157,10 +159,10 @@ func dialMPTCP(service netip.AddrPort) int {
 
 // mptcp: what an MPTCP socket opens first is a TCP connection like others.
 func mptcp(t *testing.T, c *cluster) {
-	cmd := c.client.Command(t.Context(), self, redialCommand, vip(1, 4).String())
-	var out logText
+	cmd := c.client.Command(t.Context(), rig.Self, redialCommand, rig.VIP(1, 4).String())
+	var out rig.LogText
 	cmd.Stdout, cmd.Stderr = &out, &out
-	switch code := exitCodeOf(t, cmd.Run()); {
+	switch code := rig.ExitCodeOf(t, cmd.Run()); {
 	case code == notHere:
 		t.Skip("this kernel has no MPTCP")
 	case code != 0 || !strings.HasPrefix(out.String(), "mptcp web-"):

@@ -13,6 +13,7 @@ import (
 
 	"shunt/bpf"
 	"shunt/e2e/lab"
+	"shunt/e2e/rig"
 	"shunt/lb"
 	"shunt/maps"
 )
@@ -99,15 +100,15 @@ func TestReplacedEndpoints(t *testing.T) {
 	n1, n2 := l.Node("n1"), l.Node("n2")
 	pods := []*lab.Pod{n1.Pod("web-0"), n2.Pod("web-1"), n1.Pod("web-2"), n2.Pod("web-3")}
 	for _, p := range pods {
-		p.Serve("tcp", serverPort)
-		p.Serve("udp", serverPort)
+		p.Serve("tcp", rig.ServerPort)
+		p.Serve("udp", rig.ServerPort)
 	}
 	client := n1.Pod("client")
 	p := startInProcess(t, n1)
 	r := &replacer{p: p, pods: pods, random: rand.New(rand.NewPCG(1, 2)), spans: map[string][]span{}}
 	name := lb.ServiceName{Namespace: "default", Name: "web"}
-	p.store.SetService(&lb.Service{Name: name, ClusterIPs: clusterIPs(1), Ports: []lb.ServicePort{
-		{Name: "t", Protocol: lb.TCP, Port: servicePort}, {Name: "u", Protocol: lb.UDP, Port: servicePort}}})
+	p.store.SetService(&lb.Service{Name: name, ClusterIPs: rig.ClusterIPs(1), Ports: []lb.ServicePort{
+		{Name: "t", Protocol: lb.TCP, Port: rig.ServicePort}, {Name: "u", Protocol: lb.UDP, Port: rig.ServicePort}}})
 	r.set(name)
 	p.store.SetSynced()
 	<-p.done
@@ -123,10 +124,10 @@ func TestReplacedEndpoints(t *testing.T) {
 		}
 	}()
 	running := []*lab.Hammering{
-		client.StartHammer("tcp4", vip(1, 4), lab.HammerOptions{Count: 20_000, Concurrency: 2, Records: true}),
-		client.StartHammer("tcp6", vip(1, 6), lab.HammerOptions{Count: 3_000, Records: true}),
-		client.StartHammer("udp6", vip(1, 6), lab.HammerOptions{Count: 3_000, Records: true}),
-		client.StartHammer("udp4", vip(1, 4), lab.HammerOptions{Count: 3_000, Records: true, Unconnected: true}),
+		client.StartHammer("tcp4", rig.VIP(1, 4), lab.HammerOptions{Count: 20_000, Concurrency: 2, Records: true}),
+		client.StartHammer("tcp6", rig.VIP(1, 6), lab.HammerOptions{Count: 3_000, Records: true}),
+		client.StartHammer("udp6", rig.VIP(1, 6), lab.HammerOptions{Count: 3_000, Records: true}),
+		client.StartHammer("udp4", rig.VIP(1, 4), lab.HammerOptions{Count: 3_000, Records: true, Unconnected: true}),
 	}
 	var sums []lab.Summary
 	for _, h := range running {
@@ -193,7 +194,7 @@ func (r *replacer) set(name lb.ServiceName) {
 		}
 	}
 	sl := &lb.EndpointSlice{Name: lb.SliceName{Namespace: "default", Name: "web-1"}, Service: name,
-		Ports: []lb.EndpointPort{{Name: "t", Protocol: lb.TCP, Port: serverPort}, {Name: "u", Protocol: lb.UDP, Port: serverPort}}}
+		Ports: []lb.EndpointPort{{Name: "t", Protocol: lb.TCP, Port: rig.ServerPort}, {Name: "u", Protocol: lb.UDP, Port: rig.ServerPort}}}
 	for i, p := range r.pods {
 		if r.current&(1<<i) == 0 {
 			continue

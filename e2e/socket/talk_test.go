@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"shunt/e2e/lab"
+	"shunt/e2e/rig"
 )
 
 // talker is one UDP (or TCP) socket in a pod that speaks to the lab's servers and
@@ -145,8 +146,8 @@ func (k *talker) wantKept(dst netip.AddrPort, server string) {
 // wantDestroyed checks that the socket has been told, and can be used anew.
 func (k *talker) wantDestroyed() {
 	k.t.Helper()
-	if woken, _ := k.woken(patience); !woken {
-		k.t.Fatalf("%s: the socket was not woken within %v", k.w, patience)
+	if woken, _ := k.woken(rig.Patience); !woken {
+		k.t.Fatalf("%s: the socket was not woken within %v", k.w, rig.Patience)
 	}
 	if errno, err := k.SockError(); errno == 0 {
 		k.t.Errorf("%s: the woken socket has no error (%v)", k.w, err)

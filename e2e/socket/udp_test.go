@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"shunt/e2e/lab"
+	"shunt/e2e/rig"
 )
 
 // connectedUDP are the kinds of connected UDP sockets.
@@ -53,8 +54,8 @@ func (c *cluster) clients(n int, pods ...*lab.Pod) map[*talker]string {
 	}
 	for _, p := range pods {
 		for _, w := range connectedUDP {
-			k := w.openTo(c.t, p, vip(n, w.family))
-			all[k] = k.ask(vip(n, w.family))
+			k := w.openTo(c.t, p, rig.VIP(n, w.family))
+			all[k] = k.ask(rig.VIP(n, w.family))
 		}
 	}
 	return all
@@ -63,33 +64,33 @@ func (c *cluster) clients(n int, pods ...*lab.Pod) map[*talker]string {
 // scaledToZero: every socket is told; while there is nobody, connect and sendto
 // are refused; afterwards all of it works, on the sockets from before as well.
 func scaledToZero(t *testing.T, c *cluster, name string, n int) {
-	c.apply(service(name, n), slicesOf(name, up(c.web[0], c.web[1])...))
+	c.apply(rig.Service(name, n), rig.SlicesOf(name, rig.Up(c.web[0], c.web[1])...))
 	clients := c.clients(n)
 	unconnected := udpWays[0].open(t, c.client)
-	unconnected.askTo(vip(n, 4))
+	unconnected.askTo(rig.VIP(n, 4))
 	start := time.Now()
-	c.apply(slicesOf(name))
+	c.apply(rig.SlicesOf(name))
 	for k := range clients {
 		k.wantDestroyed()
 	}
 	t.Logf("%d sockets in 3 network namespaces were woken within %v of the file's change", len(clients), time.Since(start))
 	for k := range clients {
-		if err := k.Connect(vip(n, k.w.family)); !errors.Is(err, syscall.ECONNREFUSED) {
+		if err := k.Connect(rig.VIP(n, k.w.family)); !errors.Is(err, syscall.ECONNREFUSED) {
 			t.Errorf("%s: connect to a service without endpoints: %v", k.w, err)
 		}
 	}
-	if err := unconnected.SendTo(vip(n, 4), line("x")); !errors.Is(err, syscall.ECONNREFUSED) {
+	if err := unconnected.SendTo(rig.VIP(n, 4), line("x")); !errors.Is(err, syscall.ECONNREFUSED) {
 		t.Errorf("sendto a service without endpoints: %v", err)
 	}
-	c.apply(slicesOf(name, up(c.web[2])...))
+	c.apply(rig.SlicesOf(name, rig.Up(c.web[2])...))
 	for k := range clients {
-		if err := k.Connect(vip(n, k.w.family)); err != nil {
+		if err := k.Connect(rig.VIP(n, k.w.family)); err != nil {
 			t.Fatalf("%s: connect again: %v", k.w, err)
 		}
 		k.own = 0 // the kernel has given it another port
-		k.wantKept(vip(n, k.w.family), "web-2")
+		k.wantKept(rig.VIP(n, k.w.family), "web-2")
 	}
-	if got := unconnected.askTo(vip(n, 4)); got != "web-2" {
+	if got := unconnected.askTo(rig.VIP(n, 4)); got != "web-2" {
 		t.Errorf("the unconnected socket is answered by %s, want web-2", got)
 	}
 }
@@ -97,16 +98,16 @@ func scaledToZero(t *testing.T, c *cluster, name string, n int) {
 // deleted: as scaled to zero, and then the address is nobody's.
 func deleted(t *testing.T, c *cluster, name string, n int) {
 	server := c.web[0].Serve("udp", 9999)
-	c.apply(service(name, n), slicesOf(name, endpoint{c.web[0], true, true, false, 9999}))
+	c.apply(rig.Service(name, n), rig.SlicesOf(name, rig.UpAt(9999, c.web[0])...))
 	clients := c.clients(n, c.client, c.host)
 	unconnected := udpWays[0].open(t, c.client)
-	unconnected.askTo(vip(n, 4))
+	unconnected.askTo(rig.VIP(n, 4))
 	c.remove(name)
 	for k := range clients {
 		k.wantDestroyed()
 	}
 	before, _ := server.Count()
-	if err := unconnected.SendTo(vip(n, 4), line("x")); err != nil {
+	if err := unconnected.SendTo(rig.VIP(n, 4), line("x")); err != nil {
 		t.Errorf("sendto an address that is nobody's: %v", err)
 	}
 	if _, _, err := unconnected.Recv(50 * time.Millisecond); !errors.Is(err, syscall.ETIMEDOUT) {
@@ -123,22 +124,22 @@ func beforeService(t *testing.T, c *cluster, name string, n int) {
 	var before []*talker
 	for _, p := range []*lab.Pod{c.client, c.host} {
 		for _, w := range connectedUDP {
-			before = append(before, w.openTo(t, p, vip(n, w.family)))
+			before = append(before, w.openTo(t, p, rig.VIP(n, w.family)))
 		}
 	}
-	c.apply(service("unrelated", 90), slicesOf("unrelated", up(c.web[0])...))
+	c.apply(rig.Service("unrelated", 90), rig.SlicesOf("unrelated", rig.Up(c.web[0])...))
 	for _, k := range before {
 		if woken, _ := k.woken(time.Millisecond); woken {
 			t.Fatalf("%s: woken by a service that it has nothing to do with", k.w)
 		}
 	}
-	c.apply(service(name, n), slicesOf(name, up(c.web[0])...))
+	c.apply(rig.Service(name, n), rig.SlicesOf(name, rig.Up(c.web[0])...))
 	for _, k := range before {
 		k.wantDestroyed()
-		if err := k.Connect(vip(n, k.w.family)); err != nil {
+		if err := k.Connect(rig.VIP(n, k.w.family)); err != nil {
 			t.Fatalf("%s: %v", k.w, err)
 		}
-		k.wantKept(vip(n, k.w.family), "web-0")
+		k.wantKept(rig.VIP(n, k.w.family), "web-0")
 	}
 	c.remove("unrelated")
 }
@@ -147,27 +148,27 @@ func beforeService(t *testing.T, c *cluster, name string, n int) {
 // network namespace, and those of the others are not. A new connect reaches one
 // that is there.
 func endpointRemoved(t *testing.T, c *cluster, name string, n int) {
-	c.apply(service(name, n), slicesOf(name, up(c.web[0], c.web[1])...))
+	c.apply(rig.Service(name, n), rig.SlicesOf(name, rig.Up(c.web[0], c.web[1])...))
 	clients := c.clients(n)
 	for i := 0; len(serversOf(clients)) < 2 && i < 20; i++ {
 		for k, s := range c.clients(n) {
 			clients[k] = s
 		}
 	}
-	c.apply(slicesOf(name, up(c.web[1])...))
+	c.apply(rig.SlicesOf(name, rig.Up(c.web[1])...))
 	for k, server := range clients {
 		if server == "web-1" {
-			k.wantKept(vip(n, k.w.family), server)
+			k.wantKept(rig.VIP(n, k.w.family), server)
 			continue
 		}
 		k.wantDestroyed()
-		if err := k.Connect(vip(n, k.w.family)); err != nil {
+		if err := k.Connect(rig.VIP(n, k.w.family)); err != nil {
 			t.Fatalf("%s: %v", k.w, err)
 		}
 		k.own = 0
-		k.wantKept(vip(n, k.w.family), "web-1")
+		k.wantKept(rig.VIP(n, k.w.family), "web-1")
 	}
-	if destroyed := c.d.metrics()[`shunt_sockets_destroyed_total{protocol="UDP"}`]; destroyed == 0 {
+	if destroyed := c.d.Metrics()[`shunt_sockets_destroyed_total{protocol="UDP"}`]; destroyed == 0 {
 		t.Error("no destroyed socket was counted")
 	}
 }
@@ -183,53 +184,53 @@ func serversOf(clients map[*talker]string) map[string]bool {
 // endpointDraining: an endpoint that terminates but serves keeps its flows, and
 // gets no new ones.
 func endpointDraining(t *testing.T, c *cluster, name string, n int) {
-	c.apply(service(name, n), slicesOf(name, up(c.web[0])...))
+	c.apply(rig.Service(name, n), rig.SlicesOf(name, rig.Up(c.web[0])...))
 	clients := c.clients(n)
 	unconnected := udpWays[0].open(t, c.client)
-	unconnected.askTo(vip(n, 4))
-	c.apply(slicesOf(name, draining(c.web[0]), up(c.web[1])[0]))
+	unconnected.askTo(rig.VIP(n, 4))
+	c.apply(rig.SlicesOf(name, rig.Draining(c.web[0]), rig.Up(c.web[1])[0]))
 	time.Sleep(quiet) // that nothing happens shows in time alone
 	for k, server := range clients {
-		k.wantKept(vip(n, k.w.family), server)
+		k.wantKept(rig.VIP(n, k.w.family), server)
 	}
-	if got := unconnected.askTo(vip(n, 4)); got != "web-0" {
+	if got := unconnected.askTo(rig.VIP(n, 4)); got != "web-0" {
 		t.Errorf("the flow of an unconnected socket went from web-0, which still serves, to %s", got)
 	}
 	for _, w := range ways {
-		w.wantServers(t, c.client, vip(n, w.family), c.web[1])
+		w.wantServers(t, c.client, rig.VIP(n, w.family), c.web[1])
 	}
-	c.apply(slicesOf(name, up(c.web[1])...))
+	c.apply(rig.SlicesOf(name, rig.Up(c.web[1])...))
 	for k := range clients {
 		k.wantDestroyed()
 	}
-	if got := unconnected.askTo(vip(n, 4)); got != "web-1" {
+	if got := unconnected.askTo(rig.VIP(n, 4)); got != "web-1" {
 		t.Errorf("the unconnected socket is answered by %s, want web-1", got)
 	}
 }
 
 func endpointUnready(t *testing.T, c *cluster, name string, n int) {
-	c.apply(service(name, n), slicesOf(name, up(c.web[0])...))
+	c.apply(rig.Service(name, n), rig.SlicesOf(name, rig.Up(c.web[0])...))
 	clients := c.clients(n)
-	c.apply(slicesOf(name, unready(c.web[0]), up(c.web[1])[0]))
+	c.apply(rig.SlicesOf(name, rig.Unready(c.web[0]), rig.Up(c.web[1])[0]))
 	for k := range clients {
 		k.wantDestroyed()
 	}
 	for _, w := range ways {
-		w.wantServers(t, c.client, vip(n, w.family), c.web[1])
+		w.wantServers(t, c.client, rig.VIP(n, w.family), c.web[1])
 	}
 }
 
 // direct: who speaks to the pod's own address is no client of the service.
 func direct(t *testing.T, c *cluster, name string, n int) {
-	c.apply(service(name, n), slicesOf(name, up(c.web[1])...))
+	c.apply(rig.Service(name, n), rig.SlicesOf(name, rig.Up(c.web[1])...))
 	var clients []*talker
 	for _, w := range connectedUDP {
-		pod := at(w.of(c.web[1].Addrs()), serverPort)
+		pod := rig.At(w.of(c.web[1].Addrs()), rig.ServerPort)
 		k := w.openTo(t, c.client, pod)
 		clients = append(clients, k)
 		// One that was the service's client before and is the pod's now.
-		again := w.openTo(t, c.client, vip(n, w.family))
-		again.ask(vip(n, w.family))
+		again := w.openTo(t, c.client, rig.VIP(n, w.family))
+		again.ask(rig.VIP(n, w.family))
 		if err := again.Connect(pod); err != nil {
 			t.Fatal(err)
 		}
@@ -241,7 +242,7 @@ func direct(t *testing.T, c *cluster, name string, n int) {
 		k.wantDestroyed() // so the sweep has been
 	}
 	for _, k := range clients {
-		k.wantKept(at(k.w.of(c.web[1].Addrs()), serverPort), "web-1")
+		k.wantKept(rig.At(k.w.of(c.web[1].Addrs()), rig.ServerPort), "web-1")
 	}
 }
 
@@ -249,21 +250,21 @@ func direct(t *testing.T, c *cluster, name string, n int) {
 // the service has as an external IP. Who speaks to it by the service is translated,
 // though the address is the same, and no other service's coming concerns it.
 func endpointIsFrontend(t *testing.T, c *cluster, name string, n int) {
-	c.host.Serve("udp", servicePort)
-	svc := service(name, n)
-	svc.Spec.ExternalIPs = texts([]netip.Addr{c.n1.Addr4(), c.n1.Addr6()})
-	c.apply(svc, slicesOf(name, endpoint{c.host, true, true, false, servicePort}))
+	c.host.Serve("udp", rig.ServicePort)
+	svc := rig.Service(name, n)
+	svc.Spec.ExternalIPs = rig.Texts([]netip.Addr{c.n1.Addr4(), c.n1.Addr6()})
+	c.apply(svc, rig.SlicesOf(name, rig.UpAt(rig.ServicePort, c.host)...))
 	var clients []*talker
 	var asked []netip.AddrPort
 	for _, w := range connectedUDP {
-		for _, dst := range []netip.AddrPort{vip(n, w.family), at(w.of(c.host.Addrs()), servicePort)} {
+		for _, dst := range []netip.AddrPort{rig.VIP(n, w.family), rig.At(w.of(c.host.Addrs()), rig.ServicePort)} {
 			k := w.openTo(t, c.client, dst)
 			k.ask(dst)
 			clients, asked = append(clients, k), append(asked, dst)
 		}
 	}
-	nobody := connectedUDP[0].openTo(t, c.client, vip(99, 4))
-	c.apply(service("late", 99), slicesOf("late", up(c.web[0])...))
+	nobody := connectedUDP[0].openTo(t, c.client, rig.VIP(99, 4))
+	c.apply(rig.Service("late", 99), rig.SlicesOf("late", rig.Up(c.web[0])...))
 	nobody.wantDestroyed() // so the sweep has been
 	for i, k := range clients {
 		k.wantKept(asked[i], "host")
@@ -282,31 +283,31 @@ func TestDestroyTCP(t *testing.T) {
 		t.Run(fmt.Sprintf("destroy-tcp-sockets=%v", flag), func(t *testing.T) {
 			t.Parallel()
 			c := startCluster(t, fmt.Sprintf("--destroy-tcp-sockets=%v", flag))
-			c.apply(service("web", 1), slicesOf("web", up(c.web[0])...))
+			c.apply(rig.Service("web", 1), rig.SlicesOf("web", rig.Up(c.web[0])...))
 			var clients, pods []*talker
 			for _, p := range []*lab.Pod{c.client, c.host} {
 				for _, w := range ways[:3] {
-					k := w.openTo(t, p, vip(1, w.family))
-					k.ask(vip(1, w.family))
+					k := w.openTo(t, p, rig.VIP(1, w.family))
+					k.ask(rig.VIP(1, w.family))
 					clients = append(clients, k)
-					pod := at(w.of(c.web[0].Addrs()), serverPort)
+					pod := rig.At(w.of(c.web[0].Addrs()), rig.ServerPort)
 					k = w.openTo(t, p, pod)
 					k.ask(pod)
 					pods = append(pods, k)
 				}
 			}
-			udp := connectedUDP[0].openTo(t, c.client, vip(1, 4))
-			c.apply(slicesOf("web", up(c.web[1])...))
+			udp := connectedUDP[0].openTo(t, c.client, rig.VIP(1, 4))
+			c.apply(rig.SlicesOf("web", rig.Up(c.web[1])...))
 			udp.wantDestroyed() // UDP in any case: so the sweep has been
 			for _, k := range clients {
 				if flag {
 					k.wantDestroyed()
 				} else {
-					k.wantKept(vip(1, k.w.family), "web-0")
+					k.wantKept(rig.VIP(1, k.w.family), "web-0")
 				}
 			}
 			for _, k := range pods {
-				k.wantKept(at(k.w.of(c.web[0].Addrs()), serverPort), "web-0")
+				k.wantKept(rig.At(k.w.of(c.web[0].Addrs()), rig.ServerPort), "web-0")
 			}
 		})
 	}
@@ -320,49 +321,49 @@ func TestOtherNodes(t *testing.T) {
 	t.Parallel()
 	c := startCluster(t)
 	far := c.n2.Pod("far")
-	m2 := newManifests(t, t.TempDir())
-	m2.put(service("web", 1), slicesOf("web", up(c.web[0])...))
-	m2.write()
-	d2 := startDaemon(t, c.n2, m2.path)
-	m2.settle(d2)
-	c.apply(service("web", 1), slicesOf("web", up(c.web[0])...))
+	m2 := rig.NewManifests(t, t.TempDir())
+	m2.Put(rig.Service("web", 1), rig.SlicesOf("web", rig.Up(c.web[0])...))
+	m2.Write()
+	d2 := rig.StartDaemon(t, c.n2, m2.Path)
+	m2.Settle(d2)
+	c.apply(rig.Service("web", 1), rig.SlicesOf("web", rig.Up(c.web[0])...))
 
 	var kept []*talker
 	for _, w := range connectedUDP {
-		k := w.openTo(t, far, vip(1, w.family))
-		k.ask(vip(1, w.family))
+		k := w.openTo(t, far, rig.VIP(1, w.family))
+		k.ask(rig.VIP(1, w.family))
 		kept = append(kept, k)
 	}
-	nobody := connectedUDP[0].openTo(t, far, vip(2, 4))
+	nobody := connectedUDP[0].openTo(t, far, rig.VIP(2, 4))
 	clients := c.clients(1)
-	c.apply(slicesOf("web"), service("new", 2), slicesOf("new", up(c.web[1])...))
+	c.apply(rig.SlicesOf("web"), rig.Service("new", 2), rig.SlicesOf("new", rig.Up(c.web[1])...))
 	for k := range clients {
 		k.wantDestroyed()
 	}
 	before := connectedUDP[0].openTo(t, c.client, netip.MustParseAddrPort("10.96.0.3:80"))
-	c.apply(service("newer", 3), slicesOf("newer", up(c.web[1])...))
+	c.apply(rig.Service("newer", 3), rig.SlicesOf("newer", rig.Up(c.web[1])...))
 	before.wantDestroyed() // so the second kind of sweep has been
 	for _, k := range kept {
-		k.wantKept(vip(1, k.w.family), "web-0")
+		k.wantKept(rig.VIP(1, k.w.family), "web-0")
 	}
 	if woken, _ := nobody.woken(time.Millisecond); woken {
 		t.Error("a socket of another node was destroyed: the address is a service's here, and nobody's there")
 	}
 	t.Run("each its own services", func(t *testing.T) {
-		m2.put(slicesOf("web", up(c.web[1])...))
-		m2.write()
-		m2.settle(d2)
-		c.apply(slicesOf("web", up(c.web[2])...))
+		m2.Put(rig.SlicesOf("web", rig.Up(c.web[1])...))
+		m2.Write()
+		m2.Settle(d2)
+		c.apply(rig.SlicesOf("web", rig.Up(c.web[2])...))
 		for _, w := range ways {
-			w.wantServers(t, far, vip(1, w.family), c.web[1])
-			w.wantServers(t, c.client, vip(1, w.family), c.web[2])
+			w.wantServers(t, far, rig.VIP(1, w.family), c.web[1])
+			w.wantServers(t, c.client, rig.VIP(1, w.family), c.web[2])
 		}
-		d2.stop()
-		if _, stderr, code := shunt(t, "cleanup", "--bpffs-root", d2.root); code != 0 {
+		d2.Stop()
+		if _, stderr, code := rig.Shunt(t, "cleanup", "--bpffs-root", d2.Root); code != 0 {
 			t.Fatalf("cleanup: %d, %s", code, stderr)
 		}
 		for _, w := range ways {
-			w.wantServers(t, c.client, vip(1, w.family), c.web[2])
+			w.wantServers(t, c.client, rig.VIP(1, w.family), c.web[2])
 		}
 	})
 }

@@ -5,6 +5,7 @@ import (
 	"testing"
 
 	"shunt/e2e/lab"
+	"shunt/e2e/rig"
 )
 
 // TestUDPReplies: servers reply from the pod's address, whether they are bound to
@@ -15,15 +16,14 @@ func TestUDPReplies(t *testing.T) {
 	t.Parallel()
 	c := startCluster(t)
 	for _, a := range c.web[0].Addrs() {
-		c.web[0].ServeOn("udp", at(a, 9001))
+		c.web[0].ServeOn("udp", rig.At(a, 9001))
 	}
 	server := c.n1.HostPod("server")
 	server.Serve("udp", 9001)
 	objects := []any{}
-	for i, e := range []endpoint{{c.web[0], true, true, false, serverPort}, {c.web[0], true, true, false, 9001},
-		{c.web[1], true, true, false, serverPort}, {server, true, true, false, 9001}} {
+	for i, e := range [][]rig.Endpoint{rig.Up(c.web[0]), rig.UpAt(9001, c.web[0]), rig.Up(c.web[1]), rig.UpAt(9001, server)} {
 		name := []string{"wildcard", "bound", "far", "host-network"}[i]
-		objects = append(objects, service(name, i+1, everywhere(i+1)), slicesOf(name, e))
+		objects = append(objects, rig.Service(name, i+1, rig.Everywhere(i+1)), rig.SlicesOf(name, e...))
 	}
 	c.apply(objects...)
 	node := []netip.Addr{c.n1.Addr4(), c.n1.Addr6()}
@@ -32,8 +32,8 @@ func TestUDPReplies(t *testing.T) {
 			loose := w.open(t, from)
 			for n := range 4 {
 				want := []string{"web-0", "web-0", "web-1", "server"}[n]
-				for _, dst := range []netip.AddrPort{vip(n+1, w.family), at(w.of(balancerIPs(n+1)), servicePort),
-					at(w.of(externalIPs(n+1)), servicePort), at(w.of(node), nodePortOf(n+1))} {
+				for _, dst := range []netip.AddrPort{rig.VIP(n+1, w.family), rig.At(w.of(rig.BalancerIPs(n+1)), rig.ServicePort),
+					rig.At(w.of(rig.ExternalIPs(n+1)), rig.ServicePort), rig.At(w.of(node), rig.NodePortOf(n+1))} {
 					k := loose
 					if !w.sendto {
 						k = w.openTo(t, from, dst)

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"shunt/e2e/lab"
+	"shunt/e2e/rig"
 )
 
 // TestUnallocated: an address of a service CIDR that no service has is refused, and
@@ -20,79 +21,79 @@ func TestUnallocated(t *testing.T) {
 	t.Parallel()
 	flag := fmt.Sprintf("--service-cidr=%s,%s", lab.ServiceCIDR4, lab.ServiceCIDR6)
 	c := startCluster(t, flag)
-	c.apply(service("web", 1, everywhere(1)), slicesOf("web", up(c.web[0])...))
+	c.apply(rig.Service("web", 1, rig.Everywhere(1)), rig.SlicesOf("web", rig.Up(c.web[0])...))
 	const nobody = 200
 	refused := func(n int) {
 		t.Helper()
-		before := c.d.reasons()["unallocated"]
+		before := c.d.Reasons()["unallocated"]
 		for _, from := range []*lab.Pod{c.client, c.host} {
 			for _, w := range ways {
-				w.wantErrno(t, from, vip(n, w.family), syscall.EHOSTUNREACH)
+				w.wantErrno(t, from, rig.VIP(n, w.family), syscall.EHOSTUNREACH)
 			}
 		}
-		if counted := c.d.reasons()["unallocated"] - before; counted != uint64(2*len(ways)) {
+		if counted := c.d.Reasons()["unallocated"] - before; counted != uint64(2*len(ways)) {
 			t.Errorf("%d of %d were counted as unallocated", counted, 2*len(ways))
 		}
 	}
 	refused(nobody)
 	silence := func(what string, to func(way) netip.AddrPort) {
 		t.Helper()
-		before := c.d.reasons()["no_frontend"]
+		before := c.d.Reasons()["no_frontend"]
 		for _, w := range ways {
 			a := c.client.Request(w.network, to(w), lab.RequestOptions{Unconnected: w.sendto, Timeout: 50 * time.Millisecond})
 			if !errors.Is(a.Err, syscall.ETIMEDOUT) {
 				t.Errorf("%s: %s: answered by %q (%v)", w, what, a.Server, a.Err)
 			}
 		}
-		if n := c.d.reasons()["no_frontend"] - before; n < uint64(len(ways)) { // the daemon's own are among them
+		if n := c.d.Reasons()["no_frontend"] - before; n < uint64(len(ways)) { // the daemon's own are among them
 			t.Errorf("%s: %d were counted as no_frontend, want %d", what, n, len(ways))
 		}
 	}
-	silence("an address beside the range", func(w way) netip.AddrPort { return at(w.of(balancerIPs(50)), servicePort) })
+	silence("an address beside the range", func(w way) netip.AddrPort { return rig.At(w.of(rig.BalancerIPs(50)), rig.ServicePort) })
 	for _, w := range ways {
-		w.wantServers(t, c.client, vip(1, w.family), c.web[0])
-		w.wantServers(t, c.client, at(w.of(c.web[1].Addrs()), serverPort), c.web[1])
-		w.wantErrno(t, c.client, at(vip(1, w.family).Addr(), servicePort+1), syscall.ECONNREFUSED)
+		w.wantServers(t, c.client, rig.VIP(1, w.family), c.web[0])
+		w.wantServers(t, c.client, rig.At(w.of(c.web[1].Addrs()), rig.ServerPort), c.web[1])
+		w.wantErrno(t, c.client, rig.At(rig.VIP(1, w.family).Addr(), rig.ServicePort+1), syscall.ECONNREFUSED)
 	}
 
 	outside := c.Client("outside")
 	outside.RouteVia(lab.ServiceCIDR4, c.n1)
 	outside.RouteVia(lab.ServiceCIDR6, c.n1)
 	for _, w := range ways {
-		before := c.d.reasons()["unallocated"]
-		a := outside.Request(w.network, vip(nobody, w.family), lab.RequestOptions{Unconnected: w.sendto, Timeout: 50 * time.Millisecond})
-		if n := c.d.reasons()["unallocated"] - before; !errors.Is(a.Err, syscall.ETIMEDOUT) || n == 0 {
+		before := c.d.Reasons()["unallocated"]
+		a := outside.Request(w.network, rig.VIP(nobody, w.family), lab.RequestOptions{Unconnected: w.sendto, Timeout: 50 * time.Millisecond})
+		if n := c.d.Reasons()["unallocated"] - before; !errors.Is(a.Err, syscall.ETIMEDOUT) || n == 0 {
 			t.Errorf("%s from outside: answered by %q (%v), counted %d times as unallocated", w, a.Server, a.Err, n)
 		}
-		if a := w.ask(outside, vip(1, w.family)); a.Err != nil {
+		if a := w.ask(outside, rig.VIP(1, w.family)); a.Err != nil {
 			t.Errorf("%s from outside: a service in the range: %v", w, a.Err)
 		}
 	}
 
 	// The address is a service's, and then nobody's again: also for a socket that
 	// spoke to it.
-	c.apply(service("late", nobody), slicesOf("late", up(c.web[1])...))
+	c.apply(rig.Service("late", nobody), rig.SlicesOf("late", rig.Up(c.web[1])...))
 	for _, w := range ways {
-		w.wantServers(t, c.client, vip(nobody, w.family), c.web[1])
+		w.wantServers(t, c.client, rig.VIP(nobody, w.family), c.web[1])
 	}
 	loose := udpWays[0].open(t, c.client)
-	loose.askTo(vip(nobody, 4))
+	loose.askTo(rig.VIP(nobody, 4))
 	c.remove("late")
 	refused(nobody)
-	if err := loose.SendTo(vip(nobody, 4), line("x")); !errors.Is(err, syscall.EHOSTUNREACH) {
+	if err := loose.SendTo(rig.VIP(nobody, 4), line("x")); !errors.Is(err, syscall.EHOSTUNREACH) {
 		t.Errorf("sendto the address of a deleted service: %v, want EHOSTUNREACH", err)
 	}
 
-	c.d.kill()
+	c.d.Kill()
 	refused(nobody)
-	if dump := c.d.dump(); !slices.Equal(dump.ServiceCIDRs, []netip.Prefix{lab.ServiceCIDR4, lab.ServiceCIDR6}) {
+	if dump := c.d.Dump(); !slices.Equal(dump.ServiceCIDRs, []netip.Prefix{lab.ServiceCIDR4, lab.ServiceCIDR6}) {
 		t.Errorf("the maps hold service CIDRs %v", dump.ServiceCIDRs)
 	}
-	stdout, _, code := shunt(t, "status", "--bpffs-root", c.d.root)
+	stdout, _, code := rig.Shunt(t, "status", "--bpffs-root", c.d.Root)
 	if said := fmt.Sprintf("%s %s", lab.ServiceCIDR4, lab.ServiceCIDR6); code != 0 || !strings.Contains(stdout, said) {
 		t.Errorf("status (%d) does not say %q:\n%s", code, said, stdout)
 	}
-	c.d.args[slices.Index(c.d.args, flag)] = "--service-cidr=10.99.0.0/16"
-	c.d.start()
-	silence("an address of a range that is none any more", func(w way) netip.AddrPort { return vip(nobody, w.family) })
+	c.d.Args[slices.Index(c.d.Args, flag)] = "--service-cidr=10.99.0.0/16"
+	c.d.Start()
+	silence("an address of a range that is none any more", func(w way) netip.AddrPort { return rig.VIP(nobody, w.family) })
 }
