@@ -3,6 +3,7 @@ package lb
 import (
 	"encoding/binary"
 	"net/netip"
+	"sync"
 )
 
 // listing is one mention of an endpoint: the place of a slice in a list, and of the
@@ -22,18 +23,21 @@ func newListing(a netip.Addr, port uint16, slice, index int) listing {
 
 func (l *listing) port() uint16 { return binary.BigEndian.Uint16(l.key[16:]) }
 
+// listings are used again: they hold no pointers, and half of the memory that a
+// change takes would be for them.
+var listings = sync.Pool{New: func() any { return new([]listing) }}
+
 // sortListings sorts in the order of netip.AddrPort.Compare, for one family, and
-// keeps that of equal ones. It uses what it is given for room.
+// keeps that of equal ones. It needs room for as many, and gives one of the two.
 //
 // A service can have thousands of endpoints, and its endpoints are most often in
 // one network: a radix sort looks at those bytes alone in which any two differ, two
 // or three of eighteen. To compare addresses took most of the time of a change.
-func sortListings(all []listing) []listing {
+func sortListings(all, other []listing) []listing {
 	if len(all) < 2 {
 		return all
 	}
 	differs := differing(all)
-	other := make([]listing, len(all))
 	for b := len(differs) - 1; b >= 0; b-- {
 		if differs[b] == 0 {
 			continue

@@ -37,7 +37,7 @@ func TestSortListings(t *testing.T) {
 		}
 		want := slices.Clone(all)
 		slices.SortStableFunc(want, func(a, b listing) int { return cmp.Compare(addrs[a].Compare(addrs[b]), 0) })
-		if got := sortListings(all); !slices.Equal(got, want) {
+		if got := sortListings(all, make([]listing, len(all))); !slices.Equal(got, want) {
 			t.Fatalf("got %v\nwant %v", got, want)
 		}
 	}

@@ -83,11 +83,9 @@ func unite(a, b []string) []string {
 // candidates gives the endpoints of one family that slices list for a port name
 // and protocol, merged by address and port, sorted by them.
 func candidates(all []*EndpointSlice, name string, protocol Protocol, family Family, at place) []candidate {
-	room := 0
-	for _, s := range all {
-		room += len(s.Endpoints)
-	}
-	listed := make([]listing, 0, room)
+	pooled := listings.Get().(*[]listing)
+	defer listings.Put(pooled)
+	listed := (*pooled)[:0]
 	for n, s := range all {
 		for _, p := range s.Ports {
 			if p.Name != name || p.Protocol != protocol {
@@ -100,7 +98,9 @@ func candidates(all []*EndpointSlice, name string, protocol Protocol, family Fam
 			}
 		}
 	}
-	listed = sortListings(listed)
+	n := len(listed)
+	*pooled = slices.Grow(listed, n) // as much again, to sort them
+	listed = sortListings((*pooled)[:n], (*pooled)[n:2*n])
 	merged := make([]candidate, 0, len(listed))
 	for _, l := range listed {
 		c := newCandidate(&all[l.slice].Endpoints[l.index], l.port(), at)
