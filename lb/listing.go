@@ -7,21 +7,21 @@ import (
 )
 
 // listing is one mention of an endpoint: the place of a slice in a list, and of the
-// endpoint in the slice. key is its address and port, both in network order.
+// endpoint in the slice. key is its address, the first half first, and its port.
 type listing struct {
-	key          [18]byte
+	key          [3]uint64
 	slice, index int32
 }
 
 func newListing(a netip.Addr, port uint16, slice, index int) listing {
-	l := listing{slice: int32(slice), index: int32(index)}
 	b := a.As16()
-	copy(l.key[:], b[:])
-	binary.BigEndian.PutUint16(l.key[len(b):], port)
-	return l
+	return listing{
+		key:   [3]uint64{binary.BigEndian.Uint64(b[:8]), binary.BigEndian.Uint64(b[8:]), uint64(port)},
+		slice: int32(slice), index: int32(index),
+	}
 }
 
-func (l *listing) port() uint16 { return binary.BigEndian.Uint16(l.key[16:]) }
+func (l *listing) port() uint16 { return uint16(l.key[2]) }
 
 // listings are used again: they hold no pointers, and half of the memory that a
 // change takes would be for them.
@@ -37,43 +37,37 @@ func sortListings(all, other []listing) []listing {
 	if len(all) < 2 {
 		return all
 	}
-	differs := differing(all)
-	for b := len(differs) - 1; b >= 0; b-- {
-		if differs[b] == 0 {
-			continue
+	var differs [3]uint64
+	for i := range all {
+		for w := range differs {
+			differs[w] |= all[i].key[w] ^ all[0].key[w]
 		}
-		var next [256]int // where the next one with that byte goes
-		for i := range all {
-			next[all[i].key[b]]++
+	}
+	for w := len(differs) - 1; w >= 0; w-- {
+		for shift := 0; shift < 64; shift += 8 {
+			if byte(differs[w]>>shift) != 0 {
+				sortByByte(all, other, w, shift)
+				all, other = other, all
+			}
 		}
-		sum := 0
-		for v, n := range next {
-			next[v] = sum
-			sum += n
-		}
-		for i := range all {
-			v := all[i].key[b]
-			other[next[v]] = all[i]
-			next[v]++
-		}
-		all, other = other, all
 	}
 	return all
 }
 
-// differing has a bit set for each bit of the keys in which any two differ.
-func differing(all []listing) (bits [18]byte) {
-	var high, low uint64
-	var port uint16
-	first := &all[0].key
+// sortByByte sorts into other by one byte of a word of the keys.
+func sortByByte(all, other []listing, word, shift int) {
+	var next [256]int // where the next one with that byte goes
 	for i := range all {
-		k := &all[i].key
-		high |= binary.BigEndian.Uint64(k[:8]) ^ binary.BigEndian.Uint64(first[:8])
-		low |= binary.BigEndian.Uint64(k[8:16]) ^ binary.BigEndian.Uint64(first[8:16])
-		port |= binary.BigEndian.Uint16(k[16:]) ^ binary.BigEndian.Uint16(first[16:])
+		next[byte(all[i].key[word]>>shift)]++
 	}
-	binary.BigEndian.PutUint64(bits[:8], high)
-	binary.BigEndian.PutUint64(bits[8:16], low)
-	binary.BigEndian.PutUint16(bits[16:], port)
-	return bits
+	sum := 0
+	for v, n := range next {
+		next[v] = sum
+		sum += n
+	}
+	for i := range all {
+		v := byte(all[i].key[word] >> shift)
+		other[next[v]] = all[i]
+		next[v]++
+	}
 }
