@@ -48,9 +48,15 @@ enum track_replace {
 
 /* A backend forgets a connection that its client ended first, or that was reset;
  * where it ended first, it waits for late packets (TIME_WAIT) and might take a new
- * connection for the old one. */
-static __always_inline int track_is_forgotten(const struct flow *flow)
+ * connection for the old one. One that is half open it does not forget, but its
+ * answer to another's SYN makes that one's client reset it, and try again: a flood
+ * with false sources must not keep all ports for a minute. UDP has nothing that
+ * would keep a late answer from the wrong client. */
+static __always_inline int track_is_forgotten(const struct flow *flow, __u64 now)
 {
+	if (flow->protocol == IPPROTO_TCP && !(flow->flags & FLOW_FLAG_CONFIRMED) &&
+	    (__s64)(now - flow->used) >= FLOW_TOUCH)
+		return 1;
 	return (flow->client_said | flow->backend_said) & FLOW_SAID_RST ||
 	       (flow->client_said & FLOW_SAID_FIN && flow->backend_said & FLOW_SAID_FIN_LATER);
 }
@@ -61,7 +67,7 @@ static __always_inline int track_may_replace(const struct flow *old, const struc
 	if (flow_is_expired(old, flow->used))
 		return 1;
 	if (what == TRACK_FORGOTTEN)
-		return track_is_forgotten(old);
+		return track_is_forgotten(old, flow->used);
 	return flow_is_closed(old) || flow_same_client(old, flow);
 }
 
