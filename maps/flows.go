@@ -17,6 +17,10 @@ type (
 	// Flow is the value of maps flows and flows_new. Used is in ns of
 	// CLOCK_MONOTONIC.
 	Flow = abiFlow
+	// FragmentKey is the key of map fragments.
+	FragmentKey = abiFragmentKey
+	// Fragment is the value of map fragments.
+	Fragment = abiFragment
 )
 
 // Kinds of FlowKey (enum flow_key_kind).
@@ -37,6 +41,7 @@ const (
 	SaidFIN      = uint8(abiFlowSaidFLOW_SAID_FIN)
 	SaidFINLater = uint8(abiFlowSaidFLOW_SAID_FIN_LATER)
 	SaidRST      = uint8(abiFlowSaidFLOW_SAID_RST)
+	SaidAnything = uint8(abiFlowSaidFLOW_SAID_ANYTHING)
 )
 
 // Source gives the key's src and sport in host order.

@@ -2,6 +2,8 @@ package maps
 
 import (
 	"fmt"
+	"maps"
+	"slices"
 	"strings"
 	"sync"
 
@@ -29,3 +31,16 @@ var reasonNames = sync.OnceValues(func() (map[uint32]string, error) {
 	}
 	return names, nil
 })
+
+// ReasonNames gives the words of enum reason, in its order.
+func ReasonNames() ([]string, error) {
+	names, err := reasonNames()
+	if err != nil {
+		return nil, err
+	}
+	all := make([]string, 0, len(names))
+	for _, r := range slices.Sorted(maps.Keys(names)) {
+		all = append(all, names[r])
+	}
+	return all, nil
+}
