@@ -236,6 +236,18 @@ static __always_inline int track_is_confirmation(const struct flow *flow, const 
 	       !pkt_is_syn(pkt);
 }
 
+/* Whether nobody else has the flow's port on the wire: a handshake that went on too
+ * late may have lost it. */
+static __noinline int track_is_wire(const struct flow *flow)
+{
+	struct flow_key key;
+	struct flow *there;
+
+	flow_key_wire(&key, flow);
+	there = flow_peek(&key);
+	return !there || flow_same(there, flow);
+}
+
 /* The client has heard the backend: from now on nothing but the flow's own end, its
  * time or want of room removes it. The client's entry goes first: if that has no room, all
  * stay where they are. Returns 0, or -1 without room. */
@@ -243,6 +255,10 @@ static __noinline int track_confirm(struct flow *flow)
 {
 	struct flow_key key;
 
+	if (!track_is_out(flow))
+		return 0;
+	if (flow->node_port && !track_is_wire(flow))
+		flow->node_port = 0;
 	flow_key_client(&key, flow);
 	if (!track_is_clients(&key, flow))
 		return 0;
