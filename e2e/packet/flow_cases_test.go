@@ -1,0 +1,199 @@
+package packet
+
+import (
+	"net/netip"
+	"time"
+
+	"shunt/maps"
+)
+
+// open brings a flow of the client to a frontend as far as the client's answer to the
+// backend's first.
+func (c *play) open(client, frontend, b netip.AddrPort) {
+	c.Helper()
+	c.arrives(c.opens(client, frontend)).becomes(c.opens(client, b), "translated")
+	c.answer(client, frontend, b)
+	c.arrives(c.continues(client, frontend)).becomes(c.continues(client, b), "flow_kept")
+}
+
+// answer is the backend's first answer.
+func (c *play) answer(client, frontend, b netip.AddrPort) {
+	c.Helper()
+	if b.Addr() == c.remote.Addr() {
+		c.leaves(c.opens(client, b)).becomes(c.opens(c.source(), b), "source_translated")
+		c.arrives(c.continues(b, c.source())).becomes(c.continues(b, client), "source_restored")
+	}
+	c.leaves(c.continues(b, client)).becomes(c.continues(frontend, client), "reply_restored")
+}
+
+// says sends a TCP packet with these flags from the client or the backend of an open
+// flow.
+func (c *play) clientSays(flags uint8, frontend, b netip.AddrPort, reason string) {
+	c.Helper()
+	c.arrives(tcp(c.client, frontend, flags)).becomes(tcp(c.client, b, flags), reason)
+}
+
+func (c *play) backendSays(flags uint8, frontend, b netip.AddrPort) {
+	c.Helper()
+	c.leaves(tcp(b, c.client, flags)).becomes(tcp(frontend, c.client, flags), "reply_restored")
+}
+
+// free takes all endpoints from a service, whose record is nobody's then.
+func (c *play) replaceBackend(with netip.AddrPort) {
+	c.Helper()
+	c.world.backends = map[uint32]endpoint{}
+	c.serve(c.world, c.proto, 1, with)
+	c.world.change(1, func(f *frontend) { f.inside, f.outside = []uint32{19}, []uint32{19} })
+	b := c.world.backends[10]
+	delete(c.world.backends, 10)
+	c.world.backends[19] = b
+	c.load()
+}
+
+var flowCases = []packetCase{
+	{name: "an established flow keeps its backend, which left the set", steps: func(c *play) {
+		c.serve(c.world, c.proto, 1, c.local)
+		c.load()
+		c.open(c.client, c.external, c.local)
+		second := at(c.local, 8081)
+		c.world.backends[11] = endpoint{addr: second, proto: c.proto, flags: maps.ClusterSet | maps.LocalSet | maps.OnNode, service: 1}
+		c.world.backends[10] = endpoint{addr: c.local, proto: c.proto, flags: maps.OnNode | maps.Terminating, service: 1}
+		c.world.change(1, func(f *frontend) { f.outside = []uint32{11} })
+		c.load()
+		c.arrives(c.continues(c.client, c.external)).becomes(c.continues(c.client, c.local), "flow_kept")
+		c.leaves(c.continues(c.local, c.client)).becomes(c.continues(c.external, c.client), "reply_restored")
+		c.arrives(c.opens(c.other, c.external)).becomes(c.opens(c.other, second), "translated")
+	}},
+	{name: "an established flow goes on without the service", proto: protoTCP, steps: func(c *play) {
+		c.serve(c.world, c.proto, 1, c.remote)
+		c.load()
+		c.open(c.client, c.external, c.remote)
+		c.world = newWorld()
+		c.load()
+		c.arrives(c.continues(c.client, c.external)).becomes(c.continues(c.client, c.remote), "flow_kept")
+		c.leaves(c.continues(c.client, c.remote)).becomes(c.continues(c.source(), c.remote), "source_translated")
+		c.arrives(c.continues(c.remote, c.source())).becomes(c.continues(c.remote, c.client), "source_restored")
+		c.leaves(c.continues(c.remote, c.client)).becomes(c.continues(c.external, c.client), "reply_restored")
+	}},
+	{name: "a UDP flow whose backend is gone", proto: protoUDP, steps: func(c *play) {
+		c.serve(c.world, c.proto, 1, c.local)
+		c.load()
+		c.open(c.client, c.external, c.local)
+		second := at(c.local, 8081)
+		c.replaceBackend(second)
+		c.arrives(c.continues(c.client, c.external)).becomes(c.continues(c.client, second), "translated")
+		c.arrives(c.continues(c.client, c.external)).becomes(c.continues(c.client, second), "flow_kept")
+		c.answer(c.client, c.external, second)
+		// And none comes after it.
+		c.world.backends = map[uint32]endpoint{}
+		c.world.change(1, func(f *frontend) { f.inside, f.outside = nil, nil })
+		c.load()
+		c.refused(c.continues(c.client, c.external), "no_endpoint")
+	}},
+	{name: "a record that is another endpoint's by now", proto: protoUDP, steps: func(c *play) {
+		c.serve(c.world, c.proto, 1, c.local)
+		c.load()
+		c.open(c.client, c.external, c.local)
+		second := at(c.local, 8081)
+		c.world.backends[10] = endpoint{addr: second, proto: c.proto, flags: maps.ClusterSet | maps.OnNode, service: 1}
+		c.load()
+		c.arrives(c.continues(c.client, c.external)).becomes(c.continues(c.client, second), "translated")
+	}},
+	{name: "a late answer of a backend that the client has left", steps: func(c *play) {
+		c.serve(c.world, c.proto, 1, c.local)
+		c.load()
+		c.arrives(c.opens(c.client, c.external)).becomes(c.opens(c.client, c.local), "translated")
+		second := at(c.local, 8081)
+		c.replaceBackend(second)
+		c.arrives(c.opens(c.client, c.external)).becomes(c.opens(c.client, second), "translated")
+		c.leaves(c.continues(c.local, c.client)).becomes(c.continues(c.external, c.client), "reply_restored")
+		// The client's entry is the new flow's, and stays that.
+		c.arrives(c.continues(c.client, c.external)).becomes(c.continues(c.client, second), "flow_kept")
+	}},
+	{name: "a SYN on an open connection", proto: protoTCP, steps: func(c *play) {
+		c.serve(c.world, c.proto, 1, c.local)
+		c.load()
+		c.arrives(c.opens(c.client, c.external)).becomes(c.opens(c.client, c.local), "translated")
+		c.arrives(c.opens(c.client, c.external)).becomes(c.opens(c.client, c.local), "flow_kept")
+		c.answer(c.client, c.external, c.local)
+		c.arrives(c.opens(c.client, c.external)).becomes(c.opens(c.client, c.local), "flow_kept")
+		c.clientSays(fin|ack, c.external, c.local, "flow_kept")
+		c.clientSays(syn, c.external, c.local, "flow_kept") // of one side only
+	}},
+	{name: "a SYN after both sides' FIN", proto: protoTCP, steps: func(c *play) {
+		c.serve(c.world, c.proto, 1, c.local)
+		c.load()
+		c.open(c.client, c.external, c.local)
+		c.backendSays(fin|ack, c.external, c.local)
+		c.clientSays(fin|ack, c.external, c.local, "flow_kept")
+		c.backendSays(ack, c.external, c.local)
+		c.clientSays(syn, c.external, c.local, "translated")
+		c.clientSays(syn, c.external, c.local, "flow_kept")
+		if n := c.rig.kernel.Connections(10); n != 2 {
+			c.Errorf("%d connections were counted, want 2", n)
+		}
+	}},
+	{name: "a SYN after a RST", proto: protoTCP, steps: func(c *play) {
+		c.serve(c.world, c.proto, 1, c.local)
+		c.load()
+		c.open(c.client, c.external, c.local)
+		c.backendSays(rst, c.external, c.local)
+		c.clientSays(syn, c.external, c.local, "translated")
+		c.answer(c.client, c.external, c.local)
+		c.clientSays(rst|ack, c.external, c.local, "flow_kept")
+		c.clientSays(syn, c.external, c.local, "translated")
+	}},
+	{name: "a RST that nobody believed", proto: protoTCP, steps: func(c *play) {
+		c.serve(c.world, c.proto, 1, c.local)
+		c.load()
+		c.open(c.client, c.external, c.local)
+		c.clientSays(rst, c.external, c.local, "flow_kept")
+		c.rig.age(1500 * time.Millisecond)
+		// A second one is none that goes on.
+		c.clientSays(rst, c.external, c.local, "flow_kept")
+		c.clientSays(syn, c.external, c.local, "translated")
+		c.answer(c.client, c.external, c.local)
+		c.clientSays(rst, c.external, c.local, "flow_kept")
+		c.rig.age(1500 * time.Millisecond)
+		c.clientSays(ack, c.external, c.local, "flow_kept")
+		c.clientSays(syn, c.external, c.local, "flow_kept")
+	}},
+	{name: "a SYN when the backend serves no more", proto: protoTCP, steps: func(c *play) {
+		c.serve(c.world, c.proto, 1, c.local)
+		c.load()
+		c.open(c.client, c.external, c.local)
+		second := at(c.local, 8081)
+		c.replaceBackend(second)
+		c.clientSays(ack, c.external, c.local, "flow_kept")
+		c.clientSays(syn, c.external, second, "translated")
+	}},
+	{name: "TCP of no flow", proto: protoTCP, steps: func(c *play) {
+		c.serve(c.world, c.proto, 1, c.local)
+		c.load()
+		for _, flags := range []uint8{ack, syn | ack, rst, rst | ack, fin | ack, 0, syn | rst} {
+			c.arrives(tcp(c.client, c.external, flags)).passes("no_flow")
+		}
+		c.arrives(tcp(c.client, at(c.clusterIP, 9), ack)).passes("no_flow")
+		c.arrives(tcp(c.client, c.other, ack)).passes("no_frontend")
+	}},
+	{name: "a datagram from a node port's number", proto: protoUDP, steps: func(c *play) {
+		c.serve(c.world, c.proto, 1, c.local)
+		c.load()
+		c.leaves(udp(c.node, c.other, "question")).passes("egress_passed")
+		c.arrives(udp(c.other, c.node, "an answer")).passes("own_flow")
+		c.arrives(udp(c.client, c.node, "an answer")).becomes(udp(c.client, c.local, "an answer"), "translated")
+		c.rig.age(timeouts.UDPNew - time.Second)
+		c.arrives(udp(c.other, c.node, "an answer")).passes("own_flow")
+		c.rig.age(2 * time.Second)
+		c.arrives(udp(c.other, c.node, "an answer")).becomes(udp(c.other, c.local, "an answer"), "translated")
+	}},
+	{name: "a datagram from another number of this node", proto: protoUDP, steps: func(c *play) {
+		c.serve(c.world, c.proto, 1, c.local)
+		c.load()
+		c.leaves(udp(at(c.node, 9), c.other, "question")).passes("egress_passed")
+		c.leaves(udp(c.client, c.other, "question")).passes("egress_passed")
+		if len(c.rig.flows(fresh)) != 0 {
+			c.Errorf("flows of nobody: %v", c.rig.flows(fresh))
+		}
+	}},
+}

@@ -1,0 +1,24 @@
+package packet
+
+import "encoding/binary"
+
+// pick is the number by which the programs choose for a packet (pkt_hash of pkt.h): that
+// of its ends and the node's secret.
+func pick(src, dst end, proto uint8) uint32 {
+	h := uint64(seed)
+	for i := range 4 {
+		h = mix(h, uint64(binary.NativeEndian.Uint32(src.addr[4*i:]))<<32|uint64(binary.NativeEndian.Uint32(dst.addr[4*i:])))
+	}
+	h = mix(h, uint64(network(src.port))<<32|uint64(network(dst.port))<<16|uint64(proto))
+	return uint32(h >> 16)
+}
+
+func mix(h, word uint64) uint64 {
+	h = (h ^ word) * 0x9e3779b97f4a7c15
+	return h ^ h>>32
+}
+
+// network is a port as it lies in memory in network order.
+func network(port uint16) uint16 {
+	return binary.NativeEndian.Uint16(binary.BigEndian.AppendUint16(nil, port))
+}

@@ -1,0 +1,171 @@
+package packet
+
+import (
+	"time"
+
+	"shunt/maps"
+)
+
+var choiceCases = []packetCase{
+	{name: "which backend is the client's port's and address's luck, every time the same", steps: func(c *play) {
+		for i := range uint16(4) {
+			c.serve(c.world, c.proto, 1, at(c.local, 8000), at(c.local, 8001), at(c.local, 8002), at(c.local, 8003))
+			c.load() // to other slots each time
+			for port := range uint16(32) {
+				client := at(c.client, 20000+port)
+				want := at(c.local, 8000+uint16(pick(newEnd(client), newEnd(c.external), c.proto)%4))
+				c.arrives(c.opens(client, c.external)).becomes(c.opens(client, want), "translated")
+			}
+			if c.rig.clear(); i == 0 && len(c.rig.flows(fresh)) != 0 {
+				c.Fatal("flows are left")
+			}
+		}
+	}},
+}
+
+var portCases = []packetCase{
+	{name: "one client port to frontends that share a backend", steps: func(c *play) {
+		c.serve(c.world, c.proto, 1, c.local)
+		c.load()
+		c.open(c.client, c.external, c.local)
+		inner := at(c.client, firstPort)
+		c.arrives(c.opens(c.client, c.loadBalancer)).becomes(c.opens(inner, c.local), "translated")
+		c.leaves(c.continues(c.local, inner)).becomes(c.continues(c.loadBalancer, c.client), "reply_restored")
+		c.leaves(c.continues(c.local, c.client)).becomes(c.continues(c.external, c.client), "reply_restored")
+		c.arrives(c.continues(c.client, c.loadBalancer)).becomes(c.continues(inner, c.local), "flow_kept")
+		c.arrives(c.continues(c.client, c.external)).becomes(c.continues(c.client, c.local), "flow_kept")
+		// There is no third port, and nobody's flow suffers by it.
+		c.arrives(c.opens(c.client, c.node)).dropped("flow_unrecorded")
+		c.arrives(c.continues(c.client, c.loadBalancer)).becomes(c.continues(inner, c.local), "flow_kept")
+		c.arrives(c.continues(c.client, c.external)).becomes(c.continues(c.client, c.local), "flow_kept")
+		// When the first is long over, its port is free.
+		c.rig.age(timeouts.TCPEstablished + time.Second)
+		c.arrives(c.opens(c.client, c.node)).becomes(c.opens(c.client, c.local), "translated")
+	}},
+	{name: "source ports run out", steps: func(c *play) {
+		c.serve(c.world, c.proto, 1, c.remote)
+		c.load()
+		c.open(c.client, c.external, c.remote)
+		c.arrives(c.opens(c.other, c.external)).becomes(c.opens(c.other, c.remote), "translated")
+		c.leaves(c.opens(c.other, c.remote)).dropped("ports_exhausted")
+		c.leaves(c.opens(c.other, c.remote)).dropped("ports_exhausted")
+		c.arrives(c.continues(c.client, c.external)).becomes(c.continues(c.client, c.remote), "flow_kept")
+		c.leaves(c.continues(c.client, c.remote)).becomes(c.continues(c.source(), c.remote), "source_translated")
+		c.arrives(c.continues(c.remote, c.source())).becomes(c.continues(c.remote, c.client), "source_restored")
+		// To another backend the same port is free.
+		second := at(c.remote, 8081)
+		c.world.backends[11] = endpoint{addr: second, proto: c.proto, flags: maps.ClusterSet, service: 1}
+		c.world.change(1, func(f *frontend) { f.outside = []uint32{11} })
+		c.load()
+		third := at(c.client, 40009)
+		c.arrives(c.opens(third, c.external)).becomes(c.opens(third, second), "translated")
+		c.leaves(c.opens(third, second)).becomes(c.opens(c.source(), second), "source_translated")
+	}},
+	{name: "a source port of a flow whose time is over", steps: func(c *play) {
+		c.serve(c.world, c.proto, 1, c.remote)
+		c.load()
+		c.open(c.client, c.external, c.remote)
+		c.rig.age(timeouts.TCPEstablished + time.Second)
+		c.taken()
+	}},
+	{name: "a source port of a handshake that does not go on", proto: protoTCP, steps: func(c *play) {
+		c.serve(c.world, c.proto, 1, c.remote)
+		c.load()
+		c.arrives(c.opens(c.client, c.external)).becomes(c.opens(c.client, c.remote), "translated")
+		c.leaves(c.opens(c.client, c.remote)).becomes(c.opens(c.source(), c.remote), "source_translated")
+		c.arrives(tcp(c.remote, c.source(), syn|ack)).becomes(tcp(c.remote, c.client, syn|ack), "source_restored")
+		c.arrives(c.opens(c.other, c.external)).becomes(c.opens(c.other, c.remote), "translated")
+		c.leaves(c.opens(c.other, c.remote)).dropped("ports_exhausted")
+		c.rig.age(2 * time.Second)
+		third := at(c.other, 40009)
+		c.arrives(c.opens(third, c.external)).becomes(c.opens(third, c.remote), "translated")
+		c.leaves(c.opens(third, c.remote)).becomes(c.opens(c.source(), c.remote), "source_translated")
+		c.arrives(tcp(c.remote, c.source(), syn|ack)).becomes(tcp(c.remote, third, syn|ack), "source_restored")
+		c.arrives(c.continues(third, c.external)).becomes(c.continues(third, c.remote), "flow_kept")
+		// When the first goes on after all, it gets no port, and takes none away.
+		c.arrives(c.continues(c.client, c.external)).becomes(c.continues(c.client, c.remote), "flow_kept")
+		c.leaves(c.continues(c.client, c.remote)).dropped("ports_exhausted")
+		c.arrives(c.continues(c.remote, c.source())).becomes(c.continues(c.remote, third), "source_restored")
+		c.leaves(c.continues(third, c.remote)).becomes(c.continues(c.source(), c.remote), "source_translated")
+	}},
+	{name: "a source port of a connection that was reset", proto: protoTCP, steps: func(c *play) {
+		c.serve(c.world, c.proto, 1, c.remote)
+		c.load()
+		c.open(c.client, c.external, c.remote)
+		c.clientSays(rst, c.external, c.remote, "flow_kept")
+		c.taken()
+	}},
+	{name: "a source port of a connection that the client ended first", proto: protoTCP, steps: func(c *play) {
+		c.serve(c.world, c.proto, 1, c.remote)
+		c.load()
+		c.open(c.client, c.external, c.remote)
+		c.clientSays(fin|ack, c.external, c.remote, "flow_kept")
+		c.arrives(tcp(c.remote, c.source(), fin|ack)).becomes(tcp(c.remote, c.client, fin|ack), "source_restored")
+		c.taken()
+	}},
+	{name: "a source port of a connection that the backend ended first", proto: protoTCP, steps: func(c *play) {
+		c.serve(c.world, c.proto, 1, c.remote)
+		c.load()
+		c.open(c.client, c.external, c.remote)
+		c.arrives(tcp(c.remote, c.source(), fin|ack)).becomes(tcp(c.remote, c.client, fin|ack), "source_restored")
+		c.clientSays(fin|ack, c.external, c.remote, "flow_kept")
+		c.arrives(c.opens(c.other, c.external)).becomes(c.opens(c.other, c.remote), "translated")
+		// The backend still waits for late packets, for as long as a closed flow is kept.
+		c.leaves(c.opens(c.other, c.remote)).dropped("ports_exhausted")
+		c.rig.age(timeouts.TCPClosed + time.Second)
+		c.arrives(c.opens(c.other, c.external)).becomes(c.opens(c.other, c.remote), "flow_kept")
+		c.leaves(c.opens(c.other, c.remote)).becomes(c.opens(c.source(), c.remote), "source_translated")
+	}},
+	{name: "a port that the last connection of the same ends had", proto: protoTCP, steps: func(c *play) {
+		c.serve(c.world, c.proto, 1, c.remote)
+		c.load()
+		c.open(c.client, c.external, c.remote)
+		c.arrives(tcp(c.remote, c.source(), fin|ack)).becomes(tcp(c.remote, c.client, fin|ack), "source_restored")
+		c.clientSays(fin|ack, c.external, c.remote, "flow_kept")
+		c.clientSays(syn, c.external, c.remote, "translated")
+		c.answer(c.client, c.external, c.remote)
+	}},
+	{name: "an unconfirmed flow whose source port another has by now", proto: protoUDP, steps: func(c *play) {
+		c.serve(c.world, c.proto, 1, c.remote)
+		c.load()
+		c.arrives(c.opens(c.client, c.external)).becomes(c.opens(c.client, c.remote), "translated")
+		c.leaves(c.opens(c.client, c.remote)).becomes(c.opens(c.source(), c.remote), "source_translated")
+		c.rig.lose(func(k flowKey, _ flow) bool { return k.kind == maps.FlowKeyIn && k.src == newEnd(c.remote) })
+		c.arrives(c.opens(c.other, c.external)).becomes(c.opens(c.other, c.remote), "translated")
+		c.leaves(c.opens(c.other, c.remote)).becomes(c.opens(c.source(), c.remote), "source_translated")
+		c.leaves(c.opens(c.client, c.remote)).dropped("ports_exhausted")
+	}},
+	{name: "an unconfirmed flow whose entry on the wire is lost", proto: protoUDP, steps: func(c *play) {
+		c.serve(c.world, c.proto, 1, c.remote)
+		c.load()
+		c.arrives(c.opens(c.client, c.external)).becomes(c.opens(c.client, c.remote), "translated")
+		for range 2 {
+			c.leaves(c.opens(c.client, c.remote)).becomes(c.opens(c.source(), c.remote), "source_translated")
+			c.rig.lose(func(k flowKey, _ flow) bool { return k.kind == maps.FlowKeyIn && k.src == newEnd(c.remote) })
+		}
+		c.leaves(c.opens(c.client, c.remote)).becomes(c.opens(c.source(), c.remote), "source_translated")
+		c.arrives(c.continues(c.remote, c.source())).becomes(c.continues(c.remote, c.client), "source_restored")
+	}},
+	{name: "what comes late to a frontend whose client port inside another has by now", proto: protoTCP, steps: func(c *play) {
+		c.serve(c.world, c.proto, 1, c.local)
+		c.load()
+		c.open(c.client, c.external, c.local)
+		c.backendSays(fin|ack, c.external, c.local)
+		c.clientSays(fin|ack, c.external, c.local, "flow_kept")
+		c.clientSays(ack, c.external, c.local, "flow_kept")
+		c.arrives(c.opens(c.client, c.loadBalancer)).becomes(c.opens(c.client, c.local), "translated")
+		c.arrives(tcp(c.client, c.external, fin|ack)).dropped("flow_over")
+		c.arrives(c.continues(c.client, c.loadBalancer)).becomes(c.continues(c.client, c.local), "flow_kept")
+	}},
+}
+
+// taken checks that another client gets the port of the first one's flow, which is
+// over, and that what still comes of that is not taken for the new one's.
+func (c *play) taken() {
+	c.Helper()
+	c.arrives(c.opens(c.other, c.external)).becomes(c.opens(c.other, c.remote), "translated")
+	c.leaves(c.opens(c.other, c.remote)).becomes(c.opens(c.source(), c.remote), "source_translated")
+	c.leaves(c.continues(c.client, c.remote)).dropped("flow_over")
+	c.arrives(c.continues(c.remote, c.source())).becomes(c.continues(c.remote, c.other), "source_restored")
+	c.leaves(c.continues(c.remote, c.other)).becomes(c.continues(c.external, c.other), "reply_restored")
+}

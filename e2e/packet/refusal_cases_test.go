@@ -1,0 +1,192 @@
+package packet
+
+import (
+	"net/netip"
+
+	"shunt/maps"
+)
+
+// reset is the answer to a TCP packet that nobody takes (RFC 9293, 3.10.7.1).
+func reset(p pkt) pkt {
+	r := pkt{src: p.dst, dst: p.src, proto: protoTCP, id: p.id, tos: p.tos, df: true, ipOptions: p.ipOptions,
+		exts: p.exts, flags: rst | ack, ack: p.seq + uint32(len(p.payload))}
+	if p.flags&syn != 0 {
+		r.ack++
+	}
+	if p.flags&fin != 0 {
+		r.ack++
+	}
+	return r
+}
+
+// unreachable is the answer to a datagram that nobody takes: it quotes the IP header
+// and eight bytes (RFC 792; RFC 4443 lets it be more).
+func unreachable(p pkt) pkt {
+	b := p.bytes()
+	v, _ := readPacket(b, 0)
+	r := icmpError(p.dst.Addr(), p.src.Addr(), 3, 3, 0, b[:v.l4+8])
+	if !v.v4 {
+		r.icmpType, r.icmpCode = 1, 4
+	}
+	r.df = true
+	return r
+}
+
+// refused checks the answer that suits the packet's protocol.
+func (c *play) refused(p pkt, reason string) {
+	c.Helper()
+	if len(p.options)+len(p.payload) > 0 {
+		c.trims()
+	}
+	if p.proto == protoTCP {
+		c.arrives(p).answered(reset(p), reason)
+		return
+	}
+	c.arrives(p).answered(unreachable(p), reason)
+}
+
+// emptied is a service without a usable endpoint, or only with some elsewhere.
+func (c *play) emptied(flags uint16) {
+	c.Helper()
+	c.serve(c.world, c.proto, 1)
+	c.world.change(1, func(f *frontend) { f.flags = flags })
+	c.load()
+}
+
+var refusalCases = []packetCase{
+	{name: "nobody serves", steps: func(c *play) {
+		c.emptied(0)
+		for _, addr := range c.kinds() {
+			c.refused(c.opens(c.client, addr), "no_endpoint")
+		}
+		if len(c.rig.flows(fresh)) != 0 {
+			c.Errorf("flows of nobody: %v", c.rig.flows(fresh))
+		}
+	}},
+	{name: "an answer to a header alone", ethernet: true, steps: func(c *play) {
+		c.emptied(0)
+		if c.proto == protoTCP {
+			c.refused(tcp(c.client, c.external, syn), "no_endpoint")
+		} else {
+			c.refused(udp(c.client, c.external, ""), "no_endpoint")
+		}
+	}},
+	{name: "a port that the cluster IP does not have", steps: func(c *play) {
+		c.serve(c.world, c.proto, 1, c.local)
+		c.load()
+		c.refused(c.opens(c.client, at(c.clusterIP, 9)), "undefined_port")
+	}},
+	{name: "an address of the service CIDR that no service has", steps: func(c *play) {
+		c.serve(c.world, c.proto, 1, c.local)
+		none := netip.AddrPortFrom(c.clusterIP.Addr().Next(), 80)
+		c.load()
+		c.arrives(c.opens(c.client, none)).passes("no_frontend")
+		c.world.cidrs[netip.PrefixFrom(c.clusterIP.Addr(), c.clusterIP.Addr().BitLen()-8).Masked()] = true
+		c.load()
+		c.arrives(c.opens(c.client, none)).dropped("unallocated")
+		c.arrives(c.opens(c.client, c.clusterIP)).becomes(c.opens(c.client, c.local), "translated")
+		c.refused(c.opens(c.client, at(c.clusterIP, 9)), "undefined_port")
+		c.arrives(c.opens(c.client, c.other)).passes("no_frontend")
+		c.leaves(c.opens(c.client, none)).passes("egress_passed")
+	}},
+	{name: "what a reset answers", proto: protoTCP, steps: func(c *play) {
+		c.emptied(0)
+		for _, p := range []pkt{
+			tcp(c.client, c.external, syn),
+			tcp(c.client, c.external, syn).with(func(p *pkt) { p.seq = 0xffffffff }),
+			tcp(c.client, c.external, syn).with(func(p *pkt) { p.payload = []byte("fast open"); p.options = make([]byte, 40) }),
+			tcp(c.client, c.external, syn|fin),
+			tcp(c.client, c.external, syn|psh|urg).with(func(p *pkt) { p.tos, p.ttl, p.id = 0x10, 3, 99; p.payload = []byte("odd") }),
+		} {
+			c.refused(p, "no_endpoint")
+		}
+		// Not the first of a connection: it may be somebody else's, and the stack answers.
+		for _, flags := range []uint8{ack, rst, syn | ack, syn | rst, fin | ack} {
+			c.arrives(tcp(c.client, c.external, flags)).passes("no_flow")
+		}
+	}},
+	{name: "what an unreachable port answers", proto: protoUDP, steps: func(c *play) {
+		c.emptied(0)
+		for _, p := range []pkt{
+			udp(c.client, c.external, "short."),
+			udp(c.client, c.external, "odd size."),
+			udp(c.client, c.external, string(make([]byte, 1400))),
+			udp(c.client, c.external, "at last").with(func(p *pkt) { p.tos, p.ttl, p.id = 0x10, 3, 99 }),
+		} {
+			c.refused(p, "no_endpoint")
+		}
+		p := udp(c.client, c.external, string(make([]byte, 1000)))
+		first := p.fragments(77, 504)[0]
+		c.refused(first, "no_endpoint")
+	}},
+	{name: "with IP options", family: 4, steps: func(c *play) {
+		c.emptied(0)
+		c.refused(c.opens(c.client, c.external).with(func(p *pkt) { p.ipOptions = []byte{148, 4, 0, 0, 1, 1, 1, 0} }), "no_endpoint")
+	}},
+	{name: "with extension headers", family: 6, steps: func(c *play) {
+		c.emptied(0)
+		c.refused(c.opens(c.client, c.external).with(func(p *pkt) {
+			p.exts = []ext{{protoHopByHop, []byte{5, 2, 0, 0, 1, 0}}, {protoDest, []byte{1, 4, 0, 0, 0, 0}}}
+		}), "no_endpoint")
+	}},
+	{name: "an answer that can't be made", steps: func(c *play) {
+		c.emptied(0)
+		if c.proto == protoTCP { // of a segment in pieces nobody knows the length
+			p := c.opens(c.client, c.external).with(func(p *pkt) { p.payload = make([]byte, 100) })
+			c.arrives(p.fragments(5, 24)[0]).dropped("write_failed")
+			return
+		}
+		c.trims()
+		if c.v6 {
+			p := c.opens(c.client, c.external).with(func(p *pkt) { p.exts = []ext{{protoDest, make([]byte, 8*31-2)}} })
+			c.arrives(p).dropped("write_failed")
+		}
+	}},
+	{name: "policy Local, and all endpoints elsewhere", steps: func(c *play) {
+		c.emptied(maps.OutsideLocal | maps.Elsewhere)
+		for _, addr := range c.kinds() {
+			c.arrives(c.opens(c.client, addr)).dropped("no_local_endpoint")
+		}
+	}},
+	{name: "policy Local, and a client that is a pod of the cluster", steps: func(c *play) {
+		c.serve(c.world, c.proto, 1, c.remote)
+		c.world.change(1, func(f *frontend) {
+			f.flags = maps.OutsideLocal | maps.Elsewhere
+			if f.kind != maps.ClusterIP {
+				f.outside = []uint32{}
+			}
+		})
+		c.load()
+		c.arrives(c.opens(c.client, c.external)).dropped("no_local_endpoint")
+		c.arrives(c.opens(c.pod, c.external)).becomes(c.opens(c.pod, c.remote), "translated")
+		c.leaves(c.opens(c.pod, c.remote)).becomes(c.opens(c.source(), c.remote), "source_translated")
+	}},
+	{name: "policy Local, and a client that is a pod of this node", config: podDevice, steps: func(c *play) {
+		c.serve(c.world, c.proto, 1, c.remote)
+		c.world.change(1, func(f *frontend) { f.flags, f.outside = maps.OutsideLocal|maps.Elsewhere, []uint32{} })
+		c.load()
+		client := at(c.local, 555)
+		c.arrives(c.opens(client, c.external)).becomes(c.opens(client, c.remote), "translated")
+	}},
+	{name: "source ranges", steps: func(c *play) {
+		c.serve(c.world, c.proto, 1, c.local)
+		bits := c.client.Addr().BitLen()
+		c.world.sources[1] = []netip.Prefix{netip.PrefixFrom(c.client.Addr(), bits),
+			netip.PrefixFrom(c.pod.Addr(), bits-8).Masked()}
+		c.world.change(1, func(f *frontend) {
+			if f.kind == maps.LoadBalancerIP {
+				f.flags |= maps.SourceRanges
+			}
+		})
+		c.load()
+		c.arrives(c.opens(c.client, c.loadBalancer)).becomes(c.opens(c.client, c.local), "translated")
+		c.arrives(c.opens(c.pod, c.loadBalancer)).becomes(c.opens(c.pod, c.local), "translated")
+		c.arrives(c.opens(c.other, c.loadBalancer)).dropped("source_range")
+		c.arrives(c.opens(c.other, c.external)).becomes(c.opens(c.other, c.local), "translated")
+		// Another service's ranges are not this one's, and an open flow has none.
+		c.world.sources[2], c.world.sources[1] = c.world.sources[1], nil
+		c.load()
+		c.arrives(c.opens(at(c.client, 4000), c.loadBalancer)).dropped("source_range")
+		c.arrives(c.continues(c.client, c.loadBalancer)).becomes(c.continues(c.client, c.local), "flow_kept")
+	}},
+}

@@ -1,0 +1,148 @@
+package packet
+
+import (
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"shunt/bpf"
+	"shunt/maps"
+)
+
+// packetCase is a row of the table: what it shows is its name. The steps are packets,
+// each with what must become of it and the one reason that must be counted; a step that
+// is not as it should be ends the case.
+type packetCase struct {
+	name   string
+	config config
+	// proto and family limit the case to one protocol and one IP version; 0: both.
+	proto  uint8
+	family int
+	// ethernet: the case makes sense only with Ethernet headers.
+	ethernet bool
+	// routed: in a network namespace that has routes.
+	routed bool
+	steps  func(*play)
+}
+
+// config is how the programs of a case were loaded.
+type config string
+
+const (
+	uplink    config = ""
+	podDevice config = "pod device"
+)
+
+// seed of the choice of backends and ports, here and in the model.
+const seed = 0x5eed
+
+var smallSizes = maps.Sizes{Services: 64, Slots: 256, Backends: 256, Affinity: 64, Sources: 64, Flows: 64}
+
+// options of the programs. Timeouts are shorter than the defaults: time that is to have
+// passed before a packet must not be before the machine was started.
+func options(ports uint32) bpf.PacketOptions {
+	return bpf.PacketOptions{FlowSeed: seed, SourcePorts: bpf.SourcePorts{First: firstPort, Count: ports}, Timeouts: timeouts,
+		ClusterCIDRs: []netip.Prefix{makePlan(false).cidr, makePlan(true).cidr}}
+}
+
+// All are odd numbers of seconds, and the model's clock goes in steps of two.
+var timeouts = bpf.Timeouts{TCPNew: 7 * time.Second, TCPEstablished: 25 * time.Second, TCPCloseWait: 13 * time.Second,
+	TCPClosed: 3 * time.Second, UDPNew: 5 * time.Second, UDPEstablished: 9 * time.Second}
+
+// variant is how all of the table is run.
+type variant struct {
+	name       string
+	noEthernet bool
+	flags      uint32 // of BPF_PROG_TEST_RUN
+}
+
+// checkComplete (BPF_F_TEST_SKB_CHECKSUM_COMPLETE, Linux 6.17) gives a packet the sum
+// that a device makes over all of it, and fails the run where that is wrong afterwards.
+const checkComplete = 4
+
+// TestPackets is the table in full, on devices with and without Ethernet headers, and with a device's
+// sum over the packet. A reason that packets can end by must be reached by some case.
+func TestPackets(t *testing.T) {
+	bare, routed := newBare(t), newRouted(t)
+	reached := map[string]bool{}
+	for _, v := range []variant{{name: "ethernet"}, {name: "complete", flags: checkComplete}, {name: "ip", noEthernet: true}} {
+		t.Run(v.name, func(t *testing.T) {
+			rigs := map[config]*rig{}
+			for _, c := range []config{uplink, podDevice} {
+				rigs[c] = newRig(t, options(1), bpf.PacketDevice{NoEthernet: v.noEthernet, Pod: c == podDevice}, smallSizes)
+				if rigs[c].flags = v.flags; !rigs[c].runs(bare) {
+					t.Skip("the kernel does not compare a device's checksum after a run (before 6.17)")
+				}
+			}
+			for _, pc := range slices.Concat(pathCases, flowCases, refusalCases, choiceCases, portCases, fragmentCases,
+				headerCases, icmpCases, stateCases) {
+				n := bare
+				if pc.routed {
+					n = routed
+				}
+				if !pc.ethernet || !v.noEthernet {
+					pc.run(t, rigs[pc.config], n, reached)
+				}
+			}
+		})
+	}
+	checkReached(t, reached)
+}
+
+// runs says whether the kernel takes the rig's flags.
+func (r *rig) runs(n netns) bool {
+	r.enter(r.t, n)
+	p := makePlan(false)
+	_, err := r.tryRun(egress, r.frame(egress, udp(p.client, p.other, "12345678").bytes()))
+	return err == nil
+}
+
+func (pc packetCase) run(t *testing.T, r *rig, n netns, reached map[string]bool) {
+	for _, v6 := range []bool{false, true} {
+		for _, proto := range []uint8{protoTCP, protoUDP} {
+			family := map[bool]int{false: 4, true: 6}[v6]
+			if pc.proto != 0 && pc.proto != proto || pc.family != 0 && pc.family != family {
+				continue
+			}
+			p := makePlan(v6)
+			name := strings.Join([]string{pc.name, p.name, maps.ProtocolName(proto)}, "/")
+			t.Run(name, func(t *testing.T) {
+				r.enter(t, n)
+				c := &play{TB: t, plan: p, rig: r, world: newWorld(), proto: proto, reached: reached}
+				r.clear()
+				pc.steps(c)
+			})
+		}
+	}
+}
+
+// notPackets are the reasons of socket hooks alone.
+var notPackets = []string{"unrecorded", "reply_passed", "peer_restored", "peer_passed"}
+
+func checkReached(t *testing.T, reached map[string]bool) {
+	t.Helper()
+	all, err := maps.ReasonNames()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range all {
+		if !reached[name] && !slices.Contains(notPackets, name) {
+			t.Errorf("no case reaches reason %s", name)
+		}
+		if reached[name] && slices.Contains(notPackets, name) {
+			t.Errorf("reason %s is said to be of sockets only, and a packet ends by it", name)
+		}
+		delete(reached, name)
+	}
+	for name := range reached {
+		t.Errorf("cases expect reason %q, which reason.h does not have", name)
+	}
+}
+
+// load writes the case's world to the maps.
+func (c *play) load() {
+	c.Helper()
+	c.rig.load(c.world)
+}
