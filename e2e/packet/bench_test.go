@@ -1,0 +1,124 @@
+package packet
+
+import (
+	"net/netip"
+	"testing"
+
+	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
+
+	"shunt/bpf"
+	"shunt/maps"
+)
+
+// BenchmarkPacket prints what a packet costs in the programs: ns-in-kernel/op is by the
+// kernel's own statistics, which add some 20 ns; ns/op is with the system call.
+func BenchmarkPacket(b *testing.B) {
+	stats, err := ebpf.EnableStats(uint32(unix.BPF_STATS_RUN_TIME))
+	if err != nil {
+		b.Skipf("the kernel does not tell how long programs run: %v", err)
+	}
+	defer stats.Close()
+	n := newBare(b)
+	sizes := smallSizes
+	sizes.Flows = maps.DefaultSizes().Flows
+	r := newRig(b, options(4096), bpf.PacketDevice{}, sizes)
+	for _, v6 := range []bool{false, true} {
+		p := makePlan(v6)
+		c := &bench{plan: p, rig: r, w: newWorld()}
+		p.serve(c.w, protoTCP, 1, p.remote)
+		for _, row := range []struct {
+			name string
+			hook hook
+			run  func(*testing.B)
+		}{
+			{"ingress/first", ingress, c.firstIn},
+			{"egress/first", egress, c.firstOut},
+			{"ingress/established", ingress, c.repeat(ingress, func() pkt { return tcp(p.client, p.external, ack) })},
+			{"egress/established", egress, c.repeat(egress, func() pkt { return tcp(p.client, p.remote, ack) })},
+			{"ingress/reply", ingress, c.repeat(ingress, func() pkt { return tcp(p.remote, c.wire, ack) })},
+			{"egress/reply", egress, c.repeat(egress, func() pkt { return tcp(p.remote, p.client, ack) })},
+			{"ingress/nobody's", ingress, c.repeat(ingress, func() pkt { return tcp(p.client, p.other, ack) })},
+			{"egress/nobody's", egress, c.repeat(egress, func() pkt { return tcp(p.other, p.client, ack) })},
+		} {
+			b.Run(p.name+"/"+row.name, func(b *testing.B) {
+				r.enter(b, n)
+				c.begin()
+				before := c.stats(b, row.hook)
+				b.ResetTimer()
+				row.run(b)
+				b.StopTimer()
+				after := c.stats(b, row.hook)
+				b.ReportMetric(float64(after.Runtime-before.Runtime)/float64(after.RunCount-before.RunCount), "ns-in-kernel/op")
+			})
+		}
+	}
+}
+
+// bench is a service with one backend elsewhere, and one open flow to it.
+type bench struct {
+	plan
+	rig  *rig
+	w    *world
+	wire netip.AddrPort // the flow's source
+}
+
+func (c *bench) begin() {
+	c.rig.clear()
+	c.rig.load(c.w)
+	c.run(ingress, tcp(c.client, c.external, syn))
+	out := c.run(egress, tcp(c.client, c.remote, syn))
+	v, _ := readPacket(out[ethLen:], 0)
+	c.wire = netip.AddrPortFrom(v.src.ip(), v.src.port)
+	c.run(ingress, tcp(c.remote, c.wire, syn|ack))
+	c.run(ingress, tcp(c.client, c.external, ack))
+}
+
+func (c *bench) run(h hook, p pkt) []byte { return c.rig.run(h, c.rig.frame(h, p.bytes())).data }
+
+func (c *bench) stats(b *testing.B, h hook) *ebpf.ProgramStats {
+	p := c.rig.programs.Ingress
+	if h == egress {
+		p = c.rig.programs.Egress
+	}
+	s, err := p.Stats()
+	if err != nil {
+		b.Fatal(err)
+	}
+	return s
+}
+
+func (c *bench) repeat(h hook, p func() pkt) func(*testing.B) {
+	return func(b *testing.B) {
+		frame := c.rig.frame(h, p().bytes())
+		for b.Loop() {
+			c.rig.run(h, frame)
+		}
+	}
+}
+
+// stranger is the n-th host that nothing was heard of before.
+func (c *bench) stranger(n int) netip.AddrPort {
+	a := c.client.Addr().AsSlice()
+	a[len(a)-2], a[len(a)-1] = byte(n>>16), byte(n>>8)
+	addr, _ := netip.AddrFromSlice(a)
+	return netip.AddrPortFrom(addr, uint16(1024+n&255))
+}
+
+func (c *bench) firstIn(b *testing.B) {
+	for n := 0; b.Loop(); n++ {
+		c.run(ingress, tcp(c.stranger(n), c.external, syn))
+	}
+}
+
+// firstOut is of flows that take one port each: when they have all, they are forgotten,
+// outside of what is measured in the kernel.
+func (c *bench) firstOut(b *testing.B) {
+	for n := 0; b.Loop(); n++ {
+		if n%2048 == 2047 {
+			c.rig.clear()
+		}
+		c.run(ingress, tcp(c.stranger(n), c.external, syn))
+		c.run(egress, tcp(c.stranger(n), c.remote, syn))
+	}
+}

@@ -1,0 +1,383 @@
+package packet
+
+import (
+	"bytes"
+	"encoding/binary"
+	"fmt"
+	"math/rand/v2"
+	"net/netip"
+
+	"shunt/maps"
+)
+
+// dice throws packets. The universe is small, so that they meet: two hosts outside, pods
+// of this cluster and the services' own addresses, with few ports.
+type dice struct {
+	*rand.Rand
+	seed uint64
+	tape *tape // that they are read from, instead
+	// recent are packets that went on: of them the next are made.
+	recent [8]passed
+	next   int
+}
+
+// passed is a packet as it came to a hook, and as it went on.
+type passed struct {
+	hook    hook
+	in, out []byte
+}
+
+func newDice(seed uint64) *dice {
+	return &dice{Rand: rand.New(rand.NewPCG(seed, 1)), seed: seed}
+}
+
+// tape is where a fuzzer writes the throws.
+type tape struct {
+	left []byte
+	over uint64 // throws after the last that is written
+}
+
+func newTapeDice(b []byte) *dice {
+	t := &tape{left: b}
+	return &dice{Rand: rand.New(t), tape: t}
+}
+
+// Uint64 makes a number of the next two bytes, such that all of its bits depend on them.
+// Where there are none any more, the numbers still differ: who throws until something
+// fits must come to an end.
+func (t *tape) Uint64() uint64 {
+	var two [2]byte
+	if len(t.left) == 0 {
+		t.over++
+		return mix(mix(seed, t.over), t.over)
+	}
+	t.left = t.left[copy(two[:], t.left):]
+	return mix(seed, uint64(binary.BigEndian.Uint16(two[:])))
+}
+
+// again begins the same throws anew.
+func (d *dice) again() *dice { return newDice(d.seed) }
+
+// one is true one time of n.
+func (d *dice) one(n int) bool { return d.IntN(n) == 0 }
+
+// universe is a plan's addresses for random packets.
+type universe struct {
+	plan
+	clients, frontends, backends []netip.AddrPort
+}
+
+var universes = [2]universe{newUniverse(false), newUniverse(true)}
+
+// Services of the universe: what each frontend address at ports 80 to 85 shows.
+const (
+	plainService = iota
+	sharingService
+	affineService
+	rangesService
+	localService
+	emptyService
+	services
+)
+
+func newUniverse(v6 bool) universe {
+	u := universe{plan: makePlan(v6)}
+	for _, a := range []netip.Addr{u.client.Addr(), u.other.Addr(), u.pod.Addr(), u.local.Addr(), u.node.Addr()} {
+		for _, port := range []uint16{40000, 40001, 8080, 30080} {
+			u.clients = append(u.clients, netip.AddrPortFrom(a, port))
+		}
+	}
+	for s := range uint16(services + 1) { // of the last only the addresses are there
+		u.frontends = append(u.frontends, at(u.clusterIP, 80+s), at(u.loadBalancer, 80+s), at(u.external, 80+s), at(u.node, 30080+s))
+	}
+	u.frontends = append(u.frontends, netip.AddrPortFrom(u.clusterIP.Addr().Next(), 80)) // nobody has that
+	for i := range uint16(2) {
+		u.backends = append(u.backends, at(u.local, 8080+i), at(u.remote, 8080+i), at(u.host, 8080+i))
+	}
+	return u
+}
+
+// world has services of all sorts in both families and for both protocols.
+func (d *dice) world() *world {
+	w := newWorld()
+	for _, u := range universes {
+		d.serve(w, u, protoTCP)
+		d.serve(w, u, protoUDP)
+		lo := netip.MustParseAddr("127.0.0.1")
+		if u.v6 {
+			lo = netip.IPv6Loopback()
+		}
+		w.nodeAddrs[u.node.Addr()], w.nodeAddrs[lo] = false, true
+		w.clusterIPs[u.clusterIP.Addr()] = true
+		if d.one(2) {
+			w.cidrs[netip.PrefixFrom(u.clusterIP.Addr(), u.clusterIP.Addr().BitLen()-8).Masked()] = true
+		}
+	}
+	w.devices[loopback] = [2]netip.Addr{universes[0].wire, universes[1].wire}
+	return w
+}
+
+// id is a service's, from which those of its backends follow.
+func (u universe) id(service int, proto uint8) uint32 {
+	id := uint32(service)*4 + 1
+	if u.v6 {
+		id++
+	}
+	if proto == protoUDP {
+		id += 2
+	}
+	return id
+}
+
+func (d *dice) serve(w *world, u universe, proto uint8) {
+	for s := range services {
+		id := u.id(s, proto)
+		f := frontend{proto: proto, service: id, inside: []uint32{}, outside: []uint32{}}
+		for i, b := range u.backends {
+			flags := maps.ClusterSet
+			if b.Addr() == u.local.Addr() || b.Addr() == u.host.Addr() {
+				flags |= maps.LocalSet | maps.OnNode
+			}
+			record := id*8 + uint32(i)
+			w.backends[record] = endpoint{addr: b, proto: proto, flags: flags, service: id}
+			if s != emptyService {
+				f.inside = append(f.inside, record)
+			}
+			if s != emptyService && s != localService {
+				f.outside = append(f.outside, record)
+			}
+		}
+		switch s {
+		case affineService:
+			f.affinity = 21
+		case localService:
+			f.flags = maps.OutsideLocal | maps.Elsewhere
+		}
+		for kind, addr := range u.kinds() {
+			f := f
+			f.kind, f.addr = kind, at(addr, addr.Port()+uint16(s))
+			if kind == maps.NodePort {
+				f.addr = netip.AddrPortFrom(u.any(), f.addr.Port())
+			}
+			if kind == maps.LoadBalancerIP && s == rangesService {
+				f.flags |= maps.SourceRanges
+				w.sources[id] = []netip.Prefix{netip.PrefixFrom(u.client.Addr(), u.client.Addr().BitLen())}
+			}
+			w.frontends[f.key()] = f
+		}
+	}
+}
+
+// change does to one service what a change of endpoints does: some leave the sets, some
+// records are freed or become another endpoint's.
+func (d *dice) change(w *world) {
+	u := universes[d.IntN(2)]
+	proto := []uint8{protoTCP, protoUDP}[d.IntN(2)]
+	s := d.IntN(services)
+	id := u.id(s, proto)
+	used := []uint32{}
+	for i, b := range u.backends {
+		record := id*8 + uint32(i)
+		delete(w.backends, record)
+		flags := maps.ClusterSet
+		if b.Addr() != u.remote.Addr() {
+			flags |= maps.LocalSet | maps.OnNode
+		}
+		switch d.IntN(6) {
+		case 0: // freed
+		case 1: // serving what began before
+			w.backends[record] = endpoint{b, proto, flags&maps.OnNode | maps.Terminating, id}
+		case 2: // another
+			w.backends[record] = endpoint{u.backends[(i+3)%len(u.backends)], proto, flags, id}
+			used = append(used, record)
+		default:
+			w.backends[record] = endpoint{b, proto, flags, id}
+			used = append(used, record)
+		}
+	}
+	if d.one(8) {
+		used = nil
+	}
+	for k, f := range w.frontends {
+		if f.service != id {
+			continue
+		}
+		f.inside = used
+		if s != localService {
+			f.outside = used
+		}
+		w.frontends[k] = f
+	}
+}
+
+// saw remembers a packet that went on, and rarely one that was nobody's.
+func (d *dice) saw(h hook, in []byte, r result) {
+	if r.verdict != unspec || len(r.data) < ethLen+20 || bytes.Equal(in, r.data[ethLen:]) && !d.one(8) {
+		return
+	}
+	to := &d.recent[d.next%len(d.recent)]
+	d.next++
+	to.hook, to.in, to.out = h, append(to.in[:0], in...), append(to.out[:0], r.data[ethLen:]...)
+}
+
+// packet throws one, and the hook that it comes to.
+func (d *dice) packet() (hook, []byte) {
+	h := hook(d.IntN(2))
+	var b []byte
+	switch n := d.IntN(16); {
+	case n < 3:
+		h, b = ingress, d.fresh(universes[d.IntN(2)].clients, universes[d.IntN(2)].frontends)
+	case n < 4:
+		u := universes[d.IntN(2)]
+		all := append(append(append([]netip.AddrPort{}, u.clients...), u.frontends...), u.backends...)
+		b = d.fresh(all, all)
+	default:
+		h, b = d.follow()
+	}
+	if d.one(12) {
+		b = d.spoil(b)
+	}
+	return h, b
+}
+
+// fresh is a packet from one of these to one of those, of one family.
+func (d *dice) fresh(from, to []netip.AddrPort) []byte {
+	src := from[d.IntN(len(from))]
+	dst := to[d.IntN(len(to))]
+	for dst.Addr().Is4() != src.Addr().Is4() {
+		src, dst = from[d.IntN(len(from))], to[d.IntN(len(to))]
+		if from[0].Addr().Is4() == from[len(from)-1].Addr().Is4() && to[0].Addr().Is4() != src.Addr().Is4() {
+			dst = universes[map[bool]int{true: 0, false: 1}[src.Addr().Is4()]].frontends[d.IntN(services*4)]
+		}
+	}
+	return d.dress(src, dst).bytes()
+}
+
+// dress makes a packet between two ends, of any shape.
+func (d *dice) dress(src, dst netip.AddrPort) pkt {
+	p := udp(src, dst, fmt.Sprintf("datagram %d", d.IntN(100)))
+	if d.one(2) {
+		flags := []uint8{syn, syn, syn, ack, ack, ack | psh, fin | ack, fin | ack, rst, rst | ack, syn | ack, 0, syn | fin, 255}
+		p = tcp(src, dst, flags[d.IntN(len(flags))])
+		p.seq, p.ack = d.Uint32(), d.Uint32()
+		if d.one(4) {
+			p.payload = make([]byte, d.IntN(50))
+		}
+		if d.one(8) {
+			p.options = make([]byte, 4*d.IntN(11))
+		}
+	}
+	p.tos, p.ttl, p.id, p.df = uint8(d.IntN(256)), uint8(d.IntN(256)), d.Uint32N(4), d.one(2)
+	p.noSum = d.one(6)
+	if d.one(8) {
+		p.ipOptions = make([]byte, 4*d.IntN(11))
+	}
+	if d.one(8) {
+		p.exts = d.extensions()
+	}
+	if d.one(16) {
+		p = d.cut(p)
+	}
+	return p
+}
+
+func (d *dice) extensions() []ext {
+	var all []ext
+	for range d.IntN(4) {
+		kind := []uint8{protoHopByHop, protoRouting, protoDest, protoDest}[d.IntN(4)]
+		all = append(all, ext{kind, make([]byte, 8*(1+d.IntN(3))-2)})
+	}
+	if d.one(20) {
+		for range 8 {
+			all = append(all, ext{protoDest, make([]byte, 6)})
+		}
+	}
+	return all
+}
+
+// cut makes a packet one piece of itself.
+func (d *dice) cut(p pkt) pkt {
+	p.payload = append(p.payload, make([]byte, 64)...)
+	pieces := p.fragments(d.Uint32N(3), 32, 64)
+	return pieces[d.IntN(len(pieces))]
+}
+
+// follow is a packet that follows from one that was there: its sender's next one, it
+// itself where it comes next, an answer to it, or an error about it.
+func (d *dice) follow() (hook, []byte) {
+	last := d.recent[d.IntN(len(d.recent))]
+	if last.in == nil {
+		return ingress, d.fresh(universes[0].clients, universes[0].frontends)
+	}
+	in, kind := readPacket(last.in, 0)
+	out, _ := readPacket(last.out, 0)
+	if kind != isTransport {
+		return egress - last.hook, bytes.Clone(last.out)
+	}
+	switch n := d.IntN(16); {
+	case n < 5:
+		return last.hook, d.continues(in, in.src, in.dst)
+	case n < 9 && last.hook == ingress: // through the stack
+		return egress, bytes.Clone(last.out)
+	case n < 13: // from whom it went to: of the stack's other side, or from a wire
+		return egress - last.hook, d.continues(out, out.dst, out.src)
+	case n < 15:
+		return egress - last.hook, d.complain(out, last.out)
+	}
+	return hook(d.IntN(2)), d.continues(out, out.src, out.dst)
+}
+
+// continues is a packet between these ends, of the same protocol for the most part.
+func (d *dice) continues(v view, src, dst end) []byte {
+	p := d.dress(netip.AddrPortFrom(src.ip(), src.port), netip.AddrPortFrom(dst.ip(), dst.port))
+	for p.proto != v.proto && !d.one(20) {
+		p = d.dress(p.src, p.dst)
+	}
+	return p.bytes()
+}
+
+// complain is an ICMP error about a packet, from its receiver or from on the way.
+func (d *dice) complain(v view, packet []byte) []byte {
+	quote := bytes.Clone(packet)
+	if d.one(2) {
+		quote = quote[:d.IntN(len(quote)+1)]
+	}
+	u := universes[0]
+	kinds := []uint8{3, 3, 11, 12, 4, 5, 0, 8}
+	if !v.v4 {
+		u, kinds = universes[1], []uint8{1, 2, 3, 4, 1, 128, 136}
+	}
+	from := v.dst.ip()
+	if d.one(2) {
+		from = u.clients[d.IntN(len(u.clients))].Addr()
+	}
+	to := v.src.ip()
+	if d.one(8) {
+		to = u.frontends[d.IntN(len(u.frontends))].Addr()
+	}
+	e := icmpError(from, to, kinds[d.IntN(len(kinds))], uint8(d.IntN(6)), d.Uint32N(1500), quote)
+	e.df = d.one(2)
+	if d.one(12) {
+		e.ipOptions, e.exts = make([]byte, 4*d.IntN(11)), d.extensions()
+	}
+	return e.bytes()
+}
+
+// spoil makes a packet one that nobody sends but to do harm, or by a fault.
+func (d *dice) spoil(b []byte) []byte {
+	b = bytes.Clone(b)
+	switch d.IntN(4) {
+	case 0:
+		return b[:d.IntN(len(b)+1)]
+	case 1: // in the headers
+		for range 1 + d.IntN(3) {
+			b[d.IntN(min(len(b), 64))] = byte(d.Uint32())
+		}
+	case 2: // a checksum, a length or the like of the extremes
+		i := d.IntN(min(len(b), 64)-1) &^ 1
+		binary.BigEndian.PutUint16(b[i:], []uint16{0, 0xffff}[d.IntN(2)])
+	default:
+		b = append(b, make([]byte, d.IntN(20))...)
+	}
+	return b
+}

@@ -1,0 +1,292 @@
+package packet
+
+import (
+	"time"
+
+	"shunt/maps"
+)
+
+// Bounds of the programs (flow.h, source.h).
+const (
+	touchEvery  = int64(time.Second)
+	innerTries  = 16
+	sourceTries = 64
+	patience    = 4 // from this try on, a port of a flow that is over will do
+)
+
+func (f flow) clientKey() flowKey { return flowKey{maps.FlowKeyIn, f.proto, f.client, f.frontend} }
+func (f flow) wireKey() flowKey   { return flowKey{maps.FlowKeyIn, f.proto, f.backend, f.node} }
+func (f flow) outKey() flowKey    { return ends(f.proto, f.inside(), f.backend) }
+
+// inside is the client as the backend's side of the stack has it.
+func (f flow) inside() end { return end{f.client.addr, f.inner} }
+
+// ends is the key of what the stack sees, in either direction.
+func ends(proto uint8, a, b end) flowKey {
+	if b.compare(a) < 0 {
+		a, b = b, a
+	}
+	return flowKey{maps.FlowKeyOut, proto, a, b}
+}
+
+func (f flow) sameClient(o flow) bool { return f.client == o.client && f.frontend == o.frontend }
+func (f flow) sameEnds(o flow) bool {
+	return f.sameClient(o) && f.inner == o.inner && f.backend == o.backend
+}
+func (f flow) same(o flow) bool { return f.sameEnds(o) && f.node.port == o.node.port }
+
+func (f flow) reset() bool { return (f.clientSaid|f.backendSaid)&maps.SaidRST != 0 }
+
+func (f flow) closed() bool { return f.reset() || f.clientSaid&f.backendSaid&maps.SaidFIN != 0 }
+
+func (f flow) expired(now int64) bool {
+	var after time.Duration
+	answered := f.flags&maps.FlowConfirmed != 0
+	switch {
+	case f.proto == protoUDP && answered:
+		after = timeouts.UDPEstablished
+	case f.proto == protoUDP:
+		after = timeouts.UDPNew
+	case f.closed():
+		after = timeouts.TCPClosed
+	case (f.clientSaid|f.backendSaid)&maps.SaidFIN != 0:
+		after = timeouts.TCPCloseWait
+	case answered:
+		after = timeouts.TCPEstablished
+	default:
+		after = timeouts.TCPNew
+	}
+	return f.used+int64(after) <= now
+}
+
+// serves says whether the flow's backend still is one, in the sets or not.
+func (m *model) serves(f flow) bool {
+	b, ok := m.world.backends[f.id]
+	return ok && b.service == f.service && newEnd(b.addr) == f.backend
+}
+
+func isSYN(flags uint8) bool { return flags&(syn|ack|rst) == syn }
+
+// goesOn says whether a client's packet is of this flow, or begins a new one.
+func (m *model) goesOn(f flow, v view) bool {
+	if v.proto == protoTCP && !isSYN(v.flags) {
+		return true
+	}
+	if v.proto == protoTCP && f.closed() {
+		return false
+	}
+	return !f.expired(m.now) && m.serves(f)
+}
+
+func (m *model) find(k flowKey) (flow, bool) {
+	if f, ok := m.confirmed[k]; ok {
+		return f, true
+	}
+	f, ok := m.fresh[k]
+	return f, ok
+}
+
+// put writes an entry where the flow belongs, if there is room.
+func (m *model) put(k flowKey, f flow) bool {
+	if f.flags&maps.FlowConfirmed == 0 {
+		m.fresh[k] = f
+		return true
+	}
+	return m.confirm(k, f)
+}
+
+func (m *model) confirm(k flowKey, f flow) bool {
+	if _, there := m.confirmed[k]; !there && len(m.confirmed) >= m.room {
+		return false
+	}
+	m.confirmed[k] = f
+	return true
+}
+
+func (m *model) remove(k flowKey) {
+	delete(m.confirmed, k)
+	delete(m.fresh, k)
+}
+
+// begin records a new flow, with a port for the client before the backend at which no
+// other flow of it is.
+func (m *model) begin(f *flow, hash uint32) bool {
+	claimed := false
+	for i := uint32(0); i < innerTries && !claimed; i++ {
+		f.inner = f.client.port
+		if i > 0 {
+			f.inner = m.sourcePort(hash, i)
+		}
+		if f.inside() == f.backend {
+			continue
+		}
+		old, there := m.find(f.outKey())
+		ours := there && old.sameClient(*f)
+		if there && !ours && !old.closed() && !old.expired(m.now) {
+			continue
+		}
+		if ours && old.node.port != 0 {
+			if wire, ok := m.find(old.wireKey()); ok && wire.same(old) {
+				m.remove(old.wireKey())
+			}
+		}
+		delete(m.confirmed, f.outKey())
+		m.fresh[f.outKey()] = *f
+		claimed = true
+	}
+	if !claimed {
+		return false
+	}
+	m.remove(f.clientKey())
+	m.fresh[f.clientKey()] = *f
+	return true
+}
+
+// triedWhole is the largest range of source ports that is tried in a row.
+const triedWhole = 64
+
+// sourcePort is the i-th one to try: in steps that differ from flow to flow.
+func (m *model) sourcePort(hash, i uint32) uint16 {
+	step := uint32(1)
+	if m.ports > triedWhole {
+		step += (hash >> 16) % (m.ports - 1)
+	}
+	p := firstPort + (hash%m.ports+i*step)%m.ports
+	if p > 65535 {
+		p -= 65536 - 1024
+	}
+	return uint16(p)
+}
+
+// touch notes what a flow's packet says, in all entries that are the flow's, and makes
+// those again that are gone.
+func (m *model) touch(f *flow, flags uint8, fromClient bool) {
+	said, other := &f.backendSaid, f.clientSaid
+	if fromClient {
+		said, other = &f.clientSaid, f.backendSaid
+	}
+	was := *said
+	if flags&fin != 0 && *said&maps.SaidFIN == 0 {
+		*said |= maps.SaidFIN
+		if other&maps.SaidFIN != 0 {
+			*said |= maps.SaidFINLater
+		}
+	}
+	if flags&rst != 0 {
+		*said |= maps.SaidRST
+	}
+	if !fromClient {
+		*said |= maps.SaidAnything
+	}
+	if *said == was {
+		if m.now < f.used+touchEvery {
+			return
+		}
+		if flags&rst == 0 { // nobody goes on after a reset that was meant
+			*said &^= maps.SaidRST
+		}
+	}
+	f.used = m.now
+	keys := []flowKey{f.outKey(), f.clientKey()}
+	if f.node.port != 0 {
+		keys = append(keys, f.wireKey())
+	}
+	for _, k := range keys {
+		m.refresh(k, *f)
+	}
+}
+
+func (m *model) refresh(k flowKey, f flow) {
+	for _, all := range []map[flowKey]flow{m.confirmed, m.fresh} {
+		there, ok := all[k]
+		if !ok {
+			continue
+		}
+		if there.same(f) {
+			there.used, there.clientSaid, there.backendSaid = f.used, f.clientSaid, f.backendSaid
+			all[k] = there
+		}
+		return
+	}
+	m.put(k, f)
+}
+
+// heard moves a flow to where it can't be pushed out, if this packet of the client's shows
+// that it has heard the backend. False: there is no room.
+func (m *model) heard(f *flow, flags uint8) bool {
+	if f.flags&maps.FlowConfirmed != 0 || f.backendSaid&maps.SaidAnything == 0 || isSYN(flags) || !m.clients(*f) {
+		return true
+	}
+	if there, ok := m.find(f.outKey()); ok && !there.sameClient(*f) {
+		return true
+	}
+	if there, ok := m.find(f.wireKey()); f.node.port != 0 && ok && !there.same(*f) {
+		f.node.port = 0 // it waited too long, and another has its port
+	}
+	f.flags |= maps.FlowConfirmed
+	if !m.confirm(f.clientKey(), *f) {
+		f.flags &^= maps.FlowConfirmed
+		return false
+	}
+	delete(m.fresh, f.clientKey())
+	keys := []flowKey{f.outKey()}
+	if f.node.port != 0 {
+		keys = append(keys, f.wireKey())
+	}
+	for _, k := range keys {
+		if m.confirm(k, *f) {
+			delete(m.fresh, k)
+		}
+	}
+	return true
+}
+
+// clients says whether the client's entry is this flow's, or nobody's.
+func (m *model) clients(f flow) bool {
+	there, ok := m.find(f.clientKey())
+	return !ok || there.sameEnds(f)
+}
+
+// source gives a flow its address and port on the wire. The reason is empty, or why it
+// gets none.
+func (m *model) source(f *flow, hash uint32) string {
+	addrs := m.world.devices[m.ifindex]
+	addr := addrs[1]
+	if f.backend.ip().Is4() {
+		addr = addrs[0]
+	}
+	if !addr.IsValid() {
+		return "no_node_address"
+	}
+	f.node.addr = addr.As16()
+	if !m.claimWire(f, hash) {
+		return "ports_exhausted"
+	}
+	if !m.put(f.outKey(), *f) || m.clients(*f) && !m.put(f.clientKey(), *f) {
+		return "flow_unrecorded"
+	}
+	return ""
+}
+
+// forgotten says whether another flow may have this one's port to the backend. What that
+// ended first still waits there for late packets; a handshake that does not go on is
+// not waited for.
+func (f flow) forgotten(now int64) bool {
+	halfOpen := f.proto == protoTCP && f.flags&maps.FlowConfirmed == 0 && now-f.used >= touchEvery
+	return f.expired(now) || f.reset() || halfOpen || f.clientSaid&maps.SaidFIN != 0 && f.backendSaid&maps.SaidFINLater != 0
+}
+
+func (m *model) claimWire(f *flow, hash uint32) bool {
+	for i := range uint32(sourceTries) {
+		f.node.port = m.sourcePort(hash, i)
+		old, there := m.find(f.wireKey())
+		if there && (i < patience || !old.forgotten(f.used)) {
+			continue
+		}
+		delete(m.confirmed, f.wireKey())
+		m.fresh[f.wireKey()] = *f
+		return true
+	}
+	f.node.port = 0
+	return false
+}

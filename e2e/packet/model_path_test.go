@@ -1,0 +1,164 @@
+package packet
+
+import "shunt/maps"
+
+// in is a packet with ports that arrives.
+func (m *model) in(v view, isPiece bool) (uint32, string) {
+	frontends, node, cluster := m.means(v.dst)
+	known := frontends || node || cluster
+	f, ok := m.confirmed[flowKey{maps.FlowKeyIn, v.proto, v.src, v.dst}]
+	if !ok && (known || m.isSourcePort(v.dst.port)) {
+		f, ok = m.fresh[flowKey{maps.FlowKeyIn, v.proto, v.src, v.dst}]
+	}
+	if ok {
+		if f.client != v.src || f.frontend != v.dst {
+			return m.fromWire(f, v, isPiece)
+		}
+		if f.flags&maps.FlowOwn != 0 && !f.expired(m.now) {
+			return unspec, "own_flow"
+		}
+		if f.flags&maps.FlowOwn == 0 && m.goesOn(f, v) {
+			if there, ok := m.find(f.outKey()); ok && f.closed() && !there.sameClient(f) {
+				return shot, "flow_over"
+			}
+			m.touch(&f, v.flags, true)
+			reason := "flow_kept"
+			if !m.heard(&f, v.flags) {
+				reason = "unconfirmed"
+			}
+			m.toBackend(f, v, isPiece)
+			return unspec, reason
+		}
+	}
+	if isPiece {
+		return m.lostPiece(v)
+	}
+	if !known {
+		if reason := m.nobody(v.dst); reason == "unallocated" {
+			return shot, reason
+		}
+		return unspec, "no_frontend"
+	}
+	return m.first(v)
+}
+
+func (m *model) isSourcePort(port uint16) bool {
+	p := uint32(port)
+	if p < firstPort {
+		p += 65536 - 1024
+	}
+	return p-firstPort < m.ports
+}
+
+func (m *model) toBackend(f flow, v view, isPiece bool) {
+	m.rewrite(v, isPiece, false, f.backend.addr, f.inner, f.backend.port)
+}
+
+// fromWire is a backend's packet to this node's address: it is the client's.
+func (m *model) fromWire(f flow, v view, isPiece bool) (uint32, string) {
+	m.touch(&f, v.flags, false)
+	m.rewrite(v, isPiece, false, f.client.addr, f.backend.port, f.inner)
+	return unspec, "source_restored"
+}
+
+// first is a packet to a frontend, of no flow.
+func (m *model) first(v view) (uint32, string) {
+	if v.proto == protoTCP && !isSYN(v.flags) {
+		return m.middle(v)
+	}
+	f, reason := m.choose(v, false)
+	switch reason {
+	case "translated", "affinity_kept":
+	case "no_frontend":
+		return unspec, reason
+	case "no_endpoint", "undefined_port":
+		if v.proto == protoTCP && m.reset(v) || v.proto == protoUDP && m.unreachable(v) {
+			return redirect, reason
+		}
+		return shot, "write_failed"
+	default:
+		return shot, reason
+	}
+	if !m.begin(&f, pick(v.src, v.dst, v.proto)) {
+		return shot, "flow_unrecorded"
+	}
+	m.toBackend(f, v, false)
+	return unspec, reason
+}
+
+// middle is a TCP packet that does not begin a connection: the entry may be lost that
+// would say where it goes, while the other one is there.
+func (m *model) middle(v view) (uint32, string) {
+	guess, reason := m.choose(v, true)
+	if reason == "no_frontend" {
+		return unspec, reason
+	}
+	if reason != "translated" && reason != "affinity_kept" {
+		return unspec, "no_flow"
+	}
+	f, ok := m.find(guess.outKey())
+	if !ok || !f.sameClient(guess) {
+		return unspec, "no_flow"
+	}
+	if !m.put(f.clientKey(), f) {
+		return shot, "flow_unrecorded"
+	}
+	m.toBackend(f, v, false)
+	return unspec, "flow_kept"
+}
+
+// out is a packet with ports that leaves.
+func (m *model) out(v view, isPiece bool) (uint32, string) {
+	f, ok := m.find(ends(v.proto, v.src, v.dst))
+	switch {
+	case ok && v.src == f.backend:
+		m.touch(&f, v.flags, false)
+		m.rewrite(v, isPiece, true, f.frontend.addr, f.frontend.port, f.client.port)
+		return unspec, "reply_restored"
+	case ok:
+		return m.toWire(f, v, isPiece)
+	}
+	if v.proto == protoUDP && !isPiece {
+		m.own(v)
+	}
+	return unspec, "egress_passed"
+}
+
+// toWire is a client's packet to a backend.
+func (m *model) toWire(f flow, v view, isPiece bool) (uint32, string) {
+	if f.flags&maps.FlowSNAT == 0 {
+		return unspec, "source_kept"
+	}
+	over := f.closed() || f.expired(m.now)
+	if f.node.port != 0 && (over || f.flags&maps.FlowConfirmed == 0) {
+		there, ok := m.find(f.wireKey())
+		switch {
+		case ok && there.same(f), !ok && m.put(f.wireKey(), f):
+		case over:
+			return shot, "flow_over"
+		default:
+			f.node.port = 0
+		}
+	}
+	if f.node.port == 0 {
+		if reason := m.source(&f, pick(v.src, v.dst, v.proto)); reason != "" {
+			return shot, reason
+		}
+	}
+	m.rewrite(v, isPiece, true, f.node.addr, f.node.port, f.backend.port)
+	return unspec, "source_translated"
+}
+
+// own remembers a datagram that a socket of this node sends from a node port's number.
+func (m *model) own(v view) {
+	if _, node, _ := m.means(v.src); !node {
+		return
+	}
+	if _, found, _ := m.frontend(v.src, protoUDP); !found {
+		return
+	}
+	f := flow{client: v.dst, frontend: v.src, proto: protoUDP, flags: maps.FlowOwn, used: m.now}
+	if there, ok := m.fresh[f.clientKey()]; !ok || m.now >= there.used+touchEvery {
+		m.fresh[f.clientKey()] = f
+	}
+}

@@ -1,0 +1,257 @@
+package packet
+
+import (
+	"bytes"
+	"encoding/binary"
+	"net/netip"
+	"slices"
+
+	"golang.org/x/sys/unix"
+
+	"shunt/maps"
+)
+
+// model does slowly and plainly what the programs do: the rules of the packet path once
+// more, with Go's maps for the kernel's. Its clock stands still but for age.
+type model struct {
+	world   *world
+	known   map[netip.Addr]bool // addresses of frontends
+	ports   uint32              // for sources, from firstPort on
+	pod     bool                // on a pod's device
+	cidrs   []netip.Prefix
+	ifindex uint32
+	mac     [6]byte
+
+	// room is for so many confirmed entries.
+	room             int
+	confirmed, fresh map[flowKey]flow
+	pieces           map[pieceKey]piece
+	affinity         map[affinityKey]affinityValue
+	counts           map[string]uint64
+	now              int64
+
+	// Of the run: the frame as it becomes, and where its packet begins.
+	b  []byte
+	at int
+	h  hook
+}
+
+// pieceKey is by what a later piece of a datagram finds its first: IPv4 knows datagrams
+// by protocol, too.
+type pieceKey struct {
+	src, dst [16]byte
+	id       uint32
+	proto    uint8
+	hook     hook
+}
+
+// piece is what the first one said.
+type piece struct {
+	sport, dport uint16
+	proto        uint8
+}
+
+type affinityKey struct {
+	service uint32
+	client  [16]byte
+}
+
+type affinityValue struct {
+	backend uint32
+	used    int64
+}
+
+func newModel(ports uint32, pod bool) *model {
+	m := &model{world: newWorld(), ports: ports, pod: pod, cidrs: options(ports).ClusterCIDRs, counts: map[string]uint64{}}
+	m.clear()
+	return m
+}
+
+// serve gives the model another world.
+func (m *model) serve(w *world) {
+	m.world, m.known = w.clone(), map[netip.Addr]bool{}
+	for k := range w.frontends {
+		if !k.addr.Addr().IsUnspecified() { // that stands for node ports
+			m.known[k.addr.Addr()] = true
+		}
+	}
+}
+
+// clear forgets all but the counts.
+func (m *model) clear() {
+	m.confirmed, m.fresh = map[flowKey]flow{}, map[flowKey]flow{}
+	m.pieces, m.affinity = map[pieceKey]piece{}, map[affinityKey]affinityValue{}
+}
+
+// run gives a frame with an Ethernet header to the model: the verdict, the reason, and
+// what the frame is then, if it is anybody's.
+func (m *model) run(h hook, frame []byte) (verdict uint32, reason string, out []byte) {
+	m.b, m.at, m.h = bytes.Clone(frame), ethLen, h
+	verdict, reason = m.packet()
+	m.counts[reason]++
+	return verdict, reason, m.b
+}
+
+func (m *model) packet() (uint32, string) {
+	if m.h == ingress && [6]byte(m.b[:6]) != m.mac {
+		return unspec, "protocol"
+	}
+	var v view
+	kind := isOther
+	switch binary.BigEndian.Uint16(m.b[12:]) {
+	case unix.ETH_P_IP:
+		v, kind = read4(m.b, m.at, false)
+	case unix.ETH_P_IPV6:
+		v, kind = read6(m.b, m.at, false)
+	}
+	switch kind {
+	case isMalformed:
+		return unspec, "malformed"
+	case isICMP:
+		if m.h == ingress {
+			return m.icmpIn(v)
+		}
+		return m.icmpOut(v)
+	case isPiece:
+		return m.piece(v)
+	case isTransport:
+		if v.first {
+			m.pieces[m.pieceKey(v)] = piece{v.src.port, v.dst.port, v.proto}
+		}
+		if m.h == ingress {
+			return m.in(v, false)
+		}
+		return m.out(v, false)
+	}
+	return unspec, "protocol"
+}
+
+func (m *model) pieceKey(v view) pieceKey {
+	k := pieceKey{v.src.addr, v.dst.addr, v.id, 0, m.h}
+	if v.v4 {
+		k.proto = v.datagram
+	}
+	return k
+}
+
+// piece gives a piece the ports of the first; without those it is nobody's, and no
+// concern of a frontend's address that the node itself does not have.
+func (m *model) piece(v view) (uint32, string) {
+	first, ok := m.pieces[m.pieceKey(v)]
+	if !ok {
+		if m.h == ingress {
+			return m.lostPiece(v)
+		}
+		return unspec, "fragment_passed"
+	}
+	v.src.port, v.dst.port, v.proto, v.flags = first.sport, first.dport, first.proto, 0
+	if m.h == ingress {
+		return m.in(v, true)
+	}
+	return m.out(v, true)
+}
+
+func (m *model) lostPiece(v view) (uint32, string) {
+	if frontends, node, _ := m.means(v.dst); frontends && !node {
+		return shot, "fragment_unknown"
+	}
+	return unspec, "fragment_passed"
+}
+
+// means says what an address is to this node: one of frontends, one of its own that
+// takes node ports, a cluster IP.
+func (m *model) means(e end) (frontends, node, cluster bool) {
+	a := e.ip()
+	_, node = m.world.nodeAddrs[a]
+	return m.known[a], node, m.world.clusterIPs[a]
+}
+
+// frontend is the one that a packet is for; undefined: a cluster IP's port that is
+// nobody's.
+func (m *model) frontend(to end, proto uint8) (f frontend, found, undefined bool) {
+	addr := netip.AddrPortFrom(to.ip(), to.port)
+	if f, ok := m.world.frontends[frontendKey{addr, proto}]; ok && !addr.Addr().IsUnspecified() {
+		return f, true, false
+	}
+	if own, ok := m.world.nodeAddrs[addr.Addr()]; ok && !own {
+		any := netip.IPv6Unspecified()
+		if addr.Addr().Is4() {
+			any = netip.IPv4Unspecified()
+		}
+		if f, ok := m.world.frontends[frontendKey{netip.AddrPortFrom(any, to.port), proto}]; ok {
+			return f, true, false
+		}
+	}
+	return frontend{}, false, m.world.clusterIPs[addr.Addr()]
+}
+
+// nobody is the reason why a packet to an address of no frontend is not ours.
+func (m *model) nobody(to end) string {
+	for p := range m.world.cidrs {
+		if p.Contains(to.ip()) {
+			return "unallocated"
+		}
+	}
+	return "no_frontend"
+}
+
+// choose picks a backend for a new flow of this packet. A forgetful choice leaves no
+// affinity behind.
+func (m *model) choose(v view, forgetful bool) (flow, string) {
+	f, found, undefined := m.frontend(v.dst, v.proto)
+	switch {
+	case undefined:
+		return flow{}, "undefined_port"
+	case !found:
+		return flow{}, m.nobody(v.dst)
+	case f.flags&maps.SourceRanges != 0 && !slices.ContainsFunc(m.world.sources[f.service],
+		func(p netip.Prefix) bool { return p.Contains(v.src.ip()) }):
+		return flow{}, "source_range"
+	}
+	ids, set := f.outside, f.flags&maps.OutsideLocal != 0
+	if m.inside(v) {
+		ids, set = f.inside, f.flags&maps.InsideLocal != 0
+	}
+	if len(ids) == 0 {
+		if f.flags&maps.Elsewhere != 0 {
+			return flow{}, "no_local_endpoint"
+		}
+		return flow{}, "no_endpoint"
+	}
+	id, kept := m.kept(f, v, set)
+	reason := "affinity_kept"
+	if !kept {
+		id, reason = ids[pick(v.src, v.dst, v.proto)%uint32(len(ids))], "translated"
+		if f.affinity != 0 && !forgetful {
+			m.affinity[affinityKey{f.service, v.src.addr}] = affinityValue{id, m.now}
+		}
+	}
+	b := m.world.backends[id]
+	fl := flow{client: v.src, frontend: v.dst, backend: newEnd(b.addr), inner: v.src.port, proto: v.proto, service: f.service,
+		id: id, used: m.now}
+	if fl.client.addr == fl.backend.addr || !m.pod && b.flags&maps.OnNode == 0 {
+		fl.flags = maps.FlowSNAT
+	}
+	return fl, reason
+}
+
+// inside says whether the client is a pod of the cluster.
+func (m *model) inside(v view) bool {
+	return m.pod || slices.ContainsFunc(m.cidrs, func(p netip.Prefix) bool { return p.Contains(v.src.ip()) })
+}
+
+// kept is the backend that the client has by affinity.
+func (m *model) kept(f frontend, v view, local bool) (uint32, bool) {
+	k := affinityKey{f.service, v.src.addr}
+	a, ok := m.affinity[k]
+	want := maps.ClusterSet
+	if local {
+		want = maps.LocalSet
+	}
+	b := m.world.backends[a.backend]
+	if f.affinity == 0 || !ok || a.used+int64(f.affinity)*1e9 <= m.now || b.service != f.service || b.flags&want == 0 {
+		return 0, false
+	}
+	m.affinity[k] = affinityValue{a.backend, m.now}
+	return a.backend, true
+}

@@ -1,0 +1,309 @@
+package packet
+
+import (
+	"bytes"
+	"encoding/binary"
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"shunt/bpf"
+	shuntmaps "shunt/maps"
+)
+
+// randomPackets is how many are run in all, and how many in one sequence, which begins
+// with nothing remembered and ends with a look at all that is.
+const (
+	randomPackets  = 1 << 20
+	sequenceLength = 2048
+)
+
+// arena is a rig and the model of it, side by side.
+type arena struct {
+	name  string
+	ports uint32
+	pod   bool
+	flows uint32 // room for confirmed ones
+}
+
+// Few ports and little room, so that both run out; plenty of both; a pod's device.
+var arenas = []arena{
+	{name: "few ports", ports: 3, flows: 32},
+	{name: "plenty", ports: 500, flows: 8192},
+	{name: "pod device", ports: 100, pod: true, flows: 8192},
+}
+
+func (a arena) rig(t testing.TB) *rig {
+	sizes := smallSizes
+	sizes.Services, sizes.Slots, sizes.Flows, sizes.Affinity = 256, 8192, a.flows, 4096
+	return newRig(t, options(a.ports), bpf.PacketDevice{Pod: a.pod}, sizes)
+}
+
+// Random packets, valid, truncated and hostile, through the programs and through the
+// model: the same verdict, the same bytes, the same counts and the same state.
+func TestRandomPackets(t *testing.T) {
+	sequences := randomPackets / sequenceLength / len(arenas)
+	if testing.Short() { // in VMs, where a system call takes ten times as long
+		sequences /= 16
+	}
+	for i, a := range arenas {
+		t.Run(a.name, func(t *testing.T) {
+			t.Parallel()
+			d := newDuel(t, a)
+			for s := range sequences + 1 {
+				d.check(newDice(uint64(i)<<32|uint64(s)), sequenceLength)
+			}
+		})
+	}
+}
+
+// duel runs packets through a rig and its model.
+type duel struct {
+	t     testing.TB
+	arena arena
+	rig   *rig
+	model *model
+	// start is when the sequence began, on the programs' clock: then the model's was at 0,
+	// and there it stays.
+	start int64
+	late  bool // the two are too far apart
+}
+
+func newDuel(t testing.TB, a arena) *duel {
+	d := &duel{t: t, arena: a, rig: a.rig(t)}
+	d.rig.enter(t, newBare(t))
+	return d
+}
+
+// begin forgets everything on both sides.
+func (d *duel) begin(w *world) {
+	d.rig.clear()
+	d.model = newModel(d.arena.ports, d.arena.pod)
+	d.model.ifindex, d.model.mac, d.model.room = d.rig.netns.ifindex, d.rig.netns.mac, int(d.arena.flows)
+	d.load(w)
+	d.start = d.rig.now()
+}
+
+func (d *duel) load(w *world) {
+	d.rig.load(w)
+	d.model.serve(w)
+}
+
+// check runs one sequence. What differs at its end is looked for again packet by
+// packet, which takes longer. Where this process had to wait so long that the clocks
+// came apart, a difference says nothing, and the sequence is run again.
+func (d *duel) check(dice *dice, length int) {
+	d.t.Helper()
+	d.late = true
+	for tries := 0; d.late; tries++ {
+		if tries == 30 {
+			d.t.Logf("sequence %#x is left out: this process is kept waiting all the time", dice.seed)
+			return
+		}
+		d.late = false
+		diff := d.sequence(dice.again(), length, length+1)
+		if d.tick(); diff == "" || d.late {
+			continue
+		}
+		if each := d.sequence(dice.again(), length, 1); each != "" && !d.late {
+			diff = each
+		}
+		d.t.Fatalf("arena %s, seed %#x: %s", d.arena.name, dice.seed, diff)
+	}
+}
+
+// The programs' clock may be so far ahead of the model's, and is put back at half of it:
+// no age is nearer than that to a time after which something is otherwise.
+const ahead = int64(800 * time.Millisecond)
+
+// tick keeps the clocks together.
+func (d *duel) tick() {
+	since := d.rig.now() - d.start
+	if since < ahead/2 {
+		return
+	}
+	d.late = d.late || since > ahead
+	d.start += since
+	d.rig.age(-time.Duration(since))
+}
+
+// sequence gives the first difference, with a look at the state every so many steps.
+func (d *duel) sequence(dice *dice, length, look int) string {
+	d.begin(dice.world())
+	before := d.rig.counts()
+	for i := range length {
+		d.tick()
+		diff := d.step(dice)
+		if diff == "" && (i+1)%look == 0 {
+			diff = d.compare()
+		}
+		if diff != "" {
+			return fmt.Sprintf("packet %d: %s", i, diff)
+		}
+	}
+	return d.compareAll(before)
+}
+
+// compareAll compares what is remembered, and what was counted since.
+func (d *duel) compareAll(before map[string]uint64) string {
+	if got, want := since(before, d.rig.counts()), d.model.counts; !maps.Equal(got, want) {
+		return fmt.Sprintf("counted %v, want %v", got, want)
+	}
+	return d.compare()
+}
+
+// step is a packet, and now and then before it a change of what is served, time that
+// passes, or an entry that is pushed out.
+func (d *duel) step(dice *dice) string {
+	if dice.one(300) {
+		w := d.model.world.clone()
+		dice.change(w)
+		d.load(w)
+	}
+	if dice.one(300) {
+		age := 2 * time.Second * time.Duration(1+dice.IntN(1+dice.IntN(13)))
+		d.rig.age(age)
+		d.model.age(age)
+	}
+	if dice.one(100) {
+		d.lose(dice)
+	}
+	h, packet := dice.packet()
+	return d.run(dice, h, packet)
+}
+
+// run gives one packet to both.
+func (d *duel) run(dice *dice, h hook, packet []byte) string {
+	if !d.rig.accepts(packet) {
+		return ""
+	}
+	frame := d.rig.frame(h, packet)
+	verdict, reason, want := d.model.run(h, frame)
+	got := d.rig.run(h, frame)
+	dice.saw(h, packet, got)
+	switch {
+	case got.verdict != verdict:
+		return fmt.Sprintf("%s of %s %x: verdict %d, want %d (%s)", h, describe(packet), packet, int32(got.verdict),
+			int32(verdict), reason)
+	case verdict != shot && !bytes.Equal(got.data, want):
+		return fmt.Sprintf("%s of %s %x\nis   %s %x\nwant %s %x (%s)", h, describe(packet), frame, describe(got.data[ethLen:]),
+			got.data, describe(want[ethLen:]), want, reason)
+	}
+	return ""
+}
+
+// lose removes an entry of a flow on both sides.
+func (d *duel) lose(dice *dice) {
+	all, name := d.model.confirmed, confirmed
+	if dice.one(2) {
+		all, name = d.model.fresh, fresh
+	}
+	if len(all) == 0 {
+		return
+	}
+	keys := slices.SortedFunc(maps.Keys(all), flowKey.compare)
+	k := keys[dice.IntN(len(keys))]
+	delete(all, k)
+	if err := d.rig.set.Map(name).Delete(k.write()); err != nil {
+		d.t.Fatal(err)
+	}
+}
+
+// age lets time pass.
+func (m *model) age(d time.Duration) {
+	for _, all := range []map[flowKey]flow{m.confirmed, m.fresh} {
+		for k, f := range all {
+			f.used -= int64(d)
+			all[k] = f
+		}
+	}
+	for k, a := range m.affinity {
+		a.used -= int64(d)
+		m.affinity[k] = a
+	}
+}
+
+// compare gives the differences between what is remembered here and there.
+func (d *duel) compare() string {
+	var diffs []string
+	for name, want := range map[string]map[flowKey]flow{confirmed: d.model.confirmed, fresh: d.model.fresh} {
+		got := d.rig.flows(name)
+		for k, f := range got {
+			if w, ok := want[k]; !ok {
+				diffs = append(diffs, fmt.Sprintf("%s has %v: %v, and should not", name, k, f))
+			} else if !d.near(f.used, w.used) || !sameBut(f, w) {
+				diffs = append(diffs, fmt.Sprintf("%s has %v:\n     %+v\nwant %+v", name, k, f, w))
+			}
+		}
+		for k, w := range want {
+			if _, ok := got[k]; !ok {
+				diffs = append(diffs, fmt.Sprintf("%s lacks %v: %v", name, k, w))
+			}
+		}
+	}
+	diffs = append(diffs, d.comparePieces()...)
+	diffs = append(diffs, d.compareAffinity()...)
+	return strings.Join(diffs, "\n")
+}
+
+func sameBut(f, w flow) bool {
+	f.used, w.used = 0, 0
+	return f == w
+}
+
+// near says whether a time of the programs is the model's, whose clock stands still.
+func (d *duel) near(got, want int64) bool {
+	off := got - d.start - want
+	return off >= 0 && off <= ahead
+}
+
+func (d *duel) comparePieces() (diffs []string) {
+	got := map[pieceKey]piece{}
+	var k shuntmaps.FragmentKey
+	var v shuntmaps.Fragment
+	it := d.rig.set.Map("fragments").Iterate()
+	for it.Next(&k, &v) {
+		got[readPieceKey(k)] = piece{shuntmaps.HostPort(v.Sport), shuntmaps.HostPort(v.Dport), v.Protocol}
+	}
+	if err := it.Err(); err != nil {
+		d.t.Fatal(err)
+	}
+	if !maps.Equal(got, d.model.pieces) {
+		diffs = append(diffs, fmt.Sprintf("fragments has %v\nwant %v", got, d.model.pieces))
+	}
+	return diffs
+}
+
+func (d *duel) compareAffinity() (diffs []string) {
+	n := 0
+	var k shuntmaps.AffinityKey
+	var v shuntmaps.AffinityValue
+	it := d.rig.set.Map("affinity").Iterate()
+	for it.Next(&k, &v) {
+		n++
+		want, ok := d.model.affinity[affinityKey{k.ServiceId, k.Client.B}]
+		if !ok || want.backend != v.BackendId || !d.near(int64(v.LastUsed), want.used) {
+			diffs = append(diffs, fmt.Sprintf("affinity of service %d, client %v: %+v, want %+v (%v)", k.ServiceId,
+				netip.AddrFrom16(k.Client.B), v, want, ok))
+		}
+	}
+	if err := it.Err(); err != nil {
+		d.t.Fatal(err)
+	}
+	if n != len(d.model.affinity) {
+		diffs = append(diffs, fmt.Sprintf("%d entries of affinity, want %d", n, len(d.model.affinity)))
+	}
+	return diffs
+}
+
+// readPieceKey gives the model's form of a key of map fragments.
+func readPieceKey(k shuntmaps.FragmentKey) pieceKey {
+	id := make([]byte, 4)
+	binary.NativeEndian.PutUint32(id, k.Id)
+	p := pieceKey{src: k.Src.B, dst: k.Dst.B, id: binary.BigEndian.Uint32(id), proto: k.Protocol, hook: hook(k.Egress)}
+	return p
+}
