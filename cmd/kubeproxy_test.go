@@ -38,8 +38,8 @@ func TestKubeadmConfig(t *testing.T) {
 	if g, w := jsonOf(t, got), jsonOf(t, want); g != w {
 		t.Errorf("got  %s\nwant %s", g, w)
 	}
-	if notes := c.notes(); len(notes) != 0 {
-		t.Errorf("said: %v", notes)
+	if notes := c.notes(); len(notes) != 1 || !slices.Equal(notes[0].names, []string{"mode"}) {
+		t.Errorf("said: %v, want a word on mode alone", notes)
 	}
 }
 
