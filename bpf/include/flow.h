@@ -178,18 +178,20 @@ static __always_inline int flow_goes_on(const struct flow *flow, const struct pk
 	return !flow_is_expired(flow, now) && flow_serves(flow);
 }
 
-/* The i-th port to try of the range for translated sources, in network order. The
- * steps differ by hash: ports that were taken together, or that a client has in a
- * row itself, are not tried in a row. A range that can be tried whole, is. */
+/* The i-th port to try of the range for translated sources, in network order. One
+ * has nothing to do with the next: ports that were taken together, or that a client
+ * has in a row itself, are not tried in a row. A range that can be tried whole, is. */
 static __always_inline __be16 flow_source_port(__u32 hash, __u32 i)
 {
-	__u32 count = config_source_port_count, step = 1, port;
+	__u32 count = config_source_port_count, port;
 
 	if (!count)
 		return 0;
 	if (count > FLOW_PORTS_WHOLE)
-		step += (hash >> 16) % (count - 1);
-	port = config_source_port_first + (hash % count + i * step) % count;
+		port = pkt_mix(hash, (__u64)i << 32) % count;
+	else
+		port = (hash % count + i) % count;
+	port += config_source_port_first;
 	if (port > 65535)
 		port -= 65536 - 1024;
 	return bpf_htons(port);

@@ -145,13 +145,13 @@ func (m *model) begin(f *flow, hash uint32) bool {
 // triedWhole is the largest range of source ports that is tried in a row.
 const triedWhole = 64
 
-// sourcePort is the i-th one to try: in steps that differ from flow to flow.
+// sourcePort is the i-th one to try: each anew, or in a row where all can be tried.
 func (m *model) sourcePort(hash, i uint32) uint16 {
-	step := uint32(1)
+	n := (hash%m.ports + i) % m.ports
 	if m.ports > triedWhole {
-		step += (hash >> 16) % (m.ports - 1)
+		n = uint32(mix(uint64(hash), uint64(i)<<32) % uint64(m.ports))
 	}
-	p := firstPort + (hash%m.ports+i*step)%m.ports
+	p := firstPort + n
 	if p > 65535 {
 		p -= 65536 - 1024
 	}
