@@ -38,7 +38,9 @@ const (
 // seed of the choice of backends and ports, here and in the model.
 const seed = 0x5eed
 
-var smallSizes = maps.Sizes{Services: 64, Slots: 256, Backends: 256, Affinity: 64, Sources: 64, Flows: 64}
+// smallSizes are enough for every case. An LRU map of few entries throws out what was
+// used a moment ago (before 6.16), so that affinity has many.
+var smallSizes = maps.Sizes{Services: 64, Slots: 256, Backends: 256, Affinity: 4096, Sources: 64, Flows: 64}
 
 // options of the programs. Timeouts are shorter than the defaults: time that is to have
 // passed before a packet must not be before the machine was started.
