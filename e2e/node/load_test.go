@@ -3,7 +3,6 @@ package node_test
 import (
 	"fmt"
 	"net/netip"
-	"os"
 	"testing"
 	"time"
 
@@ -74,55 +73,6 @@ func TestManyToOneBackend(t *testing.T) {
 	for _, h := range held {
 		if err := h.Close(true); err != nil {
 			t.Error(err)
-		}
-	}
-}
-
-// TestPortsExhausted: a backend of another node takes as many connections as there
-// are source ports for it; what is more is dropped and counted, and troubles nobody
-// who asks for another backend. Closed connections make room.
-func TestPortsExhausted(t *testing.T) {
-	t.Parallel()
-	c := newCluster(t, lab.Network{})
-	// Leaves the daemon ports 1024 to 2099.
-	const room = 2100 - 1024
-	err := c.n1.Do(func() error {
-		return os.WriteFile("/proc/sys/net/ipv4/ip_local_port_range", []byte("2100 65535"), 0o644)
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	c.start()
-	serve(7000, c.far)
-	c.apply(
-		rig.Service("full", 1, rig.Everywhere(1)), rig.SlicesOf("full", rig.Up(c.far)...),
-		rig.Service("other", 2, rig.Everywhere(2)), rig.SlicesOf("other", rig.UpAt(7000, c.far)...),
-		rig.Service("here", 3, rig.Everywhere(3)), rig.SlicesOf("here", rig.Up(c.near)...))
-	for family := range families {
-		before := c.d.Reasons()["ports_exhausted"]
-		h, err := c.outside.Hold("tcp", lab.HoldOptions{Count: room + 100, FirstPort: 20000, Concurrency: 64, Timeout: 2500 * time.Millisecond}, c.nodePortAt(1, family))
-		if err != nil {
-			t.Fatal(err)
-		}
-		if n := h.First.Answered; n > room || n < room*9/10 {
-			t.Errorf("%d connections at once, want %d or nearly as many: %+v", n, room, h.First)
-		}
-		if c.d.Reasons()["ports_exhausted"] == before {
-			t.Error("nothing was counted as without a port")
-		}
-		others := hold(t, c.outside, "tcp", lab.HoldOptions{Count: room / 2}, c.nodePortAt(2, family), c.nodePortAt(3, family))
-		askAll(t, "of other services", others, room/2*2)
-		held := h.First.Answered
-		askAll(t, "of the full service", h, held)
-		if err := h.Close(true); err != nil {
-			t.Error(err)
-		}
-		again := hold(t, c.outside, "tcp", lab.HoldOptions{Count: room / 2, FirstPort: 62000}, c.nodePortAt(1, family))
-		askAll(t, "after the others were closed", again, room/2)
-		for _, h := range []*lab.Held{again, others} {
-			if err := h.Close(true); err != nil {
-				t.Error(err)
-			}
 		}
 	}
 }
