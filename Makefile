@@ -89,8 +89,8 @@ load-kernels: setup-kernels ## Maps and programs on every kernel of the matrix, 
 	@e2e/kernels/test.sh "$(KERNELS)" ./maps ./bpf ./kubeproxy
 
 .PHONY: test-kernels
-test-kernels: setup-kernels ## The same and the tests with real sockets (half an hour)
-	@e2e/kernels/test.sh "$(KERNELS)" ./maps ./bpf ./kubeproxy ./e2e/lab ./e2e/socket
+test-kernels: setup-kernels ## The same, and the tests with packets and real sockets (an hour)
+	@e2e/kernels/test.sh "$(KERNELS)" ./maps ./bpf ./kubeproxy ./e2e/packet ./e2e/lab ./e2e/socket ./e2e/node
 
 .PHONY: setup-kernels
 setup-kernels: # what VMs need
