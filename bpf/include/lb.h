@@ -133,8 +133,11 @@ static __always_inline void lb_affinity_store(const struct service *svc, __u8 se
 					      struct lb_choice *out)
 {
 	struct affinity_value value = { .last_used = now, .backend_id = out->backend_id };
+	/* An int: before Linux 6.4 the upper half of what comes back is not that of the
+	 * number's sign. */
+	int err = bpf_map_update_elem(&affinity, key, &value, BPF_NOEXIST);
 
-	if (bpf_map_update_elem(&affinity, key, &value, BPF_NOEXIST) != -EEXIST)
+	if (err != -EEXIST)
 		return;
 	if (!lb_affinity_find(svc, set, key, now, out))
 		bpf_map_update_elem(&affinity, key, &value, BPF_ANY);
