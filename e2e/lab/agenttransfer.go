@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"hash/crc32"
 	"io"
@@ -346,7 +347,10 @@ func (a *agent) transferPaused(_ context.Context, args handleArgs) (none, error)
 	case <-x.paused:
 		return none{}, nil
 	case <-x.done:
-		return none{}, fmt.Errorf("the transfer has ended: %v", x.report.Err)
+		if x.report.Err != nil {
+			return none{}, x.report.Err
+		}
+		return none{}, errors.New("the transfer ended before its pause")
 	}
 }
 
