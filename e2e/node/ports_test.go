@@ -13,7 +13,9 @@ import (
 // 1024 to 2099 for its sources, and gives their number.
 func (c *cluster) fewPorts() (room int) {
 	c.t.Helper()
-	err := c.n1.Do(func() error { return os.WriteFile("/proc/sys/net/ipv4/ip_local_port_range", []byte("2100 65535"), 0o644) })
+	err := c.n1.Do(func() error {
+		return os.WriteFile("/proc/sys/net/ipv4/ip_local_port_range", []byte("2100 65535"), 0o644)
+	})
 	if err != nil {
 		c.t.Fatal(err)
 	}
