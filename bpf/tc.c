@@ -207,28 +207,17 @@ static __always_inline int tc_lost_piece(const struct addr_info *info)
 	return tc_end(REASON_FRAGMENT_PASSED, TC_ACT_UNSPEC);
 }
 
-/* The flow of a packet that arrives. Flows that are not confirmed are looked for
- * only if the destination can be theirs: most packets are nobody's. */
-static __noinline enum flow_side tc_find_in(const struct pkt *pkt, const struct addr_info *info,
-						 struct flow *flow)
-{
-	struct flow_key key;
+/* What tc_follow gives for a packet that begins a flow of its own. */
+#define TC_BEGINS -2
 
-	flow_key_in(&key, pkt);
-	if (!flow_find_in(&flows, &key, flow) &&
-	    (!(info || flow_is_source_port(pkt->dport)) || !flow_find_in(&flows_new, &key, flow)))
-		return FLOW_NONE;
-	return flow_side_in(flow, pkt);
-}
-
-static __noinline int tc_in(struct __sk_buff *skb, struct tc_work *w)
+/* in, of the flow in w: the packet goes where the others went, unless it begins
+ * another. Returns a verdict, or TC_BEGINS. */
+static __noinline int tc_follow(struct __sk_buff *skb, struct tc_work *w, __u64 now)
 {
 	const struct pkt *pkt = &w->pkt;
 	struct flow *flow = &w->flow;
-	struct addr_info *info = bpf_map_lookup_elem(&addrs, &pkt->dst);
-	__u64 now = bpf_ktime_get_ns();
 
-	switch (tc_find_in(pkt, info, flow)) {
+	switch (flow_side_in(flow, pkt)) {
 	case FLOW_FROM_CLIENT:
 		if (flow->flags & FLOW_FLAG_OWN && !flow_is_expired(flow, now))
 			return tc_end(REASON_OWN_FLOW, TC_ACT_UNSPEC);
@@ -246,12 +235,38 @@ static __noinline int tc_in(struct __sk_buff *skb, struct tc_work *w)
 	case FLOW_NONE:
 		break;
 	}
+	return TC_BEGINS;
+}
+
+/* in: most packets are of a flow that is confirmed, or of none. What is looked at
+ * after that is for the others: `flows_new` only if the destination can be theirs. */
+static __noinline int tc_in(struct __sk_buff *skb, struct tc_work *w)
+{
+	const struct pkt *pkt = &w->pkt;
+	__u64 now = bpf_ktime_get_ns();
+	struct addr_info *info;
+	int verdict = TC_BEGINS;
+	struct flow_key key;
+	int found;
+
+	flow_key_in(&key, pkt);
+	found = flow_find_in(&flows, &key, &w->flow);
+	if (found)
+		verdict = tc_follow(skb, w, now);
+	if (verdict != TC_BEGINS)
+		return verdict;
+	info = bpf_map_lookup_elem(&addrs, &pkt->dst);
+	if (!found && (info || flow_is_source_port(pkt->dport)) &&
+	    flow_find_in(&flows_new, &key, &w->flow))
+		verdict = tc_follow(skb, w, now);
+	if (verdict != TC_BEGINS)
+		return verdict;
 	if (pkt->piece)
 		return tc_lost_piece(info);
 	if (!info)
 		return lb_unallocated(&pkt->dst) ? tc_end(REASON_UNALLOCATED, TC_ACT_SHOT) :
 						   tc_end(REASON_NO_FRONTEND, TC_ACT_UNSPEC);
-	return tc_begin(skb, pkt, flow, now);
+	return tc_begin(skb, pkt, &w->flow, now);
 }
 
 /* in, an error about a packet that left by here: its sender is to know it again. */
