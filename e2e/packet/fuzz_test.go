@@ -4,9 +4,10 @@ import "testing"
 
 // FuzzPackets lets the fuzzer throw the dice of TestRandomPackets, in one of its arenas,
 // and have a packet of its own making at the end, which comes to both hooks. What it learns
-// from is how far the model gets. Longer runs:
+// from is how far the model gets. Longer runs, as root, and without the minute that the
+// fuzzer else takes to make each input shorter:
 //
-//	go test ./e2e/packet -run '^$' -fuzz FuzzPackets -fuzztime 10m -exec "sudo"
+//	go test ./e2e/packet -run '^$' -fuzz FuzzPackets -fuzztime 10m -fuzzminimizetime 1x
 func FuzzPackets(f *testing.F) {
 	for s := range uint64(4) {
 		f.Add(throws(newDice(s), 600), universes[s%2].opening(s).bytes())
