@@ -126,8 +126,9 @@ func (r *Report) figures(size Size) []figure {
 		r.growth(x, ExchangeTCP, clusterIPs, "µs", false))
 	add("The same through a node port", "From outside, to a pod of another node; direct: routed through a node without rules.",
 		r.growth(x, ExchangeTCP, farNodePorts, "µs", false))
-	add(fmt.Sprintf("Distribution at %s services", tick(float64(size.Services))), "How long a part of all exchanges with a cluster IP took "+
-		"at most. Lower is better; nothing is left out.", r.distributionPlot(size, clusterIPs))
+	add(fmt.Sprintf("Distribution at %s services", tick(float64(size.Services))),
+		"How long a part of all exchanges with a cluster IP took at most. Lower is better; nothing is left out.",
+		r.distributionPlot(size, clusterIPs))
 	add("A changed endpoint", change, r.growth(x, Update, kind{}, "ms", true))
 	add("Start", start, r.growth(x, Load, kind{}, "ms", true))
 	add("Kernel memory", "shunt: its maps, made for more services than there are; the others: growth of the kernel's memory while "+
