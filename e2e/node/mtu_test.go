@@ -206,7 +206,7 @@ func TestFragments(t *testing.T) {
 			c := startCluster(t, joined.Network)
 			c.backendServices()
 			place := newPlace(t, c)
-			for _, set := range []string{"none", "flannel-masquerade", "invalid-dropped"} {
+			for _, set := range []string{"flannel-masquerade", "none", "invalid-dropped"} {
 				set := ruleSetOf(set)
 				tool := set.tools()[0]
 				place.with(t, tool, set, func() {

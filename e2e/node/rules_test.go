@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -24,25 +25,10 @@ type ruleSet struct {
 	drops func(cell) bool
 }
 
-// ruleSets begins with none at all. Every other makes the kernel track connections.
+// ruleSets are none and what CNIs and others install, which all makes the kernel track
+// connections. The first chooses source ports at random, and so now and then one that
+// a flow of ours to the same backend has: before the others there is none.
 var ruleSets = []ruleSet{
-	{name: "none"},
-	{
-		name: "kindnet-masquerade",
-		iptables: `*nat
-:KIND-MASQ-AGENT - [0:0]
--A POSTROUTING -m addrtype ! --dst-type LOCAL -j KIND-MASQ-AGENT
--A KIND-MASQ-AGENT -d %cluster -j RETURN
--A KIND-MASQ-AGENT -j MASQUERADE
-COMMIT
-`,
-		nft: `chain postrouting {
-	type nat hook postrouting priority srcnat; policy accept;
-	fib daddr type local return
-	%ip daddr %cluster return
-	masquerade
-}`,
-	},
 	{
 		name: "flannel-masquerade",
 		iptables: `*nat
@@ -64,6 +50,23 @@ COMMIT
 	%ip saddr != %cluster %ip daddr %pods return
 	%ip saddr %cluster %ip daddr != %multicast masquerade fully-random
 	%ip saddr != %cluster %ip daddr %cluster masquerade fully-random
+}`,
+	},
+	{name: "none"},
+	{
+		name: "kindnet-masquerade",
+		iptables: `*nat
+:KIND-MASQ-AGENT - [0:0]
+-A POSTROUTING -m addrtype ! --dst-type LOCAL -j KIND-MASQ-AGENT
+-A KIND-MASQ-AGENT -d %cluster -j RETURN
+-A KIND-MASQ-AGENT -j MASQUERADE
+COMMIT
+`,
+		nft: `chain postrouting {
+	type nat hook postrouting priority srcnat; policy accept;
+	fib daddr type local return
+	%ip daddr %cluster return
+	masquerade
 }`,
 	},
 	{
@@ -223,7 +226,7 @@ func (p *place) with(t *testing.T, tool tool, set ruleSet, test func()) {
 	}
 	test()
 	if t.Failed() {
-		t.Logf("connections on the node:\n%s", tail(p.output("conntrack", "-L"), 20))
+		t.Logf("connections on the node that nobody has answered:\n%s", grep(p.output("conntrack", "-L"), "SYN_", "UNREPLIED"))
 	}
 }
 
@@ -316,9 +319,15 @@ func ruleSetOf(name string) ruleSet {
 	panic("no rules are called " + name)
 }
 
-func tail(text string, lines int) string {
-	all := strings.Split(strings.TrimSpace(text), "\n")
-	return strings.Join(all[max(0, len(all)-lines):], "\n")
+// grep gives the lines that have one of the words.
+func grep(text string, words ...string) string {
+	var all []string
+	for line := range strings.Lines(text) {
+		if slices.ContainsFunc(words, func(w string) bool { return strings.Contains(line, w) }) {
+			all = append(all, line)
+		}
+	}
+	return strings.Join(all, "")
 }
 
 // TestPolicy: a network policy that admits one client's address admits that client
