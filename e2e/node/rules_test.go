@@ -25,7 +25,7 @@ type ruleSet struct {
 	drops func(cell) bool
 }
 
-// ruleSets are none and what CNIs and others install, which all makes the kernel track
+// ruleSets are none, and what CNIs and others install: all of it makes the kernel track
 // connections. The first chooses source ports at random, and so now and then one that
 // a flow of ours to the same backend has: before the others there is none.
 var ruleSets = []ruleSet{
