@@ -60,8 +60,38 @@ static __always_inline int source_by_device(__u32 ifindex, int v4, struct addr *
 	return v4 ? lb_word(out, 3) != 0 : source_is_set(out);
 }
 
+/* Whether a process of this node would get what the backend sends to that port: a
+ * server of the node, or a connection of its own. */
+static __noinline int source_is_socket(struct __sk_buff *skb, const struct flow *flow)
+{
+	struct bpf_sock_tuple tuple = {};
+	struct bpf_sock *sk;
+	__u32 size = sizeof(tuple.ipv6);
+
+	if (lb_addr_is_v4(&flow->node)) {
+		size = sizeof(tuple.ipv4);
+		tuple.ipv4.saddr = lb_word(&flow->backend, 3);
+		tuple.ipv4.daddr = lb_word(&flow->node, 3);
+		tuple.ipv4.sport = flow->backend_port;
+		tuple.ipv4.dport = flow->node_port;
+	} else {
+		__builtin_memcpy(tuple.ipv6.saddr, &flow->backend, sizeof(tuple.ipv6.saddr));
+		__builtin_memcpy(tuple.ipv6.daddr, &flow->node, sizeof(tuple.ipv6.daddr));
+		tuple.ipv6.sport = flow->backend_port;
+		tuple.ipv6.dport = flow->node_port;
+	}
+	if (flow->protocol == IPPROTO_TCP)
+		sk = bpf_sk_lookup_tcp(skb, &tuple, size, BPF_F_CURRENT_NETNS, 0);
+	else
+		sk = bpf_sk_lookup_udp(skb, &tuple, size, BPF_F_CURRENT_NETNS, 0);
+	if (!sk)
+		return 0;
+	bpf_sk_release(sk);
+	return 1;
+}
+
 /* Finds and claims a port. Returns 0 with flow->node_port set, or -1. */
-static __noinline int source_claim_port(struct flow *flow, __u32 hash)
+static __noinline int source_claim_port(struct __sk_buff *skb, struct flow *flow, __u32 hash)
 {
 	struct flow_key key;
 	struct flow *old;
@@ -70,13 +100,11 @@ static __noinline int source_claim_port(struct flow *flow, __u32 hash)
 		flow->node_port = flow_source_port(hash, i);
 		flow_key_wire(&key, flow);
 		old = flow_peek(&key);
-		if (!old) {
-			if (!track_claim(&key, flow))
-				return 0;
+		if (old && (i < SOURCE_PATIENT || !track_may_replace(old, flow, TRACK_FORGOTTEN)))
 			continue;
-		}
-		if (i >= SOURCE_PATIENT && track_may_replace(old, flow, TRACK_FORGOTTEN) &&
-		    !track_replace(&key, flow, TRACK_FORGOTTEN))
+		if (source_is_socket(skb, flow))
+			continue;
+		if (old ? !track_replace(&key, flow, TRACK_FORGOTTEN) : !track_claim(&key, flow))
 			return 0;
 	}
 	flow->node_port = 0;
@@ -92,7 +120,7 @@ static __noinline enum reason source_choose(struct __sk_buff *skb, struct flow *
 	if (!source_by_route(skb, &flow->backend, &flow->node) &&
 	    !source_by_device(skb->ifindex, lb_addr_is_v4(&flow->backend), &flow->node))
 		return REASON_NO_NODE_ADDRESS;
-	if (source_claim_port(flow, hash))
+	if (source_claim_port(skb, flow, hash))
 		return REASON_PORTS_EXHAUSTED;
 	flow_key_out(&key, flow);
 	if (track_put(&key, flow, BPF_ANY))
