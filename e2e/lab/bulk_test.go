@@ -15,7 +15,7 @@ func TestHold(t *testing.T) {
 	for i, addr := range c.web.Addrs() {
 		for _, network := range []string{"tcp", "udp"} {
 			second := c.web.Serve(network+[]string{"4", "6"}[i], 9000)
-			h, err := c.client.Hold(network, lab.HoldOptions{Count: 50, FirstPort: 20000, Timeout: 200 * time.Millisecond}, at(addr, 8080), at(addr, 9000))
+			h, err := c.client.Hold(network, lab.HoldOptions{Count: 50, FirstPort: 20000, Timeout: 400 * time.Millisecond, Tries: 2}, at(addr, 8080), at(addr, 9000))
 			check(t, err)
 			if s := h.First; s.Asked != 100 || s.Answered != 100 || s.Servers["web-0"] != 100 || s.Clients[c.client.Addrs()[i]] != 100 {
 				t.Fatalf("%s to %v: %+v", network, addr, s)

@@ -118,8 +118,7 @@ func (c *cluster) askCells(t *testing.T, joined lab.Network, set ruleSet) {
 			silences.Go(func() { wantSilence(t, c.outside, cell.network, dst) })
 			continue
 		}
-		a := ask(c.outside, cell.network, dst, 3*time.Second)
-		if err := checkAnswer(a, cell.network, dst, cell.backend.server(c), cell.seen(c, joined)); err != nil {
+		if err := askTwice(c.outside, cell.network, dst, 3*time.Second, cell.backend.server(c), cell.seen(c, joined)); err != nil {
 			t.Errorf("%s: %v", cell, err)
 		}
 	}
