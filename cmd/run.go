@@ -205,13 +205,14 @@ func (d *daemon) serve(ctx context.Context, source *source) (err error) {
 	return group.Wait()
 }
 
-// trim gives the memory back that only the first sync needed: the collector would
-// keep it in hand for as much garbage again, which never comes.
+// trim waits for the first sync, which needs most, and gives back what it took.
 func (d *daemon) trim(ctx context.Context) {
 	select {
 	case <-ctx.Done():
 	case <-d.loop.Synced():
-		debug.FreeOSMemory()
+		if err := trimMemory(); err != nil {
+			d.log.Warn("more memory is held than is needed", zap.Error(err))
+		}
 	}
 }
 
