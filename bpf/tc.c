@@ -37,6 +37,9 @@ struct tc_work {
 	struct pkt pkt;
 	struct pkt quoted; /* that an ICMP error is about */
 	struct flow flow;
+	struct flow_key key;
+	struct nat nat;
+	__u64 tick, now; /* tc_now */
 };
 
 struct {
@@ -56,43 +59,52 @@ static __always_inline struct tc_work *tc_begin_work(void)
 	return w;
 }
 
+/* ns, CLOCK_MONOTONIC, as of the beginning of this tick of the machine's (1 to 10 ms):
+ * all that is timed here is in seconds, and a reading of the clock costs as much as
+ * finding the flow. */
+static __always_inline __u64 tc_now(struct tc_work *w)
+{
+	__u64 tick = bpf_jiffies64();
+
+	if (w->tick != tick) {
+		w->tick = tick;
+		w->now = bpf_ktime_get_ns();
+	}
+	return w->now;
+}
+
 static __always_inline int tc_end(enum reason reason, int verdict)
 {
 	hook_count(reason);
 	return verdict;
 }
 
-/* The packet has new ends, or none: half changed, it is of no use. */
-static __always_inline int tc_translate(struct __sk_buff *skb, const struct pkt *pkt,
-					const struct nat *nat, enum reason reason)
+/* Gives the packet the ends in w->nat. Half changed, it is of no use. */
+static __always_inline int tc_translate(struct __sk_buff *skb, struct tc_work *w, enum reason reason)
 {
-	if (nat_apply(skb, pkt, nat))
+	if (nat_apply(skb, &w->pkt, &w->nat))
 		return tc_end(REASON_WRITE_FAILED, TC_ACT_SHOT);
 	return tc_end(reason, TC_ACT_UNSPEC);
 }
 
 /* in, client → frontend: on to the backend. */
-static __always_inline int tc_to_backend(struct __sk_buff *skb, const struct pkt *pkt,
-					 const struct flow *flow, enum reason reason)
+static __always_inline int tc_to_backend(struct __sk_buff *skb, struct tc_work *w, enum reason reason)
 {
-	struct nat nat = {
-		.end = NAT_DESTINATION, .addr = flow->backend,
-		.sport = flow->inner_port, .dport = flow->backend_port,
-	};
-
-	return tc_translate(skb, pkt, &nat, reason);
+	w->nat.end = NAT_DESTINATION;
+	w->nat.addr = w->flow.backend;
+	w->nat.sport = w->flow.inner_port;
+	w->nat.dport = w->flow.backend_port;
+	return tc_translate(skb, w, reason);
 }
 
 /* in, backend → node: back to the client. */
-static __always_inline int tc_restore_source(struct __sk_buff *skb, const struct pkt *pkt,
-					     const struct flow *flow)
+static __always_inline int tc_restore_source(struct __sk_buff *skb, struct tc_work *w)
 {
-	struct nat nat = {
-		.end = NAT_DESTINATION, .addr = flow->client,
-		.sport = flow->backend_port, .dport = flow->inner_port,
-	};
-
-	return tc_translate(skb, pkt, &nat, REASON_SOURCE_RESTORED);
+	w->nat.end = NAT_DESTINATION;
+	w->nat.addr = w->flow.client;
+	w->nat.sport = w->flow.backend_port;
+	w->nat.dport = w->flow.inner_port;
+	return tc_translate(skb, w, REASON_SOURCE_RESTORED);
 }
 
 /* What a packet that gets no backend meets. */
@@ -129,7 +141,8 @@ static __always_inline int tc_from_cluster(const struct pkt *pkt)
 }
 
 /* A backend for a packet, in flow. Returns as lb_select. */
-static __noinline enum reason tc_choose(const struct pkt *pkt, struct flow *flow, int forgetful)
+static __noinline enum reason tc_choose(const struct pkt *pkt, struct flow *flow, __u32 hash,
+					int forgetful)
 {
 	struct frontend_key dst = { .addr = pkt->dst, .port = pkt->dport, .protocol = pkt->protocol };
 	struct lb_client client = { .addr = pkt->src, .by_packet = 1, .forgetful = forgetful };
@@ -137,7 +150,7 @@ static __noinline enum reason tc_choose(const struct pkt *pkt, struct flow *flow
 	enum reason reason;
 
 	client.side = config_pod_device || tc_from_cluster(pkt) ? LB_INSIDE : LB_OUTSIDE;
-	reason = lb_select(&dst, &client, pkt_hash(pkt), &to);
+	reason = lb_select(&dst, &client, hash, &to);
 	__builtin_memset(flow, 0, sizeof(*flow));
 	flow->client = pkt->src;
 	flow->client_port = flow->inner_port = pkt->sport;
@@ -175,36 +188,46 @@ static __noinline enum reason tc_remember(struct flow *flow, enum reason reason)
 	return track_put(&key, flow, BPF_ANY) ? REASON_FLOW_UNRECORDED : REASON_FLOW_KEPT;
 }
 
-/* in, client → frontend, of no flow. */
-static __always_inline int tc_begin(struct __sk_buff *skb, const struct pkt *pkt,
-				    struct flow *flow, __u64 now)
+/* in, client → frontend, and begins a flow. `found` says whether its client had one. */
+static __always_inline int tc_begin(struct __sk_buff *skb, struct tc_work *w, int found)
 {
+	const struct pkt *pkt = &w->pkt;
+	struct flow *flow = &w->flow;
 	int midway = pkt->protocol == IPPROTO_TCP && !pkt_is_syn(pkt);
-	enum reason reason = tc_choose(pkt, flow, midway);
+	__u32 hash = pkt_hash(pkt);
+	enum reason reason = tc_choose(pkt, flow, hash, midway);
 
 	if (midway) {
 		reason = tc_remember(flow, reason);
 		if (reason != REASON_FLOW_KEPT)
 			return tc_refuse(skb, pkt, reason);
-		return tc_to_backend(skb, pkt, flow, reason);
+		return tc_to_backend(skb, w, reason);
 	}
 	if (reason != REASON_TRANSLATED && reason != REASON_AFFINITY_KEPT)
 		return tc_refuse(skb, pkt, reason);
-	flow->used = now;
-	if (track_begin(flow, pkt_hash(pkt)))
+	flow->used = tc_now(w);
+	if (track_begin(flow, hash, found))
 		return tc_refuse(skb, pkt, REASON_FLOW_UNRECORDED);
 	lb_count(flow->backend_id);
-	return tc_to_backend(skb, pkt, flow, reason);
+	return tc_to_backend(skb, w, reason);
 }
 
 /* A piece of a datagram of which the first was not seen, or led nowhere. To the
  * node itself it may be anything; to any other address of a frontend there is
- * nobody who could put it together. */
-static __always_inline int tc_lost_piece(const struct addr_info *info)
+ * nobody who could put it together. `meaning` is the address's (enum addr_flag). */
+static __always_inline int tc_lost_piece(__u32 meaning)
 {
-	if (info && info->flags & ADDR_FLAG_FRONTEND && !(info->flags & ADDR_FLAG_NODE_PORTS))
+	if (meaning & ADDR_FLAG_FRONTEND && !(meaning & ADDR_FLAG_NODE_PORTS))
 		return tc_end(REASON_FRAGMENT_UNKNOWN, TC_ACT_SHOT);
 	return tc_end(REASON_FRAGMENT_PASSED, TC_ACT_UNSPEC);
+}
+
+/* What an address means to this node: enum addr_flag, 0 for nothing. */
+static __always_inline __u32 tc_meaning(const struct addr *addr)
+{
+	struct addr_info *info = bpf_map_lookup_elem(&addrs, addr);
+
+	return info ? info->flags : 0;
 }
 
 /* What tc_follow gives for a packet that begins a flow of its own. */
@@ -212,10 +235,11 @@ static __always_inline int tc_lost_piece(const struct addr_info *info)
 
 /* in, of the flow in w: the packet goes where the others went, unless it begins
  * another. Returns a verdict, or TC_BEGINS. */
-static __noinline int tc_follow(struct __sk_buff *skb, struct tc_work *w, __u64 now)
+static __always_inline int tc_follow(struct __sk_buff *skb, struct tc_work *w)
 {
 	const struct pkt *pkt = &w->pkt;
 	struct flow *flow = &w->flow;
+	__u64 now = tc_now(w);
 
 	switch (flow_side_in(flow, pkt)) {
 	case FLOW_FROM_CLIENT:
@@ -227,46 +251,50 @@ static __noinline int tc_follow(struct __sk_buff *skb, struct tc_work *w, __u64 
 			return tc_end(REASON_FLOW_OVER, TC_ACT_SHOT);
 		track_touch(flow, pkt, FLOW_FROM_CLIENT, now);
 		if (track_is_confirmation(flow, pkt) && track_confirm(flow))
-			return tc_to_backend(skb, pkt, flow, REASON_UNCONFIRMED);
-		return tc_to_backend(skb, pkt, flow, REASON_FLOW_KEPT);
+			return tc_to_backend(skb, w, REASON_UNCONFIRMED);
+		return tc_to_backend(skb, w, REASON_FLOW_KEPT);
 	case FLOW_FROM_BACKEND:
 		track_touch(flow, pkt, FLOW_FROM_BACKEND, now);
-		return tc_restore_source(skb, pkt, flow);
+		return tc_restore_source(skb, w);
 	case FLOW_NONE:
 		break;
 	}
 	return TC_BEGINS;
 }
 
-/* in: most packets are of a flow that is confirmed, or of none. What is looked at
- * after that is for the others: `flows_new` only if the destination can be theirs. */
-static __noinline int tc_in(struct __sk_buff *skb, struct tc_work *w)
+/* in, of no flow, or of one that is over: then the address was not looked at yet. */
+static __noinline int tc_in_new(struct __sk_buff *skb, struct tc_work *w, __u32 meaning, int found)
 {
 	const struct pkt *pkt = &w->pkt;
-	__u64 now = bpf_ktime_get_ns();
-	struct addr_info *info;
-	int verdict = TC_BEGINS;
-	struct flow_key key;
-	int found;
 
-	flow_key_in(&key, pkt);
-	found = flow_find_in(&flows, &key, &w->flow);
 	if (found)
-		verdict = tc_follow(skb, w, now);
-	if (verdict != TC_BEGINS)
-		return verdict;
-	info = bpf_map_lookup_elem(&addrs, &pkt->dst);
-	if (!found && (info || flow_is_source_port(pkt->dport)) &&
-	    flow_find_in(&flows_new, &key, &w->flow))
-		verdict = tc_follow(skb, w, now);
-	if (verdict != TC_BEGINS)
-		return verdict;
+		meaning = tc_meaning(&pkt->dst);
 	if (pkt->piece)
-		return tc_lost_piece(info);
-	if (!info)
+		return tc_lost_piece(meaning);
+	if (!meaning)
 		return lb_unallocated(&pkt->dst) ? tc_end(REASON_UNALLOCATED, TC_ACT_SHOT) :
 						   tc_end(REASON_NO_FRONTEND, TC_ACT_UNSPEC);
-	return tc_begin(skb, pkt, &w->flow, now);
+	return tc_begin(skb, w, found);
+}
+
+/* in: most packets are of a flow that is confirmed, or of none. What is looked at
+ * after that is for the others: `flows_new` only if the destination can be theirs. */
+static __always_inline int tc_in(struct __sk_buff *skb, struct tc_work *w)
+{
+	const struct pkt *pkt = &w->pkt;
+	int verdict = TC_BEGINS, found;
+	__u32 meaning = 0;
+
+	flow_key_in(&w->key, pkt);
+	found = flow_find_in(&flows, &w->key, &w->flow);
+	if (!found) {
+		meaning = tc_meaning(&pkt->dst);
+		if (meaning || flow_is_source_port(pkt->dport))
+			found = flow_find_in(&flows_new, &w->key, &w->flow);
+	}
+	if (found)
+		verdict = tc_follow(skb, w);
+	return verdict == TC_BEGINS ? tc_in_new(skb, w, meaning, found) : verdict;
 }
 
 /* in, an error about a packet that left by here: its sender is to know it again. */
@@ -296,22 +324,33 @@ static __noinline int tc_icmp_in(struct __sk_buff *skb, struct tc_work *w)
 	return tc_end(REASON_ICMP_TRANSLATED, TC_ACT_UNSPEC);
 }
 
+/* Gets the packet's ports: of a piece those of its first, which are noted. Returns 0
+ * where that was not seen. */
+static __always_inline int tc_ports(struct pkt *pkt, enum pkt_kind kind, int egress)
+{
+	if (kind == PKT_PIECE)
+		return fragment_find(pkt, egress);
+	if (pkt->first_piece)
+		fragment_note(pkt, egress);
+	return 1;
+}
+
 SEC("tc")
 int shunt_ingress(struct __sk_buff *skb)
 {
 	struct tc_work *w = tc_begin_work();
+	enum pkt_kind kind;
 
 	/* Overheard, or to everybody; without link addresses there is no such thing. */
 	if (!w || (config_ethernet && skb->pkt_type != PKT_TYPE_HOST))
 		return tc_end(REASON_PROTOCOL, TC_ACT_UNSPEC);
-	switch (pkt_parse(skb, &w->pkt)) {
+	kind = pkt_parse(skb, &w->pkt);
+	switch (kind) {
 	case PKT_TRANSPORT:
-		fragment_note(&w->pkt, 0);
-		return tc_in(skb, w);
 	case PKT_PIECE:
-		if (fragment_find(&w->pkt, 0))
+		if (tc_ports(&w->pkt, kind, 0))
 			return tc_in(skb, w);
-		return tc_lost_piece(bpf_map_lookup_elem(&addrs, &w->pkt.dst));
+		return tc_lost_piece(tc_meaning(&w->pkt.dst));
 	case PKT_ICMP:
 		return tc_icmp_in(skb, w);
 	case PKT_MALFORMED:
@@ -323,41 +362,42 @@ int shunt_ingress(struct __sk_buff *skb)
 }
 
 /* out, client → backend of another node: from an address of this one. */
-static __always_inline int tc_replace_source(struct __sk_buff *skb, const struct pkt *pkt,
-					     struct flow *flow)
+static __always_inline int tc_replace_source(struct __sk_buff *skb, struct tc_work *w)
 {
-	struct nat nat = { .end = NAT_SOURCE, .dport = flow->backend_port };
 	enum reason reason = REASON_SOURCE_TRANSLATED;
+	struct flow *flow = &w->flow;
 	int over;
 
 	if (!(flow->flags & FLOW_FLAG_SNAT))
 		return tc_end(REASON_SOURCE_KEPT, TC_ACT_UNSPEC);
-	over = flow_is_closed(flow) || flow_is_expired(flow, bpf_ktime_get_ns());
+	over = flow_is_closed(flow) || flow_is_expired(flow, tc_now(w));
 	if (flow->node_port && (over || !(flow->flags & FLOW_FLAG_CONFIRMED)) && !source_hold(flow)) {
 		if (over)
 			return tc_end(REASON_FLOW_OVER, TC_ACT_SHOT);
 		flow->node_port = 0;
 	}
 	if (!flow->node_port)
-		reason = source_choose(skb, flow, pkt_hash(pkt));
+		reason = source_choose(skb, flow, pkt_hash(&w->pkt));
 	if (reason != REASON_SOURCE_TRANSLATED)
 		return tc_end(reason, TC_ACT_SHOT);
-	nat.addr = flow->node;
-	nat.sport = flow->node_port;
-	return tc_translate(skb, pkt, &nat, reason);
+	w->nat.end = NAT_SOURCE;
+	w->nat.addr = flow->node;
+	w->nat.sport = flow->node_port;
+	w->nat.dport = flow->backend_port;
+	return tc_translate(skb, w, reason);
 }
 
 /* out, backend → client: from the frontend. */
-static __always_inline int tc_restore_frontend(struct __sk_buff *skb, const struct pkt *pkt,
-					       struct flow *flow)
+static __always_inline int tc_restore_frontend(struct __sk_buff *skb, struct tc_work *w)
 {
-	struct nat nat = {
-		.end = NAT_SOURCE, .addr = flow->frontend,
-		.sport = flow->frontend_port, .dport = flow->client_port,
-	};
+	struct flow *flow = &w->flow;
 
-	track_touch(flow, pkt, FLOW_FROM_BACKEND, bpf_ktime_get_ns());
-	return tc_translate(skb, pkt, &nat, REASON_REPLY_RESTORED);
+	track_touch(flow, &w->pkt, FLOW_FROM_BACKEND, tc_now(w));
+	w->nat.end = NAT_SOURCE;
+	w->nat.addr = flow->frontend;
+	w->nat.sport = flow->frontend_port;
+	w->nat.dport = flow->client_port;
+	return tc_translate(skb, w, REASON_REPLY_RESTORED);
 }
 
 /* out, UDP of no flow: if it comes from a node port's number of this node, the
@@ -385,24 +425,22 @@ static __noinline void tc_note_own(const struct pkt *pkt)
 		bpf_map_update_elem(&flows_new, &key, &flow, BPF_ANY);
 }
 
-/* The flow of a packet that leaves, and of one that an error is about. */
-static __noinline enum flow_side tc_find_out(const struct pkt *pkt, struct flow *flow)
+/* The flow of a packet that leaves, and of one that an error is about: in w->flow. */
+static __always_inline enum flow_side tc_find_out(struct tc_work *w, const struct pkt *pkt)
 {
-	struct flow_key key;
-
-	flow_key_ends(&key, pkt->protocol, &pkt->src, pkt->sport, &pkt->dst, pkt->dport);
-	return flow_find(&key, flow) ? flow_side_out(flow, pkt) : FLOW_NONE;
+	flow_key_ends(&w->key, pkt->protocol, &pkt->src, pkt->sport, &pkt->dst, pkt->dport);
+	return flow_find(&w->key, &w->flow) ? flow_side_out(&w->flow, pkt) : FLOW_NONE;
 }
 
-static __noinline int tc_out(struct __sk_buff *skb, struct tc_work *w)
+static __always_inline int tc_out(struct __sk_buff *skb, struct tc_work *w)
 {
 	const struct pkt *pkt = &w->pkt;
 
-	switch (tc_find_out(pkt, &w->flow)) {
+	switch (tc_find_out(w, pkt)) {
 	case FLOW_FROM_CLIENT:
-		return tc_replace_source(skb, pkt, &w->flow);
+		return tc_replace_source(skb, w);
 	case FLOW_FROM_BACKEND:
-		return tc_restore_frontend(skb, pkt, &w->flow);
+		return tc_restore_frontend(skb, w);
 	case FLOW_NONE:
 		break;
 	}
@@ -422,7 +460,7 @@ static __noinline int tc_icmp_out(struct __sk_buff *skb, struct tc_work *w)
 	__builtin_memset(&w->quoted, 0, sizeof(w->quoted));
 	if (!icmp_quoted(skb, pkt, &w->quoted))
 		return tc_end(REASON_ICMP_PASSED, TC_ACT_UNSPEC);
-	side = tc_find_out(quoted, flow);
+	side = tc_find_out(w, quoted);
 	nat.end = NAT_DESTINATION;
 	if (side == FLOW_FROM_CLIENT) { /* the client spoke to the frontend */
 		nat.addr = outer.addr = flow->frontend;
@@ -447,15 +485,15 @@ SEC("tc")
 int shunt_egress(struct __sk_buff *skb)
 {
 	struct tc_work *w = tc_begin_work();
+	enum pkt_kind kind;
 
 	if (!w)
 		return tc_end(REASON_PROTOCOL, TC_ACT_UNSPEC);
-	switch (pkt_parse(skb, &w->pkt)) {
+	kind = pkt_parse(skb, &w->pkt);
+	switch (kind) {
 	case PKT_TRANSPORT:
-		fragment_note(&w->pkt, 1);
-		return tc_out(skb, w);
 	case PKT_PIECE:
-		if (fragment_find(&w->pkt, 1))
+		if (tc_ports(&w->pkt, kind, 1))
 			return tc_out(skb, w);
 		return tc_end(REASON_FRAGMENT_PASSED, TC_ACT_UNSPEC);
 	case PKT_ICMP:

@@ -16,10 +16,10 @@ enum nat_end { NAT_SOURCE, NAT_DESTINATION };
 struct nat {
 	struct addr addr;
 	__be16 sport, dport;
-	__u8 end; /* enum nat_end */
+	__u32 end; /* enum nat_end */
 };
 
-static __always_inline __u32 nat_addr_offset(const struct pkt *pkt, __u8 end)
+static __always_inline __u32 nat_addr_offset(const struct pkt *pkt, __u32 end)
 {
 	if (pkt->is_v4)
 		return pkt->l3 + (end == NAT_SOURCE ? offsetof(struct iphdr, saddr) :
@@ -40,51 +40,93 @@ static __always_inline __u64 nat_check_flags(const struct pkt *pkt)
 	return pkt->protocol == IPPROTO_UDP ? BPF_F_MARK_MANGLED_0 : 0;
 }
 
-static __always_inline long nat_address4(struct __sk_buff *skb, const struct pkt *pkt,
-					 const struct nat *nat, const struct addr *old)
+/* Brings the transport's checksum up to date. `diff` is what the addresses change in
+ * sums, which a device that is to finish the checksum has in its own; the ports it has not. */
+static __always_inline long nat_check(struct __sk_buff *skb, const struct pkt *pkt,
+				      const struct nat *nat, __u32 diff)
 {
-	__be32 from = lb_word(old, 3), to = lb_word(&nat->addr, 3);
-	__u32 check = pkt->l3 + offsetof(struct iphdr, check);
+	__u32 check = nat_check_offset(pkt), old = pkt->sport | (__u32)pkt->dport << 16;
+	__u32 new = nat->sport | (__u32)nat->dport << 16;
+	__u64 flags = nat_check_flags(pkt);
 
-	if (bpf_l3_csum_replace(skb, check, from, to, sizeof(to)))
+	if (diff && bpf_l4_csum_replace(skb, check, 0, diff, flags | BPF_F_PSEUDO_HDR))
 		return -1;
-	if (!pkt->piece && bpf_l4_csum_replace(skb, nat_check_offset(pkt), from, to,
-					       nat_check_flags(pkt) | BPF_F_PSEUDO_HDR | sizeof(to)))
-		return -1;
-	return bpf_skb_store_bytes(skb, nat_addr_offset(pkt, nat->end), &to, sizeof(to), 0);
+	return old == new ? 0 : bpf_l4_csum_replace(skb, check, old, new, flags | sizeof(new));
 }
 
-static __always_inline long nat_address6(struct __sk_buff *skb, const struct pkt *pkt,
-					 const struct nat *nat, const struct addr *old)
-{
-	__u32 diff = csum_change(old, &nat->addr, sizeof(*old));
+/* The fields of a packet that are written, in a row. Where a header has options or
+ * extensions, the ports are further on. */
+struct nat_row4 {
+	__u16 pad; /* not written */
+	__sum16 check;
+	__be32 src, dst;
+	__be16 sport, dport;
+};
 
-	if (!pkt->piece && bpf_l4_csum_replace(skb, nat_check_offset(pkt), 0, diff,
-					       nat_check_flags(pkt) | BPF_F_PSEUDO_HDR))
+struct nat_row6 {
+	struct addr src, dst;
+	__be16 sport, dport;
+};
+
+#define NAT_PORTS 4 /* bytes of both */
+
+static __always_inline int nat_is_plain(const struct pkt *pkt, __u32 header)
+{
+	return pkt->l4 - pkt->l3 == header && !pkt->piece;
+}
+
+static __always_inline long nat_apply4(struct __sk_buff *skb, const struct pkt *pkt,
+				       const struct nat *nat)
+{
+	__be32 src = lb_word(&pkt->src, 3), dst = lb_word(&pkt->dst, 3), to = lb_word(&nat->addr, 3);
+	__be32 from = nat->end == NAT_SOURCE ? src : dst;
+	struct nat_row4 row = {
+		.check = pkt->check,
+		.src = nat->end == NAT_SOURCE ? to : src, .dst = nat->end == NAT_SOURCE ? dst : to,
+		.sport = nat->sport, .dport = nat->dport,
+	};
+	__u32 at = pkt->l3 + offsetof(struct iphdr, check), diff = 0;
+	const __u32 size = sizeof(row) - offsetof(struct nat_row4, check);
+
+	if (from != to) {
+		diff = csum_change4(from, to);
+		row.check = csum_replace(pkt->check, diff);
+	}
+	if (!pkt->piece && nat_check(skb, pkt, nat, diff))
+		return -1;
+	if (nat_is_plain(pkt, sizeof(struct iphdr)))
+		return bpf_skb_store_bytes(skb, at, &row.check, size, 0);
+	if (bpf_skb_store_bytes(skb, at, &row.check, size - NAT_PORTS, 0))
+		return -1;
+	return pkt->piece ? 0 : bpf_skb_store_bytes(skb, pkt->l4, &row.sport, NAT_PORTS, 0);
+}
+
+static __always_inline long nat_apply6(struct __sk_buff *skb, const struct pkt *pkt,
+				       const struct nat *nat)
+{
+	const struct addr *from = nat->end == NAT_SOURCE ? &pkt->src : &pkt->dst;
+	struct nat_row6 row = {
+		.src = nat->end == NAT_SOURCE ? nat->addr : pkt->src,
+		.dst = nat->end == NAT_SOURCE ? pkt->dst : nat->addr,
+		.sport = nat->sport, .dport = nat->dport,
+	};
+	__u32 at = pkt->l3 + offsetof(struct ipv6hdr, saddr), diff = 0;
+
+	if (!lb_addr_equal(from, &nat->addr))
+		diff = csum_change_addr(from, &nat->addr);
+	if (!pkt->piece && nat_check(skb, pkt, nat, diff))
 		return -1;
 	/* A device's sum over the packet (CHECKSUM_COMPLETE). The helper changes it as
 	 * for IPv4, whose header has a checksum that makes up for the address. IPv6's has
 	 * none: address and transport checksum cancel out, and in a piece there is only
 	 * the address. */
-	bpf_csum_update(skb, diff);
-	return bpf_skb_store_bytes(skb, nat_addr_offset(pkt, nat->end), &nat->addr,
-				   sizeof(nat->addr), 0);
-}
-
-static __always_inline long nat_ports(struct __sk_buff *skb, const struct pkt *pkt,
-				      const struct nat *nat)
-{
-	__be16 from[2] = { pkt->sport, pkt->dport }, to[2] = { nat->sport, nat->dport };
-	__u32 old, new;
-
-	__builtin_memcpy(&old, from, sizeof(old));
-	__builtin_memcpy(&new, to, sizeof(new));
-	if (old == new)
-		return 0;
-	if (bpf_l4_csum_replace(skb, nat_check_offset(pkt), old, new,
-				nat_check_flags(pkt) | sizeof(new)))
+	if (diff)
+		bpf_csum_update(skb, diff);
+	if (nat_is_plain(pkt, sizeof(struct ipv6hdr)))
+		return bpf_skb_store_bytes(skb, at, &row, sizeof(row), 0);
+	if (bpf_skb_store_bytes(skb, at, &row, sizeof(row) - NAT_PORTS, 0))
 		return -1;
-	return bpf_skb_store_bytes(skb, pkt->l4, &new, sizeof(new), 0);
+	return pkt->piece ? 0 : bpf_skb_store_bytes(skb, pkt->l4, &row.sport, NAT_PORTS, 0);
 }
 
 /* Gives the packet another end. Returns 0, or -1 where the kernel refused; the
@@ -92,10 +134,5 @@ static __always_inline long nat_ports(struct __sk_buff *skb, const struct pkt *p
 static __noinline long nat_apply(struct __sk_buff *skb, const struct pkt *pkt,
 				 const struct nat *nat)
 {
-	const struct addr *old = nat->end == NAT_SOURCE ? &pkt->src : &pkt->dst;
-
-	if (!lb_addr_equal(old, &nat->addr) &&
-	    (pkt->is_v4 ? nat_address4(skb, pkt, nat, old) : nat_address6(skb, pkt, nat, old)))
-		return -1;
-	return pkt->piece ? 0 : nat_ports(skb, pkt, nat);
+	return pkt->is_v4 ? nat_apply4(skb, pkt, nat) : nat_apply6(skb, pkt, nat);
 }

@@ -1,8 +1,9 @@
 /* pkt.h: what a packet says of itself. Knows headers; knows neither flows nor
  * services, and changes nothing.
  *
- * Headers are read by bpf_skb_load_bytes: offsets vary (options, extension
- * headers), and parts of a packet need not be in its linear data. */
+ * Plain headers are read in place. The others are read by bpf_skb_load_bytes: their
+ * offsets vary (options, extension headers), and parts of a packet need not be in its
+ * linear data. */
 #pragma once
 
 #include <linux/bpf.h>
@@ -47,7 +48,8 @@ struct pkt {
 	__u8 first_piece; /* a fragment, and the first */
 	__u8 piece;       /* a later one: `sport` and `dport` are not in it */
 	__u8 tcp_flags;
-	__u8 pad[3];
+	__u8 pad;
+	__sum16 check; /* of the IPv4 header */
 };
 
 static __always_inline int pkt_is_syn(const struct pkt *pkt)
@@ -104,6 +106,7 @@ static __always_inline enum pkt_kind pkt_parse4(struct __sk_buff *skb, struct pk
 	if (ip.version != 4 || ip.ihl < 5)
 		return PKT_MALFORMED;
 	pkt->is_v4 = 1;
+	pkt->check = ip.check;
 	pkt_addr4(&pkt->src, ip.saddr);
 	pkt_addr4(&pkt->dst, ip.daddr);
 	pkt->protocol = ip.protocol;
@@ -182,18 +185,86 @@ static __always_inline enum pkt_kind pkt_parse6(struct __sk_buff *skb, struct pk
 	return more ? PKT_OTHER : pkt_parse_ports(skb, pkt, quoted);
 }
 
-/* The packet itself. A VLAN's tag that the device took off is beside the packet:
- * it comes again, on the device of the VLAN. */
-static __always_inline enum pkt_kind pkt_parse(struct __sk_buff *skb, struct pkt *pkt)
+/* Ports in place. Returns 1, or 0 where that is for pkt_parse_ports. */
+static __always_inline int pkt_plain_ports(struct pkt *pkt, const void *l4, const void *end)
 {
-	if (skb->vlan_present)
-		return PKT_OTHER;
-	pkt->l3 = config_ethernet ? ETH_HLEN : 0;
+	const struct tcphdr *tcp = l4;
+	const struct udphdr *udp = l4;
+
+	if (pkt->protocol == IPPROTO_TCP) {
+		if ((const void *)(tcp + 1) > end)
+			return 0;
+		pkt->tcp_flags = ((const __u8 *)tcp)[13];
+	} else if (pkt->protocol != IPPROTO_UDP) {
+		return 0;
+	}
+	pkt->sport = udp->source;
+	pkt->dport = udp->dest;
+	return 1;
+}
+
+/* What nearly all packets are: whole TCP or UDP packets with plain headers, in the
+ * linear data. A call of bpf_skb_load_bytes costs 20 ns, and each took two. Return 1,
+ * or 0 where the packet is for pkt_parse4 or 6, which say the same of it. */
+static __always_inline int pkt_plain4(struct __sk_buff *skb, struct pkt *pkt, __u32 l3)
+{
+	const void *end = (void *)(long)skb->data_end;
+	const struct iphdr *ip = (void *)(long)skb->data + l3;
+	const struct udphdr *udp = (void *)(ip + 1);
+
+	if ((const void *)(udp + 1) > end)
+		return 0;
+	if (*(const __u8 *)ip != 0x45 ||
+	    ip->frag_off & bpf_htons(IP_MORE_FRAGMENTS | IP_OFFSET))
+		return 0;
+	pkt->is_v4 = 1;
+	pkt->check = ip->check;
+	pkt_addr4(&pkt->src, ip->saddr);
+	pkt_addr4(&pkt->dst, ip->daddr);
+	pkt->protocol = ip->protocol;
+	pkt->l4 = l3 + sizeof(*ip);
+	return pkt_plain_ports(pkt, udp, end);
+}
+
+static __always_inline int pkt_plain6(struct __sk_buff *skb, struct pkt *pkt, __u32 l3)
+{
+	const void *end = (void *)(long)skb->data_end;
+	const struct ipv6hdr *ip = (void *)(long)skb->data + l3;
+	const struct udphdr *udp = (void *)(ip + 1);
+
+	if ((const void *)(udp + 1) > end || *(const __u8 *)ip >> 4 != 6)
+		return 0;
+	__builtin_memcpy(&pkt->src, &ip->saddr, sizeof(pkt->src));
+	__builtin_memcpy(&pkt->dst, &ip->daddr, sizeof(pkt->dst));
+	if (lb_addr_is_v4(&pkt->src) || lb_addr_is_v4(&pkt->dst))
+		return 0;
+	pkt->protocol = ip->nexthdr;
+	pkt->l4 = l3 + sizeof(*ip);
+	return pkt_plain_ports(pkt, udp, end);
+}
+
+static __noinline enum pkt_kind pkt_parse_any(struct __sk_buff *skb, struct pkt *pkt)
+{
 	if (skb->protocol == bpf_htons(ETH_P_IP))
 		return pkt_parse4(skb, pkt, 0);
 	if (skb->protocol == bpf_htons(ETH_P_IPV6))
 		return pkt_parse6(skb, pkt, 0);
 	return PKT_OTHER;
+}
+
+/* The packet itself. A VLAN's tag that the device took off is beside the packet:
+ * it comes again, on the device of the VLAN. */
+static __always_inline enum pkt_kind pkt_parse(struct __sk_buff *skb, struct pkt *pkt)
+{
+	const __u32 l3 = config_ethernet ? ETH_HLEN : 0;
+
+	if (skb->vlan_present)
+		return PKT_OTHER;
+	pkt->l3 = l3;
+	if (skb->protocol == bpf_htons(ETH_P_IP) ? pkt_plain4(skb, pkt, l3) :
+	    skb->protocol == bpf_htons(ETH_P_IPV6) && pkt_plain6(skb, pkt, l3))
+		return PKT_TRANSPORT;
+	return pkt_parse_any(skb, pkt);
 }
 
 static __always_inline __u64 pkt_mix(__u64 h, __u64 word)

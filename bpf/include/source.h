@@ -57,7 +57,7 @@ static __always_inline int source_by_device(__u32 ifindex, int v4, struct addr *
 	if (!dev)
 		return 0;
 	*out = v4 ? dev->addr4 : dev->addr6;
-	return v4 ? lb_word(out, 3) != 0 : source_is_set(out);
+	return source_is_set(out);
 }
 
 /* Whether a process of this node would get what the backend sends to that port: a
@@ -99,7 +99,7 @@ static __noinline int source_claim_port(struct __sk_buff *skb, struct flow *flow
 	for (int i = 0; i < SOURCE_TRIES; i++) {
 		flow->node_port = flow_source_port(hash, i);
 		flow_key_wire(&key, flow);
-		old = flow_peek(&key);
+		old = i ? flow_peek(&key) : NULL; /* the first is nearly always free */
 		if (old && (i < SOURCE_PATIENT || !track_may_replace(old, flow, TRACK_FORGOTTEN)))
 			continue;
 		if (source_is_socket(skb, flow))
@@ -123,10 +123,10 @@ static __noinline enum reason source_choose(struct __sk_buff *skb, struct flow *
 	if (source_claim_port(skb, flow, hash))
 		return REASON_PORTS_EXHAUSTED;
 	flow_key_out(&key, flow);
-	if (track_put(&key, flow, BPF_ANY))
+	if (track_put_source(&key, flow))
 		return REASON_FLOW_UNRECORDED;
 	flow_key_client(&key, flow);
-	if (track_is_clients(&key, flow) && track_put(&key, flow, BPF_ANY))
+	if (track_is_clients(&key, flow) && track_put_source(&key, flow))
 		return REASON_FLOW_UNRECORDED;
 	return REASON_SOURCE_TRANSLATED;
 }

@@ -106,6 +106,21 @@ static __noinline void track_drop_wire(const struct flow *old)
 		track_delete(&key);
 }
 
+/* Takes the flow's place before the stack, if it can be had from who has it. Returns 0,
+ * or -1. */
+static __noinline int track_take_out(const struct flow_key *key, const struct flow *flow)
+{
+	struct flow *old = flow_peek(key);
+
+	if (!old)
+		return track_claim(key, flow);
+	if (!track_may_replace(old, flow, TRACK_OVER))
+		return -1;
+	if (flow_same_client(old, flow))
+		track_drop_wire(old);
+	return track_replace(key, flow, TRACK_OVER);
+}
+
 /* Finds the client a port between itself and the backend at which no other flow of
  * it is: its own, if it can be. Two frontends may share a backend, and the client
  * may use one port for both. Fills flow->inner_port and claims the key. Returns 0,
@@ -113,7 +128,6 @@ static __noinline void track_drop_wire(const struct flow *old)
 static __noinline int track_claim_out(struct flow *flow, __u32 hash)
 {
 	struct flow_key key;
-	struct flow *old;
 
 	for (int i = 0; i < FLOW_PORT_TRIES; i++) {
 		flow->inner_port = i ? flow_source_port(hash, i) : flow->client_port;
@@ -122,24 +136,18 @@ static __noinline int track_claim_out(struct flow *flow, __u32 hash)
 		    lb_addr_equal(&flow->client, &flow->backend))
 			continue;
 		flow_key_out(&key, flow);
-		old = flow_peek(&key);
-		if (!old) {
-			if (!track_claim(&key, flow))
-				return 0;
-			continue;
-		}
-		if (!track_may_replace(old, flow, TRACK_OVER))
-			continue;
-		if (flow_same_client(old, flow))
-			track_drop_wire(old);
-		if (!track_replace(&key, flow, TRACK_OVER))
+		/* Nearly always it is free: no use to look first. */
+		if (!i && !track_claim(&key, flow))
+			return 0;
+		if (!track_take_out(&key, flow))
 			return 0;
 	}
 	return -1;
 }
 
-/* Remembers a new flow. Returns 0, or -1 without room. */
-static __noinline int track_begin(struct flow *flow, __u32 hash)
+/* Remembers a new flow. `found` says whether its client had one. Returns 0, or -1
+ * without room. */
+static __noinline int track_begin(struct flow *flow, __u32 hash, int found)
 {
 	struct flow_key key;
 
@@ -148,7 +156,8 @@ static __noinline int track_begin(struct flow *flow, __u32 hash)
 	flow_key_client(&key, flow);
 	if (bpf_map_update_elem(&flows_new, &key, flow, BPF_ANY))
 		return -1;
-	bpf_map_delete_elem(&flows, &key);
+	if (found)
+		bpf_map_delete_elem(&flows, &key);
 	return 0;
 }
 
@@ -169,28 +178,11 @@ static __noinline void track_refresh(const struct flow_key *key, const struct fl
 	there->backend_said = flow->backend_said;
 }
 
-/* Notes in all entries what a flow's packet says, if that is news, or if nothing
- * was noted for a while. */
-static __noinline void track_touch(struct flow *flow, const struct pkt *pkt, enum flow_side from,
-				   __u64 now)
+/* Notes in all entries that one side has said `said` by now. */
+static __noinline void track_note(struct flow *flow, enum flow_side from, __u8 said, __u64 now)
 {
-	__u8 said = from == FLOW_FROM_CLIENT ? flow->client_said : flow->backend_said;
-	__u8 other = from == FLOW_FROM_CLIENT ? flow->backend_said : flow->client_said;
-	__u8 was = said;
 	struct flow_key key;
 
-	if (pkt->tcp_flags & TCP_FIN && !(said & FLOW_SAID_FIN))
-		said |= FLOW_SAID_FIN | (other & FLOW_SAID_FIN ? FLOW_SAID_FIN_LATER : 0);
-	if (pkt->tcp_flags & TCP_RST)
-		said |= FLOW_SAID_RST;
-	if (from == FLOW_FROM_BACKEND)
-		said |= FLOW_SAID_ANYTHING;
-	if (said == was && (__s64)(now - flow->used) < FLOW_TOUCH)
-		return;
-	/* Whoever goes on after a reset did not believe it: it was not of this
-	 * connection. What was under way when it came is here within FLOW_TOUCH. */
-	if (said == was && !(pkt->tcp_flags & TCP_RST))
-		said &= ~FLOW_SAID_RST;
 	if (from == FLOW_FROM_CLIENT)
 		flow->client_said = said;
 	else
@@ -204,6 +196,30 @@ static __noinline void track_touch(struct flow *flow, const struct pkt *pkt, enu
 		return;
 	flow_key_wire(&key, flow);
 	track_refresh(&key, flow);
+}
+
+/* Notes what a flow's packet says, if that is news, or if nothing was noted for a
+ * while. */
+static __always_inline void track_touch(struct flow *flow, const struct pkt *pkt,
+					enum flow_side from, __u64 now)
+{
+	__u8 said = from == FLOW_FROM_CLIENT ? flow->client_said : flow->backend_said;
+	__u8 other = from == FLOW_FROM_CLIENT ? flow->backend_said : flow->client_said;
+	__u8 was = said;
+
+	if (pkt->tcp_flags & TCP_FIN && !(said & FLOW_SAID_FIN))
+		said |= FLOW_SAID_FIN | (other & FLOW_SAID_FIN ? FLOW_SAID_FIN_LATER : 0);
+	if (pkt->tcp_flags & TCP_RST)
+		said |= FLOW_SAID_RST;
+	if (from == FLOW_FROM_BACKEND)
+		said |= FLOW_SAID_ANYTHING;
+	if (said == was && (__s64)(now - flow->used) < FLOW_TOUCH)
+		return;
+	/* Whoever goes on after a reset did not believe it: it was not of this
+	 * connection. What was under way when it came is here within FLOW_TOUCH. */
+	if (said == was && !(pkt->tcp_flags & TCP_RST))
+		said &= ~FLOW_SAID_RST;
+	track_note(flow, from, said, now);
 }
 
 /* Whether the client's packets follow this flow, or may: it can have gone on to
@@ -246,6 +262,23 @@ static __noinline int track_is_wire(const struct flow *flow)
 	flow_key_wire(&key, flow);
 	there = flow_peek(&key);
 	return !there || flow_same(there, flow);
+}
+
+/* Says a flow's source on the wire in an entry that has none yet. In place, which
+ * costs a fifth of an update, while the flow is not confirmed: should the entry be
+ * pushed out and another flow's at this very moment, that one finds the port on the
+ * wire not to be its own, and chooses again. Returns 0, or what the kernel says. */
+static __always_inline long track_put_source(const struct flow_key *key, const struct flow *flow)
+{
+	struct flow *there = NULL;
+
+	if (!(flow->flags & FLOW_FLAG_CONFIRMED))
+		there = bpf_map_lookup_elem(&flows_new, key);
+	if (!there || !flow_same_ends(there, flow))
+		return track_put(key, flow, BPF_ANY);
+	there->node = flow->node;
+	there->node_port = flow->node_port;
+	return 0;
 }
 
 /* The client has heard the backend: from now on nothing but the flow's own end, its

@@ -120,6 +120,10 @@ func (d *duel) check(dice *dice, length int) {
 // no age is nearer than that to a time after which something is otherwise.
 const ahead = int64(800 * time.Millisecond)
 
+// The programs read the clock once a tick of the machine's, of which there are a hundred
+// a second at least.
+const behind = int64(20 * time.Millisecond)
+
 // tick keeps the clocks together.
 func (d *duel) tick() {
 	since := d.rig.now() - d.start
@@ -258,7 +262,7 @@ func sameBut(f, w flow) bool {
 // near says whether a time of the programs is the model's, whose clock stands still.
 func (d *duel) near(got, want int64) bool {
 	off := got - d.start - want
-	return off >= 0 && off <= ahead
+	return off >= -behind && off <= ahead
 }
 
 func (d *duel) comparePieces() (diffs []string) {
