@@ -432,6 +432,33 @@ static __always_inline enum flow_side tc_find_out(struct tc_work *w, const struc
 	return flow_find(&w->key, &w->flow) ? flow_side_out(&w->flow, pkt) : FLOW_NONE;
 }
 
+/* out, of no flow, and begins something, from a port of our range: netfilter has chosen
+ * that for a client that it masquerades, and does not know which are ours. What comes
+ * back is not for the client of an earlier flow that had the port and is over. */
+static __noinline void tc_yield_port(struct tc_work *w)
+{
+	const struct pkt *pkt = &w->pkt;
+	struct flow *old;
+
+	flow_key_set(&w->key, FLOW_KEY_IN, pkt->protocol, &pkt->dst, pkt->dport, &pkt->src, pkt->sport);
+	old = flow_peek(&w->key);
+	if (old && track_is_over(old, tc_now(w)))
+		track_delete(&w->key);
+}
+
+/* out, of no flow. */
+static __always_inline void tc_out_new(struct tc_work *w)
+{
+	const struct pkt *pkt = &w->pkt;
+
+	if (pkt->piece || (pkt->protocol == IPPROTO_TCP && !pkt_is_syn(pkt)))
+		return;
+	if (flow_is_source_port(pkt->sport))
+		tc_yield_port(w);
+	if (pkt->protocol == IPPROTO_UDP)
+		tc_note_own(pkt);
+}
+
 static __always_inline int tc_out(struct __sk_buff *skb, struct tc_work *w)
 {
 	const struct pkt *pkt = &w->pkt;
@@ -444,8 +471,7 @@ static __always_inline int tc_out(struct __sk_buff *skb, struct tc_work *w)
 	case FLOW_NONE:
 		break;
 	}
-	if (pkt->protocol == IPPROTO_UDP && !pkt->piece)
-		tc_note_own(pkt);
+	tc_out_new(w);
 	return tc_end(REASON_EGRESS_PASSED, TC_ACT_UNSPEC);
 }
 

@@ -166,16 +166,26 @@ static __always_inline int flow_serves(const struct flow *flow)
 	return be && be->port == flow->backend_port && lb_addr_equal(&be->addr, &flow->backend);
 }
 
+/* Whether the flow's frontend still is its service's. */
+static __noinline int flow_leads(const struct flow *flow)
+{
+	struct frontend_key key = { .addr = flow->frontend, .port = flow->frontend_port,
+				    .protocol = flow->protocol };
+
+	return lb_leads(&key, 0, flow->service_id);
+}
+
 /* Whether a client's packet goes where the flow's went, or begins a new one. TCP
  * ends by itself, so that only a SYN can be new: the client has its port from a
- * connection that is over, or its backend is gone. A UDP flow must not lead to what
- * serves no more. */
+ * connection that is over, or its backend or its service is gone. A UDP flow must not
+ * lead to what serves no more, nor from an address that is another's by now. */
 static __always_inline int flow_goes_on(const struct flow *flow, const struct pkt *pkt, __u64 now)
 {
-	if (pkt->protocol == IPPROTO_TCP)
-		return !pkt_is_syn(pkt) ||
-		       (!flow_is_closed(flow) && !flow_is_expired(flow, now) && flow_serves(flow));
-	return !flow_is_expired(flow, now) && flow_serves(flow);
+	if (pkt->protocol == IPPROTO_TCP && !pkt_is_syn(pkt))
+		return 1;
+	if (pkt->protocol == IPPROTO_TCP && flow_is_closed(flow))
+		return 0;
+	return !flow_is_expired(flow, now) && flow_serves(flow) && flow_leads(flow);
 }
 
 /* The i-th port to try of the range for translated sources, in network order. One

@@ -241,6 +241,23 @@ static __always_inline enum reason lb_select(const struct frontend_key *dst,
 	return reason;
 }
 
+/* Whether a flow's frontend still is its service's: the address may be another's by
+ * now, or nobody's, while the backend serves on. Looks twice, since an entry that
+ * changes under us can look like another's. */
+static __always_inline int lb_leads(const struct frontend_key *dst, int own_netns,
+				    __u32 service_id)
+{
+	struct service *svc;
+	__u32 undefined;
+
+	for (int i = 0; i < 2; i++) {
+		svc = lb_frontend(dst, own_netns, &undefined);
+		if (svc && svc->id == service_id)
+			return 1;
+	}
+	return 0;
+}
+
 /* Count one connection, or one flow begun, for a backend. */
 static __always_inline void lb_count(__u32 backend_id)
 {

@@ -52,24 +52,13 @@ static __always_inline int sock_flow_serves(const struct sock_flow *flow)
 	return be && be->port == flow->backend_port && lb_addr_equal(&be->addr, &flow->backend_addr);
 }
 
-/* Whether the UDP flow's address still leads to its service: it may be another's by
- * now, or nobody's, while the backend serves on. Looks twice, since an entry that
- * changes under us can look like another's (lb.h). */
+/* Whether the UDP flow's address still leads to its service. */
 static __always_inline int sock_flow_leads(const struct sock_flow *flow, int own_netns)
 {
 	struct frontend_key key = { .addr = flow->frontend_addr, .port = flow->frontend_port,
 				    .protocol = IPPROTO_UDP };
-	struct service *svc;
-	__u32 undefined;
 
-	if (!flow->backend_id)
-		return 1;
-	for (int i = 0; i < 2; i++) {
-		svc = lb_frontend(&key, own_netns, &undefined);
-		if (svc && svc->id == flow->service_id)
-			return 1;
-	}
-	return 0;
+	return !flow->backend_id || lb_leads(&key, own_netns, flow->service_id);
 }
 
 /* Whether a datagram of the flow may go where the one before went. */

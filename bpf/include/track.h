@@ -61,6 +61,12 @@ static __always_inline int track_is_forgotten(const struct flow *flow, __u64 now
 	       (flow->client_said & FLOW_SAID_FIN && flow->backend_said & FLOW_SAID_FIN_LATER);
 }
 
+/* Whether nobody waits for what comes back to the flow. */
+static __always_inline int track_is_over(const struct flow *flow, __u64 now)
+{
+	return flow_is_expired(flow, now) || flow_is_closed(flow) || track_is_forgotten(flow, now);
+}
+
 static __always_inline int track_may_replace(const struct flow *old, const struct flow *flow,
 					     enum track_replace what)
 {

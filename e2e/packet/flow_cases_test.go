@@ -90,6 +90,16 @@ var flowCases = []packetCase{
 		c.load()
 		c.refused(c.continues(c.client, c.external), "no_endpoint")
 	}},
+	{name: "a UDP flow whose address is another service's", proto: protoUDP, steps: func(c *play) {
+		c.serve(c.world, c.proto, 1, c.local)
+		c.load()
+		c.open(c.client, c.external, c.local)
+		second := at(c.local, 8081)
+		c.serve(c.world, c.proto, 2, second)
+		c.load()
+		c.arrives(c.continues(c.client, c.external)).becomes(c.continues(c.client, second), "translated")
+		c.arrives(c.continues(c.client, c.external)).becomes(c.continues(c.client, second), "flow_kept")
+	}},
 	{name: "a record that is another endpoint's by now", proto: protoUDP, steps: func(c *play) {
 		c.serve(c.world, c.proto, 1, c.local)
 		c.load()

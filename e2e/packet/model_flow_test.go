@@ -75,7 +75,13 @@ func (m *model) goesOn(f flow, v view) bool {
 	if v.proto == protoTCP && f.closed() {
 		return false
 	}
-	return !f.expired(m.now) && m.serves(f)
+	return !f.expired(m.now) && m.serves(f) && m.leads(f)
+}
+
+// leads says whether the flow's frontend still is its service's.
+func (m *model) leads(f flow) bool {
+	there, found, _ := m.frontend(f.frontend, f.proto)
+	return found && there.service == f.service
 }
 
 func (m *model) find(k flowKey) (flow, bool) {

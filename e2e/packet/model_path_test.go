@@ -118,10 +118,22 @@ func (m *model) out(v view, isPiece bool) (uint32, string) {
 	case ok:
 		return m.toWire(f, v, isPiece)
 	}
+	if !isPiece && (v.proto == protoUDP || isSYN(v.flags)) {
+		m.yield(v)
+	}
 	if v.proto == protoUDP && !isPiece {
 		m.own(v)
 	}
 	return unspec, "egress_passed"
+}
+
+// yield forgets who had the port that a packet begins from, if that is over.
+func (m *model) yield(v view) {
+	back := flowKey{maps.FlowKeyIn, v.proto, v.dst, v.src}
+	old, ok := m.find(back)
+	if ok && m.isSourcePort(v.src.port) && (old.closed() || old.forgotten(m.now)) {
+		m.remove(back)
+	}
 }
 
 // toWire is a client's packet to a backend.

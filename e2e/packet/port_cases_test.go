@@ -146,6 +146,31 @@ var portCases = []packetCase{
 		c.leaves(c.opens(c.client, c.remote)).becomes(c.opens(c.source(), c.remote), "source_translated")
 		c.arrives(c.continues(c.remote, c.source())).becomes(c.continues(c.remote, c.client), "source_restored")
 	}},
+	{name: "a source port that netfilter chooses for another", steps: func(c *play) {
+		c.serve(c.world, c.proto, 1, c.remote)
+		c.load()
+		c.open(c.client, c.external, c.remote)
+		source := c.source()
+		c.leaves(c.opens(source, c.remote)).passes("egress_passed")
+		c.arrives(c.continues(c.remote, source)).becomes(c.continues(c.remote, c.client), "source_restored")
+		// Now the flow is over.
+		c.rig.age(timeouts.TCPEstablished + time.Second)
+		c.leaves(c.continues(source, c.other)).passes("egress_passed")
+		c.leaves(c.opens(source, c.remote)).passes("egress_passed")
+		c.arrives(c.continues(c.remote, source)).passes("no_frontend")
+	}},
+	{name: "a source port of a connection that was reset, which netfilter chooses", proto: protoTCP, steps: func(c *play) {
+		c.serve(c.world, c.proto, 1, c.remote)
+		c.load()
+		c.open(c.client, c.external, c.remote)
+		c.clientSays(rst, c.external, c.remote, "flow_kept")
+		c.leaves(c.continues(c.source(), c.remote)).passes("egress_passed")
+		c.arrives(c.continues(c.remote, c.source())).becomes(c.continues(c.remote, c.client), "source_restored")
+		c.rig.age(2 * time.Second) // whoever goes on after a reset was not reset
+		c.clientSays(rst, c.external, c.remote, "flow_kept")
+		c.leaves(c.opens(c.source(), c.remote)).passes("egress_passed")
+		c.arrives(tcp(c.remote, c.source(), syn|ack)).passes("no_frontend")
+	}},
 	{name: "what comes late to a frontend whose client port inside another has by now", proto: protoTCP, steps: func(c *play) {
 		c.serve(c.world, c.proto, 1, c.local)
 		c.load()
