@@ -26,8 +26,9 @@ static __always_inline void track_delete(const struct flow_key *key)
 	bpf_map_delete_elem(&flows_new, key);
 }
 
-/* Claims a place that is free, for a flow that is not confirmed. Returns 0, or -1
- * where somebody else has it. */
+/* Claims a place that `flows` has nobody for, for a flow that is not confirmed. Returns
+ * 0, or -1 where somebody else has it. Where `flows` has somebody, it must not be tried:
+ * another CPU may be replacing him, and would find us there. */
 static __noinline int track_claim(const struct flow_key *key, const struct flow *flow)
 {
 	if (bpf_map_update_elem(&flows_new, key, flow, BPF_NOEXIST))
@@ -116,10 +117,14 @@ static __noinline void track_drop_wire(const struct flow *old)
  * or -1. */
 static __noinline int track_take_out(const struct flow_key *key, const struct flow *flow)
 {
-	struct flow *old = flow_peek(key);
+	struct flow *old = bpf_map_lookup_elem(&flows, key);
 
+	if (!old && !track_claim(key, flow))
+		return 0;
 	if (!old)
-		return track_claim(key, flow);
+		old = bpf_map_lookup_elem(&flows_new, key);
+	if (!old)
+		return -1;
 	if (!track_may_replace(old, flow, TRACK_OVER))
 		return -1;
 	if (flow_same_client(old, flow))
@@ -142,9 +147,6 @@ static __noinline int track_claim_out(struct flow *flow, __u32 hash)
 		    lb_addr_equal(&flow->client, &flow->backend))
 			continue;
 		flow_key_out(&key, flow);
-		/* Nearly always it is free: no use to look first. */
-		if (!i && !track_claim(&key, flow))
-			return 0;
 		if (!track_take_out(&key, flow))
 			return 0;
 	}
