@@ -38,9 +38,16 @@ struct tc_work {
 	struct pkt quoted; /* that an ICMP error is about */
 	struct flow flow;
 	struct flow_key key;
+	/* How the packet is to be changed, and for what reason: TC_TRANSLATE. */
 	struct nat nat;
+	enum reason reason;
 	__u64 tick, now; /* tc_now */
 };
+
+/* What a function gives that leaves the packet's fate to others, where it would give a
+ * verdict: change the packet as the work says; look further, it begins a flow. */
+#define TC_TRANSLATE -2
+#define TC_BEGINS -3
 
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
@@ -52,11 +59,8 @@ struct {
 static __always_inline struct tc_work *tc_begin_work(void)
 {
 	__u32 key = 0;
-	struct tc_work *w = bpf_map_lookup_elem(&work, &key);
 
-	if (w)
-		__builtin_memset(&w->pkt, 0, sizeof(w->pkt));
-	return w;
+	return bpf_map_lookup_elem(&work, &key);
 }
 
 /* ns, CLOCK_MONOTONIC, as of the beginning of this tick of the machine's (1 to 10 ms):
@@ -79,32 +83,40 @@ static __always_inline int tc_end(enum reason reason, int verdict)
 	return verdict;
 }
 
-/* Gives the packet the ends in w->nat. Half changed, it is of no use. */
-static __always_inline int tc_translate(struct __sk_buff *skb, struct tc_work *w, enum reason reason)
+/* The end of every program: a verdict, or TC_TRANSLATE. The packet gets the ends in
+ * w->nat; half changed, it is of no use. */
+static __always_inline int tc_finish(struct __sk_buff *skb, struct tc_work *w, int verdict)
 {
+	if (verdict != TC_TRANSLATE)
+		return verdict;
 	if (nat_apply(skb, &w->pkt, &w->nat))
 		return tc_end(REASON_WRITE_FAILED, TC_ACT_SHOT);
-	return tc_end(reason, TC_ACT_UNSPEC);
+	return tc_end(w->reason, TC_ACT_UNSPEC);
+}
+
+static __always_inline int tc_translate(struct tc_work *w, enum nat_end end, const struct addr *addr,
+					enum reason reason)
+{
+	w->nat.end = end;
+	w->nat.addr = *addr;
+	w->reason = reason;
+	return TC_TRANSLATE;
 }
 
 /* in, client → frontend: on to the backend. */
-static __always_inline int tc_to_backend(struct __sk_buff *skb, struct tc_work *w, enum reason reason)
+static __always_inline int tc_to_backend(struct tc_work *w, enum reason reason)
 {
-	w->nat.end = NAT_DESTINATION;
-	w->nat.addr = w->flow.backend;
 	w->nat.sport = w->flow.inner_port;
 	w->nat.dport = w->flow.backend_port;
-	return tc_translate(skb, w, reason);
+	return tc_translate(w, NAT_DESTINATION, &w->flow.backend, reason);
 }
 
 /* in, backend → node: back to the client. */
-static __always_inline int tc_restore_source(struct __sk_buff *skb, struct tc_work *w)
+static __always_inline int tc_restore_source(struct tc_work *w)
 {
-	w->nat.end = NAT_DESTINATION;
-	w->nat.addr = w->flow.client;
 	w->nat.sport = w->flow.backend_port;
 	w->nat.dport = w->flow.inner_port;
-	return tc_translate(skb, w, REASON_SOURCE_RESTORED);
+	return tc_translate(w, NAT_DESTINATION, &w->flow.client, REASON_SOURCE_RESTORED);
 }
 
 /* What a packet that gets no backend meets. */
@@ -201,7 +213,7 @@ static __always_inline int tc_begin(struct __sk_buff *skb, struct tc_work *w, in
 		reason = tc_remember(flow, reason);
 		if (reason != REASON_FLOW_KEPT)
 			return tc_refuse(skb, pkt, reason);
-		return tc_to_backend(skb, w, reason);
+		return tc_to_backend(w, reason);
 	}
 	if (reason != REASON_TRANSLATED && reason != REASON_AFFINITY_KEPT)
 		return tc_refuse(skb, pkt, reason);
@@ -209,7 +221,7 @@ static __always_inline int tc_begin(struct __sk_buff *skb, struct tc_work *w, in
 	if (track_begin(flow, hash, found))
 		return tc_refuse(skb, pkt, REASON_FLOW_UNRECORDED);
 	lb_count(flow->backend_id);
-	return tc_to_backend(skb, w, reason);
+	return tc_to_backend(w, reason);
 }
 
 /* A piece of a datagram of which the first was not seen, or led nowhere. To the
@@ -230,12 +242,9 @@ static __always_inline __u32 tc_meaning(const struct addr *addr)
 	return info ? info->flags : 0;
 }
 
-/* What tc_follow gives for a packet that begins a flow of its own. */
-#define TC_BEGINS -2
-
 /* in, of the flow in w: the packet goes where the others went, unless it begins
- * another. Returns a verdict, or TC_BEGINS. */
-static __always_inline int tc_follow(struct __sk_buff *skb, struct tc_work *w)
+ * another. */
+static __always_inline int tc_follow(struct tc_work *w)
 {
 	const struct pkt *pkt = &w->pkt;
 	struct flow *flow = &w->flow;
@@ -251,11 +260,11 @@ static __always_inline int tc_follow(struct __sk_buff *skb, struct tc_work *w)
 			return tc_end(REASON_FLOW_OVER, TC_ACT_SHOT);
 		track_touch(flow, pkt, FLOW_FROM_CLIENT, now);
 		if (track_is_confirmation(flow, pkt) && track_confirm(flow))
-			return tc_to_backend(skb, w, REASON_UNCONFIRMED);
-		return tc_to_backend(skb, w, REASON_FLOW_KEPT);
+			return tc_to_backend(w, REASON_UNCONFIRMED);
+		return tc_to_backend(w, REASON_FLOW_KEPT);
 	case FLOW_FROM_BACKEND:
 		track_touch(flow, pkt, FLOW_FROM_BACKEND, now);
-		return tc_restore_source(skb, w);
+		return tc_restore_source(w);
 	case FLOW_NONE:
 		break;
 	}
@@ -293,7 +302,7 @@ static __always_inline int tc_in(struct __sk_buff *skb, struct tc_work *w)
 			found = flow_find_in(&flows_new, &w->key, &w->flow);
 	}
 	if (found)
-		verdict = tc_follow(skb, w);
+		verdict = tc_follow(w);
 	return verdict == TC_BEGINS ? tc_in_new(skb, w, meaning, found) : verdict;
 }
 
@@ -349,7 +358,7 @@ int shunt_ingress(struct __sk_buff *skb)
 	case PKT_TRANSPORT:
 	case PKT_PIECE:
 		if (tc_ports(&w->pkt, kind, 0))
-			return tc_in(skb, w);
+			return tc_finish(skb, w, tc_in(skb, w));
 		return tc_lost_piece(tc_meaning(&w->pkt.dst));
 	case PKT_ICMP:
 		return tc_icmp_in(skb, w);
@@ -380,24 +389,20 @@ static __always_inline int tc_replace_source(struct __sk_buff *skb, struct tc_wo
 		reason = source_choose(skb, flow, pkt_hash(&w->pkt));
 	if (reason != REASON_SOURCE_TRANSLATED)
 		return tc_end(reason, TC_ACT_SHOT);
-	w->nat.end = NAT_SOURCE;
-	w->nat.addr = flow->node;
 	w->nat.sport = flow->node_port;
 	w->nat.dport = flow->backend_port;
-	return tc_translate(skb, w, reason);
+	return tc_translate(w, NAT_SOURCE, &flow->node, reason);
 }
 
 /* out, backend → client: from the frontend. */
-static __always_inline int tc_restore_frontend(struct __sk_buff *skb, struct tc_work *w)
+static __always_inline int tc_restore_frontend(struct tc_work *w)
 {
 	struct flow *flow = &w->flow;
 
 	track_touch(flow, &w->pkt, FLOW_FROM_BACKEND, tc_now(w));
-	w->nat.end = NAT_SOURCE;
-	w->nat.addr = flow->frontend;
 	w->nat.sport = flow->frontend_port;
 	w->nat.dport = flow->client_port;
-	return tc_translate(skb, w, REASON_REPLY_RESTORED);
+	return tc_translate(w, NAT_SOURCE, &flow->frontend, REASON_REPLY_RESTORED);
 }
 
 /* out, UDP of no flow: if it comes from a node port's number of this node, the
@@ -467,7 +472,7 @@ static __always_inline int tc_out(struct __sk_buff *skb, struct tc_work *w)
 	case FLOW_FROM_CLIENT:
 		return tc_replace_source(skb, w);
 	case FLOW_FROM_BACKEND:
-		return tc_restore_frontend(skb, w);
+		return tc_restore_frontend(w);
 	case FLOW_NONE:
 		break;
 	}
@@ -520,7 +525,7 @@ int shunt_egress(struct __sk_buff *skb)
 	case PKT_TRANSPORT:
 	case PKT_PIECE:
 		if (tc_ports(&w->pkt, kind, 1))
-			return tc_out(skb, w);
+			return tc_finish(skb, w, tc_out(skb, w));
 		return tc_end(REASON_FRAGMENT_PASSED, TC_ACT_UNSPEC);
 	case PKT_ICMP:
 		return tc_icmp_out(skb, w);

@@ -131,8 +131,8 @@ static __always_inline long nat_apply6(struct __sk_buff *skb, const struct pkt *
 
 /* Gives the packet another end. Returns 0, or -1 where the kernel refused; the
  * packet is then half changed and of no use. */
-static __noinline long nat_apply(struct __sk_buff *skb, const struct pkt *pkt,
-				 const struct nat *nat)
+static __always_inline long nat_apply(struct __sk_buff *skb, const struct pkt *pkt,
+				      const struct nat *nat)
 {
 	return pkt->is_v4 ? nat_apply4(skb, pkt, nat) : nat_apply6(skb, pkt, nat);
 }

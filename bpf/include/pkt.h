@@ -191,6 +191,7 @@ static __always_inline int pkt_plain_ports(struct pkt *pkt, const void *l4, cons
 	const struct tcphdr *tcp = l4;
 	const struct udphdr *udp = l4;
 
+	pkt->tcp_flags = pkt->first_piece = pkt->piece = 0;
 	if (pkt->protocol == IPPROTO_TCP) {
 		if ((const void *)(tcp + 1) > end)
 			return 0;
@@ -204,8 +205,9 @@ static __always_inline int pkt_plain_ports(struct pkt *pkt, const void *l4, cons
 }
 
 /* What nearly all packets are: whole TCP or UDP packets with plain headers, in the
- * linear data. A call of bpf_skb_load_bytes costs 20 ns, and each took two. Return 1,
- * or 0 where the packet is for pkt_parse4 or 6, which say the same of it. */
+ * linear data. A call of bpf_skb_load_bytes costs 20 ns, and each took two. Return 1
+ * with all of *pkt filled that is not only for pieces, or 0 where the packet is for
+ * pkt_parse4 or 6, which say the same of it. */
 static __always_inline int pkt_plain4(struct __sk_buff *skb, struct pkt *pkt, __u32 l3)
 {
 	const void *end = (void *)(long)skb->data_end;
@@ -234,6 +236,7 @@ static __always_inline int pkt_plain6(struct __sk_buff *skb, struct pkt *pkt, __
 
 	if ((const void *)(udp + 1) > end || *(const __u8 *)ip >> 4 != 6)
 		return 0;
+	pkt->is_v4 = 0;
 	__builtin_memcpy(&pkt->src, &ip->saddr, sizeof(pkt->src));
 	__builtin_memcpy(&pkt->dst, &ip->daddr, sizeof(pkt->dst));
 	if (lb_addr_is_v4(&pkt->src) || lb_addr_is_v4(&pkt->dst))
@@ -245,6 +248,8 @@ static __always_inline int pkt_plain6(struct __sk_buff *skb, struct pkt *pkt, __
 
 static __noinline enum pkt_kind pkt_parse_any(struct __sk_buff *skb, struct pkt *pkt)
 {
+	__builtin_memset(pkt, 0, sizeof(*pkt));
+	pkt->l3 = config_ethernet ? ETH_HLEN : 0;
 	if (skb->protocol == bpf_htons(ETH_P_IP))
 		return pkt_parse4(skb, pkt, 0);
 	if (skb->protocol == bpf_htons(ETH_P_IPV6))
