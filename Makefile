@@ -95,7 +95,8 @@ test-kernels: setup-kernels ## The same, and the tests with packets and real soc
 .PHONY: setup-kernels
 setup-kernels: # what VMs need
 	@hack/packages.sh qemu-system-x86_64:qemu-system-x86 /usr/share/seabios/bios-256k.bin:seabios \
-		busybox:busybox-static modprobe:kmod cpio:cpio xz:xz-utils zstd:zstd
+		busybox:busybox-static modprobe:kmod cpio:cpio xz:xz-utils zstd:zstd \
+		ip:iproute2 nft:nftables iptables:iptables conntrack:conntrack
 
 BENCHFLAGS ?=
 
