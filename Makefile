@@ -85,8 +85,9 @@ go-test: ## Every test, with the race detector
 KERNELS ?= 5.10 6.1 6.12 newest
 
 .PHONY: load-kernels
-load-kernels: setup-kernels ## Maps and programs on every kernel of the matrix, in VMs (minutes)
+load-kernels: setup-kernels ## Maps and programs on every kernel of the matrix, packets on two, in VMs (minutes)
 	@e2e/kernels/test.sh "$(KERNELS)" ./maps ./bpf ./kubeproxy
+	@some="$(filter 5.10 newest,$(KERNELS))"; [ -z "$$some" ] || e2e/kernels/test.sh "$$some" ./e2e/packet -- -run TestPackets
 
 .PHONY: test-kernels
 test-kernels: setup-kernels ## The same, and the tests with packets and real sockets (an hour)

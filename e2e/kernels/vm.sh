@@ -96,9 +96,12 @@ INIT
 chmod +x "$root/init"
 (cd "$root" && find . | cpio -o -H newc --quiet | gzip -1) >"$tmp/initrd"
 
+# What is not looked at here and is dear in software: page tables of the kernel's own
+# and a pause for every CPU to be seen, at each of the many ends of a network namespace.
+quick="mitigations=off rcupdate.rcu_expedited=1 tsc=reliable audit=0"
 qemu-system-x86_64 -M pc -cpu max -smp 2 -m "${SHUNT_VM_MEMORY:-2048}" -accel tcg,thread=multi \
 	-display none -no-reboot -nodefaults -kernel "$kernel/vmlinuz" -initrd "$tmp/initrd" \
-	-append "console=ttyS0 quiet panic=-1 rdinit=/init" \
+	-append "console=ttyS0 quiet panic=-1 rdinit=/init $quick" \
 	-serial "file:$tmp/console" -serial "file:$tmp/out" </dev/null &
 qemu=$!
 deadline=$((SECONDS + limit))
