@@ -139,7 +139,7 @@ var bends = []bend{
 // every place where that can be, and the side that sends hears of it; also through
 // the tracking of connections, for which the error is about one of them (RELATED).
 func TestPathMTU(t *testing.T) {
-	for _, joined := range networks {
+	for _, joined := range eachNetwork() {
 		if joined.Bridge && !joined.VXLAN {
 			continue // nothing that the others don't show
 		}
@@ -202,7 +202,7 @@ func TestGigabyte(t *testing.T) {
 // TestFragments: datagrams of 8 kB, in pieces, both ways, on every kind of network and
 // with and without the tracking of connections, which puts pieces together.
 func TestFragments(t *testing.T) {
-	for _, joined := range networks {
+	for _, joined := range eachNetwork() {
 		t.Run(joined.name, func(t *testing.T) {
 			t.Parallel()
 			c := startCluster(t, joined.Network)

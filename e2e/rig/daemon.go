@@ -248,14 +248,16 @@ func RunCommand(t *testing.T, c *exec.Cmd) (stdout, stderr string, code int) {
 	return out.String(), err.String(), code
 }
 
-// Eventually waits until a condition holds, and fails the test if it never does.
+// Eventually waits until a condition holds, and fails the test if it never does. The
+// longer it takes the more rarely it looks, or a slow machine did little else.
 func Eventually(t *testing.T, what string, holds func() bool) {
 	t.Helper()
-	deadline := time.Now().Add(Patience)
+	start := time.Now()
 	for !holds() {
-		if time.Now().After(deadline) {
+		waited := time.Since(start)
+		if waited > Patience {
 			t.Fatalf("waited %v in vain: %s", Patience, what)
 		}
-		time.Sleep(2 * time.Millisecond)
+		time.Sleep(min(max(waited/8, 2*time.Millisecond), 100*time.Millisecond))
 	}
 }
