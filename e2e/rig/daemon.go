@@ -25,8 +25,9 @@ const (
 	// MetricsAddr is where they serve metrics.
 	MetricsAddr = "127.0.0.1:10249"
 	// Patience bounds every wait for something that happens by itself, on a machine
-	// that may have much else to do.
-	Patience = 60 * time.Second
+	// that may have much else to do. In a VM the kernel alone takes seconds to verify a
+	// daemon's programs, one daemon's after the other's.
+	Patience = 4 * time.Minute
 	// Self is this executable, whatever happens to its file meanwhile.
 	Self = "/proc/self/exe"
 )
