@@ -90,8 +90,8 @@ load-kernels: setup-kernels ## Maps and programs on every kernel of the matrix, 
 	@some="$(filter 5.10 newest,$(KERNELS))"; [ -z "$$some" ] || e2e/kernels/test.sh "$$some" ./e2e/packet -- -run TestPackets
 
 .PHONY: test-kernels
-test-kernels: setup-kernels ## The same, and the tests with packets and real sockets (an hour)
-	@e2e/kernels/test.sh "$(KERNELS)" ./maps ./bpf ./kubeproxy ./e2e/packet ./e2e/lab ./e2e/socket ./e2e/node
+test-kernels: setup-kernels ## The same, and the tests with packets and real sockets (hours)
+	@SHUNT_VM_SECONDS=5400 e2e/kernels/test.sh "$(KERNELS)" ./maps ./bpf ./kubeproxy ./e2e/packet ./e2e/lab ./e2e/socket ./e2e/node
 
 .PHONY: setup-kernels
 setup-kernels: # what VMs need
