@@ -56,7 +56,8 @@ done
 devices="veth bridge vxlan dummy tun ipv6 sch_ingress cls_bpf act_mirred udp_diag tcp_diag inet_diag"
 rules="nf_tables nft_compat nft_counter nft_ct nft_masq nft_chain_nat nft_fib_ipv4 nft_fib_ipv6 nft_fib_inet
 	iptable_filter iptable_nat iptable_raw ip6table_filter ip6table_nat ip6table_raw ipt_rpfilter ip6t_rpfilter
-	xt_mark xt_conntrack xt_addrtype xt_MASQUERADE ip_vs_rr ip_set_hash_ip nf_conntrack_netlink"
+	xt_mark xt_conntrack xt_addrtype xt_MASQUERADE xt_comment xt_set xt_tcpudp xt_nat
+	ip_vs_rr ip_set_hash_ip nf_conntrack_netlink"
 for m in $devices $rules; do
 	modprobe -d "$kernel" -S "$version" --show-depends "$m" 2>/dev/null | sed -n 's/^insmod //p' || true
 done | awk '!seen[$1]++ { print $1 }' >"$tmp/modules"
