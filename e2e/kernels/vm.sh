@@ -37,10 +37,13 @@ cp -r "$here/../../bpf/include" "$root/bpf/include"
 
 # The programs that tests run, and the libraries that those name, at the same places.
 # Restoring rules is one program with many names, which loads a library for each match.
-cp --parents -r "$(dirname "$(find /usr/lib -name libxt_conntrack.so)")" "$root"
+missing() { echo "vm.sh: $1 is not installed (make setup-kernels)" >&2; exit 1; }
+matches=$(find /usr/lib -name libxt_conntrack.so -printf '%h' -quit)
+[ -n "$matches" ] || missing iptables
+cp --parents -r "$matches" "$root"
 mkdir -p "$root/usr/sbin"
 for program in ip tc nft conntrack xtables-nft-multi xtables-legacy-multi; do
-	path=$(PATH=$PATH:/usr/sbin:/sbin command -v "$program")
+	path=$(PATH=$PATH:/usr/sbin:/sbin command -v "$program") || missing "$program"
 	cp -L "$path" "$root/usr/sbin/$program"
 	ldd "$path" | grep -o '/[^ ]*' | xargs cp --parents -L -u -t "$root"
 done
