@@ -152,7 +152,7 @@ func TestBackendsReplacedUnderLoad(t *testing.T) {
 		opts := lab.HammerOptions{Count: 1 << 20, Rate: 200, Timeout: 20 * time.Second}
 		traffic = append(traffic, c.outside.StartHammer(network, c.nodePortAt(1, family), opts))
 	})
-	for round := range rig.InShort(12, 40) {
+	for round := range rig.InShort(20, 40) {
 		c.apply(rig.SlicesOf("web", rig.Up(more[round%4], more[(round+1+round/4%3)%4])...))
 	}
 	for _, h := range traffic {
