@@ -85,17 +85,19 @@ go-test: ## Every test, with the race detector
 KERNELS ?= 5.10 6.1 6.12 newest
 
 .PHONY: load-kernels
-load-kernels: setup-kernels ## Maps and programs on every kernel of the matrix, in VMs (minutes)
+load-kernels: setup-kernels ## Maps and programs on every kernel of the matrix, packets on two, in VMs (minutes)
 	@e2e/kernels/test.sh "$(KERNELS)" ./maps ./bpf ./kubeproxy
+	@some="$(filter 5.10 newest,$(KERNELS))"; [ -z "$$some" ] || e2e/kernels/test.sh "$$some" ./e2e/packet -- -run TestPackets
 
 .PHONY: test-kernels
-test-kernels: setup-kernels ## The same, and the tests with packets and real sockets (an hour)
-	@e2e/kernels/test.sh "$(KERNELS)" ./maps ./bpf ./kubeproxy ./e2e/packet ./e2e/lab ./e2e/socket ./e2e/node
+test-kernels: setup-kernels ## The same, and the tests with packets and real sockets (hours)
+	@SHUNT_VM_SECONDS=5400 e2e/kernels/test.sh "$(KERNELS)" ./maps ./bpf ./kubeproxy ./e2e/packet ./e2e/lab ./e2e/socket ./e2e/node
 
 .PHONY: setup-kernels
 setup-kernels: # what VMs need
 	@hack/packages.sh qemu-system-x86_64:qemu-system-x86 /usr/share/seabios/bios-256k.bin:seabios \
-		busybox:busybox-static modprobe:kmod cpio:cpio xz:xz-utils zstd:zstd
+		busybox:busybox-static modprobe:kmod cpio:cpio xz:xz-utils zstd:zstd \
+		ip:iproute2 nft:nftables iptables:iptables conntrack:conntrack
 
 BENCHFLAGS ?=
 

@@ -12,6 +12,7 @@ import (
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/asm"
 	"github.com/cilium/ebpf/features"
+	"github.com/cilium/ebpf/rlimit"
 	"golang.org/x/sys/unix"
 )
 
@@ -142,6 +143,9 @@ type Feature struct {
 
 // Features probes the kernel by trying, never by its version.
 func Features() []Feature {
+	// A process that has made no maps, as of shunt status, may load nothing where the kernel
+	// counts programs as locked memory, and probes would tell of that. No right to lift it: so be it.
+	_ = rlimit.RemoveMemlock()
 	lacks := func(err error) error { // a probe that fails otherwise got as far as the feature itself
 		if errors.Is(err, ebpf.ErrNotSupported) || errors.Is(err, unix.ENOPROTOOPT) {
 			return err

@@ -194,7 +194,7 @@ func inNetns(t *testing.T) {
 	run(t, "", "ip", "link", "set", "lo", "up")
 }
 
-// needLegacy: the VMs of e2e/kernels have no iptables.
+// needLegacy: a distribution may have left the older iptables out.
 func needLegacy(t *testing.T) {
 	t.Helper()
 	if _, err := exec.LookPath("iptables-legacy-restore"); err != nil {

@@ -3,8 +3,9 @@
 #
 #   CGO_ENABLED=0 go test -exec "$PWD/e2e/kernels/vm.sh 5.10" ./bpf
 #
-# The VM has the binary, busybox, the package's testdata, modules of the kernel,
-# and nothing else: no disk and no network. Its exit code is this script's.
+# The VM has the binary, busybox, the programs that tests run (this machine's, with
+# their libraries), the package's testdata, modules of the kernel, and nothing else:
+# no disk and no network. Its exit code is this script's.
 set -euo pipefail
 
 want=${1:?usage: vm.sh KERNEL BINARY [ARGUMENTS]}
@@ -34,9 +35,33 @@ if [ -d testdata ]; then cp -r testdata "$root/test/testdata"; fi
 mkdir -p "$root/bpf"
 cp -r "$here/../../bpf/include" "$root/bpf/include"
 
+# The programs that tests run, and the libraries that those name, at the same places.
+# Restoring rules is one program with many names, which loads a library for each match.
+missing() { echo "vm.sh: $1 is not installed (make setup-kernels)" >&2; exit 1; }
+matches=$(find /usr/lib -name libxt_conntrack.so -printf '%h' -quit)
+[ -n "$matches" ] || missing iptables
+cp --parents -r "$matches" "$root"
+mkdir -p "$root/usr/sbin"
+for program in ip tc nft conntrack xtables-nft-multi xtables-legacy-multi; do
+	path=$(PATH=$PATH:/usr/sbin:/sbin command -v "$program") || missing "$program"
+	cp -L "$path" "$root/usr/sbin/$program"
+	ldd "$path" | grep -o '/[^ ]*' | xargs cp --parents -L -u -t "$root"
+done
+for flavour in nft legacy; do
+	for name in iptables ip6tables; do
+		for verb in "" -save -restore; do
+			ln -s "xtables-$flavour-multi" "$root/usr/sbin/$name-$flavour$verb"
+		done
+	done
+done
+
 # What the tests use that is not built in, with what that depends on.
-for m in veth bridge vxlan dummy tun udp_diag tcp_diag inet_diag sch_ingress cls_bpf act_mirred ipv6 nf_tables nft_compat \
-	ip_vs_rr ip_set_hash_ip nf_conntrack_netlink; do
+devices="veth bridge vxlan dummy tun ipv6 sch_ingress cls_bpf act_mirred udp_diag tcp_diag inet_diag"
+rules="nf_tables nft_compat nft_counter nft_ct nft_masq nft_chain_nat nft_fib_ipv4 nft_fib_ipv6 nft_fib_inet
+	iptable_filter iptable_nat iptable_raw ip6table_filter ip6table_nat ip6table_raw ipt_rpfilter ip6t_rpfilter
+	xt_mark xt_conntrack xt_addrtype xt_MASQUERADE xt_comment xt_set xt_tcpudp xt_nat
+	ip_vs_rr ip_set_hash_ip nf_conntrack_netlink"
+for m in $devices $rules; do
 	modprobe -d "$kernel" -S "$version" --show-depends "$m" 2>/dev/null | sed -n 's/^insmod //p' || true
 done | awk '!seen[$1]++ { print $1 }' >"$tmp/modules"
 n=0
@@ -53,7 +78,7 @@ done <"$tmp/modules"
 cat >"$root/init" <<'INIT'
 #!/bin/busybox sh
 /bin/busybox --install -s /bin
-export PATH=/bin HOME=/tmp TMPDIR=/tmp
+export PATH=/usr/sbin:/bin HOME=/tmp TMPDIR=/tmp
 mount -t proc proc /proc
 mount -t sysfs sysfs /sys
 mount -t devtmpfs dev /dev
@@ -75,9 +100,12 @@ INIT
 chmod +x "$root/init"
 (cd "$root" && find . | cpio -o -H newc --quiet | gzip -1) >"$tmp/initrd"
 
+# What is not looked at here and is dear in software: page tables of the kernel's own
+# and a pause for every CPU to be seen, at each of the many ends of a network namespace.
+quick="mitigations=off rcupdate.rcu_expedited=1 tsc=reliable audit=0"
 qemu-system-x86_64 -M pc -cpu max -smp 2 -m "${SHUNT_VM_MEMORY:-2048}" -accel tcg,thread=multi \
 	-display none -no-reboot -nodefaults -kernel "$kernel/vmlinuz" -initrd "$tmp/initrd" \
-	-append "console=ttyS0 quiet panic=-1 rdinit=/init" \
+	-append "console=ttyS0 quiet panic=-1 rdinit=/init $quick" \
 	-serial "file:$tmp/console" -serial "file:$tmp/out" </dev/null &
 qemu=$!
 deadline=$((SECONDS + limit))

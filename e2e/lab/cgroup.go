@@ -70,7 +70,12 @@ func cgroupTree(path string) ([]string, error) {
 // killCgroup sends SIGKILL to every process in the cgroup and below it. Only
 // what a lab started is in there.
 func killCgroup(path string) error {
-	err := os.WriteFile(filepath.Join(path, "cgroup.kill"), []byte("1"), 0)
+	// Opened without O_CREATE, which on this file system is EACCES where a file is not.
+	kill, err := os.OpenFile(filepath.Join(path, "cgroup.kill"), os.O_WRONLY, 0)
+	if err == nil {
+		_, err = kill.WriteString("1")
+		return errors.Join(err, kill.Close())
+	}
 	if !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}

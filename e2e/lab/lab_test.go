@@ -13,6 +13,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"shunt/e2e/lab"
 )
 
@@ -293,7 +295,13 @@ func TestCommand(t *testing.T) {
 	}
 }
 
-func TestCookieAndDo(t *testing.T) {
+func TestCookie(t *testing.T) {
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	check(t, err)
+	defer unix.Close(fd)
+	if _, err := unix.GetsockoptUint64(fd, unix.SOL_SOCKET, unix.SO_NETNS_COOKIE); errors.Is(err, unix.ENOPROTOOPT) {
+		t.Skipf("the kernel tells nobody a network namespace's cookie (SO_NETNS_COOKIE): %v", err)
+	}
 	c := newCluster(t)
 	seen := map[uint64]string{}
 	for _, p := range []*lab.Pod{c.web, c.api, c.client, c.outside, c.n1.HostPod("h1")} {
@@ -309,6 +317,10 @@ func TestCookieAndDo(t *testing.T) {
 	if cookie, err := c.n1.HostPod("h2").NetnsCookie(); err != nil || seen[cookie] != "h1" {
 		t.Errorf("host pods of one node: cookie %d is of %q (%v)", cookie, seen[cookie], err)
 	}
+}
+
+func TestDialContext(t *testing.T) {
+	c := newCluster(t)
 	conn, err := c.client.DialContext(t.Context(), "tcp", at(c.api.Addr6(), 8080).String())
 	if err != nil {
 		t.Fatal(err)

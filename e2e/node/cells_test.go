@@ -11,15 +11,27 @@ import (
 	"shunt/e2e/rig"
 )
 
-// networks are the ways in which pods are joined.
-var networks = []struct {
+// joining is a way in which pods are joined.
+type joining struct {
 	name string
 	lab.Network
-}{
+}
+
+// networks are all of them.
+var networks = []joining{
 	{"ptp", lab.Network{}},
 	{"bridge", lab.Network{Bridge: true}},
 	{"ptp-vxlan", lab.Network{VXLAN: true}},
 	{"bridge-vxlan", lab.Network{Bridge: true, VXLAN: true}},
+}
+
+// eachNetwork gives all networks, and where tests are short the plainest and the one
+// that has everything.
+func eachNetwork() []joining {
+	if testing.Short() {
+		return []joining{networks[0], networks[3]}
+	}
+	return networks
 }
 
 // backend is a place where an endpoint is.
@@ -90,14 +102,14 @@ func (c *cluster) backendServices() {
 // network and under every set of rules that others install: who answers, from which
 // address, and whom the server saw.
 func TestCells(t *testing.T) {
-	for _, joined := range networks {
+	for _, joined := range eachNetwork() {
 		t.Run(joined.name, func(t *testing.T) {
 			t.Parallel()
 			c := startCluster(t, joined.Network)
 			c.backendServices()
 			place := newPlace(t, c)
-			for _, set := range ruleSets {
-				for _, tool := range set.tools() {
+			for i, set := range ruleSets {
+				for _, tool := range set.eachTool(i) {
 					t.Run(set.name+"/"+tool.name, func(t *testing.T) {
 						place.with(t, tool, set, func() { c.askCells(t, joined.Network, set) })
 					})

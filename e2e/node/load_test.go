@@ -46,10 +46,10 @@ func askAll(t *testing.T, when string, h *lab.Held, n int) lab.HeldSummary {
 func TestManyToOneBackend(t *testing.T) {
 	c := startCluster(t, lab.Network{})
 	const (
-		many  = 60_000
 		parts = 4
 		port  = 7000
 	)
+	many := rig.InShort(6_000, 60_000)
 	crowd := []*lab.Pod{c.outside}
 	c.near.ServeShared("tcp", port)
 	for i := range parts - 1 {
@@ -94,7 +94,7 @@ func TestFlood(t *testing.T) {
 		held = append(held, h)
 	})
 	from := []netip.Prefix{netip.MustParsePrefix("100.64.0.0/10"), netip.MustParsePrefix("2001:db8::/32")}
-	const million = 1_000_000
+	million := rig.InShort(100_000, 1_000_000)
 	start := time.Now()
 	done := make(chan error, 1)
 	go func() {
@@ -124,7 +124,7 @@ func TestFlood(t *testing.T) {
 			time.Sleep(50 * time.Millisecond) // or there is more of this than of the flood
 		}
 	}
-	t.Logf("a million packets in %v; every connection was asked %d times meanwhile", time.Since(start).Round(time.Millisecond), rounds-1)
+	t.Logf("%d packets in %v; every connection was asked %d times meanwhile", million, time.Since(start).Round(time.Millisecond), rounds-1)
 	for _, h := range held {
 		askAll(t, "after the flood", h, 2*each)
 	}
@@ -152,7 +152,7 @@ func TestBackendsReplacedUnderLoad(t *testing.T) {
 		opts := lab.HammerOptions{Count: 1 << 20, Rate: 200, Timeout: 20 * time.Second}
 		traffic = append(traffic, c.outside.StartHammer(network, c.nodePortAt(1, family), opts))
 	})
-	for round := range 40 {
+	for round := range rig.InShort(20, 40) {
 		c.apply(rig.SlicesOf("web", rig.Up(more[round%4], more[(round+1+round/4%3)%4])...))
 	}
 	for _, h := range traffic {

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"shunt/e2e/lab"
+	"shunt/e2e/rig"
 )
 
 const (
@@ -138,7 +139,7 @@ var bends = []bend{
 // every place where that can be, and the side that sends hears of it; also through
 // the tracking of connections, for which the error is about one of them (RELATED).
 func TestPathMTU(t *testing.T) {
-	for _, joined := range networks {
+	for _, joined := range eachNetwork() {
 		if joined.Bridge && !joined.VXLAN {
 			continue // nothing that the others don't show
 		}
@@ -188,19 +189,20 @@ func (p *path) bent(t *testing.T, b bend, f frontend, family, mtu int) {
 // path's MTU is lowered half-way.
 func TestGigabyte(t *testing.T) {
 	p := newPath(t, lab.Network{})
+	amount := rig.InShort(gib/8, gib)
 	for family, name := range families {
-		r := p.transfer(t, p.nodePortAt(2, family), lab.TransferOptions{Up: gib}, func() { p.toPods(family, 1400) })
+		r := p.transfer(t, p.nodePortAt(2, family), lab.TransferOptions{Up: int64(amount)}, func() { p.toPods(family, 1400) })
 		if r.ClientMTU != 1400 || r.Server != p.far.Name() {
 			t.Errorf("%s: %+v; want a path MTU of 1400", name, r)
 		}
-		t.Logf("%s: 1 GiB in %v", name, r.Elapsed.Round(time.Millisecond))
+		t.Logf("%s: %d MiB in %v", name, amount>>20, r.Elapsed.Round(time.Millisecond))
 	}
 }
 
 // TestFragments: datagrams of 8 kB, in pieces, both ways, on every kind of network and
 // with and without the tracking of connections, which puts pieces together.
 func TestFragments(t *testing.T) {
-	for _, joined := range networks {
+	for _, joined := range eachNetwork() {
 		t.Run(joined.name, func(t *testing.T) {
 			t.Parallel()
 			c := startCluster(t, joined.Network)

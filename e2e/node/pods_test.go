@@ -12,7 +12,7 @@ import (
 // or by itself. The endpoint sees this node, since its answer has to come back here.
 // Clients outside are not served.
 func TestPodsOfOtherNodes(t *testing.T) {
-	for _, joined := range networks {
+	for _, joined := range eachNetwork() {
 		t.Run(joined.name, func(t *testing.T) {
 			t.Parallel()
 			c := startCluster(t, joined.Network, clusterCIDRs)

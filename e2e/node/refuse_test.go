@@ -147,7 +147,7 @@ func TestSourceRanges(t *testing.T) {
 // TestClosedBackendPort: a backend's own refusal reaches the client, over UDP as an
 // ICMP error of which the quotation is the client's own packet again.
 func TestClosedBackendPort(t *testing.T) {
-	for _, joined := range networks {
+	for _, joined := range eachNetwork() {
 		t.Run(joined.name, func(t *testing.T) {
 			t.Parallel()
 			c := startCluster(t, joined.Network)

@@ -198,6 +198,15 @@ func (s ruleSet) tools() []tool {
 	return tools
 }
 
+// eachTool gives all tools, and where tests are short one, a set's own by its number.
+func (s ruleSet) eachTool(n int) []tool {
+	all := s.tools()
+	if testing.Short() {
+		return all[n%len(all):][:1]
+	}
+	return all
+}
+
 // place is the node whose rules are changed, by processes of its own.
 type place struct {
 	t   *testing.T

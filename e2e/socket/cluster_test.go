@@ -158,9 +158,10 @@ func (w way) wantServers(t *testing.T, from *lab.Pod, dst netip.AddrPort, server
 	}
 }
 
-// wantErrno asks once and wants that error, at once.
+// wantErrno asks once and wants that error of a program, at once.
 func (w way) wantErrno(t *testing.T, from *lab.Pod, dst netip.AddrPort, want syscall.Errno) {
 	t.Helper()
+	want = rig.Refusal(want)
 	a := w.ask(from, dst)
 	if !errors.Is(a.Err, want) {
 		t.Errorf("%s asks %v: %v (answered by %q), want %v", from.Name(), dst, a.Err, a.Server, want)

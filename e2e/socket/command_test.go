@@ -81,8 +81,8 @@ func TestStatus(t *testing.T) {
 			t.Errorf("fill: %v", fill)
 		}
 		for _, f := range s.Features {
-			if !f.Has {
-				t.Errorf("this kernel lacks %s?", f.Feature)
+			if f.Has == rig.Lacks(f.Feature) {
+				t.Errorf("%s: %v. Is it so?", f.Feature, f.Has)
 			}
 		}
 		table, _, code := rig.Shunt(t, "status", "--bpffs-root", c.d.Root)

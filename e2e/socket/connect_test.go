@@ -40,6 +40,9 @@ func TestConnect(t *testing.T) {
 		for _, from := range frontend.from {
 			for _, w := range ways {
 				t.Run(fmt.Sprintf("%s/%s/%s", frontend.name, from.Name(), w), func(t *testing.T) {
+					if w.of(frontend.addrs).IsLoopback() {
+						rig.NeedLoopback(t)
+					}
 					w.wantServers(t, from, rig.At(w.of(frontend.addrs), frontend.port), c.web[0], c.web[1])
 				})
 			}

@@ -26,6 +26,10 @@ func TestContract(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	ways := ways
+	if testing.Short() { // each hook, and each answer from outside, once
+		ways = []way{ways[0], ways[4], ways[6], ways[8]}
+	}
 	for _, client := range contract.Clients {
 		for _, frontend := range contract.Frontends {
 			t.Run(fmt.Sprintf("%s/%s", client, frontend), func(t *testing.T) {

@@ -32,7 +32,7 @@ func TestFlowStays(t *testing.T) {
 		t.Helper()
 		for k, server := range talkers {
 			dst := rig.VIP(1, k.w.family)
-			for range 20 {
+			for range rig.InShort(5, 20) {
 				got := k.askTo(dst)
 				if contains(present, server) && got != server {
 					t.Fatalf("%s: %s answers, before it was %s, which still serves", k.w, got, server)
@@ -134,7 +134,7 @@ func TestServicesAtOnce(t *testing.T) {
 	} {
 		for _, w := range udpWays {
 			t.Run(test.name+"/"+w.String(), func(t *testing.T) {
-				for range 5 {
+				for range rig.InShort(2, 5) {
 					sendThenReceive(t, w.open(t, c.client), test.services, 3)
 				}
 			})
@@ -143,7 +143,7 @@ func TestServicesAtOnce(t *testing.T) {
 	t.Run("as many as there are endpoints", func(t *testing.T) {
 		// Three flows on three endpoints: the last has one left, which the search
 		// finds since it goes round.
-		for range 20 {
+		for range rig.InShort(5, 20) {
 			sendThenReceive(t, udpWays[0].open(t, c.client), []int{101, 102, 103}, 2)
 		}
 	})
@@ -197,7 +197,7 @@ func sendThenReceive(t *testing.T, k *talker, services []int, rounds int) {
 func TestManyServices(t *testing.T) {
 	t.Parallel()
 	c := startCluster(t)
-	const many = 40
+	many := rig.InShort(20, 40) // a socket remembers 16
 	serveMore(9001, many, c.web[0], c.web[1])
 	for i := 1; i <= many; i++ {
 		c.m.Put(rig.Service(fmt.Sprintf("own-%d", i), i), rig.SlicesOf(fmt.Sprintf("own-%d", i),
@@ -243,7 +243,7 @@ func TestTwoThreads(t *testing.T) {
 	c.apply(rig.Service("a", 1), rig.SlicesOf("a", rig.Up(c.web...)...), rig.Service("b", 2), rig.SlicesOf("b", rig.Up(c.web...)...))
 	for _, w := range udpWays {
 		k := w.open(t, c.client)
-		const each = 200
+		each := rig.InShort(50, 200)
 		var wg sync.WaitGroup
 		// No more under way than the socket has room for.
 		window := make(chan struct{}, 50)

@@ -5,6 +5,7 @@ import (
 	"net/netip"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"syscall"
 	"testing"
 	"time"
@@ -79,6 +80,9 @@ func TestNodePortAddresses(t *testing.T) {
 	} {
 		t.Run(test.flag, func(t *testing.T) {
 			t.Parallel()
+			if slices.Contains(test.takes, "127.0.0.1") {
+				rig.NeedLoopback(t)
+			}
 			node := &corev1.Node{}
 			node.APIVersion, node.Kind, node.Name = "v1", "Node", "n1"
 			for _, a := range []string{second.String(), "192.168.100.1", "fd00:192:168:100::1"} {

@@ -51,6 +51,9 @@ func TestRefuse(t *testing.T) {
 		{"both policies Local, endpoints elsewhere, cluster IP", rig.ClusterIPs(7), rig.ServicePort, syscall.EHOSTUNREACH, "no_local_endpoint", false},
 	} {
 		t.Run(test.name, func(t *testing.T) {
+			if test.host {
+				rig.NeedLoopback(t)
+			}
 			before := c.d.Reasons()[test.reason]
 			asked := uint64(0)
 			for _, from := range []*lab.Pod{c.client, c.host} {

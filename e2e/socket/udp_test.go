@@ -75,11 +75,11 @@ func scaledToZero(t *testing.T, c *cluster, name string, n int) {
 	}
 	t.Logf("%d sockets in 3 network namespaces were woken within %v of the file's change", len(clients), time.Since(start))
 	for k := range clients {
-		if err := k.Connect(rig.VIP(n, k.w.family)); !errors.Is(err, syscall.ECONNREFUSED) {
+		if err := k.Connect(rig.VIP(n, k.w.family)); !errors.Is(err, rig.Refusal(syscall.ECONNREFUSED)) {
 			t.Errorf("%s: connect to a service without endpoints: %v", k.w, err)
 		}
 	}
-	if err := unconnected.SendTo(rig.VIP(n, 4), line("x")); !errors.Is(err, syscall.ECONNREFUSED) {
+	if err := unconnected.SendTo(rig.VIP(n, 4), line("x")); !errors.Is(err, rig.Refusal(syscall.ECONNREFUSED)) {
 		t.Errorf("sendto a service without endpoints: %v", err)
 	}
 	c.apply(rig.SlicesOf(name, rig.Up(c.web[2])...))
