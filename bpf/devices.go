@@ -174,12 +174,19 @@ func sources(d device, devices []device) (addr4, addr6 netip.Addr) {
 	return addr4, addr6
 }
 
-// source gives the device's first address of a family that the kernel would take.
+// source gives the device's first address of a family that the kernel would take; one
+// with a network before one of a host alone: the kernel goes by what the destination, or
+// the gateway to it, is the nearest to, and lists the IPv6 address first that was added last.
 func (d device) source(family func(netip.Addr) bool) netip.Addr {
+	var alone netip.Addr
 	for _, a := range d.addrs {
-		if a.source && family(a.prefix.Addr()) {
-			return a.prefix.Addr()
+		switch addr := a.prefix.Addr(); {
+		case !a.source || !family(addr):
+		case a.ofNetwork():
+			return addr
+		case !alone.IsValid():
+			alone = addr
 		}
 	}
-	return netip.Addr{}
+	return alone
 }

@@ -107,6 +107,7 @@ func TestSources(t *testing.T) {
 	flannel := dev("flannel.1", "vxlan", "10.244.0.0/32", "-fe80::2/64")
 	wg := dev("wg0", "wireguard")
 	anycast := dev("lo", kindLoopback, "-127.0.0.1/8", "203.0.113.1/32")
+	added := dev("eth0", "device", "203.0.113.2/32", "192.0.2.1/24", "2001:db8:f::7/128", "2001:db8::1/64")
 	for _, c := range []struct {
 		what         string
 		d            device
@@ -117,6 +118,7 @@ func TestSources(t *testing.T) {
 		{"a /32 counts, IPv6 is another's", flannel, []device{lo, eth0, flannel}, "10.244.0.0", "2001:db8::1"},
 		{"an unnumbered tunnel", wg, []device{lo, eth0, flannel, wg}, "192.0.2.1", "2001:db8::1"},
 		{"a global address of loopback", wg, []device{anycast, eth0, wg}, "203.0.113.1", "2001:db8::1"},
+		{"one of a host was added", added, []device{lo, added}, "192.0.2.1", "2001:db8::1"},
 		{"nobody has one", wg, []device{lo, wg}, "invalid IP", "invalid IP"},
 	} {
 		v4, v6 := sources(c.d, c.all)
