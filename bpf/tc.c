@@ -41,6 +41,10 @@ struct tc_work {
 	/* How the packet is to be changed, and for what reason: TC_TRANSLATE. */
 	struct nat nat;
 	enum reason reason;
+	/* What is known of a packet that begins a flow: whether its client had one, and what
+	 * its destination means here (enum addr_flag). Not arguments: the verifier would
+	 * follow all that comes for each of their values. */
+	__u32 found, meaning;
 	__u64 tick, now; /* tc_now */
 };
 
@@ -200,8 +204,8 @@ static __noinline enum reason tc_remember(struct flow *flow, enum reason reason)
 	return track_put(&key, flow, BPF_ANY) ? REASON_FLOW_UNRECORDED : REASON_FLOW_KEPT;
 }
 
-/* in, client → frontend, and begins a flow. `found` says whether its client had one. */
-static __always_inline int tc_begin(struct __sk_buff *skb, struct tc_work *w, int found)
+/* in, client → frontend, and begins a flow. */
+static __always_inline int tc_begin(struct __sk_buff *skb, struct tc_work *w)
 {
 	const struct pkt *pkt = &w->pkt;
 	struct flow *flow = &w->flow;
@@ -218,7 +222,7 @@ static __always_inline int tc_begin(struct __sk_buff *skb, struct tc_work *w, in
 	if (reason != REASON_TRANSLATED && reason != REASON_AFFINITY_KEPT)
 		return tc_refuse(skb, pkt, reason);
 	flow->used = tc_now(w);
-	if (track_begin(flow, hash, found))
+	if (track_begin(flow, hash, w->found))
 		return tc_refuse(skb, pkt, REASON_FLOW_UNRECORDED);
 	lb_count(flow->backend_id);
 	return tc_to_backend(w, reason);
@@ -272,18 +276,18 @@ static __always_inline int tc_follow(struct tc_work *w)
 }
 
 /* in, of no flow, or of one that is over: then the address was not looked at yet. */
-static __noinline int tc_in_new(struct __sk_buff *skb, struct tc_work *w, __u32 meaning, int found)
+static __noinline int tc_in_new(struct __sk_buff *skb, struct tc_work *w)
 {
 	const struct pkt *pkt = &w->pkt;
 
-	if (found)
-		meaning = tc_meaning(&pkt->dst);
+	if (w->found)
+		w->meaning = tc_meaning(&pkt->dst);
 	if (pkt->piece)
-		return tc_lost_piece(meaning);
-	if (!meaning)
+		return tc_lost_piece(w->meaning);
+	if (!w->meaning)
 		return lb_unallocated(&pkt->dst) ? tc_end(REASON_UNALLOCATED, TC_ACT_SHOT) :
 						   tc_end(REASON_NO_FRONTEND, TC_ACT_UNSPEC);
-	return tc_begin(skb, w, found);
+	return tc_begin(skb, w);
 }
 
 /* in: most packets are of a flow that is confirmed, or of none. What is looked at
@@ -291,19 +295,18 @@ static __noinline int tc_in_new(struct __sk_buff *skb, struct tc_work *w, __u32 
 static __always_inline int tc_in(struct __sk_buff *skb, struct tc_work *w)
 {
 	const struct pkt *pkt = &w->pkt;
-	int verdict = TC_BEGINS, found;
-	__u32 meaning = 0;
+	int verdict = TC_BEGINS;
 
 	flow_key_in(&w->key, pkt);
-	found = flow_find_in(&flows, &w->key, &w->flow);
-	if (!found) {
-		meaning = tc_meaning(&pkt->dst);
-		if (meaning || flow_is_source_port(pkt->dport))
-			found = flow_find_in(&flows_new, &w->key, &w->flow);
+	w->found = flow_find_in(&flows, &w->key, &w->flow);
+	if (!w->found) {
+		w->meaning = tc_meaning(&pkt->dst);
+		if (w->meaning || flow_is_source_port(pkt->dport))
+			w->found = flow_find_in(&flows_new, &w->key, &w->flow);
 	}
-	if (found)
+	if (w->found)
 		verdict = tc_follow(w);
-	return verdict == TC_BEGINS ? tc_in_new(skb, w, meaning, found) : verdict;
+	return verdict == TC_BEGINS ? tc_in_new(skb, w) : verdict;
 }
 
 /* in, an error about a packet that left by here: its sender is to know it again. */

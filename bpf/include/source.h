@@ -99,9 +99,7 @@ static __noinline int source_claim_port(struct __sk_buff *skb, struct flow *flow
 	for (int i = 0; i < SOURCE_TRIES; i++) {
 		flow->node_port = flow_source_port(hash, i);
 		flow_key_wire(&key, flow);
-		old = bpf_map_lookup_elem(&flows, &key);
-		if (!old && i >= SOURCE_PATIENT) /* before that, what is taken is let alone */
-			old = bpf_map_lookup_elem(&flows_new, &key);
+		old = flow_peek(&key);
 		if (old && (i < SOURCE_PATIENT || !track_may_replace(old, flow, TRACK_FORGOTTEN)))
 			continue;
 		if (source_is_socket(skb, flow))

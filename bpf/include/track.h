@@ -26,9 +26,9 @@ static __always_inline void track_delete(const struct flow_key *key)
 	bpf_map_delete_elem(&flows_new, key);
 }
 
-/* Claims a place that `flows` has nobody for, for a flow that is not confirmed. Returns
- * 0, or -1 where somebody else has it. Where `flows` has somebody, it must not be tried:
- * another CPU may be replacing him, and would find us there. */
+/* Claims a place that was found free, for a flow that is not confirmed. Returns 0, or -1
+ * where somebody else has it. Where `flows` has somebody, it must not be tried: another
+ * CPU may be replacing him, and would find us there. */
 static __noinline int track_claim(const struct flow_key *key, const struct flow *flow)
 {
 	if (bpf_map_update_elem(&flows_new, key, flow, BPF_NOEXIST))
@@ -115,16 +115,12 @@ static __noinline void track_drop_wire(const struct flow *old)
 
 /* Takes the flow's place before the stack, if it can be had from who has it. Returns 0,
  * or -1. */
-static __noinline int track_take_out(const struct flow_key *key, const struct flow *flow)
+static __always_inline int track_take_out(const struct flow_key *key, const struct flow *flow)
 {
-	struct flow *old = bpf_map_lookup_elem(&flows, key);
+	struct flow *old = flow_peek(key);
 
-	if (!old && !track_claim(key, flow))
-		return 0;
 	if (!old)
-		old = bpf_map_lookup_elem(&flows_new, key);
-	if (!old)
-		return -1;
+		return track_claim(key, flow);
 	if (!track_may_replace(old, flow, TRACK_OVER))
 		return -1;
 	if (flow_same_client(old, flow))
