@@ -31,9 +31,11 @@ cp "$(command -v busybox)" "$root/bin/busybox"
 cp "$binary" "$root/test/binary"
 if [ -d testdata ]; then cp -r testdata "$root/test/testdata"; fi
 # Tests that compare Go with C find the headers at the place that they have in the
-# tree: the binary runs in /test as in a package's directory.
-mkdir -p "$root/bpf"
+# tree, as do those that read another package's files: the binary runs in /test as in a
+# package's directory.
+mkdir -p "$root"/{bpf,cmd}
 cp -r "$here/../../bpf/include" "$root/bpf/include"
+cp -r "$here/../../cmd/testdata" "$root/cmd/testdata"
 
 # The programs that tests run, and the libraries that those name, at the same places.
 # Restoring rules is one program with many names, which loads a library for each match.
