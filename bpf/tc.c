@@ -414,7 +414,6 @@ static __always_inline int tc_restore_frontend(struct tc_work *w)
 static __noinline void tc_note_own(const struct pkt *pkt)
 {
 	struct frontend_key from = { .addr = pkt->src, .port = pkt->sport, .protocol = IPPROTO_UDP };
-	struct addr_info *info = bpf_map_lookup_elem(&addrs, &from.addr);
 	struct flow flow = {
 		.client = pkt->dst, .client_port = pkt->dport,
 		.frontend = pkt->src, .frontend_port = pkt->sport,
@@ -424,7 +423,7 @@ static __noinline void tc_note_own(const struct pkt *pkt)
 	struct flow *there;
 	__u32 undefined;
 
-	if (!info || !(info->flags & ADDR_FLAG_NODE_PORTS) || !lb_frontend(&from, 0, &undefined))
+	if (!(tc_meaning(&from.addr) & ADDR_FLAG_NODE_PORTS) || !lb_frontend(&from, 0, &undefined))
 		return;
 	flow.used = bpf_ktime_get_ns();
 	flow_key_client(&key, &flow);

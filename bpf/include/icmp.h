@@ -59,7 +59,7 @@ static __always_inline long icmp_address(struct __sk_buff *skb, const struct pkt
 	__sum16 sum;
 
 	if (!pkt->is_v4) {
-		*diff = csum_add(*diff, csum_change(old, to, sizeof(*to)));
+		*diff = csum_add(*diff, csum_change_addr(old, to));
 		return bpf_skb_store_bytes(skb, offset, to, sizeof(*to), BPF_F_RECOMPUTE_CSUM);
 	}
 	change = csum_change4(lb_word(old, 3), word);
