@@ -32,6 +32,7 @@ const (
 	expireVarConfigClusterCidrs     = "config_cluster_cidrs"
 	expireVarConfigEthernet         = "config_ethernet"
 	expireVarConfigFlowSeed         = "config_flow_seed"
+	expireVarConfigHasKernCtx       = "config_has_kern_ctx"
 	expireVarConfigHasSetRetval     = "config_has_set_retval"
 	expireVarConfigNetnsCookie      = "config_netns_cookie"
 	expireVarConfigPodDevice        = "config_pod_device"
@@ -101,6 +102,7 @@ type expireVariableSpecs struct {
 	ConfigClusterCidrs     *ebpf.VariableSpec `ebpf:"config_cluster_cidrs"`
 	ConfigEthernet         *ebpf.VariableSpec `ebpf:"config_ethernet"`
 	ConfigFlowSeed         *ebpf.VariableSpec `ebpf:"config_flow_seed"`
+	ConfigHasKernCtx       *ebpf.VariableSpec `ebpf:"config_has_kern_ctx"`
 	ConfigHasSetRetval     *ebpf.VariableSpec `ebpf:"config_has_set_retval"`
 	ConfigNetnsCookie      *ebpf.VariableSpec `ebpf:"config_netns_cookie"`
 	ConfigPodDevice        *ebpf.VariableSpec `ebpf:"config_pod_device"`
@@ -145,6 +147,7 @@ type expireVariables struct {
 	ConfigClusterCidrs     *ebpf.Variable `ebpf:"config_cluster_cidrs"`
 	ConfigEthernet         *ebpf.Variable `ebpf:"config_ethernet"`
 	ConfigFlowSeed         *ebpf.Variable `ebpf:"config_flow_seed"`
+	ConfigHasKernCtx       *ebpf.Variable `ebpf:"config_has_kern_ctx"`
 	ConfigHasSetRetval     *ebpf.Variable `ebpf:"config_has_set_retval"`
 	ConfigNetnsCookie      *ebpf.Variable `ebpf:"config_netns_cookie"`
 	ConfigPodDevice        *ebpf.Variable `ebpf:"config_pod_device"`

@@ -169,6 +169,8 @@ func Features() []Feature {
 			Without: "clients that are connected to a removed endpoint are not told"},
 		{Name: "iterators over maps", Err: haveIter("bpf_map_elem"),
 			Without: "more time is spent on looking for connections from outside that have ended"},
+		{Name: "checksum state in tc programs", Err: haveKernCtx(),
+			Without: "more time is spent on every packet that is changed"},
 		{Name: "TCX", Err: haveTCX(),
 			Without: "programs are attached to devices by filters of a qdisc (clsact), which whoever removes that removes too"},
 	}
@@ -185,6 +187,20 @@ func haveIter(over string) error {
 		return err
 	}
 	return p.Close()
+}
+
+// haveKernCtx loads the least program that sees how far a packet's checksum is computed
+// (summed.h).
+func haveKernCtx() error {
+	var objects probePrograms
+	spec, err := loadProbe()
+	if err != nil {
+		return err
+	}
+	if err := spec.LoadAndAssign(&objects, nil); err != nil {
+		return err
+	}
+	return objects.Close()
 }
 
 // Explain turns a failure to make maps or load programs into what the kernel lacks,

@@ -45,6 +45,7 @@ const (
 	sockVarConfigClusterCidrs     = "config_cluster_cidrs"
 	sockVarConfigEthernet         = "config_ethernet"
 	sockVarConfigFlowSeed         = "config_flow_seed"
+	sockVarConfigHasKernCtx       = "config_has_kern_ctx"
 	sockVarConfigHasSetRetval     = "config_has_set_retval"
 	sockVarConfigNetnsCookie      = "config_netns_cookie"
 	sockVarConfigPodDevice        = "config_pod_device"
@@ -136,6 +137,7 @@ type sockVariableSpecs struct {
 	ConfigClusterCidrs     *ebpf.VariableSpec `ebpf:"config_cluster_cidrs"`
 	ConfigEthernet         *ebpf.VariableSpec `ebpf:"config_ethernet"`
 	ConfigFlowSeed         *ebpf.VariableSpec `ebpf:"config_flow_seed"`
+	ConfigHasKernCtx       *ebpf.VariableSpec `ebpf:"config_has_kern_ctx"`
 	ConfigHasSetRetval     *ebpf.VariableSpec `ebpf:"config_has_set_retval"`
 	ConfigNetnsCookie      *ebpf.VariableSpec `ebpf:"config_netns_cookie"`
 	ConfigPodDevice        *ebpf.VariableSpec `ebpf:"config_pod_device"`
@@ -213,6 +215,7 @@ type sockVariables struct {
 	ConfigClusterCidrs     *ebpf.Variable `ebpf:"config_cluster_cidrs"`
 	ConfigEthernet         *ebpf.Variable `ebpf:"config_ethernet"`
 	ConfigFlowSeed         *ebpf.Variable `ebpf:"config_flow_seed"`
+	ConfigHasKernCtx       *ebpf.Variable `ebpf:"config_has_kern_ctx"`
 	ConfigHasSetRetval     *ebpf.Variable `ebpf:"config_has_set_retval"`
 	ConfigNetnsCookie      *ebpf.Variable `ebpf:"config_netns_cookie"`
 	ConfigPodDevice        *ebpf.Variable `ebpf:"config_pod_device"`

@@ -37,7 +37,9 @@ type packetPrograms struct {
 	set    *maps.Set
 	opts   PacketOptions
 	cookie uint64
-	loaded map[variant]*loadedPrograms
+	// kernCtx: programs may see how far a checksum is computed (see Features).
+	kernCtx bool
+	loaded  map[variant]*loadedPrograms
 }
 
 // loadedPrograms are those of one variant, by direction.
@@ -57,7 +59,8 @@ func newPacketPrograms(set *maps.Set, opts PacketOptions) (*packetPrograms, erro
 	if err != nil && !errors.Is(err, unix.ENOPROTOOPT) { // see config.h
 		return nil, err
 	}
-	return &packetPrograms{set: set, opts: opts, cookie: cookie, loaded: map[variant]*loadedPrograms{}}, nil
+	return &packetPrograms{set: set, opts: opts, cookie: cookie, kernCtx: haveKernCtx() == nil,
+		loaded: map[variant]*loadedPrograms{}}, nil
 }
 
 // get gives the programs for a sort of device.
@@ -73,7 +76,13 @@ func (p *packetPrograms) get(v variant) (*loadedPrograms, error) {
 		return nil, fmt.Errorf("configure the packet path's programs: %w", err)
 	}
 	l := &loadedPrograms{}
-	err = spec.LoadAndAssign(&l.objects, &ebpf.CollectionOptions{MapReplacements: replacements(spec, p.set)})
+	opts := ebpf.CollectionOptions{MapReplacements: replacements(spec, p.set)}
+	if !p.kernCtx {
+		// What would be read of the kernel is in branches that are not taken. The kernel
+		// may not tell its types at all: any will do.
+		opts.Programs.KernelTypes = spec.Types
+	}
+	err = spec.LoadAndAssign(&l.objects, &opts)
 	if err != nil {
 		return nil, fmt.Errorf("load the packet path's programs into the kernel: %w", Explain(err))
 	}
@@ -114,6 +123,7 @@ func (p *packetPrograms) configure(spec *ebpf.CollectionSpec, v variant) error {
 	p.opts.Timeouts.apply(&timeouts)
 	for name, value := range map[string]any{
 		tcVarConfigNetnsCookie:      p.cookie,
+		tcVarConfigHasKernCtx:       boolByte(p.kernCtx),
 		tcVarConfigEthernet:         boolByte(v.ethernet),
 		tcVarConfigPodDevice:        boolByte(v.pod),
 		tcVarConfigSourcePortFirst:  p.opts.SourcePorts.First,

@@ -63,6 +63,7 @@ const (
 	tcVarConfigClusterCidrs     = "config_cluster_cidrs"
 	tcVarConfigEthernet         = "config_ethernet"
 	tcVarConfigFlowSeed         = "config_flow_seed"
+	tcVarConfigHasKernCtx       = "config_has_kern_ctx"
 	tcVarConfigHasSetRetval     = "config_has_set_retval"
 	tcVarConfigNetnsCookie      = "config_netns_cookie"
 	tcVarConfigPodDevice        = "config_pod_device"
@@ -149,6 +150,7 @@ type tcVariableSpecs struct {
 	ConfigClusterCidrs     *ebpf.VariableSpec `ebpf:"config_cluster_cidrs"`
 	ConfigEthernet         *ebpf.VariableSpec `ebpf:"config_ethernet"`
 	ConfigFlowSeed         *ebpf.VariableSpec `ebpf:"config_flow_seed"`
+	ConfigHasKernCtx       *ebpf.VariableSpec `ebpf:"config_has_kern_ctx"`
 	ConfigHasSetRetval     *ebpf.VariableSpec `ebpf:"config_has_set_retval"`
 	ConfigNetnsCookie      *ebpf.VariableSpec `ebpf:"config_netns_cookie"`
 	ConfigPodDevice        *ebpf.VariableSpec `ebpf:"config_pod_device"`
@@ -228,6 +230,7 @@ type tcVariables struct {
 	ConfigClusterCidrs     *ebpf.Variable `ebpf:"config_cluster_cidrs"`
 	ConfigEthernet         *ebpf.Variable `ebpf:"config_ethernet"`
 	ConfigFlowSeed         *ebpf.Variable `ebpf:"config_flow_seed"`
+	ConfigHasKernCtx       *ebpf.Variable `ebpf:"config_has_kern_ctx"`
 	ConfigHasSetRetval     *ebpf.Variable `ebpf:"config_has_set_retval"`
 	ConfigNetnsCookie      *ebpf.Variable `ebpf:"config_netns_cookie"`
 	ConfigPodDevice        *ebpf.Variable `ebpf:"config_pod_device"`

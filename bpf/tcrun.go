@@ -19,6 +19,8 @@ type PacketDevice struct {
 	NoEthernet bool
 	// Pod: what comes in is from a pod of this node.
 	Pod bool
+	// NoKernCtx: as on a kernel that has no "checksum state in tc programs" (Features).
+	NoKernCtx bool
 }
 
 // LoadPacketPrograms loads the programs with these maps, for the network namespace
@@ -28,6 +30,7 @@ func LoadPacketPrograms(set *maps.Set, opts PacketOptions, d PacketDevice) (*Pac
 	if err != nil {
 		return nil, err
 	}
+	p.kernCtx = p.kernCtx && !d.NoKernCtx
 	l, err := p.get(variant{ethernet: !d.NoEthernet, pod: d.Pod})
 	if err != nil {
 		return nil, err

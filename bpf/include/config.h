@@ -17,6 +17,9 @@ const volatile __u8 config_has_set_retval;
 
 /* The packet path (tc.c), loaded once for each sort of device: */
 
+/* Programs may read how far a packet's checksum is computed (summed.h). */
+const volatile __u8 config_has_kern_ctx;
+
 /* Packets begin with an Ethernet header, else with that of IP. */
 const volatile __u8 config_ethernet = 1;
 

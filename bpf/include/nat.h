@@ -1,14 +1,17 @@
 /* nat.h: changes a packet's ends. Knows packets; knows neither flows nor services.
  *
- * Checksums are changed by difference, through the kernel's helpers: they know
- * whether a field holds a checksum, or only the pseudo header's sum for a device
- * that is to finish it (CHECKSUM_PARTIAL). */
+ * Checksums are changed by difference. Whether a field holds one, or only the pseudo
+ * header's sum for a device that is to finish it (CHECKSUM_PARTIAL), the kernel's helpers
+ * know. Two calls of them were a third of what an established packet costs: where the
+ * kernel lets us see it ourselves (summed.h), all that changes in a plain packet is
+ * written at once. */
 #pragma once
 
 #include <stddef.h>
 
 #include "csum.h"
 #include "pkt.h"
+#include "summed.h"
 
 /* Which of a packet's addresses is changed; its ports may both be. */
 enum nat_end { NAT_SOURCE, NAT_DESTINATION };
@@ -40,35 +43,107 @@ static __always_inline __u64 nat_check_flags(const struct pkt *pkt)
 	return pkt->protocol == IPPROTO_UDP ? BPF_F_MARK_MANGLED_0 : 0;
 }
 
-/* Brings the transport's checksum up to date. `diff` is what the addresses change in
- * sums, which a device that is to finish the checksum has in its own; the ports it has not. */
-static __always_inline long nat_check(struct __sk_buff *skb, const struct pkt *pkt,
-				      const struct nat *nat, __u32 diff)
-{
-	__u32 check = nat_check_offset(pkt), old = pkt->sport | (__u32)pkt->dport << 16;
-	__u32 new = nat->sport | (__u32)nat->dport << 16;
-	__u64 flags = nat_check_flags(pkt);
-
-	if (diff && bpf_l4_csum_replace(skb, check, 0, diff, flags | BPF_F_PSEUDO_HDR))
-		return -1;
-	return old == new ? 0 : bpf_l4_csum_replace(skb, check, old, new, flags | sizeof(new));
-}
-
 /* The fields of a packet that are written, in a row. Where a header has options or
- * extensions, the ports are further on. */
+ * extensions, the transport's are further on. */
+union nat_l4 {
+	struct udphdr udp; /* TCP's ports are at the same places */
+	struct tcphdr tcp;
+};
+
 struct nat_row4 {
 	__u16 pad; /* not written */
 	__sum16 check;
 	__be32 src, dst;
-	__be16 sport, dport;
+	union nat_l4 l4;
 };
 
 struct nat_row6 {
 	struct addr src, dst;
-	__be16 sport, dport;
+	union nat_l4 l4;
 };
 
 #define NAT_PORTS 4 /* bytes of both */
+
+/* What a packet's new ends change in sums. */
+struct nat_change {
+	__u32 addrs, ports;
+};
+
+static __always_inline struct nat_change nat_change_of(const struct pkt *pkt, const struct nat *nat)
+{
+	const struct addr *from = nat->end == NAT_SOURCE ? &pkt->src : &pkt->dst;
+	__u32 old = pkt->sport | (__u32)pkt->dport << 16, new = nat->sport | (__u32)nat->dport << 16;
+	struct nat_change change = {};
+
+	if (!lb_addr_equal(from, &nat->addr))
+		change.addrs = pkt->is_v4 ? csum_change4(lb_word(from, 3), lb_word(&nat->addr, 3)) :
+					    csum_change_addr(from, &nat->addr);
+	if (old != new)
+		change.ports = csum_change4(old, new);
+	return change;
+}
+
+/* Brings the transport's checksum up to date through helpers. A device that is to finish
+ * it has the addresses in its sum; the ports it has not. A device's sum over the packet
+ * (CHECKSUM_COMPLETE) they change as for IPv4, whose header has a checksum that makes up
+ * for the address. IPv6's has none: address and transport checksum cancel out, and in a
+ * piece there is only the address. */
+static __always_inline long nat_check(struct __sk_buff *skb, const struct pkt *pkt,
+				      const struct nat_change *change)
+{
+	__u32 check = nat_check_offset(pkt);
+	__u64 flags = nat_check_flags(pkt);
+
+	if (change->addrs && !pkt->is_v4)
+		bpf_csum_update(skb, change->addrs);
+	if (pkt->piece)
+		return 0;
+	if (change->addrs && bpf_l4_csum_replace(skb, check, 0, change->addrs, flags | BPF_F_PSEUDO_HDR))
+		return -1;
+	if (change->ports && bpf_l4_csum_replace(skb, check, 0, change->ports, flags))
+		return -1;
+	return 0;
+}
+
+/* The transport's checksum field of a packet that is summed so far. */
+static __always_inline __sum16 nat_sum(__sum16 field, __u32 summed, const struct nat_change *change)
+{
+	if (summed == SUMMED_PARTIAL)
+		return csum_fold(csum_add(field, change->addrs));
+	return csum_replace(field, csum_add(change->addrs, change->ports));
+}
+
+/* Reads the transport header of a plain packet, and gives it its new ports and checksum. Returns
+ * how much of it is to be written, or 0 where it is not in the linear data. */
+static __always_inline __u32 nat_renew_l4(struct __sk_buff *skb, const struct pkt *pkt, __u32 header,
+					  const struct nat *nat, const struct nat_change *change,
+					  union nat_l4 *l4)
+{
+	const void *at = (void *)(long)skb->data + pkt_l3() + header;
+	const void *end = (void *)(long)skb->data_end;
+	__u32 summed = summed_of(skb), size;
+
+	if (pkt->protocol == IPPROTO_TCP) {
+		if (at + sizeof(l4->tcp) > end)
+			return 0;
+		l4->tcp = *(const struct tcphdr *)at;
+		l4->tcp.check = nat_sum(l4->tcp.check, summed, change);
+		size = sizeof(l4->tcp);
+	} else {
+		if (at + sizeof(l4->udp) > end)
+			return 0;
+		l4->udp = *(const struct udphdr *)at;
+		if (l4->udp.check) /* 0 means none, and stays */
+			l4->udp.check = nat_sum(l4->udp.check, summed, change) ?: 0xffff;
+		size = sizeof(l4->udp);
+	}
+	l4->udp.source = nat->sport;
+	l4->udp.dest = nat->dport;
+	/* What a checksum covers makes up for all that changes; IPv4's two cover the address. */
+	if (summed == SUMMED_COMPLETE && pkt->is_v4)
+		bpf_csum_update(skb, ~change->addrs);
+	return size;
+}
 
 static __always_inline int nat_is_plain(const struct pkt *pkt, __u32 header)
 {
@@ -78,55 +153,54 @@ static __always_inline int nat_is_plain(const struct pkt *pkt, __u32 header)
 static __always_inline long nat_apply4(struct __sk_buff *skb, const struct pkt *pkt,
 				       const struct nat *nat)
 {
+	const struct nat_change change = nat_change_of(pkt, nat);
 	__be32 src = lb_word(&pkt->src, 3), dst = lb_word(&pkt->dst, 3), to = lb_word(&nat->addr, 3);
-	__be32 from = nat->end == NAT_SOURCE ? src : dst;
 	struct nat_row4 row = {
-		.check = pkt->check,
+		.check = csum_replace(pkt->check, change.addrs),
 		.src = nat->end == NAT_SOURCE ? to : src, .dst = nat->end == NAT_SOURCE ? dst : to,
-		.sport = nat->sport, .dport = nat->dport,
+		.l4.udp = { .source = nat->sport, .dest = nat->dport },
 	};
-	__u32 at = pkt->l3 + offsetof(struct iphdr, check), diff = 0;
-	const __u32 size = sizeof(row) - offsetof(struct nat_row4, check);
+	const __u32 head = offsetof(struct nat_row4, l4) - offsetof(struct nat_row4, check);
+	int plain = nat_is_plain(pkt, sizeof(struct iphdr));
+	__u32 at = pkt->l3 + offsetof(struct iphdr, check), size = 0;
 
-	if (from != to) {
-		diff = csum_change4(from, to);
-		row.check = csum_replace(pkt->check, diff);
-	}
-	if (!pkt->piece && nat_check(skb, pkt, nat, diff))
+	if (config_has_kern_ctx && plain)
+		size = nat_renew_l4(skb, pkt, sizeof(struct iphdr), nat, &change, &row.l4);
+	if (size)
+		return bpf_skb_store_bytes(skb, at, &row.check, head + size, 0);
+	if (nat_check(skb, pkt, &change))
 		return -1;
-	if (nat_is_plain(pkt, sizeof(struct iphdr)))
-		return bpf_skb_store_bytes(skb, at, &row.check, size, 0);
-	if (bpf_skb_store_bytes(skb, at, &row.check, size - NAT_PORTS, 0))
+	if (plain)
+		return bpf_skb_store_bytes(skb, at, &row.check, head + NAT_PORTS, 0);
+	if (bpf_skb_store_bytes(skb, at, &row.check, head, 0))
 		return -1;
-	return pkt->piece ? 0 : bpf_skb_store_bytes(skb, pkt->l4, &row.sport, NAT_PORTS, 0);
+	return pkt->piece ? 0 : bpf_skb_store_bytes(skb, pkt->l4, &row.l4, NAT_PORTS, 0);
 }
 
 static __always_inline long nat_apply6(struct __sk_buff *skb, const struct pkt *pkt,
 				       const struct nat *nat)
 {
-	const struct addr *from = nat->end == NAT_SOURCE ? &pkt->src : &pkt->dst;
+	const struct nat_change change = nat_change_of(pkt, nat);
 	struct nat_row6 row = {
 		.src = nat->end == NAT_SOURCE ? nat->addr : pkt->src,
 		.dst = nat->end == NAT_SOURCE ? pkt->dst : nat->addr,
-		.sport = nat->sport, .dport = nat->dport,
+		.l4.udp = { .source = nat->sport, .dest = nat->dport },
 	};
-	__u32 at = pkt->l3 + offsetof(struct ipv6hdr, saddr), diff = 0;
+	const __u32 head = offsetof(struct nat_row6, l4);
+	int plain = nat_is_plain(pkt, sizeof(struct ipv6hdr));
+	__u32 at = pkt->l3 + offsetof(struct ipv6hdr, saddr), size = 0;
 
-	if (!lb_addr_equal(from, &nat->addr))
-		diff = csum_change_addr(from, &nat->addr);
-	if (!pkt->piece && nat_check(skb, pkt, nat, diff))
+	if (config_has_kern_ctx && plain)
+		size = nat_renew_l4(skb, pkt, sizeof(struct ipv6hdr), nat, &change, &row.l4);
+	if (size)
+		return bpf_skb_store_bytes(skb, at, &row, head + size, 0);
+	if (nat_check(skb, pkt, &change))
 		return -1;
-	/* A device's sum over the packet (CHECKSUM_COMPLETE). The helper changes it as
-	 * for IPv4, whose header has a checksum that makes up for the address. IPv6's has
-	 * none: address and transport checksum cancel out, and in a piece there is only
-	 * the address. */
-	if (diff)
-		bpf_csum_update(skb, diff);
-	if (nat_is_plain(pkt, sizeof(struct ipv6hdr)))
-		return bpf_skb_store_bytes(skb, at, &row, sizeof(row), 0);
-	if (bpf_skb_store_bytes(skb, at, &row, sizeof(row) - NAT_PORTS, 0))
+	if (plain)
+		return bpf_skb_store_bytes(skb, at, &row, head + NAT_PORTS, 0);
+	if (bpf_skb_store_bytes(skb, at, &row, head, 0))
 		return -1;
-	return pkt->piece ? 0 : bpf_skb_store_bytes(skb, pkt->l4, &row.sport, NAT_PORTS, 0);
+	return pkt->piece ? 0 : bpf_skb_store_bytes(skb, pkt->l4, &row.l4, NAT_PORTS, 0);
 }
 
 /* Gives the packet another end. Returns 0, or -1 where the kernel refused; the

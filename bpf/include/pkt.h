@@ -52,6 +52,12 @@ struct pkt {
 	__sum16 check; /* of the IPv4 header */
 };
 
+/* Where the IP header is. */
+static __always_inline __u32 pkt_l3(void)
+{
+	return config_ethernet ? ETH_HLEN : 0;
+}
+
 static __always_inline int pkt_is_syn(const struct pkt *pkt)
 {
 	return (pkt->tcp_flags & (TCP_SYN | TCP_ACK | TCP_RST)) == TCP_SYN;
@@ -249,7 +255,7 @@ static __always_inline int pkt_plain6(struct __sk_buff *skb, struct pkt *pkt, __
 static __noinline enum pkt_kind pkt_parse_any(struct __sk_buff *skb, struct pkt *pkt)
 {
 	__builtin_memset(pkt, 0, sizeof(*pkt));
-	pkt->l3 = config_ethernet ? ETH_HLEN : 0;
+	pkt->l3 = pkt_l3();
 	if (skb->protocol == bpf_htons(ETH_P_IP))
 		return pkt_parse4(skb, pkt, 0);
 	if (skb->protocol == bpf_htons(ETH_P_IPV6))
@@ -261,7 +267,7 @@ static __noinline enum pkt_kind pkt_parse_any(struct __sk_buff *skb, struct pkt 
  * it comes again, on the device of the VLAN. */
 static __always_inline enum pkt_kind pkt_parse(struct __sk_buff *skb, struct pkt *pkt)
 {
-	const __u32 l3 = config_ethernet ? ETH_HLEN : 0;
+	const __u32 l3 = pkt_l3();
 
 	if (skb->vlan_present)
 		return PKT_OTHER;

@@ -27,12 +27,14 @@ type arena struct {
 	name  string
 	ports uint32
 	pod   bool
-	flows uint32 // room for confirmed ones
+	// noKernCtx: checksums by the kernel's helpers.
+	noKernCtx bool
+	flows     uint32 // room for confirmed ones
 }
 
 // Few ports and little room, so that both run out; plenty of both; a pod's device.
 var arenas = []arena{
-	{name: "few ports", ports: 3, flows: 32},
+	{name: "few ports", ports: 3, noKernCtx: true, flows: 32},
 	{name: "plenty", ports: 500, flows: 8192},
 	{name: "pod device", ports: 100, pod: true, flows: 8192},
 }
@@ -40,7 +42,7 @@ var arenas = []arena{
 func (a arena) rig(t testing.TB) *rig {
 	sizes := smallSizes
 	sizes.Services, sizes.Slots, sizes.Flows, sizes.Affinity = 256, 8192, a.flows, 4096
-	return newRig(t, options(a.ports), bpf.PacketDevice{Pod: a.pod}, sizes)
+	return newRig(t, options(a.ports), bpf.PacketDevice{Pod: a.pod, NoKernCtx: a.noKernCtx}, sizes)
 }
 
 // Random packets, valid, truncated and hostile, through the programs and through the

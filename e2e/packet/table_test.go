@@ -57,23 +57,36 @@ var timeouts = bpf.Timeouts{TCPNew: 7 * time.Second, TCPEstablished: 25 * time.S
 type variant struct {
 	name       string
 	noEthernet bool
+	noKernCtx  bool
 	flags      uint32 // of BPF_PROG_TEST_RUN
+}
+
+// Devices with and without Ethernet headers, a device's sum over the packet, and checksums by
+// the kernel's helpers alone: in VMs, old kernels have nothing else.
+func variants() []variant {
+	all := []variant{{name: "ethernet"}, {name: "complete", flags: checkComplete}, {name: "ip", noEthernet: true}}
+	if !testing.Short() {
+		all = append(all, variant{name: "helpers", noKernCtx: true},
+			variant{name: "helpers complete", noKernCtx: true, flags: checkComplete})
+	}
+	return all
 }
 
 // checkComplete (BPF_F_TEST_SKB_CHECKSUM_COMPLETE, Linux 6.17) gives a packet the sum
 // that a device makes over all of it, and fails the run where that is wrong afterwards.
 const checkComplete = 4
 
-// TestPackets is the table in full, on devices with and without Ethernet headers, and with a device's
-// sum over the packet. A reason that packets can end by must be reached by some case.
+// TestPackets is the table in full, in every variant. A reason that packets can end by must be
+// reached by some case.
 func TestPackets(t *testing.T) {
 	bare, routed := newBare(t), newRouted(t)
 	reached := map[string]bool{}
-	for _, v := range []variant{{name: "ethernet"}, {name: "complete", flags: checkComplete}, {name: "ip", noEthernet: true}} {
+	for _, v := range variants() {
 		t.Run(v.name, func(t *testing.T) {
 			rigs := map[config]*rig{}
 			for _, c := range []config{uplink, podDevice} {
-				rigs[c] = newRig(t, options(1), bpf.PacketDevice{NoEthernet: v.noEthernet, Pod: c == podDevice}, smallSizes)
+				d := bpf.PacketDevice{NoEthernet: v.noEthernet, Pod: c == podDevice, NoKernCtx: v.noKernCtx}
+				rigs[c] = newRig(t, options(1), d, smallSizes)
 				if rigs[c].flags = v.flags; !rigs[c].runs(bare) {
 					t.Skip("the kernel does not compare a device's checksum after a run (before 6.17)")
 				}

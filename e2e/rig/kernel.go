@@ -36,6 +36,8 @@ func Lacks(feature string) bool {
 		return !declares("BPF_FUNC_set_retval")
 	case "TCX":
 		return !declares("BPF_TCX_INGRESS")
+	case "checksum state in tc programs":
+		return !declares("bpf_cast_to_kern_ctx")
 	case "SO_NETNS_COOKIE":
 		fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 		if err != nil {

@@ -1,0 +1,17 @@
+//go:build ignore
+
+// SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
+/* probe.c: what can't be asked of a kernel but by loading it. Never attached. */
+#include <linux/bpf.h>
+#include <bpf/bpf_helpers.h>
+
+#include "summed.h"
+
+char LICENSE[] SEC("license") = "Dual BSD/GPL";
+
+/* For config_has_kern_ctx. */
+SEC("tc")
+int probe_summed(struct __sk_buff *skb)
+{
+	return summed_of(skb);
+}
