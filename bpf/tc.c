@@ -49,9 +49,11 @@ struct tc_work {
 };
 
 /* What a function gives that leaves the packet's fate to others, where it would give a
- * verdict: change the packet as the work says; look further, it begins a flow. */
+ * verdict: change the packet as the work says; look further, it begins a flow; give it the
+ * flow's source. */
 #define TC_TRANSLATE -2
 #define TC_BEGINS -3
+#define TC_REPLACE_SOURCE -4
 
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
@@ -246,6 +248,19 @@ static __always_inline __u32 tc_meaning(const struct addr *addr)
 	return info ? info->flags : 0;
 }
 
+/* in, for this node's stack. A port of our range is a masqueraded client's for as long as it
+ * is answered; a node port's number a socket's only while that sends. */
+static __always_inline int tc_follow_own(struct tc_work *w)
+{
+	struct flow *flow = &w->flow;
+
+	if (flow_is_source_port(w->pkt.dport) && (__s64)(w->now - flow->used) >= FLOW_TOUCH) {
+		flow->used = w->now;
+		track_refresh(&w->key, flow);
+	}
+	return tc_end(REASON_OWN_FLOW, TC_ACT_UNSPEC);
+}
+
 /* in, of the flow in w: the packet goes where the others went, unless it begins
  * another. */
 static __always_inline int tc_follow(struct tc_work *w)
@@ -257,7 +272,7 @@ static __always_inline int tc_follow(struct tc_work *w)
 	switch (flow_side_in(flow, pkt)) {
 	case FLOW_FROM_CLIENT:
 		if (flow->flags & FLOW_FLAG_OWN && !flow_is_expired(flow, now))
-			return tc_end(REASON_OWN_FLOW, TC_ACT_UNSPEC);
+			return tc_follow_own(w);
 		if (flow->flags & FLOW_FLAG_OWN || !flow_goes_on(flow, pkt, now))
 			break;
 		if (flow_is_closed(flow) && !track_is_out(flow))
@@ -408,30 +423,6 @@ static __always_inline int tc_restore_frontend(struct tc_work *w)
 	return tc_translate(w, NAT_SOURCE, &flow->frontend, REASON_REPLY_RESTORED);
 }
 
-/* out, UDP of no flow: if it comes from a node port's number of this node, the
- * answer is for the socket that sent it, and for no service. TCP needs no note: an
- * answer to a connection of ours is no SYN. */
-static __noinline void tc_note_own(const struct pkt *pkt)
-{
-	struct frontend_key from = { .addr = pkt->src, .port = pkt->sport, .protocol = IPPROTO_UDP };
-	struct flow flow = {
-		.client = pkt->dst, .client_port = pkt->dport,
-		.frontend = pkt->src, .frontend_port = pkt->sport,
-		.protocol = IPPROTO_UDP, .flags = FLOW_FLAG_OWN,
-	};
-	struct flow_key key;
-	struct flow *there;
-	__u32 undefined;
-
-	if (!(tc_meaning(&from.addr) & ADDR_FLAG_NODE_PORTS) || !lb_frontend(&from, 0, &undefined))
-		return;
-	flow.used = bpf_ktime_get_ns();
-	flow_key_client(&key, &flow);
-	there = bpf_map_lookup_elem(&flows_new, &key);
-	if (!there || (__s64)(flow.used - there->used) >= FLOW_TOUCH)
-		bpf_map_update_elem(&flows_new, &key, &flow, BPF_ANY);
-}
-
 /* The flow of a packet that leaves, and of one that an error is about: in w->flow. */
 static __always_inline enum flow_side tc_find_out(struct tc_work *w, const struct pkt *pkt)
 {
@@ -439,47 +430,98 @@ static __always_inline enum flow_side tc_find_out(struct tc_work *w, const struc
 	return flow_find(&w->key, &w->flow) ? flow_side_out(&w->flow, pkt) : FLOW_NONE;
 }
 
-/* out, of no flow, and begins something, from a port of our range: netfilter has chosen
- * that for a client that it masquerades, and does not know which are ours. What comes
- * back is not for the client of an earlier flow that had the port and is over. */
-static __noinline void tc_yield_port(struct tc_work *w)
+/* out, of no flow, and begins something, from a port that a flow to the same host has on
+ * the wire: it gets another, as from netfilter. */
+static __always_inline int tc_displace(struct tc_work *w)
 {
 	const struct pkt *pkt = &w->pkt;
-	struct flow *old;
+	struct flow *flow = &w->flow;
 
-	flow_key_set(&w->key, FLOW_KEY_IN, pkt->protocol, &pkt->dst, pkt->dport, &pkt->src, pkt->sport);
-	old = flow_peek(&w->key);
-	if (old && track_is_over(old, tc_now(w)))
-		track_delete(&w->key);
+	flow->client = flow->node = pkt->src;
+	flow->client_port = flow->inner_port = pkt->sport;
+	flow->frontend = flow->backend = pkt->dst;
+	flow->frontend_port = flow->backend_port = pkt->dport;
+	flow->flags = FLOW_FLAG_SNAT | FLOW_FLAG_DISPLACED;
+	return TC_REPLACE_SOURCE;
 }
 
-/* out, of no flow. */
-static __always_inline void tc_out_new(struct tc_work *w)
+/* Whether a datagram comes from the number of a node port. */
+static __noinline int tc_is_node_port(const struct pkt *pkt)
+{
+	struct frontend_key from = { .addr = pkt->src, .port = pkt->sport, .protocol = IPPROTO_UDP };
+	__u32 undefined;
+
+	return tc_meaning(&from.addr) & ADDR_FLAG_NODE_PORTS && lb_frontend(&from, 0, &undefined);
+}
+
+/* out, of no flow, and begins something. From a port of our range: netfilter has chosen that
+ * for a client that it masquerades, and knows of no flow. From a node port's number by UDP
+ * (what answers a TCP connection of ours is no SYN): a socket. What comes back is for the
+ * stack, and for no flow and no service. */
+static __noinline int tc_out_new(struct __sk_buff *skb, struct tc_work *w)
 {
 	const struct pkt *pkt = &w->pkt;
+	struct flow *flow = &w->flow;
+	int ours;
 
 	if (pkt->piece || (pkt->protocol == IPPROTO_TCP && !pkt_is_syn(pkt)))
-		return;
-	if (flow_is_source_port(pkt->sport))
-		tc_yield_port(w);
-	if (pkt->protocol == IPPROTO_UDP)
-		tc_note_own(pkt);
+		return tc_end(REASON_EGRESS_PASSED, TC_ACT_UNSPEC);
+	ours = flow_is_source_port(pkt->sport) && source_is_device(skb->ifindex, &pkt->src);
+	if (ours || (pkt->protocol == IPPROTO_UDP && tc_is_node_port(pkt))) {
+		__builtin_memset(flow, 0, sizeof(*flow));
+		flow->client = pkt->dst;
+		flow->client_port = pkt->dport;
+		flow->frontend = pkt->src;
+		flow->frontend_port = pkt->sport;
+		flow->protocol = pkt->protocol;
+		flow->flags = FLOW_FLAG_OWN;
+		flow->used = tc_now(w);
+		flow_key_client(&w->key, flow);
+		if (track_own(&w->key, flow) && ours)
+			return tc_displace(w);
+	}
+	return tc_end(REASON_EGRESS_PASSED, TC_ACT_UNSPEC);
+}
+
+/* out, of a displaced flow, whose client is on this side. */
+static __noinline int tc_follow_displaced(struct tc_work *w)
+{
+	const struct pkt *pkt = &w->pkt;
+	struct flow *flow = &w->flow;
+	__u64 now = tc_now(w);
+
+	if ((flow_is_expired(flow, now) || flow_is_closed(flow)) &&
+	    (pkt->protocol == IPPROTO_UDP || pkt_is_syn(pkt))) {
+		track_drop_wire(flow);
+		track_delete(&w->key);
+		flow_key_client(&w->key, flow);
+		track_delete(&w->key);
+		return TC_BEGINS;
+	}
+	track_touch(flow, pkt, FLOW_FROM_CLIENT, now);
+	if (track_is_confirmation(flow, pkt))
+		track_confirm(flow);
+	return TC_REPLACE_SOURCE;
 }
 
 static __always_inline int tc_out(struct __sk_buff *skb, struct tc_work *w)
 {
-	const struct pkt *pkt = &w->pkt;
+	int verdict = TC_BEGINS;
 
-	switch (tc_find_out(w, pkt)) {
+	switch (tc_find_out(w, &w->pkt)) {
 	case FLOW_FROM_CLIENT:
-		return tc_replace_source(skb, w);
+		verdict = TC_REPLACE_SOURCE;
+		if (w->flow.flags & FLOW_FLAG_DISPLACED)
+			verdict = tc_follow_displaced(w);
+		break;
 	case FLOW_FROM_BACKEND:
 		return tc_restore_frontend(w);
 	case FLOW_NONE:
 		break;
 	}
-	tc_out_new(w);
-	return tc_end(REASON_EGRESS_PASSED, TC_ACT_UNSPEC);
+	if (verdict == TC_BEGINS)
+		verdict = tc_out_new(skb, w);
+	return verdict == TC_REPLACE_SOURCE ? tc_replace_source(skb, w) : verdict;
 }
 
 /* out, an error about a packet between client and backend. */

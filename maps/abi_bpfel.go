@@ -96,6 +96,7 @@ const (
 	abiFlowFlagFLOW_FLAG_SNAT      abiFlowFlag = 1
 	abiFlowFlagFLOW_FLAG_CONFIRMED abiFlowFlag = 2
 	abiFlowFlagFLOW_FLAG_OWN       abiFlowFlag = 4
+	abiFlowFlagFLOW_FLAG_DISPLACED abiFlowFlag = 8
 )
 
 type abiFlowKey struct {

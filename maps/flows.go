@@ -34,6 +34,7 @@ const (
 	FlowSNAT      = uint8(abiFlowFlagFLOW_FLAG_SNAT)
 	FlowConfirmed = uint8(abiFlowFlagFLOW_FLAG_CONFIRMED)
 	FlowOwn       = uint8(abiFlowFlagFLOW_FLAG_OWN)
+	FlowDisplaced = uint8(abiFlowFlagFLOW_FLAG_DISPLACED)
 )
 
 // Flags of Flow.ClientSaid and BackendSaid (enum flow_said).

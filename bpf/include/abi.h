@@ -170,8 +170,12 @@ enum flow_flag {
 	FLOW_FLAG_SNAT = 1,      /* to the backend, the source becomes node:node_port */
 	FLOW_FLAG_CONFIRMED = 2, /* the client has answered the backend; in `flows`, not in
 				  * `flows_new` */
-	FLOW_FLAG_OWN = 4,       /* of a socket of this node, not to be translated: client is
-				  * the other host, frontend this node's end */
+	FLOW_FLAG_OWN = 4,       /* of a socket of this node or a client that its netfilter
+				  * masquerades, not to be translated: client is the other host,
+				  * frontend this node's end */
+	FLOW_FLAG_DISPLACED = 8, /* the same, but from a port that another flow has on the wire,
+				  * and gets another: client is this node's end, frontend the
+				  * other host, as is backend */
 };
 
 /* What one side of a flow has said. Each side's word is a byte of its

@@ -60,6 +60,15 @@ static __always_inline int source_by_device(__u32 ifindex, int v4, struct addr *
 	return source_is_set(out);
 }
 
+/* Whether packets of this node's own have that address where they leave by this device:
+ * netfilter's masquerade takes it, and so may flows. */
+static __always_inline int source_is_device(__u32 ifindex, const struct addr *addr)
+{
+	struct addr own;
+
+	return source_by_device(ifindex, lb_addr_is_v4(addr), &own) && lb_addr_equal(&own, addr);
+}
+
 /* Whether a process of this node would get what the backend sends to that port: a
  * server of the node, or a connection of its own. */
 static __noinline int source_is_socket(struct __sk_buff *skb, const struct flow *flow)
@@ -117,7 +126,8 @@ static __noinline enum reason source_choose(struct __sk_buff *skb, struct flow *
 {
 	struct flow_key key;
 
-	if (!source_by_route(skb, &flow->backend, &flow->node) &&
+	if (!(flow->flags & FLOW_FLAG_DISPLACED) &&
+	    !source_by_route(skb, &flow->backend, &flow->node) &&
 	    !source_by_device(skb->ifindex, lb_addr_is_v4(&flow->backend), &flow->node))
 		return REASON_NO_NODE_ADDRESS;
 	if (source_claim_port(skb, flow, hash))

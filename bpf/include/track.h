@@ -55,17 +55,11 @@ enum track_replace {
  * would keep a late answer from the wrong client. */
 static __always_inline int track_is_forgotten(const struct flow *flow, __u64 now)
 {
-	if (flow->protocol == IPPROTO_TCP && !(flow->flags & FLOW_FLAG_CONFIRMED) &&
+	if (flow->protocol == IPPROTO_TCP && !(flow->flags & (FLOW_FLAG_CONFIRMED | FLOW_FLAG_OWN)) &&
 	    (__s64)(now - flow->used) >= FLOW_TOUCH)
 		return 1;
 	return (flow->client_said | flow->backend_said) & FLOW_SAID_RST ||
 	       (flow->client_said & FLOW_SAID_FIN && flow->backend_said & FLOW_SAID_FIN_LATER);
-}
-
-/* Whether nobody waits for what comes back to the flow. */
-static __always_inline int track_is_over(const struct flow *flow, __u64 now)
-{
-	return flow_is_expired(flow, now) || flow_is_closed(flow) || track_is_forgotten(flow, now);
 }
 
 static __always_inline int track_may_replace(const struct flow *old, const struct flow *flow,
@@ -97,6 +91,22 @@ static __noinline int track_replace(const struct flow_key *key, const struct flo
 	}
 	bpf_map_delete_elem(&claims, key);
 	return err;
+}
+
+/* Notes that what comes back is for nobody but this node's stack (FLOW_FLAG_OWN). Returns
+ * 0, or -1 where a flow has that place. */
+static __noinline int track_own(const struct flow_key *key, const struct flow *own)
+{
+	struct flow *old = flow_peek(key);
+
+	if (!old)
+		return track_claim(key, own);
+	if (!(old->flags & FLOW_FLAG_OWN))
+		return track_may_replace(old, own, TRACK_FORGOTTEN) ?
+			       track_replace(key, own, TRACK_FORGOTTEN) : -1;
+	if ((__s64)(own->used - old->used) >= FLOW_TOUCH)
+		old->used = own->used;
+	return 0;
 }
 
 /* The port of an earlier connection between the same ends is free again. */

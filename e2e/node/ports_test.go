@@ -1,6 +1,8 @@
 package node_test
 
 import (
+	"fmt"
+	"net/netip"
 	"os"
 	"testing"
 	"time"
@@ -92,4 +94,57 @@ func TestPortsExhausted(t *testing.T) {
 			}
 		}
 	}
+}
+
+// masqueradedPorts lets netfilter choose among the ports that the daemon chooses from.
+const masqueradedPorts = `*nat
+-A POSTROUTING -s %%pods -d %v -p tcp -j MASQUERADE --to-ports 1024-2099 --random
+-A POSTROUTING -s %%pods -d %v -p udp -j MASQUERADE --to-ports 1024-2099 --random
+COMMIT
+`
+
+// TestMasqueradedPorts: netfilter and the daemon choose sources towards one backend from
+// the same ports, and neither asks the other. Nobody's packets become another's, whoever
+// came first: with as many of each as here, some three of eight ports would be chosen twice.
+func TestMasqueradedPorts(t *testing.T) {
+	t.Parallel()
+	c := newCluster(t, lab.Network{})
+	c.fewPorts()
+	c.start()
+	c.apply(rig.Service("web", 1, rig.Everywhere(1)), rig.SlicesOf("web", rig.Up(c.far)...))
+	p := newPlace(t, c)
+	for family := range families {
+		far := c.far.Addrs()[family]
+		p.run(t, p.fill(fmt.Sprintf(masqueradedPorts, far, far), family), tools[0].restore[family])
+	}
+	eachWay(func(network string, family int) {
+		const count = 200
+		far, service := rig.At(c.far.Addrs()[family], rig.ServerPort), c.nodePortAt(1, family)
+		opts := lab.HoldOptions{Count: count, Tries: 3, Concurrency: 32}
+		var all []*lab.Held
+		for range 2 {
+			for _, ways := range []struct {
+				from *lab.Pod
+				to   netip.AddrPort
+			}{{c.outside, service}, {c.inside, far}} {
+				h := hold(t, ways.from, network, opts, ways.to)
+				if seen := h.First.Clients[nodeAddrs(c.n1)[family]]; seen != count {
+					t.Errorf("%s/%s: the server saw the node as the client of %d, want %d: %v", network, families[family], seen, count, h.First.Clients)
+				}
+				if all = append(all, h); t.Failed() {
+					t.FailNow() // each that is not answered takes its time
+				}
+			}
+		}
+		for range 2 {
+			for i, h := range all {
+				askAll(t, fmt.Sprintf("%s/%s, connections %d", network, families[family], i), h, count)
+			}
+		}
+		for _, h := range all {
+			if err := h.Close(true); err != nil {
+				t.Error(err)
+			}
+		}
+	})
 }

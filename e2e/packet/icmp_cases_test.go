@@ -72,6 +72,13 @@ var icmpCases = []packetCase{
 		c.quoted(egress, c.local.Addr(), client, c.continues(c.client, c.local), c.external.Addr(), client,
 			c.continues(c.client, c.external))
 	}},
+	{name: "errors about what netfilter masquerades behind a source port", config: twoPorts, steps: func(c *play) {
+		source, second := c.displaced()
+		router, remote := c.other.Addr(), c.remote.Addr()
+		c.quoted(ingress, router, c.wire, c.continues(second, c.remote), router, c.wire, c.continues(source, c.remote))
+		c.arrives(c.continues(c.remote, second)).becomes(c.continues(c.remote, source), "source_restored")
+		c.quoted(egress, c.wire, remote, c.continues(c.remote, source), c.wire, remote, c.continues(c.remote, second))
+	}},
 	{name: "errors about what is not ours", steps: func(c *play) {
 		c.serve(c.world, c.proto, 1, c.local)
 		c.load()

@@ -256,15 +256,17 @@ func (m *model) clients(f flow) bool {
 // source gives a flow its address and port on the wire. The reason is empty, or why it
 // gets none.
 func (m *model) source(f *flow, hash uint32) string {
-	addrs := m.world.devices[m.ifindex]
-	addr := addrs[1]
-	if f.backend.ip().Is4() {
-		addr = addrs[0]
+	if f.flags&maps.FlowDisplaced == 0 {
+		addrs := m.world.devices[m.ifindex]
+		addr := addrs[1]
+		if f.backend.ip().Is4() {
+			addr = addrs[0]
+		}
+		if !addr.IsValid() {
+			return "no_node_address"
+		}
+		f.node.addr = addr.As16()
 	}
-	if !addr.IsValid() {
-		return "no_node_address"
-	}
-	f.node.addr = addr.As16()
 	if !m.claimWire(f, hash) {
 		return "ports_exhausted"
 	}
@@ -278,7 +280,7 @@ func (m *model) source(f *flow, hash uint32) string {
 // ended first still waits there for late packets; a handshake that does not go on is
 // not waited for.
 func (f flow) forgotten(now int64) bool {
-	halfOpen := f.proto == protoTCP && f.flags&maps.FlowConfirmed == 0 && now-f.used >= touchEvery
+	halfOpen := f.proto == protoTCP && f.flags&(maps.FlowConfirmed|maps.FlowOwn) == 0 && now-f.used >= touchEvery
 	return f.expired(now) || f.reset() || halfOpen || f.clientSaid&maps.SaidFIN != 0 && f.backendSaid&maps.SaidFINLater != 0
 }
 

@@ -15,6 +15,9 @@ func (m *model) in(v view, isPiece bool) (uint32, string) {
 			return m.fromWire(f, v, isPiece)
 		}
 		if f.flags&maps.FlowOwn != 0 && !f.expired(m.now) {
+			if m.isSourcePort(v.dst.port) {
+				m.hold(f)
+			}
 			return unspec, "own_flow"
 		}
 		if f.flags&maps.FlowOwn == 0 && m.goesOn(f, v) {
@@ -115,25 +118,31 @@ func (m *model) out(v view, isPiece bool) (uint32, string) {
 		m.touch(&f, v.flags, false)
 		m.rewrite(v, isPiece, true, f.frontend.addr, f.frontend.port, f.client.port)
 		return unspec, "reply_restored"
-	case ok:
+	case ok && (f.flags&maps.FlowDisplaced == 0 || m.followDisplaced(&f, v)):
 		return m.toWire(f, v, isPiece)
 	}
-	if !isPiece && (v.proto == protoUDP || isSYN(v.flags)) {
-		m.yield(v)
-	}
-	if v.proto == protoUDP && !isPiece {
-		m.own(v)
+	if !isPiece && (v.proto == protoUDP || isSYN(v.flags)) && !m.note(v) {
+		f := flow{client: v.src, inner: v.src.port, frontend: v.dst, backend: v.dst, proto: v.proto,
+			flags: maps.FlowSNAT | maps.FlowDisplaced, used: m.now}
+		f.node.addr = v.src.addr
+		return m.toWire(f, v, isPiece)
 	}
 	return unspec, "egress_passed"
 }
 
-// yield forgets who had the port that a packet begins from, if that is over.
-func (m *model) yield(v view) {
-	back := flowKey{maps.FlowKeyIn, v.proto, v.dst, v.src}
-	old, ok := m.find(back)
-	if ok && m.isSourcePort(v.src.port) && (old.closed() || old.forgotten(m.now)) {
-		m.remove(back)
+// followDisplaced notes a packet of a client on this side. False: it begins another flow.
+func (m *model) followDisplaced(f *flow, v view) bool {
+	if (f.expired(m.now) || f.closed()) && (v.proto == protoUDP || isSYN(v.flags)) {
+		if wire, ok := m.find(f.wireKey()); ok && wire.same(*f) {
+			m.remove(f.wireKey())
+		}
+		m.remove(f.outKey())
+		m.remove(f.clientKey())
+		return false
 	}
+	m.touch(f, v.flags, true)
+	m.heard(f, v.flags)
+	return true
 }
 
 // toWire is a client's packet to a backend.
@@ -161,16 +170,43 @@ func (m *model) toWire(f flow, v view, isPiece bool) (uint32, string) {
 	return unspec, "source_translated"
 }
 
-// own remembers a datagram that a socket of this node sends from a node port's number.
-func (m *model) own(v view) {
-	if _, node, _ := m.means(v.src); !node {
-		return
+// note remembers whom the answer is for where a packet begins from a port that may be
+// taken for a flow's or a service's. False: a flow has it.
+func (m *model) note(v view) bool {
+	_, node, _ := m.means(v.src)
+	_, found, _ := m.frontend(v.src, protoUDP)
+	ours := m.isSourcePort(v.src.port) && m.isDevice(v.src)
+	if !ours && (v.proto != protoUDP || !node || !found) {
+		return true
 	}
-	if _, found, _ := m.frontend(v.src, protoUDP); !found {
-		return
-	}
-	f := flow{client: v.dst, frontend: v.src, proto: protoUDP, flags: maps.FlowOwn, used: m.now}
-	if there, ok := m.fresh[f.clientKey()]; !ok || m.now >= there.used+touchEvery {
+	f := flow{client: v.dst, frontend: v.src, proto: v.proto, flags: maps.FlowOwn, used: m.now}
+	old, there := m.find(f.clientKey())
+	switch {
+	case there && old.flags&maps.FlowOwn != 0:
+		m.hold(old)
+	case !there || old.forgotten(m.now):
+		delete(m.confirmed, f.clientKey())
 		m.fresh[f.clientKey()] = f
+	default:
+		return !ours
 	}
+	return true
+}
+
+// hold notes that a flow of this node's stack is in use.
+func (m *model) hold(f flow) {
+	if m.now >= f.used+touchEvery {
+		f.used = m.now
+		m.refresh(f.clientKey(), f)
+	}
+}
+
+// isDevice says whether an address is what packets of this node have on the device.
+func (m *model) isDevice(e end) bool {
+	for _, addr := range m.world.devices[m.ifindex] {
+		if addr.IsValid() && addr.As16() == e.addr {
+			return true
+		}
+	}
+	return false
 }

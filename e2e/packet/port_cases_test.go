@@ -1,6 +1,7 @@
 package packet
 
 import (
+	"net/netip"
 	"time"
 
 	"shunt/maps"
@@ -151,13 +152,60 @@ var portCases = []packetCase{
 		c.load()
 		c.open(c.client, c.external, c.remote)
 		source := c.source()
-		c.leaves(c.opens(source, c.remote)).passes("egress_passed")
+		c.leaves(c.opens(source, c.remote)).dropped("ports_exhausted") // there is no other
 		c.arrives(c.continues(c.remote, source)).becomes(c.continues(c.remote, c.client), "source_restored")
 		// Now the flow is over.
 		c.rig.age(timeouts.TCPEstablished + time.Second)
 		c.leaves(c.continues(source, c.other)).passes("egress_passed")
 		c.leaves(c.opens(source, c.remote)).passes("egress_passed")
-		c.arrives(c.continues(c.remote, source)).passes("no_frontend")
+		c.arrives(c.continues(c.remote, source)).passes("own_flow")
+	}},
+	{name: "a source port that netfilter has chosen for another before", config: twoPorts, steps: func(c *play) {
+		c.serve(c.world, c.proto, 1, c.remote)
+		c.load()
+		second := at(c.source(), firstPort+1)
+		c.leaves(c.opens(second, c.remote)).passes("egress_passed")
+		c.arrives(c.continues(c.remote, second)).passes("own_flow")
+		c.open(c.client, c.external, c.remote)
+		c.arrives(c.continues(c.remote, c.source())).becomes(c.continues(c.remote, c.client), "source_restored")
+		c.arrives(c.opens(c.other, c.external)).becomes(c.opens(c.other, c.remote), "translated")
+		for range 2 { // longer than it would be remembered unused
+			c.rig.age(4 * time.Second)
+			c.leaves(c.opens(c.other, c.remote)).dropped("ports_exhausted")
+			c.arrives(c.continues(c.remote, second)).passes("own_flow")
+		}
+		c.arrives(c.continues(c.remote, c.source())).becomes(c.continues(c.remote, c.client), "source_restored")
+		c.leaves(c.opens(second, c.remote)).passes("egress_passed")
+		c.rig.age(timeouts.TCPNew + time.Second)
+		c.arrives(c.opens(c.other, c.external)).becomes(c.opens(c.other, c.remote), "translated")
+		if c.proto == protoTCP { // the first client's flow still has the one port
+			c.leaves(c.opens(c.other, c.remote)).becomes(c.opens(second, c.remote), "source_translated")
+		}
+	}},
+	{name: "what netfilter masquerades behind a source port comes from another", config: twoPorts, steps: func(c *play) {
+		source, second := c.displaced()
+		c.arrives(c.continues(c.remote, second)).becomes(c.continues(c.remote, source), "source_restored")
+		for range 2 {
+			c.leaves(c.continues(source, c.remote)).becomes(c.continues(second, c.remote), "source_translated")
+			c.arrives(c.continues(c.remote, c.source())).becomes(c.continues(c.remote, c.client), "source_restored")
+		}
+		if left := c.rig.flows(fresh); len(left) > 0 { // both have heard the other: no flood pushes it out
+			c.Fatalf("not confirmed: %v", left)
+		}
+		c.arrives(c.continues(c.remote, second)).becomes(c.continues(c.remote, source), "source_restored")
+		// Its ports are another's when it is over, and its next connection is displaced anew.
+		c.rig.age(timeouts.UDPEstablished - time.Second)
+		c.arrives(c.continues(c.remote, c.source())).becomes(c.continues(c.remote, c.client), "source_restored")
+		if c.proto == protoTCP {
+			c.arrives(tcp(c.remote, second, rst)).becomes(tcp(c.remote, source, rst), "source_restored")
+		} else {
+			c.rig.age(2 * time.Second)
+		}
+		c.leaves(c.opens(source, c.remote)).becomes(c.opens(second, c.remote), "source_translated")
+		c.rig.age(timeouts.TCPEstablished + time.Second)
+		c.leaves(c.opens(source, c.remote)).passes("egress_passed")
+		c.arrives(c.continues(c.remote, source)).passes("own_flow")
+		c.arrives(c.continues(c.remote, second)).passes("no_frontend")
 	}},
 	{name: "a source port of a connection that was reset, which netfilter chooses", proto: protoTCP, steps: func(c *play) {
 		c.serve(c.world, c.proto, 1, c.remote)
@@ -169,7 +217,7 @@ var portCases = []packetCase{
 		c.rig.age(2 * time.Second) // whoever goes on after a reset was not reset
 		c.clientSays(rst, c.external, c.remote, "flow_kept")
 		c.leaves(c.opens(c.source(), c.remote)).passes("egress_passed")
-		c.arrives(tcp(c.remote, c.source(), syn|ack)).passes("no_frontend")
+		c.arrives(tcp(c.remote, c.source(), syn|ack)).passes("own_flow")
 	}},
 	{name: "what comes late to a frontend whose client port inside another has by now", proto: protoTCP, steps: func(c *play) {
 		c.serve(c.world, c.proto, 1, c.local)
@@ -182,6 +230,21 @@ var portCases = []packetCase{
 		c.arrives(tcp(c.client, c.external, fin|ack)).dropped("flow_over")
 		c.arrives(c.continues(c.client, c.loadBalancer)).becomes(c.continues(c.client, c.local), "flow_kept")
 	}},
+}
+
+// displaced opens a flow to another node, and what netfilter masquerades behind that
+// flow's source: it gets the second port.
+func (c *play) displaced() (source, second netip.AddrPort) {
+	c.Helper()
+	c.serve(c.world, c.proto, 1, c.remote)
+	c.load()
+	source, second = c.source(), at(c.source(), firstPort+1)
+	c.leaves(c.opens(second, c.remote)).passes("egress_passed") // so that the flow gets the first
+	c.open(c.client, c.external, c.remote)
+	c.rig.age(timeouts.TCPNew + time.Second)
+	c.arrives(c.continues(c.remote, source)).becomes(c.continues(c.remote, c.client), "source_restored")
+	c.leaves(c.opens(source, c.remote)).becomes(c.opens(second, c.remote), "source_translated")
+	return source, second
 }
 
 // taken checks that another client gets the port of the first one's flow, which is

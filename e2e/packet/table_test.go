@@ -33,6 +33,7 @@ type config string
 const (
 	uplink    config = ""
 	podDevice config = "pod device"
+	twoPorts  config = "two source ports"
 )
 
 // seed of the choice of backends and ports, here and in the model.
@@ -84,9 +85,9 @@ func TestPackets(t *testing.T) {
 	for _, v := range variants() {
 		t.Run(v.name, func(t *testing.T) {
 			rigs := map[config]*rig{}
-			for _, c := range []config{uplink, podDevice} {
+			for c, ports := range map[config]uint32{uplink: 1, podDevice: 1, twoPorts: 2} {
 				d := bpf.PacketDevice{NoEthernet: v.noEthernet, Pod: c == podDevice, NoKernCtx: v.noKernCtx}
-				rigs[c] = newRig(t, options(1), d, smallSizes)
+				rigs[c] = newRig(t, options(ports), d, smallSizes)
 				if rigs[c].flags = v.flags; !rigs[c].runs(bare) {
 					t.Skip("the kernel does not compare a device's checksum after a run (before 6.17)")
 				}
