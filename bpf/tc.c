@@ -462,11 +462,8 @@ static __noinline int tc_out_new(struct __sk_buff *skb, struct tc_work *w)
 {
 	const struct pkt *pkt = &w->pkt;
 	struct flow *flow = &w->flow;
-	int ours;
+	int ours = flow_is_source_port(pkt->sport) && source_is_device(skb->ifindex, &pkt->src);
 
-	if (pkt->piece || (pkt->protocol == IPPROTO_TCP && !pkt_is_syn(pkt)))
-		return tc_end(REASON_EGRESS_PASSED, TC_ACT_UNSPEC);
-	ours = flow_is_source_port(pkt->sport) && source_is_device(skb->ifindex, &pkt->src);
 	if (ours || (pkt->protocol == IPPROTO_UDP && tc_is_node_port(pkt))) {
 		__builtin_memset(flow, 0, sizeof(*flow));
 		flow->client = pkt->dst;
@@ -506,9 +503,10 @@ static __noinline int tc_follow_displaced(struct tc_work *w)
 
 static __always_inline int tc_out(struct __sk_buff *skb, struct tc_work *w)
 {
+	const struct pkt *pkt = &w->pkt;
 	int verdict = TC_BEGINS;
 
-	switch (tc_find_out(w, &w->pkt)) {
+	switch (tc_find_out(w, pkt)) {
 	case FLOW_FROM_CLIENT:
 		verdict = TC_REPLACE_SOURCE;
 		if (w->flow.flags & FLOW_FLAG_DISPLACED)
@@ -519,6 +517,8 @@ static __always_inline int tc_out(struct __sk_buff *skb, struct tc_work *w)
 	case FLOW_NONE:
 		break;
 	}
+	if (verdict == TC_BEGINS && (pkt->piece || (pkt->protocol == IPPROTO_TCP && !pkt_is_syn(pkt))))
+		return tc_end(REASON_EGRESS_PASSED, TC_ACT_UNSPEC);
 	if (verdict == TC_BEGINS)
 		verdict = tc_out_new(skb, w);
 	return verdict == TC_REPLACE_SOURCE ? tc_replace_source(skb, w) : verdict;
