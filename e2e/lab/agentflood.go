@@ -8,6 +8,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"sync/atomic"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -20,6 +21,9 @@ const (
 	tcpSize   = 20
 	udpSize   = 8
 )
+
+// floodTries is how often a packet is tried, on average, before the flood ends short.
+const floodTries = 4
 
 func (a *agent) flood(ctx context.Context, args floodArgs) (int, error) {
 	if args.Count <= 0 || args.Count > maxPackets {
@@ -42,15 +46,14 @@ func (a *agent) flood(ctx context.Context, args floodArgs) (int, error) {
 	var stop atomic.Bool
 	defer context.AfterFunc(ctx, func() { stop.Store(true) })()
 	sent := 0
-	for range args.Count {
-		if stop.Load() {
-			break
-		}
+	for tries := 0; sent < args.Count && tries < floodTries*args.Count && !stop.Load(); tries++ {
 		f.vary()
 		switch err := unix.Sendto(fd, f.bytes, 0, to); {
 		case err == nil:
 			sent++
-		case !errors.Is(err, unix.ENOBUFS) && !errors.Is(err, unix.EINTR): // ENOBUFS: the device's queue is full
+		case errors.Is(err, unix.ENOBUFS): // the device's queue is full, until the other end gets a CPU
+			time.Sleep(time.Millisecond)
+		case !errors.Is(err, unix.EINTR):
 			return sent, failure("sendto", err)
 		}
 	}
