@@ -454,6 +454,17 @@ static __noinline int tc_is_node_port(const struct pkt *pkt)
 	return tc_meaning(&from.addr) & ADDR_FLAG_NODE_PORTS && lb_frontend(&from, 0, &undefined);
 }
 
+/* Whether a packet comes from an address and a port that a flow has on the wire, or may get. */
+static __always_inline int tc_is_source(struct __sk_buff *skb, struct tc_work *w)
+{
+	const struct pkt *pkt = &w->pkt;
+
+	if (!flow_is_source_port(pkt->sport))
+		return 0;
+	flow_key_set(&w->key, FLOW_KEY_IN, pkt->protocol, &pkt->dst, pkt->dport, &pkt->src, pkt->sport);
+	return source_is_device(skb->ifindex, &pkt->src) || flow_peek(&w->key);
+}
+
 /* out, of no flow, and begins something. From a port of our range: netfilter has chosen that
  * for a client that it masquerades, and knows of no flow. From a node port's number by UDP
  * (what answers a TCP connection of ours is no SYN): a socket. What comes back is for the
@@ -462,7 +473,7 @@ static __noinline int tc_out_new(struct __sk_buff *skb, struct tc_work *w)
 {
 	const struct pkt *pkt = &w->pkt;
 	struct flow *flow = &w->flow;
-	int ours = flow_is_source_port(pkt->sport) && source_is_device(skb->ifindex, &pkt->src);
+	int ours = tc_is_source(skb, w);
 
 	if (ours || (pkt->protocol == IPPROTO_UDP && tc_is_node_port(pkt))) {
 		__builtin_memset(flow, 0, sizeof(*flow));

@@ -175,7 +175,8 @@ func (m *model) toWire(f flow, v view, isPiece bool) (uint32, string) {
 func (m *model) note(v view) bool {
 	_, node, _ := m.means(v.src)
 	_, found, _ := m.frontend(v.src, protoUDP)
-	ours := m.isSourcePort(v.src.port) && m.isDevice(v.src)
+	_, taken := m.find(flowKey{maps.FlowKeyIn, v.proto, v.dst, v.src})
+	ours := m.isSourcePort(v.src.port) && (m.isDevice(v.src) || taken)
 	if !ours && (v.proto != protoUDP || !node || !found) {
 		return true
 	}

@@ -146,6 +146,9 @@ var pathCases = []packetCase{
 		}
 		s.becomes(c.opens(source, c.remote), "source_translated")
 		c.arrives(c.continues(c.remote, source)).becomes(c.continues(c.remote, c.client), "source_restored")
+		// From there nothing else may begin, and there is no other port to give it.
+		c.leaves(c.opens(source, c.remote)).dropped("ports_exhausted")
+		c.leaves(c.opens(source, c.other)).passes("egress_passed")
 	}},
 	{name: "a device without an address", steps: func(c *play) {
 		c.serve(c.world, c.proto, 1, c.remote)
