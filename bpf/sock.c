@@ -168,9 +168,11 @@ static __always_inline void sock_reply_note(struct bpf_sock_addr *ctx, const str
 {
 	struct frontend_key from = { .addr = *addr, .port = port, .protocol = IPPROTO_UDP };
 	struct lb_choice itself = { .addr = *addr, .port = port };
+	int own_netns = sock_in_own_netns(bpf_get_netns_cookie(ctx));
+	struct service svc;
 	__u32 undefined;
 
-	if (lb_frontend(&from, sock_in_own_netns(bpf_get_netns_cookie(ctx)), &undefined))
+	if (lb_frontend(&from, own_netns, &undefined, &svc) != LB_NOBODYS)
 		sock_flow_store(ctx->sk, &from, &itself);
 }
 

@@ -449,9 +449,11 @@ static __always_inline int tc_displace(struct tc_work *w)
 static __noinline int tc_is_node_port(const struct pkt *pkt)
 {
 	struct frontend_key from = { .addr = pkt->src, .port = pkt->sport, .protocol = IPPROTO_UDP };
+	struct service svc;
 	__u32 undefined;
 
-	return tc_meaning(&from.addr) & ADDR_FLAG_NODE_PORTS && lb_frontend(&from, 0, &undefined);
+	return tc_meaning(&from.addr) & ADDR_FLAG_NODE_PORTS &&
+	       lb_frontend(&from, 0, &undefined, &svc) != LB_NOBODYS;
 }
 
 /* Whether a packet comes from an address and a port that a flow has on the wire, or may get. */

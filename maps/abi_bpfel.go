@@ -216,6 +216,7 @@ const (
 
 type abiService struct {
 	_               structs.HostLayout
+	Key             abiFrontendKey
 	Id              uint32
 	AffinitySeconds uint32
 	Inside          abiSlotRange

@@ -110,6 +110,7 @@ func (k *Kernel) SetFrontend(key FrontendKey, v Service) error {
 	if FrontendKind(v.Kind) == UndefinedPort {
 		return k.markAddr(a, addrClusterIP, 0)
 	}
+	v.Key = key
 	services, what := k.set.maps[mapServices], "set frontend "+key.String()
 	err := services.Update(key, v, ebpf.UpdateExist)
 	if !errors.Is(err, ebpf.ErrKeyNotExist) {

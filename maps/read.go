@@ -44,6 +44,7 @@ func (k *Kernel) eachFrontend(visit func(FrontendKey, Service)) error {
 	var v Service
 	it := k.set.maps[mapServices].Iterate()
 	for it.Next(&key, &v) {
+		v.Key = FrontendKey{} // said once
 		visit(key, v)
 	}
 	if err := it.Err(); err != nil {

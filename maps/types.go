@@ -12,7 +12,8 @@ import (
 type (
 	// FrontendKey is the key of map services.
 	FrontendKey = abiFrontendKey
-	// Service is the value of map services.
+	// Service is the value of map services. Its Key is for programs: Kernel writes it, and
+	// it is zero wherever else a Service is.
 	Service = abiService
 	// SlotRange is a range of map slots.
 	SlotRange = abiSlotRange

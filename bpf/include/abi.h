@@ -11,7 +11,7 @@
 #include <linux/bpf.h>
 #include <linux/types.h>
 
-#define SHUNT_ABI 2
+#define SHUNT_ABI 3
 
 /* An IPv6 address, or an IPv4 one as ::ffff:a.b.c.d (RFC 4291, 2.5.5.2): one
  * form, so that there is one code path and one set of maps for both families. */
@@ -58,6 +58,7 @@ struct slot_range {
 
 /* Value of `services`: one frontend of a service port. */
 struct service {
+	struct frontend_key key; /* the entry's own: it may be another's by the time that it is read */
 	__u32 id;               /* of the service port and family, never 0 */
 	__u32 affinity_seconds; /* 0: no session affinity */
 	struct slot_range inside;  /* for clients on this node */
@@ -66,7 +67,7 @@ struct service {
 	__u8 kind;              /* enum frontend_kind */
 	__u8 pad;
 };
-_Static_assert(sizeof(struct service) == 28, "struct service");
+_Static_assert(sizeof(struct service) == 48, "struct service");
 
 enum backend_flag {
 	BACKEND_FLAG_CLUSTER_SET = 1, /* new connections may take it: cluster set */

@@ -2,10 +2,11 @@
  * knows no packet and no hook's context.
  *
  * Entries may change under a reader in two ways. A hash element can be reused
- * for another key while we read it, and a slot can belong to somebody else when
- * we come to it late. Both show alike: the backend that we arrive at does not
- * name the service that we started from, and we look again. An entry without
- * backends leads to none that could tell, so it has to be seen twice. */
+ * for another key while we read it: it names its key, which is looked at last. A
+ * slot can belong to somebody else when we come to it late: the backend that we
+ * arrive at does not name the service that we started from. Either way we look
+ * again. An entry without backends leads to none that could tell, so it has to be
+ * seen twice. */
 #pragma once
 
 #include <linux/errno.h>
@@ -52,37 +53,60 @@ static __always_inline int lb_addr_is_v4(const struct addr *a)
 	       lb_word(a, 2) == __builtin_bswap32(0xffff);
 }
 
+enum lb_found {
+	LB_NOBODYS,
+	LB_FOUND,
+	LB_CHANGED, /* while it was read: look again */
+};
+
+/* Copies the entry of that key. A program of a process's can be interrupted anywhere, and
+ * an element that was replaced is used again at once: what was looked up for one frontend
+ * would be another's by the time that it is read, as a whole, and of another family perhaps.
+ * The kernel writes a value from its beginning on, so a copy that has anything of another
+ * entry's was made when that one's key was there. */
+static __always_inline enum lb_found lb_read(const struct frontend_key *key, struct service *out)
+{
+	const struct service *entry = bpf_map_lookup_elem(&services, key);
+
+	if (!entry)
+		return LB_NOBODYS;
+	*out = *entry;
+	asm volatile("" ::: "memory");
+	return lb_addr_equal(&entry->key.addr, &key->addr) && entry->key.port == key->port &&
+			       entry->key.protocol == key->protocol ? LB_FOUND : LB_CHANGED;
+}
+
 /* The service that a frontend belongs to: its own entry, else the node port of
  * a node address, where own_netns says that the client is in the node's own
- * network namespace. NULL: nobody's; *undefined says whether it is a port of a
+ * network namespace. Where it is nobody's, *undefined says whether it is a port of a
  * cluster IP all the same. */
-static __always_inline struct service *lb_frontend(const struct frontend_key *dst,
-						   int own_netns, __u32 *undefined)
+static __always_inline enum lb_found lb_frontend(const struct frontend_key *dst, int own_netns,
+						 __u32 *undefined, struct service *out)
 {
 	struct addr_info *info = bpf_map_lookup_elem(&addrs, &dst->addr);
 	struct frontend_key any = *dst;
-	struct service *svc;
+	enum lb_found found;
 	__u32 flags;
 
 	*undefined = 0;
 	if (!info)
-		return NULL;
+		return LB_NOBODYS;
 	flags = info->flags;
 	if (flags & ADDR_FLAG_FRONTEND) {
-		svc = bpf_map_lookup_elem(&services, dst);
-		if (svc)
-			return svc;
+		found = lb_read(dst, out);
+		if (found != LB_NOBODYS)
+			return found;
 	}
 	*undefined = flags & ADDR_FLAG_CLUSTER_IP;
 	if (!(flags & ADDR_FLAG_NODE_PORTS))
-		return NULL;
+		return LB_NOBODYS;
 	if (flags & ADDR_FLAG_OWN_NETNS && !own_netns)
-		return NULL;
+		return LB_NOBODYS;
 	if (lb_addr_is_v4(&any.addr))
 		*(__u32 *)&any.addr.b[12] = 0;
 	else
 		__builtin_memset(&any.addr, 0, sizeof(any.addr));
-	return bpf_map_lookup_elem(&services, &any);
+	return lb_read(&any, out);
 }
 
 /* The backend of that id if it is still that service's. */
@@ -182,21 +206,22 @@ static __always_inline enum reason lb_try(const struct frontend_key *dst,
 					  int *empty, struct lb_choice *out)
 {
 	__u32 undefined;
-	struct service *entry = lb_frontend(dst, client->own_netns, &undefined);
+	struct service svc;
+	enum lb_found found = lb_frontend(dst, client->own_netns, &undefined, &svc);
 	int inside = client->side == LB_INSIDE;
 	struct affinity_key key = {};
 	struct slot_range range;
 	struct backend *be;
-	struct service svc;
 	__u32 slot, *id;
 	__u64 now = 0;
 	__u8 set;
 
-	if (!entry && !undefined)
+	if (found == LB_CHANGED)
+		return REASON_ENTRY_CHANGED;
+	if (found == LB_NOBODYS && !undefined)
 		return lb_unallocated(&dst->addr) ? REASON_UNALLOCATED : REASON_NO_FRONTEND;
-	if (!entry)
+	if (found == LB_NOBODYS)
 		return (*empty)++ ? REASON_UNDEFINED_PORT : REASON_ENTRY_CHANGED;
-	svc = *entry;
 	if (client->by_packet && svc.flags & SERVICE_FLAG_SOURCE_RANGES &&
 	    !lb_in_range(svc.id, &client->addr))
 		return (*empty)++ ? REASON_SOURCE_RANGE : REASON_ENTRY_CHANGED;
@@ -247,12 +272,11 @@ static __always_inline enum reason lb_select(const struct frontend_key *dst,
 static __always_inline int lb_leads(const struct frontend_key *dst, int own_netns,
 				    __u32 service_id)
 {
-	struct service *svc;
+	struct service svc;
 	__u32 undefined;
 
 	for (int i = 0; i < 2; i++) {
-		svc = lb_frontend(dst, own_netns, &undefined);
-		if (svc && svc->id == service_id)
+		if (lb_frontend(dst, own_netns, &undefined, &svc) == LB_FOUND && svc.id == service_id)
 			return 1;
 	}
 	return 0;

@@ -1,6 +1,8 @@
 package packet
 
 import (
+	"errors"
+	"net/netip"
 	"time"
 
 	"shunt/maps"
@@ -137,6 +139,24 @@ var stateCases = []packetCase{
 		if n := len(c.rig.flows(fresh)); n != 3 {
 			c.Errorf("%d entries of the flow, want 3", n)
 		}
+	}},
+	{name: "an entry that is another frontend's by the time that it is read", steps: func(c *play) {
+		c.serve(c.world, c.proto, 1, c.local)
+		c.load()
+		services := c.rig.set.Map(maps.NameServices)
+		key := func(a netip.AddrPort) maps.FrontendKey { return maps.NewFrontendKey(a.Addr(), a.Port(), c.proto) }
+		var its, others maps.Service
+		err := errors.Join(services.Lookup(key(c.external), &its), services.Lookup(key(c.loadBalancer), &others),
+			services.Put(key(c.external), others))
+		if err != nil {
+			c.Fatal(err)
+		}
+		c.arrives(c.opens(c.client, c.external)).dropped("entry_changed")
+		c.arrives(c.opens(c.client, c.loadBalancer)).becomes(c.opens(c.client, c.local), "translated")
+		if err := services.Put(key(c.external), its); err != nil {
+			c.Fatal(err)
+		}
+		c.arrives(c.opens(c.other, c.external)).becomes(c.opens(c.other, c.local), "translated")
 	}},
 	{name: "an entry that leads to another service's backend", steps: func(c *play) {
 		c.serve(c.world, c.proto, 1, c.local)
