@@ -211,7 +211,7 @@ static __always_inline int tc_begin(struct __sk_buff *skb, struct tc_work *w)
 {
 	const struct pkt *pkt = &w->pkt;
 	struct flow *flow = &w->flow;
-	int midway = pkt->protocol == IPPROTO_TCP && !pkt_is_syn(pkt);
+	int midway = !pkt_begins(pkt);
 	__u32 hash = pkt_hash(pkt);
 	enum reason reason = tc_choose(pkt, flow, hash, midway);
 
@@ -397,7 +397,7 @@ static __always_inline int tc_replace_source(struct __sk_buff *skb, struct tc_wo
 
 	if (!(flow->flags & FLOW_FLAG_SNAT))
 		return tc_end(REASON_SOURCE_KEPT, TC_ACT_UNSPEC);
-	over = flow_is_closed(flow) || flow_is_expired(flow, tc_now(w));
+	over = flow_is_over(flow, tc_now(w));
 	if (flow->node_port && (over || !(flow->flags & FLOW_FLAG_CONFIRMED)) && !source_hold(flow)) {
 		if (over)
 			return tc_end(REASON_FLOW_OVER, TC_ACT_SHOT);
@@ -456,15 +456,14 @@ static __noinline int tc_is_node_port(const struct pkt *pkt)
 	       lb_frontend(&from, 0, &undefined, &svc) != LB_NOBODYS;
 }
 
-/* Whether a packet comes from an address and a port that a flow has on the wire, or may get. */
+/* Whether a packet comes from an address and a port that a flow has on the wire, or may get.
+ * w->key is that of what comes back. */
 static __always_inline int tc_is_source(struct __sk_buff *skb, struct tc_work *w)
 {
 	const struct pkt *pkt = &w->pkt;
 
-	if (!flow_is_source_port(pkt->sport))
-		return 0;
-	flow_key_set(&w->key, FLOW_KEY_IN, pkt->protocol, &pkt->dst, pkt->dport, &pkt->src, pkt->sport);
-	return source_is_device(skb->ifindex, &pkt->src) || flow_peek(&w->key);
+	return flow_is_source_port(pkt->sport) &&
+	       (source_is_device(skb->ifindex, &pkt->src) || flow_peek(&w->key));
 }
 
 /* out, of no flow, and begins something. From a port of our range: netfilter has chosen that
@@ -475,8 +474,10 @@ static __noinline int tc_out_new(struct __sk_buff *skb, struct tc_work *w)
 {
 	const struct pkt *pkt = &w->pkt;
 	struct flow *flow = &w->flow;
-	int ours = tc_is_source(skb, w);
+	int ours;
 
+	flow_key_set(&w->key, FLOW_KEY_IN, pkt->protocol, &pkt->dst, pkt->dport, &pkt->src, pkt->sport);
+	ours = tc_is_source(skb, w);
 	if (ours || (pkt->protocol == IPPROTO_UDP && tc_is_node_port(pkt))) {
 		__builtin_memset(flow, 0, sizeof(*flow));
 		flow->client = pkt->dst;
@@ -486,7 +487,6 @@ static __noinline int tc_out_new(struct __sk_buff *skb, struct tc_work *w)
 		flow->protocol = pkt->protocol;
 		flow->flags = FLOW_FLAG_OWN;
 		flow->used = tc_now(w);
-		flow_key_client(&w->key, flow);
 		if (track_own(&w->key, flow) && ours)
 			return tc_displace(w);
 	}
@@ -500,8 +500,7 @@ static __noinline int tc_follow_displaced(struct tc_work *w)
 	struct flow *flow = &w->flow;
 	__u64 now = tc_now(w);
 
-	if ((flow_is_expired(flow, now) || flow_is_closed(flow)) &&
-	    (pkt->protocol == IPPROTO_UDP || pkt_is_syn(pkt))) {
+	if (flow_is_over(flow, now) && pkt_begins(pkt)) {
 		track_drop_wire(flow);
 		track_delete(&w->key);
 		flow_key_client(&w->key, flow);
@@ -530,7 +529,7 @@ static __always_inline int tc_out(struct __sk_buff *skb, struct tc_work *w)
 	case FLOW_NONE:
 		break;
 	}
-	if (verdict == TC_BEGINS && (pkt->piece || (pkt->protocol == IPPROTO_TCP && !pkt_is_syn(pkt))))
+	if (verdict == TC_BEGINS && (pkt->piece || !pkt_begins(pkt)))
 		return tc_end(REASON_EGRESS_PASSED, TC_ACT_UNSPEC);
 	if (verdict == TC_BEGINS)
 		verdict = tc_out_new(skb, w);

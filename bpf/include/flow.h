@@ -181,7 +181,7 @@ static __noinline int flow_leads(const struct flow *flow)
  * lead to what serves no more, nor from an address that is another's by now. */
 static __always_inline int flow_goes_on(const struct flow *flow, const struct pkt *pkt, __u64 now)
 {
-	if (pkt->protocol == IPPROTO_TCP && !pkt_is_syn(pkt))
+	if (!pkt_begins(pkt))
 		return 1;
 	if (pkt->protocol == IPPROTO_TCP && flow_is_closed(flow))
 		return 0;

@@ -145,9 +145,26 @@ static __always_inline __u32 nat_renew_l4(struct __sk_buff *skb, const struct pk
 	return size;
 }
 
-static __always_inline int nat_is_plain(const struct pkt *pkt, __u32 header)
+/* Writes the row: what is from `row` to `l4` belongs at offset `from` of an IP header of
+ * `header` bytes, to that header's end; what is in l4 behind it, where the packet is plain. */
+static __always_inline long nat_write(struct __sk_buff *skb, const struct pkt *pkt,
+				      const struct nat *nat, const struct nat_change *change,
+				      __u32 header, __u32 from, const void *row, union nat_l4 *l4)
 {
-	return pkt->l4 - pkt->l3 == header && !pkt->piece;
+	int plain = pkt->l4 - pkt->l3 == header && !pkt->piece;
+	__u32 at = pkt->l3 + from, head = header - from, size = 0;
+
+	if (config_has_kern_ctx && plain)
+		size = nat_renew_l4(skb, pkt, header, nat, change, l4);
+	if (size)
+		return bpf_skb_store_bytes(skb, at, row, head + size, 0);
+	if (nat_check(skb, pkt, change))
+		return -1;
+	if (plain)
+		return bpf_skb_store_bytes(skb, at, row, head + NAT_PORTS, 0);
+	if (bpf_skb_store_bytes(skb, at, row, head, 0))
+		return -1;
+	return pkt->piece ? 0 : bpf_skb_store_bytes(skb, pkt->l4, l4, NAT_PORTS, 0);
 }
 
 static __always_inline long nat_apply4(struct __sk_buff *skb, const struct pkt *pkt,
@@ -160,21 +177,9 @@ static __always_inline long nat_apply4(struct __sk_buff *skb, const struct pkt *
 		.src = nat->end == NAT_SOURCE ? to : src, .dst = nat->end == NAT_SOURCE ? dst : to,
 		.l4.udp = { .source = nat->sport, .dest = nat->dport },
 	};
-	const __u32 head = offsetof(struct nat_row4, l4) - offsetof(struct nat_row4, check);
-	int plain = nat_is_plain(pkt, sizeof(struct iphdr));
-	__u32 at = pkt->l3 + offsetof(struct iphdr, check), size = 0;
 
-	if (config_has_kern_ctx && plain)
-		size = nat_renew_l4(skb, pkt, sizeof(struct iphdr), nat, &change, &row.l4);
-	if (size)
-		return bpf_skb_store_bytes(skb, at, &row.check, head + size, 0);
-	if (nat_check(skb, pkt, &change))
-		return -1;
-	if (plain)
-		return bpf_skb_store_bytes(skb, at, &row.check, head + NAT_PORTS, 0);
-	if (bpf_skb_store_bytes(skb, at, &row.check, head, 0))
-		return -1;
-	return pkt->piece ? 0 : bpf_skb_store_bytes(skb, pkt->l4, &row.l4, NAT_PORTS, 0);
+	return nat_write(skb, pkt, nat, &change, sizeof(struct iphdr), offsetof(struct iphdr, check),
+			 &row.check, &row.l4);
 }
 
 static __always_inline long nat_apply6(struct __sk_buff *skb, const struct pkt *pkt,
@@ -186,21 +191,9 @@ static __always_inline long nat_apply6(struct __sk_buff *skb, const struct pkt *
 		.dst = nat->end == NAT_SOURCE ? pkt->dst : nat->addr,
 		.l4.udp = { .source = nat->sport, .dest = nat->dport },
 	};
-	const __u32 head = offsetof(struct nat_row6, l4);
-	int plain = nat_is_plain(pkt, sizeof(struct ipv6hdr));
-	__u32 at = pkt->l3 + offsetof(struct ipv6hdr, saddr), size = 0;
 
-	if (config_has_kern_ctx && plain)
-		size = nat_renew_l4(skb, pkt, sizeof(struct ipv6hdr), nat, &change, &row.l4);
-	if (size)
-		return bpf_skb_store_bytes(skb, at, &row, head + size, 0);
-	if (nat_check(skb, pkt, &change))
-		return -1;
-	if (plain)
-		return bpf_skb_store_bytes(skb, at, &row, head + NAT_PORTS, 0);
-	if (bpf_skb_store_bytes(skb, at, &row, head, 0))
-		return -1;
-	return pkt->piece ? 0 : bpf_skb_store_bytes(skb, pkt->l4, &row.l4, NAT_PORTS, 0);
+	return nat_write(skb, pkt, nat, &change, sizeof(struct ipv6hdr), offsetof(struct ipv6hdr, saddr),
+			 &row, &row.l4);
 }
 
 /* Gives the packet another end. Returns 0, or -1 where the kernel refused; the

@@ -63,6 +63,12 @@ static __always_inline int pkt_is_syn(const struct pkt *pkt)
 	return (pkt->tcp_flags & (TCP_SYN | TCP_ACK | TCP_RST)) == TCP_SYN;
 }
 
+/* Whether it can be the first of a flow: TCP says so itself, a datagram always can. */
+static __always_inline int pkt_begins(const struct pkt *pkt)
+{
+	return pkt->protocol != IPPROTO_TCP || pkt_is_syn(pkt);
+}
+
 /* Ports. Of a quoted packet (RFC 792: 64 bits behind the IP header) nothing else
  * need be there. */
 static __always_inline enum pkt_kind pkt_parse_ports(struct __sk_buff *skb, struct pkt *pkt,

@@ -32,3 +32,9 @@ static __always_inline int flow_is_expired(const struct flow *flow, __u64 now)
 {
 	return (__s64)(now - flow->used) >= (__s64)flow_timeout(flow);
 }
+
+/* Whether what comes now can only be late, or begin another flow. */
+static __always_inline int flow_is_over(const struct flow *flow, __u64 now)
+{
+	return flow_is_closed(flow) || flow_is_expired(flow, now);
+}
