@@ -53,11 +53,13 @@ type Loop struct {
 	ranged map[ServiceName]bool
 	addrs  []netip.Addr
 
+	// mu is taken before the Store's.
 	mu     sync.Mutex
 	status Status
-	// working is the oldest change of the reconcile under way or of pending.
-	working time.Time
-	failing map[ServiceName]*change
+	// working is when the oldest change of the reconcile under way, or of pending,
+	// was taken; workingOn counts those changes.
+	working   time.Time
+	workingOn changeCount
 }
 
 // The wait before what failed is tried again doubles from retryFirst to retryMax.
@@ -137,11 +139,9 @@ func (l *Loop) backoff() time.Duration {
 // step is one reconcile of everything that changed or failed before.
 func (l *Loop) step() {
 	report := Report{Started: l.o.Now()}
-	todo := l.o.Store.take()
-	todo.merge(l.pending)
+	todo := l.begin()
 	first := !l.isSynced
 	report.Full = first || todo.all
-	l.begin(todo)
 
 	failed := changes{since: todo.since}
 	var errs []error

@@ -10,12 +10,16 @@ import (
 	shuntmaps "shunt/maps"
 )
 
-// begin notes that a reconcile is under way, for Status.
-func (l *Loop) begin(todo changes) {
+// begin takes what is to be done. Status counts every change, at each moment, as
+// queued or as being worked on; it gets numbers, since the reconcile goes on to write
+// to what it took.
+func (l *Loop) begin() changes {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.working = todo.since
-	l.failing = todo.services
+	todo := l.o.Store.take()
+	todo.merge(l.pending)
+	l.working, l.workingOn = todo.since, todo.count()
+	return todo
 }
 
 // end notes what a reconcile came to and tells those who want to know.
@@ -54,7 +58,7 @@ func (l *Loop) note(report Report, node *Node) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.working = l.pending.since
-	l.failing = l.pending.services
+	l.workingOn = l.pending.count()
 	l.status.Synced = l.status.Synced || l.o.OnSynced == nil // else see onSynced
 	l.status.Err = report.Err
 	l.status.Node = node
@@ -69,16 +73,16 @@ func (l *Loop) note(report Report, node *Node) {
 // Status is a snapshot; safe from any goroutine.
 func (l *Loop) Status() Status {
 	l.mu.Lock()
+	defer l.mu.Unlock()
 	s := l.status
 	s.QueuedSince = l.working
-	service, endpoints := pendingOf(l.failing)
-	l.mu.Unlock()
+	pending := l.workingOn
 
 	st := l.o.Store
 	st.mu.Lock()
 	defer st.mu.Unlock()
-	ps, pe := pendingOf(st.dirty.services)
-	s.ServiceChangesPending, s.EndpointChangesPending = service+ps, endpoints+pe
+	pending.add(st.dirty.count())
+	s.ServiceChangesPending, s.EndpointChangesPending = pending.service, pending.endpoints
 	s.ServiceChanges, s.EndpointChanges = st.serviceChanges, st.endpointChanges
 	s.LastQueued = st.lastQueued
 	s.Node = st.node
@@ -86,14 +90,6 @@ func (l *Loop) Status() Status {
 		s.QueuedSince = st.dirty.since
 	}
 	return s
-}
-
-func pendingOf(services map[ServiceName]*change) (service, endpoints int) {
-	for _, c := range services {
-		service += c.service
-		endpoints += c.endpoints
-	}
-	return service, endpoints
 }
 
 // fill gives how full the maps are that the loop fills.

@@ -55,6 +55,23 @@ type change struct {
 	triggers []time.Time
 }
 
+// changeCount counts changes of Services and of their EndpointSlices.
+type changeCount struct{ service, endpoints int }
+
+func (c *changeCount) add(o changeCount) {
+	c.service += o.service
+	c.endpoints += o.endpoints
+}
+
+// count returns how many changes these are.
+func (c *changes) count() changeCount {
+	var n changeCount
+	for _, ch := range c.services {
+		n.add(changeCount{ch.service, ch.endpoints})
+	}
+	return n
+}
+
 func (c *changes) service(name ServiceName) *change {
 	if c.services == nil {
 		c.services = map[ServiceName]*change{}
@@ -209,7 +226,7 @@ func (s *Store) SetNodeAddrs(addrs []netip.Addr) {
 		if s.addrs != nil && reflect.DeepEqual(s.addrs, addrs) {
 			return false
 		}
-		s.addrs = addrs
+		s.addrs = slices.Clone(addrs)
 		s.dirty.addrs = true
 		return true
 	})

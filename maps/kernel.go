@@ -134,11 +134,14 @@ func (k *Kernel) Backend(id uint32) (Backend, bool) {
 	if id == 0 || int(id) >= len(k.backends) {
 		return Backend{}, false
 	}
-	be := &k.backends[id]
-	if atomic.LoadUint32(&be.ServiceId) == 0 {
+	from := &k.backends[id]
+	service := atomic.LoadUint32(&from.ServiceId)
+	be := *from
+	// A record that was freed or filled anew meanwhile may be of both.
+	if service == 0 || be.ServiceId != service || atomic.LoadUint32(&from.ServiceId) != service {
 		return Backend{}, false
 	}
-	return *be, true
+	return be, true
 }
 
 // Connections counts connections and flows begun to a backend record.
