@@ -125,6 +125,7 @@ const (
 	abiFlowSaidFLOW_SAID_FIN_LATER abiFlowSaid = 2
 	abiFlowSaidFLOW_SAID_RST       abiFlowSaid = 4
 	abiFlowSaidFLOW_SAID_ANYTHING  abiFlowSaid = 8
+	abiFlowSaidFLOW_SAID_SYN       abiFlowSaid = 16
 )
 
 type abiFragment struct {

@@ -43,6 +43,7 @@ const (
 	SaidFINLater = uint8(abiFlowSaidFLOW_SAID_FIN_LATER)
 	SaidRST      = uint8(abiFlowSaidFLOW_SAID_RST)
 	SaidAnything = uint8(abiFlowSaidFLOW_SAID_ANYTHING)
+	SaidSYN      = uint8(abiFlowSaidFLOW_SAID_SYN)
 )
 
 // Source gives the key's src and sport in host order.

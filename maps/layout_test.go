@@ -94,7 +94,7 @@ func TestFlagBits(t *testing.T) {
 		{uint32(ClusterSet), uint32(LocalSet), uint32(OnNode), uint32(Terminating)},
 		{uint32(InsideLocal), uint32(OutsideLocal), uint32(Elsewhere), uint32(SourceRanges)},
 		{uint32(FlowSNAT), uint32(FlowConfirmed), uint32(FlowOwn), uint32(FlowDisplaced)},
-		{uint32(SaidFIN), uint32(SaidFINLater), uint32(SaidRST)},
+		{uint32(SaidFIN), uint32(SaidFINLater), uint32(SaidRST), uint32(SaidAnything), uint32(SaidSYN)},
 	} {
 		var all uint32
 		for _, f := range group {

@@ -186,6 +186,8 @@ enum flow_said {
 	FLOW_SAID_FIN_LATER = 2, /* and the other's was before */
 	FLOW_SAID_RST = 4,
 	FLOW_SAID_ANYTHING = 8,  /* noted of the backend */
+	FLOW_SAID_SYN = 16,      /* noted of the client: a SYN, after one side had sent its last
+				  * byte, and nothing else since */
 };
 
 /* Value of `flows` and `flows_new`. */

@@ -63,6 +63,11 @@ static __always_inline int pkt_is_syn(const struct pkt *pkt)
 	return (pkt->tcp_flags & (TCP_SYN | TCP_ACK | TCP_RST)) == TCP_SYN;
 }
 
+static __always_inline int pkt_is_syn_ack(const struct pkt *pkt)
+{
+	return (pkt->tcp_flags & (TCP_SYN | TCP_ACK | TCP_RST)) == (TCP_SYN | TCP_ACK);
+}
+
 /* Whether it can be the first of a flow: TCP says so itself, a datagram always can. */
 static __always_inline int pkt_begins(const struct pkt *pkt)
 {

@@ -212,6 +212,26 @@ static __noinline void track_note(struct flow *flow, enum flow_side from, __u8 s
 	track_refresh(&key, flow);
 }
 
+/* A client can use its port again while the flow of the last connection is half closed.
+ * Its SYN alone proves nothing: anybody can send one, and a backend that still has the
+ * connection does not accept it. Returns what the client has said by now. */
+static __always_inline __u8 track_syn(const struct flow *flow, const struct pkt *pkt, __u8 said)
+{
+	if (!pkt_is_syn(pkt))
+		return said & ~FLOW_SAID_SYN;
+	return (said | flow->backend_said) & FLOW_SAID_FIN ? said | FLOW_SAID_SYN : said;
+}
+
+/* The backend's SYN-ACK after such a SYN proves that a new connection has replaced the old
+ * one, of whose end nothing is kept. Reports whether the packet is one. */
+static __always_inline int track_restart(struct flow *flow, const struct pkt *pkt)
+{
+	if (!pkt_is_syn_ack(pkt) || !(flow->client_said & FLOW_SAID_SYN))
+		return 0;
+	flow->client_said = FLOW_SAID_SYN;
+	return 1;
+}
+
 /* Notes what a flow's packet says, if that is news, or if nothing was noted for a
  * while. */
 static __always_inline void track_touch(struct flow *flow, const struct pkt *pkt,
@@ -220,14 +240,19 @@ static __always_inline void track_touch(struct flow *flow, const struct pkt *pkt
 	__u8 said = from == FLOW_FROM_CLIENT ? flow->client_said : flow->backend_said;
 	__u8 other = from == FLOW_FROM_CLIENT ? flow->backend_said : flow->client_said;
 	__u8 was = said;
+	int restart = from == FLOW_FROM_BACKEND && track_restart(flow, pkt);
 
+	if (restart)
+		said = 0;
+	if (from == FLOW_FROM_CLIENT)
+		said = track_syn(flow, pkt, said);
 	if (pkt->tcp_flags & TCP_FIN && !(said & FLOW_SAID_FIN))
 		said |= FLOW_SAID_FIN | (other & FLOW_SAID_FIN ? FLOW_SAID_FIN_LATER : 0);
 	if (pkt->tcp_flags & TCP_RST)
 		said |= FLOW_SAID_RST;
 	if (from == FLOW_FROM_BACKEND)
 		said |= FLOW_SAID_ANYTHING;
-	if (said == was && (__s64)(now - flow->used) < FLOW_TOUCH)
+	if (said == was && !restart && (__s64)(now - flow->used) < FLOW_TOUCH)
 		return;
 	/* Whoever goes on after a reset did not believe it: it was not of this
 	 * connection. What was under way when it came is here within FLOW_TOUCH. */

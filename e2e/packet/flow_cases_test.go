@@ -143,6 +143,53 @@ var flowCases = []packetCase{
 			c.Errorf("%d connections were counted, want 2", n)
 		}
 	}},
+	{name: "a SYN after one side's FIN, which the backend accepts", proto: protoTCP, steps: func(c *play) {
+		c.serve(c.world, c.proto, 1, c.local)
+		c.load()
+		for _, ended := range []func(){
+			func() { c.backendSays(fin|ack, c.external, c.local) },
+			func() { c.clientSays(fin|ack, c.external, c.local, "flow_kept") },
+		} {
+			c.rig.clear()
+			c.open(c.client, c.external, c.local)
+			ended()
+			c.clientSays(syn, c.external, c.local, "flow_kept")
+			c.backendSays(syn|ack, c.external, c.local)
+			c.clientSays(ack, c.external, c.local, "flow_kept")
+			// It is established, for as long as any: nothing of the first one's end is left.
+			c.rig.age(timeouts.TCPEstablished - time.Second)
+			c.clientSays(syn, c.external, c.local, "flow_kept")
+			c.clientSays(ack, c.external, c.local, "flow_kept")
+			// And one that is half closed is not one that is closed.
+			c.clientSays(fin|ack, c.external, c.local, "flow_kept")
+			c.rig.age(timeouts.TCPCloseWait - time.Second)
+			c.clientSays(syn, c.external, c.local, "flow_kept")
+		}
+	}},
+	{name: "a SYN after the backend's FIN, and no more of the handshake", proto: protoTCP, steps: func(c *play) {
+		c.serve(c.world, c.proto, 1, c.local)
+		c.load()
+		c.open(c.client, c.external, c.local)
+		c.backendSays(fin|ack, c.external, c.local)
+		c.clientSays(syn, c.external, c.local, "flow_kept")
+		c.backendSays(syn|ack, c.external, c.local)
+		c.rig.age(timeouts.TCPNew - time.Second)
+		c.clientSays(syn, c.external, c.local, "flow_kept")
+		c.rig.age(timeouts.TCPNew + time.Second)
+		c.clientSays(syn, c.external, c.local, "translated")
+	}},
+	{name: "a SYN after the backend's FIN, which the backend does not accept", proto: protoTCP, steps: func(c *play) {
+		c.serve(c.world, c.proto, 1, c.local)
+		c.load()
+		c.open(c.client, c.external, c.local)
+		c.backendSays(fin|ack, c.external, c.local)
+		c.clientSays(syn, c.external, c.local, "flow_kept")
+		c.backendSays(ack, c.external, c.local)
+		c.clientSays(ack, c.external, c.local, "flow_kept")
+		c.backendSays(syn|ack, c.external, c.local) // of no SYN
+		c.rig.age(timeouts.TCPCloseWait + time.Second)
+		c.clientSays(syn, c.external, c.local, "translated")
+	}},
 	{name: "a SYN after a RST", proto: protoTCP, steps: func(c *play) {
 		c.serve(c.world, c.proto, 1, c.local)
 		c.load()

@@ -51,6 +51,8 @@ func (f flow) expired(now int64) bool {
 		after = timeouts.TCPClosed
 	case (f.clientSaid|f.backendSaid)&maps.SaidFIN != 0:
 		after = timeouts.TCPCloseWait
+	case f.clientSaid&maps.SaidSYN != 0:
+		after = timeouts.TCPNew
 	case answered:
 		after = timeouts.TCPEstablished
 	default:
@@ -172,6 +174,7 @@ func (m *model) touch(f *flow, flags uint8, fromClient bool) {
 		said, other = &f.clientSaid, f.backendSaid
 	}
 	was := *said
+	restart := f.handshake(flags, fromClient)
 	if flags&fin != 0 && *said&maps.SaidFIN == 0 {
 		*said |= maps.SaidFIN
 		if other&maps.SaidFIN != 0 {
@@ -184,7 +187,7 @@ func (m *model) touch(f *flow, flags uint8, fromClient bool) {
 	if !fromClient {
 		*said |= maps.SaidAnything
 	}
-	if *said == was {
+	if *said == was && !restart {
 		if m.now < f.used+touchEvery {
 			return
 		}
@@ -200,6 +203,21 @@ func (m *model) touch(f *flow, flags uint8, fromClient bool) {
 	for _, k := range keys {
 		m.refresh(k, *f)
 	}
+}
+
+// handshake notes a client's SYN on a half-closed flow. It reports whether the backend
+// accepts it, which ends what was said before.
+func (f *flow) handshake(flags uint8, fromClient bool) (restart bool) {
+	switch {
+	case fromClient && !isSYN(flags):
+		f.clientSaid &^= maps.SaidSYN
+	case fromClient && (f.clientSaid|f.backendSaid)&maps.SaidFIN != 0:
+		f.clientSaid |= maps.SaidSYN
+	case !fromClient && flags&(syn|ack|rst) == syn|ack && f.clientSaid&maps.SaidSYN != 0:
+		f.clientSaid, f.backendSaid = maps.SaidSYN, 0
+		return true
+	}
+	return false
 }
 
 func (m *model) refresh(k flowKey, f flow) {
