@@ -45,7 +45,9 @@ func newBenchCommand() *cobra.Command {
 				return compareReports(c.OutOrStdout(), &o, args[0], args[1])
 			}
 			defer surviveBrokenPipe()()
-			return runBench(c.Context(), c.OutOrStdout(), c.ErrOrStderr(), &o)
+			ctx, stop := endOnHangup(c.Context())
+			defer stop()
+			return runBench(ctx, c.OutOrStdout(), c.ErrOrStderr(), &o)
 		},
 	}
 	f := c.Flags()

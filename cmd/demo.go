@@ -41,7 +41,9 @@ func newDemoCommand() *cobra.Command {
 			"this machine's own network and removes everything when it ends. It needs root.",
 		RunE: func(c *cobra.Command, _ []string) error {
 			defer surviveBrokenPipe()()
-			report, err := demo(c.Context(), func(format string, args ...any) {
+			ctx, stop := endOnHangup(c.Context())
+			defer stop()
+			report, err := demo(ctx, func(format string, args ...any) {
 				fmt.Fprintf(c.ErrOrStderr(), format+"\n", args...)
 			})
 			if err != nil {

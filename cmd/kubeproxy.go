@@ -26,7 +26,9 @@ func cleanupKubeProxy(c *cobra.Command, output string, dryRun bool) error {
 	if err := bpf.RequireRoot(); err != nil {
 		return err
 	}
-	report, err := kubeproxy.Clean(c.Context(), kubeproxy.Options{DryRun: dryRun})
+	ctx, stop := endOnHangup(c.Context())
+	defer stop()
+	report, err := kubeproxy.Clean(ctx, kubeproxy.Options{DryRun: dryRun})
 	return errors.Join(
 		writeOutput(c.OutOrStdout(), output, report, func(w io.Writer) { kubeProxyTable(w, report) }),
 		err,

@@ -41,27 +41,9 @@ func Main(args []string) int {
 	bpf.MaybeProbe()
 	lab.MaybeAgent()
 	bench.MaybeProxy()
-	ctx, stop := signal.NotifyContext(context.Background(), endSignals()...)
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	return execute(ctx, args, os.Stdout, os.Stderr)
-}
-
-// endSignals are those that end a command in order: also that its terminal is
-// gone, but not under nohup.
-func endSignals() []os.Signal {
-	signals := []os.Signal{os.Interrupt, syscall.SIGTERM}
-	if !signal.Ignored(syscall.SIGHUP) {
-		signals = append(signals, syscall.SIGHUP)
-	}
-	return signals
-}
-
-// surviveBrokenPipe lets a command go on, and clean up, when nobody reads what it
-// says any more, which would kill it. Call what it returns at the end.
-func surviveBrokenPipe() (stop func()) {
-	broken := make(chan os.Signal, 1)
-	signal.Notify(broken, syscall.SIGPIPE)
-	return func() { signal.Stop(broken) }
 }
 
 func execute(ctx context.Context, args []string, stdout, stderr io.Writer) int {

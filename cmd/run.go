@@ -76,6 +76,8 @@ func run(ctx context.Context, cfg *Config) (err error) {
 		return err
 	}
 	defer func() { _ = log.Sync() }() // fails on a terminal, and says nothing of use
+	defer surviveBrokenPipe()()       // a log collector that ends must not take the node's proxy along
+	defer surviveHangup(log)()
 	for _, n := range cfg.notes() {
 		log.Info("configuration without effect", zap.Strings("fields", n.names), zap.String("why", n.why))
 	}
@@ -219,6 +221,9 @@ func (d *daemon) trim(ctx context.Context) {
 // attach puts the programs into effect once the maps hold everything, so that a
 // partial view never serves. It runs on the loop's goroutine.
 func (d *daemon) attach(ctx context.Context) error {
+	if err := d.set.Switch(); err != nil {
+		return err
+	}
 	if err := d.programs.Attach(d.cfg.BPFFSRoot, d.cgroup); err != nil {
 		return err
 	}

@@ -89,10 +89,12 @@ func openPins(root string) (*maps.Set, *maps.Kernel, error) {
 	if err := bpf.RequireRoot(); err != nil {
 		return nil, nil, err
 	}
-	set, err := maps.Load(root)
-	if errors.Is(err, fs.ErrNotExist) {
+	if err := maps.CheckABI(root); errors.Is(err, fs.ErrNotExist) {
 		return nil, nil, fmt.Errorf("no maps are pinned below %s: no daemon has run here with this --bpffs-root", root)
+	} else if err != nil {
+		return nil, nil, err
 	}
+	set, err := maps.Load(root)
 	if err != nil {
 		return nil, nil, err
 	}

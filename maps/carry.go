@@ -3,8 +3,6 @@ package maps
 import (
 	"errors"
 	"fmt"
-	"io/fs"
-	"path/filepath"
 
 	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
@@ -145,22 +143,6 @@ func dropFlows(from, to *ebpf.Map, newest uint64) error {
 		}
 		return nil
 	})
-}
-
-// carryPinnedFlows copies from the flows that are pinned in dir: what the programs
-// of the daemon before noted until ours were in effect.
-func (s *Set) carryPinnedFlows(dir string) (lost int, err error) {
-	old, err := ebpf.LoadPinnedMap(filepath.Join(dir, mapFlows), nil)
-	if errors.Is(err, fs.ErrNotExist) {
-		return 0, nil
-	}
-	if err != nil {
-		return 0, fmt.Errorf("open the flows of the daemon before: %w", err)
-	}
-	defer func() { err = errors.Join(err, old.Close()) }()
-	dropped := dropFlows(old, s.maps[mapFlows], s.carriedUntil)
-	lost, _, err = carryFlows(old, s.maps[mapFlows])
-	return lost, errors.Join(dropped, err)
 }
 
 func isFull(err error) bool {

@@ -17,12 +17,11 @@ import (
 type Set struct {
 	maps map[string]*ebpf.Map
 	dir  string // where they are pinned
-	// staged: pinned beside an older set, which Commit replaces.
+	// staged: pinned beside an older set, whose place Switch gives it.
 	staged bool
-	// carries: the older set's flows are copied, since these have another size.
-	carries bool
-	// carriedUntil is the latest use (Flow.Used) of what was copied at first.
-	carriedUntil uint64
+	// older are maps flows that the programs in effect may still write to. Commit
+	// copies from them.
+	older []olderFlows
 }
 
 // Spec gives the maps' declarations with the given sizes.
@@ -77,31 +76,12 @@ func DefaultSizes() Sizes {
 	}
 }
 
-// ABI is SHUNT_ABI of the embedded objects.
-func ABI() (uint32, error) {
-	spec, err := loadAbi()
-	if err != nil {
-		return 0, fmt.Errorf("read the embedded map declarations: %w", err)
-	}
-	var abi uint32
-	if err := spec.Variables[abiVarAbiVersion].Get(&abi); err != nil {
-		return 0, fmt.Errorf("read the embedded ABI version: %w", err)
-	}
-	return abi, nil
-}
-
-// Directory names below the daemon's directory on the bpf file system.
-const (
-	pinDir    = "maps"
-	stagedDir = "maps-new" // no dot: a bpf file system takes none in names
-)
-
 // OpenResult says how the maps came to be.
 type OpenResult struct {
 	// Adopted: the maps are those that an earlier daemon pinned.
 	Adopted bool
 	// Replaces says why an earlier daemon's maps could not be adopted; empty
-	// where there were none. They serve until Commit.
+	// where there were none. They serve until programs with the new ones do.
 	Replaces string
 }
 
@@ -114,9 +94,9 @@ type CarriedFlows struct {
 	Err error
 }
 
-// Open adopts the maps pinned below root if they fit this ABI and these sizes,
-// else makes new ones: beside the old ones, if there are any, which stay in
-// effect until Commit. root is a directory on a bpf file system.
+// Open adopts the maps pinned below root if they fit this ABI and these sizes, else
+// makes new ones: beside the old ones, if there are any, which keep their place until
+// Switch (see switch.go for the order). root is a directory on a bpf file system.
 func Open(root string, sizes Sizes) (*Set, OpenResult, error) {
 	if err := rlimit.RemoveMemlock(); err != nil {
 		return nil, OpenResult{}, fmt.Errorf("lift the limit on locked memory, which kernels before 5.11 count maps by: %w", err)
@@ -125,13 +105,32 @@ func Open(root string, sizes Sizes) (*Set, OpenResult, error) {
 	if err != nil {
 		return nil, OpenResult{}, err
 	}
-	if err := os.RemoveAll(filepath.Join(root, stagedDir)); err != nil {
-		return nil, OpenResult{}, fmt.Errorf("remove maps that an earlier start left half-made: %w", err)
+	if err := recoverPins(root); err != nil {
+		return nil, OpenResult{}, err
 	}
+	set, result, err := adoptOrStage(root, specs)
+	if err != nil {
+		return nil, OpenResult{}, err
+	}
+	if err := set.carryFirst(root); err != nil {
+		return nil, OpenResult{}, errors.Join(err, set.Close())
+	}
+	return set, result, nil
+}
+
+// adoptOrStage gives the pinned set where that fits, else a new one.
+func adoptOrStage(root string, specs map[string]*ebpf.MapSpec) (*Set, OpenResult, error) {
 	old, err := Load(root)
 	if errors.Is(err, fs.ErrNotExist) {
-		set, err := create(filepath.Join(root, pinDir), specs, nil)
-		return set, OpenResult{}, err
+		set, err := create(filepath.Join(root, stagedDir), specs, nil)
+		if err != nil {
+			return nil, OpenResult{}, err
+		}
+		set.staged = true
+		if err := set.Switch(); err != nil { // there is none whose place it could take too early
+			return nil, OpenResult{}, errors.Join(err, set.Close())
+		}
+		return set, OpenResult{}, nil
 	}
 	why := ""
 	if err != nil {
@@ -142,9 +141,6 @@ func Open(root string, sizes Sizes) (*Set, OpenResult, error) {
 	set, err := create(filepath.Join(root, stagedDir), specs, old)
 	if err == nil && old != nil && old.sameABI() {
 		err = carryOver(old, set)
-		if set.carries = old.maps[mapFlows].MaxEntries() != set.maps[mapFlows].MaxEntries(); set.carries {
-			_, set.carriedUntil, _ = carryFlows(old.maps[mapFlows], set.maps[mapFlows]) // Commit does it again, and says what became of it
-		}
 	}
 	if old != nil {
 		err = errors.Join(err, old.Close())
@@ -162,10 +158,14 @@ func Open(root string, sizes Sizes) (*Set, OpenResult, error) {
 // Load opens the pinned maps as they are, without creating anything. The error
 // is fs.ErrNotExist where there are none.
 func Load(root string) (*Set, error) {
-	dir := filepath.Join(root, pinDir)
+	dir := pinnedDir(root)
 	if _, err := os.Stat(dir); err != nil {
 		return nil, fmt.Errorf("look for pinned maps: %w", err)
 	}
+	return loadDir(dir)
+}
+
+func loadDir(dir string) (*Set, error) {
 	set := &Set{maps: map[string]*ebpf.Map{}, dir: dir}
 	for _, name := range mapNamesAll {
 		m, err := ebpf.LoadPinnedMap(filepath.Join(dir, name), nil)
@@ -177,13 +177,6 @@ func Load(root string) (*Set, error) {
 		set.maps[name] = m
 	}
 	return set, nil
-}
-
-// sameABI says whether an older set means what this binary means.
-func (s *Set) sameABI() bool {
-	want, err := ABI()
-	var meta Meta
-	return err == nil && s.maps[mapMeta].Lookup(uint32(0), &meta) == nil && meta.Abi == want
 }
 
 // misfit says why these maps can't be used where the specs are wanted.
@@ -252,28 +245,6 @@ func createOne(name string, spec *ebpf.MapSpec, old *Set) (*ebpf.Map, error) {
 	return ebpf.NewMap(spec)
 }
 
-// Commit makes a staged set the pinned one, in place of the older. To be called
-// once programs that use this set are in effect; what theirs have noted until then
-// is copied once more.
-func (s *Set) Commit() (flows CarriedFlows, err error) {
-	if !s.staged {
-		return flows, nil
-	}
-	root := filepath.Dir(s.dir)
-	dir := filepath.Join(root, pinDir)
-	if s.carries {
-		flows.Lost, flows.Err = s.carryPinnedFlows(dir)
-	}
-	if err := os.RemoveAll(dir); err != nil {
-		return flows, fmt.Errorf("remove the pins of the maps before these: %w", err)
-	}
-	if err := os.Rename(s.dir, dir); err != nil {
-		return flows, fmt.Errorf("rename pinned maps %s to %s: %w", s.dir, dir, err)
-	}
-	s.dir, s.staged = dir, false
-	return flows, nil
-}
-
 // Map gives an open map by its name in C, nil where there is none.
 func (s *Set) Map(name string) *ebpf.Map { return s.maps[name] }
 
@@ -286,15 +257,9 @@ func (s *Set) Close() error {
 	for _, m := range s.maps {
 		errs = append(errs, m.Close())
 	}
-	return errors.Join(errs...)
-}
-
-// Remove unpins all maps below root.
-func Remove(root string) error {
-	for _, d := range []string{pinDir, stagedDir} {
-		if err := os.RemoveAll(filepath.Join(root, d)); err != nil {
-			return fmt.Errorf("remove pinned maps: %w", err)
-		}
+	for _, o := range s.older {
+		errs = append(errs, o.flows.Close())
 	}
-	return nil
+	s.older = nil
+	return errors.Join(errs...)
 }
