@@ -27,20 +27,21 @@ type expireTimeouts struct {
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	expireProgShuntExpired          = "shunt_expired"
-	expireVarConfigClusterCidrCount = "config_cluster_cidr_count"
-	expireVarConfigClusterCidrs     = "config_cluster_cidrs"
-	expireVarConfigEthernet         = "config_ethernet"
-	expireVarConfigFlowSeed         = "config_flow_seed"
-	expireVarConfigHasKernCtx       = "config_has_kern_ctx"
-	expireVarConfigHasSetRetval     = "config_has_set_retval"
-	expireVarConfigNetnsCookie      = "config_netns_cookie"
-	expireVarConfigPodDevice        = "config_pod_device"
-	expireVarConfigSourcePortCount  = "config_source_port_count"
-	expireVarConfigSourcePortFirst  = "config_source_port_first"
-	expireVarConfigTimeouts         = "config_timeouts"
-	expireVarExpireCount            = "expire_count"
-	expireVarExpireSession          = "expire_session"
+	expireProgShuntExpired             = "shunt_expired"
+	expireVarConfigClusterCidrCount    = "config_cluster_cidr_count"
+	expireVarConfigClusterCidrs        = "config_cluster_cidrs"
+	expireVarConfigEthernet            = "config_ethernet"
+	expireVarConfigFlowSeed            = "config_flow_seed"
+	expireVarConfigHasKernCtx          = "config_has_kern_ctx"
+	expireVarConfigHasSetRetval        = "config_has_set_retval"
+	expireVarConfigNetnsCookie         = "config_netns_cookie"
+	expireVarConfigPodDevice           = "config_pod_device"
+	expireVarConfigSourcePortCount     = "config_source_port_count"
+	expireVarConfigSourcePortFirst     = "config_source_port_first"
+	expireVarConfigTimeouts            = "config_timeouts"
+	expireVarConfigUnreachableInterval = "config_unreachable_interval"
+	expireVarExpireCount               = "expire_count"
+	expireVarExpireSession             = "expire_session"
 )
 
 // loadExpire returns the embedded CollectionSpec for expire.
@@ -98,19 +99,20 @@ type expireMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type expireVariableSpecs struct {
-	ConfigClusterCidrCount *ebpf.VariableSpec `ebpf:"config_cluster_cidr_count"`
-	ConfigClusterCidrs     *ebpf.VariableSpec `ebpf:"config_cluster_cidrs"`
-	ConfigEthernet         *ebpf.VariableSpec `ebpf:"config_ethernet"`
-	ConfigFlowSeed         *ebpf.VariableSpec `ebpf:"config_flow_seed"`
-	ConfigHasKernCtx       *ebpf.VariableSpec `ebpf:"config_has_kern_ctx"`
-	ConfigHasSetRetval     *ebpf.VariableSpec `ebpf:"config_has_set_retval"`
-	ConfigNetnsCookie      *ebpf.VariableSpec `ebpf:"config_netns_cookie"`
-	ConfigPodDevice        *ebpf.VariableSpec `ebpf:"config_pod_device"`
-	ConfigSourcePortCount  *ebpf.VariableSpec `ebpf:"config_source_port_count"`
-	ConfigSourcePortFirst  *ebpf.VariableSpec `ebpf:"config_source_port_first"`
-	ConfigTimeouts         *ebpf.VariableSpec `ebpf:"config_timeouts"`
-	ExpireCount            *ebpf.VariableSpec `ebpf:"expire_count"`
-	ExpireSession          *ebpf.VariableSpec `ebpf:"expire_session"`
+	ConfigClusterCidrCount    *ebpf.VariableSpec `ebpf:"config_cluster_cidr_count"`
+	ConfigClusterCidrs        *ebpf.VariableSpec `ebpf:"config_cluster_cidrs"`
+	ConfigEthernet            *ebpf.VariableSpec `ebpf:"config_ethernet"`
+	ConfigFlowSeed            *ebpf.VariableSpec `ebpf:"config_flow_seed"`
+	ConfigHasKernCtx          *ebpf.VariableSpec `ebpf:"config_has_kern_ctx"`
+	ConfigHasSetRetval        *ebpf.VariableSpec `ebpf:"config_has_set_retval"`
+	ConfigNetnsCookie         *ebpf.VariableSpec `ebpf:"config_netns_cookie"`
+	ConfigPodDevice           *ebpf.VariableSpec `ebpf:"config_pod_device"`
+	ConfigSourcePortCount     *ebpf.VariableSpec `ebpf:"config_source_port_count"`
+	ConfigSourcePortFirst     *ebpf.VariableSpec `ebpf:"config_source_port_first"`
+	ConfigTimeouts            *ebpf.VariableSpec `ebpf:"config_timeouts"`
+	ConfigUnreachableInterval *ebpf.VariableSpec `ebpf:"config_unreachable_interval"`
+	ExpireCount               *ebpf.VariableSpec `ebpf:"expire_count"`
+	ExpireSession             *ebpf.VariableSpec `ebpf:"expire_session"`
 }
 
 // expireObjects contains all objects after they have been loaded into the kernel.
@@ -143,19 +145,20 @@ func (m *expireMaps) Close() error {
 //
 // It can be passed to loadExpireObjects or ebpf.CollectionSpec.LoadAndAssign.
 type expireVariables struct {
-	ConfigClusterCidrCount *ebpf.Variable `ebpf:"config_cluster_cidr_count"`
-	ConfigClusterCidrs     *ebpf.Variable `ebpf:"config_cluster_cidrs"`
-	ConfigEthernet         *ebpf.Variable `ebpf:"config_ethernet"`
-	ConfigFlowSeed         *ebpf.Variable `ebpf:"config_flow_seed"`
-	ConfigHasKernCtx       *ebpf.Variable `ebpf:"config_has_kern_ctx"`
-	ConfigHasSetRetval     *ebpf.Variable `ebpf:"config_has_set_retval"`
-	ConfigNetnsCookie      *ebpf.Variable `ebpf:"config_netns_cookie"`
-	ConfigPodDevice        *ebpf.Variable `ebpf:"config_pod_device"`
-	ConfigSourcePortCount  *ebpf.Variable `ebpf:"config_source_port_count"`
-	ConfigSourcePortFirst  *ebpf.Variable `ebpf:"config_source_port_first"`
-	ConfigTimeouts         *ebpf.Variable `ebpf:"config_timeouts"`
-	ExpireCount            *ebpf.Variable `ebpf:"expire_count"`
-	ExpireSession          *ebpf.Variable `ebpf:"expire_session"`
+	ConfigClusterCidrCount    *ebpf.Variable `ebpf:"config_cluster_cidr_count"`
+	ConfigClusterCidrs        *ebpf.Variable `ebpf:"config_cluster_cidrs"`
+	ConfigEthernet            *ebpf.Variable `ebpf:"config_ethernet"`
+	ConfigFlowSeed            *ebpf.Variable `ebpf:"config_flow_seed"`
+	ConfigHasKernCtx          *ebpf.Variable `ebpf:"config_has_kern_ctx"`
+	ConfigHasSetRetval        *ebpf.Variable `ebpf:"config_has_set_retval"`
+	ConfigNetnsCookie         *ebpf.Variable `ebpf:"config_netns_cookie"`
+	ConfigPodDevice           *ebpf.Variable `ebpf:"config_pod_device"`
+	ConfigSourcePortCount     *ebpf.Variable `ebpf:"config_source_port_count"`
+	ConfigSourcePortFirst     *ebpf.Variable `ebpf:"config_source_port_first"`
+	ConfigTimeouts            *ebpf.Variable `ebpf:"config_timeouts"`
+	ConfigUnreachableInterval *ebpf.Variable `ebpf:"config_unreachable_interval"`
+	ExpireCount               *ebpf.Variable `ebpf:"expire_count"`
+	ExpireSession             *ebpf.Variable `ebpf:"expire_session"`
 }
 
 // expirePrograms contains all programs after they have been loaded into the kernel.

@@ -16,18 +16,19 @@ import (
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	probeProgProbeSummed           = "probe_summed"
-	probeVarConfigClusterCidrCount = "config_cluster_cidr_count"
-	probeVarConfigClusterCidrs     = "config_cluster_cidrs"
-	probeVarConfigEthernet         = "config_ethernet"
-	probeVarConfigFlowSeed         = "config_flow_seed"
-	probeVarConfigHasKernCtx       = "config_has_kern_ctx"
-	probeVarConfigHasSetRetval     = "config_has_set_retval"
-	probeVarConfigNetnsCookie      = "config_netns_cookie"
-	probeVarConfigPodDevice        = "config_pod_device"
-	probeVarConfigSourcePortCount  = "config_source_port_count"
-	probeVarConfigSourcePortFirst  = "config_source_port_first"
-	probeVarConfigTimeouts         = "config_timeouts"
+	probeProgProbeSummed              = "probe_summed"
+	probeVarConfigClusterCidrCount    = "config_cluster_cidr_count"
+	probeVarConfigClusterCidrs        = "config_cluster_cidrs"
+	probeVarConfigEthernet            = "config_ethernet"
+	probeVarConfigFlowSeed            = "config_flow_seed"
+	probeVarConfigHasKernCtx          = "config_has_kern_ctx"
+	probeVarConfigHasSetRetval        = "config_has_set_retval"
+	probeVarConfigNetnsCookie         = "config_netns_cookie"
+	probeVarConfigPodDevice           = "config_pod_device"
+	probeVarConfigSourcePortCount     = "config_source_port_count"
+	probeVarConfigSourcePortFirst     = "config_source_port_first"
+	probeVarConfigTimeouts            = "config_timeouts"
+	probeVarConfigUnreachableInterval = "config_unreachable_interval"
 )
 
 // loadProbe returns the embedded CollectionSpec for probe.
@@ -85,17 +86,18 @@ type probeMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type probeVariableSpecs struct {
-	ConfigClusterCidrCount *ebpf.VariableSpec `ebpf:"config_cluster_cidr_count"`
-	ConfigClusterCidrs     *ebpf.VariableSpec `ebpf:"config_cluster_cidrs"`
-	ConfigEthernet         *ebpf.VariableSpec `ebpf:"config_ethernet"`
-	ConfigFlowSeed         *ebpf.VariableSpec `ebpf:"config_flow_seed"`
-	ConfigHasKernCtx       *ebpf.VariableSpec `ebpf:"config_has_kern_ctx"`
-	ConfigHasSetRetval     *ebpf.VariableSpec `ebpf:"config_has_set_retval"`
-	ConfigNetnsCookie      *ebpf.VariableSpec `ebpf:"config_netns_cookie"`
-	ConfigPodDevice        *ebpf.VariableSpec `ebpf:"config_pod_device"`
-	ConfigSourcePortCount  *ebpf.VariableSpec `ebpf:"config_source_port_count"`
-	ConfigSourcePortFirst  *ebpf.VariableSpec `ebpf:"config_source_port_first"`
-	ConfigTimeouts         *ebpf.VariableSpec `ebpf:"config_timeouts"`
+	ConfigClusterCidrCount    *ebpf.VariableSpec `ebpf:"config_cluster_cidr_count"`
+	ConfigClusterCidrs        *ebpf.VariableSpec `ebpf:"config_cluster_cidrs"`
+	ConfigEthernet            *ebpf.VariableSpec `ebpf:"config_ethernet"`
+	ConfigFlowSeed            *ebpf.VariableSpec `ebpf:"config_flow_seed"`
+	ConfigHasKernCtx          *ebpf.VariableSpec `ebpf:"config_has_kern_ctx"`
+	ConfigHasSetRetval        *ebpf.VariableSpec `ebpf:"config_has_set_retval"`
+	ConfigNetnsCookie         *ebpf.VariableSpec `ebpf:"config_netns_cookie"`
+	ConfigPodDevice           *ebpf.VariableSpec `ebpf:"config_pod_device"`
+	ConfigSourcePortCount     *ebpf.VariableSpec `ebpf:"config_source_port_count"`
+	ConfigSourcePortFirst     *ebpf.VariableSpec `ebpf:"config_source_port_first"`
+	ConfigTimeouts            *ebpf.VariableSpec `ebpf:"config_timeouts"`
+	ConfigUnreachableInterval *ebpf.VariableSpec `ebpf:"config_unreachable_interval"`
 }
 
 // probeObjects contains all objects after they have been loaded into the kernel.
@@ -128,17 +130,18 @@ func (m *probeMaps) Close() error {
 //
 // It can be passed to loadProbeObjects or ebpf.CollectionSpec.LoadAndAssign.
 type probeVariables struct {
-	ConfigClusterCidrCount *ebpf.Variable `ebpf:"config_cluster_cidr_count"`
-	ConfigClusterCidrs     *ebpf.Variable `ebpf:"config_cluster_cidrs"`
-	ConfigEthernet         *ebpf.Variable `ebpf:"config_ethernet"`
-	ConfigFlowSeed         *ebpf.Variable `ebpf:"config_flow_seed"`
-	ConfigHasKernCtx       *ebpf.Variable `ebpf:"config_has_kern_ctx"`
-	ConfigHasSetRetval     *ebpf.Variable `ebpf:"config_has_set_retval"`
-	ConfigNetnsCookie      *ebpf.Variable `ebpf:"config_netns_cookie"`
-	ConfigPodDevice        *ebpf.Variable `ebpf:"config_pod_device"`
-	ConfigSourcePortCount  *ebpf.Variable `ebpf:"config_source_port_count"`
-	ConfigSourcePortFirst  *ebpf.Variable `ebpf:"config_source_port_first"`
-	ConfigTimeouts         *ebpf.Variable `ebpf:"config_timeouts"`
+	ConfigClusterCidrCount    *ebpf.Variable `ebpf:"config_cluster_cidr_count"`
+	ConfigClusterCidrs        *ebpf.Variable `ebpf:"config_cluster_cidrs"`
+	ConfigEthernet            *ebpf.Variable `ebpf:"config_ethernet"`
+	ConfigFlowSeed            *ebpf.Variable `ebpf:"config_flow_seed"`
+	ConfigHasKernCtx          *ebpf.Variable `ebpf:"config_has_kern_ctx"`
+	ConfigHasSetRetval        *ebpf.Variable `ebpf:"config_has_set_retval"`
+	ConfigNetnsCookie         *ebpf.Variable `ebpf:"config_netns_cookie"`
+	ConfigPodDevice           *ebpf.Variable `ebpf:"config_pod_device"`
+	ConfigSourcePortCount     *ebpf.Variable `ebpf:"config_source_port_count"`
+	ConfigSourcePortFirst     *ebpf.Variable `ebpf:"config_source_port_first"`
+	ConfigTimeouts            *ebpf.Variable `ebpf:"config_timeouts"`
+	ConfigUnreachableInterval *ebpf.Variable `ebpf:"config_unreachable_interval"`
 }
 
 // probePrograms contains all programs after they have been loaded into the kernel.

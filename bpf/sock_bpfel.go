@@ -16,42 +16,43 @@ import (
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	sockMapAddrs                  = "addrs"
-	sockMapAffinity               = "affinity"
-	sockMapBackendStats           = "backend_stats"
-	sockMapBackends               = "backends"
-	sockMapClaims                 = "claims"
-	sockMapCounters               = "counters"
-	sockMapDevices                = "devices"
-	sockMapFlows                  = "flows"
-	sockMapFlowsNew               = "flows_new"
-	sockMapFragments              = "fragments"
-	sockMapMeta                   = "meta"
-	sockMapNames                  = "names"
-	sockMapServices               = "services"
-	sockMapSlots                  = "slots"
-	sockMapSockFlows              = "sock_flows"
-	sockMapSockPeer               = "sock_peer"
-	sockMapSources                = "sources"
-	sockProgShuntConnect4         = "shunt_connect4"
-	sockProgShuntConnect6         = "shunt_connect6"
-	sockProgShuntGetpeername4     = "shunt_getpeername4"
-	sockProgShuntGetpeername6     = "shunt_getpeername6"
-	sockProgShuntRecvmsg4         = "shunt_recvmsg4"
-	sockProgShuntRecvmsg6         = "shunt_recvmsg6"
-	sockProgShuntSendmsg4         = "shunt_sendmsg4"
-	sockProgShuntSendmsg6         = "shunt_sendmsg6"
-	sockVarConfigClusterCidrCount = "config_cluster_cidr_count"
-	sockVarConfigClusterCidrs     = "config_cluster_cidrs"
-	sockVarConfigEthernet         = "config_ethernet"
-	sockVarConfigFlowSeed         = "config_flow_seed"
-	sockVarConfigHasKernCtx       = "config_has_kern_ctx"
-	sockVarConfigHasSetRetval     = "config_has_set_retval"
-	sockVarConfigNetnsCookie      = "config_netns_cookie"
-	sockVarConfigPodDevice        = "config_pod_device"
-	sockVarConfigSourcePortCount  = "config_source_port_count"
-	sockVarConfigSourcePortFirst  = "config_source_port_first"
-	sockVarConfigTimeouts         = "config_timeouts"
+	sockMapAddrs                     = "addrs"
+	sockMapAffinity                  = "affinity"
+	sockMapBackendStats              = "backend_stats"
+	sockMapBackends                  = "backends"
+	sockMapClaims                    = "claims"
+	sockMapCounters                  = "counters"
+	sockMapDevices                   = "devices"
+	sockMapFlows                     = "flows"
+	sockMapFlowsNew                  = "flows_new"
+	sockMapFragments                 = "fragments"
+	sockMapMeta                      = "meta"
+	sockMapNames                     = "names"
+	sockMapServices                  = "services"
+	sockMapSlots                     = "slots"
+	sockMapSockFlows                 = "sock_flows"
+	sockMapSockPeer                  = "sock_peer"
+	sockMapSources                   = "sources"
+	sockProgShuntConnect4            = "shunt_connect4"
+	sockProgShuntConnect6            = "shunt_connect6"
+	sockProgShuntGetpeername4        = "shunt_getpeername4"
+	sockProgShuntGetpeername6        = "shunt_getpeername6"
+	sockProgShuntRecvmsg4            = "shunt_recvmsg4"
+	sockProgShuntRecvmsg6            = "shunt_recvmsg6"
+	sockProgShuntSendmsg4            = "shunt_sendmsg4"
+	sockProgShuntSendmsg6            = "shunt_sendmsg6"
+	sockVarConfigClusterCidrCount    = "config_cluster_cidr_count"
+	sockVarConfigClusterCidrs        = "config_cluster_cidrs"
+	sockVarConfigEthernet            = "config_ethernet"
+	sockVarConfigFlowSeed            = "config_flow_seed"
+	sockVarConfigHasKernCtx          = "config_has_kern_ctx"
+	sockVarConfigHasSetRetval        = "config_has_set_retval"
+	sockVarConfigNetnsCookie         = "config_netns_cookie"
+	sockVarConfigPodDevice           = "config_pod_device"
+	sockVarConfigSourcePortCount     = "config_source_port_count"
+	sockVarConfigSourcePortFirst     = "config_source_port_first"
+	sockVarConfigTimeouts            = "config_timeouts"
+	sockVarConfigUnreachableInterval = "config_unreachable_interval"
 )
 
 // loadSock returns the embedded CollectionSpec for sock.
@@ -133,17 +134,18 @@ type sockMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type sockVariableSpecs struct {
-	ConfigClusterCidrCount *ebpf.VariableSpec `ebpf:"config_cluster_cidr_count"`
-	ConfigClusterCidrs     *ebpf.VariableSpec `ebpf:"config_cluster_cidrs"`
-	ConfigEthernet         *ebpf.VariableSpec `ebpf:"config_ethernet"`
-	ConfigFlowSeed         *ebpf.VariableSpec `ebpf:"config_flow_seed"`
-	ConfigHasKernCtx       *ebpf.VariableSpec `ebpf:"config_has_kern_ctx"`
-	ConfigHasSetRetval     *ebpf.VariableSpec `ebpf:"config_has_set_retval"`
-	ConfigNetnsCookie      *ebpf.VariableSpec `ebpf:"config_netns_cookie"`
-	ConfigPodDevice        *ebpf.VariableSpec `ebpf:"config_pod_device"`
-	ConfigSourcePortCount  *ebpf.VariableSpec `ebpf:"config_source_port_count"`
-	ConfigSourcePortFirst  *ebpf.VariableSpec `ebpf:"config_source_port_first"`
-	ConfigTimeouts         *ebpf.VariableSpec `ebpf:"config_timeouts"`
+	ConfigClusterCidrCount    *ebpf.VariableSpec `ebpf:"config_cluster_cidr_count"`
+	ConfigClusterCidrs        *ebpf.VariableSpec `ebpf:"config_cluster_cidrs"`
+	ConfigEthernet            *ebpf.VariableSpec `ebpf:"config_ethernet"`
+	ConfigFlowSeed            *ebpf.VariableSpec `ebpf:"config_flow_seed"`
+	ConfigHasKernCtx          *ebpf.VariableSpec `ebpf:"config_has_kern_ctx"`
+	ConfigHasSetRetval        *ebpf.VariableSpec `ebpf:"config_has_set_retval"`
+	ConfigNetnsCookie         *ebpf.VariableSpec `ebpf:"config_netns_cookie"`
+	ConfigPodDevice           *ebpf.VariableSpec `ebpf:"config_pod_device"`
+	ConfigSourcePortCount     *ebpf.VariableSpec `ebpf:"config_source_port_count"`
+	ConfigSourcePortFirst     *ebpf.VariableSpec `ebpf:"config_source_port_first"`
+	ConfigTimeouts            *ebpf.VariableSpec `ebpf:"config_timeouts"`
+	ConfigUnreachableInterval *ebpf.VariableSpec `ebpf:"config_unreachable_interval"`
 }
 
 // sockObjects contains all objects after they have been loaded into the kernel.
@@ -211,17 +213,18 @@ func (m *sockMaps) Close() error {
 //
 // It can be passed to loadSockObjects or ebpf.CollectionSpec.LoadAndAssign.
 type sockVariables struct {
-	ConfigClusterCidrCount *ebpf.Variable `ebpf:"config_cluster_cidr_count"`
-	ConfigClusterCidrs     *ebpf.Variable `ebpf:"config_cluster_cidrs"`
-	ConfigEthernet         *ebpf.Variable `ebpf:"config_ethernet"`
-	ConfigFlowSeed         *ebpf.Variable `ebpf:"config_flow_seed"`
-	ConfigHasKernCtx       *ebpf.Variable `ebpf:"config_has_kern_ctx"`
-	ConfigHasSetRetval     *ebpf.Variable `ebpf:"config_has_set_retval"`
-	ConfigNetnsCookie      *ebpf.Variable `ebpf:"config_netns_cookie"`
-	ConfigPodDevice        *ebpf.Variable `ebpf:"config_pod_device"`
-	ConfigSourcePortCount  *ebpf.Variable `ebpf:"config_source_port_count"`
-	ConfigSourcePortFirst  *ebpf.Variable `ebpf:"config_source_port_first"`
-	ConfigTimeouts         *ebpf.Variable `ebpf:"config_timeouts"`
+	ConfigClusterCidrCount    *ebpf.Variable `ebpf:"config_cluster_cidr_count"`
+	ConfigClusterCidrs        *ebpf.Variable `ebpf:"config_cluster_cidrs"`
+	ConfigEthernet            *ebpf.Variable `ebpf:"config_ethernet"`
+	ConfigFlowSeed            *ebpf.Variable `ebpf:"config_flow_seed"`
+	ConfigHasKernCtx          *ebpf.Variable `ebpf:"config_has_kern_ctx"`
+	ConfigHasSetRetval        *ebpf.Variable `ebpf:"config_has_set_retval"`
+	ConfigNetnsCookie         *ebpf.Variable `ebpf:"config_netns_cookie"`
+	ConfigPodDevice           *ebpf.Variable `ebpf:"config_pod_device"`
+	ConfigSourcePortCount     *ebpf.Variable `ebpf:"config_source_port_count"`
+	ConfigSourcePortFirst     *ebpf.Variable `ebpf:"config_source_port_first"`
+	ConfigTimeouts            *ebpf.Variable `ebpf:"config_timeouts"`
+	ConfigUnreachableInterval *ebpf.Variable `ebpf:"config_unreachable_interval"`
 }
 
 // sockPrograms contains all programs after they have been loaded into the kernel.

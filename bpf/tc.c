@@ -46,6 +46,7 @@ struct tc_work {
 	 * follow all that comes for each of their values. */
 	__u32 found, meaning;
 	__u64 tick, now; /* tc_now */
+	struct reply_limit limit;
 };
 
 /* What a function gives that leaves the packet's fate to others, where it would give a
@@ -125,20 +126,31 @@ static __always_inline int tc_restore_source(struct tc_work *w)
 	return tc_translate(w, NAT_DESTINATION, &w->flow.client, REASON_SOURCE_RESTORED);
 }
 
-/* What a packet that gets no backend meets. */
-static __noinline int tc_refuse(struct __sk_buff *skb, const struct pkt *pkt, enum reason reason)
+/* Turns a packet into the answer that refuses it. A reset is never longer than what it
+ * answers; an ICMP error is, and is limited. */
+static __noinline int tc_answer(struct __sk_buff *skb, struct tc_work *w, enum reason reason)
 {
-	long verdict = TC_ACT_SHOT;
+	const struct pkt *pkt = &w->pkt;
+	long verdict;
 
+	if (!reply_is_answerable(pkt))
+		return tc_end(REASON_ANSWER_WITHHELD, TC_ACT_SHOT);
+	if (pkt->protocol != IPPROTO_TCP && !reply_take(&w->limit, tc_now(w)))
+		return tc_end(REASON_ANSWER_LIMITED, TC_ACT_SHOT);
+	verdict = pkt->protocol == IPPROTO_TCP ? reply_reset(skb, pkt) : reply_unreachable(skb, pkt);
+	if (verdict < 0)
+		return tc_end(REASON_WRITE_FAILED, TC_ACT_SHOT);
+	return tc_end(reason, verdict);
+}
+
+/* What a packet that gets no backend meets. */
+static __always_inline int tc_refuse(struct __sk_buff *skb, struct tc_work *w, enum reason reason)
+{
 	if (reason == REASON_NO_FRONTEND || reason == REASON_NO_FLOW)
 		return tc_end(reason, TC_ACT_UNSPEC);
-	if (reason == REASON_NO_ENDPOINT || reason == REASON_UNDEFINED_PORT) {
-		verdict = pkt->protocol == IPPROTO_TCP ? reply_reset(skb, pkt) :
-							 reply_unreachable(skb, pkt);
-		if (verdict < 0)
-			return tc_end(REASON_WRITE_FAILED, TC_ACT_SHOT);
-	}
-	return tc_end(reason, verdict);
+	if (reason == REASON_NO_ENDPOINT || reason == REASON_UNDEFINED_PORT)
+		return tc_answer(skb, w, reason);
+	return tc_end(reason, TC_ACT_SHOT);
 }
 
 static __always_inline int tc_from_cluster(const struct pkt *pkt)
@@ -191,7 +203,7 @@ static __noinline enum reason tc_choose(const struct pkt *pkt, struct flow *flow
  * packet leads to the same backend while the service stays as it is, and the entry
  * there tells whether that was so. If not, it may be a connection that somebody else
  * translates, and the stack knows what to do with it. */
-static __noinline enum reason tc_remember(struct flow *flow, enum reason reason)
+static __noinline enum reason tc_remember(struct flow *flow, enum reason reason, __u64 now)
 {
 	struct flow_key key;
 	struct flow found;
@@ -199,7 +211,7 @@ static __noinline enum reason tc_remember(struct flow *flow, enum reason reason)
 	if (reason != REASON_TRANSLATED && reason != REASON_AFFINITY_KEPT)
 		return reason == REASON_NO_FRONTEND ? reason : REASON_NO_FLOW;
 	flow_key_out(&key, flow);
-	if (!flow_find(&key, &found) || !flow_same_client(&found, flow))
+	if (!flow_find(&key, &found) || !flow_same_client(&found, flow) || flow_is_expired(&found, now))
 		return REASON_NO_FLOW;
 	*flow = found;
 	flow_key_client(&key, flow);
@@ -216,16 +228,16 @@ static __always_inline int tc_begin(struct __sk_buff *skb, struct tc_work *w)
 	enum reason reason = tc_choose(pkt, flow, hash, midway);
 
 	if (midway) {
-		reason = tc_remember(flow, reason);
+		reason = tc_remember(flow, reason, tc_now(w));
 		if (reason != REASON_FLOW_KEPT)
-			return tc_refuse(skb, pkt, reason);
+			return tc_refuse(skb, w, reason);
 		return tc_to_backend(w, reason);
 	}
 	if (reason != REASON_TRANSLATED && reason != REASON_AFFINITY_KEPT)
-		return tc_refuse(skb, pkt, reason);
+		return tc_refuse(skb, w, reason);
 	flow->used = tc_now(w);
 	if (track_begin(flow, hash, w->found))
-		return tc_refuse(skb, pkt, REASON_FLOW_UNRECORDED);
+		return tc_refuse(skb, w, REASON_FLOW_UNRECORDED);
 	lb_count(flow->backend_id);
 	return tc_to_backend(w, reason);
 }
@@ -282,6 +294,8 @@ static __always_inline int tc_follow(struct tc_work *w)
 			return tc_to_backend(w, REASON_UNCONFIRMED);
 		return tc_to_backend(w, REASON_FLOW_KEPT);
 	case FLOW_FROM_BACKEND:
+		if (flow_is_expired(flow, now))
+			break;
 		track_touch(flow, pkt, FLOW_FROM_BACKEND, now);
 		return tc_restore_source(w);
 	case FLOW_NONE:
@@ -339,7 +353,7 @@ static __noinline int tc_icmp_in(struct __sk_buff *skb, struct tc_work *w)
 	/* What left is the other way round what arrives. */
 	flow_key_set(&key, FLOW_KEY_IN, quoted->protocol, &quoted->dst, quoted->dport, &quoted->src,
 		     quoted->sport);
-	if (!flow_find(&key, flow) || flow->flags & FLOW_FLAG_OWN)
+	if (!flow_find(&key, flow) || flow->flags & FLOW_FLAG_OWN || flow_is_expired(flow, tc_now(w)))
 		return tc_end(REASON_ICMP_PASSED, TC_ACT_UNSPEC);
 	/* frontend → client was backend → client; node → backend was client → backend. */
 	to_backend = flow->frontend_port == quoted->sport && lb_addr_equal(&flow->frontend, &quoted->src);
@@ -353,12 +367,12 @@ static __noinline int tc_icmp_in(struct __sk_buff *skb, struct tc_work *w)
 
 /* Gets the packet's ports: of a piece those of its first, which are noted. Returns 0
  * where that was not seen. */
-static __always_inline int tc_ports(struct pkt *pkt, enum pkt_kind kind, int egress)
+static __always_inline int tc_ports(struct tc_work *w, enum pkt_kind kind, int egress)
 {
 	if (kind == PKT_PIECE)
-		return fragment_find(pkt, egress);
-	if (pkt->first_piece)
-		fragment_note(pkt, egress);
+		return fragment_find(&w->pkt, egress, tc_now(w));
+	if (w->pkt.first_piece)
+		fragment_note(&w->pkt, egress, tc_now(w));
 	return 1;
 }
 
@@ -375,7 +389,7 @@ int shunt_ingress(struct __sk_buff *skb)
 	switch (kind) {
 	case PKT_TRANSPORT:
 	case PKT_PIECE:
-		if (tc_ports(&w->pkt, kind, 0))
+		if (tc_ports(w, kind, 0))
 			return tc_finish(skb, w, tc_in(skb, w));
 		return tc_lost_piece(tc_meaning(&w->pkt.dst));
 	case PKT_ICMP:
@@ -397,7 +411,7 @@ static __always_inline int tc_replace_source(struct __sk_buff *skb, struct tc_wo
 
 	if (!(flow->flags & FLOW_FLAG_SNAT))
 		return tc_end(REASON_SOURCE_KEPT, TC_ACT_UNSPEC);
-	over = flow_is_over(flow, tc_now(w));
+	over = flow_is_closed(flow);
 	if (flow->node_port && (over || !(flow->flags & FLOW_FLAG_CONFIRMED)) && !source_hold(flow)) {
 		if (over)
 			return tc_end(REASON_FLOW_OVER, TC_ACT_SHOT);
@@ -427,7 +441,12 @@ static __always_inline int tc_restore_frontend(struct tc_work *w)
 static __always_inline enum flow_side tc_find_out(struct tc_work *w, const struct pkt *pkt)
 {
 	flow_key_ends(&w->key, pkt->protocol, &pkt->src, pkt->sport, &pkt->dst, pkt->dport);
-	return flow_find(&w->key, &w->flow) ? flow_side_out(&w->flow, pkt) : FLOW_NONE;
+	if (!flow_find(&w->key, &w->flow))
+		return FLOW_NONE;
+	/* tc_follow_displaced removes what is past its time itself. */
+	if (!(w->flow.flags & FLOW_FLAG_DISPLACED) && flow_is_expired(&w->flow, tc_now(w)))
+		return FLOW_NONE;
+	return flow_side_out(&w->flow, pkt);
 }
 
 /* out, of no flow, and begins something, from a port that a flow to the same host has on
@@ -500,7 +519,7 @@ static __noinline int tc_follow_displaced(struct tc_work *w)
 	struct flow *flow = &w->flow;
 	__u64 now = tc_now(w);
 
-	if (flow_is_over(flow, now) && pkt_begins(pkt)) {
+	if (flow_is_expired(flow, now) || (flow_is_closed(flow) && pkt_begins(pkt))) {
 		track_drop_wire(flow);
 		track_delete(&w->key);
 		flow_key_client(&w->key, flow);
@@ -548,6 +567,8 @@ static __noinline int tc_icmp_out(struct __sk_buff *skb, struct tc_work *w)
 	if (!icmp_quoted(skb, pkt, &w->quoted))
 		return tc_end(REASON_ICMP_PASSED, TC_ACT_UNSPEC);
 	side = tc_find_out(w, quoted);
+	if (side != FLOW_NONE && flow_is_expired(flow, tc_now(w)))
+		side = FLOW_NONE;
 	nat.end = NAT_DESTINATION;
 	if (side == FLOW_FROM_CLIENT) { /* the client spoke to the frontend */
 		nat.addr = outer.addr = flow->frontend;
@@ -580,7 +601,7 @@ int shunt_egress(struct __sk_buff *skb)
 	switch (kind) {
 	case PKT_TRANSPORT:
 	case PKT_PIECE:
-		if (tc_ports(&w->pkt, kind, 1))
+		if (tc_ports(w, kind, 1))
 			return tc_finish(skb, w, tc_out(skb, w));
 		return tc_end(REASON_FRAGMENT_PASSED, TC_ACT_UNSPEC);
 	case PKT_ICMP:

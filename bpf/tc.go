@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"time"
 
 	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
@@ -24,6 +25,9 @@ type PacketOptions struct {
 	// ClusterCIDRs are the pods' of all nodes; config.h says how many fit.
 	ClusterCIDRs []netip.Prefix
 	Timeouts     Timeouts
+	// UnreachableInterval is the least time between two ICMP errors of one CPU, after a
+	// second's worth of them. Zero: what config.h says.
+	UnreachableInterval time.Duration
 }
 
 // variant is a sort of device, which has programs of its own.
@@ -121,17 +125,25 @@ func (p *packetPrograms) configure(spec *ebpf.CollectionSpec, v variant) error {
 		return err
 	}
 	p.opts.Timeouts.apply(&timeouts)
+	var interval uint64
+	if err := spec.Variables[tcVarConfigUnreachableInterval].Get(&interval); err != nil {
+		return err
+	}
+	if d := p.opts.UnreachableInterval; d > 0 {
+		interval = uint64(d.Nanoseconds())
+	}
 	for name, value := range map[string]any{
-		tcVarConfigNetnsCookie:      p.cookie,
-		tcVarConfigHasKernCtx:       boolByte(p.kernCtx),
-		tcVarConfigEthernet:         boolByte(v.ethernet),
-		tcVarConfigPodDevice:        boolByte(v.pod),
-		tcVarConfigSourcePortFirst:  p.opts.SourcePorts.First,
-		tcVarConfigSourcePortCount:  p.opts.SourcePorts.Count,
-		tcVarConfigFlowSeed:         p.opts.FlowSeed,
-		tcVarConfigClusterCidrs:     cidrs,
-		tcVarConfigClusterCidrCount: uint32(count),
-		tcVarConfigTimeouts:         timeouts,
+		tcVarConfigNetnsCookie:         p.cookie,
+		tcVarConfigHasKernCtx:          boolByte(p.kernCtx),
+		tcVarConfigEthernet:            boolByte(v.ethernet),
+		tcVarConfigPodDevice:           boolByte(v.pod),
+		tcVarConfigSourcePortFirst:     p.opts.SourcePorts.First,
+		tcVarConfigSourcePortCount:     p.opts.SourcePorts.Count,
+		tcVarConfigFlowSeed:            p.opts.FlowSeed,
+		tcVarConfigClusterCidrs:        cidrs,
+		tcVarConfigClusterCidrCount:    uint32(count),
+		tcVarConfigTimeouts:            timeouts,
+		tcVarConfigUnreachableInterval: interval,
 	} {
 		if err := spec.Variables[name].Set(value); err != nil {
 			return fmt.Errorf("set %s: %w", name, err)

@@ -39,37 +39,38 @@ type tcTimeouts struct {
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	tcMapAddrs                  = "addrs"
-	tcMapAffinity               = "affinity"
-	tcMapBackendStats           = "backend_stats"
-	tcMapBackends               = "backends"
-	tcMapClaims                 = "claims"
-	tcMapCounters               = "counters"
-	tcMapDevices                = "devices"
-	tcMapFlows                  = "flows"
-	tcMapFlowsNew               = "flows_new"
-	tcMapFragments              = "fragments"
-	tcMapMeta                   = "meta"
-	tcMapNames                  = "names"
-	tcMapServices               = "services"
-	tcMapSlots                  = "slots"
-	tcMapSockFlows              = "sock_flows"
-	tcMapSockPeer               = "sock_peer"
-	tcMapSources                = "sources"
-	tcMapWork                   = "work"
-	tcProgShuntEgress           = "shunt_egress"
-	tcProgShuntIngress          = "shunt_ingress"
-	tcVarConfigClusterCidrCount = "config_cluster_cidr_count"
-	tcVarConfigClusterCidrs     = "config_cluster_cidrs"
-	tcVarConfigEthernet         = "config_ethernet"
-	tcVarConfigFlowSeed         = "config_flow_seed"
-	tcVarConfigHasKernCtx       = "config_has_kern_ctx"
-	tcVarConfigHasSetRetval     = "config_has_set_retval"
-	tcVarConfigNetnsCookie      = "config_netns_cookie"
-	tcVarConfigPodDevice        = "config_pod_device"
-	tcVarConfigSourcePortCount  = "config_source_port_count"
-	tcVarConfigSourcePortFirst  = "config_source_port_first"
-	tcVarConfigTimeouts         = "config_timeouts"
+	tcMapAddrs                     = "addrs"
+	tcMapAffinity                  = "affinity"
+	tcMapBackendStats              = "backend_stats"
+	tcMapBackends                  = "backends"
+	tcMapClaims                    = "claims"
+	tcMapCounters                  = "counters"
+	tcMapDevices                   = "devices"
+	tcMapFlows                     = "flows"
+	tcMapFlowsNew                  = "flows_new"
+	tcMapFragments                 = "fragments"
+	tcMapMeta                      = "meta"
+	tcMapNames                     = "names"
+	tcMapServices                  = "services"
+	tcMapSlots                     = "slots"
+	tcMapSockFlows                 = "sock_flows"
+	tcMapSockPeer                  = "sock_peer"
+	tcMapSources                   = "sources"
+	tcMapWork                      = "work"
+	tcProgShuntEgress              = "shunt_egress"
+	tcProgShuntIngress             = "shunt_ingress"
+	tcVarConfigClusterCidrCount    = "config_cluster_cidr_count"
+	tcVarConfigClusterCidrs        = "config_cluster_cidrs"
+	tcVarConfigEthernet            = "config_ethernet"
+	tcVarConfigFlowSeed            = "config_flow_seed"
+	tcVarConfigHasKernCtx          = "config_has_kern_ctx"
+	tcVarConfigHasSetRetval        = "config_has_set_retval"
+	tcVarConfigNetnsCookie         = "config_netns_cookie"
+	tcVarConfigPodDevice           = "config_pod_device"
+	tcVarConfigSourcePortCount     = "config_source_port_count"
+	tcVarConfigSourcePortFirst     = "config_source_port_first"
+	tcVarConfigTimeouts            = "config_timeouts"
+	tcVarConfigUnreachableInterval = "config_unreachable_interval"
 )
 
 // loadTc returns the embedded CollectionSpec for tc.
@@ -146,17 +147,18 @@ type tcMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type tcVariableSpecs struct {
-	ConfigClusterCidrCount *ebpf.VariableSpec `ebpf:"config_cluster_cidr_count"`
-	ConfigClusterCidrs     *ebpf.VariableSpec `ebpf:"config_cluster_cidrs"`
-	ConfigEthernet         *ebpf.VariableSpec `ebpf:"config_ethernet"`
-	ConfigFlowSeed         *ebpf.VariableSpec `ebpf:"config_flow_seed"`
-	ConfigHasKernCtx       *ebpf.VariableSpec `ebpf:"config_has_kern_ctx"`
-	ConfigHasSetRetval     *ebpf.VariableSpec `ebpf:"config_has_set_retval"`
-	ConfigNetnsCookie      *ebpf.VariableSpec `ebpf:"config_netns_cookie"`
-	ConfigPodDevice        *ebpf.VariableSpec `ebpf:"config_pod_device"`
-	ConfigSourcePortCount  *ebpf.VariableSpec `ebpf:"config_source_port_count"`
-	ConfigSourcePortFirst  *ebpf.VariableSpec `ebpf:"config_source_port_first"`
-	ConfigTimeouts         *ebpf.VariableSpec `ebpf:"config_timeouts"`
+	ConfigClusterCidrCount    *ebpf.VariableSpec `ebpf:"config_cluster_cidr_count"`
+	ConfigClusterCidrs        *ebpf.VariableSpec `ebpf:"config_cluster_cidrs"`
+	ConfigEthernet            *ebpf.VariableSpec `ebpf:"config_ethernet"`
+	ConfigFlowSeed            *ebpf.VariableSpec `ebpf:"config_flow_seed"`
+	ConfigHasKernCtx          *ebpf.VariableSpec `ebpf:"config_has_kern_ctx"`
+	ConfigHasSetRetval        *ebpf.VariableSpec `ebpf:"config_has_set_retval"`
+	ConfigNetnsCookie         *ebpf.VariableSpec `ebpf:"config_netns_cookie"`
+	ConfigPodDevice           *ebpf.VariableSpec `ebpf:"config_pod_device"`
+	ConfigSourcePortCount     *ebpf.VariableSpec `ebpf:"config_source_port_count"`
+	ConfigSourcePortFirst     *ebpf.VariableSpec `ebpf:"config_source_port_first"`
+	ConfigTimeouts            *ebpf.VariableSpec `ebpf:"config_timeouts"`
+	ConfigUnreachableInterval *ebpf.VariableSpec `ebpf:"config_unreachable_interval"`
 }
 
 // tcObjects contains all objects after they have been loaded into the kernel.
@@ -226,17 +228,18 @@ func (m *tcMaps) Close() error {
 //
 // It can be passed to loadTcObjects or ebpf.CollectionSpec.LoadAndAssign.
 type tcVariables struct {
-	ConfigClusterCidrCount *ebpf.Variable `ebpf:"config_cluster_cidr_count"`
-	ConfigClusterCidrs     *ebpf.Variable `ebpf:"config_cluster_cidrs"`
-	ConfigEthernet         *ebpf.Variable `ebpf:"config_ethernet"`
-	ConfigFlowSeed         *ebpf.Variable `ebpf:"config_flow_seed"`
-	ConfigHasKernCtx       *ebpf.Variable `ebpf:"config_has_kern_ctx"`
-	ConfigHasSetRetval     *ebpf.Variable `ebpf:"config_has_set_retval"`
-	ConfigNetnsCookie      *ebpf.Variable `ebpf:"config_netns_cookie"`
-	ConfigPodDevice        *ebpf.Variable `ebpf:"config_pod_device"`
-	ConfigSourcePortCount  *ebpf.Variable `ebpf:"config_source_port_count"`
-	ConfigSourcePortFirst  *ebpf.Variable `ebpf:"config_source_port_first"`
-	ConfigTimeouts         *ebpf.Variable `ebpf:"config_timeouts"`
+	ConfigClusterCidrCount    *ebpf.Variable `ebpf:"config_cluster_cidr_count"`
+	ConfigClusterCidrs        *ebpf.Variable `ebpf:"config_cluster_cidrs"`
+	ConfigEthernet            *ebpf.Variable `ebpf:"config_ethernet"`
+	ConfigFlowSeed            *ebpf.Variable `ebpf:"config_flow_seed"`
+	ConfigHasKernCtx          *ebpf.Variable `ebpf:"config_has_kern_ctx"`
+	ConfigHasSetRetval        *ebpf.Variable `ebpf:"config_has_set_retval"`
+	ConfigNetnsCookie         *ebpf.Variable `ebpf:"config_netns_cookie"`
+	ConfigPodDevice           *ebpf.Variable `ebpf:"config_pod_device"`
+	ConfigSourcePortCount     *ebpf.Variable `ebpf:"config_source_port_count"`
+	ConfigSourcePortFirst     *ebpf.Variable `ebpf:"config_source_port_first"`
+	ConfigTimeouts            *ebpf.Variable `ebpf:"config_timeouts"`
+	ConfigUnreachableInterval *ebpf.Variable `ebpf:"config_unreachable_interval"`
 }
 
 // tcPrograms contains all programs after they have been loaded into the kernel.

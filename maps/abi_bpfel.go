@@ -134,6 +134,7 @@ type abiFragment struct {
 	Dport    uint16
 	Protocol uint8
 	Pad      [3]uint8
+	Noted    uint64
 }
 
 type abiFragmentKey struct {
@@ -212,7 +213,9 @@ const (
 	abiReasonREASON_FLOW_OVER         abiReason = 31
 	abiReasonREASON_WRITE_FAILED      abiReason = 32
 	abiReasonREASON_UNALLOCATED       abiReason = 33
-	abiReasonREASON_MAX               abiReason = 34
+	abiReasonREASON_ANSWER_WITHHELD   abiReason = 34
+	abiReasonREASON_ANSWER_LIMITED    abiReason = 35
+	abiReasonREASON_MAX               abiReason = 36
 )
 
 type abiService struct {

@@ -11,7 +11,7 @@
 #include <linux/bpf.h>
 #include <linux/types.h>
 
-#define SHUNT_ABI 3
+#define SHUNT_ABI 4
 
 /* An IPv6 address, or an IPv4 one as ::ffff:a.b.c.d (RFC 4291, 2.5.5.2): one
  * form, so that there is one code path and one set of maps for both families. */
@@ -224,8 +224,9 @@ struct fragment {
 	__be16 sport, dport;
 	__u8 protocol;
 	__u8 pad[3];
+	__u64 noted; /* ns, CLOCK_MONOTONIC */
 };
-_Static_assert(sizeof(struct fragment) == 8, "struct fragment");
+_Static_assert(sizeof(struct fragment) == 16, "struct fragment");
 
 /* Value of `devices`, by interface index: what packets that leave there may have
  * for their source. Zero: the device has no address of that family. */

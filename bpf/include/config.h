@@ -43,6 +43,9 @@ struct cidr {
 const volatile struct cidr config_cluster_cidrs[CONFIG_CLUSTER_CIDRS];
 const volatile __u32 config_cluster_cidr_count;
 
+/* A CPU sends at most one ICMP error in so many ns, and a second's worth of them at once. */
+const volatile __u64 config_unreachable_interval = 1000000;
+
 /* How long a flow is remembered after its last packet, in ns. */
 struct timeouts {
 	__u64 tcp_new;         /* nobody has answered */

@@ -8,9 +8,6 @@
 #include "pkt.h"
 #include "timeout.h"
 
-/* How old `used` may get before it is written: once a second, not once a packet. */
-#define FLOW_TOUCH 1000000000LL
-
 /* Ports that are tried where two flows would be one. */
 #define FLOW_PORT_TRIES 16
 
@@ -175,17 +172,20 @@ static __noinline int flow_leads(const struct flow *flow)
 	return lb_leads(&key, 0, flow->service_id);
 }
 
-/* Whether a client's packet goes where the flow's went, or begins a new one. TCP
+/* Whether a client's packet goes where the flow's went, or begins a new one. After its
+ * timeout a flow is no more, though its entries may still be there. TCP
  * ends by itself, so that only a SYN can be new: the client has its port from a
  * connection that is over, or its backend or its service is gone. A UDP flow must not
  * lead to what serves no more, nor from an address that is another's by now. */
 static __always_inline int flow_goes_on(const struct flow *flow, const struct pkt *pkt, __u64 now)
 {
+	if (flow_is_expired(flow, now))
+		return 0;
 	if (!pkt_begins(pkt))
 		return 1;
 	if (pkt->protocol == IPPROTO_TCP && flow_is_closed(flow))
 		return 0;
-	return !flow_is_expired(flow, now) && flow_serves(flow) && flow_leads(flow);
+	return flow_serves(flow) && flow_leads(flow);
 }
 
 /* The i-th port to try of the range for translated sources, in network order. One

@@ -6,6 +6,10 @@
 
 #include "pkt.h"
 
+/* How long a first piece is remembered, in ns: as long as Linux waits for the missing pieces
+ * of an IPv4 datagram. Ids are used again. */
+#define FRAGMENT_AGE 30000000000LL
+
 static __always_inline void fragment_key_set(struct fragment_key *key, const struct pkt *pkt,
 					     int egress)
 {
@@ -18,10 +22,11 @@ static __always_inline void fragment_key_set(struct fragment_key *key, const str
 }
 
 /* Notes what a first piece says. */
-static __noinline void fragment_note(const struct pkt *pkt, int egress)
+static __noinline void fragment_note(const struct pkt *pkt, int egress, __u64 now)
 {
 	struct fragment value = {
 		.sport = pkt->sport, .dport = pkt->dport, .protocol = pkt->protocol,
+		.noted = now,
 	};
 	struct fragment_key key;
 
@@ -31,16 +36,16 @@ static __noinline void fragment_note(const struct pkt *pkt, int egress)
 	bpf_map_update_elem(&fragments, &key, &value, BPF_ANY);
 }
 
-/* Gives a later piece the ports and the protocol of its first. Returns 1, or 0 where that was not
- * seen. */
-static __noinline int fragment_find(struct pkt *pkt, int egress)
+/* Fills a later piece's ports and protocol from its first. Returns 1, or 0 where that was not
+ * seen, or too long ago. */
+static __noinline int fragment_find(struct pkt *pkt, int egress, __u64 now)
 {
 	struct fragment_key key;
 	struct fragment *value;
 
 	fragment_key_set(&key, pkt, egress);
 	value = bpf_map_lookup_elem(&fragments, &key);
-	if (!value)
+	if (!value || (__s64)(now - value->noted) >= FRAGMENT_AGE)
 		return 0;
 	pkt->sport = value->sport;
 	pkt->dport = value->dport;

@@ -25,7 +25,7 @@ struct lb_client {
 	__u8 side;        /* enum lb_side */
 	__u8 own_netns;   /* a socket in the node's own network namespace */
 	__u8 by_packet;   /* addr is a packet's source: source ranges bind it */
-	__u8 forgetful;   /* asks for what it was told before: nothing is remembered anew */
+	__u8 forgetful;   /* no new connection: affinity is read, and neither written nor refreshed */
 };
 
 struct lb_choice {
@@ -132,7 +132,7 @@ static __always_inline void lb_choose(struct lb_choice *out, __u32 id, const str
  * sessionAffinityConfig.clientIP.timeoutSeconds after the last connection. */
 static __always_inline int lb_affinity_find(const struct service *svc, __u8 set,
 					    const struct affinity_key *key, __u64 now,
-					    struct lb_choice *out)
+					    int forgetful, struct lb_choice *out)
 {
 	struct affinity_value *aff = bpf_map_lookup_elem(&affinity, key);
 	struct backend *be;
@@ -145,7 +145,8 @@ static __always_inline int lb_affinity_find(const struct service *svc, __u8 set,
 	be = lb_backend(id, svc->id);
 	if (!be || !(be->flags & set))
 		return 0;
-	aff->last_used = now;
+	if (!forgetful)
+		aff->last_used = now;
 	lb_choose(out, id, be, svc->id);
 	return 1;
 }
@@ -163,7 +164,7 @@ static __always_inline void lb_affinity_store(const struct service *svc, __u8 se
 
 	if (err != -EEXIST)
 		return;
-	if (!lb_affinity_find(svc, set, key, now, out))
+	if (!lb_affinity_find(svc, set, key, now, 0, out))
 		bpf_map_update_elem(&affinity, key, &value, BPF_ANY);
 }
 
@@ -235,7 +236,7 @@ static __always_inline enum reason lb_try(const struct frontend_key *dst,
 		key.service_id = svc.id;
 		key.client = client->addr;
 		now = bpf_ktime_get_ns();
-		if (lb_affinity_find(&svc, set, &key, now, out))
+		if (lb_affinity_find(&svc, set, &key, now, client->forgetful, out))
 			return REASON_AFFINITY_KEPT;
 	}
 	slot = range.base + pick % range.count;

@@ -44,5 +44,8 @@ enum reason {
 	REASON_WRITE_FAILED,      /* dropped: the packet could not be changed, or made an answer of */
 	/* connect, sendmsg and tc */
 	REASON_UNALLOCATED,       /* dropped: in a service CIDR, and no service has the address */
+	/* tc */
+	REASON_ANSWER_WITHHELD,   /* dropped: refused, but a reset or from no host's address */
+	REASON_ANSWER_LIMITED,    /* dropped: refused, but too many ICMP errors were sent lately */
 	REASON_MAX,
 };

@@ -15,6 +15,50 @@
 
 #define IP_DF 0x4000
 
+/* Limits the answers of one CPU: the ns that are left to spend, as of `at`. */
+struct reply_limit {
+	__u64 at;
+	__s64 left;
+};
+
+#define REPLY_BURST 1000000000LL /* ns: what can be saved up */
+
+/* Returns 1 where one more answer may be sent now. */
+static __always_inline int reply_take(struct reply_limit *limit, __u64 now)
+{
+	__s64 cost = config_unreachable_interval, since = now - limit->at;
+
+	if (since > 0) {
+		limit->at = now;
+		limit->left += since < REPLY_BURST ? since : REPLY_BURST;
+		if (limit->left > REPLY_BURST)
+			limit->left = REPLY_BURST;
+	}
+	if (limit->left < cost)
+		return 0;
+	limit->left -= cost;
+	return 1;
+}
+
+/* Whether an address is one host's: not the unspecified one, of loopback, a group's, or
+ * reserved (RFC 1122, 3.2.2; RFC 4443, 2.4). */
+static __always_inline int reply_is_host(const struct addr *addr)
+{
+	if (lb_addr_is_v4(addr))
+		return addr->b[12] != 0 && addr->b[12] != 127 && addr->b[12] < 224;
+	if (lb_word(addr, 0) | lb_word(addr, 1) | lb_word(addr, 2))
+		return addr->b[0] != 0xff;
+	return bpf_ntohl(lb_word(addr, 3)) > 1;
+}
+
+/* Whether a packet may be answered at all: no reset, and not one whose answer would go to
+ * others than its sender, or come back to where it was sent to. */
+static __always_inline int reply_is_answerable(const struct pkt *pkt)
+{
+	return !(pkt->protocol == IPPROTO_TCP && pkt->tcp_flags & TCP_RST) &&
+	       reply_is_host(&pkt->src) && !lb_addr_equal(&pkt->src, &pkt->dst);
+}
+
 static __always_inline long reply_swap_ethernet(struct __sk_buff *skb)
 {
 	__u8 old[2 * ETH_ALEN], new[2 * ETH_ALEN];
@@ -122,15 +166,14 @@ static __always_inline int reply_is_unfinished(struct __sk_buff *skb, const stru
 	return now == check;
 }
 
-/* Returns TC_ACT_REDIRECT's verdict, or -1 where no reset can be made, or none
- * should. */
+/* Returns TC_ACT_REDIRECT's verdict, or -1 where no reset can be made. */
 static __noinline long reply_reset(struct __sk_buff *skb, const struct pkt *pkt)
 {
 	__u16 size = reply_transport_size(skb, pkt);
 	struct tcphdr got, reset;
 	__u32 sum;
 
-	if (bpf_skb_load_bytes(skb, pkt->l4, &got, sizeof(got)) || got.rst)
+	if (bpf_skb_load_bytes(skb, pkt->l4, &got, sizeof(got)))
 		return -1;
 	if (got.doff < sizeof(got) / 4 || size < got.doff * 4 || pkt->first_piece)
 		return -1;

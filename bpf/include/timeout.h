@@ -6,6 +6,9 @@
 
 #include "config.h"
 
+/* How old `used` may get before it is written: once a second, not once a packet. */
+#define FLOW_TOUCH 1000000000LL
+
 /* TCP: no more data can come. */
 static __always_inline int flow_is_closed(const struct flow *flow)
 {
@@ -29,14 +32,11 @@ static __always_inline __u64 flow_timeout(const struct flow *flow)
 	return confirmed ? config_timeouts.tcp_established : config_timeouts.tcp_new;
 }
 
-/* `used` may be of another CPU's later clock: the difference has a sign. */
+/* `used` may be of another CPU's later clock: the difference has a sign. Of a flow in use the
+ * timeout, which is at least twice FLOW_TOUCH, need not be looked up. */
 static __always_inline int flow_is_expired(const struct flow *flow, __u64 now)
 {
-	return (__s64)(now - flow->used) >= (__s64)flow_timeout(flow);
-}
+	__s64 age = now - flow->used;
 
-/* Whether what comes now can only be late, or begin another flow. */
-static __always_inline int flow_is_over(const struct flow *flow, __u64 now)
-{
-	return flow_is_closed(flow) || flow_is_expired(flow, now);
+	return age >= FLOW_TOUCH && age >= (__s64)flow_timeout(flow);
 }

@@ -26,6 +26,19 @@ func (c *play) answer(client, frontend, b netip.AddrPort) {
 	c.leaves(c.continues(b, client)).becomes(c.continues(frontend, client), "reply_restored")
 }
 
+// lifetime is how long a flow is remembered.
+func (c *play) lifetime(established bool) time.Duration {
+	switch {
+	case c.proto == protoTCP && established:
+		return timeouts.TCPEstablished
+	case c.proto == protoTCP:
+		return timeouts.TCPNew
+	case established:
+		return timeouts.UDPEstablished
+	}
+	return timeouts.UDPNew
+}
+
 // says sends a TCP packet with these flags from the client or the backend of an open
 // flow.
 func (c *play) clientSays(flags uint8, frontend, b netip.AddrPort, reason string) {

@@ -1,6 +1,9 @@
 package packet
 
-import "net/netip"
+import (
+	"net/netip"
+	"time"
+)
 
 // pieces is a datagram in three pieces.
 func (c *play) pieces(src, dst netip.AddrPort) []pkt {
@@ -73,6 +76,22 @@ var fragmentCases = []packetCase{
 		c.arrives(p[1].with(func(p *pkt) { p.id++ })).dropped("fragment_unknown")
 		c.leaves(p[1]).passes("fragment_passed")
 		c.arrives(p[1]).becomes(want[1], "flow_kept")
+	}},
+	{name: "pieces of an id that was used long before", proto: protoUDP, steps: func(c *play) {
+		c.serve(c.world, c.proto, 1, c.local)
+		c.load()
+		p, want := c.pieces(c.client, c.external), c.pieces(c.client, c.local)
+		c.arrives(p[0]).becomes(want[0], "translated")
+		c.rig.age(pieceAge - time.Second)
+		c.arrives(p[0]).becomes(want[0], "translated") // the flow's time is shorter
+		c.arrives(p[1]).becomes(want[1], "flow_kept")
+		c.rig.age(pieceAge + time.Second)
+		c.arrives(p[1]).dropped("fragment_unknown")
+		c.arrives(p[0]).becomes(want[0], "translated")
+		c.arrives(p[1]).becomes(want[1], "flow_kept")
+		c.leaves(c.pieces(c.local, c.client)[0]).becomes(c.pieces(c.external, c.client)[0], "reply_restored")
+		c.rig.age(pieceAge + time.Second)
+		c.leaves(c.pieces(c.local, c.client)[1]).passes("fragment_passed")
 	}},
 	{name: "the whole packet in one piece", family: 6, steps: func(c *play) {
 		c.serve(c.world, c.proto, 1, c.local)

@@ -1,6 +1,9 @@
 package packet
 
-import "net/netip"
+import (
+	"net/netip"
+	"time"
+)
 
 // kinds of ICMP errors: type, code and the second word of the header.
 type icmpKind struct {
@@ -57,6 +60,28 @@ var icmpCases = []packetCase{
 		}
 		c.quoted(egress, router, client, c.continues(c.client, c.remote), router, client, c.continues(c.client, c.external))
 		c.quoted(egress, remote, client, c.continues(c.client, c.remote), external, client, c.continues(c.client, c.external))
+	}},
+	{name: "errors about a flow that is past its time", steps: func(c *play) {
+		c.serve(c.world, c.proto, 1, c.remote)
+		c.load()
+		for _, established := range []bool{false, true} {
+			c.arrives(c.opens(c.client, c.external)).becomes(c.opens(c.client, c.remote), "translated")
+			c.answer(c.client, c.external, c.remote)
+			if established {
+				c.arrives(c.continues(c.client, c.external)).becomes(c.continues(c.client, c.remote), "flow_kept")
+			}
+			c.rig.age(c.lifetime(established) + time.Second)
+			for _, k := range c.errors() {
+				about := func(dst netip.Addr, p pkt) pkt {
+					return icmpError(c.other.Addr(), dst, k.kind, k.code, k.word, p.bytes())
+				}
+				c.arrives(about(c.external.Addr(), c.continues(c.external, c.client))).passes("icmp_passed")
+				c.arrives(about(c.wire, c.continues(c.source(), c.remote))).passes("icmp_passed")
+				c.leaves(about(c.remote.Addr(), c.continues(c.remote, c.client))).passes("icmp_passed")
+				c.leaves(about(c.client.Addr(), c.continues(c.client, c.remote))).passes("icmp_passed")
+			}
+			c.rig.clear()
+		}
 	}},
 	{name: "errors about a flow with another port inside", steps: func(c *play) {
 		c.serve(c.world, c.proto, 1, c.local)

@@ -71,13 +71,16 @@ func isSYN(flags uint8) bool { return flags&(syn|ack|rst) == syn }
 
 // goesOn says whether a client's packet is of this flow, or begins a new one.
 func (m *model) goesOn(f flow, v view) bool {
+	if f.expired(m.now) {
+		return false
+	}
 	if v.proto == protoTCP && !isSYN(v.flags) {
 		return true
 	}
 	if v.proto == protoTCP && f.closed() {
 		return false
 	}
-	return !f.expired(m.now) && m.serves(f) && m.leads(f)
+	return m.serves(f) && m.leads(f)
 }
 
 // leads says whether the flow's frontend still is its service's.

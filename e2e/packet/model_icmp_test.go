@@ -30,7 +30,7 @@ func (m *model) icmpIn(v view) (uint32, string) {
 		return unspec, "icmp_passed"
 	}
 	f, ok := m.find(flowKey{maps.FlowKeyIn, q.proto, q.dst, q.src})
-	if !ok || f.flags&maps.FlowOwn != 0 {
+	if !ok || f.flags&maps.FlowOwn != 0 || f.expired(m.now) {
 		return unspec, "icmp_passed"
 	}
 	if f.frontend == q.src { // a reply of ours: the backend's
@@ -48,6 +48,7 @@ func (m *model) icmpOut(v view) (uint32, string) {
 		return unspec, "icmp_passed"
 	}
 	f, ok := m.find(ends(q.proto, q.src, q.dst))
+	ok = ok && !f.expired(m.now)
 	switch {
 	case ok && q.dst == f.backend: // to the client: it spoke to the frontend
 		outer := v.src.addr

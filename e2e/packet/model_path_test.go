@@ -10,11 +10,11 @@ func (m *model) in(v view, isPiece bool) (uint32, string) {
 	if !ok && (known || m.isSourcePort(v.dst.port)) {
 		f, ok = m.fresh[flowKey{maps.FlowKeyIn, v.proto, v.src, v.dst}]
 	}
-	if ok {
+	if ok && !f.expired(m.now) {
 		if f.client != v.src || f.frontend != v.dst {
 			return m.fromWire(f, v, isPiece)
 		}
-		if f.flags&maps.FlowOwn != 0 && !f.expired(m.now) {
+		if f.flags&maps.FlowOwn != 0 {
 			if m.isSourcePort(v.dst.port) {
 				m.hold(f)
 			}
@@ -75,10 +75,7 @@ func (m *model) first(v view) (uint32, string) {
 	case "no_frontend":
 		return unspec, reason
 	case "no_endpoint", "undefined_port":
-		if v.proto == protoTCP && m.reset(v) || v.proto == protoUDP && m.unreachable(v) {
-			return redirect, reason
-		}
-		return shot, "write_failed"
+		return m.refuse(v, reason)
 	default:
 		return shot, reason
 	}
@@ -87,6 +84,20 @@ func (m *model) first(v view) (uint32, string) {
 	}
 	m.toBackend(f, v, false)
 	return unspec, reason
+}
+
+// refuse answers a packet that nobody takes.
+func (m *model) refuse(v view, reason string) (uint32, string) {
+	src := v.src.ip()
+	last := src.AsSlice()
+	reserved := src.Is4() && (last[0] == 0 || last[0] >= 224)
+	switch {
+	case v.proto == protoTCP && v.flags&rst != 0, v.src.addr == v.dst.addr, reserved, src.IsUnspecified(), src.IsLoopback(), src.IsMulticast():
+		return shot, "answer_withheld"
+	case v.proto == protoTCP && m.reset(v), v.proto == protoUDP && m.unreachable(v):
+		return redirect, reason
+	}
+	return shot, "write_failed"
 }
 
 // middle is a TCP packet that does not begin a connection: the entry may be lost that
@@ -100,7 +111,7 @@ func (m *model) middle(v view) (uint32, string) {
 		return unspec, "no_flow"
 	}
 	f, ok := m.find(guess.outKey())
-	if !ok || !f.sameClient(guess) {
+	if !ok || !f.sameClient(guess) || f.expired(m.now) {
 		return unspec, "no_flow"
 	}
 	if !m.put(f.clientKey(), f) {
@@ -113,6 +124,9 @@ func (m *model) middle(v view) (uint32, string) {
 // out is a packet with ports that leaves.
 func (m *model) out(v view, isPiece bool) (uint32, string) {
 	f, ok := m.find(ends(v.proto, v.src, v.dst))
+	if f.flags&maps.FlowDisplaced == 0 && f.expired(m.now) {
+		ok = false
+	}
 	switch {
 	case ok && v.src == f.backend:
 		m.touch(&f, v.flags, false)
@@ -132,7 +146,7 @@ func (m *model) out(v view, isPiece bool) (uint32, string) {
 
 // followDisplaced notes a packet of a client on this side. False: it begins another flow.
 func (m *model) followDisplaced(f *flow, v view) bool {
-	if (f.expired(m.now) || f.closed()) && (v.proto == protoUDP || isSYN(v.flags)) {
+	if f.expired(m.now) || f.closed() && (v.proto == protoUDP || isSYN(v.flags)) {
 		if wire, ok := m.find(f.wireKey()); ok && wire.same(*f) {
 			m.remove(f.wireKey())
 		}
@@ -150,7 +164,7 @@ func (m *model) toWire(f flow, v view, isPiece bool) (uint32, string) {
 	if f.flags&maps.FlowSNAT == 0 {
 		return unspec, "source_kept"
 	}
-	over := f.closed() || f.expired(m.now)
+	over := f.closed()
 	if f.node.port != 0 && (over || f.flags&maps.FlowConfirmed == 0) {
 		there, ok := m.find(f.wireKey())
 		switch {

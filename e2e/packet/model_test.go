@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"net/netip"
 	"slices"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -45,11 +46,15 @@ type pieceKey struct {
 	hook     hook
 }
 
-// piece is what the first one said.
+// piece is what the first one said, and when.
 type piece struct {
 	sport, dport uint16
 	proto        uint8
+	noted        int64
 }
+
+// pieceAge is how long it is remembered.
+const pieceAge = 30 * time.Second
 
 type affinityKey struct {
 	service uint32
@@ -116,7 +121,7 @@ func (m *model) packet() (uint32, string) {
 		return m.piece(v)
 	case isTransport:
 		if v.first {
-			m.pieces[m.pieceKey(v)] = piece{v.src.port, v.dst.port, v.proto}
+			m.pieces[m.pieceKey(v)] = piece{v.src.port, v.dst.port, v.proto, m.now}
 		}
 		if m.h == ingress {
 			return m.in(v, false)
@@ -138,7 +143,7 @@ func (m *model) pieceKey(v view) pieceKey {
 // concern of a frontend's address that the node itself does not have.
 func (m *model) piece(v view) (uint32, string) {
 	first, ok := m.pieces[m.pieceKey(v)]
-	if !ok {
+	if !ok || m.now >= first.noted+int64(pieceAge) {
 		if m.h == ingress {
 			return m.lostPiece(v)
 		}
@@ -218,7 +223,7 @@ func (m *model) choose(v view, forgetful bool) (flow, string) {
 		}
 		return flow{}, "no_endpoint"
 	}
-	id, kept := m.kept(f, v, set)
+	id, kept := m.kept(f, v, set, forgetful)
 	reason := "affinity_kept"
 	if !kept {
 		id, reason = ids[pick(v.src, v.dst, v.proto)%uint32(len(ids))], "translated"
@@ -240,8 +245,9 @@ func (m *model) inside(v view) bool {
 	return m.pod || slices.ContainsFunc(m.cidrs, func(p netip.Prefix) bool { return p.Contains(v.src.ip()) })
 }
 
-// kept is the backend that the client has by affinity.
-func (m *model) kept(f frontend, v view, local bool) (uint32, bool) {
+// kept is the backend that the client has by affinity, which a forgetful choice does not
+// refresh.
+func (m *model) kept(f frontend, v view, local, forgetful bool) (uint32, bool) {
 	k := affinityKey{f.service, v.src.addr}
 	a, ok := m.affinity[k]
 	want := maps.ClusterSet
@@ -252,6 +258,8 @@ func (m *model) kept(f frontend, v view, local bool) (uint32, bool) {
 	if f.affinity == 0 || !ok || a.used+int64(f.affinity)*1e9 <= m.now || b.service != f.service || b.flags&want == 0 {
 		return 0, false
 	}
-	m.affinity[k] = affinityValue{a.backend, m.now}
+	if !forgetful {
+		m.affinity[k] = affinityValue{a.backend, m.now}
+	}
 	return a.backend, true
 }

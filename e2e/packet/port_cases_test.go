@@ -67,7 +67,12 @@ var portCases = []packetCase{
 		c.load()
 		c.open(c.client, c.external, c.remote)
 		c.rig.age(timeouts.TCPEstablished + time.Second)
-		c.taken()
+		// What leaves did not come by the frontend then: the client speaks to the backend itself.
+		c.leaves(c.continues(c.client, c.remote)).passes("egress_passed")
+		c.arrives(c.opens(c.other, c.external)).becomes(c.opens(c.other, c.remote), "translated")
+		c.leaves(c.opens(c.other, c.remote)).becomes(c.opens(c.source(), c.remote), "source_translated")
+		c.leaves(c.continues(c.client, c.remote)).passes("egress_passed")
+		c.arrives(c.continues(c.remote, c.source())).becomes(c.continues(c.remote, c.other), "source_restored")
 	}},
 	{name: "a source port of a handshake that does not go on", proto: protoTCP, steps: func(c *play) {
 		c.serve(c.world, c.proto, 1, c.remote)
@@ -171,6 +176,7 @@ var portCases = []packetCase{
 		c.arrives(c.opens(c.other, c.external)).becomes(c.opens(c.other, c.remote), "translated")
 		for range 2 { // longer than it would be remembered unused
 			c.rig.age(4 * time.Second)
+			c.arrives(c.opens(c.other, c.external)).becomes(c.opens(c.other, c.remote), "flow_kept")
 			c.leaves(c.opens(c.other, c.remote)).dropped("ports_exhausted")
 			c.arrives(c.continues(c.remote, second)).passes("own_flow")
 		}

@@ -2,6 +2,8 @@ package packet
 
 import (
 	"net/netip"
+	"runtime"
+	"time"
 
 	"shunt/maps"
 )
@@ -140,6 +142,59 @@ var refusalCases = []packetCase{
 		if c.v6 {
 			p := c.opens(c.client, c.external).with(func(p *pkt) { p.exts = []ext{{protoDest, make([]byte, 8*31-2)}} })
 			c.arrives(p).dropped("write_failed")
+		}
+	}},
+	{name: "no answer to an address of no host", steps: func(c *play) {
+		c.emptied(0)
+		none := []string{"0.0.0.0", "0.1.2.3", "127.0.0.1", "127.8.0.9", "224.0.0.1", "239.255.255.250", "240.0.0.1", "255.255.255.255"}
+		if c.v6 {
+			none = []string{"::", "::1", "ff02::1", "ff0e::86dd:1"}
+		}
+		for _, s := range none {
+			if c.rig.device.NoEthernet {
+				continue // BPF_PROG_TEST_RUN takes their bytes for another protocol's (plan_test.go)
+			}
+			src := netip.AddrPortFrom(netip.MustParseAddr(s), 40000)
+			c.arrives(c.opens(src, c.external)).dropped("answer_withheld")
+			c.arrives(c.opens(src, at(c.clusterIP, 9))).dropped("answer_withheld")
+		}
+		c.arrives(c.opens(at(c.external, 40000), c.external)).dropped("answer_withheld")
+		c.refused(c.opens(c.client, c.external), "no_endpoint")
+	}},
+	{name: "a limit to ICMP errors", proto: protoUDP, config: fewErrors, ethernet: true, steps: func(c *play) {
+		c.emptied(0)
+		c.trims()
+		p := c.opens(c.client, c.external)
+		answers := func(packets int) (n int) {
+			for range packets {
+				switch s := c.arrives(p); {
+				case s.got.verdict == redirect:
+					s.answered(unreachable(p), "no_endpoint")
+					n++
+				default:
+					s.dropped("answer_limited")
+				}
+			}
+			return n
+		}
+		start := time.Now()
+		most := 2 + int(time.Second/errorInterval)
+		n := answers(500)
+		most = runtime.NumCPU() * (most + int(time.Since(start)/errorInterval))
+		if n < 1 || n > most {
+			c.Errorf("%d of 500 datagrams at once were answered, want 1 to %d", n, most)
+		}
+		for answers(1) == 0 { // and again when time has passed
+			if time.Since(start) > 10*time.Second {
+				c.Fatalf("no ICMP error for %v", time.Since(start))
+			}
+			time.Sleep(errorInterval / 10)
+		}
+	}},
+	{name: "resets have no limit", proto: protoTCP, config: fewErrors, steps: func(c *play) {
+		c.emptied(0)
+		for range 100 {
+			c.refused(tcp(c.client, c.external, syn), "no_endpoint")
 		}
 	}},
 	{name: "policy Local, and all endpoints elsewhere", steps: func(c *play) {

@@ -49,6 +49,29 @@ var stateCases = []packetCase{
 		c.rig.age(timeout + time.Second)
 		c.arrives(c.opens(c.client, c.external)).becomes(c.opens(c.client, c.local), "translated")
 	}},
+	{name: "an answer that is past its flow's time", steps: func(c *play) {
+		for _, b := range []netip.AddrPort{c.local, c.remote} {
+			c.world = newWorld()
+			c.serve(c.world, c.proto, 1, b)
+			c.load()
+			for _, established := range []bool{false, true} {
+				c.arrives(c.opens(c.client, c.external)).becomes(c.opens(c.client, b), "translated")
+				c.answer(c.client, c.external, b)
+				if established {
+					c.arrives(c.continues(c.client, c.external)).becomes(c.continues(c.client, b), "flow_kept")
+				}
+				c.rig.age(c.lifetime(established) - time.Second)
+				c.leaves(c.continues(b, c.client)).becomes(c.continues(c.external, c.client), "reply_restored")
+				c.rig.age(c.lifetime(established) + time.Second)
+				c.leaves(c.continues(b, c.client)).passes("egress_passed")
+				if b == c.remote {
+					c.arrives(c.continues(b, c.source())).passes("no_frontend")
+				}
+				c.leaves(c.continues(c.client, b)).passes("egress_passed")
+				c.rig.clear()
+			}
+		}
+	}},
 	{name: "a half-closed connection", proto: protoTCP, steps: func(c *play) {
 		c.serve(c.world, c.proto, 1, c.local)
 		c.load()
@@ -57,8 +80,7 @@ var stateCases = []packetCase{
 		c.rig.age(timeouts.TCPCloseWait - time.Second)
 		c.clientSays(syn, c.external, c.local, "flow_kept")
 		c.rig.age(timeouts.TCPCloseWait + time.Second)
-		c.clientSays(ack, c.external, c.local, "flow_kept") // whatever it is, it is nobody else's
-		c.rig.age(timeouts.TCPCloseWait + time.Second)
+		c.arrives(tcp(c.client, c.external, ack)).passes("no_flow")
 		c.clientSays(syn, c.external, c.local, "translated")
 	}},
 	{name: "the time of last use, once a second", steps: func(c *play) {
@@ -196,6 +218,20 @@ var stateCases = []packetCase{
 		if len(seen) != 2 {
 			c.Errorf("32 connections after their affinity had ended all went to one of two backends")
 		}
+	}},
+	{name: "affinity and packets that begin nothing", proto: protoTCP, steps: func(c *play) {
+		c.serve(c.world, c.proto, 1, c.local)
+		c.world.change(1, func(f *frontend) { f.affinity = 20 })
+		c.load()
+		c.arrives(c.opens(c.client, c.external)).becomes(c.opens(c.client, c.local), "translated")
+		c.rig.age(15 * time.Second)
+		c.arrives(tcp(at(c.client, 50000), c.external, ack)).passes("no_flow")
+		c.rig.age(6 * time.Second)
+		c.arrives(c.opens(at(c.client, 50001), c.external)).becomes(c.opens(at(c.client, 50001), c.local), "translated")
+		// Nor is any made.
+		c.rig.age(21 * time.Second)
+		c.arrives(tcp(at(c.client, 50000), c.external, ack)).passes("no_flow")
+		c.arrives(c.opens(at(c.client, 50002), c.external)).becomes(c.opens(at(c.client, 50002), c.local), "translated")
 	}},
 	{name: "affinity to a backend that new connections may not take", steps: func(c *play) {
 		c.serve(c.world, c.proto, 1, c.local)

@@ -133,7 +133,8 @@ func (r *rig) age(d time.Duration) {
 		errs = append(errs, rewrite(r.set.Map(name), func(_ maps.FlowKey, f *maps.Flow) { f.Used -= uint64(d) }))
 	}
 	errs = append(errs, rewrite(r.set.Map("affinity"),
-		func(_ maps.AffinityKey, a *maps.AffinityValue) { a.LastUsed -= uint64(d) }))
+		func(_ maps.AffinityKey, a *maps.AffinityValue) { a.LastUsed -= uint64(d) }),
+		rewrite(r.set.Map("fragments"), func(_ maps.FragmentKey, f *maps.Fragment) { f.Noted -= uint64(d) }))
 	if err := errors.Join(errs...); err != nil {
 		r.t.Fatal(err)
 	}

@@ -34,6 +34,7 @@ const (
 	uplink    config = ""
 	podDevice config = "pod device"
 	twoPorts  config = "two source ports"
+	fewErrors config = "few ICMP errors"
 )
 
 // seed of the choice of backends and ports, here and in the model.
@@ -47,8 +48,11 @@ var smallSizes = maps.Sizes{Services: 64, Slots: 256, Backends: 256, Affinity: 4
 // passed before a packet must not be before the machine was started.
 func options(ports uint32) bpf.PacketOptions {
 	return bpf.PacketOptions{FlowSeed: seed, SourcePorts: bpf.SourcePorts{First: firstPort, Count: ports}, Timeouts: timeouts,
-		ClusterCIDRs: []netip.Prefix{makePlan(false).cidr, makePlan(true).cidr}}
+		UnreachableInterval: time.Nanosecond, ClusterCIDRs: []netip.Prefix{makePlan(false).cidr, makePlan(true).cidr}}
 }
+
+// errorInterval lets a CPU send two ICMP errors, and then as many a second.
+const errorInterval = 500 * time.Millisecond
 
 // All are odd numbers of seconds, and the model's clock goes in steps of two.
 var timeouts = bpf.Timeouts{TCPNew: 7 * time.Second, TCPEstablished: 25 * time.Second, TCPCloseWait: 13 * time.Second,
@@ -85,9 +89,13 @@ func TestPackets(t *testing.T) {
 	for _, v := range variants() {
 		t.Run(v.name, func(t *testing.T) {
 			rigs := map[config]*rig{}
-			for c, ports := range map[config]uint32{uplink: 1, podDevice: 1, twoPorts: 2} {
+			for c, ports := range map[config]uint32{uplink: 1, podDevice: 1, twoPorts: 2, fewErrors: 1} {
 				d := bpf.PacketDevice{NoEthernet: v.noEthernet, Pod: c == podDevice, NoKernCtx: v.noKernCtx}
-				rigs[c] = newRig(t, options(ports), d, smallSizes)
+				o := options(ports)
+				if c == fewErrors {
+					o.UnreachableInterval = errorInterval
+				}
+				rigs[c] = newRig(t, o, d, smallSizes)
 				if rigs[c].flags = v.flags; !rigs[c].runs(bare) {
 					t.Skip("the kernel does not compare a device's checksum after a run (before 6.17)")
 				}
