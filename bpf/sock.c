@@ -82,7 +82,7 @@ static __always_inline enum reason sock_connect(struct bpf_sock_addr *ctx,
 	case REASON_FLOW_KEPT:
 		break;
 	case REASON_NO_FRONTEND:
-		sock_peer_forget(ctx->sk);
+		sock_peer_forget(ctx->sk, dst);
 		return reason;
 	default: /* a refused connect leaves the socket with the peer that it had */
 		return reason;
@@ -129,10 +129,14 @@ static __always_inline enum reason sock_sendmsg(struct bpf_sock_addr *ctx,
 	if (sock_peer_keep(ctx->sk, dst, own_netns, to) ||
 	    sock_flow_keep(ctx->sk, dst, own_netns, to))
 		return REASON_FLOW_KEPT;
-	reason = sock_flow_begin(ctx, dst, cookie, to);
-	if (reason != REASON_TRANSLATED && reason != REASON_AFFINITY_KEPT)
-		return reason;
-	lb_count(to->backend_id);
+	if (sock_peer_resume(ctx->sk, dst, own_netns, to)) {
+		reason = REASON_FLOW_KEPT;
+	} else {
+		reason = sock_flow_begin(ctx, dst, cookie, to);
+		if (reason != REASON_TRANSLATED && reason != REASON_AFFINITY_KEPT)
+			return reason;
+		lb_count(to->backend_id);
+	}
 	return sock_flow_store(ctx->sk, dst, to) ? REASON_UNRECORDED : reason;
 }
 
@@ -191,16 +195,10 @@ static __always_inline int sock_reply(struct bpf_sock_addr *ctx, struct addr *ad
 static __always_inline int sock_peername(struct bpf_sock_addr *ctx, struct addr *addr,
 					 __be16 *port)
 {
-	struct sock_flow *peer = bpf_sk_storage_get(&sock_peer, ctx->sk, NULL, 0);
+	int restored = sock_reply_of(sock_peer_find(ctx->sk), addr, port);
 
-	if (!peer || !sock_flow_is_from(peer, addr, *port)) {
-		hook_count(REASON_PEER_PASSED);
-		return 0;
-	}
-	*addr = peer->frontend_addr;
-	*port = peer->frontend_port;
-	hook_count(REASON_PEER_RESTORED);
-	return 1;
+	hook_count(restored ? REASON_PEER_RESTORED : REASON_PEER_PASSED);
+	return restored;
 }
 
 /* IPv4: the context's address is one word. */

@@ -30,6 +30,7 @@ const (
 	sockMapNames                     = "names"
 	sockMapServices                  = "services"
 	sockMapSlots                     = "slots"
+	sockMapSockBefore                = "sock_before"
 	sockMapSockFlows                 = "sock_flows"
 	sockMapSockPeer                  = "sock_peer"
 	sockMapSources                   = "sources"
@@ -125,6 +126,7 @@ type sockMapSpecs struct {
 	Names        *ebpf.MapSpec `ebpf:"names"`
 	Services     *ebpf.MapSpec `ebpf:"services"`
 	Slots        *ebpf.MapSpec `ebpf:"slots"`
+	SockBefore   *ebpf.MapSpec `ebpf:"sock_before"`
 	SockFlows    *ebpf.MapSpec `ebpf:"sock_flows"`
 	SockPeer     *ebpf.MapSpec `ebpf:"sock_peer"`
 	Sources      *ebpf.MapSpec `ebpf:"sources"`
@@ -182,6 +184,7 @@ type sockMaps struct {
 	Names        *ebpf.Map `ebpf:"names"`
 	Services     *ebpf.Map `ebpf:"services"`
 	Slots        *ebpf.Map `ebpf:"slots"`
+	SockBefore   *ebpf.Map `ebpf:"sock_before"`
 	SockFlows    *ebpf.Map `ebpf:"sock_flows"`
 	SockPeer     *ebpf.Map `ebpf:"sock_peer"`
 	Sources      *ebpf.Map `ebpf:"sources"`
@@ -203,6 +206,7 @@ func (m *sockMaps) Close() error {
 		m.Names,
 		m.Services,
 		m.Slots,
+		m.SockBefore,
 		m.SockFlows,
 		m.SockPeer,
 		m.Sources,

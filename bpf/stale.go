@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"unsafe"
 
 	"github.com/cilium/ebpf"
@@ -18,7 +19,7 @@ import (
 // no more, and which are translated at all (sweep.c).
 type sockIters struct {
 	objects           sweepPrograms
-	stale, translated *link.Iter
+	stale, translated []*link.Iter
 }
 
 // staleSocket is one of them, as sock_diag has to be told of it.
@@ -39,42 +40,61 @@ func openIters(set *maps.Set) (*sockIters, error) {
 	if err := spec.LoadAndAssign(&s.objects, &ebpf.CollectionOptions{MapReplacements: replacements(spec, set)}); err != nil {
 		return nil, fmt.Errorf("load the iterators over socket storage: %w", err)
 	}
-	storage := set.Map(sweepMapSockPeer)
-	s.stale, err = link.AttachIter(link.IterOptions{Program: s.objects.ShuntStale, Map: storage})
-	if err == nil {
-		s.translated, err = link.AttachIter(link.IterOptions{Program: s.objects.ShuntTranslated, Map: storage})
-	}
-	if err != nil {
-		return nil, errors.Join(fmt.Errorf("attach an iterator over socket storage: %w", err), s.Close())
+	for _, name := range []string{sweepMapSockPeer, sweepMapSockBefore} {
+		err := s.attach(set.Map(name))
+		if err != nil {
+			return nil, errors.Join(fmt.Errorf("attach an iterator over socket storage %s: %w", name, err), s.Close())
+		}
 	}
 	return s, nil
+}
+
+func (s *sockIters) attach(storage *ebpf.Map) error {
+	stale, err := link.AttachIter(link.IterOptions{Program: s.objects.ShuntStale, Map: storage})
+	if err != nil {
+		return err
+	}
+	s.stale = append(s.stale, stale)
+	translated, err := link.AttachIter(link.IterOptions{Program: s.objects.ShuntTranslated, Map: storage})
+	if err != nil {
+		return err
+	}
+	s.translated = append(s.translated, translated)
+	return nil
 }
 
 // Close lets go of the iterators.
 func (s *sockIters) Close() error {
 	errs := []error{s.objects.Close()}
-	for _, it := range []*link.Iter{s.stale, s.translated} {
-		if it != nil {
-			errs = append(errs, it.Close())
-		}
+	for _, it := range slices.Concat(s.stale, s.translated) {
+		errs = append(errs, it.Close())
 	}
 	return errors.Join(errs...)
 }
 
 // readStale gives the sockets of which the backend serves no more.
 func (s *sockIters) readStale() ([]staleSocket, error) {
-	data, err := readIter(s.stale)
+	data, err := readIters(s.stale)
 	return parseStale(data), err
 }
 
 // readTranslated gives the cookies of all translated UDP sockets.
 func (s *sockIters) readTranslated() (map[uint64]bool, error) {
-	data, err := readIter(s.translated)
+	data, err := readIters(s.translated)
 	cookies := map[uint64]bool{}
 	for ; len(data) >= 8; data = data[8:] {
 		cookies[binary.NativeEndian.Uint64(data)] = true
 	}
 	return cookies, err
+}
+
+// readIters reads what the iterators say, each over all sockets that have its storage.
+func readIters(all []*link.Iter) (data []byte, err error) {
+	for _, it := range all {
+		more, failed := readIter(it)
+		data, err = append(data, more...), errors.Join(err, failed)
+	}
+	return data, err
 }
 
 // readIter goes through all sockets once.

@@ -51,6 +51,7 @@ const (
 	sweepMapNames            = "names"
 	sweepMapServices         = "services"
 	sweepMapSlots            = "slots"
+	sweepMapSockBefore       = "sock_before"
 	sweepMapSockFlows        = "sock_flows"
 	sweepMapSockPeer         = "sock_peer"
 	sweepMapSources          = "sources"
@@ -123,6 +124,7 @@ type sweepMapSpecs struct {
 	Names        *ebpf.MapSpec `ebpf:"names"`
 	Services     *ebpf.MapSpec `ebpf:"services"`
 	Slots        *ebpf.MapSpec `ebpf:"slots"`
+	SockBefore   *ebpf.MapSpec `ebpf:"sock_before"`
 	SockFlows    *ebpf.MapSpec `ebpf:"sock_flows"`
 	SockPeer     *ebpf.MapSpec `ebpf:"sock_peer"`
 	Sources      *ebpf.MapSpec `ebpf:"sources"`
@@ -169,6 +171,7 @@ type sweepMaps struct {
 	Names        *ebpf.Map `ebpf:"names"`
 	Services     *ebpf.Map `ebpf:"services"`
 	Slots        *ebpf.Map `ebpf:"slots"`
+	SockBefore   *ebpf.Map `ebpf:"sock_before"`
 	SockFlows    *ebpf.Map `ebpf:"sock_flows"`
 	SockPeer     *ebpf.Map `ebpf:"sock_peer"`
 	Sources      *ebpf.Map `ebpf:"sources"`
@@ -190,6 +193,7 @@ func (m *sweepMaps) Close() error {
 		m.Names,
 		m.Services,
 		m.Slots,
+		m.SockBefore,
 		m.SockFlows,
 		m.SockPeer,
 		m.Sources,

@@ -53,6 +53,7 @@ const (
 	tcMapNames                     = "names"
 	tcMapServices                  = "services"
 	tcMapSlots                     = "slots"
+	tcMapSockBefore                = "sock_before"
 	tcMapSockFlows                 = "sock_flows"
 	tcMapSockPeer                  = "sock_peer"
 	tcMapSources                   = "sources"
@@ -137,6 +138,7 @@ type tcMapSpecs struct {
 	Names        *ebpf.MapSpec `ebpf:"names"`
 	Services     *ebpf.MapSpec `ebpf:"services"`
 	Slots        *ebpf.MapSpec `ebpf:"slots"`
+	SockBefore   *ebpf.MapSpec `ebpf:"sock_before"`
 	SockFlows    *ebpf.MapSpec `ebpf:"sock_flows"`
 	SockPeer     *ebpf.MapSpec `ebpf:"sock_peer"`
 	Sources      *ebpf.MapSpec `ebpf:"sources"`
@@ -195,6 +197,7 @@ type tcMaps struct {
 	Names        *ebpf.Map `ebpf:"names"`
 	Services     *ebpf.Map `ebpf:"services"`
 	Slots        *ebpf.Map `ebpf:"slots"`
+	SockBefore   *ebpf.Map `ebpf:"sock_before"`
 	SockFlows    *ebpf.Map `ebpf:"sock_flows"`
 	SockPeer     *ebpf.Map `ebpf:"sock_peer"`
 	Sources      *ebpf.Map `ebpf:"sources"`
@@ -217,6 +220,7 @@ func (m *tcMaps) Close() error {
 		m.Names,
 		m.Services,
 		m.Slots,
+		m.SockBefore,
 		m.SockFlows,
 		m.SockPeer,
 		m.Sources,

@@ -291,6 +291,7 @@ const (
 	abiMapNames           = "names"
 	abiMapServices        = "services"
 	abiMapSlots           = "slots"
+	abiMapSockBefore      = "sock_before"
 	abiMapSockFlows       = "sock_flows"
 	abiMapSockPeer        = "sock_peer"
 	abiMapSources         = "sources"
@@ -367,6 +368,7 @@ type abiMapSpecs struct {
 	Names        *ebpf.MapSpec `ebpf:"names"`
 	Services     *ebpf.MapSpec `ebpf:"services"`
 	Slots        *ebpf.MapSpec `ebpf:"slots"`
+	SockBefore   *ebpf.MapSpec `ebpf:"sock_before"`
 	SockFlows    *ebpf.MapSpec `ebpf:"sock_flows"`
 	SockPeer     *ebpf.MapSpec `ebpf:"sock_peer"`
 	Sources      *ebpf.MapSpec `ebpf:"sources"`
@@ -421,6 +423,7 @@ type abiMaps struct {
 	Names        *ebpf.Map `ebpf:"names"`
 	Services     *ebpf.Map `ebpf:"services"`
 	Slots        *ebpf.Map `ebpf:"slots"`
+	SockBefore   *ebpf.Map `ebpf:"sock_before"`
 	SockFlows    *ebpf.Map `ebpf:"sock_flows"`
 	SockPeer     *ebpf.Map `ebpf:"sock_peer"`
 	Sources      *ebpf.Map `ebpf:"sources"`
@@ -442,6 +445,7 @@ func (m *abiMaps) Close() error {
 		m.Names,
 		m.Services,
 		m.Slots,
+		m.SockBefore,
 		m.SockFlows,
 		m.SockPeer,
 		m.Sources,

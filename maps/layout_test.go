@@ -20,6 +20,7 @@ func TestLayout(t *testing.T) {
 		mapBackends:     {4, unsafe.Sizeof(Backend{})},
 		mapBackendStats: {4, unsafe.Sizeof(uint64(0))},
 		mapSockPeer:     {4, unsafe.Sizeof(SockFlow{})},
+		mapSockBefore:   {4, unsafe.Sizeof(SockFlow{})},
 		mapAffinity:     {unsafe.Sizeof(AffinityKey{}), unsafe.Sizeof(AffinityValue{})},
 		mapAddrs:        {unsafe.Sizeof(abiAddr{}), unsafe.Sizeof(abiAddrInfo{})},
 		mapSources:      {unsafe.Sizeof(SourceKey{}), 1},

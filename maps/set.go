@@ -50,13 +50,13 @@ func Spec(sizes Sizes) (map[string]*ebpf.MapSpec, error) {
 }
 
 var mapNamesAll = []string{mapServices, mapSlots, mapBackends, mapBackendStats, mapSockPeer,
-	mapSockFlows, mapAffinity, mapAddrs, mapSources, mapFlows, mapFlowsNew, mapClaims, mapFragments, mapDevices,
+	mapSockBefore, mapSockFlows, mapAffinity, mapAddrs, mapSources, mapFlows, mapFlowsNew, mapClaims, mapFragments, mapDevices,
 	mapNames, mapCounters, mapMeta}
 
 // mapNamesKept are maps that programs fill, and nobody could fill again. Those of
 // mapNamesKeptABI name ids of other maps, which only maps of the same ABI carry on.
 var (
-	mapNamesKept    = []string{mapSockPeer, mapSockFlows, mapCounters}
+	mapNamesKept    = []string{mapSockPeer, mapSockBefore, mapSockFlows, mapCounters}
 	mapNamesKeptABI = []string{mapFlows, mapFlowsNew}
 )
 

@@ -143,6 +143,7 @@ const (
 	mapBackends     = abiMapBackends
 	mapBackendStats = abiMapBackendStats
 	mapSockPeer     = abiMapSockPeer
+	mapSockBefore   = abiMapSockBefore
 	mapSockFlows    = abiMapSockFlows
 	mapAffinity     = abiMapAffinity
 	mapAddrs        = abiMapAddrs

@@ -70,13 +70,24 @@ struct {
 	__type(value, __u64);
 } backend_stats SEC(".maps");
 
-/* The flow of a connected socket. */
+/* What the last connect() of a socket was told. The hook runs before the kernel makes the
+ * connection, which can still fail: a record counts only while its backend is the peer that
+ * the kernel has for the socket. */
 struct {
 	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
 	__type(key, int);
 	__type(value, struct sock_flow);
 } sock_peer SEC(".maps");
+
+/* The same of the peer that a UDP socket had when that connect() was called, and keeps if it
+ * fails. Few sockets connect twice: it is apart for their sake. */
+struct {
+	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, int);
+	__type(value, struct sock_flow);
+} sock_before SEC(".maps");
 
 /* The flows of an unconnected UDP socket. */
 struct {

@@ -5,6 +5,8 @@
 #include "lb.h"
 #include "maps.h"
 
+#define SOCK_AF_INET 2
+
 /* Words of a sock_flow for a choice. */
 static __always_inline void sock_flow_fill(struct sock_flow *flow, const struct frontend_key *dst,
 					   const struct lb_choice *to)
@@ -67,10 +69,55 @@ static __always_inline int sock_flow_holds(const struct sock_flow *flow, int own
 	return sock_flow_serves(flow) && sock_flow_leads(flow, own_netns);
 }
 
-/* The backend that the connected UDP socket's peer stands for, if dst is what it
- * was connected to and that holds. Returns 1 with *out filled. */
+/* Whether the kernel has this for the socket's peer. */
+static __always_inline int sock_peer_is(const struct bpf_sock *sk, const struct addr *addr,
+					__be16 port)
+{
+	if (!port || sk->dst_port != port)
+		return 0;
+	if (sk->family == SOCK_AF_INET)
+		return sk->dst_ip4 == lb_word(addr, 3) && lb_addr_is_v4(addr);
+	return sk->dst_ip6[3] == lb_word(addr, 3) && sk->dst_ip6[2] == lb_word(addr, 2) &&
+	       sk->dst_ip6[1] == lb_word(addr, 1) && sk->dst_ip6[0] == lb_word(addr, 0);
+}
+
+static __always_inline int sock_flow_is_peer(const struct sock_flow *flow,
+					     const struct bpf_sock *sk)
+{
+	return flow->used && sock_peer_is(sk, &flow->backend_addr, flow->backend_port);
+}
+
+/* What connect() was told of the peer that the socket has. NULL: nothing, or it has none. */
+static __always_inline struct sock_flow *sock_peer_find(struct bpf_sock *sk)
+{
+	struct sock_flow *flow;
+
+	if (!sk->dst_port)
+		return NULL;
+	flow = bpf_sk_storage_get(&sock_peer, sk, NULL, 0);
+	if (!flow || sock_flow_is_peer(flow, sk))
+		return flow;
+	flow = bpf_sk_storage_get(&sock_before, sk, NULL, 0);
+	return flow && sock_flow_is_peer(flow, sk) ? flow : NULL;
+}
+
+/* The backend of the UDP socket's peer, if dst is what it was connected to and that
+ * holds. Returns 1 with *out filled. */
 static __always_inline int sock_peer_keep(struct bpf_sock *sk, const struct frontend_key *dst,
 					  int own_netns, struct lb_choice *out)
+{
+	struct sock_flow *peer = sock_peer_find(sk);
+
+	if (!peer || !sock_flow_is_to(peer, dst) || !sock_flow_holds(peer, own_netns))
+		return 0;
+	sock_flow_choice(peer, out);
+	return 1;
+}
+
+/* The same for a UDP socket whose peer was taken away (connect() to AF_UNSPEC): its flow to
+ * dst goes on. */
+static __always_inline int sock_peer_resume(struct bpf_sock *sk, const struct frontend_key *dst,
+					    int own_netns, struct lb_choice *out)
 {
 	struct sock_flow *peer = bpf_sk_storage_get(&sock_peer, sk, NULL, 0);
 
@@ -80,27 +127,59 @@ static __always_inline int sock_peer_keep(struct bpf_sock *sk, const struct fron
 	return 1;
 }
 
-/* Remember a connected socket's flow. Returns 0, or -1 without memory. */
+/* Before the record of the last connect() is overwritten: keep it if it is of the peer that
+ * the socket has, which it keeps if this connect() fails. If both have one backend, nobody can
+ * tell them apart later, and the new one counts. Returns 0, or -1 without memory. */
+static __always_inline int sock_peer_save(struct bpf_sock *sk, const struct sock_flow *peer,
+					  const struct lb_choice *to)
+{
+	struct sock_flow *before;
+
+	if (sock_peer_is(sk, &to->addr, to->port)) {
+		before = bpf_sk_storage_get(&sock_before, sk, NULL, 0);
+		if (before)
+			before->used = 0;
+		return 0;
+	}
+	if (!sock_flow_is_peer(peer, sk))
+		return 0;
+	before = bpf_sk_storage_get(&sock_before, sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
+	if (!before)
+		return -1;
+	*before = *peer;
+	return 0;
+}
+
+/* Remember what a socket is connected to. Returns 0, or -1 without memory. */
 static __always_inline int sock_peer_store(struct bpf_sock *sk, const struct frontend_key *dst,
 					   const struct lb_choice *to)
 {
 	struct sock_flow flow = { .used = 1 };
 	struct sock_flow *peer;
+	int err = 0;
 
 	sock_flow_fill(&flow, dst, to);
 	peer = bpf_sk_storage_get(&sock_peer, sk, &flow, BPF_SK_STORAGE_GET_F_CREATE);
 	if (!peer)
 		return -1;
+	if (sk->dst_port)
+		err = sock_peer_save(sk, peer, to);
 	*peer = flow; /* it may have been there: a UDP socket can connect again */
-	return 0;
+	return err;
 }
 
-/* The socket connects to somebody that is not ours: what it had is over. */
-static __always_inline void sock_peer_forget(struct bpf_sock *sk)
+/* The socket connects to an address that is no service's. Records of another backend are not
+ * believed once it has that peer; one of this backend would be. */
+static __always_inline void sock_peer_forget(struct bpf_sock *sk, const struct frontend_key *dst)
 {
 	struct sock_flow *peer = bpf_sk_storage_get(&sock_peer, sk, NULL, 0);
 
-	if (peer)
+	if (!peer)
+		return;
+	if (sock_flow_is_from(peer, &dst->addr, dst->port))
+		peer->used = 0;
+	peer = bpf_sk_storage_get(&sock_before, sk, NULL, 0);
+	if (peer && sock_flow_is_from(peer, &dst->addr, dst->port))
 		peer->used = 0;
 }
 
@@ -195,22 +274,28 @@ static __always_inline int sock_flow_store(struct bpf_sock *sk, const struct fro
 	return 0;
 }
 
-/* What the socket's owner calls the sender of a datagram. Returns 1 with *addr
- * and *port replaced, 0 where the sender is no backend of this socket. Where two
- * frontends share the backend, it is the one that was written to last. */
-static __always_inline int sock_reply_restore(struct bpf_sock *sk, struct addr *addr, __be16 *port)
+/* The frontend of a connect() that led to the sender. Returns 1 with *addr and *port
+ * replaced. */
+static __always_inline int sock_reply_of(const struct sock_flow *flow, struct addr *addr,
+					 __be16 *port)
 {
-	struct sock_flow *peer = bpf_sk_storage_get(&sock_peer, sk, NULL, 0);
+	if (!flow || !sock_flow_is_from(flow, addr, *port))
+		return 0;
+	*addr = flow->frontend_addr;
+	*port = flow->frontend_port;
+	return 1;
+}
+
+/* The frontend of the flow of an unconnected socket that led to the sender. Where two
+ * frontends share the backend, it is the one that was written to last. Returns 1 with *addr
+ * and *port replaced. */
+static __always_inline int sock_reply_of_flows(struct bpf_sock *sk, struct addr *addr, __be16 *port)
+{
 	struct addr frontend = {};
 	struct sock_flows *flows;
 	__be16 frontend_port = 0;
 	__u32 newest = 0;
 
-	if (peer && sock_flow_is_from(peer, addr, *port)) {
-		*port = peer->frontend_port;
-		*addr = peer->frontend_addr;
-		return 1;
-	}
 	flows = bpf_sk_storage_get(&sock_flows, sk, NULL, 0);
 	if (!flows)
 		return 0;
@@ -230,4 +315,23 @@ static __always_inline int sock_reply_restore(struct bpf_sock *sk, struct addr *
 	*addr = frontend;
 	*port = frontend_port;
 	return 1;
+}
+
+/* What the socket's owner calls the sender of a datagram. Returns 1 with *addr and *port
+ * replaced, 0 where the sender is no backend of this socket. A datagram of the socket's peer
+ * answers what the peer was connected by. Others came before the socket had that peer, or it has
+ * none: then what it wrote last counts, and after that an earlier connect(). */
+static __always_inline int sock_reply_restore(struct bpf_sock *sk, struct addr *addr, __be16 *port)
+{
+	struct sock_flow *last;
+
+	if (sock_peer_is(sk, addr, *port))
+		return sock_reply_of(sock_peer_find(sk), addr, port);
+	if (sock_reply_of_flows(sk, addr, port))
+		return 1;
+	last = bpf_sk_storage_get(&sock_peer, sk, NULL, 0);
+	if (!last)
+		return 0;
+	return sock_reply_of(last, addr, port) ||
+	       sock_reply_of(bpf_sk_storage_get(&sock_before, sk, NULL, 0), addr, port);
 }

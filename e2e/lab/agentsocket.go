@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -85,6 +86,8 @@ func (a *agent) socketCall(_ context.Context, args socketCallArgs) (socketReply,
 	switch args.Call {
 	case "bind", "connect", "sendto":
 		err = s.withAddr(args)
+	case "disconnect":
+		err = disconnect(s.fd)
 	case "send":
 		err = s.send(func() error { _, err := unix.Write(s.fd, args.Data); return err })
 	case "recv":
@@ -115,6 +118,16 @@ func (s *socket) withAddr(args socketCallArgs) error {
 		return connectTo(s.fd, sa, args.Timeout)
 	}
 	return s.send(func() error { return unix.Sendto(s.fd, args.Data, 0, sa) })
+}
+
+// disconnect is connect(2) to a sockaddr of AF_UNSPEC, which package unix has no type for.
+func disconnect(fd int) error {
+	none := [unix.SizeofSockaddrInet4]byte{}
+	_, _, errno := unix.Syscall(unix.SYS_CONNECT, uintptr(fd), uintptr(unsafe.Pointer(&none[0])), uintptr(len(none)))
+	if errno != 0 {
+		return errno
+	}
+	return nil
 }
 
 func (s *socket) send(call func() error) error {

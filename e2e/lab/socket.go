@@ -78,6 +78,12 @@ func (s *Socket) Connect(dst netip.AddrPort) error {
 	return err
 }
 
+// Disconnect takes the peer of a UDP socket away: connect(2) to AF_UNSPEC.
+func (s *Socket) Disconnect() error {
+	_, err := s.call(socketCallArgs{Call: "disconnect"})
+	return err
+}
+
 // Send sends on a connected socket.
 func (s *Socket) Send(data []byte) error {
 	_, err := s.call(socketCallArgs{Call: "send", Data: data})
