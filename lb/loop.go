@@ -1,7 +1,6 @@
 package lb
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -52,6 +51,8 @@ type Loop struct {
 	// on; addrs are those that they were last planned with.
 	ranged map[ServiceName]bool
 	addrs  []netip.Addr
+	// cidrs are the service CIDRs that external addresses were last planned with.
+	cidrs []netip.Prefix
 
 	// mu is taken before the Store's.
 	mu     sync.Mutex
@@ -142,28 +143,20 @@ func (l *Loop) step() {
 	todo := l.begin()
 	first := !l.isSynced
 	report.Full = first || todo.all
+	around := l.o.Store.surroundings()
+	at := l.place(around, &todo)
 
 	failed := changes{since: todo.since}
 	var errs []error
-	around := l.o.Store.surroundings()
-	at := place{node: l.o.NodeName, addrs: outsideAddrs(around.addrs)}
-	if around.node != nil {
-		at.zone = around.node.Zone
-	}
-	if !slices.Equal(l.addrs, at.addrs) {
-		for name := range l.ranged {
-			todo.service(name)
-		}
-		l.addrs = at.addrs
-	}
 	names := l.names(todo, report.Full)
-	asked := len(names) // after them come heirs, for whom nothing changed
+	asked := len(names) // after them come others, for which nothing changed but who has what
+	names, looks := l.wishes(names, at, report.Full)
 	for i := 0; i < len(names); i++ {
 		name, change := names[i], todo.of(names[i])
 		if first {
 			change.triggers = nil // they are from before our time
 		}
-		if err := l.reconcileService(name, at); err != nil {
+		if err := l.program(name, looks, at); err != nil {
 			errs = append(errs, err)
 			if again := failed.service(name); i < asked {
 				*again = change
@@ -172,8 +165,11 @@ func (l *Loop) step() {
 			report.Programmed = append(report.Programmed, change.triggers...)
 		}
 		if i == len(names)-1 {
-			names = append(names, l.r.heirs()...)
+			names = append(names, l.r.takeStripped()...)
 		}
+	}
+	for name := range l.r.keeping {
+		failed.service(name) // its heir has failed
 	}
 	if around.addrs != nil && (todo.addrs || first) {
 		if err := l.r.reconcileAddrs(l.o.NodePorts.Choose(around.addrs, around.node)); err != nil {
@@ -237,24 +233,7 @@ func (l *Loop) names(todo changes, full bool) []ServiceName {
 			}
 		}
 	}
-	byName := func(a, b ServiceName) int {
-		return cmp.Or(cmp.Compare(a.Namespace, b.Namespace), cmp.Compare(a.Name, b.Name))
-	}
-	slices.SortFunc(gone, byName)
-	slices.SortFunc(there, byName)
+	slices.SortFunc(gone, ServiceName.compare)
+	slices.SortFunc(there, ServiceName.compare)
 	return append(gone, there...)
-}
-
-func (l *Loop) reconcileService(name ServiceName, at place) error {
-	svc, sls := l.o.Store.get(name)
-	l.checks.update(name, svc, sls, at)
-	var plans []portPlan
-	delete(l.ranged, name)
-	if svc != nil {
-		plans = planService(svc, sls, at)
-		if len(svc.SourceRanges) > 0 {
-			l.ranged[name] = true
-		}
-	}
-	return l.r.reconcile(name, plans)
 }

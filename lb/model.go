@@ -6,6 +6,7 @@
 package lb
 
 import (
+	"cmp"
 	"net/netip"
 	"time"
 )
@@ -17,6 +18,11 @@ type ServiceName struct {
 
 // String gives "namespace/name", as kubectl and the API's own messages do.
 func (n ServiceName) String() string { return n.Namespace + "/" + n.Name }
+
+// compare orders names by namespace, then by name.
+func (n ServiceName) compare(o ServiceName) int {
+	return cmp.Or(cmp.Compare(n.Namespace, o.Namespace), cmp.Compare(n.Name, o.Name))
+}
 
 // Protocol is an IP protocol number (IANA), the value that is in the IP header.
 type Protocol uint8
@@ -49,7 +55,8 @@ func (p Protocol) String() string {
 type Service struct {
 	Name ServiceName
 	// Created is metadata.creationTimestamp, zero where there is none. Of two
-	// services that claim the same frontend the older one has it.
+	// services that claim the same frontend by the same kind of address, the older
+	// one has it.
 	Created time.Time
 	// ClusterIPs holds one address per family at most.
 	ClusterIPs []netip.Addr

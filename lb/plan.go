@@ -30,11 +30,11 @@ func keyOf(n maps.Name) portKey {
 
 // portPlan is what the maps must hold for a portKey, in values, without ids.
 type portPlan struct {
-	key portKey
-	// created decides between claims to one frontend.
-	created   time.Time
+	key       portKey
 	affinity  uint32 // seconds
 	frontends []frontendPlan
+	// refused are addresses that the service asks for and can't have.
+	refused []refusal
 	// backends are those that serve, in the sets or not, sorted by address: a
 	// flow keeps an endpoint that has left the set while it serves.
 	backends []backendPlan
@@ -52,6 +52,13 @@ type frontendPlan struct {
 	insideLocal, outsideLocal bool
 	// ranged: from outside, only clients of the port's sources are let in.
 	ranged bool
+}
+
+// refusal is an address that is never programmed, whatever else is known.
+type refusal struct {
+	key  maps.FrontendKey
+	kind maps.FrontendKind
+	why  string
 }
 
 type backendPlan struct {
@@ -85,8 +92,7 @@ func planService(svc *Service, slicesOf []*EndpointSlice, at place) []portPlan {
 			plans = append(plans, planPort(svc, p, family, slicesOf, at))
 		}
 		plans = append(plans, portPlan{
-			key:     portKey{service: svc.Name, family: family},
-			created: svc.Created,
+			key: portKey{service: svc.Name, family: family},
 			frontends: []frontendPlan{{
 				key: maps.NewFrontendKey(clusterIP, 0, 0), kind: maps.UndefinedPort}},
 		})
@@ -106,11 +112,10 @@ func planPort(svc *Service, p ServicePort, family Family, slicesOf []*EndpointSl
 	eps := candidates(slicesOf, p.Name, p.Protocol, family, at)
 	choose(eps, at)
 	plan := portPlan{
-		key:       portKey{service: svc.Name, port: p.Name, protocol: p.Protocol, family: family},
-		created:   svc.Created,
-		affinity:  uint32(svc.AffinityTimeout / time.Second),
-		frontends: planFrontends(svc, p, family),
+		key:      portKey{service: svc.Name, port: p.Name, protocol: p.Protocol, family: family},
+		affinity: uint32(svc.AffinityTimeout / time.Second),
 	}
+	plan.frontends, plan.refused = planFrontends(svc, p, family, at)
 	plan.backends = make([]backendPlan, 0, len(eps))
 	var cluster, local bool
 	for i := range eps {
@@ -140,11 +145,11 @@ func (c *candidate) flags() uint8 {
 	return flags
 }
 
-// planFrontends gives the addresses at which a service port is reached. Clients
-// of this node use the cluster set of an external frontend even if its policy is
-// Local: to them it is as if they had used the cluster IP.
-func planFrontends(svc *Service, p ServicePort, family Family) []frontendPlan {
-	var plan []frontendPlan
+// planFrontends gives the addresses at which a service port is reached, by rank,
+// and those that it can't have. Clients of this node use the cluster set of an
+// external frontend even if its policy is Local: to them it is as if they had used
+// the cluster IP.
+func planFrontends(svc *Service, p ServicePort, family Family, at place) (plan []frontendPlan, refused []refusal) {
 	add := func(kind maps.FrontendKind, a netip.Addr, port uint16) {
 		f := frontendPlan{key: maps.NewFrontendKey(a, port, uint8(p.Protocol)), kind: kind,
 			outsideLocal: svc.ExternalLocal, ranged: kind == maps.LoadBalancerIP && hasRanges(svc, family)}
@@ -152,12 +157,22 @@ func planFrontends(svc *Service, p ServicePort, family Family) []frontendPlan {
 			f.insideLocal, f.outsideLocal = svc.InternalLocal, svc.InternalLocal
 		}
 		taken := slices.ContainsFunc(plan, func(o frontendPlan) bool { return o.key == f.key })
-		if FamilyOf(a) == family && !taken {
-			plan = append(plan, f)
+		if FamilyOf(a) != family || taken {
+			return
 		}
+		if why := at.refuses(kind, a); why != "" {
+			refused = append(refused, refusal{f.key, kind, why})
+			return
+		}
+		plan = append(plan, f)
 	}
 	for _, a := range svc.ClusterIPs {
 		add(maps.ClusterIP, a, p.Port)
+	}
+	if p.NodePort != 0 {
+		any4, any6 := netip.IPv4Unspecified(), netip.IPv6Unspecified()
+		add(maps.NodePort, any4, p.NodePort)
+		add(maps.NodePort, any6, p.NodePort)
 	}
 	for _, a := range svc.LoadBalancerIPs {
 		add(maps.LoadBalancerIP, a, p.Port)
@@ -165,10 +180,20 @@ func planFrontends(svc *Service, p ServicePort, family Family) []frontendPlan {
 	for _, a := range svc.ExternalIPs {
 		add(maps.ExternalIP, a, p.Port)
 	}
-	if p.NodePort != 0 {
-		any4, any6 := netip.IPv4Unspecified(), netip.IPv6Unspecified()
-		add(maps.NodePort, any4, p.NodePort)
-		add(maps.NodePort, any6, p.NodePort)
+	return plan, refused
+}
+
+// refuses says why a service can't have an address, "" where it can. Addresses of
+// the service CIDRs are given out by the API server, as cluster IPs: an external IP
+// there would be another service's now or later, on all nodes.
+func (at place) refuses(kind maps.FrontendKind, a netip.Addr) string {
+	if rankOf(kind) < rankLoadBalancerIP {
+		return ""
 	}
-	return plan
+	for _, p := range at.cidrs {
+		if p.Contains(a) {
+			return "it is in the service CIDR " + p.String()
+		}
+	}
+	return ""
 }

@@ -42,28 +42,28 @@ func TestPlanFrontends(t *testing.T) {
 		want string
 	}{
 		{"all kinds, both families", all, `10.96.0.1:80/TCP ClusterIP of "http"
+*:30080/TCP NodePort of "http"
 1.1.1.2:80/TCP LoadBalancerIP of "http"
 1.1.1.1:80/TCP ExternalIP of "http"
-*:30080/TCP NodePort of "http"
 10.96.0.1:0/ANY UndefinedPort of ""
 [fd96::1]:80/TCP ClusterIP of "http"
+[*]:30080/TCP NodePort of "http"
 [2001:db8::2]:80/TCP LoadBalancerIP of "http"
 [2001:db8::1]:80/TCP ExternalIP of "http"
-[*]:30080/TCP NodePort of "http"
 [fd96::1]:0/ANY UndefinedPort of ""
 `},
 		{"external policy Local", all.with(func(s *Service) { s.ClusterIPs, s.ExternalLocal = addrs("10.96.0.1"), true }),
 			`10.96.0.1:80/TCP ClusterIP of "http"
+*:30080/TCP NodePort of "http" outside-local
 1.1.1.2:80/TCP LoadBalancerIP of "http" outside-local
 1.1.1.1:80/TCP ExternalIP of "http" outside-local
-*:30080/TCP NodePort of "http" outside-local
 10.96.0.1:0/ANY UndefinedPort of ""
 `},
 		{"internal policy Local", all.with(func(s *Service) { s.ClusterIPs, s.InternalLocal = addrs("10.96.0.1"), true }),
 			`10.96.0.1:80/TCP ClusterIP of "http" inside-local outside-local
+*:30080/TCP NodePort of "http"
 1.1.1.2:80/TCP LoadBalancerIP of "http"
 1.1.1.1:80/TCP ExternalIP of "http"
-*:30080/TCP NodePort of "http"
 10.96.0.1:0/ANY UndefinedPort of ""
 `},
 		{"one address in several roles: the first counts", service("web", "10.96.0.1", "http:80/TCP").with(func(s *Service) {

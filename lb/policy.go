@@ -22,6 +22,8 @@ type place struct {
 	node, zone string
 	// addrs are the node's, but for loopback.
 	addrs []netip.Addr
+	// cidrs are the service CIDRs, as far as they are known.
+	cidrs []netip.Prefix
 }
 
 // candidate is one endpoint of a service port, merged over all slices.

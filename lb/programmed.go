@@ -3,7 +3,6 @@ package lb
 import (
 	"net/netip"
 	"slices"
-	"time"
 
 	"shunt/maps"
 )
@@ -11,8 +10,7 @@ import (
 // port is what the maps hold for a portKey: written only after the write to the
 // maps it stands for.
 type port struct {
-	key     portKey
-	created time.Time
+	key portKey
 	// id is 0 until the name is set, and for a cluster IP as a whole.
 	id        uint32
 	frontends []frontend
@@ -83,6 +81,17 @@ func (p *port) names(r slotRange) bool {
 		return f.value.Inside.Count > 0 && f.value.Inside.Base == r.base ||
 			f.value.Outside.Count > 0 && f.value.Outside.Base == r.base
 	})
+}
+
+// namedIDs gives the records that the port's ranges have.
+func (p *port) namedIDs() map[uint32]bool {
+	ids := map[uint32]bool{}
+	for _, r := range p.ranges {
+		for _, id := range r.ids {
+			ids[id] = true
+		}
+	}
+	return ids
 }
 
 // gone: nothing of the port is in the maps any more.

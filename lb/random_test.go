@@ -76,6 +76,7 @@ func checkRandom(t *testing.T, c chooser, sizes maps.Sizes, rounds int) {
 			f.rate = 0
 			r.settle()
 			r.sameAs(fresh, "settled")
+			r.checkOwners("settled")
 			story = append(story, "settled")
 		}
 		if t.Failed() {
@@ -103,7 +104,8 @@ func checkEmptied(t *testing.T, r *rig, g *guard) {
 	if u := r.used(); u != (used{}) {
 		t.Errorf("with everything deleted there are in use %+v", u)
 	}
-	if n := len(r.loop.r.ports) + len(r.loop.r.owners) + len(r.loop.r.orphans) + len(r.loop.r.nodeAddrs) + len(r.loop.ranged); n != 0 {
+	if n := len(r.loop.r.ports) + len(r.loop.r.owners) + len(r.loop.r.orphans) + len(r.loop.r.nodeAddrs) + len(r.loop.ranged) +
+		len(r.loop.r.wishes) + len(r.loop.r.outer) + len(r.loop.r.claims.to) + len(r.loop.r.claims.under) + len(r.loop.r.keeping); n != 0 {
 		t.Errorf("with everything deleted the loop remembers %d things", n)
 	}
 }

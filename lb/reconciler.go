@@ -21,12 +21,22 @@ type reconciler struct {
 
 	ports  map[ServiceName][]*port
 	owners map[maps.FrontendKey]*port
+	// wishes are what the services ask for, claims who has which address.
+	wishes map[ServiceName]*wish
 	claims claims
-	// contested are claimed frontends whose owner is gone, or of another age.
-	contested []maps.FrontendKey
-	services  *idPool
-	records   *idPool
-	slots     *slotPool
+	// outer has the services with a load-balancer or external IP, by address.
+	outer map[netip.Addr][]ServiceName
+	// troubled are the services that have not all that they ask for.
+	troubled map[ServiceName][]trouble
+	// stripped are services of which another one has taken over a frontend, whose
+	// endpoints may have no use any more.
+	stripped []ServiceName
+	// keeping are services with a frontend that another one has won and not taken over
+	// yet.
+	keeping  map[ServiceName]bool
+	services *idPool
+	records  *idPool
+	slots    *slotPool
 	// entries counts those of map services: frontends but for cluster IPs as a
 	// whole, which are flags of their addresses.
 	entries int
@@ -64,9 +74,13 @@ func newReconciler(tables maps.Tables, log *zap.Logger, now func() time.Time) *r
 	sizes := tables.Sizes()
 	return &reconciler{
 		tables: tables, log: log, now: now,
-		ports:  map[ServiceName][]*port{},
-		owners: map[maps.FrontendKey]*port{},
-		claims: claims{},
+		ports:    map[ServiceName][]*port{},
+		owners:   map[maps.FrontendKey]*port{},
+		wishes:   map[ServiceName]*wish{},
+		claims:   newClaims(),
+		outer:    map[netip.Addr][]ServiceName{},
+		keeping:  map[ServiceName]bool{},
+		troubled: map[ServiceName][]trouble{},
 		// Map names bounds how many are in use; others rest meanwhile.
 		services:  newIDPool(2 * sizes.Services),
 		records:   newIDPool(sizes.Backends - 1),
@@ -84,6 +98,7 @@ func newReconciler(tables maps.Tables, log *zap.Logger, now func() time.Time) *r
 // that moves from one port to another is overwritten in one step, and is never
 // without an entry in between.
 func (r *reconciler) reconcile(name ServiceName, plans []portPlan) error {
+	delete(r.keeping, name)
 	steps := r.steps(name, plans)
 	var waiting []frontendPlan
 	for _, s := range steps {
@@ -137,11 +152,7 @@ func (r *reconciler) steps(name ServiceName, plans []portPlan) []portStep {
 	steps := make([]portStep, 0, len(plans))
 	for _, p := range r.ports[name] {
 		if !slices.ContainsFunc(plans, func(w portPlan) bool { return w.key == p.key }) {
-			gone := portPlan{key: p.key, created: p.created}
-			if len(plans) > 0 {
-				gone.created = plans[0].created // the service's, whose ports age together
-			}
-			steps = append(steps, portStep{port: p, want: gone, remove: true})
+			steps = append(steps, portStep{port: p, want: portPlan{key: p.key}, remove: true})
 		}
 	}
 	for _, want := range plans {
@@ -155,10 +166,16 @@ func (r *reconciler) steps(name ServiceName, plans []portPlan) []portStep {
 	return steps
 }
 
+// takeStripped gives the services of which others took over frontends.
+func (r *reconciler) takeStripped() []ServiceName {
+	names := r.stripped
+	r.stripped = nil
+	return names
+}
+
 // install adds what a plan has that a port has not: first what an entry leads
 // to, then the entry, so that every look-up is right. noRoom: see portStep.
 func (r *reconciler) install(p *port, want portPlan, remove bool) (noRoom, err error) {
-	r.setCreated(p, want.created)
 	if !remove && want.key.protocol != 0 && p.id == 0 {
 		if err := r.nameID(p); err != nil {
 			return nil, err
@@ -173,7 +190,7 @@ func (r *reconciler) install(p *port, want portPlan, remove bool) (noRoom, err e
 	if noRoom, err = r.addSources(p, want); err != nil {
 		return nil, err
 	}
-	mine := r.claimed(p, want.frontends)
+	mine := want.frontends
 	if noRoom != nil {
 		mine = r.withoutSources(p, mine)
 	}
@@ -190,14 +207,17 @@ func (r *reconciler) retire(p *port, want portPlan, remove bool) error {
 	if err := r.deleteFrontends(p, want); err != nil {
 		return err
 	}
-	if err := r.deleteSources(p, want); err != nil {
-		return err
+	// What another service is about to take over stays as it is.
+	if len(p.frontends) <= len(want.frontends) {
+		if err := r.deleteSources(p, want); err != nil {
+			return err
+		}
 	}
 	r.freeRanges(p)
 	if err := r.freeBackends(p, want); err != nil {
 		return err
 	}
-	if remove && p.id != 0 {
+	if remove && p.id != 0 && len(p.frontends) == 0 {
 		return r.forgetID(p)
 	}
 	return nil
@@ -279,78 +299,15 @@ func (r *reconciler) setFlags(p *port, b *backend, flags uint8) error {
 	return nil
 }
 
-// placeRanges makes sure that there are slots with the sets that the frontends
-// use which the port may have.
-func (r *reconciler) placeRanges(p *port, want portPlan, mine []frontendPlan) (inCluster, inLocal maps.SlotRange, err error) {
-	var cluster, local bool
-	for _, f := range mine {
-		cluster = cluster || !f.insideLocal || !f.outsideLocal
-		local = local || f.insideLocal || f.outsideLocal
-	}
-	if cluster {
-		if inCluster, err = r.placeRange(p, r.ids(p, want, maps.ClusterSet)); err != nil {
-			return
-		}
-	}
-	if local {
-		inLocal, err = r.placeRange(p, r.ids(p, want, maps.LocalSet))
-	}
-	return
-}
-
-// ids gives the record ids of a set, which addBackends has made sure of.
-func (r *reconciler) ids(p *port, want portPlan, flag uint8) []uint32 {
-	var ids []uint32
-	for _, b := range want.backends {
-		if b.flags&flag == 0 {
-			continue
-		}
-		if i, there := p.backend(b.addr); there {
-			ids = append(ids, p.backends[i].id)
-		}
-	}
-	return ids
-}
-
-func (r *reconciler) placeRange(p *port, ids []uint32) (maps.SlotRange, error) {
-	if len(ids) == 0 {
-		return maps.SlotRange{}, nil
-	}
-	if there, ok := p.rangeOf(ids); ok {
-		return there, nil
-	}
-	b, ok := r.slots.get(uint32(len(ids)), r.now())
-	if !ok {
-		return maps.SlotRange{}, fmt.Errorf("service %s: find %d slots in a row: %w",
-			p.key.service, len(ids), r.tables.Sizes().NewFullError(maps.NameSlots))
-	}
-	if err := r.tables.WriteSlots(b.base, ids); err != nil {
-		r.slots.put(b, r.now())
-		return maps.SlotRange{}, fmt.Errorf("service %s: %w", p.key.service, err)
-	}
-	r.writes.Slots += uint64(len(ids))
-	p.ranges = append(p.ranges, slotRange{block: b, ids: ids})
-	return maps.SlotRange{Base: b.base, Count: uint32(len(ids))}, nil
-}
-
-// freeRanges gives back the ranges that no frontend names.
-func (r *reconciler) freeRanges(p *port) {
-	kept := p.ranges[:0]
-	for _, rg := range p.ranges {
-		if p.names(rg) {
-			kept = append(kept, rg)
-			continue
-		}
-		r.slots.put(rg.block, r.now())
-	}
-	clear(p.ranges[len(kept):])
-	p.ranges = kept
-}
-
 // freeBackends frees the records that are not wanted, and takes flags away from
 // the others. Both come after the frontends have changed: until then a client
-// may be sent there.
+// may be sent there. Records stay that a frontend leads to which another service
+// is about to take over.
 func (r *reconciler) freeBackends(p *port, want portPlan) error {
+	var named map[uint32]bool
+	if len(p.frontends) > len(want.frontends) {
+		named = p.namedIDs()
+	}
 	for i := 0; i < len(p.backends); {
 		b := &p.backends[i]
 		at, wanted := slices.BinarySearchFunc(want.backends, *b, func(w backendPlan, b backend) int {
@@ -360,6 +317,10 @@ func (r *reconciler) freeBackends(p *port, want portPlan) error {
 			if err := r.setFlags(p, b, want.backends[at].flags); err != nil {
 				return err
 			}
+			i++
+			continue
+		}
+		if named[b.id] {
 			i++
 			continue
 		}

@@ -115,7 +115,7 @@ func (r *reconciler) deleteSource(p *port, i int) error {
 // are programmed stay as restricted as they are, and others are not programmed,
 // rather than open to everybody.
 func (r *reconciler) withoutSources(p *port, mine []frontendPlan) []frontendPlan {
-	kept := mine[:0]
+	kept := make([]frontendPlan, 0, len(mine))
 	for _, f := range mine {
 		held, there := r.held(p, f.key)
 		if f.ranged && !there {

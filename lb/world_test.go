@@ -77,7 +77,8 @@ func (w *world) service(name ServiceName) *Service {
 	if c.oneIn(2) {
 		s.ClusterIPs = append(s.ClusterIPs, pick(c, addrs("fd96::1", "fd96::2")))
 	}
-	for _, a := range addrs("1.1.1.1", "1.1.1.2", "2001:db8::1") {
+	// Among them another's cluster IP, and an address of the node.
+	for _, a := range addrs("1.1.1.1", "1.1.1.2", "2001:db8::1", "10.96.0.1", "192.168.0.1") {
 		if c.oneIn(4) {
 			s.ExternalIPs = append(s.ExternalIPs, a)
 		}
@@ -112,7 +113,7 @@ func (w *world) ports() []ServicePort {
 	c := w.c
 	var ports []ServicePort
 	for range 1 + c(3) {
-		p := ServicePort{Name: pick(c, []string{"p", "q", "r"}), Protocol: pick(c, []Protocol{TCP, UDP, TCP, SCTP}), Port: uint16(80 + c(2))}
+		p := ServicePort{Name: pick(c, []string{"p", "q", "r"}), Protocol: pick(c, []Protocol{TCP, UDP, TCP, SCTP}), Port: pick(c, []uint16{80, 81, 80, 81, 30000})}
 		if c.oneIn(2) {
 			p.NodePort = uint16(30000 + c(3))
 		}

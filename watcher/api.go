@@ -168,16 +168,21 @@ func (a *API) announce(ctx context.Context) {
 			return
 		}
 	}
-	late := time.NewTimer(a.grace)
-	defer late.Stop()
+	late, cancel := context.WithTimeout(ctx, a.grace)
+	defer cancel()
 	select {
 	case <-a.node.synced:
 		if a.node.len() == 0 {
 			a.Log.Warn("there is no Node of this name: zone hints are not followed; check --node-name", zap.String("node", a.NodeName))
 		}
-	case <-late.C:
+	case <-late.Done():
 		a.Log.Warn("this Node could not be read yet: zone hints are not followed until it is", zap.String("node", a.NodeName))
-	case <-ctx.Done():
+	}
+	if !a.FixedCIDRs && !a.cidrs.await(late) { // external IPs in them would serve for a moment
+		a.Log.Warn("the service CIDRs could not be read yet: until they are, external IPs and " +
+			"load-balancer IPs in them are not refused, unless an earlier daemon knew them")
+	}
+	if ctx.Err() != nil {
 		return
 	}
 	a.Log.Info("all services and endpoints of the API server are known",

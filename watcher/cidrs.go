@@ -48,13 +48,17 @@ type cidrs struct {
 	store *store[string, serviceCIDR]
 	pass  func([]netip.Prefix)
 
+	// announced is closed when the ranges are known.
+	announced chan struct{}
+	once      sync.Once
+
 	mu    sync.Mutex
 	all   map[string][]netip.Prefix
 	known bool
 }
 
 func newCIDRs(convert func(any) (item[string, serviceCIDR], bool), pass func([]netip.Prefix)) *cidrs {
-	c := &cidrs{pass: pass, all: map[string][]netip.Prefix{}}
+	c := &cidrs{pass: pass, all: map[string][]netip.Prefix{}, announced: make(chan struct{})}
 	c.store = newStore(handling[string, serviceCIDR]{convert, equalServiceCIDR,
 		func(s *serviceCIDR) { c.change(func() { c.all[s.name] = s.ranges }) },
 		func(name string) { c.change(func() { delete(c.all, name) }) },
@@ -72,7 +76,25 @@ func (c *cidrs) change(change func()) {
 }
 
 // announce passes on what is there, and every change from now on.
-func (c *cidrs) announce() { c.change(func() { c.known = true }) }
+func (c *cidrs) announce() {
+	c.change(func() { c.known = true })
+	c.once.Do(func() { close(c.announced) })
+}
+
+// await waits until the ranges are known, and reports whether they are.
+func (c *cidrs) await(ctx context.Context) bool {
+	select {
+	case <-c.announced:
+		return true
+	case <-ctx.Done():
+	}
+	select {
+	case <-c.announced: // both were: select has no order
+		return true
+	default:
+		return false
+	}
+}
 
 func (a *API) serviceCIDR(obj any) (item[string, serviceCIDR], bool) {
 	s, ok := obj.(*networkingv1.ServiceCIDR)
@@ -88,8 +110,8 @@ func (a *API) serviceCIDR(obj any) (item[string, serviceCIDR], bool) {
 const cidrsInterval = 10 * time.Minute
 
 // followCIDRs watches ServiceCIDRs, from when the API server has them: since
-// Kubernetes 1.33. Nothing waits for it: until ranges are known, those that are
-// programmed stay.
+// Kubernetes 1.33. The first sync waits for it, as for the Node, but not for long:
+// until ranges are known, those that are programmed stay.
 func (a *API) followCIDRs(ctx context.Context) {
 	api := a.Client.NetworkingV1().ServiceCIDRs()
 	wait, said := time.Second, false

@@ -1,0 +1,162 @@
+package lb
+
+import (
+	"net/netip"
+	"slices"
+
+	"shunt/maps"
+)
+
+// claim is one service port's claim to an address and port.
+type claim struct {
+	port     *portWish
+	frontend *frontendWish
+}
+
+// better reports whether a claim wins over another to the same address: by rank,
+// inside a rank by the services' age and name, inside a service by its ports' order.
+func (c claim) better(o claim) bool {
+	switch a, b := rankOf(c.frontend.kind), rankOf(o.frontend.kind); {
+	case a != b:
+		return a < b
+	case c.port.of != o.port.of:
+		return c.port.of.before(o.port.of)
+	}
+	return c.port.index < o.port.index
+}
+
+// claims knows who asks for which address, and decides who has it.
+type claims struct {
+	// to has the claims to each frontend, the best first.
+	to map[maps.FrontendKey][]claim
+	// under has the load-balancer and external IPs that a better claim to another
+	// key of map services would beat: see beatenBy.
+	under map[maps.FrontendKey][]claim
+	// takes has the addresses of this node that take node ports.
+	takes map[netip.Addr]uint32
+	// changed are services that won or lost something since they were taken.
+	changed map[ServiceName]bool
+}
+
+func newClaims() claims {
+	return claims{to: map[maps.FrontendKey][]claim{}, under: map[maps.FrontendKey][]claim{},
+		changed: map[ServiceName]bool{}}
+}
+
+// beatenBy gives the keys of other frontends that a claim gives way to. An address
+// of this node has the node ports of all services, by one entry a port: programs
+// look for the exact address first, so a load-balancer or external IP there would
+// take the port from its owner. And the ports of a cluster IP that its service does
+// not define are refused: they are not another service's.
+func (c *claims) beatenBy(k maps.FrontendKey, kind maps.FrontendKind) []maps.FrontendKey {
+	if rankOf(kind) < rankLoadBalancerIP {
+		return nil
+	}
+	at := k.AddrPort()
+	keys := []maps.FrontendKey{maps.NewFrontendKey(at.Addr(), 0, 0)}
+	if _, takes := c.takes[at.Addr()]; takes {
+		any := netip.IPv6Unspecified()
+		if at.Addr().Is4() {
+			any = netip.IPv4Unspecified()
+		}
+		keys = append(keys, maps.NewFrontendKey(any, at.Port(), k.Protocol))
+	}
+	return keys
+}
+
+func (c *claims) add(n claim) {
+	k := n.frontend.key
+	at, _ := slices.BinarySearchFunc(c.to[k], n, func(a, b claim) int {
+		if a.better(b) {
+			return -1
+		}
+		return 1
+	})
+	c.to[k] = slices.Insert(c.to[k], at, n)
+	for _, over := range c.beatenBy(k, n.frontend.kind) {
+		c.under[over] = append(c.under[over], n)
+	}
+	c.decide(k)
+	c.decideUnder(k)
+}
+
+func (c *claims) remove(n claim) {
+	k := n.frontend.key
+	drop := func(from map[maps.FrontendKey][]claim, k maps.FrontendKey) {
+		rest := slices.DeleteFunc(from[k], func(o claim) bool { return o == n })
+		if from[k] = rest; len(rest) == 0 {
+			delete(from, k)
+		}
+	}
+	drop(c.to, k)
+	for _, over := range c.beatenBy(k, n.frontend.kind) {
+		drop(c.under, over)
+	}
+	c.decide(k)
+	c.decideUnder(k)
+}
+
+// decide says for all claims to a frontend whether they win.
+func (c *claims) decide(k maps.FrontendKey) {
+	for i, cl := range c.to[k] {
+		if won := i == 0 && c.beats(cl) == nil; won != cl.frontend.won {
+			cl.frontend.won = won
+			c.changed[cl.port.of.name] = true
+		}
+	}
+}
+
+// decideUnder decides again about the claims that give way to those to a frontend.
+func (c *claims) decideUnder(k maps.FrontendKey) {
+	for _, cl := range c.under[k] {
+		c.decide(cl.frontend.key)
+	}
+}
+
+// beats gives the claim to another frontend that a claim gives way to, if there is one.
+func (c *claims) beats(cl claim) *claim {
+	for _, over := range c.beatenBy(cl.frontend.key, cl.frontend.kind) {
+		if better := c.to[over]; len(better) > 0 && (over.Port != 0 || better[0].port.of != cl.port.of) {
+			return &better[0]
+		}
+	}
+	return nil
+}
+
+// owner gives the claim that has what another one asks for.
+func (c *claims) owner(cl claim) claim {
+	if o := c.beats(cl); o != nil {
+		return *o
+	}
+	return c.to[cl.frontend.key][0]
+}
+
+// winner gives the service port that has a frontend, nil where none asks for it.
+func (c *claims) winner(k maps.FrontendKey) *portWish {
+	if all := c.to[k]; len(all) > 0 && all[0].frontend.granted() {
+		return all[0].port
+	}
+	return nil
+}
+
+// setTakes replaces the addresses that take node ports, and decides again about
+// the claims of these services, which have an address that does or did.
+func (r *reconciler) setTakes(takes map[netip.Addr]uint32) {
+	touched := map[ServiceName]bool{}
+	for _, pair := range [][2]map[netip.Addr]uint32{{r.claims.takes, takes}, {takes, r.claims.takes}} {
+		for a := range pair[0] {
+			if _, there := pair[1][a]; !there {
+				for _, name := range r.outer[a] {
+					touched[name] = true
+				}
+			}
+		}
+	}
+	for name := range touched {
+		r.wishes[name].eachClaim(r.claims.remove)
+	}
+	r.claims.takes = takes
+	for name := range touched {
+		r.wishes[name].eachClaim(r.claims.add)
+	}
+}

@@ -1,0 +1,185 @@
+package lb
+
+import (
+	"net/netip"
+	"slices"
+	"time"
+
+	"shunt/maps"
+)
+
+// rank orders the kinds of frontends: where two services claim one address, and
+// where a map has no room for all, the lower rank wins.
+type rank uint8
+
+const (
+	rankClusterIP rank = iota
+	rankNodePort
+	rankLoadBalancerIP
+	rankExternalIP
+	ranks = iota
+)
+
+func rankOf(k maps.FrontendKind) rank {
+	switch k {
+	case maps.NodePort:
+		return rankNodePort
+	case maps.LoadBalancerIP:
+		return rankLoadBalancerIP
+	case maps.ExternalIP:
+		return rankExternalIP
+	}
+	return rankClusterIP
+}
+
+// wish is what one Service asks the maps for, and what of it is granted. The
+// wishes of all services decide, never the order in which they came: so all nodes
+// agree, and a new daemon agrees with the one before it.
+type wish struct {
+	name    ServiceName
+	created time.Time
+	// outer are the service's load-balancer and external IPs.
+	outer []netip.Addr
+	ports []*portWish
+}
+
+// portWish is what a service port of one family asks for.
+type portWish struct {
+	of        *wish
+	index     int // in the service
+	key       portKey
+	frontends []frontendWish
+	refused   []refusal
+}
+
+// frontendWish is one address that a service port asks for.
+type frontendWish struct {
+	key  maps.FrontendKey
+	kind maps.FrontendKind
+	// won: no better claim to the address is known.
+	won bool
+}
+
+func (f *frontendWish) granted() bool { return f.won }
+
+// before reports whether a wish is served before another of the same rank: the
+// service that was created first, by name where that is equal or unknown.
+func (w *wish) before(o *wish) bool {
+	if !w.created.Equal(o.created) {
+		return w.created.Before(o.created)
+	}
+	return w.name.compare(o.name) < 0
+}
+
+// setWish replaces what a service asks for; no plans: it asks for nothing any
+// more. It notes which services win or lose something by it.
+func (r *reconciler) setWish(svc *Service, plans []portPlan) {
+	if old := r.wishes[svc.Name]; old != nil && old.same(svc, plans) {
+		for i := range plans {
+			old.ports[i].refused = plans[i].refused
+		}
+		return
+	}
+	r.dropWish(svc.Name)
+	w := &wish{name: svc.Name, created: svc.Created, outer: outerAddrs(svc)}
+	for i, p := range plans {
+		port := &portWish{of: w, index: i, key: p.key, frontends: make([]frontendWish, len(p.frontends)), refused: p.refused}
+		for j, f := range p.frontends {
+			port.frontends[j] = frontendWish{key: f.key, kind: f.kind}
+		}
+		w.ports = append(w.ports, port)
+	}
+	r.wishes[w.name] = w
+	for _, a := range w.outer {
+		r.outer[a] = append(r.outer[a], w.name)
+	}
+	w.eachClaim(r.claims.add)
+}
+
+// outerAddrs gives the addresses of a service that it did not get from the cluster's own
+// ranges.
+func outerAddrs(svc *Service) []netip.Addr {
+	return slices.Concat(svc.LoadBalancerIPs, svc.ExternalIPs)
+}
+
+// dropWish forgets what a service asked for.
+func (r *reconciler) dropWish(name ServiceName) {
+	w := r.wishes[name]
+	if w == nil {
+		return
+	}
+	delete(r.wishes, name)
+	w.eachClaim(r.claims.remove)
+	for _, a := range w.outer {
+		rest := slices.DeleteFunc(r.outer[a], func(n ServiceName) bool { return n == name })
+		if r.outer[a] = rest; len(rest) == 0 {
+			delete(r.outer, a)
+		}
+	}
+}
+
+func (w *wish) eachClaim(do func(claim)) {
+	for _, p := range w.ports {
+		for i := range p.frontends {
+			do(claim{p, &p.frontends[i]})
+		}
+	}
+}
+
+// same reports whether a service still asks for the same addresses.
+func (w *wish) same(svc *Service, plans []portPlan) bool {
+	if !w.created.Equal(svc.Created) || len(w.ports) != len(plans) || !slices.Equal(w.outer, outerAddrs(svc)) {
+		return false
+	}
+	for i, p := range plans {
+		if w.ports[i].key != p.key || !slices.EqualFunc(w.ports[i].frontends, p.frontends,
+			func(a frontendWish, b frontendPlan) bool { return a.key == b.key && a.kind == b.kind }) {
+			return false
+		}
+	}
+	return true
+}
+
+// granted takes from a service's plans what it is not granted. A port without a
+// frontend has nothing in the maps.
+func (r *reconciler) granted(name ServiceName, plans []portPlan) []portPlan {
+	w := r.wishes[name]
+	if w == nil {
+		return nil
+	}
+	kept := make([]portPlan, 0, len(plans))
+	for _, plan := range plans {
+		i := slices.IndexFunc(w.ports, func(p *portWish) bool { return p.key == plan.key })
+		if i < 0 {
+			continue
+		}
+		if plan.frontends = w.ports[i].granted(plan.frontends); len(plan.frontends) == 0 {
+			continue
+		}
+		if !slices.ContainsFunc(plan.frontends, func(f frontendPlan) bool { return f.ranged }) {
+			plan.sources = nil
+		}
+		kept = append(kept, plan)
+	}
+	return kept
+}
+
+// granted gives those of the frontends, in the order of the wish, that are granted.
+func (p *portWish) granted(all []frontendPlan) []frontendPlan {
+	refused := func(i int) bool {
+		return i >= len(p.frontends) || p.frontends[i].key != all[i].key || !p.frontends[i].granted()
+	}
+	var kept []frontendPlan
+	for i := range all {
+		switch {
+		case refused(i) && kept == nil:
+			kept = slices.Clone(all[:i]) // which is not nil, if empty
+		case !refused(i) && kept != nil:
+			kept = append(kept, all[i])
+		}
+	}
+	if kept == nil {
+		return all
+	}
+	return kept
+}
