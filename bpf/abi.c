@@ -14,4 +14,5 @@ enum addr_flag abi_addr_flag;
 enum flow_key_kind abi_flow_key_kind;
 enum flow_flag abi_flow_flag;
 enum flow_said abi_flow_said;
+enum problem_kind abi_problem_kind;
 __u32 abi_version = SHUNT_ABI;

@@ -28,6 +28,7 @@ const (
 	sockMapFragments                 = "fragments"
 	sockMapMeta                      = "meta"
 	sockMapNames                     = "names"
+	sockMapProblems                  = "problems"
 	sockMapServices                  = "services"
 	sockMapSlots                     = "slots"
 	sockMapSockBefore                = "sock_before"
@@ -124,6 +125,7 @@ type sockMapSpecs struct {
 	Fragments    *ebpf.MapSpec `ebpf:"fragments"`
 	Meta         *ebpf.MapSpec `ebpf:"meta"`
 	Names        *ebpf.MapSpec `ebpf:"names"`
+	Problems     *ebpf.MapSpec `ebpf:"problems"`
 	Services     *ebpf.MapSpec `ebpf:"services"`
 	Slots        *ebpf.MapSpec `ebpf:"slots"`
 	SockBefore   *ebpf.MapSpec `ebpf:"sock_before"`
@@ -182,6 +184,7 @@ type sockMaps struct {
 	Fragments    *ebpf.Map `ebpf:"fragments"`
 	Meta         *ebpf.Map `ebpf:"meta"`
 	Names        *ebpf.Map `ebpf:"names"`
+	Problems     *ebpf.Map `ebpf:"problems"`
 	Services     *ebpf.Map `ebpf:"services"`
 	Slots        *ebpf.Map `ebpf:"slots"`
 	SockBefore   *ebpf.Map `ebpf:"sock_before"`
@@ -204,6 +207,7 @@ func (m *sockMaps) Close() error {
 		m.Fragments,
 		m.Meta,
 		m.Names,
+		m.Problems,
 		m.Services,
 		m.Slots,
 		m.SockBefore,

@@ -49,6 +49,7 @@ const (
 	sweepMapFragments        = "fragments"
 	sweepMapMeta             = "meta"
 	sweepMapNames            = "names"
+	sweepMapProblems         = "problems"
 	sweepMapServices         = "services"
 	sweepMapSlots            = "slots"
 	sweepMapSockBefore       = "sock_before"
@@ -122,6 +123,7 @@ type sweepMapSpecs struct {
 	Fragments    *ebpf.MapSpec `ebpf:"fragments"`
 	Meta         *ebpf.MapSpec `ebpf:"meta"`
 	Names        *ebpf.MapSpec `ebpf:"names"`
+	Problems     *ebpf.MapSpec `ebpf:"problems"`
 	Services     *ebpf.MapSpec `ebpf:"services"`
 	Slots        *ebpf.MapSpec `ebpf:"slots"`
 	SockBefore   *ebpf.MapSpec `ebpf:"sock_before"`
@@ -169,6 +171,7 @@ type sweepMaps struct {
 	Fragments    *ebpf.Map `ebpf:"fragments"`
 	Meta         *ebpf.Map `ebpf:"meta"`
 	Names        *ebpf.Map `ebpf:"names"`
+	Problems     *ebpf.Map `ebpf:"problems"`
 	Services     *ebpf.Map `ebpf:"services"`
 	Slots        *ebpf.Map `ebpf:"slots"`
 	SockBefore   *ebpf.Map `ebpf:"sock_before"`
@@ -191,6 +194,7 @@ func (m *sweepMaps) Close() error {
 		m.Fragments,
 		m.Meta,
 		m.Names,
+		m.Problems,
 		m.Services,
 		m.Slots,
 		m.SockBefore,

@@ -51,6 +51,7 @@ const (
 	tcMapFragments                 = "fragments"
 	tcMapMeta                      = "meta"
 	tcMapNames                     = "names"
+	tcMapProblems                  = "problems"
 	tcMapServices                  = "services"
 	tcMapSlots                     = "slots"
 	tcMapSockBefore                = "sock_before"
@@ -136,6 +137,7 @@ type tcMapSpecs struct {
 	Fragments    *ebpf.MapSpec `ebpf:"fragments"`
 	Meta         *ebpf.MapSpec `ebpf:"meta"`
 	Names        *ebpf.MapSpec `ebpf:"names"`
+	Problems     *ebpf.MapSpec `ebpf:"problems"`
 	Services     *ebpf.MapSpec `ebpf:"services"`
 	Slots        *ebpf.MapSpec `ebpf:"slots"`
 	SockBefore   *ebpf.MapSpec `ebpf:"sock_before"`
@@ -195,6 +197,7 @@ type tcMaps struct {
 	Fragments    *ebpf.Map `ebpf:"fragments"`
 	Meta         *ebpf.Map `ebpf:"meta"`
 	Names        *ebpf.Map `ebpf:"names"`
+	Problems     *ebpf.Map `ebpf:"problems"`
 	Services     *ebpf.Map `ebpf:"services"`
 	Slots        *ebpf.Map `ebpf:"slots"`
 	SockBefore   *ebpf.Map `ebpf:"sock_before"`
@@ -218,6 +221,7 @@ func (m *tcMaps) Close() error {
 		m.Fragments,
 		m.Meta,
 		m.Names,
+		m.Problems,
 		m.Services,
 		m.Slots,
 		m.SockBefore,

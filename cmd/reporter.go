@@ -14,8 +14,9 @@ import (
 // reporter passes what the loop says on to those who tell others: the health and
 // metrics servers, the log, map meta. It is the loop's Observer.
 type reporter struct {
-	d      *daemon
-	health *health.Server
+	d        *daemon
+	health   *health.Server
+	problems *problemReporter
 	// first: the first reconcile is not over yet.
 	first bool
 }
@@ -23,7 +24,7 @@ type reporter struct {
 var _ lb.Observer = (*reporter)(nil)
 
 func newReporter(d *daemon, src *source) (*reporter, error) {
-	r := &reporter{d: d, first: true}
+	r := &reporter{d: d, first: true, problems: newProblemReporter(d, src)}
 	v, err := readVersion()
 	if err != nil {
 		return nil, err
@@ -58,6 +59,7 @@ func (r *reporter) Reconciled(rep lb.Report) {
 	r.health.Reconciled(rep)
 	status := r.d.loop.Status()
 	r.health.SetNodePortAddresses(status.NodePortAddrs)
+	r.problems.write(status.Problems)
 	r.d.packets.SetNodeAddrs(r.d.store.NodeIPs())
 	r.d.kernel.UpdateMeta(func(m *maps.Meta) {
 		m.Pending = uint32(status.ServiceChangesPending + status.EndpointChangesPending)

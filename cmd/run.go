@@ -173,6 +173,7 @@ func (d *daemon) serve(ctx context.Context, source *source) (err error) {
 		Store: d.store, Tables: d.kernel, Log: d.log, Now: time.Now,
 		NodeName: d.cfg.NodeName, NodePorts: d.cfg.nodePorts,
 		Observer: d.reporter, OnStale: d.sweepStale, OnSynced: d.attach,
+		OnProblem: d.reporter.problems.found,
 	})
 	adopted, err := d.loop.Adopt()
 	if err != nil {
@@ -181,7 +182,8 @@ func (d *daemon) serve(ctx context.Context, source *source) (err error) {
 	d.reporter.setAdopted(adopted)
 	d.kernel.UpdateMeta(func(m *maps.Meta) {
 		*m = maps.Meta{Abi: abi, Pid: uint32(os.Getpid()), Started: time.Now().UnixNano(),
-			ServiceCidrs: m.ServiceCidrs} // which is of the maps, not of the daemon
+			// which are of the maps, not of the daemon
+			ServiceCidrs: m.ServiceCidrs, Problems: m.Problems, ProblemsVersion: m.ProblemsVersion}
 	})
 	d.log.Info("started", zap.String("node", d.cfg.NodeName), zap.String("cgroup", d.cgroup),
 		zap.String("bpffs", d.cfg.BPFFSRoot), zap.Int("adopted_frontends", adopted.Frontends),

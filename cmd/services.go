@@ -11,6 +11,7 @@ import (
 	"github.com/spf13/cobra"
 	"sigs.k8s.io/yaml"
 
+	"shunt/lb"
 	"shunt/maps"
 )
 
@@ -38,6 +39,9 @@ type frontendReport struct {
 	// Inside and Outside are what new connections may reach.
 	Inside  []backendReport `json:"inside"`
 	Outside []backendReport `json:"outside"`
+	// Problem says what the Service asks for here and does not get, and why. A
+	// frontend that is not served at all has kind "none".
+	Problem string `json:"problem,omitempty"`
 }
 
 type backendReport struct {
@@ -67,7 +71,7 @@ func newServicesCommand() *cobra.Command {
 					return err
 				}
 			}
-			list, err := readServices(root, match)
+			list, err := readServices(root, match, len(args) == 0)
 			if err != nil {
 				return err
 			}
@@ -100,7 +104,8 @@ func parseMatch(s string) (func(netip.AddrPort) bool, error) {
 	return func(o netip.AddrPort) bool { return o.Addr() == a }, nil
 }
 
-func readServices(root string, match func(netip.AddrPort) bool) ([]frontendReport, error) {
+// readServices returns the frontends that match; all says that every one does.
+func readServices(root string, match func(netip.AddrPort) bool, all bool) ([]frontendReport, error) {
 	set, kernel, err := openPins(root)
 	if err != nil {
 		return nil, err
@@ -116,7 +121,8 @@ func readServices(root string, match func(netip.AddrPort) bool) ([]frontendRepor
 			list = append(list, newFrontendReport(kernel, dump, k))
 		}
 	}
-	return list, nil
+	problems, _ := kernel.Problems()
+	return addProblems(list, problems, match, all), nil
 }
 
 func newFrontendReport(kernel *maps.Kernel, dump *maps.Dump, k maps.FrontendKey) frontendReport {
@@ -124,17 +130,11 @@ func newFrontendReport(kernel *maps.Kernel, dump *maps.Dump, k maps.FrontendKey)
 	name := dump.Names[svc.Id]
 	ap := k.AddrPort()
 	r := frontendReport{
-		Address: ap.Addr().String(), Port: ap.Port(), Protocol: maps.ProtocolName(k.Protocol),
-		Kind: maps.FrontendKind(svc.Kind).String(), Family: "IPv4",
+		Protocol: maps.ProtocolName(k.Protocol), Kind: maps.FrontendKind(svc.Kind).String(),
 		Namespace: name.Namespace, Service: name.Name, PortName: name.Port,
 		AffinitySeconds: svc.AffinitySeconds,
 	}
-	if ap.Addr().Is6() {
-		r.Family = "IPv6"
-	}
-	if ap.Addr().IsUnspecified() {
-		r.Address = "*"
-	}
+	r.setAddress(ap)
 	if maps.FrontendKind(svc.Kind) == maps.UndefinedPort {
 		return r
 	}
@@ -148,6 +148,13 @@ func newFrontendReport(kernel *maps.Kernel, dump *maps.Dump, k maps.FrontendKey)
 	r.Inside = newBackendReports(kernel, dump, svc.Inside)
 	r.Outside = newBackendReports(kernel, dump, svc.Outside)
 	return r
+}
+
+func (r *frontendReport) setAddress(ap netip.AddrPort) {
+	r.Address, r.Port, r.Family = ap.Addr().String(), ap.Port(), lb.FamilyOf(ap.Addr()).String()
+	if ap.Addr().IsUnspecified() {
+		r.Address = "*"
+	}
 }
 
 func policyName(local bool) string {
@@ -196,34 +203,61 @@ func writeServices(w io.Writer, output string, list []frontendReport) error {
 func servicesTable(w io.Writer, list []frontendReport) {
 	t := tabwriter.NewWriter(w, 0, 8, 2, ' ', 0)
 	defer t.Flush()
-	fmt.Fprintln(t, "FRONTEND\tKIND\tSERVICE\tPOLICY\tAFFINITY\tBACKENDS\tCONNECTIONS")
-	for _, f := range list {
-		service, policy, affinity := "", "refused", "None"
-		if f.Service != "" {
-			service = f.Namespace + "/" + f.Service
-			if f.PortName != "" {
-				service += ":" + f.PortName
-			}
-		}
-		if f.InsidePolicy != "" {
-			policy = f.InsidePolicy
-		}
-		if f.OutsidePolicy != f.InsidePolicy {
-			policy += ", outside " + f.OutsidePolicy
-		}
-		if len(f.SourceRanges) > 0 {
-			policy += ", only from " + someOf(f.SourceRanges)
-		}
-		if f.AffinitySeconds > 0 {
-			affinity = fmt.Sprintf("ClientIP %ds", f.AffinitySeconds)
-		}
-		backends, connections := backendsText(f.Inside)
-		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\t%d\n", frontendText(f), f.Kind, service, policy, affinity, backends, connections)
+	problems := anyProblem(list)
+	header := "FRONTEND\tKIND\tSERVICE\tPOLICY\tAFFINITY\tBACKENDS\tCONNECTIONS"
+	if problems {
+		header += "\tPROBLEM"
 	}
+	fmt.Fprintln(t, header)
+	for _, f := range list {
+		backends, connections := backendsText(f.Inside)
+		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\t%d", frontendText(f), f.Kind, serviceText(f), policyText(f), affinityText(f), backends, connections)
+		if problems {
+			fmt.Fprintf(t, "\t%s", f.Problem)
+		}
+		fmt.Fprintln(t)
+	}
+}
+
+func serviceText(f frontendReport) string {
+	switch {
+	case f.Service == "":
+		return ""
+	case f.PortName == "":
+		return f.Namespace + "/" + f.Service
+	}
+	return f.Namespace + "/" + f.Service + ":" + f.PortName
+}
+
+func policyText(f frontendReport) string {
+	policy := "refused"
+	if f.InsidePolicy != "" {
+		policy = f.InsidePolicy
+	}
+	if f.OutsidePolicy != f.InsidePolicy {
+		policy += ", outside " + f.OutsidePolicy
+	}
+	if len(f.SourceRanges) > 0 {
+		policy += ", only from " + someOf(f.SourceRanges)
+	}
+	if f.Kind == notServed {
+		policy = "not served"
+	}
+	return policy
+}
+
+func affinityText(f frontendReport) string {
+	if f.AffinitySeconds > 0 {
+		return fmt.Sprintf("ClientIP %ds", f.AffinitySeconds)
+	}
+	return "None"
 }
 
 func frontendText(f frontendReport) string {
 	host := f.Address
+	if host == "" {
+		return "none"
+	}
 	if f.Family == "IPv6" {
 		host = "[" + host + "]"
 	}

@@ -29,11 +29,13 @@ type statusReport struct {
 	Attachments []bpf.Attachment `json:"attachments"`
 	Packets     packetStatus     `json:"packets"`
 	// ServiceCIDRs are the ranges in which addresses that no service has are refused.
-	ServiceCIDRs []netip.Prefix    `json:"serviceCIDRs"`
-	Maps         []mapStatus       `json:"maps"`
-	Reasons      map[string]uint64 `json:"reasons"`
-	Features     []featureStatus   `json:"features"`
-	KubeProxy    kubeProxyStatus   `json:"kubeProxy"`
+	ServiceCIDRs []netip.Prefix `json:"serviceCIDRs"`
+	// Problems are of Services that are not served as they ask.
+	Problems  problemsStatus    `json:"problems"`
+	Maps      []mapStatus       `json:"maps"`
+	Reasons   map[string]uint64 `json:"reasons"`
+	Features  []featureStatus   `json:"features"`
+	KubeProxy kubeProxyStatus   `json:"kubeProxy"`
 }
 
 type daemonStatus struct {
@@ -124,6 +126,7 @@ func readStatus(ctx context.Context, root string) (*statusReport, error) {
 		return nil, err
 	}
 	s.ServiceCIDRs = dump.ServiceCIDRs
+	s.Problems = readProblems(kernel)
 	affinity, err := kernel.AffinityUsed()
 	if err != nil {
 		return nil, err
@@ -243,6 +246,7 @@ func (s *statusReport) table(w io.Writer) {
 		ranges = strings.Trim(fmt.Sprint(s.ServiceCIDRs), "[]")
 	}
 	fmt.Fprintf(t, "Service CIDRs:\t%s\n", ranges)
+	s.Problems.table(t)
 	s.KubeProxy.table(t)
 	fmt.Fprintln(t, "Maps:")
 	for _, m := range s.Maps {

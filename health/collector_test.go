@@ -55,6 +55,7 @@ func TestStatusMetrics(t *testing.T) {
 		ServiceChanges: 5, EndpointChanges: 7, ServiceChangesPending: 1, EndpointChangesPending: 2,
 		NoLocalEndpoints: map[lb.NoLocalKey]int{{Family: lb.IPv6, External: true}: 3, {Family: lb.IPv4}: 4},
 		Fill:             []maps.Fill{{Map: "slots", Used: 6, Size: 8}, {Map: "services", Used: 1, Size: 2}},
+		Problems:         lb.Problems{Services: map[lb.ProblemKind]int{maps.Conflict: 3, maps.NoRoom: 1}},
 	}}
 	exposes(t, newTestServer(t, Options{}, st), `
 # HELP kubeproxy_sync_proxy_rules_endpoint_changes_pending Changes of EndpointSlices that are not in the maps yet.
@@ -89,10 +90,17 @@ shunt_map_entries{map="slots"} 6
 # TYPE shunt_map_max_entries gauge
 shunt_map_max_entries{map="services"} 2
 shunt_map_max_entries{map="slots"} 8
+# HELP shunt_service_problems Services that are not served as they ask, by the kind of problem; one may have several.
+# TYPE shunt_service_problems gauge
+shunt_service_problems{kind="conflict"} 3
+shunt_service_problems{kind="cut"} 0
+shunt_service_problems{kind="failed"} 0
+shunt_service_problems{kind="no_room"} 1
+shunt_service_problems{kind="refused"} 0
 `, "kubeproxy_sync_proxy_rules_endpoint_changes_pending", "kubeproxy_sync_proxy_rules_endpoint_changes_total",
 		"kubeproxy_sync_proxy_rules_last_queued_timestamp_seconds", "kubeproxy_sync_proxy_rules_last_timestamp_seconds",
 		"kubeproxy_sync_proxy_rules_no_local_endpoints_total", "kubeproxy_sync_proxy_rules_service_changes_pending",
-		"kubeproxy_sync_proxy_rules_service_changes_total", "shunt_map_entries", "shunt_map_max_entries")
+		"kubeproxy_sync_proxy_rules_service_changes_total", "shunt_map_entries", "shunt_map_max_entries", "shunt_service_problems")
 }
 
 func TestTimestampsBeforeAnything(t *testing.T) {

@@ -6,6 +6,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"shunt/lb"
+	"shunt/maps"
 )
 
 // The metrics that are read when somebody scrapes.
@@ -25,6 +26,8 @@ var (
 	noLocalEndpoints = desc("kubeproxy_sync_proxy_rules_no_local_endpoints_total",
 		"Service ports with a Local traffic policy and no usable endpoint on this node, of those that have endpoints.",
 		"ip_family", "traffic_policy")
+	serviceProblems = desc("shunt_service_problems",
+		"Services that are not served as they ask, by the kind of problem; one may have several.", "kind")
 	mapEntries   = desc("shunt_map_entries", "Entries in an eBPF map.", "map")
 	mapSize      = desc("shunt_map_max_entries", "Entries that an eBPF map has room for.", "map")
 	flowsExpired = desc("shunt_flows_expired_total",
@@ -43,7 +46,7 @@ func desc(name, help string, labels ...string) *prometheus.Desc {
 var described = []*prometheus.Desc{
 	mapEntries, mapSize, reasonSeen, flowsExpired, flowsEvicted,
 	lastTimestamp, lastQueued, endpointChanges, endpointChangesPending,
-	serviceChanges, serviceChangesPending, noLocalEndpoints,
+	serviceChanges, serviceChangesPending, noLocalEndpoints, serviceProblems,
 }
 
 // counted are the metrics that are counted as things happen.
@@ -91,6 +94,9 @@ func (m *collector) collectStatus(out chan<- prometheus.Metric, st lb.Status) {
 			n := st.NoLocalEndpoints[lb.NoLocalKey{Family: family, External: external}]
 			gauge(out, noLocalEndpoints, float64(n), family.String(), policy)
 		}
+	}
+	for _, kind := range maps.ProblemKinds() {
+		gauge(out, serviceProblems, float64(st.Problems.Services[kind]), kind.String())
 	}
 	for _, f := range m.checker.fill(st) {
 		gauge(out, mapEntries, float64(f.Used), f.Map)

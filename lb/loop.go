@@ -32,6 +32,9 @@ type LoopOptions struct {
 	// OnStale hears when a change left sockets behind that speak to nobody; it
 	// must not block. nil: nobody does.
 	OnStale func(Stale)
+	// OnProblem is called for each problem of a Service when it is found first; it
+	// must not block. nil: it is not wanted.
+	OnProblem func(Problem)
 }
 
 // Loop is the one writer of the maps: it takes changes from the Store, the first

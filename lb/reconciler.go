@@ -50,6 +50,8 @@ type reconciler struct {
 	// cidrs are the service CIDRs that the maps hold.
 	cidrs   []netip.Prefix
 	noLocal map[NoLocalKey]int
+	// problems are what of the services is not served.
+	problems *problemTable
 
 	writes maps.Writes
 	// stale: a change left sockets behind that speak to nobody.
@@ -88,6 +90,7 @@ func newReconciler(tables maps.Tables, log *zap.Logger, now func() time.Time) *r
 		orphans:   map[maps.FrontendKey]maps.Service{},
 		noLocal:   map[NoLocalKey]int{},
 		nodeAddrs: map[netip.Addr]uint32{},
+		problems:  newProblemTable(now),
 	}
 }
 
@@ -114,13 +117,18 @@ func (r *reconciler) reconcile(name ServiceName, plans []portPlan) error {
 		}
 	}
 	var errs []error
+	var found []Problem
 	for _, s := range steps {
 		if s.err == nil && !s.port.keeps(waiting) {
 			s.err = r.retire(s.port, s.want, s.remove)
 		}
 		s.port.wanted = nil
-		errs = append(errs, s.noRoom, s.err)
+		if err := errors.Join(s.noRoom, s.err); err != nil {
+			errs = append(errs, s.noRoom, s.err)
+			found = append(found, writeProblem(s.port.key, err))
+		}
 	}
+	r.problems.set(name, byWrites, found)
 	r.ports[name] = slices.DeleteFunc(r.ports[name], (*port).gone)
 	if len(r.ports[name]) == 0 {
 		delete(r.ports, name)
@@ -235,7 +243,8 @@ func (r *reconciler) countNoLocal(p *port, n int) {
 func (r *reconciler) nameID(p *port) error {
 	id, ok := r.services.get(r.now())
 	if !ok {
-		return fmt.Errorf("service %s: all %d service ids are in use", p.key.service, r.services.max)
+		return fmt.Errorf("service %s: find an id for port %q: %w", p.key.service, p.key.port,
+			r.tables.Sizes().NewFullError(maps.NameNames))
 	}
 	if err := r.tables.SetName(id, p.key.name()); err != nil {
 		r.services.put(id, r.now())

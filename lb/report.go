@@ -39,6 +39,11 @@ func (l *Loop) end(failed changes, report Report, node *Node) {
 		l.o.Log.Error("not everything could be programmed; what was stays in effect, the rest is tried again",
 			zap.Error(report.Err), zap.Int("services", report.Failed), zap.Duration("retry_in", l.backoff()))
 	}
+	for _, p := range l.r.problems.takeFresh() {
+		if l.o.OnProblem != nil {
+			l.o.OnProblem(p)
+		}
+	}
 	if l.o.Observer != nil {
 		l.o.Observer.Reconciled(report)
 		if checks, changed := l.checks.take(); changed {
@@ -65,6 +70,7 @@ func (l *Loop) note(report Report, node *Node) {
 	l.status.NoLocalEndpoints = maps.Clone(l.r.noLocal)
 	l.status.Fill = l.fill()
 	l.status.NodePortAddrs = l.r.nodePortAddrs()
+	l.status.Problems = l.r.problems.publish()
 	if l.pending.empty() {
 		l.status.LastSync = report.Ended
 	}

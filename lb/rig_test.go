@@ -25,10 +25,11 @@ type rig struct {
 
 // recorder is an Observer that keeps what it hears.
 type recorder struct {
-	mu      sync.Mutex
-	reports []Report
-	checks  [][]HealthCheck
-	stale   []Stale
+	mu       sync.Mutex
+	reports  []Report
+	checks   [][]HealthCheck
+	stale    []Stale
+	problems []Problem
 }
 
 func (r *recorder) Reconciled(rep Report) {
@@ -67,6 +68,7 @@ func (r *rig) start() Adopted {
 	r.loop = NewLoop(LoopOptions{
 		Store: r.store, Tables: r.tables, Log: zap.NewNop(), Now: r.clock.now, NodeName: "me",
 		Observer: r.heard, OnStale: func(s Stale) { r.heard.stale = append(r.heard.stale, s) },
+		OnProblem: func(p Problem) { r.heard.problems = append(r.heard.problems, p) },
 	})
 	adopted, err := r.loop.Adopt()
 	if err != nil {

@@ -13,7 +13,7 @@ import (
 // when an address of the node changes: they join a reconcile that has begun. (A map
 // that is read while it is written ends the process, also without the race detector.)
 func TestStatusDuringReconcile(t *testing.T) {
-	const ranged = 500
+	const ranged = 100
 	clock := newTestClock()
 	sizes := numberedSizes(ranged)
 	sizes.Sources = 2 * ranged

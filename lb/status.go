@@ -53,6 +53,8 @@ type Status struct {
 	NoLocalEndpoints map[NoLocalKey]int
 	// NodePortAddrs are the addresses of this node that take node ports, sorted.
 	NodePortAddrs []netip.Addr
+	// Problems are what of the Services is not served as their objects ask.
+	Problems Problems
 	// Fill says how full the maps are that the loop fills.
 	Fill []maps.Fill
 	// Node is nil until this Node was seen.

@@ -167,14 +167,40 @@ const (
 )
 
 type abiMetaValue struct {
-	_            structs.HostLayout
-	Abi          uint32
-	Pid          uint32
-	Started      int64
-	Synced       int64
-	Pending      uint32
-	ServiceCidrs uint32
+	_               structs.HostLayout
+	Abi             uint32
+	Pid             uint32
+	Started         int64
+	Synced          int64
+	Pending         uint32
+	ServiceCidrs    uint32
+	Problems        uint32
+	ProblemsVersion uint32
 }
+
+type abiProblem struct {
+	_        structs.HostLayout
+	Service  abiServiceName
+	Owner    abiServiceName
+	Frontend abiFrontendKey
+	Kind     uint8
+	Pad      [3]uint8
+	Attempts uint32
+	More     uint32
+	Since    int64
+	Text     [256]uint8
+}
+
+type abiProblemKind uint32
+
+const (
+	abiProblemKindPROBLEM_KIND_NONE     abiProblemKind = 0
+	abiProblemKindPROBLEM_KIND_CONFLICT abiProblemKind = 1
+	abiProblemKindPROBLEM_KIND_CUT      abiProblemKind = 2
+	abiProblemKindPROBLEM_KIND_NO_ROOM  abiProblemKind = 3
+	abiProblemKindPROBLEM_KIND_FAILED   abiProblemKind = 4
+	abiProblemKindPROBLEM_KIND_REFUSED  abiProblemKind = 5
+)
 
 type abiReason uint32
 
@@ -289,6 +315,7 @@ const (
 	abiMapFragments       = "fragments"
 	abiMapMeta            = "meta"
 	abiMapNames           = "names"
+	abiMapProblems        = "problems"
 	abiMapServices        = "services"
 	abiMapSlots           = "slots"
 	abiMapSockBefore      = "sock_before"
@@ -301,6 +328,7 @@ const (
 	abiVarAbiFlowKeyKind  = "abi_flow_key_kind"
 	abiVarAbiFlowSaid     = "abi_flow_said"
 	abiVarAbiFrontendKind = "abi_frontend_kind"
+	abiVarAbiProblemKind  = "abi_problem_kind"
 	abiVarAbiReason       = "abi_reason"
 	abiVarAbiServiceFlag  = "abi_service_flag"
 	abiVarAbiVersion      = "abi_version"
@@ -366,6 +394,7 @@ type abiMapSpecs struct {
 	Fragments    *ebpf.MapSpec `ebpf:"fragments"`
 	Meta         *ebpf.MapSpec `ebpf:"meta"`
 	Names        *ebpf.MapSpec `ebpf:"names"`
+	Problems     *ebpf.MapSpec `ebpf:"problems"`
 	Services     *ebpf.MapSpec `ebpf:"services"`
 	Slots        *ebpf.MapSpec `ebpf:"slots"`
 	SockBefore   *ebpf.MapSpec `ebpf:"sock_before"`
@@ -384,6 +413,7 @@ type abiVariableSpecs struct {
 	AbiFlowKeyKind  *ebpf.VariableSpec `ebpf:"abi_flow_key_kind"`
 	AbiFlowSaid     *ebpf.VariableSpec `ebpf:"abi_flow_said"`
 	AbiFrontendKind *ebpf.VariableSpec `ebpf:"abi_frontend_kind"`
+	AbiProblemKind  *ebpf.VariableSpec `ebpf:"abi_problem_kind"`
 	AbiReason       *ebpf.VariableSpec `ebpf:"abi_reason"`
 	AbiServiceFlag  *ebpf.VariableSpec `ebpf:"abi_service_flag"`
 	AbiVersion      *ebpf.VariableSpec `ebpf:"abi_version"`
@@ -421,6 +451,7 @@ type abiMaps struct {
 	Fragments    *ebpf.Map `ebpf:"fragments"`
 	Meta         *ebpf.Map `ebpf:"meta"`
 	Names        *ebpf.Map `ebpf:"names"`
+	Problems     *ebpf.Map `ebpf:"problems"`
 	Services     *ebpf.Map `ebpf:"services"`
 	Slots        *ebpf.Map `ebpf:"slots"`
 	SockBefore   *ebpf.Map `ebpf:"sock_before"`
@@ -443,6 +474,7 @@ func (m *abiMaps) Close() error {
 		m.Fragments,
 		m.Meta,
 		m.Names,
+		m.Problems,
 		m.Services,
 		m.Slots,
 		m.SockBefore,
@@ -462,6 +494,7 @@ type abiVariables struct {
 	AbiFlowKeyKind  *ebpf.Variable `ebpf:"abi_flow_key_kind"`
 	AbiFlowSaid     *ebpf.Variable `ebpf:"abi_flow_said"`
 	AbiFrontendKind *ebpf.Variable `ebpf:"abi_frontend_kind"`
+	AbiProblemKind  *ebpf.Variable `ebpf:"abi_problem_kind"`
 	AbiReason       *ebpf.Variable `ebpf:"abi_reason"`
 	AbiServiceFlag  *ebpf.Variable `ebpf:"abi_service_flag"`
 	AbiVersion      *ebpf.Variable `ebpf:"abi_version"`

@@ -20,6 +20,7 @@ type Kernel struct {
 	backends []Backend
 	stats    []uint64
 	meta     []Meta
+	problems []abiProblem
 	addrs    *addrIndex // nil before the first write
 }
 
@@ -46,7 +47,8 @@ func NewKernel(set *Set) (*Kernel, error) {
 		mapArray(set.maps[mapSlots], &k.slots),
 		mapArray(set.maps[mapBackends], &k.backends),
 		mapArray(set.maps[mapBackendStats], &k.stats),
-		mapArray(set.maps[mapMeta], &k.meta))
+		mapArray(set.maps[mapMeta], &k.meta),
+		mapArray(set.maps[mapProblems], &k.problems))
 	if err != nil {
 		return nil, errors.Join(err, k.Close())
 	}
@@ -86,7 +88,8 @@ func unmapArray[T any](s *[]T) error {
 
 // Close unmaps the arrays; the set stays open.
 func (k *Kernel) Close() error {
-	return errors.Join(unmapArray(&k.slots), unmapArray(&k.backends), unmapArray(&k.stats), unmapArray(&k.meta))
+	return errors.Join(unmapArray(&k.slots), unmapArray(&k.backends), unmapArray(&k.stats), unmapArray(&k.meta),
+		unmapArray(&k.problems))
 }
 
 // Sizes gives what fits.

@@ -30,6 +30,7 @@ func TestLayout(t *testing.T) {
 		mapNames:        {4, unsafe.Sizeof(abiServiceName{})},
 		mapCounters:     {4, unsafe.Sizeof(uint64(0))},
 		mapMeta:         {4, unsafe.Sizeof(Meta{})},
+		mapProblems:     {4, unsafe.Sizeof(abiProblem{})},
 	} {
 		m := specs[name]
 		if uintptr(m.KeySize) != want.key || uintptr(m.ValueSize) != want.value {
@@ -50,6 +51,7 @@ func TestStride(t *testing.T) {
 		mapBackends:     unsafe.Sizeof(Backend{}),
 		mapBackendStats: unsafe.Sizeof(uint64(0)),
 		mapMeta:         unsafe.Sizeof(Meta{}),
+		mapProblems:     unsafe.Sizeof(abiProblem{}),
 	} {
 		m := specs[name]
 		if rounded := uintptr(m.ValueSize+7) &^ 7; rounded != stride {

@@ -156,6 +156,7 @@ const (
 	mapNames        = abiMapNames
 	mapCounters     = abiMapCounters
 	mapMeta         = abiMapMeta
+	mapProblems     = abiMapProblems
 )
 
 // Names of maps that callers name in errors.

@@ -16,6 +16,19 @@ const (
 	// EventFailedHealthCheck (Warning, on a Service): the server on its
 	// healthCheckNodePort could not be started.
 	EventFailedHealthCheck = "FailedToStartServiceHealthcheck"
+	// EventFrontendConflict (Warning, on a Service): another Service has an address
+	// and port that this one asks for.
+	EventFrontendConflict = "FrontendConflict"
+	// EventTooManyFrontends (Warning, on a Service): it asks for more frontends than
+	// one Service may have.
+	EventTooManyFrontends = "TooManyFrontends"
+	// EventFrontendRefused (Warning, on a Service): it asks for a frontend that is
+	// never programmed.
+	EventFrontendRefused = "FrontendRefused"
+	// EventNoRoom (Warning, on a Service): a map has no room for a part of it.
+	EventNoRoom = "NoRoomInMap"
+	// EventNotProgrammed (Warning, on a Service): a write to a map failed.
+	EventNotProgrammed = "ServiceNotProgrammed"
 	// EventStarting (Normal, on the Node): the proxy starts.
 	EventStarting = "Starting"
 )

@@ -270,5 +270,31 @@ struct meta_value {
 	__s64 synced;   /* ns, Unix time, of the last reconcile that left nothing; 0: none */
 	__u32 pending;  /* services whose change is not in the maps */
 	__u32 service_cidrs; /* how many `sources` has; programs look there only if any */
+	__u32 problems; /* how many there are; `problems` has the first of them */
+	__u32 problems_version; /* odd while `problems` is written */
 };
-_Static_assert(sizeof(struct meta_value) == 32, "struct meta_value");
+_Static_assert(sizeof(struct meta_value) == 40, "struct meta_value");
+
+enum problem_kind {
+	PROBLEM_KIND_NONE,
+	PROBLEM_KIND_CONFLICT, /* another service has the frontend */
+	PROBLEM_KIND_CUT,      /* the service asks for more frontends than one may have */
+	PROBLEM_KIND_NO_ROOM,  /* a map is full */
+	PROBLEM_KIND_FAILED,   /* a write to a map failed for another reason */
+	PROBLEM_KIND_REFUSED,  /* the frontend is one that is never programmed */
+};
+
+/* Value of `problems`: a service that is not served as its object asks. No program
+ * reads it: it is there for `shunt status` after the daemon has died. */
+struct problem {
+	struct service_name service; /* of no certain port: port, protocol and family are zero */
+	struct service_name owner;   /* of a conflict: the namespace and name of who has it */
+	struct frontend_key frontend; /* of no certain frontend: zero */
+	__u8 kind; /* enum problem_kind; PROBLEM_KIND_NONE: the element is not used */
+	__u8 pad[3];
+	__u32 attempts;
+	__u32 more; /* problems of this service that have no element */
+	__s64 since; /* ns, Unix time */
+	__u8 text[256]; /* zero-padded, cut */
+};
+_Static_assert(sizeof(struct problem) == 688, "struct problem");

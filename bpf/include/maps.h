@@ -30,6 +30,9 @@
 /* Devices that programs are attached to. */
 #define DEVICES 4096
 
+/* Services that are not served as they ask, of which as many are named. */
+#define PROBLEMS 256
+
 /* Room for the node's own addresses, beside those of frontends. */
 #define NODE_ADDRS 4096
 
@@ -187,3 +190,12 @@ struct {
 	__type(key, __u32);
 	__type(value, struct meta_value);
 } meta SEC(".maps");
+
+/* Written by the daemon, read by `shunt status`; `meta` says how many there are. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__uint(max_entries, PROBLEMS);
+	__type(key, __u32);
+	__type(value, struct problem);
+} problems SEC(".maps");

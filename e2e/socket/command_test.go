@@ -30,6 +30,10 @@ type statusJSON struct {
 		Attached bool
 		Problem  string
 	}
+	Problems struct {
+		Total int
+		List  []struct{ Kind, Namespace, Service, Error string }
+	}
 	Maps []struct {
 		Map, Flag  string
 		Used, Size uint32

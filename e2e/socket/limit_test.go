@@ -47,6 +47,7 @@ func TestFullMap(t *testing.T) {
 			})
 			checkFull(t, c, test.name, test.flag, size)
 			c.d.Kill()
+			checkProblems(t, c, test.flag)
 			c.d.Start()
 			checkFull(t, c, test.name, test.flag, size)
 			var all []string
@@ -73,7 +74,37 @@ func TestFullMap(t *testing.T) {
 				h, err := c.d.Healthz()
 				return err == nil && len(h.Warnings) == 0
 			})
+			if s := statusOf(c.d); s.Problems.Total != 0 || len(s.Problems.List) != 0 {
+				t.Errorf("status has problems: %+v", s.Problems)
+			}
 		})
+	}
+}
+
+// checkProblems asks for the Services that have no room, with the daemon dead: each
+// has a line with its error in status, and in services.
+func checkProblems(t *testing.T, c *cluster, flag string) {
+	t.Helper()
+	problems := statusOf(c.d).Problems
+	if problems.Total == 0 || len(problems.List) == 0 {
+		t.Fatalf("status has %d problems of %d", len(problems.List), problems.Total)
+	}
+	status, _, _ := rig.Shunt(t, "status", "--bpffs-root", c.d.Root)
+	services, _, _ := rig.Shunt(t, "services", "--bpffs-root", c.d.Root)
+	for i, p := range problems.List {
+		name, problem := p.Namespace+"/"+p.Service, "no_room: "
+		if p.Kind != "no_room" || !strings.Contains(p.Error, "with a larger "+flag) ||
+			!strings.HasPrefix(p.Service, "more-") && p.Service != "zzz" { // the rig's own, which comes last
+			t.Errorf("a problem that is not asked for: %+v", p)
+		}
+		if i < 3 && !strings.Contains(status, name) {
+			t.Errorf("status does not name %s:\n%s", name, status)
+		}
+		if !slices.ContainsFunc(strings.Split(services, "\n"), func(line string) bool {
+			return strings.Contains(line, name) && strings.Contains(line, problem)
+		}) {
+			t.Errorf("services does not name %s:\n%s", name, services)
+		}
 	}
 }
 
@@ -95,6 +126,10 @@ func checkFull(t *testing.T, c *cluster, name, flag string, size int) {
 	}
 	if m := c.d.Metrics(); m["shunt_services_failing"] == 0 || m["shunt_reconcile_failures_total"] == 0 {
 		t.Errorf("metrics: %v services failing, %v failures", m["shunt_services_failing"], m["shunt_reconcile_failures_total"])
+	}
+	if m := c.d.Metrics(); m[`shunt_service_problems{kind="no_room"}`] == 0 || m[`shunt_service_problems{kind="conflict"}`] != 0 {
+		t.Errorf("metrics: problems %v without room, %v conflicts",
+			m[`shunt_service_problems{kind="no_room"}`], m[`shunt_service_problems{kind="conflict"}`])
 	}
 	s := statusOf(c.d)
 	for _, m := range s.Maps {

@@ -1,0 +1,146 @@
+package maps
+
+import (
+	"fmt"
+	"strings"
+	"sync/atomic"
+	"time"
+)
+
+// ProblemKind says why a Service is not served as its object asks (enum
+// problem_kind).
+type ProblemKind uint8
+
+// The kinds of problem.
+const (
+	// Conflict: another Service has the frontend.
+	Conflict = ProblemKind(abiProblemKindPROBLEM_KIND_CONFLICT)
+	// Cut: the Service asks for more frontends than one Service may have.
+	Cut = ProblemKind(abiProblemKindPROBLEM_KIND_CUT)
+	// NoRoom: a map is full.
+	NoRoom = ProblemKind(abiProblemKindPROBLEM_KIND_NO_ROOM)
+	// Failed: a write to a map failed for another reason.
+	Failed = ProblemKind(abiProblemKindPROBLEM_KIND_FAILED)
+	// Refused: the frontend is one that is never programmed.
+	Refused = ProblemKind(abiProblemKindPROBLEM_KIND_REFUSED)
+)
+
+// ProblemKinds lists every kind.
+func ProblemKinds() []ProblemKind { return []ProblemKind{Conflict, Cut, NoRoom, Failed, Refused} }
+
+// String returns the kind as the metric's label and the command line spell it.
+func (k ProblemKind) String() string {
+	switch k {
+	case Conflict:
+		return "conflict"
+	case Cut:
+		return "cut"
+	case NoRoom:
+		return "no_room"
+	case Failed:
+		return "failed"
+	case Refused:
+		return "refused"
+	}
+	return fmt.Sprintf("problem_kind_%d", uint8(k))
+}
+
+// Problem is an element of map problems: why a Service is not served as its object
+// asks.
+type Problem struct {
+	// Service names a service port of one family. Port, Protocol and Family are zero
+	// where the problem is not that of one port.
+	Service Name
+	Kind    ProblemKind
+	// Frontend is zero where the problem is not that of one frontend.
+	Frontend FrontendKey
+	// OwnerNamespace and Owner name the Service that has the frontend (Conflict).
+	OwnerNamespace, Owner string
+	// Text says what happened, and what to do where there is something to do.
+	Text string
+	// Since is when the problem was found first; Attempts counts how often.
+	Since    time.Time
+	Attempts uint32
+	// More counts problems of this Service that are not listed.
+	More uint32
+}
+
+// ProblemRoom returns how many problems the map lists.
+func (k *Kernel) ProblemRoom() int { return len(k.problems) }
+
+// SetProblems replaces what map problems holds by the first of the list that fit,
+// and notes how many there are. It is to be called from one goroutine.
+func (k *Kernel) SetProblems(list []Problem, total int) {
+	version := &k.meta[0].ProblemsVersion
+	writing := (atomic.LoadUint32(version) + 1) | 1 // odd, also after a daemon that died here
+	atomic.StoreUint32(version, writing)
+	for i := range k.problems {
+		if i < len(list) {
+			k.problems[i] = list[i].record()
+		} else {
+			k.problems[i].Kind = 0
+		}
+	}
+	atomic.StoreUint32(&k.meta[0].Problems, uint32(total))
+	atomic.StoreUint32(version, writing+1)
+}
+
+// problemReads bounds how often Problems reads again what was written meanwhile.
+const problemReads = 100
+
+// Problems returns what map problems holds, and how many there are in all. It may be
+// called with the daemon dead, or while it writes.
+func (k *Kernel) Problems() (list []Problem, total int) {
+	version := &k.meta[0].ProblemsVersion
+	for range problemReads {
+		before := atomic.LoadUint32(version)
+		list = list[:0]
+		for i := range k.problems {
+			if k.problems[i].Kind != 0 {
+				list = append(list, k.problems[i].problem())
+			}
+		}
+		total = int(atomic.LoadUint32(&k.meta[0].Problems))
+		if before%2 == 0 && atomic.LoadUint32(version) == before {
+			break
+		}
+		time.Sleep(100 * time.Microsecond) // a writer that died leaves it odd: the loop ends all the same
+	}
+	return list, total
+}
+
+func (p *Problem) record() abiProblem {
+	r := abiProblem{
+		Service: cutName(p.Service), Owner: cutName(Name{Namespace: p.OwnerNamespace, Name: p.Owner}),
+		Frontend: p.Frontend, Kind: uint8(p.Kind), Attempts: p.Attempts, More: p.More, Since: p.Since.UnixNano(),
+	}
+	copy(r.Text[:], CutText(p.Text, len(r.Text)))
+	return r
+}
+
+func (r *abiProblem) problem() Problem {
+	owner := r.Owner.name()
+	return Problem{
+		Service: r.Service.name(), OwnerNamespace: owner.Namespace, Owner: owner.Name,
+		Kind: ProblemKind(r.Kind), Frontend: r.Frontend, Attempts: r.Attempts, More: r.More,
+		Since: time.Unix(0, r.Since).UTC(), Text: strings.TrimRight(string(r.Text[:]), "\x00"),
+	}
+}
+
+// cutName is newServiceName for names that are shown and not looked up: what is
+// longer than the record is cut.
+func cutName(n Name) abiServiceName {
+	const most = len(abiServiceName{}.Name)
+	v, _ := newServiceName(Name{Namespace: CutText(n.Namespace, most-1), Name: CutText(n.Name, most-1), Port: CutText(n.Port, most-1),
+		Protocol: n.Protocol, Family: n.Family}) // which fails on length alone
+	return v
+}
+
+// CutText shortens a text to so many bytes, and shows that it did.
+func CutText(s string, most int) string {
+	const mark = "…"
+	if len(s) <= most {
+		return s
+	}
+	return strings.ToValidUTF8(s[:most-len(mark)], "") + mark
+}
