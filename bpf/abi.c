@@ -11,6 +11,7 @@ enum frontend_kind abi_frontend_kind;
 enum service_flag abi_service_flag;
 enum backend_flag abi_backend_flag;
 enum addr_flag abi_addr_flag;
+enum device_flag abi_device_flag;
 enum flow_key_kind abi_flow_key_kind;
 enum flow_flag abi_flow_flag;
 enum flow_said abi_flow_said;

@@ -67,6 +67,8 @@ func (p *PacketPath) follow(ctx context.Context) error {
 		next := deviceResync
 		if !p.sync() {
 			next = deviceRetry
+		} else if !p.settled() {
+			next = conntrackPeriod
 		}
 		pause(ctx, devicePause)
 		select {

@@ -47,6 +47,10 @@ type PacketPath struct {
 	// problems are those of the pass before, by device, so that each is said once.
 	problems map[string]string
 	node     []netip.Addr
+	// inEffect: a pass has attached to all devices, so that connections that begin now are
+	// ours, and strangers are counted.
+	inEffect  bool
+	strangers strangers
 }
 
 // NewPacketPath loads the programs, and attaches nothing yet.
@@ -130,7 +134,18 @@ func (p *PacketPath) sync() (ok bool) {
 		}
 	}
 	p.problems = problems
+	if len(problems) == 0 && !p.inEffect {
+		p.inEffect = true
+		p.wake() // unknown connections can be reset now
+	}
 	return len(problems) == 0
+}
+
+// settled reports whether nothing is left to wait for but changes.
+func (p *PacketPath) settled() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.strangers.gone
 }
 
 // everyDevice stands for a device's name in problems that are of none.
@@ -150,6 +165,7 @@ func (p *PacketPath) pass(problems map[string]string) error {
 		return err
 	}
 	chosen, uplinks := map[int]bool{}, 0
+	resets := p.inEffect && p.strangers.look(p.opts.Maps.IsFrontend, p.opts.Log)
 	c := chooser{asked: p.opts.Devices, pods: p.opts.PodDevices, node: p.node}
 	for _, d := range devices {
 		choice := c.choose(d)
@@ -163,7 +179,7 @@ func (p *PacketPath) pass(problems map[string]string) error {
 		if !choice.pod() {
 			uplinks++
 		}
-		if err := p.serve(d, choice, devices, found); err != nil && !errors.Is(err, unix.ENODEV) {
+		if err := p.serve(d, choice, devices, found, resets); err != nil && !errors.Is(err, unix.ENODEV) {
 			problems[d.name] = err.Error()
 		}
 	}
@@ -210,13 +226,18 @@ func (a attachments) at(w way, at point) *attachment {
 	return &a[w][i]
 }
 
-// serve writes down a device's addresses and then puts both programs into effect.
-func (p *PacketPath) serve(d device, choice decision, devices []device, found attachments) error {
+// serve writes down a device's addresses, and whether unknown connections are reset, and
+// then puts both programs into effect.
+func (p *PacketPath) serve(d device, choice decision, devices []device, found attachments, resets bool) error {
 	programs, err := p.programs.get(variant{ethernet: d.header == headerEthernet, pod: choice.pod()})
 	if err != nil {
 		return err
 	}
-	if err := p.opts.Maps.SetDevice(uint32(d.index), shuntmaps.NewDevice(sources(d, devices))); err != nil {
+	entry := shuntmaps.NewDevice(sources(d, devices))
+	if resets {
+		entry.Flags |= shuntmaps.DeviceResets
+	}
+	if err := p.opts.Maps.SetDevice(uint32(d.index), entry); err != nil {
 		return err
 	}
 	w := p.ways[0]

@@ -146,7 +146,7 @@ static __noinline int tc_answer(struct __sk_buff *skb, struct tc_work *w, enum r
 /* What a packet that gets no backend meets. */
 static __always_inline int tc_refuse(struct __sk_buff *skb, struct tc_work *w, enum reason reason)
 {
-	if (reason == REASON_NO_FRONTEND || reason == REASON_NO_FLOW)
+	if (reason == REASON_NO_FRONTEND)
 		return tc_end(reason, TC_ACT_UNSPEC);
 	if (reason == REASON_NO_ENDPOINT || reason == REASON_UNDEFINED_PORT)
 		return tc_answer(skb, w, reason);
@@ -201,21 +201,41 @@ static __noinline enum reason tc_choose(const struct pkt *pkt, struct flow *flow
 
 /* in, TCP in the middle of a connection that the client's entry is lost of: the same
  * packet leads to the same backend while the service stays as it is, and the entry
- * there tells whether that was so. If not, it may be a connection that somebody else
- * translates, and the stack knows what to do with it. */
+ * there tells whether that was so. Returns REASON_FLOW_KEPT, or why there is no flow. */
 static __noinline enum reason tc_remember(struct flow *flow, enum reason reason, __u64 now)
 {
 	struct flow_key key;
 	struct flow found;
 
 	if (reason != REASON_TRANSLATED && reason != REASON_AFFINITY_KEPT)
-		return reason == REASON_NO_FRONTEND ? reason : REASON_NO_FLOW;
+		return REASON_NO_FLOW;
 	flow_key_out(&key, flow);
 	if (!flow_find(&key, &found) || !flow_same_client(&found, flow) || flow_is_expired(&found, now))
 		return REASON_NO_FLOW;
 	*flow = found;
 	flow_key_client(&key, flow);
 	return track_put(&key, flow, BPF_ANY) ? REASON_FLOW_UNRECORDED : REASON_FLOW_KEPT;
+}
+
+/* in, TCP in the middle of a connection that has no flow, of which a choice gave `reason`. To
+ * the node's own addresses and sockets it is the stack's, which knows what to do with it. To any
+ * other address it would be forwarded to where it came from; where nobody else translates
+ * connections to frontends, its client is to hear at once that there is none. */
+static __noinline int tc_unknown(struct __sk_buff *skb, struct tc_work *w, enum reason reason)
+{
+	__u32 ifindex = skb->ifindex;
+	struct device *dev = bpf_map_lookup_elem(&devices, &ifindex);
+
+	if (reason == REASON_NO_FRONTEND)
+		return tc_end(reason, TC_ACT_UNSPEC);
+	if (!dev || !(dev->flags & DEVICE_FLAG_RESETS) || w->meaning & ADDR_FLAG_NODE_PORTS)
+		return tc_end(REASON_NO_FLOW, TC_ACT_UNSPEC);
+	flow_key_in(&w->key, &w->pkt);
+	if (source_is_socket(skb, &w->key))
+		return tc_end(REASON_NO_FLOW, TC_ACT_UNSPEC);
+	if (reason == REASON_SOURCE_RANGE || reason == REASON_ENTRY_CHANGED)
+		return tc_end(reason, TC_ACT_SHOT);
+	return tc_answer(skb, w, REASON_CONNECTION_UNKNOWN);
 }
 
 /* in, client → frontend, and begins a flow. */
@@ -228,10 +248,14 @@ static __always_inline int tc_begin(struct __sk_buff *skb, struct tc_work *w)
 	enum reason reason = tc_choose(pkt, flow, hash, midway);
 
 	if (midway) {
-		reason = tc_remember(flow, reason, tc_now(w));
-		if (reason != REASON_FLOW_KEPT)
-			return tc_refuse(skb, w, reason);
-		return tc_to_backend(w, reason);
+		switch (tc_remember(flow, reason, tc_now(w))) {
+		case REASON_FLOW_KEPT:
+			return tc_to_backend(w, REASON_FLOW_KEPT);
+		case REASON_FLOW_UNRECORDED:
+			return tc_end(REASON_FLOW_UNRECORDED, TC_ACT_SHOT);
+		default:
+			return tc_unknown(skb, w, reason);
+		}
 	}
 	if (reason != REASON_TRANSLATED && reason != REASON_AFFINITY_KEPT)
 		return tc_refuse(skb, w, reason);

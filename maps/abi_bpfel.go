@@ -67,7 +67,14 @@ type abiDevice struct {
 	_     structs.HostLayout
 	Addr4 abiAddr
 	Addr6 abiAddr
+	Flags uint32
 }
+
+type abiDeviceFlag uint32
+
+const (
+	abiDeviceFlagDEVICE_FLAG_RESETS abiDeviceFlag = 1
+)
 
 type abiFlow struct {
 	_            structs.HostLayout
@@ -205,43 +212,44 @@ const (
 type abiReason uint32
 
 const (
-	abiReasonREASON_UNSPEC            abiReason = 0
-	abiReasonREASON_PROTOCOL          abiReason = 1
-	abiReasonREASON_NO_FRONTEND       abiReason = 2
-	abiReasonREASON_TRANSLATED        abiReason = 3
-	abiReasonREASON_AFFINITY_KEPT     abiReason = 4
-	abiReasonREASON_FLOW_KEPT         abiReason = 5
-	abiReasonREASON_UNRECORDED        abiReason = 6
-	abiReasonREASON_NO_ENDPOINT       abiReason = 7
-	abiReasonREASON_NO_LOCAL_ENDPOINT abiReason = 8
-	abiReasonREASON_UNDEFINED_PORT    abiReason = 9
-	abiReasonREASON_ENTRY_CHANGED     abiReason = 10
-	abiReasonREASON_REPLY_RESTORED    abiReason = 11
-	abiReasonREASON_REPLY_PASSED      abiReason = 12
-	abiReasonREASON_PEER_RESTORED     abiReason = 13
-	abiReasonREASON_PEER_PASSED       abiReason = 14
-	abiReasonREASON_MALFORMED         abiReason = 15
-	abiReasonREASON_NO_FLOW           abiReason = 16
-	abiReasonREASON_OWN_FLOW          abiReason = 17
-	abiReasonREASON_EGRESS_PASSED     abiReason = 18
-	abiReasonREASON_SOURCE_KEPT       abiReason = 19
-	abiReasonREASON_SOURCE_TRANSLATED abiReason = 20
-	abiReasonREASON_UNCONFIRMED       abiReason = 21
-	abiReasonREASON_SOURCE_RANGE      abiReason = 22
-	abiReasonREASON_FLOW_UNRECORDED   abiReason = 23
-	abiReasonREASON_PORTS_EXHAUSTED   abiReason = 24
-	abiReasonREASON_NO_NODE_ADDRESS   abiReason = 25
-	abiReasonREASON_FRAGMENT_UNKNOWN  abiReason = 26
-	abiReasonREASON_FRAGMENT_PASSED   abiReason = 27
-	abiReasonREASON_ICMP_TRANSLATED   abiReason = 28
-	abiReasonREASON_ICMP_PASSED       abiReason = 29
-	abiReasonREASON_SOURCE_RESTORED   abiReason = 30
-	abiReasonREASON_FLOW_OVER         abiReason = 31
-	abiReasonREASON_WRITE_FAILED      abiReason = 32
-	abiReasonREASON_UNALLOCATED       abiReason = 33
-	abiReasonREASON_ANSWER_WITHHELD   abiReason = 34
-	abiReasonREASON_ANSWER_LIMITED    abiReason = 35
-	abiReasonREASON_MAX               abiReason = 36
+	abiReasonREASON_UNSPEC             abiReason = 0
+	abiReasonREASON_PROTOCOL           abiReason = 1
+	abiReasonREASON_NO_FRONTEND        abiReason = 2
+	abiReasonREASON_TRANSLATED         abiReason = 3
+	abiReasonREASON_AFFINITY_KEPT      abiReason = 4
+	abiReasonREASON_FLOW_KEPT          abiReason = 5
+	abiReasonREASON_UNRECORDED         abiReason = 6
+	abiReasonREASON_NO_ENDPOINT        abiReason = 7
+	abiReasonREASON_NO_LOCAL_ENDPOINT  abiReason = 8
+	abiReasonREASON_UNDEFINED_PORT     abiReason = 9
+	abiReasonREASON_ENTRY_CHANGED      abiReason = 10
+	abiReasonREASON_REPLY_RESTORED     abiReason = 11
+	abiReasonREASON_REPLY_PASSED       abiReason = 12
+	abiReasonREASON_PEER_RESTORED      abiReason = 13
+	abiReasonREASON_PEER_PASSED        abiReason = 14
+	abiReasonREASON_MALFORMED          abiReason = 15
+	abiReasonREASON_NO_FLOW            abiReason = 16
+	abiReasonREASON_OWN_FLOW           abiReason = 17
+	abiReasonREASON_EGRESS_PASSED      abiReason = 18
+	abiReasonREASON_SOURCE_KEPT        abiReason = 19
+	abiReasonREASON_SOURCE_TRANSLATED  abiReason = 20
+	abiReasonREASON_UNCONFIRMED        abiReason = 21
+	abiReasonREASON_SOURCE_RANGE       abiReason = 22
+	abiReasonREASON_FLOW_UNRECORDED    abiReason = 23
+	abiReasonREASON_PORTS_EXHAUSTED    abiReason = 24
+	abiReasonREASON_NO_NODE_ADDRESS    abiReason = 25
+	abiReasonREASON_FRAGMENT_UNKNOWN   abiReason = 26
+	abiReasonREASON_FRAGMENT_PASSED    abiReason = 27
+	abiReasonREASON_ICMP_TRANSLATED    abiReason = 28
+	abiReasonREASON_ICMP_PASSED        abiReason = 29
+	abiReasonREASON_SOURCE_RESTORED    abiReason = 30
+	abiReasonREASON_FLOW_OVER          abiReason = 31
+	abiReasonREASON_WRITE_FAILED       abiReason = 32
+	abiReasonREASON_UNALLOCATED        abiReason = 33
+	abiReasonREASON_ANSWER_WITHHELD    abiReason = 34
+	abiReasonREASON_ANSWER_LIMITED     abiReason = 35
+	abiReasonREASON_CONNECTION_UNKNOWN abiReason = 36
+	abiReasonREASON_MAX                abiReason = 37
 )
 
 type abiService struct {
@@ -324,6 +332,7 @@ const (
 	abiMapSources         = "sources"
 	abiVarAbiAddrFlag     = "abi_addr_flag"
 	abiVarAbiBackendFlag  = "abi_backend_flag"
+	abiVarAbiDeviceFlag   = "abi_device_flag"
 	abiVarAbiFlowFlag     = "abi_flow_flag"
 	abiVarAbiFlowKeyKind  = "abi_flow_key_kind"
 	abiVarAbiFlowSaid     = "abi_flow_said"
@@ -409,6 +418,7 @@ type abiMapSpecs struct {
 type abiVariableSpecs struct {
 	AbiAddrFlag     *ebpf.VariableSpec `ebpf:"abi_addr_flag"`
 	AbiBackendFlag  *ebpf.VariableSpec `ebpf:"abi_backend_flag"`
+	AbiDeviceFlag   *ebpf.VariableSpec `ebpf:"abi_device_flag"`
 	AbiFlowFlag     *ebpf.VariableSpec `ebpf:"abi_flow_flag"`
 	AbiFlowKeyKind  *ebpf.VariableSpec `ebpf:"abi_flow_key_kind"`
 	AbiFlowSaid     *ebpf.VariableSpec `ebpf:"abi_flow_said"`
@@ -490,6 +500,7 @@ func (m *abiMaps) Close() error {
 type abiVariables struct {
 	AbiAddrFlag     *ebpf.Variable `ebpf:"abi_addr_flag"`
 	AbiBackendFlag  *ebpf.Variable `ebpf:"abi_backend_flag"`
+	AbiDeviceFlag   *ebpf.Variable `ebpf:"abi_device_flag"`
 	AbiFlowFlag     *ebpf.Variable `ebpf:"abi_flow_flag"`
 	AbiFlowKeyKind  *ebpf.Variable `ebpf:"abi_flow_key_kind"`
 	AbiFlowSaid     *ebpf.Variable `ebpf:"abi_flow_said"`

@@ -5,6 +5,9 @@ import (
 	"net/netip"
 )
 
+// DeviceResets says that TCP of a connection that has no flow is reset (enum device_flag).
+const DeviceResets = uint32(abiDeviceFlagDEVICE_FLAG_RESETS)
+
 // NewDevice makes a value of map devices. An address that is not valid means that
 // packets of its family can have none there.
 func NewDevice(addr4, addr6 netip.Addr) Device {

@@ -228,12 +228,18 @@ struct fragment {
 };
 _Static_assert(sizeof(struct fragment) == 16, "struct fragment");
 
+enum device_flag {
+	DEVICE_FLAG_RESETS = 1, /* conntrack and IPVS translate no connection to a frontend: TCP of
+				 * a connection that has no flow is nobody's */
+};
+
 /* Value of `devices`, by interface index: what packets that leave there may have
  * for their source. Zero: the device has no address of that family. */
 struct device {
 	struct addr addr4, addr6;
+	__u32 flags; /* enum device_flag */
 };
-_Static_assert(sizeof(struct device) == 32, "struct device");
+_Static_assert(sizeof(struct device) == 36, "struct device");
 
 enum addr_flag {
 	ADDR_FLAG_FRONTEND = 1,   /* frontends have this address */

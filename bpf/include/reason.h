@@ -47,5 +47,7 @@ enum reason {
 	/* tc */
 	REASON_ANSWER_WITHHELD,   /* dropped: refused, but a reset or from no host's address */
 	REASON_ANSWER_LIMITED,    /* dropped: refused, but too many ICMP errors were sent lately */
+	REASON_CONNECTION_UNKNOWN, /* refused: as NO_FLOW, to an address that is not the node's, and
+				    * nobody else translates connections here */
 	REASON_MAX,
 };

@@ -69,27 +69,27 @@ static __always_inline int source_is_device(__u32 ifindex, const struct addr *ad
 	return source_by_device(ifindex, lb_addr_is_v4(addr), &own) && lb_addr_equal(&own, addr);
 }
 
-/* Whether a process of this node would get what the backend sends to that port: a
+/* Whether a process of this node would get what is sent from one end to another: a
  * server of the node, or a connection of its own. */
-static __noinline int source_is_socket(struct __sk_buff *skb, const struct flow *flow)
+static __noinline int source_is_socket(struct __sk_buff *skb, const struct flow_key *key)
 {
 	struct bpf_sock_tuple tuple = {};
 	struct bpf_sock *sk;
 	__u32 size = sizeof(tuple.ipv6);
 
-	if (lb_addr_is_v4(&flow->node)) {
+	if (lb_addr_is_v4(&key->dst)) {
 		size = sizeof(tuple.ipv4);
-		tuple.ipv4.saddr = lb_word(&flow->backend, 3);
-		tuple.ipv4.daddr = lb_word(&flow->node, 3);
-		tuple.ipv4.sport = flow->backend_port;
-		tuple.ipv4.dport = flow->node_port;
+		tuple.ipv4.saddr = lb_word(&key->src, 3);
+		tuple.ipv4.daddr = lb_word(&key->dst, 3);
+		tuple.ipv4.sport = key->sport;
+		tuple.ipv4.dport = key->dport;
 	} else {
-		__builtin_memcpy(tuple.ipv6.saddr, &flow->backend, sizeof(tuple.ipv6.saddr));
-		__builtin_memcpy(tuple.ipv6.daddr, &flow->node, sizeof(tuple.ipv6.daddr));
-		tuple.ipv6.sport = flow->backend_port;
-		tuple.ipv6.dport = flow->node_port;
+		__builtin_memcpy(tuple.ipv6.saddr, &key->src, sizeof(tuple.ipv6.saddr));
+		__builtin_memcpy(tuple.ipv6.daddr, &key->dst, sizeof(tuple.ipv6.daddr));
+		tuple.ipv6.sport = key->sport;
+		tuple.ipv6.dport = key->dport;
 	}
-	if (flow->protocol == IPPROTO_TCP)
+	if (key->protocol == IPPROTO_TCP)
 		sk = bpf_sk_lookup_tcp(skb, &tuple, size, BPF_F_CURRENT_NETNS, 0);
 	else
 		sk = bpf_sk_lookup_udp(skb, &tuple, size, BPF_F_CURRENT_NETNS, 0);
@@ -111,7 +111,7 @@ static __noinline int source_claim_port(struct __sk_buff *skb, struct flow *flow
 		old = flow_peek(&key);
 		if (old && (i < SOURCE_PATIENT || !track_may_replace(old, flow, TRACK_FORGOTTEN)))
 			continue;
-		if (source_is_socket(skb, flow))
+		if (source_is_socket(skb, &key)) /* what the backend sends to that port */
 			continue;
 		if (old ? !track_replace(&key, flow, TRACK_FORGOTTEN) : !track_claim(&key, flow))
 			return 0;

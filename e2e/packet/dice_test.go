@@ -114,6 +114,7 @@ func (d *dice) world() *world {
 		}
 	}
 	w.devices[loopback] = [2]netip.Addr{universes[0].wire, universes[1].wire}
+	w.resets = d.one(2)
 	return w
 }
 

@@ -114,6 +114,11 @@ func (m *model) reset(v view) bool {
 	}
 	binary.BigEndian.PutUint32(t[8:], next)
 	t[12], t[13] = 5<<4, rst|ack
+	if got[13]&ack != 0 {
+		copy(t[4:8], got[8:12])
+		copy(t[8:12], make([]byte, 4))
+		t[13] = rst
+	}
 	binary.BigEndian.PutUint16(t[16:], ^fold(v.pseudo(protoTCP, 20)+sum16(t)))
 	m.b = append(m.b[:v.l4:v.l4], t...)
 	m.turnIP(v)

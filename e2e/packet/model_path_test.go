@@ -108,17 +108,29 @@ func (m *model) middle(v view) (uint32, string) {
 		return unspec, reason
 	}
 	if reason != "translated" && reason != "affinity_kept" {
-		return unspec, "no_flow"
+		return m.unknown(v, reason)
 	}
 	f, ok := m.find(guess.outKey())
 	if !ok || !f.sameClient(guess) || f.expired(m.now) {
-		return unspec, "no_flow"
+		return m.unknown(v, reason)
 	}
 	if !m.put(f.clientKey(), f) {
 		return shot, "flow_unrecorded"
 	}
 	m.toBackend(f, v, false)
 	return unspec, "flow_kept"
+}
+
+// unknown is a TCP packet of a connection that has no flow.
+func (m *model) unknown(v view, reason string) (uint32, string) {
+	_, node, _ := m.means(v.dst)
+	switch {
+	case !m.world.resets || node:
+		return unspec, "no_flow"
+	case reason == "source_range":
+		return shot, reason
+	}
+	return m.refuse(v, "connection_unknown")
 }
 
 // out is a packet with ports that leaves.

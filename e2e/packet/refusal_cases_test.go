@@ -18,6 +18,9 @@ func reset(p pkt) pkt {
 	if p.flags&fin != 0 {
 		r.ack++
 	}
+	if p.flags&ack != 0 {
+		r.flags, r.seq, r.ack = rst, p.ack, 0
+	}
 	return r
 }
 
@@ -107,6 +110,62 @@ var refusalCases = []packetCase{
 			c.arrives(tcp(c.client, c.external, flags)).passes("no_flow")
 		}
 	}},
+	{name: "a connection that nobody knows", proto: protoTCP, steps: func(c *play) {
+		c.serve(c.world, c.proto, 1, c.local)
+		c.world.resets = true
+		c.load()
+		for _, to := range []netip.AddrPort{c.loadBalancer, c.external, c.clusterIP, at(c.clusterIP, 9)} {
+			for _, p := range []pkt{
+				tcp(c.client, to, ack).with(func(p *pkt) { p.ack = 0xfffffffe }),
+				tcp(c.client, to, ack|psh).with(func(p *pkt) { p.ack, p.payload = 77, []byte("more") }),
+				tcp(c.client, to, fin|ack).with(func(p *pkt) { p.ack = 5 }),
+				tcp(c.client, to, syn|ack).with(func(p *pkt) { p.ack = 5 }),
+				tcp(c.client, to, fin),
+				tcp(c.client, to, 0).with(func(p *pkt) { p.payload = []byte("odd") }),
+			} {
+				c.refused(p, "connection_unknown")
+			}
+			for _, flags := range []uint8{rst, rst | ack, rst | syn} { // never a reset for a reset
+				c.arrives(tcp(c.client, to, flags)).dropped("answer_withheld")
+			}
+			if !c.rig.device.NoEthernet {
+				group := netip.MustParseAddrPort("224.0.0.1:40000")
+				if c.v6 {
+					group = netip.MustParseAddrPort("[ff02::1]:40000")
+				}
+				c.arrives(tcp(group, to, ack)).dropped("answer_withheld")
+			}
+		}
+		// The stack knows what is the node's own, and ports that no service has are others'.
+		c.arrives(tcp(c.client, c.node, ack)).passes("no_flow")
+		c.arrives(tcp(c.client, at(c.external, 9), ack)).passes("no_frontend")
+		// A connection that is known goes on, also where the client's entry was lost.
+		c.open(c.client, c.external, c.local)
+		c.rig.lose(func(k flowKey, _ flow) bool { return k.kind == maps.FlowKeyIn })
+		c.arrives(c.continues(c.client, c.external)).becomes(c.continues(c.client, c.local), "flow_kept")
+		if n := c.rig.kernel.Connections(10); n == 0 || len(c.rig.flows(fresh)) != 0 {
+			c.Errorf("%d connections, flows %v", n, c.rig.flows(fresh))
+		}
+	}},
+	{name: "a connection that nobody knows, without a backend", proto: protoTCP, steps: func(c *play) {
+		c.emptied(0)
+		c.world.resets = true
+		c.load()
+		c.refused(tcp(c.client, c.external, ack).with(func(p *pkt) { p.ack = 5 }), "connection_unknown")
+		c.emptied(maps.OutsideLocal | maps.Elsewhere)
+		c.refused(tcp(c.client, c.external, ack).with(func(p *pkt) { p.ack = 5 }), "connection_unknown")
+		c.serve(c.world, c.proto, 1, c.local)
+		c.world.change(1, func(f *frontend) { f.flags |= maps.SourceRanges })
+		c.load()
+		c.arrives(tcp(c.client, c.loadBalancer, ack)).dropped("source_range")
+	}},
+	{name: "a connection that nobody knows, while others translate some", proto: protoTCP, steps: func(c *play) {
+		c.serve(c.world, c.proto, 1, c.local)
+		c.load()
+		for _, to := range []netip.AddrPort{c.loadBalancer, c.external, c.clusterIP, at(c.clusterIP, 9), c.node} {
+			c.arrives(tcp(c.client, to, ack)).passes("no_flow")
+		}
+	}},
 	{name: "what an unreachable port answers", proto: protoUDP, steps: func(c *play) {
 		c.emptied(0)
 		for _, p := range []pkt{
@@ -181,8 +240,8 @@ var refusalCases = []packetCase{
 		most := 2 + int(time.Second/errorInterval)
 		n := answers(500)
 		most = runtime.NumCPU() * (most + int(time.Since(start)/errorInterval))
-		if n < 1 || n > most {
-			c.Errorf("%d of 500 datagrams at once were answered, want 1 to %d", n, most)
+		if n > most { // none, where the other family has just had them all
+			c.Errorf("%d of 500 datagrams at once were answered, want at most %d", n, most)
 		}
 		for answers(1) == 0 { // and again when time has passed
 			if time.Since(start) > 10*time.Second {

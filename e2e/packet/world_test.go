@@ -49,6 +49,8 @@ type world struct {
 	cidrs map[netip.Prefix]bool
 	// devices gives the source addresses by interface index, one of each family.
 	devices map[uint32][2]netip.Addr
+	// resets: nobody else translates connections to frontends.
+	resets bool
 }
 
 func newWorld() *world {
@@ -197,13 +199,18 @@ func (r *rig) loadRest(w *world) error {
 		}
 	}
 	for i, a := range w.devices {
-		errs = append(errs, r.kernel.SetDevice(i, maps.NewDevice(a[0], a[1])))
+		d := maps.NewDevice(a[0], a[1])
+		if w.resets {
+			d.Flags = maps.DeviceResets
+		}
+		errs = append(errs, r.kernel.SetDevice(i, d))
 	}
 	return errors.Join(errs...)
 }
 
 func (w *world) clone() *world {
 	c := newWorld()
+	c.resets = w.resets
 	for k, v := range w.frontends {
 		v.inside, v.outside = slices.Clone(v.inside), slices.Clone(v.outside)
 		c.frontends[k] = v

@@ -1,0 +1,105 @@
+package bpf
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/vishvananda/netlink"
+	"go.uber.org/zap"
+	"golang.org/x/sys/unix"
+)
+
+// conntrackPeriod is the least time between two looks at all that conntrack knows.
+const conntrackPeriod = 10 * time.Second
+
+// strangers finds out whether somebody else translates connections to frontends: a
+// kube-proxy that shunt has replaced leaves those that it had set up to conntrack (or to
+// IPVS, which notes its own there), and they must go on. As programs translate before
+// conntrack sees a packet, none are added while they are attached: what was seen to have
+// none is not looked at again.
+type strangers struct {
+	gone bool
+	last time.Time
+	// count is of the last look.
+	count int
+}
+
+// look reports whether there are none. isFrontend is maps.Kernel's.
+func (s *strangers) look(isFrontend func(netip.AddrPort, uint8) bool, log *zap.Logger) bool {
+	if s.gone || time.Since(s.last) < conntrackPeriod {
+		return s.gone
+	}
+	first := s.last.IsZero()
+	s.last = time.Now()
+	n, err := countTranslated(isFrontend)
+	switch {
+	case err != nil:
+		log.Warn("conntrack can't be asked whether others translate connections to services: TCP of unknown connections is not reset",
+			zap.Error(err))
+	case n == 0:
+		s.gone = true
+		if !first {
+			log.Info("no connection to a service is translated by others any more: TCP of unknown connections is reset")
+		}
+	case n != s.count:
+		log.Info("connections to services that others have set up are left to conntrack: TCP of unknown connections is not reset meanwhile",
+			zap.Int("connections", n))
+	}
+	s.count = n
+	return s.gone
+}
+
+// countTranslated counts the TCP connections to frontends that conntrack translates in
+// the network namespace of the calling thread.
+func countTranslated(isFrontend func(netip.AddrPort, uint8) bool) (n int, err error) {
+	// A network namespace without connections has nothing to list, and a kernel without
+	// conntrack should not load it for the question.
+	known, err := os.ReadFile("/proc/sys/net/netfilter/nf_conntrack_count")
+	if errors.Is(err, os.ErrNotExist) || err == nil && strings.TrimSpace(string(known)) == "0" {
+		return 0, nil
+	}
+	for _, family := range []netlink.InetFamily{unix.AF_INET, unix.AF_INET6} {
+		flows, err := listConntrack(family)
+		if err != nil {
+			return 0, err
+		}
+		for _, f := range flows {
+			to, ok := translatedFrom(f)
+			if ok && isFrontend(to, unix.IPPROTO_TCP) {
+				n++
+			}
+		}
+	}
+	return n, nil
+}
+
+// conntrackTries is how often a list is read that changed meanwhile.
+const conntrackTries = 5
+
+func listConntrack(family netlink.InetFamily) (flows []*netlink.ConntrackFlow, err error) {
+	err = netlink.ErrDumpInterrupted
+	for try := 0; errors.Is(err, netlink.ErrDumpInterrupted) && try < conntrackTries; try++ {
+		flows, err = netlink.ConntrackTableList(netlink.ConntrackTable, family)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("list conntrack's entries: %w", err)
+	}
+	return flows, nil
+}
+
+// translatedFrom returns the destination of a TCP connection whose answers come from
+// another end.
+func translatedFrom(f *netlink.ConntrackFlow) (to netip.AddrPort, ok bool) {
+	if f.Forward.Protocol != unix.IPPROTO_TCP ||
+		f.Forward.DstIP.Equal(f.Reverse.SrcIP) && f.Forward.DstPort == f.Reverse.SrcPort {
+		return to, false
+	}
+	addr, ok := netip.AddrFromSlice(slices.Clone(net.IP(f.Forward.DstIP)))
+	return netip.AddrPortFrom(addr.Unmap(), f.Forward.DstPort), ok
+}
