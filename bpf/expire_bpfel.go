@@ -30,6 +30,8 @@ const (
 	expireProgShuntExpired             = "shunt_expired"
 	expireVarConfigClusterCidrCount    = "config_cluster_cidr_count"
 	expireVarConfigClusterCidrs        = "config_cluster_cidrs"
+	expireVarConfigEphemeralFirst      = "config_ephemeral_first"
+	expireVarConfigEphemeralLast       = "config_ephemeral_last"
 	expireVarConfigEthernet            = "config_ethernet"
 	expireVarConfigFlowSeed            = "config_flow_seed"
 	expireVarConfigHasKernCtx          = "config_has_kern_ctx"
@@ -101,6 +103,8 @@ type expireMapSpecs struct {
 type expireVariableSpecs struct {
 	ConfigClusterCidrCount    *ebpf.VariableSpec `ebpf:"config_cluster_cidr_count"`
 	ConfigClusterCidrs        *ebpf.VariableSpec `ebpf:"config_cluster_cidrs"`
+	ConfigEphemeralFirst      *ebpf.VariableSpec `ebpf:"config_ephemeral_first"`
+	ConfigEphemeralLast       *ebpf.VariableSpec `ebpf:"config_ephemeral_last"`
 	ConfigEthernet            *ebpf.VariableSpec `ebpf:"config_ethernet"`
 	ConfigFlowSeed            *ebpf.VariableSpec `ebpf:"config_flow_seed"`
 	ConfigHasKernCtx          *ebpf.VariableSpec `ebpf:"config_has_kern_ctx"`
@@ -147,6 +151,8 @@ func (m *expireMaps) Close() error {
 type expireVariables struct {
 	ConfigClusterCidrCount    *ebpf.Variable `ebpf:"config_cluster_cidr_count"`
 	ConfigClusterCidrs        *ebpf.Variable `ebpf:"config_cluster_cidrs"`
+	ConfigEphemeralFirst      *ebpf.Variable `ebpf:"config_ephemeral_first"`
+	ConfigEphemeralLast       *ebpf.Variable `ebpf:"config_ephemeral_last"`
 	ConfigEthernet            *ebpf.Variable `ebpf:"config_ethernet"`
 	ConfigFlowSeed            *ebpf.Variable `ebpf:"config_flow_seed"`
 	ConfigHasKernCtx          *ebpf.Variable `ebpf:"config_has_kern_ctx"`

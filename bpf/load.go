@@ -80,6 +80,15 @@ func (p *Programs) load(set *maps.Set, cookie uint64) error {
 	if err := spec.Variables[sockVarConfigHasSetRetval].Set(hasSetRetval); err != nil {
 		return err
 	}
+	first, last, err := skippedPorts()
+	if err != nil {
+		return err
+	}
+	for name, port := range map[string]uint32{sockVarConfigEphemeralFirst: first, sockVarConfigEphemeralLast: last} {
+		if err := spec.Variables[name].Set(port); err != nil {
+			return err
+		}
+	}
 	return spec.LoadAndAssign(&p.objects, &ebpf.CollectionOptions{MapReplacements: replacements(spec, set)})
 }
 

@@ -91,6 +91,27 @@ func parseSpans(text string) ([]portSpan, error) {
 	return all, nil
 }
 
+// skippedPorts gives the ports that the kernel chooses for sockets of this network
+// namespace, of which the programs know without a look-up that none is a node port; an
+// empty range where some may be.
+func skippedPorts() (first, last uint32, err error) {
+	text, err := readSysctl(sysctlEphemeral)
+	if err != nil {
+		return 0, 0, err
+	}
+	spans, err := parseSpans(text)
+	if err != nil {
+		return 0, 0, fmt.Errorf("read sysctl %s: %w", sysctlEphemeral, err)
+	}
+	if len(spans) != 1 {
+		return 0, 0, fmt.Errorf("read sysctl %s: %q is not one range", sysctlEphemeral, text)
+	}
+	if s := spans[0]; s.first > nodePortSpan.last || s.last < nodePortSpan.first {
+		return s.first, s.last, nil
+	}
+	return 1, 0, nil
+}
+
 // ReadSourcePorts works out the ports from this network namespace's sysctls.
 func ReadSourcePorts() (SourcePorts, error) {
 	spans := map[string][]portSpan{}

@@ -19,6 +19,8 @@ const (
 	probeProgProbeSummed              = "probe_summed"
 	probeVarConfigClusterCidrCount    = "config_cluster_cidr_count"
 	probeVarConfigClusterCidrs        = "config_cluster_cidrs"
+	probeVarConfigEphemeralFirst      = "config_ephemeral_first"
+	probeVarConfigEphemeralLast       = "config_ephemeral_last"
 	probeVarConfigEthernet            = "config_ethernet"
 	probeVarConfigFlowSeed            = "config_flow_seed"
 	probeVarConfigHasKernCtx          = "config_has_kern_ctx"
@@ -88,6 +90,8 @@ type probeMapSpecs struct {
 type probeVariableSpecs struct {
 	ConfigClusterCidrCount    *ebpf.VariableSpec `ebpf:"config_cluster_cidr_count"`
 	ConfigClusterCidrs        *ebpf.VariableSpec `ebpf:"config_cluster_cidrs"`
+	ConfigEphemeralFirst      *ebpf.VariableSpec `ebpf:"config_ephemeral_first"`
+	ConfigEphemeralLast       *ebpf.VariableSpec `ebpf:"config_ephemeral_last"`
 	ConfigEthernet            *ebpf.VariableSpec `ebpf:"config_ethernet"`
 	ConfigFlowSeed            *ebpf.VariableSpec `ebpf:"config_flow_seed"`
 	ConfigHasKernCtx          *ebpf.VariableSpec `ebpf:"config_has_kern_ctx"`
@@ -132,6 +136,8 @@ func (m *probeMaps) Close() error {
 type probeVariables struct {
 	ConfigClusterCidrCount    *ebpf.Variable `ebpf:"config_cluster_cidr_count"`
 	ConfigClusterCidrs        *ebpf.Variable `ebpf:"config_cluster_cidrs"`
+	ConfigEphemeralFirst      *ebpf.Variable `ebpf:"config_ephemeral_first"`
+	ConfigEphemeralLast       *ebpf.Variable `ebpf:"config_ephemeral_last"`
 	ConfigEthernet            *ebpf.Variable `ebpf:"config_ethernet"`
 	ConfigFlowSeed            *ebpf.Variable `ebpf:"config_flow_seed"`
 	ConfigHasKernCtx          *ebpf.Variable `ebpf:"config_has_kern_ctx"`

@@ -17,6 +17,7 @@
 #include "config.h"
 #include "hook.h"
 #include "lb.h"
+#include "ownport.h"
 #include "sock.h"
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
@@ -60,6 +61,26 @@ static __always_inline void sock_client(struct bpf_sock_addr *ctx, struct lb_cli
 	client->own_netns = sock_in_own_netns(cookie);
 }
 
+/* Whether a UDP socket without a flow to dst answers a process of the node there. */
+static __always_inline int sock_is_answer(struct bpf_sock_addr *ctx, const struct frontend_key *dst,
+					  enum reason reason)
+{
+	return dst->protocol == IPPROTO_UDP && reason != REASON_NO_FRONTEND &&
+	       reason != REASON_FLOW_KEPT && own_port_answers(ctx->sk->src_port, dst);
+}
+
+/* A UDP socket sends to dst, or to a backend in its stead. */
+static __always_inline void sock_sends(struct bpf_sock_addr *ctx, const struct frontend_key *dst,
+				       __be16 port)
+{
+	__u32 own = ctx->sk->src_port;
+
+	if (!own || (own >= config_ephemeral_first && own <= config_ephemeral_last))
+		return;
+	if (sock_in_own_netns(bpf_get_netns_cookie(ctx)))
+		own_port_note(own, &dst->addr, port);
+}
+
 /* connect(): choose a backend and remember what it stands for. */
 static __always_inline enum reason sock_connect(struct bpf_sock_addr *ctx,
 						const struct frontend_key *dst,
@@ -74,6 +95,8 @@ static __always_inline enum reason sock_connect(struct bpf_sock_addr *ctx,
 	} else {
 		reason = lb_select(dst, &client, bpf_get_prandom_u32(), to);
 	}
+	if (sock_is_answer(ctx, dst, reason))
+		reason = REASON_OWN_FLOW;
 	switch (reason) {
 	case REASON_TRANSLATED:
 	case REASON_AFFINITY_KEPT:
@@ -81,6 +104,7 @@ static __always_inline enum reason sock_connect(struct bpf_sock_addr *ctx,
 		break;
 	case REASON_FLOW_KEPT:
 		break;
+	case REASON_OWN_FLOW:
 	case REASON_NO_FRONTEND:
 		sock_peer_forget(ctx->sk, dst);
 		return reason;
@@ -133,6 +157,8 @@ static __always_inline enum reason sock_sendmsg(struct bpf_sock_addr *ctx,
 		reason = REASON_FLOW_KEPT;
 	} else {
 		reason = sock_flow_begin(ctx, dst, cookie, to);
+		if (sock_is_answer(ctx, dst, reason))
+			return REASON_OWN_FLOW;
 		if (reason != REASON_TRANSLATED && reason != REASON_AFFINITY_KEPT)
 			return reason;
 		lb_count(to->backend_id);
@@ -159,34 +185,22 @@ static __always_inline int sock_forward(struct bpf_sock_addr *ctx, const struct 
 				      sock_sendmsg(ctx, dst, to);
 	hook_count(reason);
 	*translated = sock_is_translated(reason);
-	if (*translated || reason == REASON_PROTOCOL || reason == REASON_NO_FRONTEND)
-		return SOCK_PASS;
-	return sock_refuse(reason);
+	if (!*translated && reason != REASON_PROTOCOL && reason != REASON_NO_FRONTEND &&
+	    reason != REASON_OWN_FLOW)
+		return sock_refuse(reason);
+	if (dst->protocol == IPPROTO_UDP)
+		sock_sends(ctx, dst, *translated ? to->port : dst->port);
+	return SOCK_PASS;
 }
 
-/* A datagram came from an address that is a frontend's too: a process of the node
- * has a node port's number at its end. Whoever wrote is who the answer is for, so
- * the socket remembers that this address is not to be translated. */
-static __always_inline void sock_reply_note(struct bpf_sock_addr *ctx, const struct addr *addr,
-					    __be16 port)
-{
-	struct frontend_key from = { .addr = *addr, .port = port, .protocol = IPPROTO_UDP };
-	struct lb_choice itself = { .addr = *addr, .port = port };
-	int own_netns = sock_in_own_netns(bpf_get_netns_cookie(ctx));
-	struct service svc;
-	__u32 undefined;
-
-	if (lb_frontend(&from, own_netns, &undefined, &svc) != LB_NOBODYS)
-		sock_flow_store(ctx->sk, &from, &itself);
-}
-
-/* recvmsg(): the sender as the socket's owner knows it. */
+/* recvmsg(): the sender as the socket's owner knows it. What arrives teaches nothing:
+ * anybody could have sent it. */
 static __always_inline int sock_reply(struct bpf_sock_addr *ctx, struct addr *addr, __be16 *port)
 {
 	int restored = sock_reply_restore(ctx->sk, addr, port);
 
 	if (!restored)
-		sock_reply_note(ctx, addr, *port);
+		own_port_heard(ctx->sk->src_port, addr, *port);
 	hook_count(restored ? REASON_REPLY_RESTORED : REASON_REPLY_PASSED);
 	return restored;
 }

@@ -28,6 +28,7 @@ const (
 	sockMapFragments                 = "fragments"
 	sockMapMeta                      = "meta"
 	sockMapNames                     = "names"
+	sockMapOwnPorts                  = "own_ports"
 	sockMapProblems                  = "problems"
 	sockMapServices                  = "services"
 	sockMapSlots                     = "slots"
@@ -45,6 +46,8 @@ const (
 	sockProgShuntSendmsg6            = "shunt_sendmsg6"
 	sockVarConfigClusterCidrCount    = "config_cluster_cidr_count"
 	sockVarConfigClusterCidrs        = "config_cluster_cidrs"
+	sockVarConfigEphemeralFirst      = "config_ephemeral_first"
+	sockVarConfigEphemeralLast       = "config_ephemeral_last"
 	sockVarConfigEthernet            = "config_ethernet"
 	sockVarConfigFlowSeed            = "config_flow_seed"
 	sockVarConfigHasKernCtx          = "config_has_kern_ctx"
@@ -125,6 +128,7 @@ type sockMapSpecs struct {
 	Fragments    *ebpf.MapSpec `ebpf:"fragments"`
 	Meta         *ebpf.MapSpec `ebpf:"meta"`
 	Names        *ebpf.MapSpec `ebpf:"names"`
+	OwnPorts     *ebpf.MapSpec `ebpf:"own_ports"`
 	Problems     *ebpf.MapSpec `ebpf:"problems"`
 	Services     *ebpf.MapSpec `ebpf:"services"`
 	Slots        *ebpf.MapSpec `ebpf:"slots"`
@@ -140,6 +144,8 @@ type sockMapSpecs struct {
 type sockVariableSpecs struct {
 	ConfigClusterCidrCount    *ebpf.VariableSpec `ebpf:"config_cluster_cidr_count"`
 	ConfigClusterCidrs        *ebpf.VariableSpec `ebpf:"config_cluster_cidrs"`
+	ConfigEphemeralFirst      *ebpf.VariableSpec `ebpf:"config_ephemeral_first"`
+	ConfigEphemeralLast       *ebpf.VariableSpec `ebpf:"config_ephemeral_last"`
 	ConfigEthernet            *ebpf.VariableSpec `ebpf:"config_ethernet"`
 	ConfigFlowSeed            *ebpf.VariableSpec `ebpf:"config_flow_seed"`
 	ConfigHasKernCtx          *ebpf.VariableSpec `ebpf:"config_has_kern_ctx"`
@@ -184,6 +190,7 @@ type sockMaps struct {
 	Fragments    *ebpf.Map `ebpf:"fragments"`
 	Meta         *ebpf.Map `ebpf:"meta"`
 	Names        *ebpf.Map `ebpf:"names"`
+	OwnPorts     *ebpf.Map `ebpf:"own_ports"`
 	Problems     *ebpf.Map `ebpf:"problems"`
 	Services     *ebpf.Map `ebpf:"services"`
 	Slots        *ebpf.Map `ebpf:"slots"`
@@ -207,6 +214,7 @@ func (m *sockMaps) Close() error {
 		m.Fragments,
 		m.Meta,
 		m.Names,
+		m.OwnPorts,
 		m.Problems,
 		m.Services,
 		m.Slots,
@@ -223,6 +231,8 @@ func (m *sockMaps) Close() error {
 type sockVariables struct {
 	ConfigClusterCidrCount    *ebpf.Variable `ebpf:"config_cluster_cidr_count"`
 	ConfigClusterCidrs        *ebpf.Variable `ebpf:"config_cluster_cidrs"`
+	ConfigEphemeralFirst      *ebpf.Variable `ebpf:"config_ephemeral_first"`
+	ConfigEphemeralLast       *ebpf.Variable `ebpf:"config_ephemeral_last"`
 	ConfigEthernet            *ebpf.Variable `ebpf:"config_ethernet"`
 	ConfigFlowSeed            *ebpf.Variable `ebpf:"config_flow_seed"`
 	ConfigHasKernCtx          *ebpf.Variable `ebpf:"config_has_kern_ctx"`

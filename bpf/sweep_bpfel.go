@@ -49,6 +49,7 @@ const (
 	sweepMapFragments        = "fragments"
 	sweepMapMeta             = "meta"
 	sweepMapNames            = "names"
+	sweepMapOwnPorts         = "own_ports"
 	sweepMapProblems         = "problems"
 	sweepMapServices         = "services"
 	sweepMapSlots            = "slots"
@@ -123,6 +124,7 @@ type sweepMapSpecs struct {
 	Fragments    *ebpf.MapSpec `ebpf:"fragments"`
 	Meta         *ebpf.MapSpec `ebpf:"meta"`
 	Names        *ebpf.MapSpec `ebpf:"names"`
+	OwnPorts     *ebpf.MapSpec `ebpf:"own_ports"`
 	Problems     *ebpf.MapSpec `ebpf:"problems"`
 	Services     *ebpf.MapSpec `ebpf:"services"`
 	Slots        *ebpf.MapSpec `ebpf:"slots"`
@@ -171,6 +173,7 @@ type sweepMaps struct {
 	Fragments    *ebpf.Map `ebpf:"fragments"`
 	Meta         *ebpf.Map `ebpf:"meta"`
 	Names        *ebpf.Map `ebpf:"names"`
+	OwnPorts     *ebpf.Map `ebpf:"own_ports"`
 	Problems     *ebpf.Map `ebpf:"problems"`
 	Services     *ebpf.Map `ebpf:"services"`
 	Slots        *ebpf.Map `ebpf:"slots"`
@@ -194,6 +197,7 @@ func (m *sweepMaps) Close() error {
 		m.Fragments,
 		m.Meta,
 		m.Names,
+		m.OwnPorts,
 		m.Problems,
 		m.Services,
 		m.Slots,

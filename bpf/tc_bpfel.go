@@ -51,6 +51,7 @@ const (
 	tcMapFragments                 = "fragments"
 	tcMapMeta                      = "meta"
 	tcMapNames                     = "names"
+	tcMapOwnPorts                  = "own_ports"
 	tcMapProblems                  = "problems"
 	tcMapServices                  = "services"
 	tcMapSlots                     = "slots"
@@ -63,6 +64,8 @@ const (
 	tcProgShuntIngress             = "shunt_ingress"
 	tcVarConfigClusterCidrCount    = "config_cluster_cidr_count"
 	tcVarConfigClusterCidrs        = "config_cluster_cidrs"
+	tcVarConfigEphemeralFirst      = "config_ephemeral_first"
+	tcVarConfigEphemeralLast       = "config_ephemeral_last"
 	tcVarConfigEthernet            = "config_ethernet"
 	tcVarConfigFlowSeed            = "config_flow_seed"
 	tcVarConfigHasKernCtx          = "config_has_kern_ctx"
@@ -137,6 +140,7 @@ type tcMapSpecs struct {
 	Fragments    *ebpf.MapSpec `ebpf:"fragments"`
 	Meta         *ebpf.MapSpec `ebpf:"meta"`
 	Names        *ebpf.MapSpec `ebpf:"names"`
+	OwnPorts     *ebpf.MapSpec `ebpf:"own_ports"`
 	Problems     *ebpf.MapSpec `ebpf:"problems"`
 	Services     *ebpf.MapSpec `ebpf:"services"`
 	Slots        *ebpf.MapSpec `ebpf:"slots"`
@@ -153,6 +157,8 @@ type tcMapSpecs struct {
 type tcVariableSpecs struct {
 	ConfigClusterCidrCount    *ebpf.VariableSpec `ebpf:"config_cluster_cidr_count"`
 	ConfigClusterCidrs        *ebpf.VariableSpec `ebpf:"config_cluster_cidrs"`
+	ConfigEphemeralFirst      *ebpf.VariableSpec `ebpf:"config_ephemeral_first"`
+	ConfigEphemeralLast       *ebpf.VariableSpec `ebpf:"config_ephemeral_last"`
 	ConfigEthernet            *ebpf.VariableSpec `ebpf:"config_ethernet"`
 	ConfigFlowSeed            *ebpf.VariableSpec `ebpf:"config_flow_seed"`
 	ConfigHasKernCtx          *ebpf.VariableSpec `ebpf:"config_has_kern_ctx"`
@@ -197,6 +203,7 @@ type tcMaps struct {
 	Fragments    *ebpf.Map `ebpf:"fragments"`
 	Meta         *ebpf.Map `ebpf:"meta"`
 	Names        *ebpf.Map `ebpf:"names"`
+	OwnPorts     *ebpf.Map `ebpf:"own_ports"`
 	Problems     *ebpf.Map `ebpf:"problems"`
 	Services     *ebpf.Map `ebpf:"services"`
 	Slots        *ebpf.Map `ebpf:"slots"`
@@ -221,6 +228,7 @@ func (m *tcMaps) Close() error {
 		m.Fragments,
 		m.Meta,
 		m.Names,
+		m.OwnPorts,
 		m.Problems,
 		m.Services,
 		m.Slots,
@@ -238,6 +246,8 @@ func (m *tcMaps) Close() error {
 type tcVariables struct {
 	ConfigClusterCidrCount    *ebpf.Variable `ebpf:"config_cluster_cidr_count"`
 	ConfigClusterCidrs        *ebpf.Variable `ebpf:"config_cluster_cidrs"`
+	ConfigEphemeralFirst      *ebpf.Variable `ebpf:"config_ephemeral_first"`
+	ConfigEphemeralLast       *ebpf.Variable `ebpf:"config_ephemeral_last"`
 	ConfigEthernet            *ebpf.Variable `ebpf:"config_ethernet"`
 	ConfigFlowSeed            *ebpf.Variable `ebpf:"config_flow_seed"`
 	ConfigHasKernCtx          *ebpf.Variable `ebpf:"config_has_kern_ctx"`

@@ -185,6 +185,12 @@ type abiMetaValue struct {
 	ProblemsVersion uint32
 }
 
+type abiOwnPortKey struct {
+	_     structs.HostLayout
+	Own   uint16
+	Other uint16
+}
+
 type abiProblem struct {
 	_        structs.HostLayout
 	Service  abiServiceName
@@ -323,6 +329,7 @@ const (
 	abiMapFragments       = "fragments"
 	abiMapMeta            = "meta"
 	abiMapNames           = "names"
+	abiMapOwnPorts        = "own_ports"
 	abiMapProblems        = "problems"
 	abiMapServices        = "services"
 	abiMapSlots           = "slots"
@@ -403,6 +410,7 @@ type abiMapSpecs struct {
 	Fragments    *ebpf.MapSpec `ebpf:"fragments"`
 	Meta         *ebpf.MapSpec `ebpf:"meta"`
 	Names        *ebpf.MapSpec `ebpf:"names"`
+	OwnPorts     *ebpf.MapSpec `ebpf:"own_ports"`
 	Problems     *ebpf.MapSpec `ebpf:"problems"`
 	Services     *ebpf.MapSpec `ebpf:"services"`
 	Slots        *ebpf.MapSpec `ebpf:"slots"`
@@ -461,6 +469,7 @@ type abiMaps struct {
 	Fragments    *ebpf.Map `ebpf:"fragments"`
 	Meta         *ebpf.Map `ebpf:"meta"`
 	Names        *ebpf.Map `ebpf:"names"`
+	OwnPorts     *ebpf.Map `ebpf:"own_ports"`
 	Problems     *ebpf.Map `ebpf:"problems"`
 	Services     *ebpf.Map `ebpf:"services"`
 	Slots        *ebpf.Map `ebpf:"slots"`
@@ -484,6 +493,7 @@ func (m *abiMaps) Close() error {
 		m.Fragments,
 		m.Meta,
 		m.Names,
+		m.OwnPorts,
 		m.Problems,
 		m.Services,
 		m.Slots,

@@ -21,6 +21,7 @@ func TestLayout(t *testing.T) {
 		mapBackendStats: {4, unsafe.Sizeof(uint64(0))},
 		mapSockPeer:     {4, unsafe.Sizeof(SockFlow{})},
 		mapSockBefore:   {4, unsafe.Sizeof(SockFlow{})},
+		mapOwnPorts:     {unsafe.Sizeof(abiOwnPortKey{}), 8},
 		mapAffinity:     {unsafe.Sizeof(AffinityKey{}), unsafe.Sizeof(AffinityValue{})},
 		mapAddrs:        {unsafe.Sizeof(abiAddr{}), unsafe.Sizeof(abiAddrInfo{})},
 		mapSources:      {unsafe.Sizeof(SourceKey{}), 1},

@@ -50,13 +50,14 @@ func Spec(sizes Sizes) (map[string]*ebpf.MapSpec, error) {
 }
 
 var mapNamesAll = []string{mapServices, mapSlots, mapBackends, mapBackendStats, mapSockPeer,
-	mapSockBefore, mapSockFlows, mapAffinity, mapAddrs, mapSources, mapFlows, mapFlowsNew, mapClaims, mapFragments, mapDevices,
+	mapSockBefore, mapSockFlows, mapOwnPorts, mapAffinity, mapAddrs, mapSources, mapFlows, mapFlowsNew, mapClaims,
+	mapFragments, mapDevices,
 	mapNames, mapCounters, mapMeta, mapProblems}
 
 // mapNamesKept are maps that programs fill, and nobody could fill again. Those of
 // mapNamesKeptABI name ids of other maps, which only maps of the same ABI carry on.
 var (
-	mapNamesKept    = []string{mapSockPeer, mapSockBefore, mapSockFlows, mapCounters}
+	mapNamesKept    = []string{mapSockPeer, mapSockBefore, mapSockFlows, mapOwnPorts, mapCounters}
 	mapNamesKeptABI = []string{mapFlows, mapFlowsNew}
 )
 

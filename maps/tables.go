@@ -145,6 +145,7 @@ const (
 	mapSockPeer     = abiMapSockPeer
 	mapSockBefore   = abiMapSockBefore
 	mapSockFlows    = abiMapSockFlows
+	mapOwnPorts     = abiMapOwnPorts
 	mapAffinity     = abiMapAffinity
 	mapAddrs        = abiMapAddrs
 	mapSources      = abiMapSources

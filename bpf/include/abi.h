@@ -94,7 +94,7 @@ struct sock_flow {
 	struct addr backend_addr;
 	__be16 frontend_port;
 	__be16 backend_port;
-	__u32 backend_id; /* 0: the frontend's address itself, untranslated */
+	__u32 backend_id;
 	__u32 service_id;
 	__u32 used; /* sock_flows.clock at its last use; 0: the record is free */
 };
@@ -112,6 +112,14 @@ struct sock_flows {
 	struct sock_flow flow[SOCK_FLOWS];
 };
 _Static_assert(sizeof(struct sock_flows) == 16 + SOCK_FLOWS * 48, "struct sock_flows");
+
+/* Key of `own_ports`: the two ports of a datagram from a socket in the node's own network
+ * namespace. */
+struct own_port_key {
+	__be16 own;   /* the socket's, which is a node port's number too */
+	__be16 other; /* of who it was sent to */
+};
+_Static_assert(sizeof(struct own_port_key) == 4, "struct own_port_key");
 
 /* Key of `affinity`. A client of this node is its network namespace's cookie
  * in the last 8 bytes, machine order, after 8 zero bytes; one from outside is

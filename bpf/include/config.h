@@ -15,6 +15,11 @@ const volatile __u64 config_netns_cookie;
  * it the kernel says EPERM. */
 const volatile __u8 config_has_set_retval;
 
+/* Ports that the kernel gives to sockets of the node which ask for none, in host byte order.
+ * None of them is a node port's number, or none is named here. */
+const volatile __u32 config_ephemeral_first = 32768;
+const volatile __u32 config_ephemeral_last = 60999;
+
 /* The packet path (tc.c), loaded once for each sort of device: */
 
 /* Programs may read how far a packet's checksum is computed (summed.h). */

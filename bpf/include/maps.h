@@ -27,6 +27,8 @@
 /* Flows of which an entry is replaced at one moment: at most one a CPU. */
 #define CLAIMS 4096
 
+#define OWN_PORTS 4096
+
 /* Devices that programs are attached to. */
 #define DEVICES 4096
 
@@ -99,6 +101,15 @@ struct {
 	__type(key, int);
 	__type(value, struct sock_flows);
 } sock_flows SEC(".maps");
+
+/* UDP that processes of the node sent from a port that is a node port's number: answers to it
+ * go to that process, not to the service. The value is when it was sent: ns, CLOCK_MONOTONIC. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, OWN_PORTS);
+	__type(key, struct own_port_key);
+	__type(value, __u64);
+} own_ports SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);

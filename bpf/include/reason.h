@@ -26,7 +26,7 @@ enum reason {
 	/* tc: packets. Those above that are about a choice are used there, too. */
 	REASON_MALFORMED,         /* passed: headers that are cut short or make no sense */
 	REASON_NO_FLOW,           /* passed: TCP to a frontend, not the first packet, and of no flow */
-	REASON_OWN_FLOW,          /* passed: an answer to a socket of this node */
+	REASON_OWN_FLOW,          /* passed: an answer to a socket of this node; sendmsg too */
 	REASON_EGRESS_PASSED,     /* passed: leaves, and is of no flow */
 	REASON_SOURCE_KEPT,       /* passed: to a backend, and needs no other source */
 	REASON_SOURCE_TRANSLATED, /* to a backend of another node, from an address of this one */

@@ -42,15 +42,11 @@ static __always_inline void sock_flow_choice(const struct sock_flow *flow, struc
 }
 
 /* Whether the flow's backend still serves. The record may be another endpoint's of
- * the same service by now: its id alone does not tell. Id 0, which is nobody's, is
- * in the flow of an address that is not translated. */
+ * the same service by now: its id alone does not tell. */
 static __always_inline int sock_flow_serves(const struct sock_flow *flow)
 {
-	struct backend *be;
+	struct backend *be = lb_backend(flow->backend_id, flow->service_id);
 
-	if (!flow->backend_id)
-		return 1;
-	be = lb_backend(flow->backend_id, flow->service_id);
 	return be && be->port == flow->backend_port && lb_addr_equal(&be->addr, &flow->backend_addr);
 }
 
@@ -60,7 +56,7 @@ static __always_inline int sock_flow_leads(const struct sock_flow *flow, int own
 	struct frontend_key key = { .addr = flow->frontend_addr, .port = flow->frontend_port,
 				    .protocol = IPPROTO_UDP };
 
-	return !flow->backend_id || lb_leads(&key, own_netns, flow->service_id);
+	return lb_leads(&key, own_netns, flow->service_id);
 }
 
 /* Whether a datagram of the flow may go where the one before went. */

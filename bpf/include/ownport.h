@@ -1,0 +1,79 @@
+/* ownport.h: UDP of the node's own processes from a port that is a node port's number, so
+ * that an answer to it is not taken for a client's datagram to the service. That a process
+ * has the port is known from what it sends; what arrives only keeps an entry fresh that is
+ * there, and proves nothing. Knows map own_ports; knows no hook's context. */
+#pragma once
+
+#include <linux/in.h>
+
+#include "config.h"
+#include "lb.h"
+#include "maps.h"
+
+/* How long after the last datagram of either direction, as for UDP in `flows`; and how
+ * precise that is. */
+#define OWN_PORT_AGE (120 * 1000000000ULL)
+#define OWN_PORT_TOUCH 1000000000ULL
+
+/* When the socket's port and the other one were last seen together; NULL: not lately. */
+static __always_inline __u64 *own_port_find(__be16 own, __be16 other, __u64 now)
+{
+	struct own_port_key key = { .own = own, .other = other };
+	__u64 *used = bpf_map_lookup_elem(&own_ports, &key);
+
+	return used && (__s64)(now - *used) < (__s64)OWN_PORT_AGE ? used : NULL;
+}
+
+/* Whether a number is that of a UDP node port, of dst's family. */
+static __always_inline int own_port_is_node_port(const struct addr *dst, __be16 port)
+{
+	struct frontend_key any = { .port = port, .protocol = IPPROTO_UDP };
+
+	if (lb_addr_is_v4(dst))
+		*(__u32 *)&any.addr.b[8] = bpf_htonl(0xffff);
+	return bpf_map_lookup_elem(&services, &any) != NULL;
+}
+
+/* A socket of the node's own network namespace sends to dst. `port` is the socket's, in host
+ * order; 0: it has none yet. Those that the kernel chose are no node ports. */
+static __always_inline void own_port_note(__u32 port, const struct addr *dst, __be16 other)
+{
+	struct own_port_key key = { .own = bpf_htons(port), .other = other };
+	__u64 now = bpf_ktime_get_ns();
+	__u64 *used = bpf_map_lookup_elem(&own_ports, &key);
+
+	if (used && now - *used < OWN_PORT_TOUCH)
+		return;
+	if (own_port_is_node_port(dst, key.own))
+		bpf_map_update_elem(&own_ports, &key, &now, BPF_ANY);
+}
+
+/* Whether an address is one of the node's that take node ports. */
+static __always_inline int own_port_is_node(const struct addr *addr)
+{
+	struct addr_info *info = bpf_map_lookup_elem(&addrs, addr);
+
+	return info && info->flags & ADDR_FLAG_NODE_PORTS;
+}
+
+/* Whether what a socket with this port sends to dst is for a process of the node. */
+static __always_inline int own_port_answers(__u32 port, const struct frontend_key *dst)
+{
+	return own_port_find(dst->port, bpf_htons(port), bpf_ktime_get_ns()) &&
+	       own_port_is_node(&dst->addr);
+}
+
+/* A datagram came from that address to a socket with this port. */
+static __always_inline void own_port_heard(__u32 port, const struct addr *from, __be16 own)
+{
+	struct own_port_key key = { .own = own, .other = bpf_htons(port) };
+	__u64 *used = bpf_map_lookup_elem(&own_ports, &key);
+	__u64 now;
+
+	if (!used)
+		return;
+	now = bpf_ktime_get_ns();
+	if (now - *used >= OWN_PORT_TOUCH && (__s64)(now - *used) < (__s64)OWN_PORT_AGE &&
+	    own_port_is_node(from))
+		*used = now;
+}

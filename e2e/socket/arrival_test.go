@@ -1,0 +1,155 @@
+package socket_test
+
+import (
+	"encoding/binary"
+	"net/netip"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"shunt/e2e/rig"
+	"shunt/maps"
+)
+
+// TestArrivalTeachesNothing: a datagram that comes from a frontend's own address, as
+// anybody can forge it, or as the conntrack of a kube-proxy that was there before makes it,
+// changes nothing for the socket that receives it: what it sends there goes to the service.
+func TestArrivalTeachesNothing(t *testing.T) {
+	t.Parallel()
+	c := startCluster(t)
+	c.apply(rig.Service("web", 1, rig.Everywhere(1)), rig.SlicesOf("web", rig.Up(c.web[0])...))
+	node := []netip.Addr{c.n1.Addr4(), c.n1.Addr6()}
+	for i, w := range udpWays {
+		for j, from := range []netip.AddrPort{rig.VIP(1, w.family), rig.At(w.of(rig.BalancerIPs(1)), rig.ServicePort),
+			rig.At(w.of(node), rig.NodePortOf(1))} {
+			for _, inUse := range []bool{false, true} {
+				k := w.open(t, c.client)
+				own := uint16(5400 + 10*i + j)
+				if err := k.Bind(netip.AddrPortFrom(w.any(), own)); err != nil {
+					t.Fatal(err)
+				}
+				if inUse {
+					k.askTo(from)
+				}
+				for range 3 {
+					if err := c.n1.Do(func() error { return sendAs(from, rig.At(w.of(c.client.Addrs()), own)) }); err != nil {
+						t.Fatalf("send as %v: %v", from, err)
+					}
+					if data, sender, err := k.Recv(5 * time.Second); err != nil || sender != w.asked(from) {
+						t.Fatalf("%s: received %q from %v (%v), want it from %v", w, data, sender, err, w.asked(from))
+					}
+					if got := k.askTo(from); got != "web-0" {
+						t.Errorf("%s: %v is answered by %s", w, from, got)
+					}
+				}
+				_ = k.Close()
+			}
+		}
+	}
+}
+
+// sendAs sends a datagram from an address, whether the calling thread's network namespace
+// has it or not, and past the hooks.
+func sendAs(from, to netip.AddrPort) error {
+	family, level, option := unix.AF_INET, unix.SOL_IP, unix.IP_TRANSPARENT
+	if from.Addr().Is6() {
+		family, level, option = unix.AF_INET6, unix.SOL_IPV6, unix.IPV6_TRANSPARENT
+	}
+	fd, err := unix.Socket(family, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	if err := unix.SetsockoptInt(fd, level, option, 1); err != nil {
+		return err
+	}
+	if err := unix.Bind(fd, sockaddrOf(from)); err != nil {
+		return err
+	}
+	return unix.Sendto(fd, []byte("forged"), 0, sockaddrOf(to))
+}
+
+func sockaddrOf(a netip.AddrPort) unix.Sockaddr {
+	if a.Addr().Is6() {
+		return &unix.SockaddrInet6{Port: int(a.Port()), Addr: a.Addr().As16()}
+	}
+	return &unix.SockaddrInet4{Port: int(a.Port()), Addr: a.Addr().As4()}
+}
+
+// TestOwnPort: a process of the node has a node port's number at its own end. What a server
+// sends to it reaches the process, as long as the two have spoken within two minutes.
+func TestOwnPort(t *testing.T) {
+	t.Parallel()
+	c := startCluster(t)
+	c.apply(rig.Service("web", 1, rig.WithNodePort(1)), rig.SlicesOf("web", rig.Up(c.web[0])...))
+	for i, w := range udpWays {
+		own := rig.At(w.of([]netip.Addr{c.n1.Addr4(), c.n1.Addr6()}), rig.NodePortOf(1))
+		server, port := w.open(t, c.client), uint16(5500+i)
+		if err := server.Bind(netip.AddrPortFrom(w.any(), port)); err != nil {
+			t.Fatal(err)
+		}
+		process := w.open(t, c.host)
+		if err := process.Bind(own); err != nil {
+			t.Fatal(err)
+		}
+		if got := server.askTo(own); got != "web-0" {
+			t.Fatalf("%s: before the process has said anything, the node port is answered by %s", w, got)
+		}
+		_ = server.Close()
+		server = w.open(t, c.client) // without the flow
+		if err := server.Bind(netip.AddrPortFrom(w.any(), port)); err != nil {
+			t.Fatal(err)
+		}
+		hears := func(k *talker, what string, from netip.AddrPort) {
+			t.Helper()
+			if data, sender, err := k.Recv(5 * time.Second); err != nil || string(data) != what || sender != w.asked(from) {
+				t.Fatalf("%s: received %q from %v (%v), want %q from %v", w, data, sender, err, what, w.asked(from))
+			}
+		}
+		sends := func(k *talker, to netip.AddrPort, what string) {
+			t.Helper()
+			if err := k.SendTo(to, []byte(what)); err != nil {
+				t.Fatalf("%s: send to %v: %v", w, to, err)
+			}
+		}
+		at := rig.At(w.of(c.client.Addrs()), port)
+		for range 2 {
+			sends(process, at, "question")
+			hears(server, "question", own)
+			sends(server, own, "answer")
+			hears(process, "answer", at)
+		}
+		c.setOwnPort(own.Port(), port, 100*time.Second)
+		sends(server, own, "late answer")
+		hears(process, "late answer", at)
+		c.setOwnPort(own.Port(), port, 121*time.Second)
+		if got := server.askTo(own); got != "web-0" {
+			t.Errorf("%s: two minutes after, the node port is answered by %s", w, got)
+		}
+		_ = process.Close() // its port is the next one's
+	}
+}
+
+// setOwnPort makes the last datagram between two ports, which map own_ports must have, so
+// old.
+func (c *cluster) setOwnPort(own, other uint16, age time.Duration) {
+	c.t.Helper()
+	set, err := maps.Load(c.d.Root)
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	defer set.Close()
+	var now unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC, &now); err != nil {
+		c.t.Fatal(err)
+	}
+	key := binary.BigEndian.AppendUint16(binary.BigEndian.AppendUint16(nil, own), other)
+	m := set.Map("own_ports")
+	if value, err := m.LookupBytes(key); err != nil || value == nil {
+		c.t.Fatalf("map own_ports has no entry for ports %d and %d (%v)", own, other, err)
+	}
+	if err := m.Put(key, uint64(now.Nano())-uint64(age)); err != nil {
+		c.t.Fatal(err)
+	}
+}
