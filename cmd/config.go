@@ -75,7 +75,7 @@ const (
 func (c *Config) addFlags(f *pflag.FlagSet) {
 	f.StringVar(&c.ConfigFile, "config", "", "KubeProxyConfiguration `file`, kube-proxy's own; flags that are given win over its fields")
 	f.StringVar(&c.Kubeconfig, "kubeconfig", "", "kubeconfig `file`; without it the pod's service account is used")
-	f.StringVar(&c.APIServer, "apiserver", "", "address of the API server (URL, HOST:PORT or HOST), over the kubeconfig's; the kubernetes Service does not work before shunt does (default $SHUNT_APISERVER)")
+	f.StringVar(&c.APIServer, "apiserver", "", "addresses of the API server (URL, HOST:PORT or HOST) with commas between them, tried in this order, over the kubeconfig's; the kubernetes Service's works only where something served it before (default $SHUNT_APISERVER)")
 	f.StringVar(&c.Manifests, "manifests", "", "take Services and EndpointSlices from a YAML `file` or directory, watched for changes, instead of an API server")
 	f.StringVar(&c.NodeName, "node-name", "", "name of this node's Node, by which local endpoints are known (default $NODE_NAME, then the host name)")
 	f.StringVar(&c.CgroupRoot, "cgroup-root", "", "cgroup v2 `directory` below which pods and processes are this node's clients (default: the first cgroup v2 mount)")
@@ -128,7 +128,7 @@ func (c *Config) validate(flags *pflag.FlagSet) error {
 		return err
 	}
 	if c.APIServer != "" {
-		if _, err := watcher.ServerURL(c.APIServer); err != nil {
+		if _, err := watcher.ServerURLs(c.APIServer); err != nil {
 			return usageErrorf("--apiserver: %w", err)
 		}
 	}

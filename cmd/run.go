@@ -4,8 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"os"
 	"runtime/debug"
+	"sync"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -67,6 +69,9 @@ type daemon struct {
 	sweeper  *bpf.Sweeper
 	expiry   *bpf.Expiry
 	reporter *reporter
+	memory   *maps.Memory
+	// mapsMu is held by readers of kernel that do not end with serve.
+	mapsMu sync.RWMutex
 }
 
 func run(ctx context.Context, cfg *Config) (err error) {
@@ -87,6 +92,10 @@ func run(ctx context.Context, cfg *Config) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, lock.Release()) }()
+	if d.memory, err = maps.OpenMemory(cfg.BPFFSRoot); err != nil {
+		return bpf.Explain(err)
+	}
+	defer d.memory.Close()
 	source, err := newSource(d)
 	if err != nil {
 		return err
@@ -133,7 +142,7 @@ func (d *daemon) open() error {
 		d.log.Info("the maps of the daemon before are replaced; they serve until the new ones are filled",
 			zap.String("why", opened.Replaces))
 	}
-	if d.kernel, err = maps.NewKernel(set); err != nil {
+	if err := d.openKernel(); err != nil {
 		return errors.Join(err, set.Close())
 	}
 	if d.programs, err = bpf.Load(set); err != nil {
@@ -148,8 +157,30 @@ func (d *daemon) open() error {
 	return nil
 }
 
+func (d *daemon) openKernel() (err error) {
+	d.mapsMu.Lock()
+	defer d.mapsMu.Unlock()
+	d.kernel, err = maps.NewKernel(d.set)
+	return err
+}
+
+// leads returns where this node translates connections to an address, as far as the
+// maps are open. It is asked for the API server's address, from any goroutine.
+func (d *daemon) leads(to netip.AddrPort) []netip.AddrPort {
+	d.mapsMu.RLock()
+	defer d.mapsMu.RUnlock()
+	if d.kernel == nil {
+		return nil
+	}
+	return d.kernel.Leads(to)
+}
+
 func (d *daemon) close() {
-	err := errors.Join(d.packets.Close(), d.programs.Close(), d.kernel.Close(), d.set.Close())
+	d.mapsMu.Lock()
+	defer d.mapsMu.Unlock()
+	kernel := d.kernel
+	d.kernel = nil
+	err := errors.Join(d.packets.Close(), d.programs.Close(), kernel.Close(), d.set.Close())
 	if err != nil {
 		d.log.Warn("close maps and programs", zap.Error(err))
 	}

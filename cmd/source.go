@@ -3,7 +3,10 @@ package cmd
 import (
 	"context"
 
+	"go.uber.org/zap"
+
 	"shunt/lb"
+	"shunt/maps"
 	"shunt/watcher"
 )
 
@@ -27,8 +30,9 @@ func newSource(d *daemon) (*source, error) {
 		d.store.SetServiceCIDRs(d.cfg.serviceCIDRs)
 		return &source{parts: []func(context.Context) error{m.Run}}, nil
 	}
+	servers := d.servers()
 	client, _, err := watcher.NewClient(watcher.ClientOptions{
-		Kubeconfig: d.cfg.Kubeconfig, APIServer: d.cfg.APIServer, QPS: d.cfg.QPS, Burst: d.cfg.Burst,
+		Kubeconfig: d.cfg.Kubeconfig, APIServer: d.cfg.APIServer, Servers: servers, QPS: d.cfg.QPS, Burst: d.cfg.Burst,
 		ContentType: d.cfg.ContentType, AcceptContentTypes: d.cfg.AcceptContentTypes})
 	if err != nil {
 		return nil, err
@@ -39,14 +43,29 @@ func newSource(d *daemon) (*source, error) {
 		d.store.SetServiceCIDRs(d.cfg.serviceCIDRs)
 	}
 	api, err := watcher.NewAPI(watcher.APIOptions{Client: client, NodeName: d.cfg.NodeName,
-		FixedCIDRs: fixed, Sink: d.store, Log: d.log, Recorder: events})
+		FixedCIDRs: fixed, Sink: d.store, Log: d.log, Recorder: events, Hint: servers.Hint})
 	if err != nil {
 		return nil, err
 	}
 	events.Starting()
 	return &source{
-		parts:   []func(context.Context) error{api.Run, events.Run},
+		parts:   []func(context.Context) error{api.Run, events.Run, servers.Run},
 		warn:    api.ServiceWarning,
 		hasNode: true,
 	}, nil
+}
+
+// servers dials the API server, past what this daemon itself programs at its address.
+func (d *daemon) servers() *watcher.Servers {
+	return watcher.NewServers(watcher.ServersOptions{
+		Leads: d.leads,
+		Load: func() (found watcher.Endpoints) {
+			if err := d.memory.Get(maps.MemoryServers, &found); err != nil {
+				d.log.Warn("the endpoints of the API server that an earlier daemon found are not known", zap.Error(err))
+			}
+			return found
+		},
+		Save: func(found watcher.Endpoints) error { return d.memory.Put(maps.MemoryServers, found) },
+		Log:  d.log,
+	})
 }

@@ -255,3 +255,21 @@ func ignoreMissing(err error) error {
 	}
 	return err
 }
+
+// Leads returns the endpoints to which a TCP connection from this node to an address
+// is translated, none where it is not translated. Safe from any goroutine.
+func (k *Kernel) Leads(to netip.AddrPort) []netip.AddrPort {
+	var v Service
+	key := NewFrontendKey(to.Addr(), to.Port(), unix.IPPROTO_TCP)
+	if k.set.maps[mapServices].Lookup(key, &v) != nil || uint64(v.Inside.Base)+uint64(v.Inside.Count) > uint64(len(k.slots)) {
+		return nil
+	}
+	var all []netip.AddrPort
+	for i := range v.Inside.Count {
+		id := atomic.LoadUint32(&k.slots[v.Inside.Base+i].ID)
+		if be, used := k.Backend(id); used && be.ServiceId == v.Id {
+			all = append(all, be.AddrPort())
+		}
+	}
+	return all
+}

@@ -218,9 +218,9 @@ func removeOld(root string) error {
 	return nil
 }
 
-// Remove unpins all maps below root.
+// Remove unpins all maps below root, Memory among them.
 func Remove(root string) error {
-	for _, d := range []string{pinDir, stagedDir} {
+	for _, d := range []string{pinDir, stagedDir, memoryPin} {
 		if err := os.RemoveAll(filepath.Join(root, d)); err != nil {
 			return fmt.Errorf("remove pinned maps: %w", err)
 		}

@@ -38,6 +38,9 @@ type APIOptions struct {
 	FixedCIDRs bool
 	Sink       lb.Sink
 	Log        *zap.Logger
+	// Hint says what is missing where no API server answers; nil or "": the errors
+	// say it.
+	Hint func() string
 	// Recorder records Events; nil: they are only logged.
 	Recorder Recorder
 }
@@ -125,7 +128,7 @@ func (a *API) Run(ctx context.Context) error {
 	own := fields.OneTermEqualSelector(metav1.ObjectNameField, a.NodeName).String()
 	ofNode := func(o *metav1.ListOptions) { o.FieldSelector = own }
 	core, discovery := a.Client.CoreV1(), a.Client.DiscoveryV1()
-	follow := func(resource string) *link { return &link{resource: resource, log: a.Log} }
+	follow := func(resource string) *link { return &link{resource: resource, log: a.Log, hint: a.Hint} }
 
 	var wg sync.WaitGroup
 	defer wg.Wait()

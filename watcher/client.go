@@ -7,9 +7,9 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
-	"time"
 
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/client-go/kubernetes"
@@ -35,11 +35,14 @@ const serviceAccountDir = "/var/run/secrets/kubernetes.io/serviceaccount"
 type ClientOptions struct {
 	// Kubeconfig is a file; empty: the pod's service account is used.
 	Kubeconfig string
-	// APIServer is a URL, HOST:PORT or HOST. It overrides the kubeconfig's
-	// server; empty: $SHUNT_APISERVER, then the kubeconfig's server, or without
-	// a kubeconfig $CONTROL_PLANE_ENDPOINT, then
-	// $KUBERNETES_SERVICE_HOST:$KUBERNETES_SERVICE_PORT.
+	// APIServer is a URL, HOST:PORT or HOST, or several with commas between them,
+	// in the order in which they are tried. It overrides the kubeconfig's server;
+	// empty: $SHUNT_APISERVER, then the kubeconfig's server. Without a kubeconfig
+	// $CONTROL_PLANE_ENDPOINT and then
+	// $KUBERNETES_SERVICE_HOST:$KUBERNETES_SERVICE_PORT are tried after them.
 	APIServer string
+	// Servers dials and follows which server answers; nil: it is made.
+	Servers *Servers
 	// QPS and Burst limit requests, not watch events; 0: client-go's defaults.
 	QPS   float32
 	Burst int
@@ -59,12 +62,15 @@ func NewClient(o ClientOptions) (kubernetes.Interface, *rest.Config, error) {
 	if o.APIServer == "" {
 		o.APIServer = os.Getenv(EnvAPIServer)
 	}
+	if o.Servers == nil {
+		o.Servers = NewServers(ServersOptions{})
+	}
 	var cfg *rest.Config
 	var err error
 	if o.Kubeconfig != "" {
-		cfg, err = fromKubeconfig(o.Kubeconfig, o.APIServer)
+		cfg, err = fromKubeconfig(o)
 	} else {
-		cfg, err = inCluster(o.APIServer, o.serviceAccount)
+		cfg, err = inCluster(o)
 	}
 	if err != nil {
 		return nil, nil, err
@@ -79,9 +85,9 @@ func NewClient(o ClientOptions) (kubernetes.Interface, *rest.Config, error) {
 
 // tune sets what does not depend on where the API server is. There is no
 // timeout of a whole request, which would cut every watch. A connection to a
-// server that died without a word is found dead by TCP keepalive within 25 s,
-// one to a server that hangs by client-go's HTTP/2 pings within 45 s
-// (HTTP2_READ_IDLE_TIMEOUT_SECONDS, HTTP2_PING_TIMEOUT_SECONDS).
+// server that hangs is found dead by client-go's HTTP/2 pings within 45 s
+// (HTTP2_READ_IDLE_TIMEOUT_SECONDS, HTTP2_PING_TIMEOUT_SECONDS), one to a server
+// that died without a word by its keepalive (Servers).
 func tune(cfg *rest.Config, o ClientOptions) {
 	cfg.ContentType = runtime.ContentTypeProtobuf
 	cfg.AcceptContentTypes = runtime.ContentTypeProtobuf + "," + runtime.ContentTypeJSON
@@ -99,13 +105,12 @@ func tune(cfg *rest.Config, o ClientOptions) {
 	cfg.Timeout = 0
 	cfg.WarningHandler = rest.NoWarnings{}
 	cfg.Wrap(func(next http.RoundTripper) http.RoundTripper { return attempts{next} })
-	cfg.Dial = (&net.Dialer{
-		Timeout:         10 * time.Second,
-		KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: 10 * time.Second, Interval: 5 * time.Second, Count: 3},
-	}).DialContext
+	cfg.Wrap(func(next http.RoundTripper) http.RoundTripper { return failover{next, o.Servers} })
+	cfg.Dial = o.Servers.DialContext
 }
 
-func fromKubeconfig(file, server string) (*rest.Config, error) {
+func fromKubeconfig(o ClientOptions) (*rest.Config, error) {
+	file := o.Kubeconfig
 	raw, err := clientcmd.LoadFromFile(file)
 	if err != nil {
 		return nil, fmt.Errorf("read --kubeconfig %s: %w", file, err)
@@ -114,34 +119,49 @@ func fromKubeconfig(file, server string) (*rest.Config, error) {
 		return nil, fmt.Errorf("read --kubeconfig %s: %w", file, err)
 	}
 	overrides := &clientcmd.ConfigOverrides{}
-	if server != "" {
-		if overrides.ClusterInfo.Server, err = ServerURL(server); err != nil {
-			return nil, err
-		}
+	urls, err := ServerURLs(o.APIServer)
+	if err != nil {
+		return nil, err
+	}
+	if len(urls) > 0 {
+		overrides.ClusterInfo.Server = urls[0].String()
 	}
 	cfg, err := clientcmd.NewDefaultClientConfig(*raw, overrides).ClientConfig()
 	if err != nil {
 		return nil, fmt.Errorf("use --kubeconfig %s: %w: does its current-context name a cluster with a server and a user?", file, err)
 	}
+	if len(urls) == 0 {
+		if urls, err = ServerURLs(cfg.Host); err != nil {
+			return nil, fmt.Errorf("use --kubeconfig %s: %w", file, err)
+		}
+	}
+	o.Servers.setURLs(urls, false)
 	return cfg, nil
 }
 
-// inCluster uses the pod's service account, at the given address or at that of
+// inCluster uses the pod's service account, at the given addresses and those of
 // the environment.
-func inCluster(server, dir string) (*rest.Config, error) {
-	if server == "" {
-		server = os.Getenv(envControlPlane)
+func inCluster(o ClientOptions) (*rest.Config, error) {
+	list := []string{o.APIServer, os.Getenv(envControlPlane)}
+	service := list[0] == "" && list[1] == ""
+	if host, p := os.Getenv(envServiceHost), os.Getenv(envServicePort); host != "" && p != "" {
+		list = append(list, net.JoinHostPort(host, p))
 	}
-	if host, p := os.Getenv(envServiceHost), os.Getenv(envServicePort); server == "" && host != "" && p != "" {
-		server = net.JoinHostPort(host, p)
-	}
-	if server == "" {
+	list = slices.DeleteFunc(list, func(s string) bool { return s == "" })
+	if len(list) == 0 {
 		return nil, fmt.Errorf("no API server is known: give --kubeconfig FILE, --apiserver ADDRESS or $%s, or run in a pod", EnvAPIServer)
 	}
-	u, err := ServerURL(server)
+	urls, err := ServerURLs(list[0])
 	if err != nil {
 		return nil, err
 	}
+	for _, more := range list[1:] {
+		if others, err := ServerURLs(more); err == nil && others[0].Scheme == urls[0].Scheme {
+			urls = append(urls, others...)
+		}
+	}
+	o.Servers.setURLs(urls, service)
+	u, dir := urls[0].String(), o.serviceAccount
 	cfg := &rest.Config{Host: u}
 	if strings.HasPrefix(u, "http://") {
 		return cfg, nil // nothing secret goes over it
@@ -159,6 +179,31 @@ func inCluster(server, dir string) (*rest.Config, error) {
 	cfg.BearerTokenFile = token // read again when it is renewed
 	cfg.CAFile = ca
 	return cfg, nil
+}
+
+// ServerURLs reads a list of addresses with commas between them, each as for
+// ServerURL; none where it is empty. Credentials that are for https must not go to a
+// server without it: all must have one scheme.
+func ServerURLs(list string) ([]*url.URL, error) {
+	var urls []*url.URL
+	for one := range strings.SplitSeq(list, ",") {
+		if one = strings.TrimSpace(one); one == "" {
+			continue
+		}
+		text, err := ServerURL(one)
+		if err != nil {
+			return nil, err
+		}
+		u, err := url.Parse(text)
+		if err != nil {
+			return nil, err
+		}
+		if len(urls) > 0 && u.Scheme != urls[0].Scheme {
+			return nil, fmt.Errorf("the API server's addresses %q mix http and https: give addresses of one kind", list)
+		}
+		urls = append(urls, u)
+	}
+	return urls, nil
 }
 
 // ServerURL makes a URL of a URL, HOST:PORT or HOST; https is the default.

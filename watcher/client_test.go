@@ -149,6 +149,8 @@ func TestClientRefuses(t *testing.T) {
 		{"no host", ClientOptions{APIServer: "https://:6443"}, "is not a URL, HOST:PORT or HOST"},
 		{"password in the URL", ClientOptions{APIServer: "https://a:b@192.0.2.1"}, "must not hold a user or password"},
 		{"nonsense", ClientOptions{APIServer: "a b:1"}, "is not a URL, HOST:PORT or HOST"},
+		{"http and https", ClientOptions{APIServer: "https://192.0.2.1,http://192.0.2.2"}, "mix http and https"},
+		{"nonsense at the end", ClientOptions{APIServer: "192.0.2.1,a b"}, "is not a URL, HOST:PORT or HOST"},
 		{"nonsense beside a kubeconfig", ClientOptions{APIServer: "a b:1", Kubeconfig: kubeconfig(t, t.TempDir(), "https://192.0.2.1")}, "is not a URL, HOST:PORT or HOST"},
 	} {
 		t.Run(c.name, func(t *testing.T) {

@@ -1,6 +1,7 @@
 package watcher
 
 import (
+	"cmp"
 	"context"
 	"sync"
 	"time"
@@ -61,6 +62,8 @@ func listWatch[L runtime.Object](r resource[L], sel func(*metav1.ListOptions), l
 type link struct {
 	resource string
 	log      *zap.Logger
+	// hint says what is missing where it knows; nil or "": the error's own hint.
+	hint func() string
 
 	mu       sync.Mutex
 	since    time.Time // of the failure; zero while all is well
@@ -105,7 +108,11 @@ func (l *link) did(ctx context.Context, verb string, err error) {
 	if !l.said.IsZero() && now.Sub(l.said) < failureInterval {
 		return
 	}
-	l.log.Error("cannot "+verb+" "+l.resource+": "+hint(err, l.resource)+"; what is programmed stays, and this is retried",
+	what := hint(err, l.resource)
+	if l.hint != nil {
+		what = cmp.Or(l.hint(), what)
+	}
+	l.log.Error("cannot "+verb+" "+l.resource+": "+what+"; what is programmed stays, and this is retried",
 		zap.Error(err), zap.Int("failures", l.failures), zap.Time("since", l.since))
 	l.said, l.failures = now, 0
 }

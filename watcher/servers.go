@@ -1,0 +1,269 @@
+package watcher
+
+import (
+	"context"
+	"math/rand/v2"
+	"net"
+	"net/netip"
+	"net/url"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"go.uber.org/zap"
+)
+
+const (
+	// mostRemembered bounds the endpoints that are remembered for one address.
+	mostRemembered = 8
+	// learnInterval is how often the endpoints of a Service's address are read.
+	learnInterval = time.Second
+	// dialTimeout bounds the attempt at one endpoint.
+	dialTimeout = 10 * time.Second
+)
+
+// Endpoints maps the address of the API server, HOST:PORT as it was configured, to
+// addresses at which an API server was found behind it, the newest first.
+type Endpoints map[string][]netip.AddrPort
+
+// ServersOptions are what NewServers needs; every field may be nil.
+type ServersOptions struct {
+	// Leads returns the endpoints to which this node translates connections to an
+	// address; none where it does not. It may be called at any time.
+	Leads func(netip.AddrPort) []netip.AddrPort
+	// Load and Save keep Endpoints from one daemon to the next.
+	Load func() Endpoints
+	Save func(Endpoints) error
+	// Control is called for each socket before it connects.
+	Control func(fd uintptr) error
+	Log     *zap.Logger
+}
+
+// Servers knows the addresses of the API server and several ways to each.
+//
+// An address may be that of a Service which shunt itself serves: then the
+// connection goes where the Service's EndpointSlices lead, and those are learned
+// over that very connection. A slice that was wrong once would never be corrected.
+// So the endpoints are dialled directly, and the ones at which an API server was
+// found before are remembered, over restarts too, and tried after the current ones.
+type Servers struct {
+	o    ServersOptions
+	dial func(ctx context.Context, network, address string) (net.Conn, error)
+
+	mu   sync.Mutex
+	urls []*url.URL
+	// service: the only address is that of the kubernetes Service.
+	service bool
+	// current is the server of the next request.
+	current    int
+	answered   bool
+	remembered Endpoints
+	// failed and proven are times by the address that was dialled.
+	failed, proven map[string]time.Time
+}
+
+// NewServers makes Servers for one client. ClientOptions gives them addresses.
+func NewServers(o ServersOptions) *Servers {
+	if o.Log == nil {
+		o.Log = zap.NewNop()
+	}
+	s := &Servers{o: o, remembered: Endpoints{}, failed: map[string]time.Time{}, proven: map[string]time.Time{}}
+	s.dial = s.dialer().DialContext
+	if o.Load != nil {
+		for host, addrs := range o.Load() {
+			s.remembered[host] = addrs[:min(len(addrs), mostRemembered)]
+		}
+	}
+	return s
+}
+
+// setURLs replaces the servers, in the order of preference.
+func (s *Servers) setURLs(urls []*url.URL, service bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.urls, s.service, s.current = urls, service, 0
+}
+
+// hostPort is what a transport dials for a URL.
+func hostPort(u *url.URL) string {
+	port := u.Port()
+	if port == "" {
+		port = map[string]string{"http": "80", "https": "443"}[u.Scheme]
+	}
+	return net.JoinHostPort(u.Hostname(), port)
+}
+
+// Run remembers the endpoints of the servers' addresses until ctx is done.
+func (s *Servers) Run(ctx context.Context) error {
+	tick := time.NewTicker(learnInterval)
+	defer tick.Stop()
+	for {
+		s.mu.Lock()
+		urls := s.urls
+		s.mu.Unlock()
+		for _, u := range urls {
+			host := hostPort(u)
+			if ap, err := netip.ParseAddrPort(host); err == nil {
+				s.remember(host, s.leads(ap))
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+	}
+}
+
+// Hint says what is missing where no server has answered yet; empty where the
+// error of the request says it.
+func (s *Servers) Hint() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.answered || len(s.urls) == 0 || !s.service {
+		return ""
+	}
+	return hostPort(s.urls[0]) + " is the address of the kubernetes Service, which needs a proxy that serves it, and shunt can't " +
+		"before it has read the Services: give the address of a control plane node or of a load balancer before them, by --apiserver or $" +
+		EnvAPIServer
+}
+
+func (s *Servers) leads(ap netip.AddrPort) []netip.AddrPort {
+	if s.o.Leads == nil {
+		return nil
+	}
+	return s.o.Leads(ap)
+}
+
+// remember notes endpoints of a server's address, and keeps the notes.
+func (s *Servers) remember(host string, endpoints []netip.AddrPort) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	old := s.remembered[host]
+	if !slices.ContainsFunc(endpoints, func(a netip.AddrPort) bool { return !slices.Contains(old, a) }) {
+		return // the order is of no use
+	}
+	now := slices.Clone(endpoints)
+	for _, a := range old {
+		if !slices.Contains(now, a) {
+			now = append(now, a)
+		}
+	}
+	s.remembered[host] = now[:min(len(now), mostRemembered)]
+	if s.o.Save == nil {
+		return
+	}
+	if err := s.o.Save(s.remembered); err != nil {
+		s.o.Log.Warn("cannot remember the endpoints of the API server: a restart may not find it", zap.Error(err))
+	}
+}
+
+// ways returns the addresses to dial for a server's HOST:PORT: its endpoints as this
+// node knows them, the address itself, and the endpoints of earlier times. Those that
+// failed come last, the latest failure at the end.
+func (s *Servers) ways(ctx context.Context, host string) []string {
+	var ways []string
+	add := func(address string) {
+		if !slices.Contains(ways, address) {
+			ways = append(ways, address)
+		}
+	}
+	for _, ap := range resolve(ctx, host) {
+		endpoints := slices.Clone(s.leads(ap))
+		rand.Shuffle(len(endpoints), func(i, j int) { endpoints[i], endpoints[j] = endpoints[j], endpoints[i] })
+		for _, e := range endpoints {
+			add(e.String())
+		}
+		add(ap.String())
+	}
+	if len(ways) == 0 {
+		add(host) // the dialer's own error says why it can't be resolved
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, a := range s.remembered[host] {
+		add(a.String())
+	}
+	slices.SortStableFunc(ways, func(a, b string) int { return s.failed[a].Compare(s.failed[b]) })
+	return ways
+}
+
+// resolve returns the addresses of HOST:PORT; none where the name has none.
+func resolve(ctx context.Context, host string) []netip.AddrPort {
+	if ap, err := netip.ParseAddrPort(host); err == nil {
+		return []netip.AddrPort{netip.AddrPortFrom(ap.Addr().Unmap(), ap.Port())}
+	}
+	name, service, err := net.SplitHostPort(host)
+	if err != nil {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, dialTimeout/2)
+	defer cancel()
+	port, err := net.DefaultResolver.LookupPort(ctx, "tcp", service)
+	if err != nil {
+		return nil
+	}
+	ips, err := net.DefaultResolver.LookupNetIP(ctx, "ip", name)
+	if err != nil {
+		return nil
+	}
+	addrs := make([]netip.AddrPort, 0, len(ips))
+	for _, ip := range ips {
+		addrs = append(addrs, netip.AddrPortFrom(ip.Unmap(), uint16(port)))
+	}
+	return addrs
+}
+
+// server returns the server of the next request.
+func (s *Servers) server() *url.URL {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.urls[s.current]
+}
+
+// first returns the server for which requests are made.
+func (s *Servers) first() *url.URL {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.urls[0]
+}
+
+// count is how many servers there are.
+func (s *Servers) count() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.urls)
+}
+
+// serverFailed makes another server the current one.
+func (s *Servers) serverFailed(u *url.URL) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.urls[s.current] == u {
+		s.current = (s.current + 1) % len(s.urls)
+	}
+}
+
+// wayFailed notes that an address did not lead to an API server, unless it has since
+// the connection was made: clients drop connections that they have no use for.
+func (s *Servers) wayFailed(address string, dialled time.Time) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !s.proven[address].After(dialled) {
+		s.failed[address] = time.Now()
+	}
+}
+
+// wayProven notes that an API server answered at an address.
+func (s *Servers) wayProven(host, address string) {
+	s.mu.Lock()
+	s.answered = true
+	s.proven[address] = time.Now()
+	delete(s.failed, address)
+	s.mu.Unlock()
+	ap, err := netip.ParseAddrPort(address)
+	if err == nil && !strings.EqualFold(address, host) && len(s.leads(ap)) == 0 {
+		s.remember(host, []netip.AddrPort{ap})
+	}
+}

@@ -1,0 +1,260 @@
+package watcher
+
+import (
+	"context"
+	"net"
+	"net/http"
+	"net/netip"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/kubernetes"
+)
+
+// closedPort returns an address of this machine that refuses connections.
+func closedPort(t *testing.T) netip.AddrPort {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	must(t, err)
+	defer l.Close()
+	return addrOf(l)
+}
+
+func addrOf(l net.Listener) netip.AddrPort { return l.Addr().(*net.TCPAddr).AddrPort() }
+
+// stranger accepts connections and closes them: it has an address that was an API
+// server's before.
+func stranger(t *testing.T) netip.AddrPort {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	must(t, err)
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		for {
+			conn, err := l.Accept()
+			if err != nil {
+				return
+			}
+			_ = conn.Close()
+		}
+	})
+	t.Cleanup(func() { must(t, l.Close()); wg.Wait() })
+	return addrOf(l)
+}
+
+// translations are where a node translates connections to the API server's address,
+// and what a daemon left for the next one.
+type translations struct {
+	mu    sync.Mutex
+	leads map[netip.AddrPort][]netip.AddrPort
+	saved Endpoints
+}
+
+func (w *translations) lead(from netip.AddrPort, to ...netip.AddrPort) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.leads = map[netip.AddrPort][]netip.AddrPort{from: to}
+}
+
+// servers are those of a daemon that starts now.
+func (w *translations) servers() *Servers {
+	return NewServers(ServersOptions{
+		Leads: func(a netip.AddrPort) []netip.AddrPort {
+			w.mu.Lock()
+			defer w.mu.Unlock()
+			return w.leads[a]
+		},
+		Load: func() Endpoints { return w.saved },
+		Save: func(e Endpoints) error {
+			w.mu.Lock()
+			defer w.mu.Unlock()
+			w.saved = Endpoints{}
+			for host, addrs := range e {
+				w.saved[host] = addrs
+			}
+			return nil
+		},
+	})
+}
+
+// clientOf makes a client whose kubeconfig has this server, and lists one kind once.
+func clientOf(t *testing.T, s *Servers, ca []byte, server string, others ...string) kubernetes.Interface {
+	t.Helper()
+	noEnvironment(t)
+	dir := t.TempDir()
+	write(t, filepath.Join(dir, "ca.crt"), string(ca))
+	list := ""
+	if len(others) > 0 {
+		list = server + "," + strings.Join(others, ",")
+	}
+	client, _, err := NewClient(ClientOptions{Kubeconfig: kubeconfig(t, dir, server), APIServer: list, Servers: s})
+	must(t, err)
+	return client
+}
+
+func itoa(port uint16) string { return strconv.Itoa(int(port)) }
+
+func list(t *testing.T, c kubernetes.Interface) error {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), deadline)
+	defer cancel()
+	_, err := c.CoreV1().Services("").List(ctx, metav1.ListOptions{})
+	return err
+}
+
+// TestOwnServiceLost dials an address that this node translates: to the API server,
+// then to nothing, to nobody and to a stranger, in the same daemon and in a new one.
+func TestOwnServiceLost(t *testing.T) {
+	server, ca := fakeServer(t)
+	endpoint := addrOf(server.Listener)
+	w := &translations{}
+	service := closedPort(t)
+	url := "https://" + service.String()
+	w.lead(service, endpoint)
+	s := w.servers()
+	must(t, list(t, clientOf(t, s, ca, url)))
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error)
+	go func() { done <- s.Run(ctx) }()
+	eventually(t, "the endpoint is remembered", func() bool {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		return len(w.saved[service.String()]) == 1
+	})
+	cancel()
+	must(t, <-done)
+	for name, to := range map[string][]netip.AddrPort{
+		"empty": nil, "closed": {closedPort(t)}, "a stranger": {stranger(t)}, "both": {closedPort(t), stranger(t)},
+	} {
+		w.lead(service, to...)
+		server.CloseClientConnections()
+		if err := list(t, clientOf(t, s, ca, url)); err != nil {
+			t.Errorf("%s, same daemon: %v", name, err)
+		}
+		if err := list(t, clientOf(t, w.servers(), ca, url)); err != nil {
+			t.Errorf("%s, new daemon: %v", name, err)
+		}
+		w.lead(service, append(to, endpoint)...)
+		for range 4 {
+			if err := list(t, clientOf(t, w.servers(), ca, url)); err != nil {
+				t.Errorf("%s and the right one: %v", name, err)
+			}
+		}
+	}
+	w.saved = nil
+	w.lead(service)
+	if list(t, clientOf(t, w.servers(), ca, url)) == nil {
+		t.Error("reached with nothing that leads there: the test proves nothing")
+	}
+}
+
+// TestProvenEndpointsAreRemembered: where a name has lost its addresses, the one at
+// which a server answered is dialled.
+func TestProvenEndpointsAreRemembered(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	must(t, err)
+	defer l.Close()
+	const host = "gone.invalid:443"
+	w := &translations{}
+	w.servers().wayProven(host, l.Addr().String())
+	conn, err := w.servers().DialContext(t.Context(), "tcp", host)
+	must(t, err)
+	must(t, conn.Close())
+}
+
+// TestServersInTurn has several addresses, of which the last is that of a server.
+func TestServersInTurn(t *testing.T) {
+	server, ca := fakeServer(t)
+	for name, first := range map[string]netip.AddrPort{"closed": closedPort(t), "a stranger": stranger(t)} {
+		s := (&translations{}).servers()
+		c := clientOf(t, s, ca, "https://"+first.String(), "https://"+closedPort(t).String(), server.URL)
+		if err := list(t, c); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+		if s.server().Host != addrOf(server.Listener).String() {
+			t.Errorf("%s: the next request goes to %v", name, s.server())
+		}
+	}
+}
+
+// TestSilentEndpoint: an address that swallows packets holds the others up for
+// dialDelay only.
+func TestSilentEndpoint(t *testing.T) {
+	server, ca := fakeServer(t)
+	silent, service := netip.MustParseAddrPort("192.0.2.1:6443"), closedPort(t)
+	w := &translations{saved: Endpoints{service.String(): {addrOf(server.Listener)}}}
+	w.lead(service, silent)
+	s := w.servers()
+	real := s.dial
+	s.dial = func(ctx context.Context, network, address string) (net.Conn, error) {
+		if address == silent.String() {
+			<-ctx.Done()
+			return nil, ctx.Err()
+		}
+		return real(ctx, network, address)
+	}
+	began := time.Now()
+	must(t, list(t, clientOf(t, s, ca, "https://"+service.String())))
+	if took := time.Since(began); took < dialDelay || took > dialTimeout-time.Second {
+		t.Errorf("it took %v", took)
+	}
+}
+
+// TestHint: a pod that knows the kubernetes Service only is told what is missing,
+// until a server has answered.
+func TestHint(t *testing.T) {
+	server, ca := fakeServer(t)
+	dir := t.TempDir()
+	write(t, filepath.Join(dir, "ca.crt"), string(ca))
+	write(t, filepath.Join(dir, "token"), "secret")
+	at := addrOf(server.Listener)
+	for _, c := range []struct {
+		name, apiServer string
+		port            uint16
+		want            bool
+	}{
+		{"only the Service", "", closedPort(t).Port(), true},
+		{"the Service is served", "", at.Port(), false},
+		{"an address of its own", closedPort(t).String(), closedPort(t).Port(), false},
+	} {
+		noEnvironment(t)
+		t.Setenv(envServiceHost, "127.0.0.1")
+		t.Setenv(envServicePort, itoa(c.port))
+		s := (&translations{}).servers()
+		client, _, err := NewClient(ClientOptions{APIServer: c.apiServer, Servers: s, serviceAccount: dir})
+		must(t, err)
+		_ = list(t, client) // fails in two of the cases
+		hint := s.Hint()
+		if (hint != "") != c.want || c.want && !strings.Contains(hint, "127.0.0.1:"+itoa(c.port)+" is the address of the kubernetes Service") {
+			t.Errorf("%s: %q", c.name, hint)
+		}
+	}
+}
+
+// TestBodyIsSentAgain: a request with a body goes whole to the next server.
+func TestBodyIsSentAgain(t *testing.T) {
+	noEnvironment(t)
+	got := make(chan string, 1)
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	must(t, err)
+	srv := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		body := make([]byte, r.ContentLength)
+		_, _ = r.Body.Read(body)
+		got <- r.Method + " " + r.URL.Path + " " + string(body)
+		w.WriteHeader(http.StatusForbidden)
+	})}
+	var wg sync.WaitGroup
+	wg.Go(func() { _ = srv.Serve(l) })
+	t.Cleanup(func() { must(t, srv.Close()); wg.Wait() })
+	client, _, err := NewClient(ClientOptions{APIServer: "http://" + stranger(t).String() + "/a,http://" + l.Addr().String() + "/b"})
+	must(t, err)
+	_ = client.CoreV1().RESTClient().Post().AbsPath("/x").Body([]byte("payload")).Do(t.Context()).Error()
+	if s := <-got; s != "POST /b/x payload" {
+		t.Errorf("the second server got %q", s)
+	}
+}
