@@ -43,10 +43,12 @@ type PacketPath struct {
 	// started is closed by Start.
 	started chan struct{}
 
+	nodeMu sync.Mutex
+	node   []netip.Addr // published as a whole
+
 	mu sync.Mutex // orders passes
 	// problems are those of the pass before, by device, so that each is said once.
 	problems map[string]string
-	node     []netip.Addr
 	// inEffect: a pass has attached to all devices, so that connections that begin now are
 	// ours, and strangers are counted.
 	inEffect  bool
@@ -92,14 +94,21 @@ func (p *PacketPath) Start() {
 	}
 }
 
-// SetNodeAddrs says what addresses the Node has, whose devices are attached to.
+// SetNodeAddrs says what addresses the Node has, whose devices are attached to. It
+// does not wait for a pass that is under way.
 func (p *PacketPath) SetNodeAddrs(addrs []netip.Addr) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
+	p.nodeMu.Lock()
+	defer p.nodeMu.Unlock()
 	if !slices.Equal(p.node, addrs) {
 		p.node = addrs
 		p.wake()
 	}
+}
+
+func (p *PacketPath) nodeAddrs() []netip.Addr {
+	p.nodeMu.Lock()
+	defer p.nodeMu.Unlock()
+	return p.node
 }
 
 // wake asks for a pass.
@@ -166,7 +175,7 @@ func (p *PacketPath) pass(problems map[string]string) error {
 	}
 	chosen, uplinks := map[int]bool{}, 0
 	resets := p.inEffect && p.strangers.look(p.opts.Maps.IsFrontend, p.opts.Log)
-	c := chooser{asked: p.opts.Devices, pods: p.opts.PodDevices, node: p.node}
+	c := chooser{asked: p.opts.Devices, pods: p.opts.PodDevices, node: p.nodeAddrs()}
 	for _, d := range devices {
 		choice := c.choose(d)
 		if !choice.attach {

@@ -1,9 +1,11 @@
 package bpf
 
 import (
+	"net/netip"
 	"os"
 	"path/filepath"
 	"testing"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -156,4 +158,25 @@ func TestAttachOther(t *testing.T) {
 		n.want("eth0", "address")
 		n.wantRun(eth0, frame)
 	})
+}
+
+// TestSetNodeAddrsDoesNotWait: the reconcile loop says it, and a pass over the devices
+// may take long.
+func TestSetNodeAddrsDoesNotWait(t *testing.T) {
+	p := &PacketPath{poke: make(chan struct{}, 1)}
+	p.mu.Lock() // a pass is under way
+	defer p.mu.Unlock()
+	done := make(chan struct{})
+	go func() {
+		p.SetNodeAddrs([]netip.Addr{netip.MustParseAddr("192.0.2.1")})
+		close(done)
+	}()
+	select {
+	case <-done:
+	case <-time.After(patience):
+		t.Fatal("it waits for the pass")
+	}
+	if len(p.nodeAddrs()) != 1 || len(p.poke) != 1 {
+		t.Errorf("%v, %d pokes", p.nodeAddrs(), len(p.poke))
+	}
 }

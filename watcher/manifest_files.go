@@ -123,8 +123,16 @@ func (m *Manifests) readFile(path string) (changed, again bool) {
 		m.files[path] = f
 	}
 	data, fresh, err := f.load(path)
-	if errors.Is(err, errWritten) || errors.Is(err, fs.ErrNotExist) {
+	if errors.Is(err, errWritten) {
 		return false, true // the next look will tell
+	}
+	if errors.Is(err, fs.ErrNotExist) { // removed since it was listed, or a link that leads nowhere
+		if !f.gone() {
+			return false, true
+		}
+		changed = len(f.objects) > 0
+		*f = file{}
+		return changed, false
 	}
 	if err != nil {
 		if f.said != err.Error() {

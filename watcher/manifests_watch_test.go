@@ -189,3 +189,34 @@ func TestManifestsHalfWritten(t *testing.T) {
 	}
 	t.Skip("the machine is too busy to write a file in time")
 }
+
+// TestManifestLinkLeadsNowhere: a link in the directory whose target is removed loses
+// its objects, as a file that is removed does, and is not looked at all the time.
+func TestManifestLinkLeadsNowhere(t *testing.T) {
+	dir, elsewhere := t.TempDir(), t.TempDir()
+	target := write(t, filepath.Join(elsewhere, "target"), serviceDoc("web", "10.96.1.1"))
+	must(t, os.Symlink(target, filepath.Join(dir, "link.yaml")))
+	must(t, os.Symlink(filepath.Join(elsewhere, "never"), filepath.Join(dir, "never.yaml")))
+	s := newSink(t)
+	m, err := NewManifests(ManifestsOptions{Path: dir, Sink: s})
+	must(t, err)
+	if m.look() {
+		t.Error("a link that never led anywhere asks for another look")
+	}
+	s.next("set service default/web", "synced")
+	must(t, os.Remove(target))
+	looks := 0
+	for m.look() {
+		if looks++; looks > 20 {
+			t.Fatal("the link is looked at for ever")
+		}
+		time.Sleep(missingGrace / 2) // a look is due only then
+	}
+	s.next("delete service default/web")
+	if looks == 0 {
+		t.Error("the objects were taken away before missingGrace had passed")
+	}
+	write(t, target, serviceDoc("web", "10.96.1.2"))
+	m.look()
+	s.next("set service default/web")
+}
