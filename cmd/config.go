@@ -47,6 +47,7 @@ type Config struct {
 
 	HealthzBindAddress  string `json:"healthzBindAddress"`
 	MetricsBindAddress  string `json:"metricsBindAddress"`
+	ProbeBindAddress    string `json:"probeBindAddress"`
 	BindAddressHardFail bool   `json:"bindAddressHardFail,omitempty"`
 	Profiling           bool   `json:"profiling,omitempty"`
 	LogFormat           string `json:"logFormat"`
@@ -58,6 +59,7 @@ type Config struct {
 	nodePorts        lb.NodePortAddresses
 	serviceCIDRs     []netip.Prefix
 	healthz, metrics netip.AddrPort
+	probes           netip.AddrPort
 
 	kubeProxy kubeProxyFlags
 	settings  *settings
@@ -69,6 +71,7 @@ const (
 
 	defaultHealthz = "0.0.0.0:10256"
 	defaultMetrics = "127.0.0.1:10249"
+	defaultProbes  = "127.0.0.1:10266"
 	defaultLog     = "json"
 )
 
@@ -90,6 +93,7 @@ func (c *Config) addFlags(f *pflag.FlagSet) {
 	f.BoolVar(&c.DestroyTCPSockets, "destroy-tcp-sockets", false, "also end TCP connections to endpoints that are gone (UDP sockets always are)")
 	f.StringVar(&c.HealthzBindAddress, "healthz-bind-address", defaultHealthz, "address for /healthz and /livez; empty: none")
 	f.StringVar(&c.MetricsBindAddress, "metrics-bind-address", defaultMetrics, "address for /metrics, /proxyMode and /configz; empty: none")
+	f.StringVar(&c.ProbeBindAddress, "probe-bind-address", defaultProbes, "address for /livez and /readyz of shunt alone, for its own pod's probes: a kube-proxy that still runs has the two others; empty: none")
 	f.BoolVar(&c.BindAddressHardFail, "bind-address-hard-fail", false, "end when one of these addresses can't be bound, instead of trying again")
 	f.BoolVar(&c.Profiling, "profiling", false, "serve /debug/pprof beside the metrics")
 	f.StringVar(&c.LogFormat, "logging-format", defaultLog, "form of the log: json or text")
@@ -154,8 +158,25 @@ func (c *Config) validate(flags *pflag.FlagSet) error {
 	if c.metrics, err = bindAddress(c.MetricsBindAddress, 10249); err != nil {
 		return usageErrorf("--metrics-bind-address %w", err)
 	}
-	if collide(c.healthz, c.metrics) {
-		return usageErrorf("--healthz-bind-address %s and --metrics-bind-address %s: two servers can't have one port", c.healthz, c.metrics)
+	if c.probes, err = bindAddress(c.ProbeBindAddress, 10266); err != nil {
+		return usageErrorf("--probe-bind-address %w", err)
+	}
+	return c.checkAddresses()
+}
+
+// checkAddresses refuses servers of which only one can have its address.
+func (c *Config) checkAddresses() error {
+	type server struct {
+		flag string
+		at   netip.AddrPort
+	}
+	all := []server{{"--healthz-bind-address", c.healthz}, {"--metrics-bind-address", c.metrics}, {"--probe-bind-address", c.probes}}
+	for i, a := range all {
+		for _, b := range all[i+1:] {
+			if collide(a.at, b.at) {
+				return usageErrorf("%s %s and %s %s: two servers can't have one port", a.flag, a.at, b.flag, b.at)
+			}
+		}
 	}
 	return nil
 }
@@ -263,6 +284,7 @@ func (c *Config) adoptNodeName(flags *pflag.FlagSet) error {
 		if err := checkNodeName(c.NodeName); err != nil {
 			return usageErrorf("$NODE_NAME %w", err)
 		}
+		c.NodeName = nodeNameOf(c.NodeName)
 	}
 	if c.NodeName == "" {
 		host, err := os.Hostname()

@@ -31,7 +31,7 @@ func newReporter(d *daemon, src *source) (*reporter, error) {
 	}
 	r.health, err = health.New(health.Options{
 		Log:            d.log,
-		HealthzAddress: d.cfg.healthz, MetricsAddress: d.cfg.metrics,
+		HealthzAddress: d.cfg.healthz, MetricsAddress: d.cfg.metrics, ProbeAddress: d.cfg.probes,
 		BindHardFail:    d.cfg.BindAddressHardFail,
 		RequireNode:     src.hasNode,
 		SelectAddresses: d.cfg.nodePorts.Selective(),
@@ -43,6 +43,7 @@ func newReporter(d *daemon, src *source) (*reporter, error) {
 		},
 		Config: d.cfg, Profiling: d.cfg.Profiling,
 		Reasons: d.kernel, Flows: d.expiry,
+		Watches: src.watches, Requests: d.requests.Requests,
 		Build: health.BuildInfo{Version: v.Version, Revision: v.Revision},
 	})
 	return r, err
@@ -50,6 +51,7 @@ func newReporter(d *daemon, src *source) (*reporter, error) {
 
 func (r *reporter) setAdopted(a lb.Adopted) {
 	r.health.SetStatus(r.d.loop)
+	r.health.SetAdoptedInEffect(r.d.inEffect)
 	r.health.SetAdopted(map[string]int{
 		maps.NameServices: a.Frontends, maps.NameBackends: a.Backends, maps.NameNames: a.Services})
 }

@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"shunt/bpf"
+	"shunt/health"
 	"shunt/lb"
 	"shunt/maps"
 )
@@ -70,6 +71,9 @@ type daemon struct {
 	expiry   *bpf.Expiry
 	reporter *reporter
 	memory   *maps.Memory
+	requests requests
+	// inEffect: what an earlier daemon programmed was in effect at the start.
+	inEffect bool
 	// mapsMu is held by readers of kernel that do not end with serve.
 	mapsMu sync.RWMutex
 }
@@ -86,7 +90,8 @@ func run(ctx context.Context, cfg *Config) (err error) {
 	for _, n := range cfg.notes() {
 		log.Info("configuration without effect", zap.Strings("fields", n.names), zap.String("why", n.why))
 	}
-	d := &daemon{cfg: cfg, log: log, store: lb.NewStore(time.Now)}
+	d := &daemon{cfg: cfg, log: log, store: lb.NewStore(time.Now), requests: requests{health.NewRequests()}}
+	d.requests.register()
 	lock, err := d.prepare()
 	if err != nil {
 		return err
@@ -138,6 +143,7 @@ func (d *daemon) open() error {
 		return bpf.Explain(err)
 	}
 	d.set = set
+	d.inEffect = (opened.Adopted || opened.Replaces != "") && allAttached(bpf.Attachments(d.cfg.BPFFSRoot))
 	if opened.Replaces != "" {
 		d.log.Info("the maps of the daemon before are replaced; they serve until the new ones are filled",
 			zap.String("why", opened.Replaces))
@@ -234,6 +240,7 @@ func (d *daemon) serve(ctx context.Context, source *source) (err error) {
 	group.Go(func() error { return d.packets.Run(ctx) })
 	group.Go(func() error { return d.reporter.health.Run(ctx) })
 	group.Go(func() error { d.trim(ctx); return nil })
+	group.Go(func() error { return d.keepWatches(ctx, source.watches) })
 	for _, part := range source.parts {
 		group.Go(func() error { return part(ctx) })
 	}

@@ -5,6 +5,7 @@ import (
 
 	"go.uber.org/zap"
 
+	"shunt/health"
 	"shunt/lb"
 	"shunt/maps"
 	"shunt/watcher"
@@ -15,6 +16,8 @@ type source struct {
 	parts []func(context.Context) error
 	// warn records a Warning event on a Service; nil where nobody takes events.
 	warn func(service lb.ServiceName, reason, note string)
+	// watches says how the watches of the API server go; nil where there is none.
+	watches func() []health.Watch
 	// hasNode: a Node will be seen.
 	hasNode bool
 }
@@ -51,6 +54,7 @@ func newSource(d *daemon) (*source, error) {
 	return &source{
 		parts:   []func(context.Context) error{api.Run, events.Run, servers.Run},
 		warn:    api.ServiceWarning,
+		watches: watches(api),
 		hasNode: true,
 	}, nil
 }

@@ -7,6 +7,7 @@ import (
 	"io"
 	"io/fs"
 	"net/netip"
+	"slices"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -26,6 +27,7 @@ type statusReport struct {
 	// InEffect: every hook of the socket path is attached.
 	InEffect    bool             `json:"inEffect"`
 	Daemon      daemonStatus     `json:"daemon"`
+	APIServer   watchReport      `json:"apiServer"`
 	Attachments []bpf.Attachment `json:"attachments"`
 	Packets     packetStatus     `json:"packets"`
 	// ServiceCIDRs are the ranges in which addresses that no service has are refused.
@@ -113,11 +115,10 @@ func readStatus(ctx context.Context, root string) (*statusReport, error) {
 		return nil, err
 	}
 	defer func() { _ = errors.Join(kernel.Close(), set.Close()) }() // only read
-	s := &statusReport{BPFFSRoot: root, Kernel: kernelRelease(), Attachments: bpf.Attachments(root), InEffect: true}
-	for _, a := range s.Attachments {
-		s.InEffect = s.InEffect && a.Attached
-	}
+	s := &statusReport{BPFFSRoot: root, Kernel: kernelRelease(), Attachments: bpf.Attachments(root)}
+	s.InEffect = allAttached(s.Attachments)
 	s.Daemon = readDaemon(root, kernel.Meta())
+	s.APIServer = readWatches(root)
 	if s.Packets, err = readPackets(root, kernel, s.Daemon); err != nil {
 		return nil, err
 	}
@@ -150,6 +151,11 @@ func readStatus(ctx context.Context, root string) (*statusReport, error) {
 	s.Features = readFeatures()
 	s.KubeProxy, err = readKubeProxy(ctx)
 	return s, err
+}
+
+// allAttached reports whether every hook of the socket path is in effect.
+func allAttached(all []bpf.Attachment) bool {
+	return !slices.ContainsFunc(all, func(a bpf.Attachment) bool { return !a.Attached })
 }
 
 func readDaemon(root string, meta maps.Meta) daemonStatus {
@@ -227,6 +233,7 @@ func (s *statusReport) table(w io.Writer) {
 	fmt.Fprintf(t, "Daemon:\t%s, map ABI %d\n", state, s.Daemon.ABI)
 	fmt.Fprintf(t, "Started:\t%s\n", timeText(s.Daemon.Started))
 	fmt.Fprintf(t, "Synced:\t%s, %d changes pending\n", timeText(s.Daemon.Synced), s.Daemon.Pending)
+	s.APIServer.table(t, s.Daemon.Running)
 	fmt.Fprintf(t, "Kernel:\t%s\n", s.Kernel)
 	effect := "in effect: new connections are translated"
 	if !s.InEffect {

@@ -266,7 +266,7 @@ func TestMetricsServer(t *testing.T) {
 	s, logs := start(t, opts, inOrder())
 	for path, want := range map[string]reply{
 		"/proxyMode":             {code: http.StatusOK, body: "shunt"},
-		"/healthz":               {code: http.StatusOK, body: `"nodeEligible":true`},
+		"/healthz":               {code: http.StatusOK, body: "ok"},
 		"/configz":               {code: http.StatusOK, body: `{"nodeName":"n1"}`},
 		"/debug/pprof/goroutine": {code: http.StatusNotFound},
 		"/other":                 {code: http.StatusNotFound},
@@ -308,5 +308,43 @@ func TestPedantic(t *testing.T) {
 	registry.MustRegister(s.collector)
 	if _, err := registry.Gather(); err != nil {
 		t.Error(err)
+	}
+}
+
+// TestWatchMetrics: what is known of watches and of requests to the API server.
+func TestWatchMetrics(t *testing.T) {
+	opts := Options{Requests: NewRequests(), Watches: func() []Watch {
+		return []Watch{{Resource: "services", Up: true, LastEvent: noon}, {Resource: "nodes", FailingSince: noon, Error: "x"}}
+	}}
+	exposes(t, newTestServer(t, opts, inOrder()), `
+# HELP shunt_watch_last_event_timestamp_seconds When the API server last sent anything for a watch, bookmarks included, as a Unix time in seconds; 0 if it never did.
+# TYPE shunt_watch_last_event_timestamp_seconds gauge
+shunt_watch_last_event_timestamp_seconds{resource="nodes"} 0
+shunt_watch_last_event_timestamp_seconds{resource="services"} 1.7723664e+09
+# HELP shunt_watch_up Whether a watch of the API server is open: 1, or 0 where requests fail or none was made yet.
+# TYPE shunt_watch_up gauge
+shunt_watch_up{resource="nodes"} 0
+shunt_watch_up{resource="services"} 1
+`, "shunt_watch_up", "shunt_watch_last_event_timestamp_seconds")
+	opts.MetricsAddress = anyPort
+	s, _ := start(t, opts, inOrder())
+	opts.Requests.Ended("200", "GET", "h")
+	opts.Requests.Retried("503", "GET", "h")
+	opts.Requests.Took("GET", "h", time.Second)
+	opts.Requests.Limited("GET", "h", time.Second)
+	opts.Requests.Sent("POST", "h", 100)
+	opts.Requests.Received("GET", "h", 100)
+	body := get(t, s.MetricsAddr(), "/metrics").body
+	for _, line := range []string{
+		`rest_client_requests_total{code="200",host="h",method="GET"} 1`,
+		`rest_client_request_retries_total{code="503",host="h",verb="GET"} 1`,
+		`rest_client_request_duration_seconds_sum{host="h",verb="GET"} 1`,
+		`rest_client_rate_limiter_duration_seconds_sum{host="h",verb="GET"} 1`,
+		`rest_client_request_size_bytes_sum{host="h",verb="POST"} 100`,
+		`rest_client_response_size_bytes_sum{host="h",verb="GET"} 100`,
+	} {
+		if !strings.Contains(body, "\n"+line+"\n") {
+			t.Errorf("no line %s", line)
+		}
 	}
 }

@@ -63,6 +63,9 @@ type Options struct {
 	// --metrics-bind-address. The zero value: not served. A wildcard of either
 	// family serves both.
 	HealthzAddress, MetricsAddress netip.AddrPort
+	// ProbeAddress is of --probe-bind-address: for the probes of our own pod, since a
+	// kube-proxy that still runs answers at the other two. The zero value: not served.
+	ProbeAddress netip.AddrPort
 	// BindHardFail (--bind-address-hard-fail) makes Run return when one of the
 	// two addresses cannot be bound. Without it the failure is logged and tried
 	// again: a taken port must not cost a node its services.
@@ -87,7 +90,11 @@ type Options struct {
 	Reasons ReasonSource
 	// Flows may be nil: its metrics are left out then.
 	Flows FlowSource
-	Build BuildInfo
+	// Watches says how the watches of the API server go; nil: there is none.
+	Watches func() []Watch
+	// Requests counts those to the API server; nil: a new one.
+	Requests *Requests
+	Build    BuildInfo
 	// Now is the clock, nil means time.Now.
 	Now func() time.Time
 }
@@ -100,6 +107,7 @@ type Server struct {
 	nodePorts *nodePorts
 	healthz   *site
 	metrics   *site
+	probes    *site
 }
 
 var _ lb.Observer = (*Server)(nil)
@@ -118,6 +126,9 @@ func New(opts Options) (*Server, error) {
 	if opts.Now == nil {
 		opts.Now = time.Now
 	}
+	if opts.Requests == nil {
+		opts.Requests = NewRequests()
+	}
 	s := &Server{
 		opts: opts,
 		checker: &checker{
@@ -125,6 +136,7 @@ func New(opts Options) (*Server, error) {
 			requireNode: opts.RequireNode,
 			now:         opts.Now,
 			flows:       opts.Flows,
+			watches:     opts.Watches,
 		},
 	}
 	s.collector = newCollector(s.checker, opts)
@@ -132,6 +144,10 @@ func New(opts Options) (*Server, error) {
 	if opts.HealthzAddress.IsValid() {
 		s.healthz = &site{name: "healthz", flag: "--healthz-bind-address", addr: opts.HealthzAddress,
 			handler: healthzMux(s.checker, s.collector), log: opts.Log}
+	}
+	if opts.ProbeAddress.IsValid() {
+		s.probes = &site{name: "probes", flag: "--probe-bind-address", addr: opts.ProbeAddress,
+			handler: probesMux(s.checker), log: opts.Log}
 	}
 	if opts.MetricsAddress.IsValid() {
 		handler, err := metricsMux(s.checker, s.collector, opts)
@@ -149,7 +165,7 @@ func New(opts Options) (*Server, error) {
 // that this matters. It may be called once.
 func (s *Server) Run(ctx context.Context) error {
 	group, ctx := errgroup.WithContext(ctx)
-	for _, site := range []*site{s.healthz, s.metrics} {
+	for _, site := range []*site{s.healthz, s.metrics, s.probes} {
 		if site != nil {
 			group.Go(func() error { return site.run(ctx, s.opts.BindHardFail) })
 		}
@@ -165,6 +181,10 @@ func (s *Server) Run(ctx context.Context) error {
 // which is not healthy. It exists because the reconcile loop is made after its
 // observer.
 func (s *Server) SetStatus(source StatusSource) { s.checker.setSource(source) }
+
+// SetAdoptedInEffect says whether what an earlier daemon programmed is in effect: then
+// a start is healthy before anything could be read from the API server.
+func (s *Server) SetAdoptedInEffect(is bool) { s.checker.adopted.Store(is) }
 
 // SetHealthChecks replaces the healthCheckNodePorts that are served. It returns
 // at once; sockets follow.
@@ -194,6 +214,9 @@ func (s *Server) SetAdopted(entries map[string]int) { s.collector.setAdopted(ent
 // HealthzAddr and MetricsAddr are where the two servers listen now, the zero
 // value while they don't: with port 0 the kernel chooses the port.
 func (s *Server) HealthzAddr() netip.AddrPort { return s.healthz.bound() }
+
+// ProbeAddr is described at HealthzAddr.
+func (s *Server) ProbeAddr() netip.AddrPort { return s.probes.bound() }
 
 // MetricsAddr is described at HealthzAddr.
 func (s *Server) MetricsAddr() netip.AddrPort { return s.metrics.bound() }

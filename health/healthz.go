@@ -2,7 +2,10 @@ package health
 
 import (
 	"encoding/json"
+	"io"
 	"net/http"
+	"slices"
+	"strings"
 	"time"
 )
 
@@ -12,28 +15,48 @@ type answer struct {
 	// LastUpdated is null until the maps first held everything.
 	LastUpdated *time.Time `json:"lastUpdated"`
 	CurrentTime time.Time  `json:"currentTime"`
+	// Healthy is the verdict itself.
+	Healthy bool `json:"healthy"`
 	// NodeEligible is healthz's alone.
 	NodeEligible *bool    `json:"nodeEligible,omitempty"`
 	Reasons      []string `json:"reasons,omitempty"`
 	Warnings     []string `json:"warnings,omitempty"`
+	// Details name objects of the cluster, and are left out where anybody may ask.
+	Details []string `json:"details,omitempty"`
 }
 
 // answerHealthz is for load balancers: may this node be sent traffic?
 func answerHealthz(v Verdict) (int, answer) {
 	a := newAnswer(v)
 	a.NodeEligible = &v.NodeEligible
-	a.Reasons = append(a.Reasons, v.NodeReasons...)
-	return code(v.Healthy && v.NodeEligible), a
+	a.Reasons = slices.Concat(v.ProxyReasons, v.StartReasons, v.NodeReasons)
+	return a.verdict(v.Healthy && v.Serving && v.NodeEligible)
 }
 
-// answerLivez is for the kubelet: is the proxy in order? A node that is going
-// away is no reason to restart it.
+// answerReadyz is for the kubelet too: does what is programmed work? The node's part
+// is left out, since a pod that is not ready mends no node.
+func answerReadyz(v Verdict) (int, answer) {
+	a := newAnswer(v)
+	a.Reasons = slices.Concat(v.ProxyReasons, v.StartReasons)
+	return a.verdict(v.Healthy && v.Serving)
+}
+
+// answerLivez is for the kubelet: would a restart mend anything? A node that is going
+// away is no reason for one, nor is an API server that does not answer.
 func answerLivez(v Verdict) (int, answer) {
-	return code(v.Healthy), newAnswer(v)
+	a := newAnswer(v)
+	a.Warnings = slices.Concat(v.StartReasons, v.Warnings)
+	return a.verdict(v.Healthy)
+}
+
+// verdict completes the answer by whether all is well.
+func (a answer) verdict(ok bool) (int, answer) {
+	a.Healthy = ok
+	return code(ok), a
 }
 
 func newAnswer(v Verdict) answer {
-	a := answer{CurrentTime: v.Time.UTC(), Reasons: v.ProxyReasons, Warnings: v.Warnings}
+	a := answer{CurrentTime: v.Time.UTC(), Reasons: v.ProxyReasons, Warnings: v.Warnings, Details: v.Details}
 	if !v.LastUpdated.IsZero() {
 		last := v.LastUpdated.UTC()
 		a.LastUpdated = &last
@@ -48,8 +71,17 @@ func code(ok bool) int {
 	return http.StatusServiceUnavailable
 }
 
-// probe makes a handler of one of the two answers. counted hears the code of
-// every answer and may be nil.
+// public is an answer for anybody who reaches the node: it names nothing that a tenant
+// of the cluster owns.
+func public(what func(Verdict) (int, answer)) func(Verdict) (int, answer) {
+	return func(v Verdict) (int, answer) {
+		v.Details = nil
+		return what(v)
+	}
+}
+
+// probe makes a handler of one of the answers. counted hears the code of every answer
+// and may be nil.
 func probe(c *checker, what func(Verdict) (int, answer), counted func(code int)) http.HandlerFunc {
 	return func(w http.ResponseWriter, _ *http.Request) {
 		code, body := what(c.verdict())
@@ -72,7 +104,37 @@ func writeJSON(w http.ResponseWriter, code int, body any) {
 // healthzMux is what :10256 serves.
 func healthzMux(c *checker, counts *collector) http.Handler {
 	mux := http.NewServeMux()
-	mux.Handle("/healthz", probe(c, answerHealthz, counts.healthzAnswered))
-	mux.Handle("/livez", probe(c, answerLivez, counts.livezAnswered))
+	mux.Handle("/healthz", probe(c, public(answerHealthz), counts.healthzAnswered))
+	mux.Handle("/livez", probe(c, public(answerLivez), counts.livezAnswered))
 	return mux
+}
+
+// probesMux is what the kubelet's probes of our own pod ask, at an address that no
+// kube-proxy has.
+func probesMux(c *checker) http.Handler {
+	mux := http.NewServeMux()
+	addDetailed(mux, c)
+	return mux
+}
+
+// addDetailed serves the answers with all that is known.
+func addDetailed(mux *http.ServeMux, c *checker) {
+	mux.Handle("/livez", probe(c, answerLivez, nil))
+	mux.Handle("/readyz", probe(c, answerReadyz, nil))
+}
+
+// plainHealthz is kube-proxy's answer beside its metrics: the word ok. Where something
+// is wrong it says what.
+func plainHealthz(c *checker) http.HandlerFunc {
+	return func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+		w.Header().Set("X-Content-Type-Options", "nosniff")
+		code, a := answerHealthz(c.verdict())
+		w.WriteHeader(code)
+		if code == http.StatusOK {
+			_, _ = io.WriteString(w, "ok")
+			return
+		}
+		_, _ = io.WriteString(w, strings.Join(a.Reasons, "\n")+"\n")
+	}
 }

@@ -119,7 +119,7 @@ func start(t *testing.T, opts Options, status StatusSource, tweaks ...func(*Serv
 			t.Error("Run does not end")
 		}
 	})
-	for _, site := range []*site{s.healthz, s.metrics} {
+	for _, site := range []*site{s.healthz, s.metrics, s.probes} {
 		if site != nil {
 			eventually(t, site.name+" is served", func() bool { return site.bound().IsValid() })
 		}

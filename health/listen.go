@@ -22,12 +22,16 @@ const grace = 700 * time.Millisecond
 const maxHeader = 16 << 10
 
 // backoff is how long to wait between attempts to bind an address: it doubles
-// from min to max.
+// from min to max. The kernel does not say when a port is free, and a load balancer
+// or a probe waits for it: max is one second. An attempt costs microseconds.
 type backoff struct {
 	min, max time.Duration
 }
 
-var bindBackoff = backoff{min: time.Second, max: time.Minute}
+var bindBackoff = backoff{min: 250 * time.Millisecond, max: time.Second}
+
+// sayAgain is how often a failure to bind that lasts is logged again.
+const sayAgain = time.Minute
 
 // after is the wait after the given number of failures, of at least one.
 func (b backoff) after(failures int) time.Duration {
@@ -43,6 +47,17 @@ func (b backoff) after(failures int) time.Duration {
 func listen(ctx context.Context, addr netip.AddrPort) (net.Listener, error) {
 	var lc net.ListenConfig
 	return lc.Listen(ctx, "tcp", addr.String())
+}
+
+// listenFamily binds a TCP address of one family only, a wildcard too: IPv4's and
+// IPv6's are two sockets.
+func listenFamily(ctx context.Context, addr netip.AddrPort) (net.Listener, error) {
+	network := "tcp4"
+	if addr.Addr().Is6() {
+		network = "tcp6"
+	}
+	var lc net.ListenConfig
+	return lc.Listen(ctx, network, addr.String())
 }
 
 // bindHint is what to do about a failed bind, where flag sets the address.
@@ -96,7 +111,7 @@ func serve(ctx context.Context, l net.Listener, h http.Handler, log *zap.Logger)
 	return nil
 }
 
-// site is one of the two servers that have an address of their own.
+// site is one of the servers that have an address of their own.
 type site struct {
 	// name is for the log, flag sets addr.
 	name, flag string
@@ -127,8 +142,9 @@ func (s *site) setBound(at netip.AddrPort) {
 // run binds and serves until ctx is done. A failure is tried again with backoff,
 // or returned where hardFail is set.
 func (s *site) run(ctx context.Context, hardFail bool) error {
+	var said time.Time
 	for failures := 0; ; {
-		err := s.once(ctx, func() { failures = 0 })
+		err := s.once(ctx, func() { failures, said = 0, time.Time{} })
 		if ctx.Err() != nil {
 			return nil
 		}
@@ -137,7 +153,10 @@ func (s *site) run(ctx context.Context, hardFail bool) error {
 		}
 		failures++
 		wait := bindBackoff.after(failures)
-		s.log.Error("cannot serve "+s.name+", everything else goes on", zap.Error(err), zap.Duration("retryIn", wait))
+		if time.Since(said) >= sayAgain {
+			s.log.Error("cannot serve "+s.name+", everything else goes on", zap.Error(err), zap.Duration("retryEvery", bindBackoff.max))
+			said = time.Now()
+		}
 		select {
 		case <-ctx.Done():
 			return nil

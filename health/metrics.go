@@ -26,6 +26,7 @@ func metricsMux(c *checker, metrics *collector, opts Options) (http.Handler, err
 	registry := prometheus.NewRegistry()
 	for _, col := range []prometheus.Collector{
 		metrics,
+		opts.Requests,
 		collectors.NewGoCollector(),
 		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
 	} {
@@ -41,7 +42,8 @@ func metricsMux(c *checker, metrics *collector, opts Options) (http.Handler, err
 		Registry:            registry,
 		MaxRequestsInFlight: scrapesAtOnce,
 	}))
-	mux.Handle("/healthz", probe(c, answerHealthz, nil))
+	mux.Handle("/healthz", plainHealthz(c))
+	addDetailed(mux, c)
 	mux.HandleFunc("/proxyMode", func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", "text/plain; charset=utf-8")
 		w.Header().Set("X-Content-Type-Options", "nosniff")

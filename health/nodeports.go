@@ -2,6 +2,7 @@ package health
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"net/http"
@@ -10,6 +11,7 @@ import (
 	"strconv"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"go.uber.org/zap"
@@ -38,6 +40,9 @@ type nodePorts struct {
 	addrs  []netip.Addr
 }
 
+// noFamilyRetry is when a family that the node does not have is tried again.
+const noFamilyRetry = time.Minute
+
 // checkKey is a socket of a service: if its port or address differs it is
 // another one.
 type checkKey struct {
@@ -64,7 +69,7 @@ func newNodePorts(c *checker, opts Options) *nodePorts {
 		log:      opts.Log,
 		failed:   opts.BindFailed,
 		backoff:  bindBackoff,
-		listen:   listen,
+		listen:   listenFamily,
 		selected: opts.SelectAddresses,
 		changed:  make(chan struct{}, 1),
 		broken:   make(chan *checkSocket),
@@ -73,7 +78,7 @@ func newNodePorts(c *checker, opts Options) *nodePorts {
 		n.failed = func(lb.ServiceName, uint16, error) {}
 	}
 	if !n.selected {
-		n.addrs = []netip.Addr{netip.IPv4Unspecified()}
+		n.addrs = []netip.Addr{netip.IPv4Unspecified(), netip.IPv6Unspecified()}
 	}
 	return n
 }
@@ -163,14 +168,18 @@ type wantedSocket struct {
 	endpoints int
 }
 
-// snapshot gives the sockets that are wanted, in the order of the checks: of
-// two services with one port, the same one has it after every start.
+// snapshot gives the sockets that are wanted, those of a check on the addresses of
+// its family, in the order of the checks: of two services with one port, the same one
+// has it after every start.
 func (n *nodePorts) snapshot() []wantedSocket {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	wanted := make([]wantedSocket, 0, len(n.wanted)*len(n.addrs))
 	for _, check := range n.wanted {
 		for _, addr := range n.addrs {
+			if lb.FamilyOf(addr) != check.Family {
+				continue
+			}
 			key := checkKey{check.Service, netip.AddrPortFrom(addr, check.Port)}
 			wanted = append(wanted, wantedSocket{key, check.LocalEndpoints})
 		}
@@ -181,6 +190,10 @@ func (n *nodePorts) snapshot() []wantedSocket {
 // open binds a socket and serves it, or notes when to try again.
 func (n *nodePorts) open(ctx context.Context, wg *sync.WaitGroup, s *checkSocket) {
 	l, err := n.listen(ctx, s.key.at)
+	if errors.Is(err, syscall.EAFNOSUPPORT) {
+		s.retryAt = time.Now().Add(noFamilyRetry) // a node without that family: nobody can ask
+		return
+	}
 	if err != nil {
 		n.putOff(s, fmt.Errorf("serve healthCheckNodePort %d of service %s on %s: %w; %s", s.key.at.Port(),
 			s.key.service, s.key.at.Addr(), err, bindHint(err, "the service's spec.healthCheckNodePort")))
@@ -271,7 +284,7 @@ type checkService struct {
 // while a node drains, its endpoints leave one by one, and that is what counts.
 func (n *nodePorts) handler(s *checkSocket) http.HandlerFunc {
 	return func(w http.ResponseWriter, _ *http.Request) {
-		endpoints, healthy := s.endpoints.Load(), n.checker.healthy()
+		endpoints, healthy := s.endpoints.Load(), n.checker.serving()
 		w.Header().Set("X-Load-Balancing-Endpoint-Weight", strconv.FormatInt(endpoints, 10))
 		writeJSON(w, code(endpoints > 0 && healthy), checkAnswer{
 			Service:             checkService{s.key.service.Namespace, s.key.service.Name},

@@ -12,6 +12,9 @@ import (
 	"testing"
 	"time"
 
+	"go.uber.org/zap"
+	"go.uber.org/zap/zaptest/observer"
+
 	"shunt/lb"
 )
 
@@ -68,7 +71,7 @@ func TestHealthCheckAnswers(t *testing.T) {
 			st.set(tt.change)
 			s := startChecks(t, Options{RequireNode: true}, st)
 			at := freePort(t)
-			s.SetHealthChecks([]lb.HealthCheck{{Service: web, Port: at.Port(), LocalEndpoints: tt.endpoints}})
+			s.SetHealthChecks([]lb.HealthCheck{{Service: web, Family: lb.IPv4, Port: at.Port(), LocalEndpoints: tt.endpoints}})
 			r := served(t, at)
 			want := fmt.Sprintf(`{"service":{"namespace":"shop","name":"web"},"localEndpoints":%d,"serviceProxyHealthy":%v}`,
 				tt.endpoints, tt.healthy)
@@ -92,7 +95,7 @@ func TestHealthCheckAnswers(t *testing.T) {
 func TestAnyRequest(t *testing.T) {
 	s := startChecks(t, Options{}, inOrder())
 	at := freePort(t)
-	s.SetHealthChecks([]lb.HealthCheck{{Service: web, Port: at.Port(), LocalEndpoints: 1}})
+	s.SetHealthChecks([]lb.HealthCheck{{Service: web, Family: lb.IPv4, Port: at.Port(), LocalEndpoints: 1}})
 	served(t, at)
 	for _, line := range []string{
 		"GET /", "GET //a/../b", "HEAD /healthz", "POST /x?y=z", "DELETE /a%2fb", "OPTIONS *", "PURGE /", "CONNECT x:1",
@@ -118,8 +121,8 @@ func TestHealthChecksFollow(t *testing.T) {
 	s := startChecks(t, Options{}, inOrder())
 	one, two := freePort(t), freePort(t)
 	db := lb.ServiceName{Namespace: "shop", Name: "db"}
-	s.SetHealthChecks([]lb.HealthCheck{{Service: db, Port: one.Port(), LocalEndpoints: 1},
-		{Service: web, Port: two.Port(), LocalEndpoints: 1}})
+	s.SetHealthChecks([]lb.HealthCheck{{Service: db, Family: lb.IPv4, Port: one.Port(), LocalEndpoints: 1},
+		{Service: web, Family: lb.IPv4, Port: two.Port(), LocalEndpoints: 1}})
 	if r := served(t, one); !strings.Contains(r.body, `"db"`) {
 		t.Error(r.body)
 	}
@@ -146,12 +149,12 @@ func TestHealthChecksFollow(t *testing.T) {
 	if got := weight(); got != "1" {
 		t.Errorf("weight %s, want 1", got)
 	}
-	s.SetHealthChecks([]lb.HealthCheck{{Service: db, Port: one.Port(), LocalEndpoints: 1},
-		{Service: web, Port: two.Port(), LocalEndpoints: 7}})
+	s.SetHealthChecks([]lb.HealthCheck{{Service: db, Family: lb.IPv4, Port: one.Port(), LocalEndpoints: 1},
+		{Service: web, Family: lb.IPv4, Port: two.Port(), LocalEndpoints: 7}})
 	eventually(t, "the weight is 7", func() bool { return weight() == "7" })
 
 	// The port of db goes to web in one change, and web's own is closed.
-	s.SetHealthChecks([]lb.HealthCheck{{Service: web, Port: one.Port(), LocalEndpoints: 7}})
+	s.SetHealthChecks([]lb.HealthCheck{{Service: web, Family: lb.IPv4, Port: one.Port(), LocalEndpoints: 7}})
 	closed(t, two)
 	if r := served(t, one); !strings.Contains(r.body, `"web"`) {
 		t.Error(r.body)
@@ -185,8 +188,8 @@ func TestHealthCheckPortTaken(t *testing.T) {
 	taken, free := freePort(t), freePort(t)
 	other := take(t, taken)
 	defer other.Close()
-	s.SetHealthChecks([]lb.HealthCheck{{Service: lb.ServiceName{Namespace: "a", Name: "b"}, Port: taken.Port()},
-		{Service: web, Port: free.Port()}})
+	s.SetHealthChecks([]lb.HealthCheck{{Service: lb.ServiceName{Namespace: "a", Name: "b"}, Family: lb.IPv4, Port: taken.Port()},
+		{Service: web, Family: lb.IPv4, Port: free.Port()}})
 	served(t, free)
 	eventually(t, "the failure is told", func() bool { return len(failures.list()) > 0 })
 	for _, words := range []string{"a/b ", fmt.Sprint(taken.Port()), "another process has that port"} {
@@ -204,7 +207,7 @@ func TestHealthCheckPortTaken(t *testing.T) {
 	closed(t, taken)
 	again := take(t, taken)
 	defer again.Close()
-	s.SetHealthChecks([]lb.HealthCheck{{Service: web, Port: taken.Port()}})
+	s.SetHealthChecks([]lb.HealthCheck{{Service: web, Family: lb.IPv4, Port: taken.Port()}})
 	eventually(t, "the second spell is told", func() bool { return len(failures.list()) == 2 })
 }
 
@@ -214,7 +217,7 @@ func TestHealthCheckAddresses(t *testing.T) {
 	s, _ := start(t, Options{SelectAddresses: true}, inOrder())
 	v4 := freePort(t)
 	v6 := netip.AddrPortFrom(netip.IPv6Loopback(), v4.Port())
-	s.SetHealthChecks([]lb.HealthCheck{{Service: web, Port: v4.Port()}})
+	s.SetHealthChecks([]lb.HealthCheck{{Service: web, Family: lb.IPv4, Port: v4.Port()}, {Service: web, Family: lb.IPv6, Port: v4.Port()}})
 	s.SetNodePortAddresses([]netip.Addr{v6.Addr(), netip.IPv4Unspecified()})
 	served(t, v6)
 	closed(t, v4)
@@ -225,16 +228,79 @@ func TestHealthCheckAddresses(t *testing.T) {
 	closed(t, v4)
 }
 
-// TestHealthCheckEveryAddress is the default: both families, and what somebody
-// says of addresses does not matter.
+// TestHealthCheckEveryAddress is the default: a server for each family, which says how
+// many endpoints of that family there are. What somebody says of addresses does not
+// matter.
 func TestHealthCheckEveryAddress(t *testing.T) {
 	s, _ := start(t, Options{}, inOrder())
 	v4 := freePort(t)
-	s.SetHealthChecks([]lb.HealthCheck{{Service: web, Port: v4.Port()}})
+	v6 := netip.AddrPortFrom(netip.IPv6Loopback(), v4.Port())
+	check := func(family lb.Family, n int) lb.HealthCheck {
+		return lb.HealthCheck{Service: web, Family: family, Port: v4.Port(), LocalEndpoints: n}
+	}
+	s.SetHealthChecks([]lb.HealthCheck{check(lb.IPv4, 1), check(lb.IPv6, 0)})
 	s.SetNodePortAddresses(nil)
-	served(t, v4)
-	served(t, netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), v4.Port()))
-	served(t, netip.AddrPortFrom(netip.IPv6Loopback(), v4.Port()))
+	for at, want := range map[netip.AddrPort]int{
+		v4: http.StatusOK, netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), v4.Port()): http.StatusOK,
+		v6: http.StatusServiceUnavailable,
+	} {
+		if r := served(t, at); r.code != want {
+			t.Errorf("%v: %d, want %d: %s", at, r.code, want, r.body)
+		}
+	}
+	s.SetHealthChecks([]lb.HealthCheck{check(lb.IPv6, 1)})
+	closed(t, v4) // a service without IPv4 is no concern of those who ask by it
+	if r := served(t, v6); r.code != http.StatusOK {
+		t.Errorf("%d: %s", r.code, r.body)
+	}
+}
+
+// TestPortsFreedBySomebody: what another process has let go of is served within 2 s,
+// however long it had it. The failure is in the log once a minute at most.
+func TestPortsFreedBySomebody(t *testing.T) {
+	if bindBackoff.after(1000) > time.Second {
+		t.Errorf("after many failures %s pass between attempts", bindBackoff.after(1000))
+	}
+	healthz, check := freePort(t), freePort(t)
+	others := []net.Listener{take(t, healthz), take(t, check)}
+	core, logs := observer.New(zap.ErrorLevel)
+	now := func() time.Time { return noon }
+	s, err := New(Options{Log: zap.New(core), HealthzAddress: healthz, SelectAddresses: true, Now: now})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- s.Run(ctx) }()
+	defer func() { cancel(); <-done }()
+	s.SetNodePortAddresses([]netip.Addr{ours})
+	s.SetHealthChecks([]lb.HealthCheck{{Service: web, Family: lb.IPv4, Port: check.Port()}})
+	// Long enough for a wait that doubles to be past 2 s.
+	if !stays(4*time.Second, func() bool { return !s.HealthzAddr().IsValid() }) {
+		t.Fatal("a taken port is served")
+	}
+	for _, o := range others {
+		o.Close()
+	}
+	freed := time.Now()
+	served(t, healthz)
+	served(t, check)
+	if took := time.Since(freed); took > 2*time.Second {
+		t.Errorf("served %s after the ports were free", took)
+	}
+	if n := logs.FilterMessageSnippet("cannot serve healthz").Len(); n != 1 {
+		t.Errorf("%d lines say that healthz can't be served", n)
+	}
+}
+
+// stays polls for some time whether something remains so.
+func stays(d time.Duration, is func() bool) bool {
+	for end := time.Now().Add(d); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
+		if !is() {
+			return false
+		}
+	}
+	return true
 }
 
 // TestBrokenSocketIsReopened takes the socket away from under the server.
@@ -250,7 +316,7 @@ func TestBrokenSocketIsReopened(t *testing.T) {
 	})
 	at := freePort(t)
 	s.SetNodePortAddresses([]netip.Addr{ours})
-	s.SetHealthChecks([]lb.HealthCheck{{Service: web, Port: at.Port()}})
+	s.SetHealthChecks([]lb.HealthCheck{{Service: web, Family: lb.IPv4, Port: at.Port()}})
 	served(t, at)
 	(<-opened).Close()
 	eventually(t, "the loss is told", func() bool { return len(failures.list()) == 1 })

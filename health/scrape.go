@@ -46,7 +46,7 @@ func desc(name, help string, labels ...string) *prometheus.Desc {
 var described = []*prometheus.Desc{
 	mapEntries, mapSize, reasonSeen, flowsExpired, flowsEvicted,
 	lastTimestamp, lastQueued, endpointChanges, endpointChangesPending,
-	serviceChanges, serviceChangesPending, noLocalEndpoints, serviceProblems,
+	serviceChanges, serviceChangesPending, noLocalEndpoints, serviceProblems, watchUp, watchLastEvent,
 }
 
 // counted are the metrics that are counted as things happen.
@@ -75,6 +75,7 @@ func (m *collector) Collect(out chan<- prometheus.Metric) {
 	}
 	m.collectStatus(out, m.checker.status())
 	m.collectReasons(out)
+	m.collectWatches(out)
 	if flows := m.checker.flows; flows != nil {
 		stats := flows.FlowStats()
 		counter(out, flowsExpired, float64(stats.Expired))

@@ -20,13 +20,18 @@ type Verdict struct {
 	// Time is that moment; LastUpdated is when the maps last held everything
 	// that was known, zero where they never did.
 	Time, LastUpdated time.Time
-	// Healthy: the proxy is in order, whatever the node is like.
+	// Healthy: the proxy makes progress, or has nothing to do; a restart would mend
+	// nothing.
 	Healthy bool
+	// Serving: what was programmed, by this daemon or by one before it, is in effect.
+	Serving bool
 	// NodeEligible: the node may be sent new traffic by a load balancer.
 	NodeEligible bool
-	// ProxyReasons say why it is not healthy, NodeReasons why not eligible;
-	// Warnings what is not wrong yet, or is being put right.
-	ProxyReasons, NodeReasons, Warnings []string
+	// ProxyReasons say why it is not healthy, StartReasons why not serving,
+	// NodeReasons why not eligible; Warnings what is not wrong yet, or is being put
+	// right. None of them names what a tenant of the cluster owns: Details do, and
+	// are for those who may read metrics.
+	ProxyReasons, StartReasons, NodeReasons, Warnings, Details []string
 }
 
 // checker comes to a Verdict by what its sources say.
@@ -35,7 +40,11 @@ type checker struct {
 	requireNode bool
 	now         func() time.Time
 	flows       FlowSource // nil: there are none
-	source      atomic.Pointer[StatusSource]
+	// watches may be nil: there is no API server.
+	watches func() []Watch
+	// adopted: what a daemon before this one programmed is in effect.
+	adopted atomic.Bool
+	source  atomic.Pointer[StatusSource]
 }
 
 func (c *checker) setSource(s StatusSource) { c.source.Store(&s) }
@@ -56,11 +65,16 @@ func (c *checker) fill(st lb.Status) []maps.Fill {
 	return append(slices.Clone(st.Fill), c.flows.FlowStats().Fill)
 }
 
-// healthy is Verdict.Healthy alone, for those who are asked often.
-func (c *checker) healthy() bool {
-	reason, _ := c.proxy(c.status(), c.now())
-	return reason == ""
+// serving is Verdict.Healthy and Verdict.Serving, for those who are asked often.
+func (c *checker) serving() bool {
+	st := c.status()
+	reason, _ := c.proxy(st, c.now())
+	return reason == "" && c.inEffect(st)
 }
+
+// inEffect reports whether what was programmed is in effect: by this daemon, or by
+// one before it, while this one still waits for the API server.
+func (c *checker) inEffect(st lb.Status) bool { return st.Synced || c.adopted.Load() }
 
 // verdict reads all sources once.
 func (c *checker) verdict() Verdict {
@@ -68,18 +82,29 @@ func (c *checker) verdict() Verdict {
 	v := Verdict{Time: now}
 	var reason string
 	reason, v.LastUpdated = c.proxy(st, now)
+	if !st.Synced {
+		v.LastUpdated = time.Time{} // what was written is not in effect yet
+	}
 	v.Healthy = reason == ""
 	if !v.Healthy {
 		v.ProxyReasons = append(v.ProxyReasons, reason)
 	}
-	reason = c.node(st.Node)
+	if v.Serving = c.inEffect(st); !v.Serving {
+		v.StartReasons = append(v.StartReasons, "starting: Services and EndpointSlices are not in the maps yet")
+	} else if !st.Synced {
+		v.Warnings = append(v.Warnings,
+			"starting: what an earlier daemon programmed is in effect; Services and EndpointSlices have not been read yet")
+	}
+	reason = c.node(st)
 	v.NodeEligible = reason == ""
 	if !v.NodeEligible {
 		v.NodeReasons = append(v.NodeReasons, reason)
 	}
 	if st.Err != nil {
-		v.Warnings = append(v.Warnings, "the last reconcile failed and will be tried again: "+st.Err.Error())
+		v.Warnings = append(v.Warnings, "the last reconcile failed in part and will be tried again: see `shunt status`")
+		v.Details = append(v.Details, "the last reconcile failed and will be tried again: "+st.Err.Error())
 	}
+	v.Warnings = append(v.Warnings, c.watchWarnings()...)
 	v.Warnings = append(v.Warnings, mapWarnings(c.fill(st))...)
 	return v
 }
@@ -88,10 +113,10 @@ func (c *checker) verdict() Verdict {
 // up to date. A failed reconcile is no reason by itself: what it was for stays
 // queued, and age is what counts.
 func (c *checker) proxy(st lb.Status, now time.Time) (string, time.Time) {
-	if !st.Synced {
-		return "starting: Services and EndpointSlices are not in the maps yet", st.LastSync
-	}
 	if st.QueuedSince.IsZero() {
+		if !st.Synced {
+			return "", st.LastSync // nothing was read yet
+		}
 		return "", now
 	}
 	if age := now.Sub(st.QueuedSince); age > c.timeout {
@@ -103,8 +128,11 @@ func (c *checker) proxy(st lb.Status, now time.Time) (string, time.Time) {
 
 // node says why this node should get no new traffic, "" where it may: KEP-3836
 // lets load balancers drain a node that is going away.
-func (c *checker) node(n *lb.Node) string {
+func (c *checker) node(st lb.Status) string {
+	n := st.Node
 	switch {
+	case n == nil && c.requireNode && !st.Synced && c.adopted.Load():
+		return "" // nothing was read yet, and load balancers must not drain what works
 	case n == nil && c.requireNode:
 		return "this Node was not seen yet in the API server, or is gone from it"
 	case n == nil:

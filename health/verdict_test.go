@@ -1,7 +1,10 @@
 package health
 
 import (
+	"errors"
 	"net/http"
+	"net/netip"
+	"strings"
 	"testing"
 	"time"
 
@@ -14,22 +17,44 @@ func TestProbes(t *testing.T) {
 	const ok, not = http.StatusOK, http.StatusServiceUnavailable
 	hourAgo := "2026-03-01T11:00:00Z"
 	now := "2026-03-01T12:00:00Z"
+	notYet, adopted := func(s *lb.Status) { s.Synced, s.LastSync = false, time.Time{} }, "what an earlier daemon programmed is in effect"
+	away := func() []Watch {
+		return []Watch{{Resource: "services", FailingSince: noon.Add(-time.Hour), Error: "shop/secret"}, {Resource: "nodes", Up: true}}
+	}
 	tests := []struct {
 		name string
 		// change is applied to a proxy in order; nil: there is no source yet.
 		change         func(*lb.Status)
 		noNodeRequired bool
+		adopted        bool
+		watches        func() []Watch
 		healthz, livez int
 		lastUpdated    any
 		eligible       bool
-		reason         string
-		warning        string
+		// reason is of healthz, warning of both; livez says what reason says of a start.
+		reason, warning, livezWarning string
 	}{
-		{name: "no source yet", healthz: not, livez: not, reason: "starting"},
-		{name: "no source and no API server", noNodeRequired: true, healthz: not, livez: not,
-			eligible: true, reason: "starting"},
-		{name: "before the first sync", change: func(s *lb.Status) { s.Synced, s.LastSync = false, time.Time{} },
-			healthz: not, livez: not, eligible: true, reason: "starting"},
+		{name: "no source yet", healthz: not, livez: ok, reason: "starting", livezWarning: "starting"},
+		{name: "no source and no API server", noNodeRequired: true, healthz: not, livez: ok,
+			eligible: true, reason: "starting", livezWarning: "starting"},
+		{name: "before the first sync", change: notYet,
+			healthz: not, livez: ok, eligible: true, reason: "starting", livezWarning: "starting"},
+		{name: "before the first sync, with maps in effect", adopted: true, change: notYet,
+			healthz: ok, livez: ok, eligible: true, warning: adopted},
+		{name: "the API server is away at the start, with maps in effect", adopted: true, watches: away,
+			change:  func(s *lb.Status) { notYet(s); s.Node = nil },
+			healthz: ok, livez: ok, eligible: true, warning: adopted},
+		{name: "the API server is away at the start", watches: away,
+			change:  func(s *lb.Status) { notYet(s); s.Node = nil },
+			healthz: not, livez: ok, reason: "starting", warning: "has not answered for services", livezWarning: "starting"},
+		{name: "the API server is away", watches: away, change: func(*lb.Status) {},
+			healthz: ok, livez: ok, lastUpdated: now, eligible: true,
+			warning: "the API server has not answered for services since " + hourAgo + "; what is programmed stays in effect"},
+		{name: "a first reconcile that does not end", adopted: true,
+			change:  func(s *lb.Status) { notYet(s); s.QueuedSince = noon.Add(-time.Hour) },
+			healthz: not, livez: not, eligible: true, reason: "waiting for 1h0m0s", warning: adopted},
+		{name: "synced, and no Node, with maps that were adopted", adopted: true, change: func(s *lb.Status) { s.Node = nil },
+			healthz: not, livez: ok, lastUpdated: now, reason: "not seen yet"},
 		{name: "in order", change: func(*lb.Status) {}, healthz: ok, livez: ok, lastUpdated: now, eligible: true},
 		{name: "a change is queued", change: func(s *lb.Status) { s.QueuedSince = noon.Add(-DefaultTimeout) },
 			healthz: ok, livez: ok, lastUpdated: hourAgo, eligible: true},
@@ -37,7 +62,7 @@ func TestProbes(t *testing.T) {
 			change:  func(s *lb.Status) { s.QueuedSince = noon.Add(-DefaultTimeout - time.Nanosecond) },
 			healthz: not, livez: not, lastUpdated: hourAgo, eligible: true, reason: "waiting for 2m0s"},
 		{name: "a reconcile failed", change: func(s *lb.Status) { s.Err, s.QueuedSince = errDisk, noon.Add(-time.Second) },
-			healthz: ok, livez: ok, lastUpdated: hourAgo, eligible: true, warning: "tried again: no room"},
+			healthz: ok, livez: ok, lastUpdated: hourAgo, eligible: true, warning: "the last reconcile failed in part"},
 		{name: "no Node seen", change: func(s *lb.Status) { s.Node = nil },
 			healthz: not, livez: ok, lastUpdated: now, reason: "not seen yet"},
 		{name: "no Node, and none needed", change: func(s *lb.Status) { s.Node = nil }, noNodeRequired: true,
@@ -62,7 +87,9 @@ func TestProbes(t *testing.T) {
 				st.set(tt.change)
 				source = st
 			}
-			s, _ := start(t, Options{HealthzAddress: anyPort, RequireNode: !tt.noNodeRequired}, source)
+			s, _ := start(t, Options{HealthzAddress: anyPort, MetricsAddress: anyPort, ProbeAddress: anyPort,
+				RequireNode: !tt.noNodeRequired, Watches: tt.watches}, source)
+			s.SetAdoptedInEffect(tt.adopted)
 
 			healthz := get(t, s.HealthzAddr(), "/healthz")
 			if healthz.code != tt.healthz {
@@ -90,7 +117,44 @@ func TestProbes(t *testing.T) {
 			if _, has := body["reasons"]; has != (tt.livez == not) {
 				t.Errorf("livez gives reasons: %v, and answers %d", has, livez.code)
 			}
+			if tt.livezWarning != "" {
+				checkTexts(t, body, "warnings", tt.livezWarning)
+			}
+			if body["healthy"] != (tt.livez == ok) {
+				t.Errorf("livez answers %d: %s", livez.code, livez.body)
+			}
+			readyz := ok
+			if tt.livez == not || strings.HasPrefix(tt.reason, "starting") {
+				readyz = not
+			}
+			for path, want := range map[string]int{"/livez": tt.livez, "/readyz": readyz} {
+				for _, at := range []netip.AddrPort{s.MetricsAddr(), s.ProbeAddr()} {
+					if r := get(t, at, path); r.code != want {
+						t.Errorf("%s: %d, want %d: %s", path, r.code, want, r.body)
+					}
+				}
+			}
+			plain := get(t, s.MetricsAddr(), "/healthz")
+			if plain.code != tt.healthz || (plain.body == "ok") != (tt.healthz == ok) || !strings.Contains(plain.body, tt.reason) {
+				t.Errorf("healthz beside the metrics: %d %q", plain.code, plain.body)
+			}
 		})
+	}
+}
+
+// TestWhoMayReadDetails: what names a tenant's objects is where metrics are, and not at
+// the address that everybody reaches.
+func TestWhoMayReadDetails(t *testing.T) {
+	st := inOrder()
+	st.set(func(s *lb.Status) { s.Err = errors.New("service shop/secret has no room") })
+	s, _ := start(t, Options{HealthzAddress: anyPort, MetricsAddress: anyPort, ProbeAddress: anyPort}, st)
+	for _, path := range []string{"/healthz", "/livez"} {
+		if r := get(t, s.HealthzAddr(), path); strings.Contains(r.body, "secret") {
+			t.Errorf("%s tells everybody: %s", path, r.body)
+		}
+	}
+	for _, at := range []netip.AddrPort{s.MetricsAddr(), s.ProbeAddr()} {
+		checkTexts(t, decode(t, get(t, at, "/livez").body), "details", "shop/secret")
 	}
 }
 

@@ -132,6 +132,7 @@ func (l *Loop) onSynced(ctx context.Context) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.status.Synced = true
+	l.working = l.pending.since
 	return nil
 }
 

@@ -183,14 +183,19 @@ func topology(all []candidate, at place) func(*candidate) bool {
 	return func(c *candidate) bool { return c.ready }
 }
 
-// localReady counts the addresses of ready endpoints on this node, each once
-// whatever the number of ports: what a health check of the service reports.
-func localReady(all []*EndpointSlice, at place) int {
+// localReady counts the addresses of a service's ready endpoints on this node, of one
+// family: what a health check reports to a load balancer. They are the candidates of
+// the service's own ports, as in the data path; an address that serves several ports
+// counts once.
+func localReady(svc *Service, all []*EndpointSlice, family Family, at place) int {
 	var addrs []netip.Addr
-	for _, s := range all {
-		for i := range s.Endpoints {
-			if e := &s.Endpoints[i]; e.Ready && at.node != "" && e.Node == at.node {
-				addrs = append(addrs, e.Addr)
+	for _, p := range svc.Ports {
+		if p.Protocol != TCP && p.Protocol != UDP {
+			continue
+		}
+		for _, c := range candidates(all, p.Name, p.Protocol, family, at) {
+			if c.local && c.ready {
+				addrs = append(addrs, c.addr.Addr())
 			}
 		}
 	}

@@ -161,11 +161,24 @@ func TestLocalReady(t *testing.T) {
 		slice("t", "a", "p:80/TCP", "10.0.0.1@me", "10.0.0.4@me", "fd00::1@me"),
 		slice("u", "a", "", "10.0.0.5@me"),
 	}
-	if got := localReady(all, here); got != 4 {
-		t.Errorf("%d, want 4: 10.0.0.1, 10.0.0.4, 10.0.0.5, fd00::1", got)
-	}
-	if got := localReady(all, place{}); got != 0 {
-		t.Errorf("on a node without a name: %d", got)
+	both := service("a", "10.96.0.1", "p:80/TCP", "q:81/TCP")
+	for _, c := range []struct {
+		what   string
+		svc    *Service
+		family Family
+		at     place
+		want   int
+	}{
+		{"10.0.0.1 and 10.0.0.4", both, IPv4, here, 2},
+		{"fd00::1", both, IPv6, here, 1},
+		{"10.0.0.1", service("a", "10.96.0.1", "q:81/TCP"), IPv4, here, 1},
+		{"a port that no slice has", service("a", "10.96.0.1", "r:82/TCP"), IPv4, here, 0},
+		{"the port of another protocol", service("a", "10.96.0.1", "p:80/UDP"), IPv4, here, 0},
+		{"a node without a name", both, IPv4, place{}, 0},
+	} {
+		if got := localReady(c.svc, all, c.family, c.at); got != c.want {
+			t.Errorf("%s: %d, want %d", c.what, got, c.want)
+		}
 	}
 }
 

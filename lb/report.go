@@ -62,7 +62,9 @@ func (l *Loop) end(failed changes, report Report, node *Node) {
 func (l *Loop) note(report Report, node *Node) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.working = l.pending.since
+	if l.status.Synced || l.o.OnSynced == nil {
+		l.working = l.pending.since
+	} // else the first changes are not in effect before onSynced
 	l.workingOn = l.pending.count()
 	l.status.Synced = l.status.Synced || l.o.OnSynced == nil // else see onSynced
 	l.status.Err = report.Err
@@ -111,34 +113,43 @@ func (l *Loop) fill() []shuntmaps.Fill {
 
 // healthChecks keeps what healthCheckNodePort servers must say.
 type healthChecks struct {
-	byService map[ServiceName]HealthCheck
+	byService map[ServiceName][]HealthCheck
 	changed   bool
 }
 
 func (h *healthChecks) update(name ServiceName, svc *Service, sls []*EndpointSlice, at place) {
-	old, had := h.byService[name]
-	if svc == nil || svc.HealthCheckNodePort == 0 {
+	var now []HealthCheck
+	if svc != nil && svc.HealthCheckNodePort != 0 {
+		for _, family := range []Family{IPv4, IPv6} {
+			if _, has := ofFamily(svc.ClusterIPs, family); has {
+				now = append(now, HealthCheck{Service: name, Family: family, Port: svc.HealthCheckNodePort,
+					LocalEndpoints: localReady(svc, sls, family, at)})
+			}
+		}
+	}
+	if slices.Equal(h.byService[name], now) {
+		return
+	}
+	h.changed = true
+	if now == nil {
 		delete(h.byService, name)
-		h.changed = h.changed || had
 		return
 	}
 	if h.byService == nil {
-		h.byService = map[ServiceName]HealthCheck{}
+		h.byService = map[ServiceName][]HealthCheck{}
 	}
-	now := HealthCheck{Service: name, Port: svc.HealthCheckNodePort, LocalEndpoints: localReady(sls, at)}
 	h.byService[name] = now
-	h.changed = h.changed || now != old
 }
 
-// take gives all checks, sorted by service, if any changed since it was asked.
+// take gives all checks, sorted by service and family, if any changed since it was asked.
 func (h *healthChecks) take() ([]HealthCheck, bool) {
 	if !h.changed {
 		return nil, false
 	}
 	h.changed = false
-	all := slices.Collect(maps.Values(h.byService))
+	all := slices.Concat(slices.Collect(maps.Values(h.byService))...)
 	slices.SortFunc(all, func(a, b HealthCheck) int {
-		return cmp.Compare(a.Service.String(), b.Service.String())
+		return cmp.Or(cmp.Compare(a.Service.String(), b.Service.String()), cmp.Compare(a.Family, b.Family))
 	})
 	return all, true
 }

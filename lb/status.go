@@ -68,13 +68,15 @@ type NoLocalKey struct {
 	External bool
 }
 
-// HealthCheck is what the healthCheckNodePort server of a service must say.
+// HealthCheck is what the healthCheckNodePort server of a service must say to those
+// who ask by one family. A service has one for each family of its cluster IPs.
 type HealthCheck struct {
 	Service ServiceName
+	Family  Family
 	// Port is spec.healthCheckNodePort.
 	Port uint16
-	// LocalEndpoints counts ready endpoints of this node, of both families;
-	// one that is listed under several service ports counts once.
+	// LocalEndpoints counts ready endpoints of this node that the service's ports
+	// use; one that is listed under several service ports counts once.
 	LocalEndpoints int
 }
 
@@ -98,6 +100,6 @@ type Report struct {
 // Observer hears from the reconcile goroutine; its methods must not block.
 type Observer interface {
 	Reconciled(Report)
-	// SetHealthChecks gives all of them, sorted by service, when any changed.
+	// SetHealthChecks gives all of them, sorted by service and family, when any changed.
 	SetHealthChecks([]HealthCheck)
 }

@@ -53,7 +53,9 @@ type API struct {
 	slices    *store[lb.SliceName, lb.EndpointSlice]
 	node      *store[string, lb.Node]
 	cidrs     *cidrs
-	grace     time.Duration // nodeGrace
+	// links follow the watches, in the order of Watches.
+	nodeLink, serviceLink, sliceLink, cidrLink *link
+	grace                                      time.Duration // nodeGrace
 }
 
 // NewAPI checks the options; nothing is asked of the API server before Run.
@@ -76,6 +78,10 @@ func NewAPI(o APIOptions) (*API, error) {
 	a.node.reports = reporter[string]{log: o.Log}
 	a.cidrs = newCIDRs(a.serviceCIDR, o.Sink.SetServiceCIDRs)
 	a.cidrs.store.reports = reporter[string]{log: o.Log}
+	follow := func(resource string) *link { return &link{resource: resource, log: o.Log, hint: o.Hint} }
+	a.nodeLink, a.serviceLink, a.sliceLink, a.cidrLink = follow("nodes"), follow("services"), follow("endpointslices"), follow("servicecidrs")
+	a.node.heard, a.services.heard, a.slices.heard, a.cidrs.store.heard =
+		a.nodeLink.heard, a.serviceLink.heard, a.sliceLink.heard, a.cidrLink.heard
 	return a, nil
 }
 
@@ -119,6 +125,19 @@ func (a *API) ServiceWarning(service lb.ServiceName, reason, note string) {
 	}
 }
 
+// Watches returns how the watches go. It may be called at any time.
+func (a *API) Watches() []WatchState {
+	links := []*link{a.serviceLink, a.sliceLink, a.nodeLink}
+	if !a.FixedCIDRs && a.cidrs.asked.Load() {
+		links = append(links, a.cidrLink)
+	}
+	states := make([]WatchState, len(links))
+	for i, l := range links {
+		states[i] = l.state()
+	}
+	return states
+}
+
 // Run watches until ctx is done, whatever the API server does: what fails is
 // logged and retried. It returns nil, after all that it started has ended.
 func (a *API) Run(ctx context.Context) error {
@@ -128,16 +147,14 @@ func (a *API) Run(ctx context.Context) error {
 	own := fields.OneTermEqualSelector(metav1.ObjectNameField, a.NodeName).String()
 	ofNode := func(o *metav1.ListOptions) { o.FieldSelector = own }
 	core, discovery := a.Client.CoreV1(), a.Client.DiscoveryV1()
-	follow := func(resource string) *link { return &link{resource: resource, log: a.Log, hint: a.Hint} }
-
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	reflect := func(lw cache.ListerWatcher, example any, s cache.ReflectorStore) {
 		wg.Go(func() { a.reflect(ctx, lw, example, s) })
 	}
-	reflect(listWatch(core.Nodes(), ofNode, follow("nodes"), a.Client), &v1.Node{}, a.node)
-	reflect(listWatch(core.Services(metav1.NamespaceAll), label(serviceSelector), follow("services"), a.Client), &v1.Service{}, a.services)
-	reflect(listWatch(discovery.EndpointSlices(metav1.NamespaceAll), label(sliceSelector), follow("endpointslices"), a.Client),
+	reflect(listWatch(core.Nodes(), ofNode, a.nodeLink, a.Client), &v1.Node{}, a.node)
+	reflect(listWatch(core.Services(metav1.NamespaceAll), label(serviceSelector), a.serviceLink, a.Client), &v1.Service{}, a.services)
+	reflect(listWatch(discovery.EndpointSlices(metav1.NamespaceAll), label(sliceSelector), a.sliceLink, a.Client),
 		&discoveryv1.EndpointSlice{}, a.slices)
 	if !a.FixedCIDRs {
 		wg.Go(func() { a.followCIDRs(ctx) })

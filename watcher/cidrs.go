@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	networkingv1 "k8s.io/api/networking/v1"
@@ -47,6 +48,8 @@ func (c *Converter) serviceCIDR(s *networkingv1.ServiceCIDR) (*serviceCIDR, []Wa
 type cidrs struct {
 	store *store[string, serviceCIDR]
 	pass  func([]netip.Prefix)
+	// asked: the API server has ServiceCIDRs, which are watched.
+	asked atomic.Bool
 
 	// announced is closed when the ranges are known.
 	announced chan struct{}
@@ -145,7 +148,8 @@ func (a *API) followCIDRs(ctx context.Context) {
 		case <-ctx.Done():
 		}
 	})
+	a.cidrs.asked.Store(true)
 	all := func(*metav1.ListOptions) {}
-	lw := listWatch(api, all, &link{resource: "servicecidrs", log: a.Log}, a.Client)
+	lw := listWatch(api, all, a.cidrLink, a.Client)
 	a.reflect(ctx, lw, &networkingv1.ServiceCIDR{}, cache.ReflectorStore(a.cidrs.store))
 }

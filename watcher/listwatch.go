@@ -72,6 +72,37 @@ type link struct {
 	// noWatches: a watch has failed, so that a list, which may still be
 	// allowed, does not end the failure.
 	noWatches bool
+	// up: a watch is open as far as we know; last is when something came by it.
+	up      bool
+	last    time.Time
+	lastErr string
+}
+
+// WatchState is how the watch of one resource goes.
+type WatchState struct {
+	// Resource is the plural name, such as endpointslices.
+	Resource string
+	// Up: a watch was opened, and no request has failed since.
+	Up bool
+	// LastEvent is when the API server last sent anything for it, a bookmark too.
+	LastEvent time.Time
+	// FailingSince is when requests began to fail, Error what the latest failed with;
+	// zero and empty where they do not.
+	FailingSince time.Time
+	Error        string
+}
+
+func (l *link) state() WatchState {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return WatchState{Resource: l.resource, Up: l.up, LastEvent: l.last, FailingSince: l.since, Error: l.lastErr}
+}
+
+// heard notes that something came from the API server.
+func (l *link) heard() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.last = time.Now()
 }
 
 // ask makes a request and follows how it goes, with all its attempts.
@@ -94,6 +125,7 @@ func (l *link) did(ctx context.Context, verb string, err error) {
 	defer l.mu.Unlock()
 	now := time.Now()
 	if err == nil {
+		l.up = l.up || verb == "watch"
 		l.succeeded(verb, now)
 		return
 	}
@@ -103,6 +135,7 @@ func (l *link) did(ctx context.Context, verb string, err error) {
 	if l.since.IsZero() {
 		l.since = now
 	}
+	l.up, l.lastErr = false, err.Error()
 	l.failures++
 	l.noWatches = l.noWatches || verb == "watch"
 	if !l.said.IsZero() && now.Sub(l.said) < failureInterval {
@@ -123,7 +156,7 @@ func (l *link) succeeded(verb string, now time.Time) {
 	}
 	l.log.Info("the API server answers again", zap.String("resource", l.resource),
 		zap.Duration("failed", now.Sub(l.since).Round(time.Millisecond)))
-	l.since, l.said, l.failures, l.noWatches = time.Time{}, time.Time{}, 0, false
+	l.since, l.said, l.failures, l.noWatches, l.lastErr = time.Time{}, time.Time{}, 0, false, ""
 }
 
 func expired(err error) bool {

@@ -41,8 +41,10 @@ type store[K comparable, M any] struct {
 	handling[K, M]
 	reports reporter[K]
 
-	mu     sync.RWMutex
-	held   map[K]entry[M]
+	mu   sync.RWMutex
+	held map[K]entry[M]
+	// heard is called for whatever the API server sends.
+	heard  func()
 	once   sync.Once
 	synced chan struct{} // closed when the initial list has been passed on
 }
@@ -55,10 +57,12 @@ type entry[M any] struct {
 var (
 	_ cache.ReflectorStore    = (*store[string, int])(nil)
 	_ cache.TransformingStore = (*store[string, int])(nil)
+
+	_ cache.ResourceVersionUpdater = (*store[string, int])(nil)
 )
 
 func newStore[K comparable, M any](h handling[K, M]) *store[K, M] {
-	return &store[K, M]{handling: h, held: make(map[K]entry[M]), synced: make(chan struct{})}
+	return &store[K, M]{handling: h, held: make(map[K]entry[M]), synced: make(chan struct{}), heard: func() {}}
 }
 
 // Transformer makes the reflector drop the original of each object of a
@@ -78,6 +82,9 @@ func (s *store[K, M]) item(obj any) (item[K, M], error) {
 	}
 	return item[K, M]{}, fmt.Errorf("the API server sent an object of type %T", obj)
 }
+
+// UpdateResourceVersion is called for each event of the watch, bookmarks included.
+func (s *store[K, M]) UpdateResourceVersion(string) { s.heard() }
 
 // Add is called for an object that the watch saw appear.
 func (s *store[K, M]) Add(obj any) error {
@@ -122,6 +129,7 @@ func (s *store[K, M]) Replace(list []any, _ string) error {
 		}
 	}
 	s.reports.retain(there)
+	s.heard()
 	s.once.Do(func() { close(s.synced) })
 	return nil
 }

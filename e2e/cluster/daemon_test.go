@@ -35,8 +35,8 @@ type daemonOptions struct {
 	// kubeconfig is the administrator's by default; manifests are used instead.
 	kubeconfig, manifests string
 	// healthz and metrics are where they are served: nowhere by default.
-	healthz, metrics string
-	flags            []string
+	healthz, metrics, probes string
+	flags                    []string
 }
 
 // daemon is a running `shunt run`, as a process of its own in a node.
@@ -62,7 +62,7 @@ func (f *fixture) run(o daemonOptions) (*daemon, error) {
 		o.kubeconfig = f.kubeconfig()
 	}
 	args := []string{"run", "--node-name", o.nodeName, "--cgroup-root", o.cgroup, "--bpffs-root", o.root,
-		"--healthz-bind-address", o.healthz, "--metrics-bind-address", o.metrics}
+		"--healthz-bind-address", o.healthz, "--metrics-bind-address", o.metrics, "--probe-bind-address", o.probes}
 	if o.manifests != "" {
 		args = append(args, "--manifests", o.manifests)
 	} else {

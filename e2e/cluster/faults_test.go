@@ -3,7 +3,9 @@ package cluster_test
 import (
 	"errors"
 	"fmt"
+	"os/exec"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -67,6 +69,7 @@ func TestAPIServerKilled(t *testing.T) {
 	w.kube.KillAPIServer()
 	since := time.Now()
 	w.daemon.await(t, "cannot watch", "what is programmed stays")
+	w.watched(t, 0, "services", "endpointslices", "nodes", "servicecidrs")
 	w.daemon.answers(t, "/healthz", 200, `"nodeEligible":true`) // nothing is waiting to be programmed
 	w.reach(w.client, "tcp", addr(s.ip, 80), "p0", "p5")
 	check(t, w.kube.StartAPIServer(t.Context()))
@@ -78,7 +81,41 @@ func TestAPIServerKilled(t *testing.T) {
 	w.reach(w.client, "tcp", addr(s.ip, 80), "p1", "p6")
 	s.unhurt()
 	w.daemon.await(t, "the API server answers again")
+	w.watched(t, 1, "services", "endpointslices", "nodes", "servicecidrs")
 	w.expectFresh(t)
+}
+
+// watched waits until the metrics and the status say of each watch whether it is open.
+func (w *world) watched(t *testing.T, up float64, resources ...string) {
+	t.Helper()
+	eventually(t, fmt.Sprintf("shunt_watch_up is %v", up), func() error {
+		all := w.daemon.metrics(t)
+		for _, r := range resources {
+			if v, there := all[fmt.Sprintf("shunt_watch_up{resource=%q}", r)]; !there || v != up {
+				return fmt.Errorf("of %s it is %v (%t)", r, v, there)
+			}
+			if v := all[fmt.Sprintf("shunt_watch_last_event_timestamp_seconds{resource=%q}", r)]; v == 0 {
+				return fmt.Errorf("no event of %s", r)
+			}
+		}
+		code := map[float64]string{0: "<error>", 1: "200"}[up]
+		for name, v := range all {
+			if strings.HasPrefix(name, "rest_client_requests_total{") && strings.Contains(name, `code="`+code+`"`) && v > 0 {
+				return nil
+			}
+		}
+		return fmt.Errorf("no rest_client_requests_total with code %s", code)
+	})
+	eventually(t, "shunt status says so", func() error {
+		c := exec.Command("/proc/self/exe", "status", "--bpffs-root", w.daemon.o.root)
+		c.Env = shuntEnv()
+		text, _ := c.Output() // the exit code is of the whole node
+		want := map[float64]string{0: "are NOT open", 1: "answers: all watches are open"}[up]
+		if !strings.Contains(string(text), want) {
+			return fmt.Errorf("no %q in:\n%s", want, text)
+		}
+		return nil
+	})
 }
 
 // TestWatchCut resets the daemon's connections again and again while objects change.
@@ -156,8 +193,9 @@ func TestStartWithoutAPIServer(t *testing.T) {
 	s.to(w.pods[1], w.pods[6])
 	d = d.again(t, w.fixture)
 	d.await(t, "cannot", "connection refused", "what is programmed stays")
-	d.answers(t, "/livez", 503, "starting: Services and EndpointSlices are not in the maps yet")
-	d.answers(t, "/healthz", 503, "starting")
+	// Neither probes nor load balancers may harm what works.
+	d.answers(t, "/livez", 200, "what an earlier daemon programmed is in effect")
+	d.answers(t, "/healthz", 200, "the API server has not answered for services since ")
 	s.has("p0", "p5") // what the daemon before had programmed
 	w.reach(client, "tcp", addr(s.ip, 80), "p0", "p5")
 	w.register(t, n)
@@ -252,7 +290,7 @@ func TestWrongToken(t *testing.T) {
 	for _, resource := range []string{"services", "endpointslices", "nodes"} {
 		d.await(t, "cannot watch "+resource, "the API server does not accept the credentials; check the token or client certificate")
 	}
-	d.answers(t, "/livez", 503, "starting")
+	d.answers(t, "/livez", 200, "the API server has not answered for services since ")
 	s.to(w.pods[1])
 	// Some attempts later, each still has one line.
 	eventually(t, "the daemon tries again", func() error {

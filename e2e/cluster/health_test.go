@@ -61,14 +61,19 @@ func (w *world) askHealth(method, path string, to netip.AddrPort) (a healthAnswe
 	return a, err
 }
 
-// expectHealth waits for the answer that so many local endpoints make.
+// expectHealth waits for the answer that so many local endpoints make, by IPv4.
 func (w *world) expectHealth(service string, port uint16, endpoints int) {
+	w.t.Helper()
+	w.expectHealthAt(service, port, endpoints, w.n1.Addr4())
+}
+
+func (w *world) expectHealthAt(service string, port uint16, endpoints int, nodes ...netip.Addr) {
 	w.t.Helper()
 	code := http.StatusServiceUnavailable
 	if endpoints > 0 {
 		code = http.StatusOK
 	}
-	for _, node := range []netip.Addr{w.n1.Addr4(), w.n1.Addr6()} {
+	for _, node := range nodes {
 		eventually(w.t, fmt.Sprintf("the health check of %s says %d endpoints", service, endpoints), func() error {
 			a, err := w.askHealth(http.MethodPost, "/any/path?at=all", netip.AddrPortFrom(node, port))
 			want := healthAnswer{code: code}
@@ -103,6 +108,18 @@ func TestHealthCheckNodePort(t *testing.T) {
 	w.expectHealth("web", checkNodePort, 0)
 	set(func(s *discoveryv1.EndpointSlice) { s.Endpoints = v4(local) })
 	w.expectHealth("web", checkNodePort, 1)
+	set(func(s *discoveryv1.EndpointSlice) { s.Endpoints = v4(far) })
+	w.expectHealth("web", checkNodePort, 0)
+
+	w.update("web", func(s *v1.Service) { s.Spec.IPFamilyPolicy = ptr(v1.IPFamilyPolicyPreferDualStack) })
+	set(func(s *discoveryv1.EndpointSlice) { s.Endpoints = v4(local) })
+	w.expectHealth("web", checkNodePort, 1)
+	w.expectHealthAt("web", checkNodePort, 0, w.n1.Addr6()) // no endpoint has IPv6
+	w.createSlice("web", "web-6", []discoveryv1.EndpointPort{target("other", v1.ProtocolTCP, 8000)}, v6(local))
+	w.createSlice("web", "web-7", onePort, v6(far))
+	w.expectHealthAt("web", checkNodePort, 0, w.n1.Addr6()) // none here by a port of web's
+	w.updateSlice("web-6", func(s *discoveryv1.EndpointSlice) { s.Ports = onePort })
+	w.expectHealthAt("web", checkNodePort, 1, w.n1.Addr4(), w.n1.Addr6()) // one pod is one endpoint
 	set(func(s *discoveryv1.EndpointSlice) { s.Endpoints = v4(far) })
 	w.expectHealth("web", checkNodePort, 0)
 

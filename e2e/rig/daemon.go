@@ -163,7 +163,8 @@ func (d *Daemon) Get(addr, path string) (code int, body []byte, err error) {
 	return resp.StatusCode, body, err
 }
 
-// WaitHealthy waits until healthz says so.
+// WaitHealthy waits until healthz says so, of what this daemon has programmed: one that
+// has adopted maps is healthy before it has read anything.
 func (d *Daemon) WaitHealthy() {
 	d.T.Helper()
 	Eventually(d.T, "the daemon on "+d.Node.Name()+" is healthy", func() bool {
@@ -171,7 +172,7 @@ func (d *Daemon) WaitHealthy() {
 			d.T.Fatalf("the daemon on %s ended: %v; its log:\n%s", d.Node.Name(), d.Cmd.Wait(), d.Log.Tail(40))
 		}
 		h, err := d.Healthz()
-		return err == nil && h.Code == http.StatusOK
+		return err == nil && h.Code == http.StatusOK && h.LastUpdated != nil
 	})
 }
 

@@ -45,6 +45,7 @@ func TestBadFlags(t *testing.T) {
 		{"--metrics-bind-address=127.0.0.1:10256", "--healthz-bind-address 0.0.0.0:10256 and --metrics-bind-address 127.0.0.1:10256"},
 		{"--node-name=no_node", `--node-name "no_node"`},
 		{"--healthz-bind-address=here", `--healthz-bind-address "here"`},
+		{"--probe-bind-address=127.0.0.1:10249", "--metrics-bind-address 127.0.0.1:10249 and --probe-bind-address 127.0.0.1:10249"},
 		{"--metrics-bind-address=127.0.0.1:99999", `--metrics-bind-address "127.0.0.1:99999"`},
 		{"--kubeconfig=/some/file", "--manifests and --kubeconfig"},
 		{"--apiserver=10.0.0.1", "--manifests and --kubeconfig or --apiserver"},

@@ -183,7 +183,7 @@ func TestSecondDaemon(t *testing.T) {
 	c.apply(rig.Service("web", 1), rig.SlicesOf("web", rig.Up(c.web[0])...))
 	before := c.d.Dump().Text()
 	_, stderr, code := rig.Shunt(t, "run", "--manifests", c.m.Path, "--node-name", "n1", "--cgroup-root", c.n1.Cgroup(),
-		"--bpffs-root", c.d.Root, "--healthz-bind-address=", "--metrics-bind-address=")
+		"--bpffs-root", c.d.Root, "--healthz-bind-address=", "--metrics-bind-address=", "--probe-bind-address=")
 	if code != 1 || strings.Count(stderr, "\n") != 1 || !strings.Contains(stderr, "another shunt daemon is at work with "+c.d.Root) {
 		t.Errorf("exit code %d, said:\n%s", code, stderr)
 	}

@@ -1,0 +1,153 @@
+package cmd
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net/url"
+	"reflect"
+	"strings"
+	"time"
+
+	"go.uber.org/zap"
+	"k8s.io/client-go/tools/metrics"
+
+	"shunt/health"
+	"shunt/maps"
+	"shunt/watcher"
+)
+
+const (
+	// watchesInterval is how often the state of the watches is written down.
+	watchesInterval = time.Second
+	// watchErrorText bounds an error in what is written down, in bytes.
+	watchErrorText = 200
+)
+
+// watchReport is what a daemon leaves of its watches for `shunt status`.
+type watchReport struct {
+	Written time.Time      `json:"written,omitzero"`
+	Watches []health.Watch `json:"watches"`
+}
+
+// watches gives the state of the watcher's watches in the terms of package health.
+func watches(api *watcher.API) func() []health.Watch {
+	return func() []health.Watch {
+		states := api.Watches()
+		all := make([]health.Watch, len(states))
+		for i, s := range states {
+			all[i] = health.Watch{Resource: s.Resource, Up: s.Up, LastEvent: s.LastEvent, FailingSince: s.FailingSince, Error: s.Error}
+		}
+		return all
+	}
+}
+
+// keepWatches writes the state of the watches down, where it changed, until ctx is
+// done. With no API server it says so by an empty report.
+func (d *daemon) keepWatches(ctx context.Context, state func() []health.Watch) error {
+	tick := time.NewTicker(watchesInterval)
+	defer tick.Stop()
+	var before []health.Watch
+	for first := true; ; first = false {
+		var now []health.Watch
+		if state != nil {
+			now = state()
+		}
+		for i := range now {
+			if text := now[i].Error; len(text) > watchErrorText {
+				now[i].Error = strings.ToValidUTF8(text[:watchErrorText], "") + "…"
+			}
+		}
+		if first || !reflect.DeepEqual(now, before) {
+			before = now
+			if err := d.memory.Put(maps.MemoryWatches, watchReport{time.Now().UTC(), now}); err != nil {
+				d.log.Warn("shunt status can't say how the watches of the API server go", zap.Error(err))
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+	}
+}
+
+// readWatches reads what the daemon last wrote; the zero value where it never did.
+func readWatches(root string) (r watchReport) {
+	memory, err := maps.LoadMemory(root)
+	if err != nil {
+		return r
+	}
+	defer memory.Close()
+	if memory.Get(maps.MemoryWatches, &r) != nil {
+		return watchReport{}
+	}
+	return r
+}
+
+func (r *watchReport) table(w io.Writer, running bool) {
+	if r.Written.IsZero() || len(r.Watches) == 0 {
+		return
+	}
+	bad := 0
+	for _, one := range r.Watches {
+		if !one.Up {
+			bad++
+		}
+	}
+	text := "answers: all watches are open"
+	if bad > 0 {
+		text = fmt.Sprintf("%d of %d watches are NOT open; what is programmed stays in effect", bad, len(r.Watches))
+	}
+	if !running {
+		text += ", as the daemon last knew"
+	}
+	fmt.Fprintf(w, "API server:\t%s\n", text)
+	for _, one := range r.Watches {
+		state := "not asked yet"
+		switch {
+		case one.Up:
+			last := one.LastEvent
+			state = "watched, last event " + timeText(&last)
+		case !one.FailingSince.IsZero():
+			state = "failing since " + timeText(&one.FailingSince) + ": " + one.Error
+		}
+		fmt.Fprintf(w, "  %s\t%s\n", one.Resource, state)
+	}
+}
+
+// requests passes what client-go measures on to our metrics.
+type requests struct{ *health.Requests }
+
+// register lets client-go report to r. client-go has one place for this in a process,
+// which the first caller gets.
+func (r requests) register() {
+	metrics.Register(metrics.RegisterOpts{
+		RequestLatency:     verbMetric(r.Took),
+		RateLimiterLatency: verbMetric(r.Limited),
+		RequestSize:        sizeMetric(r.Sent),
+		ResponseSize:       sizeMetric(r.Received),
+		RequestResult:      resultMetric(r.Ended),
+		RequestRetry:       retryMetric(r.Retried),
+	})
+}
+
+type verbMetric func(verb, host string, d time.Duration)
+
+func (m verbMetric) Observe(_ context.Context, verb string, u url.URL, d time.Duration) {
+	m(verb, u.Host, d)
+}
+
+type sizeMetric func(verb, host string, bytes float64)
+
+func (m sizeMetric) Observe(_ context.Context, verb, host string, bytes float64) {
+	m(verb, host, bytes)
+}
+
+type resultMetric func(code, method, host string)
+
+func (m resultMetric) Increment(_ context.Context, code, method, host string) { m(code, method, host) }
+
+type retryMetric func(code, verb, host string)
+
+func (m retryMetric) IncrementRetry(_ context.Context, code, verb, host string) { m(code, verb, host) }

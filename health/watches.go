@@ -1,0 +1,57 @@
+package health
+
+import (
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+// Watch is how a watch of the API server goes.
+type Watch struct {
+	// Resource is the plural name, such as endpointslices.
+	Resource string `json:"resource"`
+	// Up: a watch is open, and no request has failed since.
+	Up bool `json:"up"`
+	// LastEvent is when the API server last sent anything for it, a bookmark too.
+	LastEvent time.Time `json:"lastEvent,omitzero"`
+	// FailingSince is when requests began to fail, Error what the last of them
+	// failed with; zero and empty where they do not.
+	FailingSince time.Time `json:"failingSince,omitzero"`
+	Error        string    `json:"error,omitempty"`
+}
+
+var (
+	watchUp = desc("shunt_watch_up",
+		"Whether a watch of the API server is open: 1, or 0 where requests fail or none was made yet.", "resource")
+	watchLastEvent = desc("shunt_watch_last_event_timestamp_seconds",
+		"When the API server last sent anything for a watch, bookmarks included, as a Unix time in seconds; 0 if it never did.", "resource")
+)
+
+func (m *collector) collectWatches(out chan<- prometheus.Metric) {
+	if m.checker.watches == nil {
+		return
+	}
+	for _, w := range m.checker.watches() {
+		up := 0.0
+		if w.Up {
+			up = 1
+		}
+		gauge(out, watchUp, up, w.Resource)
+		gauge(out, watchLastEvent, unix(w.LastEvent), w.Resource)
+	}
+}
+
+// watchWarnings name the resources of which the API server says nothing.
+func (c *checker) watchWarnings() []string {
+	if c.watches == nil {
+		return nil
+	}
+	var warnings []string
+	for _, w := range c.watches() {
+		if !w.FailingSince.IsZero() {
+			warnings = append(warnings, "the API server has not answered for "+w.Resource+" since "+
+				w.FailingSince.UTC().Format(time.RFC3339)+"; what is programmed stays in effect")
+		}
+	}
+	return warnings
+}
