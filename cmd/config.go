@@ -54,6 +54,8 @@ type Config struct {
 	Verbosity           int    `json:"verbosity"`
 
 	MapSizes maps.Sizes `json:"mapSizes"`
+	// MaxFrontends is how many one Service may have; 0: any number.
+	MaxFrontends int `json:"maxFrontendsPerService"`
 
 	// What the texts above mean.
 	nodePorts        lb.NodePortAddresses
@@ -73,6 +75,10 @@ const (
 	defaultMetrics = "127.0.0.1:10249"
 	defaultProbes  = "127.0.0.1:10266"
 	defaultLog     = "json"
+
+	// defaultMaxFrontends is far beyond what a Service of a hundred ports needs, and a
+	// small part of what fits: no single object can fill the maps.
+	defaultMaxFrontends = 4096
 )
 
 func (c *Config) addFlags(f *pflag.FlagSet) {
@@ -108,6 +114,7 @@ func (c *Config) addFlags(f *pflag.FlagSet) {
 	size(&c.MapSizes.Affinity, maps.FlagAffinity, d.Affinity, "clients with session affinity that are remembered")
 	size(&c.MapSizes.Sources, maps.FlagSources, d.Sources, "ranges of loadBalancerSourceRanges that fit, of all service ports together")
 	size(&c.MapSizes.Flows, maps.FlagFlows, d.Flows, "entries of flows from outside that fit, two a flow, and three where the endpoint is on another node")
+	f.IntVar(&c.MaxFrontends, "max-frontends-per-service", defaultMaxFrontends, "frontends that one Service may have, one for every address and port; more are left out, external IPs first; 0: any number")
 	c.kubeProxy.add(f)
 	addFieldFlags(f)
 }
@@ -138,6 +145,9 @@ func (c *Config) validate(flags *pflag.FlagSet) error {
 	}
 	if err := c.MapSizes.Validate(); err != nil {
 		return usageError{err}
+	}
+	if c.MaxFrontends < 0 {
+		return usageErrorf("--max-frontends-per-service is %d: give a number from 0", c.MaxFrontends)
 	}
 	if err := bpf.DeviceNames(c.Devices).Validate(); err != nil {
 		return usageErrorf("--devices %w", err)

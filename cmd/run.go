@@ -208,7 +208,7 @@ func (d *daemon) serve(ctx context.Context, source *source) (err error) {
 	})
 	d.loop = lb.NewLoop(lb.LoopOptions{
 		Store: d.store, Tables: d.kernel, Log: d.log, Now: time.Now,
-		NodeName: d.cfg.NodeName, NodePorts: d.cfg.nodePorts,
+		NodeName: d.cfg.NodeName, NodePorts: d.cfg.nodePorts, MaxFrontends: d.cfg.MaxFrontends,
 		Observer: d.reporter, OnStale: d.sweepStale, OnSynced: d.attach,
 		OnProblem: d.reporter.problems.found,
 	})

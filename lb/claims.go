@@ -20,7 +20,7 @@ func (c claim) better(o claim) bool {
 	case a != b:
 		return a < b
 	case c.port.of != o.port.of:
-		return c.port.of.before(o.port.of)
+		return c.port.of.compare(o.port.of) < 0
 	}
 	return c.port.index < o.port.index
 }

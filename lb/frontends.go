@@ -1,6 +1,7 @@
 package lb
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 
@@ -9,7 +10,7 @@ import (
 
 // setFrontends adds and changes the entries that are the port's. Each is one
 // update of one hash element: it leads to the old ranges or to the new.
-func (r *reconciler) setFrontends(p *port, want portPlan, mine []frontendPlan, inCluster, inLocal maps.SlotRange) error {
+func (r *reconciler) setFrontends(p *port, want portPlan, mine []frontendPlan, inCluster, inLocal maps.SlotRange) (full error) {
 	elsewhere := len(want.inSet(maps.ClusterSet)) > 0
 	for _, f := range mine {
 		value := frontendValue(p.id, want.affinity, f, inCluster, inLocal, elsewhere)
@@ -18,7 +19,12 @@ func (r *reconciler) setFrontends(p *port, want portPlan, mine []frontendPlan, i
 			continue
 		}
 		if err := r.tables.SetFrontend(f.key, value); err != nil {
-			return fmt.Errorf("service %s: %w", p.key.service, err)
+			err = fmt.Errorf("service %s: %w", p.key.service, err)
+			if !onlyFull(err) {
+				return err
+			}
+			full = cmp.Or(full, err) // others are there already, and change
+			continue
 		}
 		r.writes.Frontends++
 		if p.frontend(f.key) < 0 {
@@ -26,7 +32,7 @@ func (r *reconciler) setFrontends(p *port, want portPlan, mine []frontendPlan, i
 		}
 		r.own(p, f.key, value)
 	}
-	return nil
+	return full
 }
 
 // held gives what the map holds for a frontend that is the port's or nobody's.
@@ -95,20 +101,20 @@ func (r *reconciler) count(k maps.FrontendKey, n int) {
 
 // deleteFrontends removes what the plan does not want, but for what another service
 // has won: that takes the entry over in one step.
-func (r *reconciler) deleteFrontends(p *port, want portPlan) error {
+func (r *reconciler) deleteFrontends(p *port, want portPlan) (keeps bool, err error) {
 	for i := 0; i < len(p.frontends); {
 		k := p.frontends[i].key
 		if slices.ContainsFunc(want.frontends, func(f frontendPlan) bool { return f.key == k }) {
 			i++
 			continue
 		}
-		if heir := r.claims.winner(k); heir != nil && heir.of.name != p.key.service {
-			r.keeping[p.key.service] = true
+		if heir := r.claims.winner(k); heir != nil && heir.of.name != p.key.service && !r.tired {
+			r.keeping[p.key.service], keeps = true, true
 			i++
 			continue
 		}
 		if err := r.tables.DeleteFrontend(k); err != nil {
-			return fmt.Errorf("service %s: %w", p.key.service, err)
+			return keeps, fmt.Errorf("service %s: %w", p.key.service, err)
 		}
 		r.writes.Frontends++
 		r.stale.UDPFlows = r.stale.UDPFlows || p.key.protocol == UDP
@@ -116,5 +122,5 @@ func (r *reconciler) deleteFrontends(p *port, want portPlan) error {
 		r.count(k, -1)
 		p.frontends = slices.Delete(p.frontends, i, i+1)
 	}
-	return nil
+	return keeps, nil
 }

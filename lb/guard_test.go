@@ -31,6 +31,8 @@ type guard struct {
 	// each kind there were.
 	named  map[uint32]bool
 	writes maps.Writes
+	// tight: maps are full, so that a range may be written over that an entry names.
+	tight bool
 	// wrong are entries that led astray before the guard came.
 	wrong map[maps.FrontendKey]bool
 }
@@ -156,6 +158,9 @@ func (g *guard) WriteSlots(base uint32, ids []uint32) error {
 	what := fmt.Sprintf("WriteSlots(%d, %v)", base, ids)
 	for i := range ids {
 		slot := base + uint32(i)
+		if g.tight { // what the fake allows, then
+			continue
+		}
 		if g.named[slot] {
 			g.t.Errorf("%s: an entry names slot %d", what, slot)
 		}

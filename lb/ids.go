@@ -187,6 +187,35 @@ func (p *slotPool) put(b block, now time.Time) {
 	p.used -= b.size()
 }
 
+// cut gives back the upper part of a block.
+func (p *slotPool) cut(b block, to order, now time.Time) block {
+	for b.order > to {
+		b.order--
+		p.put(block{b.base + b.size(), b.order}, now)
+	}
+	return b
+}
+
+// busy reports whether something rests that will be free.
+func (p *slotPool) busy(now time.Time) bool {
+	for _, b := range p.resting.ready(now) {
+		p.merge(b)
+	}
+	return len(p.resting.queue) > 0
+}
+
+// isFree gives the order of the free block that begins at a base, of those up to one.
+func (p *slotPool) isFree(base uint32, most order) (order, bool) {
+	for o := most; ; o-- {
+		if p.free[o][base] {
+			return o, true
+		}
+		if o == 0 {
+			return 0, false
+		}
+	}
+}
+
 // merge makes a block free, together with its buddy where that is free too.
 func (p *slotPool) merge(b block) {
 	for int(b.order) < len(p.free)-1 {

@@ -3,6 +3,8 @@ package lb
 import (
 	"net/netip"
 	"slices"
+
+	"shunt/maps"
 )
 
 // look is a service as it was when its wish was noted.
@@ -14,8 +16,8 @@ type look struct {
 }
 
 // wishes notes what services ask for, before anything is programmed: who has what
-// must not depend on the order of the names. It gives the names, and after them those
-// of services that win or lose something by it.
+// must not depend on the order of the names. It gives the names, and those of services
+// that win or lose something by it: first those that lose room, last the others.
 func (l *Loop) wishes(names []ServiceName, at place, full bool) ([]ServiceName, map[ServiceName]look) {
 	looks := make(map[ServiceName]look, len(names))
 	for next := names; ; names = append(names, next...) {
@@ -34,7 +36,29 @@ func (l *Loop) wishes(names []ServiceName, at place, full bool) ([]ServiceName, 
 		slices.SortFunc(next, ServiceName.compare)
 	}
 	clear(l.r.claims.changed)
-	l.r.noteTroubles(names)
+	for _, name := range names {
+		if w := l.r.wishes[name]; w != nil {
+			l.r.ledger.update(w)
+		}
+	}
+	if limit := limitOf(l.o.Tables.Sizes(), len(at.cidrs)); limit != l.r.ledger.limit {
+		l.r.ledger.limit, l.r.ledger.changed = limit, true
+	}
+	lost, got := l.r.ledger.give(l.r.wishes)
+	for _, name := range slices.Concat(lost, got) {
+		if _, looked := looks[name]; !looked {
+			looks[name] = l.look(name, at, full)
+			names = append(names, name)
+		}
+	}
+	l.r.noteClaims(names)
+	if len(lost) > 0 { // what goes makes room for what comes
+		goes := map[ServiceName]bool{}
+		for _, name := range lost {
+			goes[name] = true
+		}
+		names = append(lost, slices.DeleteFunc(names, func(n ServiceName) bool { return goes[n] })...)
+	}
 	return names, looks
 }
 
@@ -57,6 +81,55 @@ func (l *Loop) look(name ServiceName, at place, full bool) look {
 	return look{svc, sls, plans}
 }
 
+// programAll programs what changed and what that bears on. It gives the errors, and
+// notes what has to be tried again.
+func (l *Loop) programAll(todo changes, failed *changes, at place, report *Report) (errs []error) {
+	first := !l.isSynced
+	names := l.names(todo, report.Full)
+	asked := map[ServiceName]bool{} // of others nothing changed but who has what
+	for _, name := range names {
+		asked[name] = true
+	}
+	names, looks := l.wishes(names, at, report.Full)
+	outcome := make(map[ServiceName]error, len(names))
+	var full []ServiceName
+	for i := 0; i < len(names); i++ {
+		err := l.program(names[i], looks, at)
+		if outcome[names[i]] = err; err != nil && onlyFull(err) {
+			full = append(full, names[i])
+		}
+		if i == len(names)-1 {
+			names = append(names, l.r.takeStripped()...)
+		}
+	}
+	for _, name := range full { // those that came after may have made room
+		outcome[name] = l.program(name, looks, at)
+	}
+	for _, name := range names {
+		err, last := outcome[name]
+		if !last {
+			continue // it was looked at twice
+		}
+		delete(outcome, name)
+		change := todo.of(name)
+		if first {
+			change.triggers = nil // they are from before our time
+		}
+		switch {
+		case err != nil:
+			errs = append(errs, err)
+			*failed.service(name) = change
+		case asked[name]:
+			report.Programmed = append(report.Programmed, change.triggers...)
+		}
+	}
+	for name := range l.r.keeping {
+		failed.service(name) // its heir has failed
+	}
+	report.Services = len(names)
+	return errs
+}
+
 // program makes the maps hold what a service is granted.
 func (l *Loop) program(name ServiceName, looks map[ServiceName]look, at place) error {
 	k, looked := looks[name]
@@ -76,7 +149,7 @@ func (l *Loop) program(name ServiceName, looks map[ServiceName]look, at place) e
 // those with source ranges when the node's addresses change, those with external
 // addresses when these come to be, or cease to be, in a service CIDR.
 func (l *Loop) place(around surroundings, todo *changes) place {
-	at := place{node: l.o.NodeName, addrs: outsideAddrs(around.addrs), cidrs: around.cidrs}
+	at := place{node: l.o.NodeName, addrs: outsideAddrs(around.addrs), cidrs: around.cidrs, maxFrontends: l.o.MaxFrontends}
 	if around.node != nil {
 		at.zone = around.node.Zone
 	}
@@ -90,7 +163,7 @@ func (l *Loop) place(around surroundings, todo *changes) place {
 		l.addrs = at.addrs
 	}
 	if around.addrs != nil && (todo.addrs || !l.isSynced) {
-		l.r.setTakes(l.o.NodePorts.Choose(around.addrs, around.node))
+		l.r.setTakes(l.taking(around))
 	}
 	if !slices.Equal(l.cidrs, at.cidrs) {
 		for a, names := range l.r.outer {
@@ -104,6 +177,11 @@ func (l *Loop) place(around surroundings, todo *changes) place {
 		l.cidrs = slices.Clone(at.cidrs)
 	}
 	return at
+}
+
+// taking gives the addresses of the node that take node ports.
+func (l *Loop) taking(around surroundings) map[netip.Addr]uint32 {
+	return atMost(maps.NodeAddrRoom(), l.o.NodePorts.Choose(around.addrs, around.node))
 }
 
 func inAny(ranges []netip.Prefix, a netip.Addr) bool {

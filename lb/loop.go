@@ -24,6 +24,8 @@ type LoopOptions struct {
 	// NodeName is this node's, for local endpoints and node hints.
 	NodeName  string
 	NodePorts NodePortAddresses
+	// MaxFrontends is how many frontends one Service may have; 0: any number.
+	MaxFrontends int
 	// Observer hears of every reconcile; nil: nobody does.
 	Observer Observer
 	// OnSynced runs on the loop's goroutine when the first reconcile is done, and
@@ -151,39 +153,16 @@ func (l *Loop) step() {
 	at := l.place(around, &todo)
 
 	failed := changes{since: todo.since}
-	var errs []error
-	names := l.names(todo, report.Full)
-	asked := len(names) // after them come others, for which nothing changed but who has what
-	names, looks := l.wishes(names, at, report.Full)
-	for i := 0; i < len(names); i++ {
-		name, change := names[i], todo.of(names[i])
-		if first {
-			change.triggers = nil // they are from before our time
-		}
-		if err := l.program(name, looks, at); err != nil {
-			errs = append(errs, err)
-			if again := failed.service(name); i < asked {
-				*again = change
-			}
-		} else if i < asked {
-			report.Programmed = append(report.Programmed, change.triggers...)
-		}
-		if i == len(names)-1 {
-			names = append(names, l.r.takeStripped()...)
-		}
-	}
-	for name := range l.r.keeping {
-		failed.service(name) // its heir has failed
-	}
+	errs := l.programAll(todo, &failed, at, &report)
 	if around.addrs != nil && (todo.addrs || first) {
-		if err := l.r.reconcileAddrs(l.o.NodePorts.Choose(around.addrs, around.node)); err != nil {
+		if err := l.r.reconcileAddrs(l.taking(around)); err != nil {
 			errs = append(errs, err)
 			failed.addrs = true
 		}
 	}
 	// After services: of a new one's address nobody shall hear that it is nobody's.
 	if around.cidrs != nil && (todo.cidrs || first) {
-		if err := l.r.reconcileCIDRs(around.cidrs); err != nil {
+		if err := l.r.reconcileCIDRs(at.cidrs); err != nil {
 			errs = append(errs, err)
 			failed.cidrs = true
 		}
@@ -196,7 +175,7 @@ func (l *Loop) step() {
 		l.pruned = err == nil
 		failed.addrs = failed.addrs || err != nil // to come back
 	}
-	report.Services, report.Failed = len(names), len(failed.services)
+	report.Failed = len(failed.services) + len(l.r.ledger.short)
 	report.Err = firstOf(errs)
 	l.end(failed, report, around.node)
 }

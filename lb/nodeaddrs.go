@@ -1,9 +1,13 @@
 package lb
 
 import (
+	"cmp"
 	"fmt"
+	gomaps "maps"
 	"net/netip"
 	"slices"
+
+	"go.uber.org/zap"
 
 	"shunt/maps"
 )
@@ -103,56 +107,83 @@ func primary(addrs []netip.Addr) []netip.Addr {
 	return first
 }
 
-// reconcileAddrs makes map node_addrs hold the chosen addresses.
-func (r *reconciler) reconcileAddrs(want map[netip.Addr]uint32) error {
-	for a, flags := range want {
-		if old, there := r.nodeAddrs[a]; there && old == flags {
-			continue
-		}
-		if err := r.tables.SetNodeAddr(a, flags); err != nil {
-			return err
-		}
-		r.writes.NodeAddrs++
-		r.nodeAddrs[a] = flags
+// atMost leaves out addresses for which the maps keep no room: those of the node's own
+// processes come first, then the order of addresses decides.
+func atMost(n int, chosen map[netip.Addr]uint32) map[netip.Addr]uint32 {
+	if len(chosen) <= n {
+		return chosen
 	}
+	sorted := slices.SortedFunc(gomaps.Keys(chosen), func(a, b netip.Addr) int {
+		return cmp.Or(cmp.Compare(chosen[b], chosen[a]), a.Compare(b))
+	})
+	for _, a := range sorted[n:] {
+		delete(chosen, a)
+	}
+	return chosen
+}
+
+// reconcileAddrs makes map node_addrs hold the chosen addresses. What goes makes room
+// for what comes, and one that fails keeps no other from being programmed.
+func (r *reconciler) reconcileAddrs(want map[netip.Addr]uint32) error {
+	var errs []error
 	for a := range r.nodeAddrs {
 		if _, keep := want[a]; keep {
 			continue
 		}
 		if err := r.tables.DeleteNodeAddr(a); err != nil {
-			return err
+			errs = append(errs, err)
+			continue
 		}
 		r.writes.NodeAddrs++
 		r.stale.UDPFlows = true // to node ports at this address
 		delete(r.nodeAddrs, a)
 	}
-	return nil
+	for a, flags := range want {
+		if old, there := r.nodeAddrs[a]; there && old == flags {
+			continue
+		}
+		if err := r.tables.SetNodeAddr(a, flags); err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		r.writes.NodeAddrs++
+		r.nodeAddrs[a] = flags
+	}
+	return firstOf(errs)
 }
 
-// reconcileCIDRs makes the maps hold these service CIDRs.
+// reconcileCIDRs makes the maps hold these service CIDRs, in the same way. They are
+// sorted, and the first that fit are those that count.
 func (r *reconciler) reconcileCIDRs(want []netip.Prefix) error {
+	if size := int(r.tables.Sizes().Sources); len(want) > size {
+		r.log.Warn("not all service CIDRs fit; start shunt run with a larger "+maps.FlagSources,
+			zap.Int("service_cidrs", len(want)), zap.Int("size", size))
+		want = want[:size]
+	}
+	var errs []error
+	r.cidrs = slices.DeleteFunc(r.cidrs, func(p netip.Prefix) bool {
+		if slices.Contains(want, p) {
+			return false
+		}
+		err := r.tables.DeleteServiceCIDR(p)
+		if err == nil {
+			r.writes.ServiceCidrs++
+		}
+		errs = append(errs, err)
+		return err == nil
+	})
 	for _, p := range want {
 		if slices.Contains(r.cidrs, p) {
 			continue
 		}
 		if err := r.tables.SetServiceCIDR(p); err != nil {
-			return err
+			errs = append(errs, err)
+			continue
 		}
 		r.writes.ServiceCidrs++
 		r.cidrs = append(r.cidrs, p)
 	}
-	for i := 0; i < len(r.cidrs); {
-		if slices.Contains(want, r.cidrs[i]) {
-			i++
-			continue
-		}
-		if err := r.tables.DeleteServiceCIDR(r.cidrs[i]); err != nil {
-			return err
-		}
-		r.writes.ServiceCidrs++
-		r.cidrs = slices.Delete(r.cidrs, i, i+1)
-	}
-	return nil
+	return firstOf(errs)
 }
 
 // nodePortAddrs gives the addresses in the maps that an interface has, sorted.

@@ -35,6 +35,8 @@ type portPlan struct {
 	frontends []frontendPlan
 	// refused are addresses that the service asks for and can't have.
 	refused []refusal
+	// cut counts those that are more than one service may have.
+	cut int
 	// backends are those that serve, in the sets or not, sorted by address: a
 	// flow keeps an endpoint that has left the set while it serves.
 	backends []backendPlan
@@ -97,7 +99,42 @@ func planService(svc *Service, slicesOf []*EndpointSlice, at place) []portPlan {
 				key: maps.NewFrontendKey(clusterIP, 0, 0), kind: maps.UndefinedPort}},
 		})
 	}
+	cut(plans, at.maxFrontends)
 	return plans
+}
+
+// cut leaves a service no more than a number of frontends, 0 for all of them: the
+// first by rank, in a rank by the order of ports and addresses in the object. One
+// object can ask for a hundred thousand, as a product of ports and addresses.
+func cut(plans []portPlan, most int) {
+	all := 0
+	for i := range plans {
+		all += len(plans[i].frontends)
+	}
+	if most == 0 || all <= most {
+		return
+	}
+	var kept [ranks]int // of each rank, what there is room for
+	for i := range plans {
+		for _, f := range plans[i].frontends {
+			kept[rankOf(f.kind)]++
+		}
+	}
+	for r := range kept {
+		kept[r] = min(kept[r], most)
+		most -= kept[r]
+	}
+	for i := range plans {
+		p := &plans[i]
+		p.frontends = slices.DeleteFunc(p.frontends, func(f frontendPlan) bool {
+			r := rankOf(f.kind)
+			kept[r]--
+			if kept[r] < 0 {
+				p.cut++
+			}
+			return kept[r] < 0
+		})
+	}
 }
 
 func ofFamily(addrs []netip.Addr, f Family) (netip.Addr, bool) {
@@ -156,8 +193,7 @@ func planFrontends(svc *Service, p ServicePort, family Family, at place) (plan [
 		if kind == maps.ClusterIP {
 			f.insideLocal, f.outsideLocal = svc.InternalLocal, svc.InternalLocal
 		}
-		taken := slices.ContainsFunc(plan, func(o frontendPlan) bool { return o.key == f.key })
-		if FamilyOf(a) != family || taken {
+		if FamilyOf(a) != family {
 			return
 		}
 		if why := at.refuses(kind, a); why != "" {
@@ -174,11 +210,24 @@ func planFrontends(svc *Service, p ServicePort, family Family, at place) (plan [
 		add(maps.NodePort, any4, p.NodePort)
 		add(maps.NodePort, any6, p.NodePort)
 	}
+	if len(svc.LoadBalancerIPs)+len(svc.ExternalIPs) == 0 {
+		return plan, refused
+	}
+	// An address in several roles has the best; there may be thousands.
+	taken := map[netip.Addr]bool{}
+	for _, a := range svc.ClusterIPs {
+		taken[a] = true
+	}
 	for _, a := range svc.LoadBalancerIPs {
-		add(maps.LoadBalancerIP, a, p.Port)
+		if !taken[a] {
+			taken[a] = true
+			add(maps.LoadBalancerIP, a, p.Port)
+		}
 	}
 	for _, a := range svc.ExternalIPs {
-		add(maps.ExternalIP, a, p.Port)
+		if !taken[a] {
+			add(maps.ExternalIP, a, p.Port)
+		}
 	}
 	return plan, refused
 }

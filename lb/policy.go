@@ -24,6 +24,8 @@ type place struct {
 	addrs []netip.Addr
 	// cidrs are the service CIDRs, as far as they are known.
 	cidrs []netip.Prefix
+	// maxFrontends is how many one service may have; 0: as many as it asks for.
+	maxFrontends int
 }
 
 // candidate is one endpoint of a service port, merged over all slices.

@@ -152,7 +152,7 @@ func (t *problemTable) publish() Problems {
 			p.Services[kind]++
 		}
 	}
-	slices.SortFunc(names, compareNames)
+	slices.SortFunc(names, ServiceName.compare)
 	for _, name := range names {
 		for _, list := range t.all[name].of {
 			p.List = append(p.List, list[:min(len(list), maxListed-len(p.List))]...)
@@ -219,10 +219,6 @@ func (s *serviceProblems) kinds() map[ProblemKind]bool {
 func compareProblems(a, b Problem) int {
 	return cmp.Or(cmp.Compare(a.Kind, b.Kind), cmp.Compare(a.Family, b.Family), cmp.Compare(a.Port, b.Port),
 		cmp.Compare(a.Protocol, b.Protocol), a.Frontend.AddrPort().Compare(b.Frontend.AddrPort()))
-}
-
-func compareNames(a, b ServiceName) int {
-	return cmp.Or(cmp.Compare(a.Namespace, b.Namespace), cmp.Compare(a.Name, b.Name))
 }
 
 // writeProblem makes a problem of an error that a service port met.

@@ -87,7 +87,7 @@ func TestProblemsAreBounded(t *testing.T) {
 	if len(p.List) != maxListed {
 		t.Fatalf("%d are listed, want %d", len(p.List), maxListed)
 	}
-	if !slices.IsSortedFunc(p.List, func(a, b Problem) int { return compareNames(a.Service, b.Service) }) {
+	if !slices.IsSortedFunc(p.List, func(a, b Problem) int { return a.Service.compare(b.Service) }) {
 		t.Error("not sorted by service")
 	}
 	first := p.List[:maxPerKind+1]

@@ -2,25 +2,33 @@ package lb
 
 import (
 	"fmt"
+	"slices"
 
 	"shunt/maps"
 )
 
-// placeRanges makes sure that there are slots with the sets that the frontends
-// use which the port may have.
+// placeRanges makes sure that there are slots with the sets that these frontends use.
+// With map slots full, what can't be placed is empty, and the error says so: see
+// placeRange.
 func (r *reconciler) placeRanges(p *port, want portPlan, mine []frontendPlan) (inCluster, inLocal maps.SlotRange, err error) {
 	var cluster, local bool
 	for _, f := range mine {
 		cluster = cluster || !f.insideLocal || !f.outsideLocal
 		local = local || f.insideLocal || f.outsideLocal
 	}
+	var full error
 	if cluster {
-		if inCluster, err = r.placeRange(p, r.ids(p, want, maps.ClusterSet)); err != nil {
+		inCluster, err = r.placeRange(p, r.ids(p, want, maps.ClusterSet), false, maps.SlotRange{})
+		if err != nil && !onlyFull(err) {
 			return
 		}
+		full = err
 	}
 	if local {
-		inLocal, err = r.placeRange(p, r.ids(p, want, maps.LocalSet))
+		inLocal, err = r.placeRange(p, r.ids(p, want, maps.LocalSet), true, inCluster)
+	}
+	if err == nil {
+		err = full
 	}
 	return
 }
@@ -39,37 +47,120 @@ func (r *reconciler) ids(p *port, want portPlan, flag uint8) []uint32 {
 	return ids
 }
 
-func (r *reconciler) placeRange(p *port, ids []uint32) (maps.SlotRange, error) {
+// placeRange gives a range with these ids: one that is there, or a fresh one. Where
+// map slots has no room for that, the port's own range of the set is written over: a
+// client is led to an old endpoint of the service or to a new one at any moment of it.
+// (Else no range is written that an entry names.) Where that is too small, it keeps
+// what of it is still in the set, or is given up if its room is needed for the new
+// one, and the error says that this has to be tried again. taken is in use for the
+// other set.
+func (r *reconciler) placeRange(p *port, ids []uint32, local bool, taken maps.SlotRange) (maps.SlotRange, error) {
 	if len(ids) == 0 {
 		return maps.SlotRange{}, nil
 	}
 	if there, ok := p.rangeOf(ids); ok {
 		return there, nil
 	}
+	need := orderFor(uint32(len(ids)))
 	b, ok := r.slots.get(uint32(len(ids)), r.now())
-	if !ok {
-		return maps.SlotRange{}, fmt.Errorf("service %s: find %d slots in a row: %w",
-			p.key.service, len(ids), r.tables.Sizes().NewFullError(maps.NameSlots))
+	if ok {
+		if err := r.tables.WriteSlots(b.base, ids); err != nil {
+			r.slots.put(b, r.now())
+			return maps.SlotRange{}, fmt.Errorf("service %s: %w", p.key.service, err)
+		}
+		r.writes.Slots += uint64(len(ids))
+		p.ranges = append(p.ranges, slotRange{block: b, ids: ids})
+		return maps.SlotRange{Base: b.base, Count: uint32(len(ids))}, nil
 	}
-	if err := r.tables.WriteSlots(b.base, ids); err != nil {
-		r.slots.put(b, r.now())
-		return maps.SlotRange{}, fmt.Errorf("service %s: %w", p.key.service, err)
+	own := p.rangeFor(local, taken)
+	if own != nil && own.order >= need {
+		return r.overwrite(p, own, ids)
 	}
-	r.writes.Slots += uint64(len(ids))
-	p.ranges = append(p.ranges, slotRange{block: b, ids: ids})
-	return maps.SlotRange{Base: b.base, Count: uint32(len(ids))}, nil
+	full := fmt.Errorf("service %s: find %d slots in a row: %w",
+		p.key.service, len(ids), r.tables.Sizes().NewFullError(maps.NameSlots))
+	if r.slots.size-r.slots.used < need.size() {
+		return maps.SlotRange{}, full // it takes the room of what the port has
+	}
+	if err := r.compact(need, taken); err != nil {
+		return maps.SlotRange{}, err
+	}
+	if own = p.rangeFor(local, taken); own == nil { // compact may have moved it
+		return maps.SlotRange{}, full
+	}
+	kept := slices.DeleteFunc(slices.Clone(own.ids), func(id uint32) bool { return !slices.Contains(ids, id) })
+	if len(kept) == 0 {
+		return maps.SlotRange{}, full
+	}
+	s, err := r.overwrite(p, own, kept)
+	if err == nil {
+		err = full
+	}
+	return s, err
 }
 
-// freeRanges gives back the ranges that no frontend names.
+// overwrite writes other ids of the same service into a range that is in use.
+func (r *reconciler) overwrite(p *port, own *slotRange, ids []uint32) (maps.SlotRange, error) {
+	if !slices.Equal(own.ids, ids) {
+		if err := r.tables.WriteSlots(own.base, ids); err != nil {
+			return maps.SlotRange{}, fmt.Errorf("service %s: %w", p.key.service, err)
+		}
+		r.writes.Slots += uint64(len(ids))
+		own.ids = ids
+	}
+	return maps.SlotRange{Base: own.base, Count: uint32(len(ids))}, nil
+}
+
+// rangeFor gives the range that the port's frontends use for one of the sets and not
+// for the other, nil where there is none.
+func (p *port) rangeFor(local bool, taken maps.SlotRange) *slotRange {
+	for i := range p.ranges {
+		rg := &p.ranges[i]
+		var is, isOther bool
+		for _, f := range p.frontends {
+			for _, side := range []struct {
+				maps.SlotRange
+				local bool
+			}{{f.value.Inside, f.value.Flags&maps.InsideLocal != 0}, {f.value.Outside, f.value.Flags&maps.OutsideLocal != 0}} {
+				if side.Count > 0 && side.Base == rg.base {
+					is = is || side.local == local
+					isOther = isOther || side.local != local
+				}
+			}
+		}
+		if is && !isOther && (taken.Count == 0 || taken.Base != rg.base) {
+			return rg
+		}
+	}
+	return nil
+}
+
+// freeRanges gives back the ranges that no frontend names, and of others what is too
+// much since they were written over.
 func (r *reconciler) freeRanges(p *port) {
 	kept := p.ranges[:0]
 	for _, rg := range p.ranges {
-		if p.names(rg) {
-			kept = append(kept, rg)
+		if !p.names(rg) {
+			r.slots.put(rg.block, r.now())
 			continue
 		}
-		r.slots.put(rg.block, r.now())
+		if need := orderFor(uint32(len(rg.ids))); need < rg.order && p.longest(rg) <= len(rg.ids) {
+			rg.block = r.slots.cut(rg.block, need, r.now())
+		}
+		kept = append(kept, rg)
 	}
 	clear(p.ranges[len(kept):])
 	p.ranges = kept
+}
+
+// longest gives how many slots of a range the port's frontends name at most.
+func (p *port) longest(rg slotRange) int {
+	n := uint32(0)
+	for _, f := range p.frontends {
+		for _, side := range []maps.SlotRange{f.value.Inside, f.value.Outside} {
+			if side.Count > 0 && side.Base == rg.base {
+				n = max(n, side.Count)
+			}
+		}
+	}
+	return int(n)
 }

@@ -24,16 +24,17 @@ type reconciler struct {
 	// wishes are what the services ask for, claims who has which address.
 	wishes map[ServiceName]*wish
 	claims claims
+	ledger ledger
 	// outer has the services with a load-balancer or external IP, by address.
 	outer map[netip.Addr][]ServiceName
-	// troubled are the services that have not all that they ask for.
-	troubled map[ServiceName][]trouble
 	// stripped are services of which another one has taken over a frontend, whose
 	// endpoints may have no use any more.
 	stripped []ServiceName
 	// keeping are services with a frontend that another one has won and not taken over
 	// yet.
-	keeping  map[ServiceName]bool
+	keeping map[ServiceName]bool
+	// tired: the service under way has waited for another one to take over a frontend.
+	tired    bool
 	services *idPool
 	records  *idPool
 	slots    *slotPool
@@ -76,13 +77,13 @@ func newReconciler(tables maps.Tables, log *zap.Logger, now func() time.Time) *r
 	sizes := tables.Sizes()
 	return &reconciler{
 		tables: tables, log: log, now: now,
-		ports:    map[ServiceName][]*port{},
-		owners:   map[maps.FrontendKey]*port{},
-		wishes:   map[ServiceName]*wish{},
-		claims:   newClaims(),
-		outer:    map[netip.Addr][]ServiceName{},
-		keeping:  map[ServiceName]bool{},
-		troubled: map[ServiceName][]trouble{},
+		ports:   map[ServiceName][]*port{},
+		owners:  map[maps.FrontendKey]*port{},
+		wishes:  map[ServiceName]*wish{},
+		claims:  newClaims(),
+		ledger:  ledger{short: map[ServiceName]bool{}},
+		outer:   map[netip.Addr][]ServiceName{},
+		keeping: map[ServiceName]bool{},
 		// Map names bounds how many are in use; others rest meanwhile.
 		services:  newIDPool(2 * sizes.Services),
 		records:   newIDPool(sizes.Backends - 1),
@@ -101,37 +102,52 @@ func newReconciler(tables maps.Tables, log *zap.Logger, now func() time.Time) *r
 // that moves from one port to another is overwritten in one step, and is never
 // without an entry in between.
 func (r *reconciler) reconcile(name ServiceName, plans []portPlan) error {
-	delete(r.keeping, name)
 	steps := r.steps(name, plans)
-	var waiting []frontendPlan
-	for _, s := range steps {
-		s.port.wanted = s.want.frontends
+	r.tired = r.keeping[name]
+	delete(r.keeping, name)
+	err := r.attempt(steps)
+	if err != nil && onlyFull(err) { // what went has made room
+		err = r.attempt(steps)
 	}
-	for i := range steps {
-		s := &steps[i]
-		s.noRoom, s.err = r.install(s.port, s.want, s.remove)
-		// A full map needs the room of what goes; after any other failure that
-		// stays until the next attempt.
-		if s.err != nil && !onlyFull(s.err) {
-			waiting = append(waiting, s.want.frontends...)
-		}
-	}
-	var errs []error
 	var found []Problem
 	for _, s := range steps {
-		if s.err == nil && !s.port.keeps(waiting) {
-			s.err = r.retire(s.port, s.want, s.remove)
-		}
 		s.port.wanted = nil
-		if err := errors.Join(s.noRoom, s.err); err != nil {
-			errs = append(errs, s.noRoom, s.err)
-			found = append(found, writeProblem(s.port.key, err))
+		if s.err != nil {
+			found = append(found, writeProblem(s.port.key, s.err))
 		}
 	}
 	r.problems.set(name, byWrites, found)
 	r.ports[name] = slices.DeleteFunc(r.ports[name], (*port).gone)
 	if len(r.ports[name]) == 0 {
 		delete(r.ports, name)
+	}
+	return err
+}
+
+// attempt goes all steps. A full map needs the room of what goes; after any other
+// failure that stays until the next attempt.
+func (r *reconciler) attempt(steps []portStep) error {
+	var waiting []frontendPlan
+	for _, s := range steps {
+		s.port.wanted = s.want.frontends
+	}
+	for i := range steps {
+		s := &steps[i]
+		s.err = r.install(s.port, s.want, s.remove)
+		if s.err != nil && !onlyFull(s.err) {
+			waiting = append(waiting, s.want.frontends...)
+		}
+	}
+	var errs []error
+	for _, s := range steps {
+		if (s.err == nil || onlyFull(s.err)) && !s.port.keeps(waiting) {
+			if err := r.retire(s.port, s.want, s.remove, s.err != nil); err != nil {
+				s.err = err
+			}
+		}
+		if s.err != nil {
+			errs = append(errs, s.err)
+		}
 	}
 	return errors.Join(errs...)
 }
@@ -151,8 +167,6 @@ type portStep struct {
 	want   portPlan
 	remove bool
 	err    error
-	// noRoom: ranges of sources found none; the rest of the port is in the maps.
-	noRoom error
 }
 
 // steps pairs a service's ports with their plans; what has no plan, goes.
@@ -182,47 +196,60 @@ func (r *reconciler) takeStripped() []ServiceName {
 }
 
 // install adds what a plan has that a port has not: first what an entry leads
-// to, then the entry, so that every look-up is right. noRoom: see portStep.
-func (r *reconciler) install(p *port, want portPlan, remove bool) (noRoom, err error) {
+// to, then the entry, so that every look-up is right. Where a map is full it does
+// what can be done, so that retire can make room, and gives the error.
+func (r *reconciler) install(p *port, want portPlan, remove bool) error {
 	if !remove && want.key.protocol != 0 && p.id == 0 {
 		if err := r.nameID(p); err != nil {
-			return nil, err
+			return err
 		}
 	}
 	r.countNoLocal(p, -1)
 	p.noLocalInternal, p.noLocalExternal = want.noLocalInternal, want.noLocalExternal
 	r.countNoLocal(p, 1)
-	if err := r.addBackends(p, want); err != nil {
-		return nil, err
+	var full []error
+	fails := func(err error) bool {
+		if err != nil {
+			full = append(full, err)
+		}
+		return err != nil && !onlyFull(err)
 	}
-	if noRoom, err = r.addSources(p, want); err != nil {
-		return nil, err
+	if err := r.addBackends(p, want); fails(err) {
+		return err
+	}
+	noRoom, err := r.addSources(p, want)
+	if err != nil {
+		return err
 	}
 	mine := want.frontends
-	if noRoom != nil {
+	if fails(noRoom) || noRoom != nil {
 		mine = r.withoutSources(p, mine)
 	}
 	inCluster, inLocal, err := r.placeRanges(p, want, mine)
-	if err != nil {
-		return noRoom, err
+	if fails(err) {
+		return err
 	}
-	return noRoom, r.setFrontends(p, want, mine, inCluster, inLocal)
+	if err := r.setFrontends(p, want, mine, inCluster, inLocal); fails(err) {
+		return err
+	}
+	return errors.Join(full...)
 }
 
 // retire removes what the port has that its plan has not: the entry before what
 // it leads to.
-func (r *reconciler) retire(p *port, want portPlan, remove bool) error {
-	if err := r.deleteFrontends(p, want); err != nil {
+func (r *reconciler) retire(p *port, want portPlan, remove, full bool) error {
+	keeps, err := r.deleteFrontends(p, want)
+	if err != nil {
 		return err
 	}
 	// What another service is about to take over stays as it is.
-	if len(p.frontends) <= len(want.frontends) {
+	if !keeps {
 		if err := r.deleteSources(p, want); err != nil {
 			return err
 		}
 	}
 	r.freeRanges(p)
-	if err := r.freeBackends(p, want); err != nil {
+	if err := r.freeBackends(p, want, full || keeps); err != nil {
 		return err
 	}
 	if remove && p.id != 0 && len(p.frontends) == 0 {
@@ -267,7 +294,7 @@ func (r *reconciler) forgetID(p *port) error {
 
 // addBackends writes the records that are missing, and adds flags to the others;
 // flags that go, go in freeBackends.
-func (r *reconciler) addBackends(p *port, want portPlan) error {
+func (r *reconciler) addBackends(p *port, want portPlan) (full error) {
 	if len(p.backends) == 0 { // room for these and no more: of backends there are most
 		p.backends = make([]backend, 0, len(want.backends))
 	}
@@ -281,8 +308,11 @@ func (r *reconciler) addBackends(p *port, want portPlan) error {
 		}
 		id, ok := r.records.get(r.now())
 		if !ok {
-			return fmt.Errorf("service %s: add endpoint %s: %w", p.key.service, w.addr,
-				r.tables.Sizes().NewFullError(maps.NameBackends))
+			if full == nil {
+				full = fmt.Errorf("service %s: add endpoint %s: %w", p.key.service, w.addr,
+					r.tables.Sizes().NewFullError(maps.NameBackends))
+			}
+			continue
 		}
 		rec := maps.NewBackend(w.addr, uint8(p.key.protocol), w.flags, p.id)
 		if err := r.tables.SetBackend(id, rec); err != nil {
@@ -292,7 +322,7 @@ func (r *reconciler) addBackends(p *port, want portPlan) error {
 		r.writes.Backends++
 		p.backends = slices.Insert(p.backends, i, backend{w.addr, id, w.flags})
 	}
-	return nil
+	return full
 }
 
 func (r *reconciler) setFlags(p *port, b *backend, flags uint8) error {
@@ -310,11 +340,10 @@ func (r *reconciler) setFlags(p *port, b *backend, flags uint8) error {
 
 // freeBackends frees the records that are not wanted, and takes flags away from
 // the others. Both come after the frontends have changed: until then a client
-// may be sent there. Records stay that a frontend leads to which another service
-// is about to take over.
-func (r *reconciler) freeBackends(p *port, want portPlan) error {
+// may be sent there. careful: some frontends still lead where they led before.
+func (r *reconciler) freeBackends(p *port, want portPlan, careful bool) error {
 	var named map[uint32]bool
-	if len(p.frontends) > len(want.frontends) {
+	if careful {
 		named = p.namedIDs()
 	}
 	for i := 0; i < len(p.backends); {

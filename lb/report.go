@@ -2,6 +2,7 @@ package lb
 
 import (
 	"cmp"
+	"errors"
 	"maps"
 	"slices"
 
@@ -68,6 +69,9 @@ func (l *Loop) note(report Report, node *Node) {
 	l.workingOn = l.pending.count()
 	l.status.Synced = l.status.Synced || l.o.OnSynced == nil // else see onSynced
 	l.status.Err = report.Err
+	if short := l.r.shortErr(); short != nil {
+		l.status.Err = errors.Join(report.Err, short)
+	}
 	l.status.Node = node
 	l.status.NoLocalEndpoints = maps.Clone(l.r.noLocal)
 	l.status.Fill = l.fill()

@@ -43,7 +43,8 @@ type Status struct {
 	QueuedSince time.Time
 	// LastQueued is when the newest change was taken.
 	LastQueued time.Time
-	// Err is what the last reconcile failed with, nil where it did not.
+	// Err is what the last reconcile failed with, and what finds no room in the maps;
+	// nil where there is neither.
 	Err error
 	// The changes taken since start, and those of them not programmed yet.
 	ServiceChanges, EndpointChanges               uint64
@@ -85,8 +86,8 @@ type Report struct {
 	Started, Ended time.Time
 	// Full: every service was looked at (the first reconcile, or the node changed).
 	Full bool
-	// Services counts those that were looked at, Failed those of them that are
-	// kept for a retry.
+	// Services counts those that were looked at, Failed those that are kept for a
+	// retry, and those for which the maps have not room for all.
 	Services, Failed int
 	// Writes by kind of map write.
 	Writes maps.Writes

@@ -176,7 +176,8 @@ func TestReport(t *testing.T) {
 	}
 }
 
-// An error names the service and what has no room; the others are programmed.
+// What finds no room is named, with its map and the flag; the others are programmed, and
+// nothing has failed.
 func TestFullMapHurtsOneService(t *testing.T) {
 	for full, sizes := range map[string]maps.Sizes{
 		"services": {Services: 4, Slots: 64, Backends: 32, Affinity: 16, Sources: 16, Flows: 16},
@@ -192,14 +193,14 @@ func TestFullMapHurtsOneService(t *testing.T) {
 			held := r.dump().Text()
 			r.store.SetService(service("b", "10.96.0.2", "p:80/TCP:30080", "q:81/TCP"))
 			r.store.SetSlice(slice("b", "b", "p:80/TCP q:81/TCP", "10.0.0.1", "10.0.0.2"))
-			rep := r.step()
-			var fe *maps.FullError
-			if !errors.As(rep.Err, &fe) || fe.Map != full || fe.Flag == "" || fe.Size == 0 || rep.Failed != 1 {
-				t.Fatalf("%+v", rep)
+			r.mustStep()
+			troubles := r.claimProblems("b")
+			if all := r.loop.Status().Problems; len(troubles) == 0 || all.Services[maps.NoRoom] != 1 || !r.loop.pending.empty() {
+				t.Fatalf("problems are %+v, pending %+v", all, r.loop.pending)
 			}
-			for _, w := range []string{"service default/b", "map " + full, fe.Flag} {
-				if !strings.Contains(rep.Err.Error(), w) {
-					t.Errorf("%q does not say %q", rep.Err, w)
+			for _, w := range []string{"map " + full + " is full", "--" + full + "-map-size"} {
+				if !strings.Contains(troubles[0].Error, w) {
+					t.Errorf("%q does not say %q", troubles[0].Error, w)
 				}
 			}
 			for line := range strings.Lines(held) {

@@ -2,65 +2,67 @@ package lb
 
 import (
 	"fmt"
-	"slices"
 
 	"go.uber.org/zap"
 
 	"shunt/maps"
 )
 
-// trouble is a frontend that a service asks for and has not.
-type trouble struct {
-	frontend maps.FrontendKey
-	kind     maps.FrontendKind
-	// owner has the frontend; zero where none has.
-	owner ServiceName
-	why   string
-}
-
-// troubles lists what a service asks for and has not, in the order of its wish.
-func (r *reconciler) troubles(name ServiceName) []trouble {
+// claimProblems lists what a service asks for and has not, in the order of its wish.
+func (r *reconciler) claimProblems(name ServiceName) []Problem {
 	w := r.wishes[name]
 	if w == nil {
 		return nil
 	}
-	var list []trouble
+	var list []Problem
+	cut := 0
 	for _, p := range w.ports {
+		cut += p.cut
+		of := Problem{Service: name, Port: p.key.port, Protocol: p.key.protocol, Family: p.key.family}
 		for _, f := range p.refused {
-			list = append(list, trouble{frontend: f.key, kind: f.kind, why: f.why})
+			of.Kind, of.Frontend, of.Error = maps.Refused, f.key, fmt.Sprintf("%s is not programmed: %s", f.kind, f.why)
+			list = append(list, of)
 		}
 		for i := range p.frontends {
-			if f := &p.frontends[i]; !f.won {
+			f := &p.frontends[i]
+			of.Frontend = f.key
+			switch {
+			case !f.won:
 				o := r.claims.owner(claim{p, f})
-				list = append(list, trouble{f.key, f.kind, o.port.of.name,
-					fmt.Sprintf("%s has it, as its %s %s", o.port.of.name, o.frontend.kind, o.frontend.key)})
+				lost := of
+				lost.Kind, lost.Owner = maps.Conflict, o.port.of.name
+				lost.Error = fmt.Sprintf("%s is not programmed: Service %s has it, as its %s %s",
+					f.kind, lost.Owner, o.frontend.kind, o.frontend.key)
+				list = append(list, lost)
+			case !f.fits:
+				of.Kind, of.Error = maps.NoRoom, fmt.Sprintf("%s is not programmed: %v", f.kind, f.lacks.fullError(r.tables.Sizes()))
+				list = append(list, of)
 			}
 		}
+	}
+	if cut > 0 {
+		list = append(list, Problem{Service: name, Kind: maps.Cut, Error: fmt.Sprintf("the Service asks for %d frontends more than one may have: "+
+			"the last by kind and address are left out; start shunt run with a larger --max-frontends-per-service", cut)})
 	}
 	return list
 }
 
-// mostTroubles is how many new troubles of one service are logged at one time.
-const mostTroubles = 3
+// mostLogged is how many new problems are logged at one time.
+const mostLogged = 10
 
-// noteTroubles logs what these services have lost since they were looked at last.
-func (r *reconciler) noteTroubles(names []ServiceName) {
+// noteClaims replaces what is known of these services' claims, and logs what is new.
+func (r *reconciler) noteClaims(names []ServiceName) {
+	before := len(r.problems.fresh)
 	for _, name := range names {
-		old, now := r.troubled[name], r.troubles(name)
-		if len(now) == 0 {
-			delete(r.troubled, name)
-			continue
+		r.problems.set(name, byClaims, r.claimProblems(name))
+	}
+	for i, p := range r.problems.fresh[before:] {
+		if i == mostLogged {
+			r.log.Warn("more frontends are not programmed; see shunt status",
+				zap.Int("more", len(r.problems.fresh)-before-i))
+			break
 		}
-		r.troubled[name] = now
-		fresh := slices.DeleteFunc(slices.Clone(now), func(t trouble) bool { return slices.Contains(old, t) })
-		for i, t := range fresh {
-			if i == mostTroubles {
-				r.log.Warn("more frontends are not programmed for this service", zap.Stringer("service", name),
-					zap.Int("more", len(fresh)-i))
-				break
-			}
-			r.log.Warn("frontend is not programmed for this service", zap.Stringer("service", name),
-				zap.Stringer("frontend", t.frontend), zap.Stringer("kind", t.kind), zap.String("reason", t.why))
-		}
+		r.log.Warn("a Service is not served as it asks", zap.Stringer("service", p.Service),
+			zap.Stringer("frontend", p.Frontend), zap.String("reason", p.Error), zap.Uint32("more", p.More))
 	}
 }

@@ -1,6 +1,7 @@
 package lb
 
 import (
+	"cmp"
 	"net/netip"
 	"slices"
 	"time"
@@ -41,6 +42,8 @@ type wish struct {
 	// outer are the service's load-balancer and external IPs.
 	outer []netip.Addr
 	ports []*portWish
+	// total is the room of what it has won, up to each rank.
+	total [ranks]room
 }
 
 // portWish is what a service port of one family asks for.
@@ -48,27 +51,44 @@ type portWish struct {
 	of        *wish
 	index     int // in the service
 	key       portKey
-	frontends []frontendWish
+	frontends []frontendWish // sorted by rank
 	refused   []refusal
+	cut       int
+	need      portNeed
+	has       portHas // while room is given
 }
 
 // frontendWish is one address that a service port asks for.
 type frontendWish struct {
 	key  maps.FrontendKey
 	kind maps.FrontendKind
-	// won: no better claim to the address is known.
-	won bool
+	// Which sets it leads to, and whether source ranges bind it.
+	usesCluster, usesLocal, ranged bool
+	// won: no better claim to the address is known. fits: the maps have room for
+	// it; fitted: they had before room was given again. lacks is what there is no
+	// room in.
+	won, fits, fitted bool
+	lacks             resource
 }
 
-func (f *frontendWish) granted() bool { return f.won }
+func (f *frontendWish) granted() bool { return f.won && f.fits }
 
-// before reports whether a wish is served before another of the same rank: the
-// service that was created first, by name where that is equal or unknown.
-func (w *wish) before(o *wish) bool {
-	if !w.created.Equal(o.created) {
-		return w.created.Before(o.created)
-	}
-	return w.name.compare(o.name) < 0
+func newFrontendWish(f frontendPlan) frontendWish {
+	return frontendWish{key: f.key, kind: f.kind, usesCluster: !f.insideLocal || !f.outsideLocal,
+		usesLocal: f.insideLocal || f.outsideLocal, ranged: f.ranged, fits: true}
+}
+
+// as reports whether a plan asks for the same frontend.
+func (f *frontendWish) as(o frontendPlan) bool {
+	n := newFrontendWish(o)
+	return f.key == n.key && f.kind == n.kind && f.usesCluster == n.usesCluster && f.usesLocal == n.usesLocal &&
+		f.ranged == n.ranged
+}
+
+// compare orders wishes by who is served first inside a rank: the service that was
+// created first, by name where that is equal or unknown.
+func (w *wish) compare(o *wish) int {
+	return cmp.Or(w.created.Compare(o.created), w.name.compare(o.name))
 }
 
 // setWish replaces what a service asks for; no plans: it asks for nothing any
@@ -76,16 +96,18 @@ func (w *wish) before(o *wish) bool {
 func (r *reconciler) setWish(svc *Service, plans []portPlan) {
 	if old := r.wishes[svc.Name]; old != nil && old.same(svc, plans) {
 		for i := range plans {
-			old.ports[i].refused = plans[i].refused
+			p := old.ports[i]
+			p.refused, p.cut, p.need = plans[i].refused, plans[i].cut, needOf(&plans[i])
 		}
 		return
 	}
 	r.dropWish(svc.Name)
 	w := &wish{name: svc.Name, created: svc.Created, outer: outerAddrs(svc)}
 	for i, p := range plans {
-		port := &portWish{of: w, index: i, key: p.key, frontends: make([]frontendWish, len(p.frontends)), refused: p.refused}
+		port := &portWish{of: w, index: i, key: p.key, frontends: make([]frontendWish, len(p.frontends)),
+			refused: p.refused, cut: p.cut, need: needOf(&p)}
 		for j, f := range p.frontends {
-			port.frontends[j] = frontendWish{key: f.key, kind: f.kind}
+			port.frontends[j] = newFrontendWish(f)
 		}
 		w.ports = append(w.ports, port)
 	}
@@ -94,6 +116,7 @@ func (r *reconciler) setWish(svc *Service, plans []portPlan) {
 		r.outer[a] = append(r.outer[a], w.name)
 	}
 	w.eachClaim(r.claims.add)
+	r.ledger.enter(w)
 }
 
 // outerAddrs gives the addresses of a service that it did not get from the cluster's own
@@ -109,6 +132,7 @@ func (r *reconciler) dropWish(name ServiceName) {
 		return
 	}
 	delete(r.wishes, name)
+	r.ledger.leave(w)
 	w.eachClaim(r.claims.remove)
 	for _, a := range w.outer {
 		rest := slices.DeleteFunc(r.outer[a], func(n ServiceName) bool { return n == name })
@@ -133,7 +157,7 @@ func (w *wish) same(svc *Service, plans []portPlan) bool {
 	}
 	for i, p := range plans {
 		if w.ports[i].key != p.key || !slices.EqualFunc(w.ports[i].frontends, p.frontends,
-			func(a frontendWish, b frontendPlan) bool { return a.key == b.key && a.kind == b.kind }) {
+			func(a frontendWish, b frontendPlan) bool { return a.as(b) }) {
 			return false
 		}
 	}

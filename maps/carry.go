@@ -3,6 +3,7 @@ package maps
 import (
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
@@ -35,11 +36,6 @@ func carryOver(from, to *Set) (err error) {
 		}
 		k.stats[id] = old.Connections(id)
 	}
-	for id, n := range dump.Names {
-		if err := k.SetName(id, n); err != nil && !isFull(err) {
-			return err
-		}
-	}
 	for key := range dump.Sources { // before the frontends that let nobody else in
 		if err := k.SetSource(key); err != nil && !isFull(err) && key.check() == nil {
 			return err
@@ -48,30 +44,12 @@ func carryOver(from, to *Set) (err error) {
 	return errors.Join(carryFrontends(dump, k), carryAffinity(old, k))
 }
 
-// carryFrontends copies frontends with their slots, at the same places.
+// carryFrontends copies frontends with their names and slots, at the same places, those
+// of the best rank first. What finds no room is left out: the first reconcile gives room
+// to what should have it. The node's own addresses and the service CIDRs have theirs.
 func carryFrontends(dump *Dump, k *Kernel) error {
-	for _, key := range dump.SortedFrontends() {
-		svc := dump.Frontends[key]
-		fits := true
-		for _, r := range []SlotRange{svc.Inside, svc.Outside} {
-			ids, err := dump.Range(r)
-			if err != nil || uint64(r.Base)+uint64(r.Count) > uint64(len(k.slots)) {
-				fits = false
-				break
-			}
-			if err := k.WriteSlots(r.Base, ids); err != nil {
-				return err
-			}
-		}
-		if !fits {
-			continue
-		}
-		if err := k.SetFrontend(key, svc); err != nil && !isFull(err) {
-			return err
-		}
-	}
 	for a, flags := range dump.NodeAddrs {
-		if err := k.SetNodeAddr(a, flags); err != nil {
+		if err := k.SetNodeAddr(a, flags); err != nil && !isFull(err) {
 			return err
 		}
 	}
@@ -80,7 +58,47 @@ func carryFrontends(dump *Dump, k *Kernel) error {
 			return err
 		}
 	}
+	keys := dump.SortedFrontends()
+	slices.SortStableFunc(keys, func(a, b FrontendKey) int { return carryRank(dump, a) - carryRank(dump, b) })
+	for _, key := range keys {
+		if err := carryFrontend(dump, key, k); err != nil && !isFull(err) {
+			return err
+		}
+	}
 	return nil
+}
+
+// carryRank orders frontends as they are given room: cluster IPs, node ports,
+// load-balancer IPs, external IPs.
+func carryRank(dump *Dump, key FrontendKey) int {
+	order := []FrontendKind{UndefinedPort, ClusterIP, NodePort, LoadBalancerIP, ExternalIP}
+	return slices.Index(order, FrontendKind(dump.Frontends[key].Kind))
+}
+
+func carryFrontend(dump *Dump, key FrontendKey, k *Kernel) error {
+	svc := dump.Frontends[key]
+	for _, r := range []SlotRange{svc.Inside, svc.Outside} {
+		ids, err := dump.Range(r)
+		if err != nil || uint64(r.Base)+uint64(r.Count) > uint64(len(k.slots)) ||
+			slices.ContainsFunc(ids, func(id uint32) bool { return int(id) >= len(k.backends) }) {
+			return nil
+		}
+	}
+	if n, named := dump.Names[svc.Id]; named && svc.Id != 0 {
+		if err := k.SetName(svc.Id, n); err != nil {
+			return err
+		}
+	}
+	for _, r := range []SlotRange{svc.Inside, svc.Outside} {
+		ids, err := dump.Range(r)
+		if err == nil {
+			err = k.WriteSlots(r.Base, ids)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return k.SetFrontend(key, svc)
 }
 
 func carryAffinity(old, k *Kernel) error {

@@ -9,9 +9,9 @@ import (
 )
 
 // Fake is Tables in memory, for tests without a kernel. It refuses what the
-// kernel's maps refuse, and one thing more: a write to slots that a frontend
-// names, or to the address of a record that is in use, which on real maps would
-// be a race with the programs.
+// kernel's maps refuse, and more: to write another service's records into slots that
+// a frontend names, or another address into a record that is in use, which on real
+// maps would be a race with the programs.
 type Fake struct {
 	sizes     Sizes
 	frontends map[FrontendKey]Service
@@ -30,7 +30,9 @@ type Fake struct {
 	naming []uint32
 }
 
-// nodeAddrRoom is how many addresses fit beside those of frontends.
+// NodeAddrRoom is how many addresses of the node fit beside those of frontends.
+func NodeAddrRoom() int { return int(nodeAddrRoom()) }
+
 var nodeAddrRoom = sync.OnceValue(func() uint32 {
 	specs, err := Spec(DefaultSizes())
 	if err != nil {
@@ -147,14 +149,17 @@ func (f *Fake) DeleteFrontend(key FrontendKey) error {
 	return nil
 }
 
-// WriteSlots fills slots that no frontend names.
+// WriteSlots fills slots that no frontend names, or one of the same service.
 func (f *Fake) WriteSlots(base uint32, ids []uint32) error {
 	end := uint64(base) + uint64(len(ids))
 	if end > uint64(len(f.slots)) {
 		return fmt.Errorf("write %d slots from %d: map slots has %d", len(ids), base, len(f.slots))
 	}
-	if i := slices.IndexFunc(f.naming[base:end], func(n uint32) bool { return n != 0 }); i >= 0 {
-		return fmt.Errorf("write slots %d to %d: a frontend names slot %d", base, end, int(base)+i)
+	for i, id := range ids {
+		slot := int(base) + i
+		if f.naming[slot] != 0 && (int(id) >= len(f.backends) || f.backends[id].ServiceId != f.backends[f.slots[slot]].ServiceId) {
+			return fmt.Errorf("write record %d to slot %d: a frontend of another service names it", id, slot)
+		}
 	}
 	copy(f.slots[base:], ids)
 	return nil

@@ -16,8 +16,8 @@ type Tables interface {
 	SetFrontend(FrontendKey, Service) error
 	// DeleteFrontend removes an entry; it need not be there.
 	DeleteFrontend(FrontendKey) error
-	// WriteSlots fills slots from base on with backend ids. The range must not be
-	// named by any frontend.
+	// WriteSlots fills slots from base on with backend ids. A frontend that names
+	// them must be of the ids' own service.
 	WriteSlots(base uint32, ids []uint32) error
 	// SetBackend fills a free record, or changes the flags of a used one.
 	SetBackend(id uint32, b Backend) error
@@ -169,4 +169,5 @@ const (
 	NameNames    = mapNames
 	NameSources  = mapSources
 	NameFlows    = mapFlows
+	NameAddrs    = mapAddrs
 )

@@ -124,8 +124,8 @@ func checkFull(t *testing.T, c *cluster, name, flag string, size int) {
 	for _, w := range ways {
 		w.wantServers(t, c.client, rig.VIP(1, w.family), c.web[0])
 	}
-	if m := c.d.Metrics(); m["shunt_services_failing"] == 0 || m["shunt_reconcile_failures_total"] == 0 {
-		t.Errorf("metrics: %v services failing, %v failures", m["shunt_services_failing"], m["shunt_reconcile_failures_total"])
+	if m := c.d.Metrics(); m["shunt_services_failing"] == 0 {
+		t.Error("metrics: no services failing")
 	}
 	if m := c.d.Metrics(); m[`shunt_service_problems{kind="no_room"}`] == 0 || m[`shunt_service_problems{kind="conflict"}`] != 0 {
 		t.Errorf("metrics: problems %v without room, %v conflicts",
@@ -137,8 +137,8 @@ func checkFull(t *testing.T, c *cluster, name, flag string, size int) {
 			t.Errorf("status has map %s filled with %d of %d", m.Map, m.Used, m.Size)
 		}
 	}
-	if s.Daemon.Pending == 0 {
-		t.Error("status has nothing pending")
+	if s.Daemon.Pending != 0 { // it waits for room, not for another attempt
+		t.Errorf("status has %d changes pending", s.Daemon.Pending)
 	}
 }
 

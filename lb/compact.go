@@ -1,0 +1,151 @@
+package lb
+
+import (
+	gomaps "maps"
+	"slices"
+
+	"shunt/maps"
+)
+
+// compact moves ranges until there will be a free block of an order, where the free
+// slots are enough and lie apart. What a range leaves rests before it can be used, so
+// this takes several calls, with the time of grace between them.
+//
+// Of two free blocks of one size, one takes in what lies beside the other: then that
+// has a free block of twice the size. There are two of some size, or the free blocks
+// would not be enough together.
+//
+// What the port under way is about to use stays where it is.
+func (r *reconciler) compact(want order, taken maps.SlotRange) error {
+	if r.slots.busy(r.now()) {
+		return nil // something becomes free by itself
+	}
+	c := compaction{r: r, at: map[uint32]*port{}}
+	for _, ports := range r.ports {
+		for _, p := range ports {
+			for _, rg := range p.ranges {
+				if p.names(rg) && (taken.Count == 0 || taken.Base != rg.base) {
+					c.at[rg.base] = p
+				}
+			}
+		}
+	}
+	return c.gather(want, 1)
+}
+
+type compaction struct {
+	r *reconciler
+	// at has the ports with a range, by the range's base.
+	at map[uint32]*port
+}
+
+// gather works towards n free blocks of an order.
+func (c *compaction) gather(o order, n int) error {
+	missing := n - len(c.r.slots.free[o])
+	if o == 0 || missing <= 0 {
+		return nil
+	}
+	if err := c.gather(o-1, 2*missing); err != nil {
+		return err
+	}
+	for range missing {
+		if joined, err := c.join(o - 1); !joined || err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// join empties what lies beside one free block of an order into another one.
+func (c *compaction) join(o order) (bool, error) {
+	free := slices.Sorted(gomaps.Keys(c.r.slots.free[o]))
+	for i, base := range free {
+		beside := block{base ^ o.size(), o}
+		parts, ok := c.parts(beside)
+		if !ok {
+			continue
+		}
+		for j, to := range free {
+			if j == i {
+				continue
+			}
+			for _, part := range parts {
+				if err := c.move(part, part.base-beside.base+to); err != nil {
+					return false, err
+				}
+			}
+			return true, nil
+		}
+	}
+	return false, nil
+}
+
+// parts gives the ranges in a block, and false where something else is in it too.
+func (c *compaction) parts(b block) ([]block, bool) {
+	if b.base+b.size() > c.r.slots.size {
+		return nil, false
+	}
+	var parts []block
+	for base := b.base; base < b.base+b.size(); {
+		if o, free := c.r.slots.isFree(base, b.order); free {
+			base += o.size()
+			continue
+		}
+		p := c.at[base]
+		if p == nil {
+			return nil, false
+		}
+		i := slices.IndexFunc(p.ranges, func(rg slotRange) bool { return rg.base == base })
+		if i < 0 || p.ranges[i].order > b.order {
+			return nil, false
+		}
+		parts = append(parts, p.ranges[i].block)
+		base += p.ranges[i].size()
+	}
+	return parts, true
+}
+
+// move writes a range to another place and has the port's frontends lead there.
+func (c *compaction) move(from block, base uint32) error {
+	r, p := c.r, c.at[from.base]
+	to := block{base, from.order}
+	if !r.slots.reserve(to) {
+		return nil
+	}
+	i := slices.IndexFunc(p.ranges, func(rg slotRange) bool { return rg.base == from.base })
+	ids := p.ranges[i].ids
+	if err := r.tables.WriteSlots(base, ids); err != nil {
+		r.slots.put(to, r.now())
+		return err
+	}
+	r.writes.Slots += uint64(len(ids))
+	p.ranges = append(p.ranges, slotRange{block: to, ids: ids})
+	c.at[base] = p
+	defer func() { // one of the two is named by nobody now
+		p.ranges = slices.DeleteFunc(p.ranges, func(rg slotRange) bool {
+			free := (rg.base == from.base || rg.base == base) && !p.names(rg)
+			if free {
+				r.slots.put(rg.block, r.now())
+			}
+			return free
+		})
+	}()
+	for i := range p.frontends {
+		f := &p.frontends[i]
+		v := f.value
+		for _, side := range []*maps.SlotRange{&v.Inside, &v.Outside} {
+			if side.Count > 0 && side.Base == from.base {
+				side.Base = base
+			}
+		}
+		if v == f.value {
+			continue
+		}
+		if err := r.tables.SetFrontend(f.key, v); err != nil {
+			return err
+		}
+		r.writes.Frontends++
+		f.value = v
+	}
+	return nil
+}

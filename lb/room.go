@@ -1,0 +1,323 @@
+package lb
+
+import (
+	"fmt"
+	gomaps "maps"
+	"slices"
+
+	"shunt/maps"
+)
+
+// Room in the maps. As long as all that the services ask for fits, nothing here is
+// done but to keep sums. When a map has no room for all, it is given by rank over all
+// services: cluster IPs first, then node ports, load-balancer IPs, external IPs; in a
+// rank to the older service first. What finds none is left out, and smaller things
+// after it may still fit. The outcome follows from the wishes alone.
+
+// resource is something that the maps have a fixed number of.
+type resource uint8
+
+const (
+	ofEntries resource = iota // map services
+	ofNames                   // map names, and service ids
+	ofRecords                 // map backends
+	ofSlots                   // map slots, in blocks
+	ofSources                 // map sources
+	ofAddrs                   // map addrs, but for what is kept for the node's own
+	resources = iota
+)
+
+// room is an amount of each resource.
+type room [resources]int
+
+func (a *room) add(b room) {
+	for i := range a {
+		a[i] += b[i]
+	}
+}
+
+func (a *room) sub(b room) {
+	for i := range a {
+		a[i] -= b[i]
+	}
+}
+
+// beyond gives the first resource of which there is more than in the limit.
+func (a room) beyond(limit room) (resource, bool) {
+	for i := range a {
+		if a[i] > limit[i] {
+			return resource(i), true
+		}
+	}
+	return 0, false
+}
+
+// limit gives what the maps have room for, beside the service CIDRs and what is kept
+// for the node's own addresses.
+func limitOf(s maps.Sizes, cidrs int) room {
+	return room{ofEntries: int(s.Services), ofNames: int(s.Services), ofRecords: int(s.Backends) - 1,
+		ofSlots: int(s.Slots), ofSources: max(int(s.Sources)-cidrs, 0), ofAddrs: int(s.Services)}
+}
+
+// fullError is the error for a resource that has run out.
+func (i resource) fullError(s maps.Sizes) *maps.FullError {
+	return s.NewFullError([resources]string{maps.NameServices, maps.NameNames, maps.NameBackends, maps.NameSlots,
+		maps.NameSources, maps.NameAddrs}[i])
+}
+
+// portNeed is what a service port takes whatever frontends it has.
+type portNeed struct {
+	records, sources int32
+	// cluster and local are the slots of the two sets; oneSet: they are the same.
+	cluster, local int32
+	oneSet         bool
+}
+
+func needOf(plan *portPlan) portNeed {
+	n := portNeed{records: int32(len(plan.backends)), sources: int32(len(plan.sources)), oneSet: true}
+	for _, b := range plan.backends {
+		inCluster, inLocal := b.flags&maps.ClusterSet != 0, b.flags&maps.LocalSet != 0
+		if inCluster {
+			n.cluster++
+		}
+		if inLocal {
+			n.local++
+		}
+		n.oneSet = n.oneSet && inCluster == inLocal
+	}
+	block := func(n int32) int32 {
+		if n == 0 {
+			return 0
+		}
+		return int32(orderFor(uint32(n)).size())
+	}
+	n.cluster, n.local = block(n.cluster), block(n.local)
+	return n
+}
+
+// portHas says what of a port's need is counted already.
+type portHas struct{ base, cluster, local, sources bool }
+
+// more gives what a frontend takes beside what its port has.
+func (p *portWish) more(f *frontendWish, has portHas) (room, portHas) {
+	var r room
+	if f.key.Port == 0 {
+		r[ofAddrs] = 1
+		return r, has
+	}
+	r[ofEntries] = 1
+	if rankOf(f.kind) >= rankLoadBalancerIP { // cluster IPs as a whole count for theirs
+		r[ofAddrs] = 1
+	}
+	if !has.base {
+		r[ofNames], r[ofRecords] = 1, int(p.need.records)
+		has.base = true
+	}
+	counted := p.need.oneSet && (has.cluster || has.local)
+	if f.usesCluster && !has.cluster && !counted {
+		r[ofSlots] += int(p.need.cluster)
+		counted = p.need.oneSet
+	}
+	if f.usesLocal && !has.local && !counted {
+		r[ofSlots] += int(p.need.local)
+	}
+	has.cluster, has.local = has.cluster || f.usesCluster, has.local || f.usesLocal
+	if f.ranged && !has.sources {
+		r[ofSources] = int(p.need.sources)
+		has.sources = true
+	}
+	return r, has
+}
+
+// sum gives the room of all that a service has won, up to each rank.
+func (w *wish) sum() (total [ranks]room) {
+	for _, p := range w.ports {
+		var has portHas
+		for i := range p.frontends { // which are sorted by rank
+			if f := &p.frontends[i]; f.won {
+				var more room
+				more, has = p.more(f, has)
+				for r := rankOf(f.kind); r < ranks; r++ {
+					total[r].add(more)
+				}
+			}
+		}
+	}
+	return total
+}
+
+// ledger is the sum of what all services have won, and which of it finds no room.
+type ledger struct {
+	total [ranks]room
+	limit room
+	// order has all wishes, in the order in which they are served; nil until room
+	// runs out for the first time.
+	order []*wish
+	// short are the services that have not room for all.
+	short map[ServiceName]bool
+	// err says which services are short, as far as that fits into a line.
+	err error
+	// changed: something was counted in or out since room was last given.
+	changed bool
+}
+
+// enter and leave count a wish in and out.
+func (l *ledger) enter(w *wish) {
+	l.changed = true
+	for r := range l.total {
+		l.total[r].add(w.total[r])
+	}
+	if l.order != nil {
+		at, _ := slices.BinarySearchFunc(l.order, w, (*wish).compare)
+		l.order = slices.Insert(l.order, at, w)
+	}
+}
+
+func (l *ledger) leave(w *wish) {
+	l.changed = true
+	for r := range l.total {
+		l.total[r].sub(w.total[r])
+	}
+	if at, there := slices.BinarySearchFunc(l.order, w, (*wish).compare); there {
+		l.order = slices.Delete(l.order, at, at+1)
+	}
+	delete(l.short, w.name)
+}
+
+// update counts again what a service takes.
+func (l *ledger) update(w *wish) {
+	if total := w.sum(); total != w.total {
+		l.changed = true
+		for r := range l.total {
+			l.total[r].sub(w.total[r])
+			l.total[r].add(total[r])
+		}
+		w.total = total
+	}
+}
+
+// give gives room to all wishes, and the names of services that lost some, and of those
+// that only got some.
+func (l *ledger) give(wishes map[ServiceName]*wish) (lost, got []ServiceName) {
+	first := rank(0) // of which not all fits
+	for ; first < ranks; first++ {
+		if _, over := l.total[first].beyond(l.limit); over {
+			break
+		}
+	}
+	if !l.changed || first == ranks && len(l.short) == 0 {
+		return nil, nil
+	}
+	l.changed, l.err = false, nil
+	if l.order == nil {
+		l.order = make([]*wish, 0, len(wishes))
+		for _, w := range wishes {
+			l.order = append(l.order, w)
+		}
+		slices.SortFunc(l.order, (*wish).compare)
+	}
+	var used room
+	if first > 0 {
+		used = l.total[first-1]
+	}
+	var scan []*wish // that have something of these ranks, or had not all of the others
+	for _, w := range l.order {
+		if l.short[w.name] || first < ranks && (first == 0 || w.total[ranks-1] != w.total[first-1]) {
+			scan = append(scan, w)
+			w.begin(first)
+		}
+	}
+	for r := first; r < ranks; r++ {
+		for _, w := range scan {
+			w.give(r, &used, l.limit)
+		}
+	}
+	for _, w := range scan {
+		loses, gets, short := w.finish()
+		switch {
+		case loses:
+			lost = append(lost, w.name)
+		case gets:
+			got = append(got, w.name)
+		}
+		if delete(l.short, w.name); short {
+			l.short[w.name] = true
+		}
+	}
+	return lost, got
+}
+
+// shortErr says which services lack room, in full of the first ones only.
+func (r *reconciler) shortErr() error {
+	if len(r.ledger.short) == 0 {
+		return nil
+	}
+	if r.ledger.err != nil {
+		return r.ledger.err
+	}
+	var errs []error
+	for _, name := range slices.SortedFunc(gomaps.Keys(r.ledger.short), ServiceName.compare) {
+		w := r.wishes[name]
+		for _, p := range w.ports {
+			i := slices.IndexFunc(p.frontends, func(f frontendWish) bool { return f.won && !f.fits })
+			if i >= 0 {
+				errs = append(errs, fmt.Errorf("service %s: %s %s: %w", name, p.frontends[i].kind, p.frontends[i].key,
+					p.frontends[i].lacks.fullError(r.tables.Sizes())))
+				break
+			}
+		}
+	}
+	r.ledger.err = firstOf(errs)
+	return r.ledger.err
+}
+
+// begin grants a wish all of the ranks before the first of which not all fits.
+func (w *wish) begin(first rank) {
+	for _, p := range w.ports {
+		p.has = portHas{}
+		for i := range p.frontends {
+			f := &p.frontends[i]
+			f.fitted, f.fits = f.fits, rankOf(f.kind) < first
+			if f.fits && f.won {
+				_, p.has = p.more(f, p.has)
+			}
+		}
+	}
+}
+
+// give grants what a wish has won of a rank, as far as there is room.
+func (w *wish) give(r rank, used *room, limit room) {
+	for _, p := range w.ports {
+		for i := range p.frontends {
+			f := &p.frontends[i]
+			if rankOf(f.kind) != r || !f.won {
+				continue
+			}
+			more, has := p.more(f, p.has)
+			sum := *used
+			sum.add(more)
+			if lacks, over := sum.beyond(limit); over {
+				f.lacks = lacks
+				continue
+			}
+			*used, p.has, f.fits = sum, has, true
+		}
+	}
+}
+
+// finish reports whether a wish lost frontends or got some, and whether it lacks room
+// for some.
+func (w *wish) finish() (loses, gets, short bool) {
+	for _, p := range w.ports {
+		for i := range p.frontends {
+			f := &p.frontends[i]
+			if !f.won {
+				f.fits = true // to be asked again when it wins
+			}
+			loses = loses || f.won && f.fitted && !f.fits
+			gets = gets || f.won && f.fits && !f.fitted
+			short = short || f.won && !f.fits
+		}
+	}
+	return loses, gets, short
+}
