@@ -23,6 +23,7 @@ const (
 	sockMapClaims                    = "claims"
 	sockMapCounters                  = "counters"
 	sockMapDevices                   = "devices"
+	sockMapDirects                   = "directs"
 	sockMapFlows                     = "flows"
 	sockMapFlowsNew                  = "flows_new"
 	sockMapFragments                 = "fragments"
@@ -123,6 +124,7 @@ type sockMapSpecs struct {
 	Claims       *ebpf.MapSpec `ebpf:"claims"`
 	Counters     *ebpf.MapSpec `ebpf:"counters"`
 	Devices      *ebpf.MapSpec `ebpf:"devices"`
+	Directs      *ebpf.MapSpec `ebpf:"directs"`
 	Flows        *ebpf.MapSpec `ebpf:"flows"`
 	FlowsNew     *ebpf.MapSpec `ebpf:"flows_new"`
 	Fragments    *ebpf.MapSpec `ebpf:"fragments"`
@@ -185,6 +187,7 @@ type sockMaps struct {
 	Claims       *ebpf.Map `ebpf:"claims"`
 	Counters     *ebpf.Map `ebpf:"counters"`
 	Devices      *ebpf.Map `ebpf:"devices"`
+	Directs      *ebpf.Map `ebpf:"directs"`
 	Flows        *ebpf.Map `ebpf:"flows"`
 	FlowsNew     *ebpf.Map `ebpf:"flows_new"`
 	Fragments    *ebpf.Map `ebpf:"fragments"`
@@ -209,6 +212,7 @@ func (m *sockMaps) Close() error {
 		m.Claims,
 		m.Counters,
 		m.Devices,
+		m.Directs,
 		m.Flows,
 		m.FlowsNew,
 		m.Fragments,

@@ -44,6 +44,7 @@ const (
 	sweepMapClaims           = "claims"
 	sweepMapCounters         = "counters"
 	sweepMapDevices          = "devices"
+	sweepMapDirects          = "directs"
 	sweepMapFlows            = "flows"
 	sweepMapFlowsNew         = "flows_new"
 	sweepMapFragments        = "fragments"
@@ -119,6 +120,7 @@ type sweepMapSpecs struct {
 	Claims       *ebpf.MapSpec `ebpf:"claims"`
 	Counters     *ebpf.MapSpec `ebpf:"counters"`
 	Devices      *ebpf.MapSpec `ebpf:"devices"`
+	Directs      *ebpf.MapSpec `ebpf:"directs"`
 	Flows        *ebpf.MapSpec `ebpf:"flows"`
 	FlowsNew     *ebpf.MapSpec `ebpf:"flows_new"`
 	Fragments    *ebpf.MapSpec `ebpf:"fragments"`
@@ -168,6 +170,7 @@ type sweepMaps struct {
 	Claims       *ebpf.Map `ebpf:"claims"`
 	Counters     *ebpf.Map `ebpf:"counters"`
 	Devices      *ebpf.Map `ebpf:"devices"`
+	Directs      *ebpf.Map `ebpf:"directs"`
 	Flows        *ebpf.Map `ebpf:"flows"`
 	FlowsNew     *ebpf.Map `ebpf:"flows_new"`
 	Fragments    *ebpf.Map `ebpf:"fragments"`
@@ -192,6 +195,7 @@ func (m *sweepMaps) Close() error {
 		m.Claims,
 		m.Counters,
 		m.Devices,
+		m.Directs,
 		m.Flows,
 		m.FlowsNew,
 		m.Fragments,

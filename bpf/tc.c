@@ -238,6 +238,41 @@ static __noinline int tc_unknown(struct __sk_buff *skb, struct tc_work *w, enum 
 	return tc_answer(skb, w, REASON_CONNECTION_UNKNOWN);
 }
 
+/* in, to a backend's address and no service, of no flow. Where a flow has, or had, these ends
+ * before the stack, the backend's answers would be taken for that one's: what begins here
+ * becomes a flow itself, with the backend for its frontend, and another port where it
+ * needs one. Everything else is only noted. */
+static __noinline int tc_direct(struct __sk_buff *skb, struct tc_work *w)
+{
+	const struct pkt *pkt = &w->pkt;
+	struct flow *flow = &w->flow;
+	struct flow *there;
+
+	if (!pkt_begins(pkt))
+		return tc_end(REASON_NO_FRONTEND, TC_ACT_UNSPEC);
+	/* Noted first: a flow that begins at once on another CPU sees the note, or is seen. */
+	direct_note(&w->key, tc_now(w));
+	flow_key_ends(&w->key, pkt->protocol, &pkt->src, pkt->sport, &pkt->dst, pkt->dport);
+	there = flow_peek(&w->key);
+	if (!there || flow_is_expired(there, tc_now(w)))
+		return tc_end(REASON_NO_FRONTEND, TC_ACT_UNSPEC);
+	__builtin_memset(flow, 0, sizeof(*flow));
+	flow->flags = FLOW_FLAG_DIRECT | (there->flags & FLOW_FLAG_SNAT);
+	flow->client = pkt->src;
+	flow->client_port = pkt->sport;
+	flow->frontend = flow->backend = pkt->dst;
+	flow->frontend_port = flow->backend_port = pkt->dport;
+	flow->protocol = pkt->protocol;
+	flow->used = tc_now(w);
+	flow_key_in(&w->key, pkt);
+	bpf_map_delete_elem(&directs, &w->key);
+	if (track_begin(flow, pkt_hash(pkt), w->found))
+		return tc_end(REASON_FLOW_UNRECORDED, TC_ACT_SHOT);
+	if (pkt->protocol == IPPROTO_TCP)
+		direct_began(flow->used);
+	return tc_to_backend(w, REASON_DIRECT_DISPLACED);
+}
+
 /* in, client → frontend, and begins a flow. */
 static __always_inline int tc_begin(struct __sk_buff *skb, struct tc_work *w)
 {
@@ -257,6 +292,8 @@ static __always_inline int tc_begin(struct __sk_buff *skb, struct tc_work *w)
 			return tc_unknown(skb, w, reason);
 		}
 	}
+	if (reason == REASON_NO_FRONTEND && w->meaning & ADDR_FLAG_BACKEND)
+		return tc_direct(skb, w);
 	if (reason != REASON_TRANSLATED && reason != REASON_AFFINITY_KEPT)
 		return tc_refuse(skb, w, reason);
 	flow->used = tc_now(w);
@@ -335,12 +372,29 @@ static __noinline int tc_in_new(struct __sk_buff *skb, struct tc_work *w)
 
 	if (w->found)
 		w->meaning = tc_meaning(&pkt->dst);
+	if (w->found && w->flow.flags & FLOW_FLAG_DIRECT)
+		track_drop_direct(&w->flow);
 	if (pkt->piece)
 		return tc_lost_piece(w->meaning);
+	if (w->meaning == ADDR_FLAG_BACKEND)
+		return tc_direct(skb, w);
 	if (!w->meaning)
 		return lb_unallocated(&pkt->dst) ? tc_end(REASON_UNALLOCATED, TC_ACT_SHOT) :
 						   tc_end(REASON_NO_FRONTEND, TC_ACT_UNSPEC);
 	return tc_begin(skb, w);
+}
+
+/* in, to an address that only backends have, and not of a confirmed flow: whether it is known
+ * to be of none. */
+static __always_inline int tc_is_direct(struct tc_work *w)
+{
+	const struct pkt *pkt = &w->pkt;
+
+	if (w->meaning != ADDR_FLAG_BACKEND || pkt->piece)
+		return 0;
+	if (pkt->protocol != IPPROTO_TCP)
+		return direct_is_noted(&w->key, tc_now(w));
+	return !pkt_is_syn(pkt) && !direct_may_wait(tc_now(w)) && !flow_is_source_port(pkt->dport);
 }
 
 /* in: most packets are of a flow that is confirmed, or of none. What is looked at
@@ -354,6 +408,8 @@ static __always_inline int tc_in(struct __sk_buff *skb, struct tc_work *w)
 	w->found = flow_find_in(&flows, &w->key, &w->flow);
 	if (!w->found) {
 		w->meaning = tc_meaning(&pkt->dst);
+		if (tc_is_direct(w))
+			return tc_end(REASON_NO_FRONTEND, TC_ACT_UNSPEC);
 		if (w->meaning || flow_is_source_port(pkt->dport))
 			w->found = flow_find_in(&flows_new, &w->key, &w->flow);
 	}
@@ -455,6 +511,10 @@ static __always_inline int tc_restore_frontend(struct tc_work *w)
 {
 	struct flow *flow = &w->flow;
 
+	if (!track_is_answer(flow, &w->pkt)) {
+		track_yield(flow, tc_now(w));
+		return tc_end(REASON_EGRESS_PASSED, TC_ACT_UNSPEC);
+	}
 	track_touch(flow, &w->pkt, FLOW_FROM_BACKEND, tc_now(w));
 	w->nat.sport = flow->frontend_port;
 	w->nat.dport = flow->client_port;

@@ -46,6 +46,7 @@ const (
 	tcMapClaims                    = "claims"
 	tcMapCounters                  = "counters"
 	tcMapDevices                   = "devices"
+	tcMapDirects                   = "directs"
 	tcMapFlows                     = "flows"
 	tcMapFlowsNew                  = "flows_new"
 	tcMapFragments                 = "fragments"
@@ -135,6 +136,7 @@ type tcMapSpecs struct {
 	Claims       *ebpf.MapSpec `ebpf:"claims"`
 	Counters     *ebpf.MapSpec `ebpf:"counters"`
 	Devices      *ebpf.MapSpec `ebpf:"devices"`
+	Directs      *ebpf.MapSpec `ebpf:"directs"`
 	Flows        *ebpf.MapSpec `ebpf:"flows"`
 	FlowsNew     *ebpf.MapSpec `ebpf:"flows_new"`
 	Fragments    *ebpf.MapSpec `ebpf:"fragments"`
@@ -198,6 +200,7 @@ type tcMaps struct {
 	Claims       *ebpf.Map `ebpf:"claims"`
 	Counters     *ebpf.Map `ebpf:"counters"`
 	Devices      *ebpf.Map `ebpf:"devices"`
+	Directs      *ebpf.Map `ebpf:"directs"`
 	Flows        *ebpf.Map `ebpf:"flows"`
 	FlowsNew     *ebpf.Map `ebpf:"flows_new"`
 	Fragments    *ebpf.Map `ebpf:"fragments"`
@@ -223,6 +226,7 @@ func (m *tcMaps) Close() error {
 		m.Claims,
 		m.Counters,
 		m.Devices,
+		m.Directs,
 		m.Flows,
 		m.FlowsNew,
 		m.Fragments,

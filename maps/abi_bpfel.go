@@ -25,6 +25,7 @@ const (
 	abiAddrFlagADDR_FLAG_CLUSTER_IP abiAddrFlag = 2
 	abiAddrFlagADDR_FLAG_NODE_PORTS abiAddrFlag = 4
 	abiAddrFlagADDR_FLAG_OWN_NETNS  abiAddrFlag = 8
+	abiAddrFlagADDR_FLAG_BACKEND    abiAddrFlag = 16
 )
 
 type abiAddrInfo struct {
@@ -104,6 +105,7 @@ const (
 	abiFlowFlagFLOW_FLAG_CONFIRMED abiFlowFlag = 2
 	abiFlowFlagFLOW_FLAG_OWN       abiFlowFlag = 4
 	abiFlowFlagFLOW_FLAG_DISPLACED abiFlowFlag = 8
+	abiFlowFlagFLOW_FLAG_DIRECT    abiFlowFlag = 16
 )
 
 type abiFlowKey struct {
@@ -183,6 +185,7 @@ type abiMetaValue struct {
 	ServiceCidrs    uint32
 	Problems        uint32
 	ProblemsVersion uint32
+	Direct          uint64
 }
 
 type abiOwnPortKey struct {
@@ -255,7 +258,8 @@ const (
 	abiReasonREASON_ANSWER_WITHHELD    abiReason = 34
 	abiReasonREASON_ANSWER_LIMITED     abiReason = 35
 	abiReasonREASON_CONNECTION_UNKNOWN abiReason = 36
-	abiReasonREASON_MAX                abiReason = 37
+	abiReasonREASON_DIRECT_DISPLACED   abiReason = 37
+	abiReasonREASON_MAX                abiReason = 38
 )
 
 type abiService struct {
@@ -324,6 +328,7 @@ const (
 	abiMapClaims          = "claims"
 	abiMapCounters        = "counters"
 	abiMapDevices         = "devices"
+	abiMapDirects         = "directs"
 	abiMapFlows           = "flows"
 	abiMapFlowsNew        = "flows_new"
 	abiMapFragments       = "fragments"
@@ -405,6 +410,7 @@ type abiMapSpecs struct {
 	Claims       *ebpf.MapSpec `ebpf:"claims"`
 	Counters     *ebpf.MapSpec `ebpf:"counters"`
 	Devices      *ebpf.MapSpec `ebpf:"devices"`
+	Directs      *ebpf.MapSpec `ebpf:"directs"`
 	Flows        *ebpf.MapSpec `ebpf:"flows"`
 	FlowsNew     *ebpf.MapSpec `ebpf:"flows_new"`
 	Fragments    *ebpf.MapSpec `ebpf:"fragments"`
@@ -464,6 +470,7 @@ type abiMaps struct {
 	Claims       *ebpf.Map `ebpf:"claims"`
 	Counters     *ebpf.Map `ebpf:"counters"`
 	Devices      *ebpf.Map `ebpf:"devices"`
+	Directs      *ebpf.Map `ebpf:"directs"`
 	Flows        *ebpf.Map `ebpf:"flows"`
 	FlowsNew     *ebpf.Map `ebpf:"flows_new"`
 	Fragments    *ebpf.Map `ebpf:"fragments"`
@@ -488,6 +495,7 @@ func (m *abiMaps) Close() error {
 		m.Claims,
 		m.Counters,
 		m.Devices,
+		m.Directs,
 		m.Flows,
 		m.FlowsNew,
 		m.Fragments,

@@ -6,6 +6,7 @@ import (
 	"net/netip"
 
 	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
 )
 
 // addrIndex keeps map addrs in step with services and the node's addresses: what
@@ -15,6 +16,12 @@ type addrIndex struct {
 	frontends map[netip.Addr]int
 	// flags is what map addrs holds.
 	flags map[netip.Addr]uint32
+	// known counts addresses that are not only backends'.
+	known int
+	// backends counts records of map backends by address.
+	backends map[netip.Addr]int
+	// left are addresses that no backend has any more, the oldest first. They stay marked.
+	left []netip.Addr
 }
 
 // The flags of map addrs (enum addr_flag).
@@ -23,7 +30,12 @@ const (
 	addrClusterIP = uint32(abiAddrFlagADDR_FLAG_CLUSTER_IP)
 	addrNodePorts = uint32(abiAddrFlagADDR_FLAG_NODE_PORTS)
 	addrOwnNetns  = uint32(abiAddrFlagADDR_FLAG_OWN_NETNS)
+	addrBackend   = uint32(abiAddrFlagADDR_FLAG_BACKEND)
 )
+
+// leftAddrs is how many addresses stay marked as backends' that are none's any more
+// (LEFT_ADDRS of maps.h): connections to them go on.
+const leftAddrs = 4096
 
 // openAddrs reads the index back from the maps at the first write, and mends what
 // a daemon that was killed between two writes has left: a frontend whose address
@@ -32,7 +44,7 @@ func (k *Kernel) openAddrs() error {
 	if k.addrs != nil {
 		return nil
 	}
-	ix := &addrIndex{frontends: map[netip.Addr]int{}}
+	ix := &addrIndex{frontends: map[netip.Addr]int{}, backends: map[netip.Addr]int{}}
 	var err error
 	if ix.flags, err = k.readAddrs(); err != nil {
 		return err
@@ -45,6 +57,16 @@ func (k *Kernel) openAddrs() error {
 	if err != nil {
 		return err
 	}
+	for i := range k.backends {
+		if be := &k.backends[i]; be.ServiceId != 0 {
+			ix.backends[be.Addr.addr()]++
+		}
+	}
+	for _, flags := range ix.flags {
+		if flags&^addrBackend != 0 {
+			ix.known++
+		}
+	}
 	k.addrs = ix
 	var errs []error
 	for a := range ix.frontends {
@@ -55,6 +77,7 @@ func (k *Kernel) openAddrs() error {
 			errs = append(errs, k.markAddr(a, 0, addrFrontend))
 		}
 	}
+	errs = append(errs, k.markBackends())
 	err = errors.Join(errs...)
 	if err != nil {
 		k.addrs = nil // to be mended at the next write
@@ -62,27 +85,96 @@ func (k *Kernel) openAddrs() error {
 	return err
 }
 
+// markBackends marks the addresses of all backends. Those that are marked and no backend's
+// left before this daemon began.
+func (k *Kernel) markBackends() error {
+	var errs []error
+	for a := range k.addrs.backends {
+		errs = append(errs, k.markAddr(a, addrBackend, 0))
+	}
+	for a, flags := range k.addrs.flags {
+		if flags&addrBackend != 0 && k.addrs.backends[a] == 0 {
+			k.addrs.left = append(k.addrs.left, a)
+		}
+	}
+	return errors.Join(append(errs, k.forgetLeft())...)
+}
+
 // markAddr adds and takes away flags of an address.
 func (k *Kernel) markAddr(a netip.Addr, add, remove uint32) error {
 	old := k.addrs.flags[a]
 	flags := old&^remove | add
-	switch flags {
-	case old:
+	known := k.addrs.known - count(old&^addrBackend) + count(flags&^addrBackend)
+	switch {
+	case flags == old:
 		return nil
-	case 0:
+	case flags == 0:
 		err := k.set.maps[mapAddrs].Delete(newAddr(a))
 		if err := k.wrap(ignoreMissing(err), mapAddrs, "delete address "+a.String()); err != nil {
 			return err
 		}
+		k.addrs.known = known
 		delete(k.addrs.flags, a)
 		return nil
 	}
-	err := k.set.maps[mapAddrs].Put(newAddr(a), abiAddrInfo{Flags: flags})
+	err := error(unix.E2BIG)
+	if known <= k.addrRoom() || known <= k.addrs.known {
+		err = k.set.maps[mapAddrs].Put(newAddr(a), abiAddrInfo{Flags: flags})
+	}
 	if err := k.wrap(err, mapAddrs, "mark address "+a.String()); err != nil {
 		return err
 	}
+	k.addrs.known = known
 	k.addrs.flags[a] = flags
 	return nil
+}
+
+// count is 1 for flags that say something.
+func count(flags uint32) int {
+	if flags == 0 {
+		return 0
+	}
+	return 1
+}
+
+// addrRoom is how many addresses of frontends and of the node fit: the rest of map addrs is
+// for backends'.
+func (k *Kernel) addrRoom() int {
+	return int(k.set.maps[mapAddrs].MaxEntries()) - int(k.sizes.Backends) - leftAddrs
+}
+
+// addBackend counts one record more at an address, which is marked before the record is
+// there.
+func (k *Kernel) addBackend(a netip.Addr) error {
+	if err := k.markAddr(a, addrBackend, 0); err != nil {
+		return err
+	}
+	k.addrs.backends[a]++
+	return nil
+}
+
+// dropBackend counts one record less at an address. The last leaves it marked: a pod that is
+// not ready, or shuts down, has connections.
+func (k *Kernel) dropBackend(a netip.Addr) error {
+	if k.addrs.backends[a]--; k.addrs.backends[a] > 0 {
+		return nil
+	}
+	delete(k.addrs.backends, a)
+	k.addrs.left = append(k.addrs.left, a)
+	return k.forgetLeft()
+}
+
+// forgetLeft unmarks those that left first, where there are too many.
+func (k *Kernel) forgetLeft() error {
+	var errs []error
+	for len(k.addrs.left) > leftAddrs {
+		a := k.addrs.left[0]
+		k.addrs.left = k.addrs.left[1:]
+		if k.addrs.backends[a] == 0 {
+			errs = append(errs, k.markAddr(a, 0, addrBackend))
+		}
+	}
+	return errors.Join(errs...)
 }
 
 func (k *Kernel) readAddrs() (map[netip.Addr]uint32, error) {

@@ -38,7 +38,7 @@ var nodeAddrRoom = sync.OnceValue(func() uint32 {
 	if err != nil {
 		return 0 // the object is embedded: only a broken build gets here, and Open says so
 	}
-	return specs[mapAddrs].MaxEntries - DefaultSizes().Services
+	return specs[mapAddrs].MaxEntries - DefaultSizes().Services - DefaultSizes().Backends - leftAddrs
 })
 
 var _ Tables = (*Fake)(nil)

@@ -35,6 +35,7 @@ const (
 	FlowConfirmed = uint8(abiFlowFlagFLOW_FLAG_CONFIRMED)
 	FlowOwn       = uint8(abiFlowFlagFLOW_FLAG_OWN)
 	FlowDisplaced = uint8(abiFlowFlagFLOW_FLAG_DISPLACED)
+	FlowDirect    = uint8(abiFlowFlagFLOW_FLAG_DIRECT)
 )
 
 // Flags of Flow.ClientSaid and BackendSaid (enum flow_said).

@@ -111,10 +111,21 @@ func (k *Kernel) SetBackend(id uint32, b Backend) error {
 	if id == 0 || int(id) >= len(k.backends) {
 		return fmt.Errorf("set backend record %d: map backends has records 1 to %d", id, len(k.backends)-1)
 	}
+	if err := k.openAddrs(); err != nil {
+		return err
+	}
 	to := &k.backends[id]
 	if to.ServiceId == b.ServiceId && to.Addr == b.Addr && to.Port == b.Port && to.Protocol == b.Protocol {
 		to.Flags = b.Flags
 		return nil
+	}
+	if err := k.addBackend(b.Addr.addr()); err != nil {
+		return err
+	}
+	if to.ServiceId != 0 {
+		if err := k.dropBackend(to.Addr.addr()); err != nil {
+			return err
+		}
 	}
 	atomic.StoreUint32(&to.ServiceId, 0)
 	to.Addr, to.Port, to.Protocol, to.Flags = b.Addr, b.Port, b.Protocol, b.Flags
@@ -128,8 +139,15 @@ func (k *Kernel) FreeBackend(id uint32) error {
 	if id == 0 || int(id) >= len(k.backends) {
 		return fmt.Errorf("free backend record %d: map backends has records 1 to %d", id, len(k.backends)-1)
 	}
+	if err := k.openAddrs(); err != nil {
+		return err
+	}
+	used := k.backends[id].ServiceId != 0
 	atomic.StoreUint32(&k.backends[id].ServiceId, 0)
-	return nil
+	if !used {
+		return nil
+	}
+	return k.dropBackend(k.backends[id].Addr.addr())
 }
 
 // Backend reads one record; false where it is nobody's. Safe from any goroutine.
@@ -243,7 +261,9 @@ func (k *Kernel) wrap(err error, name, what string) error {
 		return nil
 	case errors.Is(err, unix.E2BIG):
 		full := k.sizes.NewFullError(name)
-		full.Size = k.set.maps[name].MaxEntries()
+		if full.Size = k.set.maps[name].MaxEntries(); name == mapAddrs {
+			full.Size = uint32(k.addrRoom())
+		}
 		return fmt.Errorf("%s: %w", what, full)
 	}
 	return fmt.Errorf("%s in map %s: %w", what, name, err)

@@ -27,6 +27,7 @@ func TestLayout(t *testing.T) {
 		mapSources:      {unsafe.Sizeof(SourceKey{}), 1},
 		mapFlows:        {unsafe.Sizeof(FlowKey{}), unsafe.Sizeof(Flow{})},
 		mapFlowsNew:     {unsafe.Sizeof(FlowKey{}), unsafe.Sizeof(Flow{})},
+		mapDirects:      {unsafe.Sizeof(FlowKey{}), unsafe.Sizeof(uint64(0))},
 		mapFragments:    {unsafe.Sizeof(abiFragmentKey{}), unsafe.Sizeof(abiFragment{})},
 		mapNames:        {4, unsafe.Sizeof(abiServiceName{})},
 		mapCounters:     {4, unsafe.Sizeof(uint64(0))},
@@ -97,7 +98,7 @@ func TestFlagBits(t *testing.T) {
 	for _, group := range [][]uint32{
 		{uint32(ClusterSet), uint32(LocalSet), uint32(OnNode), uint32(Terminating)},
 		{uint32(InsideLocal), uint32(OutsideLocal), uint32(Elsewhere), uint32(SourceRanges)},
-		{uint32(FlowSNAT), uint32(FlowConfirmed), uint32(FlowOwn), uint32(FlowDisplaced)},
+		{uint32(FlowSNAT), uint32(FlowConfirmed), uint32(FlowOwn), uint32(FlowDisplaced), uint32(FlowDirect)},
 		{uint32(SaidFIN), uint32(SaidFINLater), uint32(SaidRST), uint32(SaidAnything), uint32(SaidSYN)},
 	} {
 		var all uint32

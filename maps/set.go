@@ -39,8 +39,8 @@ func Spec(sizes Sizes) (map[string]*ebpf.MapSpec, error) {
 		}
 		switch n := sizes.of(name); {
 		case n == 0:
-		case name == mapAddrs: // room for the node's own, beside those of frontends
-			m.MaxEntries += n - defaults.Services
+		case name == mapAddrs: // room for the node's own and for backends', beside those of frontends
+			m.MaxEntries += n - defaults.Services + sizes.Backends - defaults.Backends
 		default:
 			m.MaxEntries = n
 		}
@@ -50,15 +50,14 @@ func Spec(sizes Sizes) (map[string]*ebpf.MapSpec, error) {
 }
 
 var mapNamesAll = []string{mapServices, mapSlots, mapBackends, mapBackendStats, mapSockPeer,
-	mapSockBefore, mapSockFlows, mapOwnPorts, mapAffinity, mapAddrs, mapSources, mapFlows, mapFlowsNew, mapClaims,
-	mapFragments, mapDevices,
-	mapNames, mapCounters, mapMeta, mapProblems}
+	mapSockBefore, mapSockFlows, mapOwnPorts, mapAffinity, mapAddrs, mapSources, mapFlows, mapFlowsNew, mapDirects,
+	mapClaims, mapFragments, mapDevices, mapNames, mapCounters, mapMeta, mapProblems}
 
 // mapNamesKept are maps that programs fill, and nobody could fill again. Those of
 // mapNamesKeptABI name ids of other maps, which only maps of the same ABI carry on.
 var (
 	mapNamesKept    = []string{mapSockPeer, mapSockBefore, mapSockFlows, mapOwnPorts, mapCounters}
-	mapNamesKeptABI = []string{mapFlows, mapFlowsNew}
+	mapNamesKeptABI = []string{mapFlows, mapFlowsNew, mapDirects}
 )
 
 // DefaultSizes are those that the C declarations have.

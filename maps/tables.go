@@ -151,6 +151,7 @@ const (
 	mapSources      = abiMapSources
 	mapFlows        = abiMapFlows
 	mapFlowsNew     = abiMapFlowsNew
+	mapDirects      = abiMapDirects
 	mapClaims       = abiMapClaims
 	mapFragments    = abiMapFragments
 	mapDevices      = abiMapDevices

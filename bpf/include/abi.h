@@ -185,6 +185,8 @@ enum flow_flag {
 	FLOW_FLAG_DISPLACED = 8, /* the same, but from a port that another flow has on the wire,
 				  * and gets another: client is this node's end, frontend the
 				  * other host, as is backend */
+	FLOW_FLAG_DIRECT = 16,   /* the client speaks to the backend itself, frontend is backend:
+				  * another flow has, or had, the client's port there */
 };
 
 /* What one side of a flow has said. Each side's word is a byte of its
@@ -255,6 +257,7 @@ enum addr_flag {
 	ADDR_FLAG_NODE_PORTS = 4, /* an address of this node that takes node ports, */
 	ADDR_FLAG_OWN_NETNS = 8,  /* but for sockets of the node's own network namespace
 				   * only: loopback, which a pod has for itself */
+	ADDR_FLAG_BACKEND = 16,   /* backends have this address, or had it lately */
 };
 
 /* Value of `addrs`. */
@@ -286,8 +289,10 @@ struct meta_value {
 	__u32 service_cidrs; /* how many `sources` has; programs look there only if any */
 	__u32 problems; /* how many there are; `problems` has the first of them */
 	__u32 problems_version; /* odd while `problems` is written */
+	__u64 direct;   /* ns, CLOCK_MONOTONIC: when a TCP flow with FLOW_FLAG_DIRECT last began.
+			 * Programs write it */
 };
-_Static_assert(sizeof(struct meta_value) == 40, "struct meta_value");
+_Static_assert(sizeof(struct meta_value) == 48, "struct meta_value");
 
 enum problem_kind {
 	PROBLEM_KIND_NONE,

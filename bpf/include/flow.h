@@ -185,7 +185,7 @@ static __always_inline int flow_goes_on(const struct flow *flow, const struct pk
 		return 1;
 	if (pkt->protocol == IPPROTO_TCP && flow_is_closed(flow))
 		return 0;
-	return flow_serves(flow) && flow_leads(flow);
+	return flow->flags & FLOW_FLAG_DIRECT || (flow_serves(flow) && flow_leads(flow));
 }
 
 /* The i-th port to try of the range for translated sources, in network order. One

@@ -24,6 +24,10 @@
 #define NEW_FLOWS 69632
 #define FRAGMENTS 8192
 
+/* Notes of what goes to backends' own addresses: one for each connection and UDP flow of a
+ * client elsewhere. */
+#define DIRECTS 69632
+
 /* Flows of which an entry is replaced at one moment: at most one a CPU. */
 #define CLAIMS 4096
 
@@ -37,6 +41,9 @@
 
 /* Room for the node's own addresses, beside those of frontends. */
 #define NODE_ADDRS 4096
+
+/* Addresses that no backend has any more, which stay marked for the connections to them. */
+#define LEFT_ADDRS 4096
 
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
@@ -123,7 +130,7 @@ struct {
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__uint(max_entries, DEFAULT_SERVICES + NODE_ADDRS);
+	__uint(max_entries, DEFAULT_SERVICES + NODE_ADDRS + DEFAULT_BACKENDS + LEFT_ADDRS);
 	__type(key, struct addr);
 	__type(value, struct addr_info);
 } addrs SEC(".maps");
@@ -155,6 +162,15 @@ struct {
 	__type(key, struct flow_key);
 	__type(value, struct flow);
 } flows_new SEC(".maps");
+
+/* Ends between which there may be a connection that is no flow (direct.h). The value is when
+ * it was last seen, in ns of CLOCK_MONOTONIC; the key is its client's packets'. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, DIRECTS);
+	__type(key, struct flow_key);
+	__type(value, __u64);
+} directs SEC(".maps");
 
 /* Keys of flows whose entry is being replaced. */
 struct {

@@ -49,5 +49,6 @@ enum reason {
 	REASON_ANSWER_LIMITED,    /* dropped: refused, but too many ICMP errors were sent lately */
 	REASON_CONNECTION_UNKNOWN, /* refused: as NO_FLOW, to an address that is not the node's, and
 				    * nobody else translates connections here */
+	REASON_DIRECT_DISPLACED,  /* to a backend itself, from another port: a flow has the client's */
 	REASON_MAX,
 };

@@ -8,7 +8,7 @@
 
 #include <linux/errno.h>
 
-#include "flow.h"
+#include "direct.h"
 
 /* Writes an entry to the map where the flow belongs. Returns 0, or what the kernel
  * says (-E2BIG: full). */
@@ -138,9 +138,9 @@ static __always_inline int track_take_out(const struct flow_key *key, const stru
 	return track_replace(key, flow, TRACK_OVER);
 }
 
-/* Finds the client a port between itself and the backend at which no other flow of
- * it is: its own, if it can be. Two frontends may share a backend, and the client
- * may use one port for both. Fills flow->inner_port and claims the key. Returns 0,
+/* Finds the client a port between itself and the backend at which no other flow and no
+ * connection of it is: its own, if it can be. Two frontends may share a backend, and the
+ * client may use one port for both, and for the backend itself. Fills flow->inner_port and claims the key. Returns 0,
  * or -1 where none was found. */
 static __noinline int track_claim_out(struct flow *flow, __u32 hash)
 {
@@ -153,8 +153,12 @@ static __noinline int track_claim_out(struct flow *flow, __u32 hash)
 		    lb_addr_equal(&flow->client, &flow->backend))
 			continue;
 		flow_key_out(&key, flow);
-		if (!track_take_out(&key, flow))
+		if (track_take_out(&key, flow))
+			continue;
+		/* After the claim: a connection that is noted later finds the flow. */
+		if ((!i && flow->flags & FLOW_FLAG_DIRECT) || !direct_is_there(flow))
 			return 0;
+		track_delete(&key);
 	}
 	return -1;
 }
@@ -189,7 +193,8 @@ static __noinline void track_refresh(const struct flow_key *key, const struct fl
 		return;
 	there->used = flow->used;
 	there->client_said = flow->client_said;
-	there->backend_said = flow->backend_said;
+	/* Another CPU may have noted the backend's answer meanwhile: track_is_answer needs it. */
+	there->backend_said = flow->backend_said | (there->backend_said & FLOW_SAID_ANYTHING);
 }
 
 /* Notes in all entries that one side has said `said` by now. */
@@ -289,6 +294,45 @@ static __always_inline int track_is_confirmation(const struct flow *flow, const 
 {
 	return !(flow->flags & FLOW_FLAG_CONFIRMED) && flow->backend_said & FLOW_SAID_ANYTHING &&
 	       !pkt_is_syn(pkt);
+}
+
+/* TCP: whether what leaves is the backend's answer to the flow, which has none yet. Else it is
+ * of a connection that the backend has between the same ends: one that no note tells of. What
+ * a backend with such a connection sends on a SYN is an ACK (RFC 9293, 3.10.7.4). */
+static __always_inline int track_is_answer(const struct flow *flow, const struct pkt *pkt)
+{
+	return flow->protocol != IPPROTO_TCP || flow->flags & FLOW_FLAG_CONFIRMED ||
+	       flow->backend_said & FLOW_SAID_ANYTHING || pkt->tcp_flags & TCP_RST ||
+	       pkt_is_syn_ack(pkt);
+}
+
+/* The flow's port is another connection's at the backend: its client's next SYN gets the flow
+ * another one. */
+static __noinline void track_yield(const struct flow *flow, __u64 now)
+{
+	struct flow_key key;
+
+	direct_key(&key, flow);
+	direct_note(&key, now);
+	flow_key_out(&key, flow);
+	track_delete(&key);
+	flow_key_client(&key, flow);
+	if (track_is_clients(&key, flow))
+		track_delete(&key);
+}
+
+/* Removes a direct flow that is over. */
+static __noinline void track_drop_direct(const struct flow *flow)
+{
+	struct flow_key key;
+
+	track_drop_wire(flow);
+	if (track_is_out(flow)) {
+		flow_key_out(&key, flow);
+		track_delete(&key);
+	}
+	flow_key_client(&key, flow);
+	track_delete(&key);
 }
 
 /* Whether nobody else has the flow's port on the wire: a handshake that went on too

@@ -43,6 +43,9 @@ func BenchmarkPacket(b *testing.B) {
 			{"ingress/reply", ingress, c.repeat(ingress, func() pkt { return tcp(p.remote, c.wire, ack) })},
 			{"egress/reply", egress, c.repeat(egress, func() pkt { return tcp(p.remote, p.client, ack) })},
 			{"ingress/nobody's", ingress, c.repeat(ingress, func() pkt { return tcp(p.client, p.other, ack) })},
+			{"ingress/direct TCP", ingress, c.repeat(ingress, func() pkt { return tcp(at(p.client, 40077), p.remote, ack) })},
+			{"ingress/direct UDP", ingress, c.repeat(ingress, func() pkt { return udp(at(p.client, 40077), p.remote, "question") })},
+			{"ingress/direct SYN", ingress, c.repeat(ingress, func() pkt { return tcp(at(p.client, 40077), p.remote, syn) })},
 			{"egress/nobody's", egress, c.repeat(egress, func() pkt { return tcp(p.other, p.client, ack) })},
 		} {
 			b.Run(p.name+"/"+row.name, func(b *testing.B) {

@@ -232,6 +232,9 @@ func (d *dice) packet() (hook, []byte) {
 		u := universes[d.IntN(2)]
 		all := append(append(append([]netip.AddrPort{}, u.clients...), u.frontends...), u.backends...)
 		b = d.fresh(all, all)
+	case n < 5: // from ports that services are asked from
+		u := universes[d.IntN(2)]
+		h, b = ingress, d.fresh(u.clients, u.backends)
 	default:
 		h, b = d.follow()
 	}

@@ -21,9 +21,9 @@ func (c *play) answer(client, frontend, b netip.AddrPort) {
 	c.Helper()
 	if b.Addr() == c.remote.Addr() {
 		c.leaves(c.opens(client, b)).becomes(c.opens(c.source(), b), "source_translated")
-		c.arrives(c.continues(b, c.source())).becomes(c.continues(b, client), "source_restored")
+		c.arrives(c.accepts(b, c.source())).becomes(c.accepts(b, client), "source_restored")
 	}
-	c.leaves(c.continues(b, client)).becomes(c.continues(frontend, client), "reply_restored")
+	c.leaves(c.accepts(b, client)).becomes(c.accepts(frontend, client), "reply_restored")
 }
 
 // lifetime is how long a flow is remembered.
@@ -129,7 +129,7 @@ var flowCases = []packetCase{
 		second := at(c.local, 8081)
 		c.replaceBackend(second)
 		c.arrives(c.opens(c.client, c.external)).becomes(c.opens(c.client, second), "translated")
-		c.leaves(c.continues(c.local, c.client)).becomes(c.continues(c.external, c.client), "reply_restored")
+		c.leaves(c.accepts(c.local, c.client)).becomes(c.accepts(c.external, c.client), "reply_restored")
 		// The client's entry is the new flow's, and stays that.
 		c.arrives(c.continues(c.client, c.external)).becomes(c.continues(c.client, second), "flow_kept")
 	}},

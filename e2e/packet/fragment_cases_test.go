@@ -47,6 +47,7 @@ var fragmentCases = []packetCase{
 		c.arrives(c.pieces(c.client, c.node)[1]).passes("fragment_passed")
 		c.arrives(c.pieces(c.client, at(c.clusterIP, 9))[1]).dropped("fragment_unknown")
 		c.arrives(c.pieces(c.client, c.other)[1]).passes("fragment_passed")
+		c.leaves(c.accepts(c.local, c.client)).becomes(c.accepts(c.external, c.client), "reply_restored")
 		p, want = c.pieces(c.local, c.client), c.pieces(c.external, c.client)
 		c.leaves(p[1]).passes("fragment_passed")
 		c.leaves(p[0]).becomes(want[0], "reply_restored")

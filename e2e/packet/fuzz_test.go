@@ -1,6 +1,9 @@
 package packet
 
-import "testing"
+import (
+	"net/netip"
+	"testing"
+)
 
 // FuzzPackets lets the fuzzer throw the dice of TestRandomPackets, in one of its arenas,
 // and have a packet of its own making at the end, which comes to both hooks. What it learns
@@ -15,7 +18,7 @@ func FuzzPackets(f *testing.F) {
 	n := newBare(f)
 	duels := make([]*duel, len(arenas))
 	for i, a := range arenas {
-		duels[i] = &duel{t: f, arena: a, rig: a.rig(f)}
+		duels[i] = &duel{t: f, arena: a, rig: a.rig(f), backends: map[netip.Addr]bool{}}
 	}
 	f.Fuzz(func(t *testing.T, throws, last []byte) {
 		if len(throws) > 1<<12 || len(last) > 2048 {

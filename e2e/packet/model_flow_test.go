@@ -80,7 +80,7 @@ func (m *model) goesOn(f flow, v view) bool {
 	if v.proto == protoTCP && f.closed() {
 		return false
 	}
-	return m.serves(f) && m.leads(f)
+	return f.flags&maps.FlowDirect != 0 || m.serves(f) && m.leads(f)
 }
 
 // leads says whether the flow's frontend still is its service's.
@@ -143,7 +143,9 @@ func (m *model) begin(f *flow, hash uint32) bool {
 		}
 		delete(m.confirmed, f.outKey())
 		m.fresh[f.outKey()] = *f
-		claimed = true
+		if claimed = i == 0 && f.flags&maps.FlowDirect != 0 || !m.directIsThere(*f); !claimed {
+			delete(m.fresh, f.outKey())
+		}
 	}
 	if !claimed {
 		return false

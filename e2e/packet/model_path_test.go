@@ -5,9 +5,12 @@ import "shunt/maps"
 // in is a packet with ports that arrives.
 func (m *model) in(v view, isPiece bool) (uint32, string) {
 	frontends, node, cluster := m.means(v.dst)
-	known := frontends || node || cluster
+	known, direct := frontends || node || cluster, m.backends[v.dst.ip()]
 	f, ok := m.confirmed[flowKey{maps.FlowKeyIn, v.proto, v.src, v.dst}]
-	if !ok && (known || m.isSourcePort(v.dst.port)) {
+	if !ok && direct && !known && m.isDirect(v, isPiece) {
+		return unspec, "no_frontend"
+	}
+	if !ok && (known || direct || m.isSourcePort(v.dst.port)) {
 		f, ok = m.fresh[flowKey{maps.FlowKeyIn, v.proto, v.src, v.dst}]
 	}
 	if ok && !f.expired(m.now) {
@@ -33,8 +36,14 @@ func (m *model) in(v view, isPiece bool) (uint32, string) {
 			return unspec, reason
 		}
 	}
+	if ok && f.flags&maps.FlowDirect != 0 {
+		m.dropDirect(f)
+	}
 	if isPiece {
 		return m.lostPiece(v)
+	}
+	if !known && direct {
+		return m.direct(v)
 	}
 	if !known {
 		if reason := m.nobody(v.dst); reason == "unallocated" {
@@ -73,6 +82,9 @@ func (m *model) first(v view) (uint32, string) {
 	switch reason {
 	case "translated", "affinity_kept":
 	case "no_frontend":
+		if m.backends[v.dst.ip()] {
+			return m.direct(v)
+		}
 		return unspec, reason
 	case "no_endpoint", "undefined_port":
 		return m.refuse(v, reason)
@@ -140,6 +152,9 @@ func (m *model) out(v view, isPiece bool) (uint32, string) {
 		ok = false
 	}
 	switch {
+	case ok && v.src == f.backend && !f.isAnswer(v):
+		m.yield(f)
+		return unspec, "egress_passed"
 	case ok && v.src == f.backend:
 		m.touch(&f, v.flags, false)
 		m.rewrite(v, isPiece, true, f.frontend.addr, f.frontend.port, f.client.port)

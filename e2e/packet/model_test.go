@@ -26,6 +26,9 @@ type model struct {
 	// room is for so many confirmed entries.
 	room             int
 	confirmed, fresh map[flowKey]flow
+	directs          map[flowKey]int64
+	lastDirect       int64               // when the last direct TCP flow began; 0: none did
+	backends         map[netip.Addr]bool // addresses that are or were backends'
 	pieces           map[pieceKey]piece
 	affinity         map[affinityKey]affinityValue
 	counts           map[string]uint64
@@ -67,7 +70,8 @@ type affinityValue struct {
 }
 
 func newModel(ports uint32, pod bool) *model {
-	m := &model{world: newWorld(), ports: ports, pod: pod, cidrs: options(ports).ClusterCIDRs, counts: map[string]uint64{}}
+	m := &model{world: newWorld(), ports: ports, pod: pod, cidrs: options(ports).ClusterCIDRs, counts: map[string]uint64{},
+		backends: map[netip.Addr]bool{}}
 	m.clear()
 	return m
 }
@@ -75,6 +79,9 @@ func newModel(ports uint32, pod bool) *model {
 // serve gives the model another world.
 func (m *model) serve(w *world) {
 	m.world, m.known = w.clone(), map[netip.Addr]bool{}
+	for _, b := range w.backends {
+		m.backends[b.addr.Addr()] = true
+	}
 	for k := range w.frontends {
 		if !k.addr.Addr().IsUnspecified() { // that stands for node ports
 			m.known[k.addr.Addr()] = true
@@ -84,7 +91,7 @@ func (m *model) serve(w *world) {
 
 // clear forgets all but the counts.
 func (m *model) clear() {
-	m.confirmed, m.fresh = map[flowKey]flow{}, map[flowKey]flow{}
+	m.confirmed, m.fresh, m.directs, m.lastDirect = map[flowKey]flow{}, map[flowKey]flow{}, map[flowKey]int64{}, never
 	m.pieces, m.affinity = map[pieceKey]piece{}, map[affinityKey]affinityValue{}
 }
 

@@ -21,7 +21,7 @@ func servedBy(kind maps.FrontendKind, backend func(plan) netip.AddrPort) func(*p
 		} else {
 			c.leaves(c.opens(c.client, b)).passes("source_kept")
 		}
-		c.leaves(c.continues(b, c.client)).becomes(c.continues(frontend, c.client), "reply_restored")
+		c.leaves(c.accepts(b, c.client)).becomes(c.accepts(frontend, c.client), "reply_restored")
 		if n := len(c.rig.flows(confirmed)); n != 0 {
 			c.Errorf("%d entries are confirmed before the client has answered", n)
 		}
@@ -112,7 +112,7 @@ var pathCases = []packetCase{
 		c.arrives(c.opens(client, c.clusterIP)).becomes(c.opens(client, c.local), "translated")
 		c.leaves(c.opens(client, c.local)).becomes(c.opens(c.source(), c.local), "source_translated")
 		c.arrives(c.continues(c.local, c.source())).becomes(c.continues(c.local, client), "source_restored")
-		c.leaves(c.continues(c.local, client)).becomes(c.continues(c.clusterIP, client), "reply_restored")
+		c.leaves(c.accepts(c.local, client)).becomes(c.accepts(c.clusterIP, client), "reply_restored")
 	}},
 	{name: "a backend is its own client, from the very port", steps: func(c *play) {
 		c.serve(c.world, c.proto, 1, c.local)
@@ -121,7 +121,7 @@ var pathCases = []packetCase{
 		c.arrives(c.opens(c.local, c.clusterIP)).becomes(c.opens(inner, c.local), "translated")
 		c.leaves(c.opens(inner, c.local)).becomes(c.opens(c.source(), c.local), "source_translated")
 		c.arrives(c.continues(c.local, c.source())).becomes(c.continues(c.local, inner), "source_restored")
-		c.leaves(c.continues(c.local, inner)).becomes(c.continues(c.clusterIP, c.local), "reply_restored")
+		c.leaves(c.accepts(c.local, inner)).becomes(c.accepts(c.clusterIP, c.local), "reply_restored")
 	}},
 	{name: "a pod of this node, backend elsewhere", config: podDevice, steps: func(c *play) {
 		c.serve(c.world, c.proto, 1, c.remote)
@@ -129,7 +129,7 @@ var pathCases = []packetCase{
 		client := at(c.local, 555)
 		c.arrives(c.opens(client, c.clusterIP)).becomes(c.opens(client, c.remote), "translated")
 		c.leaves(c.opens(client, c.remote)).passes("source_kept")
-		c.leaves(c.continues(c.remote, client)).becomes(c.continues(c.clusterIP, client), "reply_restored")
+		c.leaves(c.accepts(c.remote, client)).becomes(c.accepts(c.clusterIP, client), "reply_restored")
 	}},
 	{name: "the source by the route, where the kernel tells", routed: true, ethernet: true, steps: func(c *play) {
 		c.serve(c.world, c.proto, 1, c.remote)

@@ -154,6 +154,14 @@ func (c *play) opens(src, dst netip.AddrPort) pkt {
 	return udp(src, dst, "question")
 }
 
+// accepts is a backend's first answer.
+func (c *play) accepts(src, dst netip.AddrPort) pkt {
+	if c.proto == protoTCP {
+		return tcp(src, dst, syn|ack)
+	}
+	return udp(src, dst, "an answer")
+}
+
 func (c *play) continues(src, dst netip.AddrPort) pkt {
 	if c.proto == protoTCP {
 		return tcp(src, dst, ack|psh).with(func(p *pkt) { p.ack, p.payload = 77, []byte("more") })

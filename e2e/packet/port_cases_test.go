@@ -31,7 +31,7 @@ var portCases = []packetCase{
 		c.open(c.client, c.external, c.local)
 		inner := at(c.client, firstPort)
 		c.arrives(c.opens(c.client, c.loadBalancer)).becomes(c.opens(inner, c.local), "translated")
-		c.leaves(c.continues(c.local, inner)).becomes(c.continues(c.loadBalancer, c.client), "reply_restored")
+		c.leaves(c.accepts(c.local, inner)).becomes(c.accepts(c.loadBalancer, c.client), "reply_restored")
 		c.leaves(c.continues(c.local, c.client)).becomes(c.continues(c.external, c.client), "reply_restored")
 		c.arrives(c.continues(c.client, c.loadBalancer)).becomes(c.continues(inner, c.local), "flow_kept")
 		c.arrives(c.continues(c.client, c.external)).becomes(c.continues(c.client, c.local), "flow_kept")

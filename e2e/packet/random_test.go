@@ -73,10 +73,12 @@ type duel struct {
 	// and there it stays.
 	start int64
 	late  bool // the two are too far apart
+	// backends are the addresses that the rig's maps have had as backends'.
+	backends map[netip.Addr]bool
 }
 
 func newDuel(t testing.TB, a arena) *duel {
-	d := &duel{t: t, arena: a, rig: a.rig(t)}
+	d := &duel{t: t, arena: a, rig: a.rig(t), backends: map[netip.Addr]bool{}}
 	d.rig.enter(t, newBare(t))
 	return d
 }
@@ -85,6 +87,7 @@ func newDuel(t testing.TB, a arena) *duel {
 func (d *duel) begin(w *world) {
 	d.rig.clear()
 	d.model = newModel(d.arena.ports, d.arena.pod)
+	d.model.backends = d.backends
 	d.model.ifindex, d.model.mac, d.model.room = d.rig.netns.ifindex, d.rig.netns.mac, int(d.arena.flows)
 	d.load(w)
 	d.start = d.rig.now()
@@ -231,6 +234,12 @@ func (m *model) age(d time.Duration) {
 		p.noted -= int64(d)
 		m.pieces[k] = p
 	}
+	for k, noted := range m.directs {
+		m.directs[k] = noted - int64(d)
+	}
+	if m.lastDirect != never {
+		m.lastDirect -= int64(d)
+	}
 	for k, a := range m.affinity {
 		a.used -= int64(d)
 		m.affinity[k] = a
@@ -255,6 +264,7 @@ func (d *duel) compare() string {
 			}
 		}
 	}
+	diffs = append(diffs, d.compareDirects()...)
 	diffs = append(diffs, d.comparePieces()...)
 	diffs = append(diffs, d.compareAffinity()...)
 	return strings.Join(diffs, "\n")
@@ -269,6 +279,21 @@ func sameBut(f, w flow) bool {
 func (d *duel) near(got, want int64) bool {
 	off := got - d.start - want
 	return off >= -behind && off <= ahead
+}
+
+func (d *duel) compareDirects() (diffs []string) {
+	got := d.rig.directs()
+	for k, noted := range got {
+		if want, ok := d.model.directs[k]; !ok || !d.near(noted, want) {
+			diffs = append(diffs, fmt.Sprintf("directs has %v: %d, want %d (%v)", k, noted-d.start, want, ok))
+		}
+	}
+	for k := range d.model.directs {
+		if _, ok := got[k]; !ok {
+			diffs = append(diffs, fmt.Sprintf("directs lacks %v", k))
+		}
+	}
+	return diffs
 }
 
 func (d *duel) comparePieces() (diffs []string) {

@@ -15,7 +15,7 @@ var stateCases = []packetCase{
 		c.arrives(c.opens(c.client, c.external)).becomes(c.opens(c.client, c.local), "translated")
 		c.arrives(c.continues(c.client, c.external)).becomes(c.continues(c.client, c.local), "flow_kept")
 		for range 2 {
-			c.leaves(c.continues(c.local, c.client)).becomes(c.continues(c.external, c.client), "reply_restored")
+			c.leaves(c.accepts(c.local, c.client)).becomes(c.accepts(c.external, c.client), "reply_restored")
 		}
 		if c.proto == protoTCP { // the first packet again: the client has heard nothing
 			c.arrives(c.opens(c.client, c.external)).becomes(c.opens(c.client, c.local), "flow_kept")

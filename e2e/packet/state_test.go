@@ -56,6 +56,7 @@ func (k flowKey) compare(o flowKey) int {
 const (
 	confirmed = "flows"
 	fresh     = "flows_new"
+	directs   = "directs"
 )
 
 // flows reads one of the maps of flows.
@@ -67,6 +68,22 @@ func (r *rig) flows(name string) map[flowKey]flow {
 	it := r.set.Map(name).Iterate()
 	for it.Next(&k, &v) {
 		all[readKey(k)] = readFlow(v)
+	}
+	if err := it.Err(); err != nil {
+		r.t.Fatal(err)
+	}
+	return all
+}
+
+// directs reads the notes of direct connections.
+func (r *rig) directs() map[flowKey]int64 {
+	r.t.Helper()
+	all := map[flowKey]int64{}
+	var k maps.FlowKey
+	var noted uint64
+	it := r.set.Map(directs).Iterate()
+	for it.Next(&k, &noted) {
+		all[readKey(k)] = int64(noted)
 	}
 	if err := it.Err(); err != nil {
 		r.t.Fatal(err)
@@ -101,11 +118,13 @@ func (r *rig) clear() {
 	err := errors.Join(
 		clearMap[maps.FlowKey, maps.Flow](r.set.Map(confirmed)),
 		clearMap[maps.FlowKey, maps.Flow](r.set.Map(fresh)),
+		clearMap[maps.FlowKey, uint64](r.set.Map(directs)),
 		clearMap[maps.FragmentKey, maps.Fragment](r.set.Map("fragments")),
 		clearMap[maps.AffinityKey, maps.AffinityValue](r.set.Map("affinity")))
 	if err != nil {
 		r.t.Fatal(err)
 	}
+	r.kernel.UpdateMeta(func(m *maps.Meta) { m.Direct = 0 })
 }
 
 func clearMap[K, V any](m *ebpf.Map) error {
@@ -132,6 +151,12 @@ func (r *rig) age(d time.Duration) {
 	for _, name := range []string{confirmed, fresh} {
 		errs = append(errs, rewrite(r.set.Map(name), func(_ maps.FlowKey, f *maps.Flow) { f.Used -= uint64(d) }))
 	}
+	errs = append(errs, rewrite(r.set.Map(directs), func(_ maps.FlowKey, noted *uint64) { *noted -= uint64(d) }))
+	r.kernel.UpdateMeta(func(m *maps.Meta) {
+		if m.Direct != 0 {
+			m.Direct -= uint64(d)
+		}
+	})
 	errs = append(errs, rewrite(r.set.Map("affinity"),
 		func(_ maps.AffinityKey, a *maps.AffinityValue) { a.LastUsed -= uint64(d) }),
 		rewrite(r.set.Map("fragments"), func(_ maps.FragmentKey, f *maps.Fragment) { f.Noted -= uint64(d) }))

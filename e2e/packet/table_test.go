@@ -101,7 +101,7 @@ func TestPackets(t *testing.T) {
 				}
 			}
 			for _, pc := range slices.Concat(pathCases, flowCases, refusalCases, choiceCases, portCases, fragmentCases,
-				headerCases, icmpCases, stateCases) {
+				headerCases, icmpCases, stateCases, directCases) {
 				n := bare
 				if pc.routed {
 					n = routed

@@ -1,0 +1,72 @@
+/* direct.h: notes of what goes to a backend's own address without a service. Most clients in
+ * a cluster speak to backends so, as their own node has translated the socket. The same
+ * client may use the same port for a service by packets: then two connections would be one
+ * at the backend. Knows notes; changes no packet.
+ *
+ * A note says that between those ends there may be a connection that is no flow. It can be
+ * pushed out. TCP does not depend on it: a backend that has a connection between the same
+ * ends does not answer a SYN with a SYN-ACK (track_is_answer). */
+#pragma once
+
+#include "flow.h"
+
+/* The client as the backend has it, to the backend: as its packets would arrive that no flow
+ * changes. */
+static __always_inline void direct_key(struct flow_key *key, const struct flow *flow)
+{
+	flow_key_set(key, FLOW_KEY_IN, flow->protocol, &flow->client, flow->inner_port,
+		     &flow->backend, flow->backend_port);
+}
+
+static __always_inline void direct_note(const struct flow_key *key, __u64 now)
+{
+	bpf_map_update_elem(&directs, key, &now, BPF_ANY);
+}
+
+/* Whether a note is so new that no flow can have taken its place. */
+static __always_inline int direct_is_noted(const struct flow_key *key, __u64 now)
+{
+	__u64 *noted = bpf_map_lookup_elem(&directs, key);
+
+	return noted && (__s64)(now - *noted) < FLOW_TOUCH;
+}
+
+/* Whether there may be a connection between the ends that a flow is to have before the
+ * stack. */
+static __noinline int direct_is_there(const struct flow *flow)
+{
+	struct flow_key key;
+	__u64 *noted, age;
+
+	direct_key(&key, flow);
+	noted = bpf_map_lookup_elem(&directs, &key);
+	age = flow->protocol == IPPROTO_TCP ? config_timeouts.tcp_established :
+					      config_timeouts.udp_established;
+	return noted && (__s64)(flow->used - *noted) < (__s64)age;
+}
+
+/* Says that a flow began that is a direct TCP connection and not confirmed yet. */
+static __always_inline void direct_began(__u64 now)
+{
+	struct meta_value *m;
+	__u32 zero = 0;
+
+	m = bpf_map_lookup_elem(&meta, &zero);
+	if (m)
+		m->direct = now;
+}
+
+/* How long such a flow can wait: a client repeats its SYN for two minutes. */
+#define DIRECT_WAITS 3 /* times timeouts.tcp_new */
+
+/* Whether `flows_new` can have such a flow. Most of the time it has none, and no packet of a
+ * direct connection needs to be looked for there. */
+static __always_inline int direct_may_wait(__u64 now)
+{
+	struct meta_value *m;
+	__u32 zero = 0;
+
+	m = bpf_map_lookup_elem(&meta, &zero);
+	return m && m->direct &&
+	       (__s64)(now - m->direct) < DIRECT_WAITS * (__s64)config_timeouts.tcp_new;
+}

@@ -1,0 +1,181 @@
+package packet
+
+import (
+	"net/netip"
+	"time"
+
+	"shunt/maps"
+)
+
+// beside returns the client as the backend has it where its own port is taken: with the one
+// port that there is to choose.
+func (c *play) beside() netip.AddrPort { return at(c.client, firstPort) }
+
+// direct begins a connection of the client to the backend itself, which has the port to
+// itself.
+func (c *play) direct(b netip.AddrPort) {
+	c.Helper()
+	c.arrives(c.opens(c.client, b)).passes("no_frontend")
+	c.leaves(c.accepts(b, c.client)).passes("egress_passed")
+	c.arrives(c.continues(c.client, b)).passes("no_frontend")
+}
+
+// displaced begins one that gets another port, and checks that it and the flow that has its
+// port are told apart.
+func (c *play) displacedBy(frontend, b netip.AddrPort) {
+	c.Helper()
+	inner := c.beside()
+	c.arrives(c.opens(c.client, b)).becomes(c.opens(inner, b), "direct_displaced")
+	c.arrives(c.opens(c.client, b)).becomes(c.opens(inner, b), "flow_kept")
+	c.leaves(c.accepts(b, inner)).becomes(c.accepts(b, c.client), "reply_restored")
+	for range 2 {
+		c.arrives(c.continues(c.client, b)).becomes(c.continues(inner, b), "flow_kept")
+		c.leaves(c.continues(b, inner)).becomes(c.continues(b, c.client), "reply_restored")
+		c.arrives(c.continues(c.client, frontend)).becomes(c.continues(c.client, b), "flow_kept")
+		c.leaves(c.continues(b, c.client)).becomes(c.continues(frontend, c.client), "reply_restored")
+	}
+	if left := c.rig.flows(fresh); len(left) > 0 {
+		c.Fatalf("not confirmed: %v", left)
+	}
+}
+
+// over brings all flows to their end by time.
+func (c *play) over() { c.rig.age(timeouts.TCPEstablished + time.Second) }
+
+var directCases = []packetCase{
+	{name: "a direct connection while a flow has its port", steps: func(c *play) {
+		for _, b := range []netip.AddrPort{c.local, c.host} {
+			c.rig.clear()
+			c.serve(c.world, c.proto, 1, b)
+			c.load()
+			c.open(c.client, c.external, b)
+			c.displacedBy(c.external, b)
+			// It keeps the port when the flow is over, and goes on when the backend serves no more.
+			c.world = newWorld()
+			c.load()
+			c.arrives(c.continues(c.client, b)).becomes(c.continues(c.beside(), b), "flow_kept")
+		}
+	}},
+	{name: "a direct connection while a flow that is not answered has its port", steps: func(c *play) {
+		c.serve(c.world, c.proto, 1, c.local)
+		c.load()
+		c.arrives(c.opens(c.client, c.external)).becomes(c.opens(c.client, c.local), "translated")
+		c.arrives(c.opens(c.client, c.local)).becomes(c.opens(c.beside(), c.local), "direct_displaced")
+		c.leaves(c.accepts(c.local, c.client)).becomes(c.accepts(c.external, c.client), "reply_restored")
+		c.leaves(c.accepts(c.local, c.beside())).becomes(c.accepts(c.local, c.client), "reply_restored")
+	}},
+	{name: "a flow while a direct connection has its port", steps: func(c *play) {
+		for _, b := range []netip.AddrPort{c.local, c.host} {
+			c.rig.clear()
+			c.serve(c.world, c.proto, 1, b)
+			c.load()
+			c.direct(b)
+			c.arrives(c.opens(c.client, c.external)).becomes(c.opens(c.beside(), b), "translated")
+			c.leaves(c.accepts(b, c.beside())).becomes(c.accepts(c.external, c.client), "reply_restored")
+			c.arrives(c.continues(c.client, c.external)).becomes(c.continues(c.beside(), b), "flow_kept")
+			c.leaves(c.continues(b, c.client)).passes("egress_passed")
+			c.arrives(c.continues(c.client, b)).passes("no_frontend")
+		}
+	}},
+	{name: "a note of a direct connection, while that is used", proto: protoUDP, steps: func(c *play) {
+		c.serve(c.world, c.proto, 1, c.local)
+		c.load()
+		c.direct(c.local)
+		for range 2 {
+			c.rig.age(timeouts.UDPEstablished - time.Second)
+			c.arrives(c.continues(c.client, c.local)).passes("no_frontend")
+		}
+		c.rig.age(timeouts.UDPEstablished - time.Second)
+		c.arrives(c.opens(c.client, c.external)).becomes(c.opens(c.beside(), c.local), "translated")
+		c.rig.clear()
+		c.direct(c.local)
+		c.rig.age(timeouts.UDPEstablished + time.Second)
+		c.arrives(c.opens(c.client, c.external)).becomes(c.opens(c.client, c.local), "translated")
+		// The direct one goes on after all.
+		c.arrives(c.continues(c.client, c.local)).becomes(c.continues(c.beside(), c.local), "direct_displaced")
+	}},
+	{name: "a flow while a direct connection that no note tells of has its port", proto: protoTCP, steps: func(c *play) {
+		c.serve(c.world, c.proto, 1, c.local)
+		c.load()
+		for _, flags := range []uint8{ack, ack | psh, fin | ack} {
+			c.rig.clear()
+			c.arrives(c.opens(c.client, c.external)).becomes(c.opens(c.client, c.local), "translated")
+			c.leaves(tcp(c.local, c.client, flags)).passes("egress_passed")
+			if left := c.rig.flows(fresh); len(left) > 0 {
+				c.Fatalf("entries are left: %v", left)
+			}
+			c.arrives(c.opens(c.client, c.external)).becomes(c.opens(c.beside(), c.local), "translated")
+			c.leaves(c.accepts(c.local, c.beside())).becomes(c.accepts(c.external, c.client), "reply_restored")
+			c.arrives(c.continues(c.client, c.external)).becomes(c.continues(c.beside(), c.local), "flow_kept")
+			c.leaves(c.continues(c.local, c.beside())).becomes(c.continues(c.external, c.client), "reply_restored")
+			c.leaves(tcp(c.local, c.client, flags)).passes("egress_passed")
+		}
+	}},
+	{name: "a flow that the backend refuses", proto: protoTCP, steps: func(c *play) {
+		c.serve(c.world, c.proto, 1, c.local)
+		c.load()
+		c.arrives(c.opens(c.client, c.external)).becomes(c.opens(c.client, c.local), "translated")
+		c.backendSays(rst|ack, c.external, c.local)
+	}},
+	{name: "a direct connection from the port of a flow that is past its time", steps: func(c *play) {
+		c.serve(c.world, c.proto, 1, c.local)
+		c.load()
+		c.open(c.client, c.external, c.local)
+		c.over()
+		c.direct(c.local)
+		c.arrives(c.opens(c.client, c.external)).becomes(c.opens(c.beside(), c.local), "translated")
+		c.leaves(c.continues(c.local, c.client)).passes("egress_passed")
+	}},
+	{name: "a direct connection from the port of a flow that has ended", proto: protoTCP, steps: func(c *play) {
+		c.serve(c.world, c.proto, 1, c.local)
+		c.load()
+		c.open(c.client, c.external, c.local)
+		c.backendSays(fin|ack, c.external, c.local)
+		c.clientSays(fin|ack, c.external, c.local, "flow_kept")
+		c.arrives(c.opens(c.client, c.local)).becomes(c.opens(c.client, c.local), "direct_displaced")
+		c.leaves(c.accepts(c.local, c.client)).becomes(c.accepts(c.local, c.client), "reply_restored")
+		c.arrives(c.continues(c.client, c.local)).becomes(c.continues(c.client, c.local), "flow_kept")
+		c.arrives(c.continues(c.client, c.external)).dropped("flow_over")
+		c.leaves(c.continues(c.local, c.client)).becomes(c.continues(c.local, c.client), "reply_restored")
+	}},
+	{name: "a direct connection from the port of one that was displaced", steps: func(c *play) {
+		c.serve(c.world, c.proto, 1, c.local)
+		c.load()
+		c.open(c.client, c.external, c.local)
+		c.displacedBy(c.external, c.local)
+		c.over()
+		c.rig.lose(func(_ flowKey, f flow) bool { return f.frontend == newEnd(c.external) })
+		c.direct(c.local)
+		if n := len(c.rig.flows(confirmed)) + len(c.rig.flows(fresh)); n != 0 {
+			c.Errorf("%d entries are left", n)
+		}
+	}},
+	{name: "a direct connection in pieces", steps: func(c *play) {
+		c.serve(c.world, c.proto, 1, c.local)
+		c.load()
+		c.open(c.client, c.external, c.local)
+		first := "direct_displaced"
+		want := c.pieces(c.beside(), c.local)
+		for i, p := range c.pieces(c.client, c.local) {
+			c.arrives(p).becomes(want[i], first)
+			first = "flow_kept"
+		}
+	}},
+	{name: "a direct connection that is routed here while a flow has its port", config: twoPorts, steps: func(c *play) {
+		c.serve(c.world, c.proto, 1, c.remote)
+		c.load()
+		second := at(c.source(), firstPort+1)
+		c.leaves(c.opens(second, c.remote)).passes("egress_passed") // so that the flow gets the first
+		c.open(c.client, c.external, c.remote)
+		c.rig.lose(func(_ flowKey, f flow) bool { return f.flags&maps.FlowOwn != 0 })
+		s := c.arrives(c.opens(c.client, c.remote))
+		v, _ := readPacket(s.out, 0)
+		inner := at(c.client, v.src.port)
+		s.becomes(c.opens(inner, c.remote), "direct_displaced")
+		c.leaves(c.opens(inner, c.remote)).becomes(c.opens(second, c.remote), "source_translated")
+		c.arrives(c.accepts(c.remote, second)).becomes(c.accepts(c.remote, inner), "source_restored")
+		c.leaves(c.accepts(c.remote, inner)).becomes(c.accepts(c.remote, c.client), "reply_restored")
+		c.arrives(c.continues(c.remote, c.source())).becomes(c.continues(c.remote, c.client), "source_restored")
+		c.leaves(c.continues(c.remote, c.client)).becomes(c.continues(c.external, c.client), "reply_restored")
+	}},
+}

@@ -1,0 +1,83 @@
+package packet
+
+import (
+	"math"
+
+	"shunt/maps"
+)
+
+// never is before all times of the model.
+const never = math.MinInt64 / 2
+
+// isDirect says whether a packet to an address that only backends have is known to be of no
+// flow but confirmed ones.
+func (m *model) isDirect(v view, isPiece bool) bool {
+	switch {
+	case isPiece:
+		return false
+	case v.proto == protoUDP:
+		noted, ok := m.directs[flowKey{maps.FlowKeyIn, v.proto, v.src, v.dst}]
+		return ok && m.now-noted < touchEvery
+	}
+	return !isSYN(v.flags) && m.now-m.lastDirect >= 3*int64(timeouts.TCPNew) && !m.isSourcePort(v.dst.port)
+}
+
+// direct is a packet to a backend itself, of no flow.
+func (m *model) direct(v view) (uint32, string) {
+	if v.proto == protoTCP && !isSYN(v.flags) {
+		return unspec, "no_frontend"
+	}
+	key := flowKey{maps.FlowKeyIn, v.proto, v.src, v.dst}
+	there, ok := m.find(ends(v.proto, v.src, v.dst))
+	if !ok || there.expired(m.now) {
+		m.directs[key] = m.now
+		return unspec, "no_frontend"
+	}
+	delete(m.directs, key)
+	f := flow{client: v.src, frontend: v.dst, backend: v.dst, inner: v.src.port, proto: v.proto, used: m.now,
+		flags: maps.FlowDirect | there.flags&maps.FlowSNAT}
+	if !m.begin(&f, pick(v.src, v.dst, v.proto)) {
+		return shot, "flow_unrecorded"
+	}
+	if v.proto == protoTCP {
+		m.lastDirect = m.now
+	}
+	m.toBackend(f, v, false)
+	return unspec, "direct_displaced"
+}
+
+// directIsThere says whether there may be a connection between the ends that a flow is to have.
+func (m *model) directIsThere(f flow) bool {
+	noted, ok := m.directs[flowKey{maps.FlowKeyIn, f.proto, f.inside(), f.backend}]
+	age := timeouts.UDPEstablished
+	if f.proto == protoTCP {
+		age = timeouts.TCPEstablished
+	}
+	return ok && f.used-noted < int64(age)
+}
+
+// isAnswer says whether what a backend says is its answer to the flow, or comes later.
+func (f flow) isAnswer(v view) bool {
+	return v.proto != protoTCP || f.flags&maps.FlowConfirmed != 0 || f.backendSaid&maps.SaidAnything != 0 ||
+		v.flags&rst != 0 || v.flags&(syn|ack) == syn|ack
+}
+
+// yield forgets a flow whose ends are another connection's.
+func (m *model) yield(f flow) {
+	m.directs[flowKey{maps.FlowKeyIn, f.proto, f.inside(), f.backend}] = m.now
+	m.remove(f.outKey())
+	if m.clients(f) {
+		m.remove(f.clientKey())
+	}
+}
+
+// dropDirect forgets a direct flow that is over.
+func (m *model) dropDirect(f flow) {
+	if wire, ok := m.find(f.wireKey()); f.node.port != 0 && ok && wire.same(f) {
+		m.remove(f.wireKey())
+	}
+	if there, ok := m.find(f.outKey()); ok && there.sameClient(f) {
+		m.remove(f.outKey())
+	}
+	m.remove(f.clientKey())
+}
