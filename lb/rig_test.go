@@ -142,6 +142,7 @@ func (s *Store) copyTo(to *Store) {
 func (r *rig) fresh() *rig {
 	r.t.Helper()
 	f := newRig(r.t, maps.NewFake(r.tables.Sizes()), newTestClock())
+	f.loop.o.MaxFrontends = r.loop.o.MaxFrontends
 	r.store.copyTo(f.store)
 	f.step()
 	return f
