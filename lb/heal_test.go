@@ -218,3 +218,20 @@ func TestAddrsAndCIDRsMakeRoom(t *testing.T) {
 		t.Errorf("in the end there are %v and %v", d.NodeAddrs, d.ServiceCIDRs)
 	}
 }
+
+// TestClusterIPsLeaveRoomForNodeAddrs: cluster IPs as a whole take no entry of map
+// services, but their addresses do not take the room of the node's own either.
+func TestClusterIPsLeaveRoomForNodeAddrs(t *testing.T) {
+	sizes := roomy
+	sizes.Services = 16
+	r := newRig(t, maps.NewFake(sizes), newTestClock())
+	for i := range 4500 {
+		r.store.SetService(service(fmt.Sprint("s", i), netip.AddrFrom4([4]byte{10, 96, byte(i >> 8), byte(i)}).String()))
+	}
+	r.mustStep()
+	r.store.SetNodeAddrs(nodeAddrs)
+	r.mustStep()
+	if d := r.dump(); len(d.NodeAddrs) != 6 || len(d.Frontends) != 16 {
+		t.Errorf("%d addresses of the node take node ports, %d cluster IPs are programmed", len(d.NodeAddrs), len(d.Frontends))
+	}
+}
