@@ -204,8 +204,8 @@ static __noinline enum reason tc_choose(const struct pkt *pkt, struct flow *flow
  * there tells whether that was so. Returns REASON_FLOW_KEPT, or why there is no flow. */
 static __noinline enum reason tc_remember(struct flow *flow, enum reason reason, __u64 now)
 {
+	struct flow found = {};
 	struct flow_key key;
-	struct flow found;
 
 	if (reason != REASON_TRANSLATED && reason != REASON_AFFINITY_KEPT)
 		return REASON_NO_FLOW;
@@ -327,16 +327,18 @@ static __always_inline int tc_follow_own(struct tc_work *w)
 {
 	struct flow *flow = &w->flow;
 
+	struct track_note nothing = {};
+
 	if (flow_is_source_port(w->pkt.dport) && (__s64)(w->now - flow->used) >= FLOW_TOUCH) {
 		flow->used = w->now;
-		track_refresh(&w->key, flow);
+		track_refresh(&w->key, flow, &nothing);
 	}
 	return tc_end(REASON_OWN_FLOW, TC_ACT_UNSPEC);
 }
 
 /* in, of the flow in w: the packet goes where the others went, unless it begins
  * another. */
-static __always_inline int tc_follow(struct tc_work *w)
+static __always_inline int tc_follow(struct tc_work *w, struct flow *entry)
 {
 	const struct pkt *pkt = &w->pkt;
 	struct flow *flow = &w->flow;
@@ -350,6 +352,7 @@ static __always_inline int tc_follow(struct tc_work *w)
 			break;
 		if (flow_is_closed(flow) && !track_is_out(flow))
 			return tc_end(REASON_FLOW_OVER, TC_ACT_SHOT);
+		track_point(entry, pkt, FLOW_FROM_CLIENT);
 		track_touch(flow, pkt, FLOW_FROM_CLIENT, now);
 		if (track_is_confirmation(flow, pkt) && track_confirm(flow))
 			return tc_to_backend(w, REASON_UNCONFIRMED);
@@ -357,6 +360,7 @@ static __always_inline int tc_follow(struct tc_work *w)
 	case FLOW_FROM_BACKEND:
 		if (flow_is_expired(flow, now))
 			break;
+		track_point(entry, pkt, FLOW_FROM_BACKEND);
 		track_touch(flow, pkt, FLOW_FROM_BACKEND, now);
 		return tc_restore_source(w);
 	case FLOW_NONE:
@@ -403,18 +407,20 @@ static __always_inline int tc_in(struct __sk_buff *skb, struct tc_work *w)
 {
 	const struct pkt *pkt = &w->pkt;
 	int verdict = TC_BEGINS;
+	struct flow *entry;
 
 	flow_key_in(&w->key, pkt);
-	w->found = flow_find_in(&flows, &w->key, &w->flow);
-	if (!w->found) {
+	entry = flow_find_in(&flows, &w->key, &w->flow);
+	if (!entry) {
 		w->meaning = tc_meaning(&pkt->dst);
 		if (tc_is_direct(w))
 			return tc_end(REASON_NO_FRONTEND, TC_ACT_UNSPEC);
 		if (w->meaning || flow_is_source_port(pkt->dport))
-			w->found = flow_find_in(&flows_new, &w->key, &w->flow);
+			entry = flow_find_in(&flows_new, &w->key, &w->flow);
 	}
-	if (w->found)
-		verdict = tc_follow(w);
+	w->found = entry != NULL;
+	if (entry)
+		verdict = tc_follow(w, entry);
 	return verdict == TC_BEGINS ? tc_in_new(skb, w) : verdict;
 }
 
@@ -507,7 +513,7 @@ static __always_inline int tc_replace_source(struct __sk_buff *skb, struct tc_wo
 }
 
 /* out, backend → client: from the frontend. */
-static __always_inline int tc_restore_frontend(struct tc_work *w)
+static __always_inline int tc_restore_frontend(struct tc_work *w, struct flow *entry)
 {
 	struct flow *flow = &w->flow;
 
@@ -515,6 +521,7 @@ static __always_inline int tc_restore_frontend(struct tc_work *w)
 		track_yield(flow, tc_now(w));
 		return tc_end(REASON_EGRESS_PASSED, TC_ACT_UNSPEC);
 	}
+	track_point(entry, &w->pkt, FLOW_FROM_BACKEND);
 	track_touch(flow, &w->pkt, FLOW_FROM_BACKEND, tc_now(w));
 	w->nat.sport = flow->frontend_port;
 	w->nat.dport = flow->client_port;
@@ -522,10 +529,12 @@ static __always_inline int tc_restore_frontend(struct tc_work *w)
 }
 
 /* The flow of a packet that leaves, and of one that an error is about: in w->flow. */
-static __always_inline enum flow_side tc_find_out(struct tc_work *w, const struct pkt *pkt)
+static __always_inline enum flow_side tc_find_out(struct tc_work *w, const struct pkt *pkt,
+						  struct flow **entry)
 {
 	flow_key_ends(&w->key, pkt->protocol, &pkt->src, pkt->sport, &pkt->dst, pkt->dport);
-	if (!flow_find(&w->key, &w->flow))
+	*entry = flow_find(&w->key, &w->flow);
+	if (!*entry)
 		return FLOW_NONE;
 	/* tc_follow_displaced removes what is past its time itself. */
 	if (!(w->flow.flags & FLOW_FLAG_DISPLACED) && flow_is_expired(&w->flow, tc_now(w)))
@@ -599,6 +608,7 @@ static __noinline int tc_out_new(struct __sk_buff *skb, struct tc_work *w)
 /* out, of a displaced flow, whose client is on this side. */
 static __noinline int tc_follow_displaced(struct tc_work *w)
 {
+	struct flow *entry = flow_peek(&w->key);
 	const struct pkt *pkt = &w->pkt;
 	struct flow *flow = &w->flow;
 	__u64 now = tc_now(w);
@@ -610,6 +620,8 @@ static __noinline int tc_follow_displaced(struct tc_work *w)
 		track_delete(&w->key);
 		return TC_BEGINS;
 	}
+	if (entry)
+		track_point(entry, pkt, FLOW_FROM_CLIENT);
 	track_touch(flow, pkt, FLOW_FROM_CLIENT, now);
 	if (track_is_confirmation(flow, pkt))
 		track_confirm(flow);
@@ -620,15 +632,16 @@ static __always_inline int tc_out(struct __sk_buff *skb, struct tc_work *w)
 {
 	const struct pkt *pkt = &w->pkt;
 	int verdict = TC_BEGINS;
+	struct flow *entry;
 
-	switch (tc_find_out(w, pkt)) {
+	switch (tc_find_out(w, pkt, &entry)) {
 	case FLOW_FROM_CLIENT:
 		verdict = TC_REPLACE_SOURCE;
 		if (w->flow.flags & FLOW_FLAG_DISPLACED)
 			verdict = tc_follow_displaced(w);
 		break;
 	case FLOW_FROM_BACKEND:
-		return tc_restore_frontend(w);
+		return tc_restore_frontend(w, entry);
 	case FLOW_NONE:
 		break;
 	}
@@ -644,13 +657,13 @@ static __noinline int tc_icmp_out(struct __sk_buff *skb, struct tc_work *w)
 {
 	struct nat nat = {}, outer = { .end = NAT_SOURCE };
 	const struct pkt *pkt = &w->pkt, *quoted = &w->quoted;
-	struct flow *flow = &w->flow;
+	struct flow *flow = &w->flow, *entry;
 	enum flow_side side;
 
 	__builtin_memset(&w->quoted, 0, sizeof(w->quoted));
 	if (!icmp_quoted(skb, pkt, &w->quoted))
 		return tc_end(REASON_ICMP_PASSED, TC_ACT_UNSPEC);
-	side = tc_find_out(w, quoted);
+	side = tc_find_out(w, quoted, &entry);
 	if (side != FLOW_NONE && flow_is_expired(flow, tc_now(w)))
 		side = FLOW_NONE;
 	nat.end = NAT_DESTINATION;

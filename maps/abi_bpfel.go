@@ -96,6 +96,16 @@ type abiFlow struct {
 	BackendSaid  uint8
 	Pad          uint16
 	Used         uint64
+	ClientAt     struct {
+		_   structs.HostLayout
+		Seq uint32
+		Ack uint32
+	}
+	BackendAt struct {
+		_   structs.HostLayout
+		Seq uint32
+		Ack uint32
+	}
 }
 
 type abiFlowFlag uint32
@@ -135,6 +145,7 @@ const (
 	abiFlowSaidFLOW_SAID_RST       abiFlowSaid = 4
 	abiFlowSaidFLOW_SAID_ANYTHING  abiFlowSaid = 8
 	abiFlowSaidFLOW_SAID_SYN       abiFlowSaid = 16
+	abiFlowSaidFLOW_SAID_ASKED     abiFlowSaid = 32
 )
 
 type abiFragment struct {

@@ -44,6 +44,7 @@ const (
 	SaidFINLater = uint8(abiFlowSaidFLOW_SAID_FIN_LATER)
 	SaidRST      = uint8(abiFlowSaidFLOW_SAID_RST)
 	SaidAnything = uint8(abiFlowSaidFLOW_SAID_ANYTHING)
+	SaidAsked    = uint8(abiFlowSaidFLOW_SAID_ASKED)
 	SaidSYN      = uint8(abiFlowSaidFLOW_SAID_SYN)
 )
 
@@ -103,6 +104,7 @@ func NewFlow(e Ends, protocol, flags uint8, used uint64) Flow {
 func (f *Flow) IsSame(o *Flow) bool {
 	a, b := *f, *o
 	for _, x := range []*Flow{&a, &b} { // what changes while a flow lives
+		x.ClientAt, x.BackendAt = abiFlow{}.ClientAt, abiFlow{}.BackendAt
 		x.Flags, x.ClientSaid, x.BackendSaid, x.ServiceId, x.BackendId, x.Pad, x.Used = 0, 0, 0, 0, 0, 0, 0
 	}
 	return a == b

@@ -189,8 +189,8 @@ enum flow_flag {
 				  * another flow has, or had, the client's port there */
 };
 
-/* What one side of a flow has said. Each side's word is a byte of its
- * own, so that packets of both directions can be noted at once. */
+/* What one side of a flow has said. Each side has a byte of its own, and a note changes
+ * only its own bits there, so that packets of both directions can be noted at once. */
 enum flow_said {
 	FLOW_SAID_FIN = 1,       /* its last byte is sent */
 	FLOW_SAID_FIN_LATER = 2, /* and the other's was before */
@@ -198,7 +198,14 @@ enum flow_said {
 	FLOW_SAID_ANYTHING = 8,  /* noted of the backend */
 	FLOW_SAID_SYN = 16,      /* noted of the client: a SYN, after one side had sent its last
 				  * byte, and nothing else since */
+	FLOW_SAID_ASKED = 32,    /* noted of the client: a SYN, and the backend has said nothing since */
 };
+
+/* Where a side was with its last packet but resets: in its own bytes, and in those that it
+ * has got of the other. Zero: not known. Aligned, to be copied at once. */
+struct tcp_point {
+	__be32 seq, ack;
+} __attribute__((aligned(8)));
 
 /* Value of `flows` and `flows_new`. */
 struct flow {
@@ -215,8 +222,11 @@ struct flow {
 	__u8 client_said, backend_said; /* enum flow_said */
 	__u16 pad;
 	__u64 used;                /* ns, CLOCK_MONOTONIC, to within FLOW_TOUCH */
+	/* TCP. Written with each packet, only in the entry that it is found by, and not copied with
+	 * the others. */
+	struct tcp_point client_at, backend_at;
 };
-_Static_assert(sizeof(struct flow) == 96, "struct flow");
+_Static_assert(sizeof(struct flow) == 112, "struct flow");
 
 /* Key of `fragments`: a datagram in pieces (RFC 791; RFC 8200 4.5, which knows no
  * protocol here), by hook, as both see the pieces and with other addresses. */

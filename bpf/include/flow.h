@@ -5,8 +5,14 @@
  * we read it, so what a packet follows is a copy, compared with the packet. */
 #pragma once
 
+#include <stddef.h>
+
 #include "pkt.h"
 #include "timeout.h"
+
+/* How long a backend has to answer a SYN: a little less than its client waits (1 s) until it
+ * sends it again. */
+#define FLOW_ANSWER (FLOW_TOUCH / 10 * 9)
 
 /* Ports that are tried where two flows would be one. */
 #define FLOW_PORT_TRIES 16
@@ -90,20 +96,29 @@ static __always_inline struct flow *flow_peek(const struct flow_key *key)
 	return flow ? flow : bpf_map_lookup_elem(&flows_new, key);
 }
 
-/* Copies the entry of that key. Returns 1, 0 where there is none. */
-static __always_inline int flow_find_in(void *map, const struct flow_key *key, struct flow *out)
+static __always_inline void flow_copy(struct flow *out, const struct flow *flow)
+{
+	__builtin_memcpy(out, flow, offsetof(struct flow, client_at));
+}
+
+/* Copies the entry of that key, which is returned. NULL: there is none. */
+static __always_inline struct flow *flow_find_in(void *map, const struct flow_key *key,
+						 struct flow *out)
 {
 	struct flow *flow = bpf_map_lookup_elem(map, key);
 
-	if (!flow)
-		return 0;
-	*out = *flow;
-	return 1;
+	if (flow)
+		flow_copy(out, flow);
+	return flow;
 }
 
-static __always_inline int flow_find(const struct flow_key *key, struct flow *out)
+static __always_inline struct flow *flow_find(const struct flow_key *key, struct flow *out)
 {
-	return flow_find_in(&flows, key, out) || flow_find_in(&flows_new, key, out);
+	struct flow *flow = flow_peek(key);
+
+	if (flow)
+		flow_copy(out, flow);
+	return flow;
 }
 
 static __always_inline int flow_is_between(const struct addr *a, __be16 aport, const struct addr *b,
@@ -176,7 +191,11 @@ static __noinline int flow_leads(const struct flow *flow)
  * timeout a flow is no more, though its entries may still be there. TCP
  * ends by itself, so that only a SYN can be new: the client has its port from a
  * connection that is over, or its backend or its service is gone. A UDP flow must not
- * lead to what serves no more, nor from an address that is another's by now. */
+ * lead to what serves no more, nor from an address that is another's by now.
+ *
+ * Anybody can send a SYN, so that it ends no established connection: a backend that left its
+ * service is asked, and the flow goes on if it answers. If it does not until the SYN comes
+ * again, or if the client had ended the connection, the SYN begins another flow. */
 static __always_inline int flow_goes_on(const struct flow *flow, const struct pkt *pkt, __u64 now)
 {
 	if (flow_is_expired(flow, now))
@@ -185,7 +204,12 @@ static __always_inline int flow_goes_on(const struct flow *flow, const struct pk
 		return 1;
 	if (pkt->protocol == IPPROTO_TCP && flow_is_closed(flow))
 		return 0;
-	return flow->flags & FLOW_FLAG_DIRECT || (flow_serves(flow) && flow_leads(flow));
+	if (flow->flags & FLOW_FLAG_DIRECT || (flow_serves(flow) && flow_leads(flow)))
+		return 1;
+	if (pkt->protocol != IPPROTO_TCP || !(flow->flags & FLOW_FLAG_CONFIRMED) ||
+	    flow->client_said & FLOW_SAID_FIN)
+		return 0;
+	return !(flow->client_said & FLOW_SAID_ASKED) || (__s64)(now - flow->used) < FLOW_ANSWER;
 }
 
 /* The i-th port to try of the range for translated sources, in network order. One

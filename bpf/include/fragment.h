@@ -6,9 +6,9 @@
 
 #include "pkt.h"
 
-/* How long a first piece is remembered, in ns: as long as Linux waits for the missing pieces
- * of an IPv4 datagram. Ids are used again. */
-#define FRAGMENT_AGE 30000000000LL
+/* How long a first piece is remembered, in ns: a second longer than Linux waits for the missing
+ * pieces of an IPv4 datagram. Ids are used again. */
+#define FRAGMENT_AGE 31000000000LL
 
 static __always_inline void fragment_key_set(struct fragment_key *key, const struct pkt *pkt,
 					     int egress)

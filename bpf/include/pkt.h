@@ -50,6 +50,7 @@ struct pkt {
 	__u8 tcp_flags;
 	__u8 pad;
 	__sum16 check; /* of the IPv4 header */
+	struct tcp_point at; /* of TCP, but of later pieces and quoted packets */
 };
 
 /* Where the IP header is. */
@@ -88,6 +89,8 @@ static __always_inline enum pkt_kind pkt_parse_ports(struct __sk_buff *skb, stru
 		pkt->sport = tcp.source;
 		pkt->dport = tcp.dest;
 		pkt->tcp_flags = ((__u8 *)&tcp)[13];
+		pkt->at.seq = tcp.seq;
+		pkt->at.ack = tcp.ack_seq;
 		return PKT_TRANSPORT;
 	}
 	if (pkt->protocol == IPPROTO_TCP || pkt->protocol == IPPROTO_UDP) {
@@ -213,6 +216,7 @@ static __always_inline int pkt_plain_ports(struct pkt *pkt, const void *l4, cons
 		if ((const void *)(tcp + 1) > end)
 			return 0;
 		pkt->tcp_flags = ((const __u8 *)tcp)[13];
+		*(__u64 *)&pkt->at = *(const __u64 *)&tcp->seq; /* and ack_seq, which follows */
 	} else if (pkt->protocol != IPPROTO_UDP) {
 		return 0;
 	}

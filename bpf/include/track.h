@@ -179,9 +179,27 @@ static __noinline int track_begin(struct flow *flow, __u32 hash, int found)
 	return 0;
 }
 
-/* One entry of a flow that was used now: made anew if it was lost. An entry of
- * another flow is let alone. */
-static __noinline void track_refresh(const struct flow_key *key, const struct flow *flow)
+/* What a packet changes in what is noted of both sides: bits. */
+struct track_note {
+	__u8 client_set, client_clear, backend_set, backend_clear;
+};
+
+/* Notes in an entry, or a copy. Of a byte only what changes is written: both directions' packets
+ * may note something at once. */
+static __always_inline void track_write(struct flow *to, const struct track_note *note, __u64 now)
+{
+	to->used = now;
+	if (note->client_set | note->client_clear)
+		to->client_said = (to->client_said & ~note->client_clear) | note->client_set;
+	if (note->backend_set | note->backend_clear)
+		to->backend_said = (to->backend_said & ~note->backend_clear) | note->backend_set;
+}
+
+/* One entry of a flow that was used now: made anew if it was lost. An entry of another flow is
+ * let alone. While the flow is confirmed (track_confirm), the entry that was found may have been
+ * copied to `flows` already: then the copy gets the note as well. */
+static __noinline void track_refresh(const struct flow_key *key, const struct flow *flow,
+				     const struct track_note *note)
 {
 	struct flow *there = flow_peek(key);
 
@@ -191,50 +209,135 @@ static __noinline void track_refresh(const struct flow_key *key, const struct fl
 	}
 	if (!flow_same(there, flow))
 		return;
-	there->used = flow->used;
-	there->client_said = flow->client_said;
-	/* Another CPU may have noted the backend's answer meanwhile: track_is_answer needs it. */
-	there->backend_said = flow->backend_said | (there->backend_said & FLOW_SAID_ANYTHING);
+	track_write(there, note, flow->used);
+	if (there->flags & FLOW_FLAG_CONFIRMED)
+		return;
+	there = bpf_map_lookup_elem(&flows, key);
+	if (there && flow_same(there, flow))
+		track_write(there, note, flow->used);
 }
 
-/* Notes in all entries that one side has said `said` by now. */
-static __noinline void track_note(struct flow *flow, enum flow_side from, __u8 said, __u64 now)
+/* Notes in all entries what a packet changes. */
+static __noinline void track_note(struct flow *flow, const struct track_note *note, __u64 now)
 {
 	struct flow_key key;
 
-	if (from == FLOW_FROM_CLIENT)
-		flow->client_said = said;
-	else
-		flow->backend_said = said;
-	flow->used = now;
+	track_write(flow, note, now);
 	flow_key_out(&key, flow);
-	track_refresh(&key, flow);
+	track_refresh(&key, flow, note);
 	flow_key_client(&key, flow);
-	track_refresh(&key, flow);
+	track_refresh(&key, flow, note);
 	if (!flow->node_port)
 		return;
 	flow_key_wire(&key, flow);
-	track_refresh(&key, flow);
+	track_refresh(&key, flow, note);
 }
 
-/* A client can use its port again while the flow of the last connection is half closed.
- * Its SYN alone proves nothing: anybody can send one, and a backend that still has the
- * connection does not accept it. Returns what the client has said by now. */
-static __always_inline __u8 track_syn(const struct flow *flow, const struct pkt *pkt, __u8 said)
+/* Notes where a side is, in the entry that its packet was found by. */
+static __always_inline void track_point(struct flow *entry, const struct pkt *pkt, enum flow_side from)
 {
-	if (!pkt_is_syn(pkt))
-		return said & ~FLOW_SAID_SYN;
-	return (said | flow->backend_said) & FLOW_SAID_FIN ? said | FLOW_SAID_SYN : said;
+	if (pkt->protocol != IPPROTO_TCP || pkt->piece || pkt->tcp_flags & TCP_RST)
+		return;
+	if (from == FLOW_FROM_CLIENT)
+		entry->client_at = pkt->at;
+	else
+		entry->backend_at = pkt->at;
 }
 
-/* The backend's SYN-ACK after such a SYN proves that a new connection has replaced the old
- * one, of whose end nothing is kept. Reports whether the packet is one. */
-static __always_inline int track_restart(struct flow *flow, const struct pkt *pkt)
+/* So far can a side be ahead of what the other has acknowledged: what a receive window is. And
+ * so many bytes can the other's last packet have. */
+#define TRACK_WINDOW (1 << 24)
+#define TRACK_SEGMENT (1 << 19)
+
+/* Whether the end of an established connection is to be believed. Anybody can send a FIN or a
+ * reset with the client's address, but has to guess where the connection is: a reset has to be
+ * at the very byte that the other side expects (RFC 5961, 3.2), or within the window and with
+ * an acknowledgement of the other's last packet, as from a sender that gives up; a FIN within
+ * both windows. */
+static __noinline int track_believes(const struct flow *flow, const struct pkt *pkt, enum flow_side from)
 {
-	if (!pkt_is_syn_ack(pkt) || !(flow->client_said & FLOW_SAID_SYN))
+	int displaced = flow->flags & FLOW_FLAG_DISPLACED;
+	__u32 ahead, acked;
+	struct tcp_point other;
+	struct flow_key key;
+	struct flow *there;
+
+	if (!(flow->flags & FLOW_FLAG_CONFIRMED))
+		return 1;
+	/* The entry that the other side's packets are found by. */
+	if (from == FLOW_FROM_CLIENT && displaced)
+		flow_key_wire(&key, flow);
+	else if (from == FLOW_FROM_CLIENT || displaced)
+		flow_key_out(&key, flow);
+	else
+		flow_key_client(&key, flow);
+	there = flow_peek(&key);
+	if (!there || !flow_same_ends(there, flow))
 		return 0;
-	flow->client_said = FLOW_SAID_SYN;
-	return 1;
+	other = from == FLOW_FROM_CLIENT ? there->backend_at : there->client_at;
+	if (!(other.seq | other.ack))
+		return 0;
+	ahead = bpf_ntohl(pkt->at.seq) - bpf_ntohl(other.ack);
+	acked = bpf_ntohl(pkt->at.ack) - bpf_ntohl(other.seq);
+	if (pkt->tcp_flags & TCP_RST && !ahead)
+		return 1;
+	if (!(pkt->tcp_flags & TCP_ACK) || ahead >= TRACK_WINDOW)
+		return 0;
+	if (pkt->tcp_flags & TCP_RST)
+		return acked <= TRACK_SEGMENT;
+	return acked + TRACK_WINDOW <= TRACK_WINDOW + TRACK_SEGMENT;
+}
+
+/* Returns what a packet says of its side's end that is news and to be believed. */
+static __noinline __u8 track_end(const struct flow *flow, const struct pkt *pkt, enum flow_side from)
+{
+	__u8 said = from == FLOW_FROM_CLIENT ? flow->client_said : flow->backend_said;
+	__u8 other = from == FLOW_FROM_CLIENT ? flow->backend_said : flow->client_said;
+	__u8 end = 0;
+
+	if (pkt->tcp_flags & TCP_FIN && !(said & FLOW_SAID_FIN))
+		end = FLOW_SAID_FIN | (other & FLOW_SAID_FIN ? FLOW_SAID_FIN_LATER : 0);
+	if (pkt->tcp_flags & TCP_RST && !(said & FLOW_SAID_RST))
+		end |= FLOW_SAID_RST;
+	return end && track_believes(flow, pkt, from) ? end : 0;
+}
+
+/* What a client's packet changes. A client can use its port again while the flow of the last
+ * connection is half closed, or established as far as we know. Its SYN alone proves nothing:
+ * anybody can send one, and a backend that still has the connection does not accept it. */
+static __always_inline void track_hear_client(const struct flow *flow, const struct pkt *pkt,
+					      struct track_note *note)
+{
+	__u8 said = flow->client_said, set = 0;
+
+	if (!pkt_is_syn(pkt))
+		note->client_clear = said & (FLOW_SAID_SYN | FLOW_SAID_ASKED);
+	else if (flow->flags & FLOW_FLAG_CONFIRMED)
+		set = FLOW_SAID_ASKED;
+	if (pkt_is_syn(pkt) && (said | flow->backend_said) & FLOW_SAID_FIN)
+		set |= FLOW_SAID_SYN;
+	if (pkt->tcp_flags & (TCP_FIN | TCP_RST))
+		set |= track_end(flow, pkt, FLOW_FROM_CLIENT);
+	note->client_set = set & ~said;
+}
+
+/* What a backend's packet changes. Its SYN-ACK after a SYN on a half-closed connection proves
+ * that a new one has replaced that, of whose end nothing is kept. */
+static __always_inline void track_hear_backend(const struct flow *flow, const struct pkt *pkt,
+					       struct track_note *note)
+{
+	__u8 said = flow->backend_said, set = FLOW_SAID_ANYTHING;
+
+	if (pkt_is_syn_ack(pkt) && flow->client_said & FLOW_SAID_SYN) {
+		note->client_clear = flow->client_said & ~FLOW_SAID_SYN;
+		note->backend_clear = said & ~FLOW_SAID_ANYTHING;
+	} else {
+		if (!(pkt->tcp_flags & TCP_RST))
+			note->client_clear = flow->client_said & FLOW_SAID_ASKED;
+		if (pkt->tcp_flags & (TCP_FIN | TCP_RST))
+			set |= track_end(flow, pkt, FLOW_FROM_BACKEND);
+	}
+	note->backend_set = set & ~said;
 }
 
 /* Notes what a flow's packet says, if that is news, or if nothing was noted for a
@@ -242,28 +345,25 @@ static __always_inline int track_restart(struct flow *flow, const struct pkt *pk
 static __always_inline void track_touch(struct flow *flow, const struct pkt *pkt,
 					enum flow_side from, __u64 now)
 {
-	__u8 said = from == FLOW_FROM_CLIENT ? flow->client_said : flow->backend_said;
-	__u8 other = from == FLOW_FROM_CLIENT ? flow->backend_said : flow->client_said;
-	__u8 was = said;
-	int restart = from == FLOW_FROM_BACKEND && track_restart(flow, pkt);
+	struct track_note note = {};
 
-	if (restart)
-		said = 0;
 	if (from == FLOW_FROM_CLIENT)
-		said = track_syn(flow, pkt, said);
-	if (pkt->tcp_flags & TCP_FIN && !(said & FLOW_SAID_FIN))
-		said |= FLOW_SAID_FIN | (other & FLOW_SAID_FIN ? FLOW_SAID_FIN_LATER : 0);
-	if (pkt->tcp_flags & TCP_RST)
-		said |= FLOW_SAID_RST;
-	if (from == FLOW_FROM_BACKEND)
-		said |= FLOW_SAID_ANYTHING;
-	if (said == was && !restart && (__s64)(now - flow->used) < FLOW_TOUCH)
-		return;
-	/* Whoever goes on after a reset did not believe it: it was not of this
-	 * connection. What was under way when it came is here within FLOW_TOUCH. */
-	if (said == was && !(pkt->tcp_flags & TCP_RST))
-		said &= ~FLOW_SAID_RST;
-	track_note(flow, from, said, now);
+		track_hear_client(flow, pkt, &note);
+	else
+		track_hear_backend(flow, pkt, &note);
+	if (!(note.client_set | note.client_clear | note.backend_set | note.backend_clear)) {
+		if ((__s64)(now - flow->used) < FLOW_TOUCH)
+			return;
+		/* Whoever goes on after a reset did not believe it: it was not of this
+		 * connection. What was under way when it came is here within FLOW_TOUCH. */
+		if (pkt->tcp_flags & TCP_RST)
+			;
+		else if (from == FLOW_FROM_CLIENT)
+			note.client_clear = flow->client_said & FLOW_SAID_RST;
+		else
+			note.backend_clear = flow->backend_said & FLOW_SAID_RST;
+	}
+	track_note(flow, &note, now);
 }
 
 /* Whether the client's packets follow this flow, or may: it can have gone on to
@@ -348,19 +448,40 @@ static __noinline int track_is_wire(const struct flow *flow)
 }
 
 /* Says a flow's source on the wire in an entry that has none yet. In place, which
- * costs a fifth of an update, while the flow is not confirmed: should the entry be
+ * costs a fifth of an update and keeps what was noted meanwhile: should an entry of `flows_new` be
  * pushed out and another flow's at this very moment, that one finds the port on the
  * wire not to be its own, and chooses again. Returns 0, or what the kernel says. */
 static __always_inline long track_put_source(const struct flow_key *key, const struct flow *flow)
 {
-	struct flow *there = NULL;
+	struct flow *there;
 
-	if (!(flow->flags & FLOW_FLAG_CONFIRMED))
+	if (flow->flags & FLOW_FLAG_CONFIRMED)
+		there = bpf_map_lookup_elem(&flows, key);
+	else
 		there = bpf_map_lookup_elem(&flows_new, key);
 	if (!there || !flow_same_ends(there, flow))
 		return track_put(key, flow, BPF_ANY);
 	there->node = flow->node;
 	there->node_port = flow->node_port;
+	return 0;
+}
+
+/* Moves an entry of a flow to `flows`, with what is noted in it until it is gone where it was.
+ * Returns 0, or -1 without room. */
+static __noinline int track_move(const struct flow_key *key, const struct flow *flow)
+{
+	struct flow *old = bpf_map_lookup_elem(&flows_new, key), *there;
+
+	if (bpf_map_update_elem(&flows, key, flow, BPF_ANY))
+		return -1;
+	there = bpf_map_lookup_elem(&flows, key);
+	if (there && old && flow_same_ends(old, flow)) {
+		there->client_at = old->client_at;
+		there->backend_at = old->backend_at;
+		there->client_said |= old->client_said;
+		there->backend_said |= old->backend_said;
+	}
+	bpf_map_delete_elem(&flows_new, key);
 	return 0;
 }
 
@@ -379,18 +500,15 @@ static __noinline int track_confirm(struct flow *flow)
 	if (!track_is_clients(&key, flow))
 		return 0;
 	flow->flags |= FLOW_FLAG_CONFIRMED;
-	if (bpf_map_update_elem(&flows, &key, flow, BPF_ANY)) {
+	if (track_move(&key, flow)) {
 		flow->flags &= ~FLOW_FLAG_CONFIRMED;
 		return -1;
 	}
-	bpf_map_delete_elem(&flows_new, &key);
 	flow_key_out(&key, flow);
-	if (!bpf_map_update_elem(&flows, &key, flow, BPF_ANY))
-		bpf_map_delete_elem(&flows_new, &key);
+	track_move(&key, flow);
 	if (!flow->node_port)
 		return 0;
 	flow_key_wire(&key, flow);
-	if (!bpf_map_update_elem(&flows, &key, flow, BPF_ANY))
-		bpf_map_delete_elem(&flows_new, &key);
+	track_move(&key, flow);
 	return 0;
 }

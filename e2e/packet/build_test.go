@@ -70,8 +70,19 @@ type pkt struct {
 	more     bool
 }
 
+// Where both sides of a TCP connection are: the next byte of each is firstSeq, and it has got
+// all of the other's up to lastAck, at which a reset is.
+const firstSeq, lastAck = 1000, 77
+
 func tcp(src, dst netip.AddrPort, flags uint8) pkt {
-	return pkt{src: src, dst: dst, proto: protoTCP, flags: flags, seq: 1000, window: 64240}
+	p := pkt{src: src, dst: dst, proto: protoTCP, flags: flags, seq: firstSeq, window: 64240}
+	if flags&ack != 0 {
+		p.ack = lastAck
+	}
+	if flags&rst != 0 {
+		p.seq = lastAck
+	}
+	return p
 }
 
 func udp(src, dst netip.AddrPort, payload string) pkt {

@@ -263,7 +263,7 @@ func (d *dice) dress(src, dst netip.AddrPort) pkt {
 	if d.one(2) {
 		flags := []uint8{syn, syn, syn, ack, ack, ack | psh, fin | ack, fin | ack, rst, rst | ack, syn | ack, 0, syn | fin, 255}
 		p = tcp(src, dst, flags[d.IntN(len(flags))])
-		p.seq, p.ack = d.Uint32(), d.Uint32()
+		p.seq, p.ack = d.place(), d.place()
 		if d.one(4) {
 			p.payload = make([]byte, d.IntN(50))
 		}
@@ -283,6 +283,16 @@ func (d *dice) dress(src, dst netip.AddrPort) pkt {
 		p = d.cut(p)
 	}
 	return p
+}
+
+// place is a number in a TCP connection: often one that the other side can believe.
+func (d *dice) place() uint32 {
+	places := []uint32{0, 1, lastAck, firstSeq, firstSeq + segment, firstSeq + segment + 1, firstSeq + window, windowBehind,
+		0xffffffff}
+	if d.one(8) {
+		return d.Uint32()
+	}
+	return places[d.IntN(len(places))]
 }
 
 func (d *dice) extensions() []ext {

@@ -228,15 +228,6 @@ var flowCases = []packetCase{
 		c.clientSays(ack, c.external, c.local, "flow_kept")
 		c.clientSays(syn, c.external, c.local, "flow_kept")
 	}},
-	{name: "a SYN when the backend serves no more", proto: protoTCP, steps: func(c *play) {
-		c.serve(c.world, c.proto, 1, c.local)
-		c.load()
-		c.open(c.client, c.external, c.local)
-		second := at(c.local, 8081)
-		c.replaceBackend(second)
-		c.clientSays(ack, c.external, c.local, "flow_kept")
-		c.clientSays(syn, c.external, second, "translated")
-	}},
 	{name: "TCP of no flow", proto: protoTCP, steps: func(c *play) {
 		c.serve(c.world, c.proto, 1, c.local)
 		c.load()

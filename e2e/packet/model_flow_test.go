@@ -80,7 +80,13 @@ func (m *model) goesOn(f flow, v view) bool {
 	if v.proto == protoTCP && f.closed() {
 		return false
 	}
-	return f.flags&maps.FlowDirect != 0 || m.serves(f) && m.leads(f)
+	if f.flags&maps.FlowDirect != 0 || m.serves(f) && m.leads(f) {
+		return true
+	}
+	// Anybody can send a SYN: whom it goes to is asked first.
+	established := v.proto == protoTCP && f.flags&maps.FlowConfirmed != 0 && f.clientSaid&maps.SaidFIN == 0
+	unanswered := f.clientSaid&maps.SaidAsked != 0 && m.now >= f.used+touchEvery/10*9
+	return established && !unanswered
 }
 
 // leads says whether the flow's frontend still is its service's.
@@ -89,11 +95,18 @@ func (m *model) leads(f flow) bool {
 	return found && there.service == f.service
 }
 
+// find gives a copy of an entry, which leaves out where the two sides are.
 func (m *model) find(k flowKey) (flow, bool) {
-	if f, ok := m.confirmed[k]; ok {
-		return f, true
+	f, ok := m.entry(k)
+	f.clientAt, f.backendAt = point{}, point{}
+	return f, ok
+}
+
+func (m *model) entry(k flowKey) (flow, bool) {
+	f, ok := m.confirmed[k]
+	if !ok {
+		f, ok = m.fresh[k]
 	}
-	f, ok := m.fresh[k]
 	return f, ok
 }
 
@@ -171,75 +184,6 @@ func (m *model) sourcePort(hash, i uint32) uint16 {
 	return uint16(p)
 }
 
-// touch notes what a flow's packet says, in all entries that are the flow's, and makes
-// those again that are gone.
-func (m *model) touch(f *flow, flags uint8, fromClient bool) {
-	said, other := &f.backendSaid, f.clientSaid
-	if fromClient {
-		said, other = &f.clientSaid, f.backendSaid
-	}
-	was := *said
-	restart := f.handshake(flags, fromClient)
-	if flags&fin != 0 && *said&maps.SaidFIN == 0 {
-		*said |= maps.SaidFIN
-		if other&maps.SaidFIN != 0 {
-			*said |= maps.SaidFINLater
-		}
-	}
-	if flags&rst != 0 {
-		*said |= maps.SaidRST
-	}
-	if !fromClient {
-		*said |= maps.SaidAnything
-	}
-	if *said == was && !restart {
-		if m.now < f.used+touchEvery {
-			return
-		}
-		if flags&rst == 0 { // nobody goes on after a reset that was meant
-			*said &^= maps.SaidRST
-		}
-	}
-	f.used = m.now
-	keys := []flowKey{f.outKey(), f.clientKey()}
-	if f.node.port != 0 {
-		keys = append(keys, f.wireKey())
-	}
-	for _, k := range keys {
-		m.refresh(k, *f)
-	}
-}
-
-// handshake notes a client's SYN on a half-closed flow. It reports whether the backend
-// accepts it, which ends what was said before.
-func (f *flow) handshake(flags uint8, fromClient bool) (restart bool) {
-	switch {
-	case fromClient && !isSYN(flags):
-		f.clientSaid &^= maps.SaidSYN
-	case fromClient && (f.clientSaid|f.backendSaid)&maps.SaidFIN != 0:
-		f.clientSaid |= maps.SaidSYN
-	case !fromClient && flags&(syn|ack|rst) == syn|ack && f.clientSaid&maps.SaidSYN != 0:
-		f.clientSaid, f.backendSaid = maps.SaidSYN, 0
-		return true
-	}
-	return false
-}
-
-func (m *model) refresh(k flowKey, f flow) {
-	for _, all := range []map[flowKey]flow{m.confirmed, m.fresh} {
-		there, ok := all[k]
-		if !ok {
-			continue
-		}
-		if there.same(f) {
-			there.used, there.clientSaid, there.backendSaid = f.used, f.clientSaid, f.backendSaid
-			all[k] = there
-		}
-		return
-	}
-	m.put(k, f)
-}
-
 // heard moves a flow to where it can't be pushed out, if this packet of the client's shows
 // that it has heard the backend. False: there is no room.
 func (m *model) heard(f *flow, flags uint8) bool {
@@ -253,20 +197,31 @@ func (m *model) heard(f *flow, flags uint8) bool {
 		f.node.port = 0 // it waited too long, and another has its port
 	}
 	f.flags |= maps.FlowConfirmed
-	if !m.confirm(f.clientKey(), *f) {
+	if !m.move(f.clientKey(), *f) {
 		f.flags &^= maps.FlowConfirmed
 		return false
 	}
-	delete(m.fresh, f.clientKey())
-	keys := []flowKey{f.outKey()}
+	m.move(f.outKey(), *f)
 	if f.node.port != 0 {
-		keys = append(keys, f.wireKey())
+		m.move(f.wireKey(), *f)
 	}
-	for _, k := range keys {
-		if m.confirm(k, *f) {
-			delete(m.fresh, k)
-		}
+	return true
+}
+
+// move brings an entry of a flow to where it can't be pushed out, with what was noted in
+// it. False: there is no room.
+func (m *model) move(k flowKey, f flow) bool {
+	if !m.confirm(k, f) {
+		return false
 	}
+	there := m.confirmed[k]
+	if old, ok := m.fresh[k]; ok && old.sameEnds(f) {
+		there.clientAt, there.backendAt = old.clientAt, old.backendAt
+		there.clientSaid |= old.clientSaid
+		there.backendSaid |= old.backendSaid
+	}
+	m.confirmed[k] = there
+	delete(m.fresh, k)
 	return true
 }
 
@@ -293,10 +248,25 @@ func (m *model) source(f *flow, hash uint32) string {
 	if !m.claimWire(f, hash) {
 		return "ports_exhausted"
 	}
-	if !m.put(f.outKey(), *f) || m.clients(*f) && !m.put(f.clientKey(), *f) {
+	if !m.putSource(f.outKey(), *f) || m.clients(*f) && !m.putSource(f.clientKey(), *f) {
 		return "flow_unrecorded"
 	}
 	return ""
+}
+
+// putSource says a flow's source in an entry.
+func (m *model) putSource(k flowKey, f flow) bool {
+	all := m.fresh
+	if f.flags&maps.FlowConfirmed != 0 {
+		all = m.confirmed
+	}
+	there, ok := all[k]
+	if !ok || !there.sameEnds(f) {
+		return m.put(k, f)
+	}
+	there.node = f.node
+	all[k] = there
+	return true
 }
 
 // forgotten says whether another flow may have this one's port to the backend. What that

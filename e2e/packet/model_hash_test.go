@@ -22,3 +22,8 @@ func mix(h, word uint64) uint64 {
 func network(port uint16) uint16 {
 	return binary.NativeEndian.Uint16(binary.BigEndian.AppendUint16(nil, port))
 }
+
+// network32 is a number in network order as it lies in memory.
+func network32(n uint32) uint32 {
+	return binary.BigEndian.Uint32(binary.NativeEndian.AppendUint32(nil, n))
+}

@@ -13,6 +13,7 @@ func (m *model) in(v view, isPiece bool) (uint32, string) {
 	if !ok && (known || direct || m.isSourcePort(v.dst.port)) {
 		f, ok = m.fresh[flowKey{maps.FlowKeyIn, v.proto, v.src, v.dst}]
 	}
+	f.clientAt, f.backendAt = point{}, point{}
 	if ok && !f.expired(m.now) {
 		if f.client != v.src || f.frontend != v.dst {
 			return m.fromWire(f, v, isPiece)
@@ -27,7 +28,8 @@ func (m *model) in(v view, isPiece bool) (uint32, string) {
 			if there, ok := m.find(f.outKey()); ok && f.closed() && !there.sameClient(f) {
 				return shot, "flow_over"
 			}
-			m.touch(&f, v.flags, true)
+			m.point(f.clientKey(), v, isPiece, true)
+			m.touch(&f, v, true)
 			reason := "flow_kept"
 			if !m.heard(&f, v.flags) {
 				reason = "unconfirmed"
@@ -68,7 +70,8 @@ func (m *model) toBackend(f flow, v view, isPiece bool) {
 
 // fromWire is a backend's packet to this node's address: it is the client's.
 func (m *model) fromWire(f flow, v view, isPiece bool) (uint32, string) {
-	m.touch(&f, v.flags, false)
+	m.point(f.wireKey(), v, isPiece, false)
+	m.touch(&f, v, false)
 	m.rewrite(v, isPiece, false, f.client.addr, f.backend.port, f.inner)
 	return unspec, "source_restored"
 }
@@ -156,10 +159,11 @@ func (m *model) out(v view, isPiece bool) (uint32, string) {
 		m.yield(f)
 		return unspec, "egress_passed"
 	case ok && v.src == f.backend:
-		m.touch(&f, v.flags, false)
+		m.point(f.outKey(), v, isPiece, false)
+		m.touch(&f, v, false)
 		m.rewrite(v, isPiece, true, f.frontend.addr, f.frontend.port, f.client.port)
 		return unspec, "reply_restored"
-	case ok && (f.flags&maps.FlowDisplaced == 0 || m.followDisplaced(&f, v)):
+	case ok && (f.flags&maps.FlowDisplaced == 0 || m.followDisplaced(&f, v, isPiece)):
 		return m.toWire(f, v, isPiece)
 	}
 	if !isPiece && (v.proto == protoUDP || isSYN(v.flags)) && !m.note(v) {
@@ -172,7 +176,7 @@ func (m *model) out(v view, isPiece bool) (uint32, string) {
 }
 
 // followDisplaced notes a packet of a client on this side. False: it begins another flow.
-func (m *model) followDisplaced(f *flow, v view) bool {
+func (m *model) followDisplaced(f *flow, v view, isPiece bool) bool {
 	if f.expired(m.now) || f.closed() && (v.proto == protoUDP || isSYN(v.flags)) {
 		if wire, ok := m.find(f.wireKey()); ok && wire.same(*f) {
 			m.remove(f.wireKey())
@@ -181,7 +185,8 @@ func (m *model) followDisplaced(f *flow, v view) bool {
 		m.remove(f.clientKey())
 		return false
 	}
-	m.touch(f, v.flags, true)
+	m.point(f.outKey(), v, isPiece, true)
+	m.touch(f, v, true)
 	m.heard(f, v.flags)
 	return true
 }
@@ -239,7 +244,7 @@ func (m *model) note(v view) bool {
 func (m *model) hold(f flow) {
 	if m.now >= f.used+touchEvery {
 		f.used = m.now
-		m.refresh(f.clientKey(), f)
+		m.refresh(f.clientKey(), f, f)
 	}
 }
 

@@ -57,7 +57,7 @@ type piece struct {
 }
 
 // pieceAge is how long it is remembered.
-const pieceAge = 30 * time.Second
+const pieceAge = 31 * time.Second
 
 type affinityKey struct {
 	service uint32

@@ -35,6 +35,7 @@ type view struct {
 	v4       bool
 	first    bool // a fragment, and the first
 	flags    uint8
+	at       point // of TCP
 }
 
 type packetKind uint8
@@ -140,6 +141,7 @@ func readPorts(b []byte, v view, quoted bool) (view, packetKind) {
 		v.src.port, v.dst.port = binary.BigEndian.Uint16(h), binary.BigEndian.Uint16(h[2:])
 		if v.proto == protoTCP && !quoted {
 			v.flags = h[13]
+			v.at = point{binary.BigEndian.Uint32(h[4:]), binary.BigEndian.Uint32(h[8:])}
 		}
 		return v, isTransport
 	case protoICMP, protoICMP6:

@@ -164,7 +164,7 @@ func (c *play) accepts(src, dst netip.AddrPort) pkt {
 
 func (c *play) continues(src, dst netip.AddrPort) pkt {
 	if c.proto == protoTCP {
-		return tcp(src, dst, ack|psh).with(func(p *pkt) { p.ack, p.payload = 77, []byte("more") })
+		return tcp(src, dst, ack|psh).with(func(p *pkt) { p.payload = []byte("more") })
 	}
 	return udp(src, dst, "more of it")
 }

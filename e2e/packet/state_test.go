@@ -26,7 +26,11 @@ type flow struct {
 	service, id                     uint32
 	clientSaid, backendSaid         uint8
 	used                            int64
+	clientAt, backendAt             point
 }
+
+// point is where a side of a TCP connection was with its last packet.
+type point struct{ seq, ack uint32 }
 
 func readEnd(addr [16]byte, port uint16) end { return end{addr, maps.HostPort(port)} }
 
@@ -44,7 +48,8 @@ func readFlow(f maps.Flow) flow {
 	return flow{client: readEnd(f.Client.B, f.ClientPort), frontend: readEnd(f.Frontend.B, f.FrontendPort),
 		backend: readEnd(f.Backend.B, f.BackendPort), node: readEnd(f.Node.B, f.NodePort), inner: maps.HostPort(f.InnerPort),
 		proto: f.Protocol, flags: f.Flags, service: f.ServiceId, id: f.BackendId,
-		clientSaid: f.ClientSaid, backendSaid: f.BackendSaid, used: int64(f.Used)}
+		clientSaid: f.ClientSaid, backendSaid: f.BackendSaid, used: int64(f.Used),
+		clientAt: point{network32(f.ClientAt.Seq), network32(f.ClientAt.Ack)}, backendAt: point{network32(f.BackendAt.Seq), network32(f.BackendAt.Ack)}}
 }
 
 // compare orders keys.

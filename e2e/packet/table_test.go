@@ -100,7 +100,7 @@ func TestPackets(t *testing.T) {
 					t.Skip("the kernel does not compare a device's checksum after a run (before 6.17)")
 				}
 			}
-			for _, pc := range slices.Concat(pathCases, flowCases, refusalCases, choiceCases, portCases, fragmentCases,
+			for _, pc := range slices.Concat(pathCases, flowCases, endCases, refusalCases, choiceCases, portCases, fragmentCases,
 				headerCases, icmpCases, stateCases, directCases) {
 				n := bare
 				if pc.routed {

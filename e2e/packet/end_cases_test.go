@@ -1,0 +1,162 @@
+package packet
+
+import (
+	"net/netip"
+	"time"
+
+	"shunt/maps"
+)
+
+// established opens a connection to the backend in a world of its own.
+func (c *play) established(b netip.AddrPort) {
+	c.Helper()
+	c.rig.clear()
+	c.world = newWorld()
+	c.serve(c.world, c.proto, 1, b)
+	c.load()
+	c.open(c.client, c.external, b)
+	c.leaves(c.continues(b, c.client)).becomes(c.continues(c.external, c.client), "reply_restored")
+}
+
+// unbelievable are ends of a connection from somebody who does not know where it is.
+func (c *play) unbelievable() (all []pkt) {
+	for _, flags := range []uint8{rst, rst | ack, fin | ack, fin, rst | fin | ack} {
+		for _, at := range []point{{lastAck - 1, firstSeq}, {lastAck + window, firstSeq}, {0x80000000, firstSeq},
+			{lastAck + 1, firstSeq + segment + 1}, {lastAck + 1, windowBehind - 1}} {
+			p := tcp(netip.AddrPort{}, netip.AddrPort{}, flags)
+			p.seq, p.ack = at.seq, at.ack
+			all = append(all, p)
+		}
+	}
+	for _, flags := range []uint8{rst, fin} { // with no acknowledgement
+		all = append(all, tcp(netip.AddrPort{}, netip.AddrPort{}, flags).with(func(p *pkt) { p.seq, p.ack = lastAck+1, firstSeq }))
+	}
+	return append(all, tcp(netip.AddrPort{}, netip.AddrPort{}, rst|ack).with(func(p *pkt) { p.seq, p.ack = lastAck+1, firstSeq-1 }))
+}
+
+// believable are those of who does.
+func (c *play) believable() (all []pkt) {
+	for _, end := range []struct {
+		flags uint8
+		at    point
+	}{
+		{rst, point{lastAck, 0}}, {rst | ack, point{lastAck, 0x12345}}, {rst | ack, point{lastAck + window - 1, firstSeq}},
+		{rst | ack, point{lastAck + 1, firstSeq + segment}}, {fin | ack, point{lastAck, firstSeq}},
+		{fin | ack, point{lastAck + window - 1, firstSeq + segment}}, {fin | ack, point{lastAck, windowBehind}},
+	} {
+		p := tcp(netip.AddrPort{}, netip.AddrPort{}, end.flags)
+		p.seq, p.ack = end.at.seq, end.at.ack
+		all = append(all, p)
+	}
+	return all
+}
+
+// sides sends an end of a connection by either side, and looks whether what remains of it in all
+// entries is that of these flags. Believed ones have a connection of their own each.
+func (c *play) sides(b netip.AddrPort, p pkt, said uint8) {
+	c.Helper()
+	want := map[uint8]uint8{fin: maps.SaidFIN, rst: maps.SaidRST, 0: 0}[said&(fin|rst)]
+	send := []func(){
+		func() { c.arrives(p.as(c.client, c.external)).becomes(p.as(c.client, b), "flow_kept") },
+		func() { c.leaves(p.as(b, c.client)).becomes(p.as(c.external, c.client), "reply_restored") },
+		func() { c.arrives(p.as(b, c.source())).becomes(p.as(b, c.client), "source_restored") },
+	}
+	for i, from := range send {
+		if i == 2 && b != c.remote {
+			continue
+		}
+		if said != 0 {
+			c.established(b)
+		}
+		from()
+		for k, f := range c.rig.flows(confirmed) {
+			client, backend := f.clientSaid&(maps.SaidFIN|maps.SaidRST), f.backendSaid&(maps.SaidFIN|maps.SaidRST)
+			if i == 0 {
+				client, backend = backend, client
+			}
+			if client != 0 || backend != want {
+				c.Fatalf("flags %#x at %d, ack %d, side %d: %v has client %#x, backend %#x, want %#x", p.flags, p.seq, p.ack, i, k,
+					f.clientSaid, f.backendSaid, want)
+			}
+		}
+		if said == 0 { // and where both are is known again
+			c.arrives(c.continues(c.client, c.external)).becomes(c.continues(c.client, b), "flow_kept")
+			c.leaves(c.continues(b, c.client)).becomes(c.continues(c.external, c.client), "reply_restored")
+		}
+	}
+}
+
+// endCases are about what is believed of a connection's end.
+var endCases = []packetCase{
+	{name: "a SYN when the backend serves no more", proto: protoTCP, steps: func(c *play) {
+		c.serve(c.world, c.proto, 1, c.local)
+		c.load()
+		c.open(c.client, c.external, c.local)
+		second := at(c.local, 8081)
+		c.replaceBackend(second)
+		c.clientSays(ack, c.external, c.local, "flow_kept")
+		// Anybody can send it. The backend is asked, and its answer shows that the connection lives.
+		for range 3 {
+			c.clientSays(syn, c.external, c.local, "flow_kept")
+			c.clientSays(syn, c.external, c.local, "flow_kept")
+			c.backendSays(ack, c.external, c.local)
+			c.rig.age(2 * time.Second)
+		}
+		c.clientSays(syn, c.external, c.local, "flow_kept")
+		c.clientSays(ack, c.external, c.local, "flow_kept") // nor does the client begin anew that goes on
+		c.rig.age(2 * time.Second)
+		c.clientSays(syn, c.external, c.local, "flow_kept")
+		// No answer until the client sends it again: the backend is gone.
+		c.rig.age(time.Second)
+		c.clientSays(syn, c.external, second, "translated")
+		c.answer(c.client, c.external, second)
+		c.clientSays(ack, c.external, second, "flow_kept")
+	}},
+	{name: "a SYN when the backend is gone and says so", proto: protoTCP, steps: func(c *play) {
+		c.serve(c.world, c.proto, 1, c.local)
+		c.load()
+		c.open(c.client, c.external, c.local)
+		second := at(c.local, 8081)
+		c.replaceBackend(second)
+		s := tcp(c.client, c.external, syn).with(func(p *pkt) { p.seq = 5000000 })
+		c.arrives(s).becomes(s.as(c.client, c.local), "flow_kept")
+		r := tcp(c.local, c.client, rst|ack).with(func(p *pkt) { p.seq, p.ack = 0, 5000001 })
+		c.leaves(r).becomes(r.as(c.external, c.client), "reply_restored")
+		c.arrives(s).becomes(s.as(c.client, second), "translated")
+	}},
+	{name: "a SYN after the client's FIN when the backend serves no more", proto: protoTCP, steps: func(c *play) {
+		c.serve(c.world, c.proto, 1, c.local)
+		c.load()
+		c.open(c.client, c.external, c.local)
+		second := at(c.local, 8081)
+		c.replaceBackend(second)
+		c.clientSays(fin|ack, c.external, c.local, "flow_kept")
+		c.clientSays(syn, c.external, second, "translated")
+	}},
+	{name: "ends that the other side would not believe", proto: protoTCP, steps: func(c *play) {
+		for _, b := range []netip.AddrPort{c.local, c.remote} {
+			c.established(b)
+			for _, p := range c.unbelievable() {
+				c.sides(b, p, 0)
+			}
+			c.rig.age(timeouts.TCPCloseWait + time.Second) // no shorter life either
+			c.clientSays(syn, c.external, b, "flow_kept")
+			c.clientSays(ack, c.external, b, "flow_kept")
+		}
+	}},
+	{name: "ends that the other side would believe", proto: protoTCP, steps: func(c *play) {
+		for _, b := range []netip.AddrPort{c.local, c.remote} {
+			for _, p := range c.believable() {
+				c.sides(b, p, p.flags)
+			}
+		}
+	}},
+	{name: "a reset before anything is known of the other side", proto: protoTCP, steps: func(c *play) {
+		c.serve(c.world, c.proto, 1, c.local)
+		c.load()
+		c.arrives(c.opens(c.client, c.external)).becomes(c.opens(c.client, c.local), "translated")
+		r := tcp(c.client, c.external, rst).with(func(p *pkt) { p.seq = firstSeq + 1 })
+		c.arrives(r).becomes(r.as(c.client, c.local), "flow_kept")
+		c.clientSays(syn, c.external, c.local, "translated")
+	}},
+}

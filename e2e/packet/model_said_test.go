@@ -1,0 +1,158 @@
+package packet
+
+import "shunt/maps"
+
+// point notes where a side is, in the entry of that key.
+func (m *model) point(k flowKey, v view, isPiece, fromClient bool) {
+	if v.proto != protoTCP || isPiece || v.flags&rst != 0 {
+		return
+	}
+	for _, all := range []map[flowKey]flow{m.confirmed, m.fresh} {
+		there, ok := all[k]
+		switch {
+		case !ok:
+			continue
+		case fromClient:
+			there.clientAt = v.at
+		default:
+			there.backendAt = v.at
+		}
+		all[k] = there
+		return
+	}
+}
+
+// Bounds of what is believed (track.h).
+const (
+	window  = 1 << 24
+	segment = 1 << 19
+	// windowBehind is so far before firstSeq.
+	windowBehind = 1<<32 + firstSeq - window
+)
+
+// believes says whether the end of an established connection fits what the other side
+// said last.
+func (m *model) believes(f flow, v view, fromClient bool) bool {
+	if f.flags&maps.FlowConfirmed == 0 {
+		return true
+	}
+	displaced := f.flags&maps.FlowDisplaced != 0
+	k := f.outKey()
+	switch {
+	case fromClient && displaced:
+		k = f.wireKey()
+	case !fromClient && !displaced:
+		k = f.clientKey()
+	}
+	there, ok := m.entry(k)
+	other := there.clientAt
+	if fromClient {
+		other = there.backendAt
+	}
+	if !ok || !there.sameEnds(f) || other == (point{}) {
+		return false
+	}
+	ahead, acked := v.at.seq-other.ack, int32(v.at.ack-other.seq)
+	switch {
+	case v.flags&rst != 0 && ahead == 0:
+		return true
+	case v.flags&ack == 0 || ahead >= window || acked > segment:
+		return false
+	case v.flags&rst != 0:
+		return acked >= 0
+	}
+	return acked >= -window
+}
+
+// end is what a packet says of its side's end that is news and believed.
+func (m *model) end(f flow, v view, fromClient bool) (end uint8) {
+	said, other := f.backendSaid, f.clientSaid
+	if fromClient {
+		said, other = other, said
+	}
+	if v.flags&fin != 0 && said&maps.SaidFIN == 0 {
+		end = maps.SaidFIN
+		if other&maps.SaidFIN != 0 {
+			end |= maps.SaidFINLater
+		}
+	}
+	if v.flags&rst != 0 && said&maps.SaidRST == 0 {
+		end |= maps.SaidRST
+	}
+	if end != 0 && !m.believes(f, v, fromClient) {
+		return 0
+	}
+	return end
+}
+
+// hear gives what the two sides have said after a packet.
+func (m *model) hear(f flow, v view, fromClient bool) (client, backend uint8) {
+	client, backend = f.clientSaid, f.backendSaid
+	switch {
+	case fromClient && !isSYN(v.flags):
+		client &^= maps.SaidSYN | maps.SaidAsked
+		client |= m.end(f, v, true)
+	case fromClient:
+		if f.flags&maps.FlowConfirmed != 0 {
+			client |= maps.SaidAsked
+		}
+		if (f.clientSaid|backend)&maps.SaidFIN != 0 {
+			client |= maps.SaidSYN
+		}
+		client |= m.end(f, v, true)
+	case v.flags&(syn|ack|rst) == syn|ack && client&maps.SaidSYN != 0:
+		client, backend = maps.SaidSYN, maps.SaidAnything
+	default:
+		if v.flags&rst == 0 {
+			client &^= maps.SaidAsked
+		}
+		backend |= maps.SaidAnything | m.end(f, v, false)
+	}
+	return client, backend
+}
+
+// touch notes what a flow's packet says, in all entries that are the flow's, and makes
+// those again that are gone.
+func (m *model) touch(f *flow, v view, fromClient bool) {
+	client, backend := m.hear(*f, v, fromClient)
+	if client == f.clientSaid && backend == f.backendSaid {
+		if m.now < f.used+touchEvery {
+			return
+		}
+		if v.flags&rst == 0 { // nobody goes on after a reset that was meant
+			if fromClient {
+				client &^= maps.SaidRST
+			} else {
+				backend &^= maps.SaidRST
+			}
+		}
+	}
+	was := *f
+	f.clientSaid, f.backendSaid, f.used = client, backend, m.now
+	keys := []flowKey{f.outKey(), f.clientKey()}
+	if f.node.port != 0 {
+		keys = append(keys, f.wireKey())
+	}
+	for _, k := range keys {
+		m.refresh(k, was, *f)
+	}
+}
+
+// refresh changes in an entry what has changed in the flow, or makes the entry again.
+func (m *model) refresh(k flowKey, was, f flow) {
+	changed := func(there *uint8, was, is uint8) { *there = *there&^(was&^is) | is&^was }
+	for _, all := range []map[flowKey]flow{m.confirmed, m.fresh} {
+		there, ok := all[k]
+		if !ok {
+			continue
+		}
+		if there.same(f) {
+			there.used = f.used
+			changed(&there.clientSaid, was.clientSaid, f.clientSaid)
+			changed(&there.backendSaid, was.backendSaid, f.backendSaid)
+			all[k] = there
+		}
+		return
+	}
+	m.put(k, f)
+}
