@@ -65,6 +65,7 @@ type Config struct {
 
 	kubeProxy kubeProxyFlags
 	settings  *settings
+	file      followedFile
 }
 
 const (
@@ -126,6 +127,7 @@ func (c *Config) validate(flags *pflag.FlagSet) error {
 		return err
 	}
 	var err error
+	c.file = readFollowedFile(c.ConfigFile, flags)
 	if c.settings, err = loadSettings(c.ConfigFile, flags); err != nil {
 		return err
 	}

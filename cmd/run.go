@@ -240,6 +240,7 @@ func (d *daemon) serve(ctx context.Context, source *source) (err error) {
 	group.Go(func() error { return d.packets.Run(ctx) })
 	group.Go(func() error { return d.reporter.health.Run(ctx) })
 	group.Go(func() error { d.trim(ctx); return nil })
+	group.Go(func() error { return d.cfg.file.follow(ctx, configInterval, d.log) })
 	group.Go(func() error { return d.keepWatches(ctx, source.watches) })
 	for _, part := range source.parts {
 		group.Go(func() error { return part(ctx) })

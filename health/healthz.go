@@ -7,6 +7,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"shunt/lb"
 )
 
 // answer is the body of healthz and livez. The names of the first three fields
@@ -15,14 +17,22 @@ type answer struct {
 	// LastUpdated is null until the maps first held everything.
 	LastUpdated *time.Time `json:"lastUpdated"`
 	CurrentTime time.Time  `json:"currentTime"`
-	// Healthy is the verdict itself.
+	// Healthy is of the proxy alone, as kube-proxy has it: true on a node that leaves.
 	Healthy bool `json:"healthy"`
 	// NodeEligible is healthz's alone.
-	NodeEligible *bool    `json:"nodeEligible,omitempty"`
-	Reasons      []string `json:"reasons,omitempty"`
-	Warnings     []string `json:"warnings,omitempty"`
+	NodeEligible *bool `json:"nodeEligible,omitempty"`
+	// Status is the same by family. One loop programs both, so it is one for both.
+	Status   map[string]familyAnswer `json:"status"`
+	Reasons  []string                `json:"reasons,omitempty"`
+	Warnings []string                `json:"warnings,omitempty"`
 	// Details name objects of the cluster, and are left out where anybody may ask.
 	Details []string `json:"details,omitempty"`
+}
+
+// familyAnswer is what kube-proxy says of one family.
+type familyAnswer struct {
+	LastUpdated *time.Time `json:"lastUpdated"`
+	Healthy     bool       `json:"healthy"`
 }
 
 // answerHealthz is for load balancers: may this node be sent traffic?
@@ -30,7 +40,8 @@ func answerHealthz(v Verdict) (int, answer) {
 	a := newAnswer(v)
 	a.NodeEligible = &v.NodeEligible
 	a.Reasons = slices.Concat(v.ProxyReasons, v.StartReasons, v.NodeReasons)
-	return a.verdict(v.Healthy && v.Serving && v.NodeEligible)
+	a.Healthy = v.Healthy && v.Serving
+	return code(a.Healthy && v.NodeEligible), a
 }
 
 // answerReadyz is for the kubelet too: does what is programmed work? The node's part
@@ -38,7 +49,8 @@ func answerHealthz(v Verdict) (int, answer) {
 func answerReadyz(v Verdict) (int, answer) {
 	a := newAnswer(v)
 	a.Reasons = slices.Concat(v.ProxyReasons, v.StartReasons)
-	return a.verdict(v.Healthy && v.Serving)
+	a.Healthy = v.Healthy && v.Serving
+	return code(a.Healthy), a
 }
 
 // answerLivez is for the kubelet: would a restart mend anything? A node that is going
@@ -46,21 +58,17 @@ func answerReadyz(v Verdict) (int, answer) {
 func answerLivez(v Verdict) (int, answer) {
 	a := newAnswer(v)
 	a.Warnings = slices.Concat(v.StartReasons, v.Warnings)
-	return a.verdict(v.Healthy)
-}
-
-// verdict completes the answer by whether all is well.
-func (a answer) verdict(ok bool) (int, answer) {
-	a.Healthy = ok
-	return code(ok), a
+	return code(v.Healthy), a
 }
 
 func newAnswer(v Verdict) answer {
-	a := answer{CurrentTime: v.Time.UTC(), Reasons: v.ProxyReasons, Warnings: v.Warnings, Details: v.Details}
+	a := answer{CurrentTime: v.Time.UTC(), Healthy: v.Healthy, Reasons: v.ProxyReasons, Warnings: v.Warnings, Details: v.Details}
 	if !v.LastUpdated.IsZero() {
 		last := v.LastUpdated.UTC()
 		a.LastUpdated = &last
 	}
+	one := familyAnswer{a.LastUpdated, v.Healthy}
+	a.Status = map[string]familyAnswer{lb.IPv4.String(): one, lb.IPv6.String(): one}
 	return a
 }
 

@@ -3,6 +3,7 @@ package cluster_test
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -108,6 +109,30 @@ func TestKubeProxyHandsOver(t *testing.T) {
 		t.Logf("kube-proxy: %v: %d %s", q, theirs[q].code, theirs[q].body)
 	}
 
+	taint := func(taints ...v1.Taint) {
+		t.Helper()
+		w.updateNode(n.Name(), func(n *v1.Node) { n.Spec.Taints = taints })
+	}
+	leaving := v1.Taint{Key: "ToBeDeletedByClusterAutoscaler", Value: "1", Effect: v1.TaintEffectNoSchedule}
+	drained := func(what string) (words map[string]any) {
+		t.Helper()
+		taint(leaving)
+		eventually(t, what+" hears of the taint", func() error {
+			code, _, body, err := httpGet(n, "127.0.0.1:10256", "/healthz")
+			if err == nil && code != http.StatusServiceUnavailable {
+				err = fmt.Errorf("%d %s", code, body)
+			}
+			return errors.Join(err, json.Unmarshal([]byte(body), &words))
+		})
+		taint()
+		delete(words, "lastUpdated")
+		delete(words, "currentTime")
+		delete(words, "status")
+		return words
+	}
+	theirWords := drained("kube-proxy")
+	t.Logf("kube-proxy on a node that leaves: %v", theirWords)
+
 	d := w.runFor(t, daemonOptions{name: "handover", node: n,
 		healthz: "0.0.0.0:10256", metrics: "127.0.0.1:10249", probes: "127.0.0.1:10266"})
 	d.await(t, `"in effect"`)
@@ -149,6 +174,11 @@ func TestKubeProxyHandsOver(t *testing.T) {
 			if !has[k] {
 				t.Errorf("%v: no field %s in %s", q, k, ours.body)
 			}
+		}
+	}
+	for k, v := range drained("shunt") {
+		if there, is := theirWords[k]; is && there != v {
+			t.Errorf("on a node that leaves %s is %v, kube-proxy says %v", k, v, there)
 		}
 	}
 }

@@ -1,0 +1,88 @@
+package cmd
+
+import (
+	"context"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/spf13/pflag"
+	"go.uber.org/zap"
+	"go.uber.org/zap/zaptest/observer"
+)
+
+// TestConfigFileChanges: other content ends the daemon, unless it could not start with
+// it; the same content, and a file that is gone for a time, do not.
+func TestConfigFileChanges(t *testing.T) {
+	const head = "apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\n"
+	path := filepath.Join(t.TempDir(), "config.conf")
+	put := func(text string) {
+		t.Helper()
+		if err := os.WriteFile(path+".new", []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Rename(path+".new", path); err != nil {
+			t.Fatal(err)
+		}
+	}
+	put(head)
+	var c Config
+	flags := pflag.NewFlagSet("run", pflag.ContinueOnError)
+	c.addFlags(flags)
+	if err := flags.Parse([]string{"--config", path, "--node-name", "n1"}); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.validate(flags); err != nil {
+		t.Fatal(err)
+	}
+	core, logs := observer.New(zap.ErrorLevel)
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	done := make(chan error, 1)
+	go func() { done <- c.file.follow(ctx, time.Millisecond, zap.New(core)) }()
+	running := func(what string) {
+		t.Helper()
+		select {
+		case err := <-done:
+			t.Fatalf("%s: it ended: %v", what, err)
+		case <-time.After(50 * time.Millisecond): // some looks at the file
+		}
+	}
+	running("nothing changed")
+	put(head)
+	running("written again")
+	if err := os.Remove(path); err != nil {
+		t.Fatal(err)
+	}
+	running("gone")
+	put(head + "nodePortAddresses: [nonsense]\n")
+	for deadline := time.Now().Add(10 * time.Second); logs.Len() == 0 && time.Now().Before(deadline); time.Sleep(time.Millisecond) {
+	}
+	running("refused")
+	if logs.Len() != 1 || !strings.Contains(logs.All()[0].ContextMap()["error"].(string), "nodePortAddresses") {
+		t.Errorf("the log: %v", logs.All())
+	}
+	put(head + "mode: nftables\n")
+	select {
+	case err := <-done:
+		if err == nil || !strings.Contains(err.Error(), path) {
+			t.Errorf("it ended with %v", err)
+		}
+	case <-time.After(10 * time.Second):
+		t.Error("other content does not end it")
+	}
+	if err := (followedFile{}).follow(ctx, time.Hour, zap.NewNop()); err != nil {
+		t.Errorf("without a file: %v", err)
+	}
+}
+
+// TestNodeNameOfEnvironment: $NODE_NAME is made a Node's name as a flag is.
+func TestNodeNameOfEnvironment(t *testing.T) {
+	t.Setenv("NODE_NAME", " Node-1.Example ")
+	c, err := parseRun()
+	if err != nil || c.NodeName != "node-1.example" {
+		t.Errorf("%q, %v", c.NodeName, err)
+	}
+}
