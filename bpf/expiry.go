@@ -11,13 +11,14 @@ import (
 
 	"github.com/cilium/ebpf"
 	"go.uber.org/zap"
+	"golang.org/x/sys/unix"
 
 	"shunt/maps"
 )
 
 // Expiry removes flows of the packet path from map flows: those that are past
 // their time, and when the map is nearly full those that ended, and then those
-// that were used the longest ago. It asks the map as it is: what a pass has missed
+// that were used the longest ago, UDP before TCP. It asks the map as it is: what a pass has missed
 // is made good by the next.
 type Expiry struct {
 	o     ExpiryOptions
@@ -211,9 +212,8 @@ func (e *Expiry) relieve() (enough bool, err error) {
 	}
 	ended, err := e.remove(closed, &e.expired, math.MaxInt, isClosed)
 	evicted := 0
-	if err == nil && ended < most && len(oldest) > 0 {
-		cutoff := oldest[len(oldest)-1].flow.Used // or it was used since
-		evicted, err = e.remove(oldest, &e.evicted, most-ended, func(f *maps.Flow) bool { return f.Used <= cutoff })
+	if err == nil {
+		evicted, err = e.evict(oldest, most-ended)
 	}
 	used -= min(used, uint64(ended+evicted))
 	e.used.Store(uint32(used))
@@ -223,12 +223,44 @@ func (e *Expiry) relieve() (enough bool, err error) {
 	return used*100 <= uint64(e.size)*pressureLow, err
 }
 
+// evict removes so many entries of these flows, in their order, unless a flow was used since.
+func (e *Expiry) evict(oldest []flowRecord, most int) (evicted int, err error) {
+	firstTCP := slices.IndexFunc(oldest, func(r flowRecord) bool { return r.flow.Protocol == unix.IPPROTO_TCP })
+	if firstTCP < 0 {
+		firstTCP = len(oldest)
+	}
+	for _, part := range [][]flowRecord{oldest[:firstTCP], oldest[firstTCP:]} {
+		if len(part) == 0 || evicted >= most {
+			continue
+		}
+		cutoff := part[len(part)-1].flow.Used
+		n, err := e.remove(part, &e.evicted, most-evicted, func(f *maps.Flow) bool { return f.Used <= cutoff })
+		evicted += n
+		if err != nil {
+			return evicted, err
+		}
+	}
+	return evicted, nil
+}
+
+// byEviction orders flows that have not ended: UDP before TCP, and the oldest first. A flood of
+// datagrams with false sources can fill the map, which takes a connection a handshake; and the
+// next datagram of a flow that had to go begins it anew, while a connection would be lost.
+func byEviction(a, b flowRecord) int {
+	isTCP := func(r flowRecord) int {
+		if r.flow.Protocol == unix.IPPROTO_TCP {
+			return 1
+		}
+		return 0
+	}
+	return cmp.Or(cmp.Compare(isTCP(a), isTCP(b)), cmp.Compare(a.flow.Used, b.flow.Used))
+}
+
 // candidates finds flows that may go, by the one entry of theirs that each has:
-// those that ended, and of the others the oldest, sorted, which have so many entries
-// at least; no more of either than a step removes.
+// those that ended, and of the others the first by byEviction, sorted, which have so many
+// entries at least; no more of either than a step removes.
 func (e *Expiry) candidates(entries int) (closed, oldest []flowRecord, err error) {
 	flows := min((entries+1)/2, e.most)
-	byUse := func(a, b flowRecord) int { return cmp.Compare(a.flow.Used, b.flow.Used) }
 	err = maps.EachFlow(e.flows, func(k *maps.FlowKey, f *maps.Flow) error {
 		switch {
 		case k.Kind != maps.FlowKeyOut:
@@ -238,12 +270,12 @@ func (e *Expiry) candidates(entries int) (closed, oldest []flowRecord, err error
 			}
 		default:
 			if oldest = append(oldest, flowRecord{*k, *f}); len(oldest) >= 2*flows {
-				slices.SortFunc(oldest, byUse)
+				slices.SortFunc(oldest, byEviction)
 				oldest = oldest[:flows]
 			}
 		}
 		return nil
 	})
-	slices.SortFunc(oldest, byUse)
+	slices.SortFunc(oldest, byEviction)
 	return closed, oldest[:min(flows, len(oldest))], err
 }

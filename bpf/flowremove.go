@@ -88,14 +88,23 @@ func (t *flowTable) remove(known *flowRecord, timeouts *flowTimeouts, ended func
 }
 
 // refresh gives the flow's latest use, and what its sides have said, to entries
-// that would expire for the lack of it.
+// that would expire for the lack of it. Each is read again right before: a packet that was
+// noted meanwhile has given it all that itself, and is not to be overwritten.
 func (t *flowTable) refresh(all []flowRecord, flow maps.Flow, timeouts *flowTimeouts) error {
 	now := monotonic()
 	for i := range all {
 		if !timeouts.expired(&all[i].flow, now) {
 			continue
 		}
-		err := t.m.Update(all[i].key, flow, ebpf.UpdateExist)
+		if t.before != nil {
+			t.before(all[i].key)
+		}
+		var there maps.Flow
+		err := t.m.Lookup(all[i].key, &there)
+		if err == nil && there.IsSame(&flow) && timeouts.expired(&there, now) {
+			there.Used, there.ClientSaid, there.BackendSaid = flow.Used, flow.ClientSaid, flow.BackendSaid
+			err = t.m.Update(all[i].key, there, ebpf.UpdateExist)
+		}
 		if err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
 			return fmt.Errorf("refresh flow %s: %w", all[i].key, err)
 		}

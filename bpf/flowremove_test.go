@@ -142,6 +142,58 @@ func TestExpiryPressure(t *testing.T) {
 	})
 }
 
+// Under pressure UDP flows go before connections, however idle those are: a flood of
+// datagrams pushes none out.
+func TestExpiryPressureUDPFirst(t *testing.T) {
+	eachWay(t, 1000, allNever, func(r *expiryRig) {
+		idle := r.fillUp(0, 700, 0)
+		for i := range 120 {
+			r.put(flowOf(10000+i, 17, confirmed, 1_000_000+uint64(i)))
+		}
+		if !r.mustPass() {
+			t.Error("not enough room was made")
+		}
+		if s := r.FlowStats(); s.Evicted != 70 || r.count() != 800 {
+			t.Errorf("%+v, %d entries", s, r.count())
+		}
+		for i := range idle {
+			if len(r.has(flowOf(i, 6, confirmed, 1))) != 2 {
+				t.Fatalf("connection %d of %d had to go", i, idle)
+			}
+		}
+		for i := range 120 { // the oldest
+			if got := len(r.has(flowOf(10000+i, 17, confirmed, 1))); (i < 70) != (got == 0) {
+				t.Fatalf("UDP flow %d has %d entries", i, got)
+			}
+		}
+		// Where they are not enough, connections follow.
+		r.fillUp(20000, 960, 0)
+		r.mustPass()
+		if r.count() != 800 || len(r.has(flowOf(0, 6, confirmed, 1))) != 0 {
+			t.Errorf("%d entries, of the oldest connection %d", r.count(), len(r.has(flowOf(0, 6, confirmed, 1))))
+		}
+	})
+}
+
+// A refresh of an entry that is past its time does not undo what a packet has noted
+// in it meanwhile.
+func TestExpiryRefreshInBetween(t *testing.T) {
+	timeouts := allNever
+	timeouts.TCPCloseWait = always
+	eachWay(t, 64, timeouts, func(r *expiryRig) {
+		now := monotonic() + uint64(time.Hour)
+		r.put(flowOf(1, 6, confirmed, longAgo, fin, 0), 0)
+		r.put(flowOf(1, 6, confirmed, now, fin, 0), 1)
+		noted := flowOf(1, 6, confirmed, now, fin, fin)
+		r.table.before = func(maps.FlowKey) { r.put(noted, 0) }
+		r.mustPass()
+		r.table.before = nil
+		if got := r.has(noted); len(got) != 2 || got[0] != noted {
+			t.Errorf("there are %+v, want entry 0 as %+v", got, noted)
+		}
+	})
+}
+
 // A step removes so much and no more; what is left is for the next pass, which comes
 // soon.
 func TestExpiryPressureInSteps(t *testing.T) {
