@@ -65,8 +65,8 @@ func (r *reporter) Reconciled(rep lb.Report) {
 	r.d.packets.SetNodeAddrs(r.d.store.NodeIPs())
 	r.d.kernel.UpdateMeta(func(m *maps.Meta) {
 		m.Pending = uint32(status.ServiceChangesPending + status.EndpointChangesPending)
-		if rep.Err == nil {
-			m.Synced = rep.Ended.UnixNano()
+		if !status.LastSync.IsZero() {
+			m.Synced = status.LastSync.UnixNano()
 		}
 	})
 	log := r.d.log.Debug

@@ -31,7 +31,6 @@ type collector struct {
 	healthz, livez              *prometheus.CounterVec
 	writes, destroyed           *prometheus.CounterVec
 	failures, deviceFailures    prometheus.Counter
-	failing                     prometheus.Gauge
 	adopted                     *prometheus.GaugeVec
 	build                       prometheus.Gauge
 }
@@ -69,8 +68,6 @@ func newCollector(c *checker, opts Options) *collector {
 			Help: "Reconciles that could not bring everything into the maps and left the rest for another attempt."}),
 		deviceFailures: prometheus.NewCounter(prometheus.CounterOpts{Name: "shunt_device_failures_total",
 			Help: "Attempts to attach programs to a network device that failed, and are made again."}),
-		failing: prometheus.NewGauge(prometheus.GaugeOpts{Name: "shunt_services_failing",
-			Help: "Services that the last reconcile could not bring into the maps."}),
 		adopted: prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "shunt_adopted_entries",
 			Help: "Entries that were found in the pinned maps at start and kept."}, []string{"map"}),
 		build: prometheus.NewGauge(prometheus.GaugeOpts{Name: "shunt_build_info",
@@ -116,7 +113,6 @@ func (m *collector) reconciled(r lb.Report) {
 	for _, kind := range writeKinds(r.Writes) {
 		m.writes.WithLabelValues(kind.name).Add(float64(kind.count))
 	}
-	m.failing.Set(float64(r.Failed))
 	if r.Err != nil || r.Failed > 0 {
 		m.failures.Inc()
 	}

@@ -26,6 +26,8 @@ var (
 	noLocalEndpoints = desc("kubeproxy_sync_proxy_rules_no_local_endpoints_total",
 		"Service ports with a Local traffic policy and no usable endpoint on this node, of those that have endpoints.",
 		"ip_family", "traffic_policy")
+	servicesFailing = desc("shunt_services_failing",
+		"Services that could not be brought into the maps, and are tried again.")
 	serviceProblems = desc("shunt_service_problems",
 		"Services that are not served as they ask, by the kind of problem; one may have several.", "kind")
 	mapEntries   = desc("shunt_map_entries", "Entries in an eBPF map.", "map")
@@ -46,14 +48,14 @@ func desc(name, help string, labels ...string) *prometheus.Desc {
 var described = []*prometheus.Desc{
 	mapEntries, mapSize, reasonSeen, flowsExpired, flowsEvicted,
 	lastTimestamp, lastQueued, endpointChanges, endpointChangesPending,
-	serviceChanges, serviceChangesPending, noLocalEndpoints, serviceProblems, watchUp, watchLastEvent,
+	serviceChanges, serviceChangesPending, noLocalEndpoints, servicesFailing, serviceProblems, watchUp, watchLastEvent,
 }
 
 // counted are the metrics that are counted as things happen.
 func (m *collector) counted() []prometheus.Collector {
 	return []prometheus.Collector{
 		m.sync, m.syncFull, m.syncPartial, m.programming, m.healthz, m.livez,
-		m.writes, m.destroyed, m.failures, m.deviceFailures, m.failing, m.adopted, m.build,
+		m.writes, m.destroyed, m.failures, m.deviceFailures, m.adopted, m.build,
 	}
 }
 
@@ -96,6 +98,7 @@ func (m *collector) collectStatus(out chan<- prometheus.Metric, st lb.Status) {
 			gauge(out, noLocalEndpoints, float64(n), family.String(), policy)
 		}
 	}
+	gauge(out, servicesFailing, float64(st.Failing))
 	for _, kind := range maps.ProblemKinds() {
 		gauge(out, serviceProblems, float64(st.Problems.Services[kind]), kind.String())
 	}

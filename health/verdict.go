@@ -104,14 +104,18 @@ func (c *checker) verdict() Verdict {
 		v.Warnings = append(v.Warnings, "the last reconcile failed in part and will be tried again: see `shunt status`")
 		v.Details = append(v.Details, "the last reconcile failed and will be tried again: "+st.Err.Error())
 	}
+	if st.Failing > 0 { // whose names are not for everybody who may ask
+		v.Warnings = append(v.Warnings, fmt.Sprintf("%d Services could not be brought into the maps, and are tried again: "+
+			"`shunt status` on the node names them", st.Failing))
+	}
 	v.Warnings = append(v.Warnings, c.watchWarnings()...)
 	v.Warnings = append(v.Warnings, mapWarnings(c.fill(st))...)
 	return v
 }
 
 // proxy says why the proxy is not in order, "" where it is, and when it was last
-// up to date. A failed reconcile is no reason by itself: what it was for stays
-// queued, and age is what counts.
+// up to date. What was tried and failed is no reason: it is a problem of one Service,
+// and says nothing of the loop. A change that was not tried for too long is one.
 func (c *checker) proxy(st lb.Status, now time.Time) (string, time.Time) {
 	if st.QueuedSince.IsZero() {
 		if !st.Synced {

@@ -63,6 +63,11 @@ func TestProbes(t *testing.T) {
 			healthz: not, livez: not, lastUpdated: hourAgo, eligible: true, reason: "waiting for 2m0s"},
 		{name: "a reconcile failed", change: func(s *lb.Status) { s.Err, s.QueuedSince = errDisk, noon.Add(-time.Second) },
 			healthz: ok, livez: ok, lastUpdated: hourAgo, eligible: true, warning: "the last reconcile failed in part"},
+		{name: "services fail for hours, and the loop is at work", change: func(s *lb.Status) {
+			s.Failing = 12
+			s.Problems = lb.Problems{Total: 1, List: []lb.Problem{{Service: lb.ServiceName{Namespace: "tenant", Name: "web"},
+				Kind: maps.Failed, Since: noon.Add(-time.Hour)}}}
+		}, healthz: ok, livez: ok, lastUpdated: now, eligible: true, warning: "12 Services could not be brought into the maps"},
 		{name: "no Node seen", change: func(s *lb.Status) { s.Node = nil },
 			healthz: not, livez: ok, lastUpdated: now, reason: "not seen yet"},
 		{name: "no Node, and none needed", change: func(s *lb.Status) { s.Node = nil }, noNodeRequired: true,

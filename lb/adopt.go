@@ -16,8 +16,10 @@ type Adopted struct {
 
 // leftovers are ids of an adopted map that stand for nothing this daemon knows.
 type leftovers struct {
-	names, backends []uint32
-	sources         []maps.SourceKey
+	names   []uint32
+	sources []maps.SourceKey
+	// backends has the service id of each record.
+	backends map[uint32]uint32
 	// ids are service ids that entries have and names don't; slots are named by
 	// frontends of which we can't tell the ranges. Neither is used for anything
 	// else while those entries are there.
@@ -110,12 +112,12 @@ func (r *reconciler) adoptBackends(d *maps.Dump, byID map[uint32]*port) {
 		records[id] = true
 		p := byID[be.ServiceId]
 		if p == nil {
-			r.left.backends = append(r.left.backends, id)
+			r.left.backend(id, be.ServiceId)
 			continue
 		}
 		at, twice := p.backend(be.AddrPort())
 		if twice {
-			r.left.backends = append(r.left.backends, id)
+			r.left.backend(id, be.ServiceId)
 			continue
 		}
 		p.backends = slices.Insert(p.backends, at, backend{be.AddrPort(), id, be.Flags})
@@ -150,12 +152,27 @@ func (r *reconciler) adoptRanges(p *port, d *maps.Dump, v maps.Service) bool {
 	return true
 }
 
-// prune removes from the maps what adopt could not make sense of and no service
-// has claimed by the end of the first reconcile.
-func (r *reconciler) prune() error {
-	const what = "remove what an earlier daemon left: %w"
+func (l *leftovers) backend(id, service uint32) {
+	if l.backends == nil {
+		l.backends = map[uint32]uint32{}
+	}
+	l.backends[id] = service
+}
+
+func (l *leftovers) empty() bool {
+	return len(l.names)+len(l.sources)+len(l.backends)+len(l.ids)+len(l.slots) == 0
+}
+
+// prune removes from the maps what adopt could not make sense of and no service has
+// claimed by the end of the first reconcile. Frontends that are wanted by a service
+// which could not be programmed yet stay, with what they lead to: they may work. done
+// says that nothing is left.
+func (r *reconciler) prune(wanted map[maps.FrontendKey]bool) (done bool, err error) {
 	var errs []error
 	for k := range r.orphans {
+		if wanted[k] {
+			continue
+		}
 		if err := r.tables.DeleteFrontend(k); err != nil {
 			errs = append(errs, err)
 			continue
@@ -164,34 +181,94 @@ func (r *reconciler) prune() error {
 		r.count(k, -1)
 		delete(r.orphans, k)
 	}
-	if err := errors.Join(errs...); err != nil {
-		return fmt.Errorf(what, err) // they may still lead to the rest
+	inUse := map[uint32]bool{} // service ids that anything has
+	for _, v := range r.orphans {
+		inUse[v.Id] = true
 	}
-	if err := r.pruneSources(); err != nil {
-		return fmt.Errorf(what, err) // or they would be those of the next service with the id
-	}
-	free := func(ids []uint32, free func(uint32) error, pool *idPool, writes *uint64) []uint32 {
-		return slices.DeleteFunc(ids, func(id uint32) bool {
-			err := free(id)
-			if err == nil {
-				*writes++
-				pool.put(id, r.now())
-			}
+	errs = append(errs, r.pruneSources(inUse))
+	named := r.leftButNamed()
+	for id, service := range r.left.backends {
+		if inUse[service] || named[id] {
+			continue
+		}
+		if err := r.tables.FreeBackend(id); err != nil {
 			errs = append(errs, err)
-			return err == nil
-		})
+			continue
+		}
+		r.writes.Backends++
+		r.records.put(id, r.now())
+		delete(r.left.backends, id)
 	}
-	r.left.backends = free(r.left.backends, r.tables.FreeBackend, r.records, &r.writes.Backends)
-	r.left.names = free(r.left.names, r.tables.DeleteName, r.services, &r.writes.Names)
+	for _, k := range r.left.sources {
+		inUse[k.ServiceId] = true
+	}
+	for _, service := range r.left.backends {
+		inUse[service] = true
+	}
+	errs = append(errs, r.pruneIDs(inUse))
+	r.pruneSlots()
 	if err := errors.Join(errs...); err != nil {
-		return fmt.Errorf(what, err)
+		return false, fmt.Errorf("remove what an earlier daemon left: %w", err)
 	}
-	for _, id := range r.left.ids {
-		r.services.put(id, r.now())
+	return len(r.orphans) == 0 && r.left.empty(), nil
+}
+
+// leftButNamed returns the records among the leftovers that a range of a service port
+// names: one endpoint had two records, and the port was not programmed since.
+func (r *reconciler) leftButNamed() map[uint32]bool {
+	named := map[uint32]bool{}
+	if len(r.left.backends) == 0 {
+		return named
 	}
-	for _, b := range r.left.slots {
+	for _, ports := range r.ports {
+		for _, p := range ports {
+			for id := range p.namedIDs() {
+				if _, left := r.left.backends[id]; left {
+					named[id] = true
+				}
+			}
+		}
+	}
+	return named
+}
+
+// pruneIDs gives back the service ids of which nothing is in the maps but a name.
+func (r *reconciler) pruneIDs(inUse map[uint32]bool) error {
+	var errs []error
+	r.left.names = slices.DeleteFunc(r.left.names, func(id uint32) bool {
+		if inUse[id] {
+			return false
+		}
+		err := r.tables.DeleteName(id)
+		if err == nil {
+			r.writes.Names++
+			r.services.put(id, r.now())
+		}
+		errs = append(errs, err)
+		return err == nil
+	})
+	r.left.ids = slices.DeleteFunc(r.left.ids, func(id uint32) bool {
+		if !inUse[id] {
+			r.services.put(id, r.now())
+		}
+		return !inUse[id]
+	})
+	return errors.Join(errs...)
+}
+
+// pruneSlots gives back the slots that no orphan names any more.
+func (r *reconciler) pruneSlots() {
+	r.left.slots = slices.DeleteFunc(r.left.slots, func(b block) bool {
+		for _, v := range r.orphans {
+			if within(b.base, v.Inside) || within(b.base, v.Outside) {
+				return false
+			}
+		}
 		r.slots.put(b, r.now())
-	}
-	r.left = leftovers{}
-	return nil
+		return true
+	})
+}
+
+func within(slot uint32, s maps.SlotRange) bool {
+	return uint64(slot) >= uint64(s.Base) && uint64(slot) < uint64(s.Base)+uint64(s.Count)
 }

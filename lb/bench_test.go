@@ -135,3 +135,25 @@ func BenchmarkRollingRestart(b *testing.B) {
 	b.ReportMetric(float64(writes.Frontends)/endpoints, "frontend-writes/endpoint")
 	b.ReportMetric(float64(writes.Slots)/endpoints, "slot-writes/endpoint")
 }
+
+// BenchmarkChangeAmongFailing changes one service beside many that can't be
+// programmed: an op costs the same however many they are.
+func BenchmarkChangeAmongFailing(b *testing.B) {
+	for _, failing := range []int{0, 5000} {
+		b.Run(fmt.Sprintf("failing=%d", failing), func(b *testing.B) {
+			s := newStubborn(b, numberedSizes(failing+1))
+			for i := range failing {
+				s.broken[svcName(numberedName(i))] = true
+				s.store.SetService(numberedService(i))
+			}
+			s.store.SetService(numberedService(failing))
+			s.run()
+			for i := 0; b.Loop(); i++ {
+				s.store.SetSlice(numberedSlice(failing, i, 1))
+				s.clock.advance(grace)
+				s.run()
+				s.heard.reports = s.heard.reports[:0:0]
+			}
+		})
+	}
+}

@@ -83,13 +83,9 @@ func (l *Loop) look(name ServiceName, at place, full bool) look {
 
 // programAll programs what changed and what that bears on. It gives the errors, and
 // notes what has to be tried again.
-func (l *Loop) programAll(todo changes, failed *changes, at place, report *Report) (errs []error) {
+func (l *Loop) programAll(todo changes, at place, report *Report) (errs []error) {
 	first := !l.isSynced
 	names := l.names(todo, report.Full)
-	asked := map[ServiceName]bool{} // of others nothing changed but who has what
-	for _, name := range names {
-		asked[name] = true
-	}
 	names, looks := l.wishes(names, at, report.Full)
 	outcome := make(map[ServiceName]error, len(names))
 	var full []ServiceName
@@ -111,20 +107,15 @@ func (l *Loop) programAll(todo changes, failed *changes, at place, report *Repor
 			continue // it was looked at twice
 		}
 		delete(outcome, name)
-		change := todo.of(name)
+		change := todo.of(name) // none, where nothing changed but who has what
 		if first {
 			change.triggers = nil // they are from before our time
 		}
-		switch {
-		case err != nil:
+		if err != nil {
 			errs = append(errs, err)
-			*failed.service(name) = change
-		case asked[name]:
-			report.Programmed = append(report.Programmed, change.triggers...)
+			report.Failed++
 		}
-	}
-	for name := range l.r.keeping {
-		failed.service(name) // its heir has failed
+		report.Programmed = append(report.Programmed, l.result(object{service: name}, change, err)...)
 	}
 	report.Services = len(names)
 	return errs
@@ -137,12 +128,22 @@ func (l *Loop) program(name ServiceName, looks map[ServiceName]look, at place) e
 		k = l.look(name, at, false)
 	}
 	if k.svc == nil {
-		return l.r.reconcile(name, nil)
+		err := l.r.reconcile(name, nil)
+		if err == nil {
+			l.faults.forget(object{service: name})
+		}
+		return err
 	}
 	if k.plans == nil {
 		k.plans = planService(k.svc, k.slices, at)
 	}
-	return l.r.reconcile(name, l.r.granted(name, k.plans))
+	err := l.r.reconcile(name, l.r.granted(name, k.plans))
+	if k.svc.HealthCheckNodePort != 0 {
+		for _, family := range []Family{IPv4, IPv6} {
+			l.checks.programmed(servedBy{name, family}, err == nil && l.r.servesOutside(k.plans, family))
+		}
+	}
+	return err
 }
 
 // place says where this node is, and adds the services that a change of it bears on:

@@ -48,10 +48,10 @@ type Loop struct {
 	synced   chan struct{}
 	isSynced bool
 	pruned   bool
-	// pending is what failed and is tried again.
-	pending changes
-	retries int
-	checks  healthChecks
+	// failed is what is tried again.
+	failed failures
+	faults *faultLog
+	checks healthChecks
 	// ranged are the services with source ranges, which the node's addresses bear
 	// on; addrs are those that they were last planned with.
 	ranged map[ServiceName]bool
@@ -62,23 +62,19 @@ type Loop struct {
 	// mu is taken before the Store's.
 	mu     sync.Mutex
 	status Status
-	// working is when the oldest change of the reconcile under way, or of pending,
-	// was taken; workingOn counts those changes.
+	// working is when the oldest change of the reconcile under way was taken, zero
+	// where there is none; workingOn counts those changes and the ones that failed.
 	working   time.Time
 	workingOn changeCount
 }
-
-// The wait before what failed is tried again doubles from retryFirst to retryMax.
-const (
-	retryFirst = grace
-	retryMax   = 30 * time.Second
-)
 
 // NewLoop makes a loop that has not looked at the maps yet.
 func NewLoop(o LoopOptions) *Loop {
 	return &Loop{
 		o: o, r: newReconciler(o.Tables, o.Log, o.Now),
 		synced: make(chan struct{}),
+		failed: newFailures(),
+		faults: newFaultLog(o.Log),
 		checks: healthChecks{},
 		ranged: map[ServiceName]bool{},
 	}
@@ -102,23 +98,25 @@ func (l *Loop) Run(ctx context.Context) error {
 	defer retry.Stop()
 	retry.Stop() // armed by a failure only: nothing may begin before the poke
 	for {
+		var retries int
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-l.o.Store.poke:
-			l.retries = 0 // the change may be what was waited for
+			retries = 0
 		case <-retry.C:
+			retries = retriesAtOnce
 		}
 		first := !l.isSynced
-		l.step()
+		l.step(l.o.Now(), retries)
 		if first {
 			if err := l.onSynced(ctx); err != nil {
 				return err
 			}
 		}
 		retry.Stop()
-		if !l.pending.empty() {
-			retry.Reset(l.backoff())
+		if due, any := l.failed.next(); any {
+			retry.Reset(due.Sub(l.o.Now()))
 		}
 	}
 }
@@ -134,50 +132,89 @@ func (l *Loop) onSynced(ctx context.Context) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.status.Synced = true
-	l.working = l.pending.since
+	l.working = time.Time{}
 	return nil
 }
 
-func (l *Loop) backoff() time.Duration {
-	wait := retryFirst << min(l.retries, 10)
-	return min(wait, retryMax)
-}
-
-// step is one reconcile of everything that changed or failed before.
-func (l *Loop) step() {
+// step is one reconcile of everything that changed, and of those failures that are due
+// at a time, so many at most.
+func (l *Loop) step(until time.Time, retries int) {
 	report := Report{Started: l.o.Now()}
-	todo := l.begin()
+	todo := l.begin(until, retries)
 	first := !l.isSynced
 	report.Full = first || todo.all
 	around := l.o.Store.surroundings()
 	at := l.place(around, &todo)
+	room := l.r.room()
 
-	failed := changes{since: todo.since}
-	errs := l.programAll(todo, &failed, at, &report)
+	errs := l.programAll(todo, at, &report)
+	errs = append(errs, l.surround(around, todo, at)...)
+	report.Failed += len(l.r.ledger.short)
+	report.Err = firstOf(errs)
+	if l.r.room().moreThan(room) {
+		l.failed.roomIsFree(l.o.Now())
+	}
+	l.end(report, around.node)
+}
+
+// surround brings into the maps what is not a service's.
+func (l *Loop) surround(around surroundings, todo changes, at place) (errs []error) {
+	first := !l.isSynced
+	do := func(what objectKind, err error) {
+		l.result(object{what: what}, change{}, err)
+		errs = append(errs, err)
+	}
 	if around.addrs != nil && (todo.addrs || first) {
-		if err := l.r.reconcileAddrs(l.taking(around)); err != nil {
-			errs = append(errs, err)
-			failed.addrs = true
-		}
+		do(theNodeAddrs, l.r.reconcileAddrs(l.taking(around)))
 	}
 	// After services: of a new one's address nobody shall hear that it is nobody's.
 	if around.cidrs != nil && (todo.cidrs || first) {
-		if err := l.r.reconcileCIDRs(at.cidrs); err != nil {
+		do(theServiceCIDRs, l.r.reconcileCIDRs(at.cidrs))
+	}
+	if !l.pruned && (todo.leftovers || first) {
+		done, err := l.r.prune(l.wantedByFailing())
+		if l.pruned = done; err == nil && !done {
+			err = errWanted
+		}
+		l.result(object{what: theLeftovers}, change{}, err)
+		if !errors.Is(err, errWanted) {
 			errs = append(errs, err)
-			failed.cidrs = true
 		}
 	}
-	// Whoever failed may still have a use for what is left, but not if what it
-	// needs is room.
-	if !l.pruned && !slices.ContainsFunc(errs, func(err error) bool { return !onlyFull(err) }) {
-		err := l.r.prune()
-		errs = append(errs, err)
-		l.pruned = err == nil
-		failed.addrs = failed.addrs || err != nil // to come back
+	return errs
+}
+
+// errWanted is why leftovers are looked at again that were left on purpose.
+var errWanted = errors.New("services that can't be programmed yet may want them")
+
+// result notes what became of an attempt at an object. It returns the triggers of
+// the changes that are now in the maps.
+func (l *Loop) result(o object, c change, err error) []time.Time {
+	changed := c.service+c.endpoints > 0
+	if err == nil && !(o.what == aService && l.r.keeping[o.service]) {
+		lacked, attempts := l.failed.done(o)
+		l.faults.done(o, attempts)
+		lacked.add(c)
+		return lacked.triggers
 	}
-	report.Failed = len(failed.services) + len(l.r.ledger.short)
-	report.Err = firstOf(errs)
-	l.end(failed, report, around.node)
+	x := l.failed.failed(o, c, changed, err, err != nil && onlyFull(err), l.o.Now())
+	// No error: a frontend of it goes to another service, which has failed.
+	if err != nil && !errors.Is(err, errWanted) {
+		l.faults.failed(x, l.o.Now())
+	}
+	return nil
+}
+
+// wantedByFailing returns the frontends that services which could not be programmed
+// may still find in the maps.
+func (l *Loop) wantedByFailing() map[maps.FrontendKey]bool {
+	wanted := map[maps.FrontendKey]bool{}
+	for o := range l.failed.all {
+		if w := l.r.wishes[o.service]; w != nil {
+			w.eachClaim(func(c claim) { wanted[c.frontend.key] = true })
+		}
+	}
+	return wanted
 }
 
 // mostErrors is how many errors of one reconcile are told in full: a full map

@@ -156,8 +156,8 @@ func TestRunBacksOff(t *testing.T) {
 		if rep := r.heard.last(); rep.Err != nil || r.leads("10.96.0.1:80") != "10.0.0.1:8080" {
 			t.Errorf("%v; %s", rep.Err, r.dump().Text())
 		}
-		if r.loop.backoff() != retryFirst {
-			t.Errorf("the next wait would be %s", r.loop.backoff())
+		if due, waits := r.loop.failed.next(); waits {
+			t.Errorf("it will be tried again at %s", due)
 		}
 		n = len(r.heard.all())
 		time.Sleep(time.Hour)

@@ -47,6 +47,9 @@ type Problems struct {
 	Total int
 	// Services counts the Services that have problems of a kind.
 	Services map[ProblemKind]int
+	// Failing counts the Services that could not be brought into the maps as they are:
+	// of kind maps.Failed or maps.NoRoom.
+	Failing int
 }
 
 const (
@@ -148,8 +151,12 @@ func (t *problemTable) publish() Problems {
 	for name, sp := range t.all {
 		names = append(names, name)
 		p.Total += sp.total()
-		for kind := range sp.kinds() {
+		kinds := sp.kinds()
+		for kind := range kinds {
 			p.Services[kind]++
+		}
+		if kinds[maps.Failed] || kinds[maps.NoRoom] {
+			p.Failing++
 		}
 	}
 	slices.SortFunc(names, ServiceName.compare)

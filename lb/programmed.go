@@ -98,3 +98,43 @@ func (p *port) namedIDs() map[uint32]bool {
 func (p *port) gone() bool {
 	return p.id == 0 && len(p.frontends) == 0
 }
+
+// usage is how much is in use of what can be full.
+type usage struct {
+	services, records, slots uint32
+	entries, sources         int
+}
+
+func (r *reconciler) room() usage {
+	return usage{r.services.used, r.records.used, r.slots.used, r.entries, r.sources + len(r.cidrs)}
+}
+
+// moreThan reports whether anything has more room than before.
+func (u usage) moreThan(before usage) bool {
+	return u.services < before.services || u.records < before.records || u.slots < before.slots ||
+		u.entries < before.entries || u.sources < before.sources
+}
+
+// servesOutside reports whether the maps have what clients from outside use of a
+// service: of each port of a family that has node ports or load-balancer IPs, at
+// least one.
+func (r *reconciler) servesOutside(plans []portPlan, family Family) bool {
+	for _, plan := range plans {
+		if plan.key.family != family {
+			continue
+		}
+		asked, has := false, false
+		for _, f := range plan.frontends {
+			if f.kind != maps.NodePort && f.kind != maps.LoadBalancerIP {
+				continue
+			}
+			asked = true
+			owner := r.owners[f.key]
+			has = has || owner != nil && owner.key == plan.key
+		}
+		if asked && !has {
+			return false
+		}
+	}
+	return true
+}

@@ -5,41 +5,31 @@ import (
 	"errors"
 	"maps"
 	"slices"
-
-	"go.uber.org/zap"
+	"time"
 
 	shuntmaps "shunt/maps"
 )
 
 // begin takes what is to be done. Status counts every change, at each moment, as
-// queued or as being worked on; it gets numbers, since the reconcile goes on to write
-// to what it took.
-func (l *Loop) begin() changes {
+// queued, as being worked on or as failed; it gets numbers, since the reconcile goes
+// on to write to what it took.
+func (l *Loop) begin(until time.Time, retries int) changes {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	todo := l.o.Store.take()
-	todo.merge(l.pending)
 	l.working, l.workingOn = todo.since, todo.count()
+	l.workingOn.add(l.failed.count)
+	l.failed.take(&todo, until, retries)
 	return todo
 }
 
 // end notes what a reconcile came to and tells those who want to know.
-func (l *Loop) end(failed changes, report Report, node *Node) {
+func (l *Loop) end(report Report, node *Node) {
 	report.Ended = l.o.Now()
 	report.Writes, l.r.writes = l.r.writes, shuntmaps.Writes{}
 	stale := l.r.stale
 	l.r.stale = Stale{}
-	l.pending = failed
-	l.retries++
-	if failed.empty() {
-		l.pending = changes{}
-		l.retries = 0
-	}
 	l.note(report, node)
-	if report.Err != nil {
-		l.o.Log.Error("not everything could be programmed; what was stays in effect, the rest is tried again",
-			zap.Error(report.Err), zap.Int("services", report.Failed), zap.Duration("retry_in", l.backoff()))
-	}
 	for _, p := range l.r.problems.takeFresh() {
 		if l.o.OnProblem != nil {
 			l.o.OnProblem(p)
@@ -64,20 +54,18 @@ func (l *Loop) note(report Report, node *Node) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.status.Synced || l.o.OnSynced == nil {
-		l.working = l.pending.since
+		l.working = time.Time{} // what failed was tried
 	} // else the first changes are not in effect before onSynced
-	l.workingOn = l.pending.count()
+	l.workingOn = l.failed.count
 	l.status.Synced = l.status.Synced || l.o.OnSynced == nil // else see onSynced
-	l.status.Err = report.Err
-	if short := l.r.shortErr(); short != nil {
-		l.status.Err = errors.Join(report.Err, short)
-	}
+	l.status.Err = errors.Join(l.failed.err(), l.r.shortErr())
 	l.status.Node = node
 	l.status.NoLocalEndpoints = maps.Clone(l.r.noLocal)
 	l.status.Fill = l.fill()
 	l.status.NodePortAddrs = l.r.nodePortAddrs()
 	l.status.Problems = l.r.problems.publish()
-	if l.pending.empty() {
+	l.status.Failing = l.status.Problems.Failing
+	if l.failed.empty() {
 		l.status.LastSync = report.Ended
 	}
 }
@@ -118,7 +106,10 @@ func (l *Loop) fill() []shuntmaps.Fill {
 // healthChecks keeps what healthCheckNodePort servers must say.
 type healthChecks struct {
 	byService map[ServiceName][]HealthCheck
-	changed   bool
+	// missing are services that clients can't reach on this node by a family, whatever
+	// endpoints there are.
+	missing map[servedBy]bool
+	changed bool
 }
 
 func (h *healthChecks) update(name ServiceName, svc *Service, sls []*EndpointSlice, at place) {
@@ -137,12 +128,36 @@ func (h *healthChecks) update(name ServiceName, svc *Service, sls []*EndpointSli
 	h.changed = true
 	if now == nil {
 		delete(h.byService, name)
+		delete(h.missing, servedBy{name, IPv4})
+		delete(h.missing, servedBy{name, IPv6})
 		return
 	}
 	if h.byService == nil {
 		h.byService = map[ServiceName][]HealthCheck{}
 	}
 	h.byService[name] = now
+}
+
+// servedBy names a service as clients of one family reach it.
+type servedBy struct {
+	service ServiceName
+	family  Family
+}
+
+// programmed notes whether clients from outside reach a service on this node.
+func (h *healthChecks) programmed(name servedBy, ok bool) {
+	if h.missing[name] == !ok {
+		return
+	}
+	h.changed = true
+	if ok {
+		delete(h.missing, name)
+		return
+	}
+	if h.missing == nil {
+		h.missing = map[servedBy]bool{}
+	}
+	h.missing[name] = true
 }
 
 // take gives all checks, sorted by service and family, if any changed since it was asked.
@@ -152,6 +167,11 @@ func (h *healthChecks) take() ([]HealthCheck, bool) {
 	}
 	h.changed = false
 	all := slices.Concat(slices.Collect(maps.Values(h.byService))...)
+	for i := range all {
+		if h.missing[servedBy{all[i].Service, all[i].Family}] {
+			all[i].LocalEndpoints = 0
+		}
+	}
 	slices.SortFunc(all, func(a, b HealthCheck) int {
 		return cmp.Or(cmp.Compare(a.Service.String(), b.Service.String()), cmp.Compare(a.Family, b.Family))
 	})

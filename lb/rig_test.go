@@ -2,6 +2,7 @@ package lb
 
 import (
 	"errors"
+	"math"
 	"net/netip"
 	"slices"
 	"strings"
@@ -77,9 +78,10 @@ func (r *rig) start() Adopted {
 	return adopted
 }
 
-// step reconciles once, and gives what was done.
+// step reconciles once, what changed and all that failed before, whenever that is
+// due, and gives what was done.
 func (r *rig) step() Report {
-	r.loop.step()
+	r.loop.step(r.clock.now().Add(2*retryMax), math.MaxInt)
 	return r.heard.last()
 }
 
@@ -98,13 +100,13 @@ func (r *rig) settle() {
 	r.t.Helper()
 	for range 50 {
 		err := r.step().Err
-		if r.loop.pending.empty() {
+		if r.loop.failed.empty() {
 			return
 		}
 		if err == nil {
 			r.t.Fatal("something is pending, but nothing failed")
 		}
-		r.clock.advance(r.loop.backoff())
+		r.clock.advance(grace)
 	}
 	r.t.Fatalf("not settled after many retries: %v", r.heard.last().Err)
 }

@@ -157,10 +157,14 @@ func (r *reconciler) adoptSources(d *maps.Dump, byID map[uint32]*port) {
 	}
 }
 
-// pruneSources removes ranges that nobody has claimed.
-func (r *reconciler) pruneSources() error {
+// pruneSources removes ranges that nobody has claimed, but for those of service ids
+// that are in use.
+func (r *reconciler) pruneSources(inUse map[uint32]bool) error {
 	var errs []error
 	r.left.sources = slices.DeleteFunc(r.left.sources, func(k maps.SourceKey) bool {
+		if inUse[k.ServiceId] {
+			return false
+		}
 		err := r.tables.DeleteSource(k)
 		if err == nil {
 			r.writes.Sources++

@@ -38,14 +38,18 @@ type Status struct {
 	Synced bool
 	// LastSync is when the maps last held everything that was known.
 	LastSync time.Time
-	// QueuedSince is when the oldest change that is not in the maps yet was
-	// taken; zero where there is none.
+	// QueuedSince is when the oldest change was taken that was not tried yet; zero
+	// where there is none. One that was tried and failed does not count: it says
+	// nothing of the loop.
 	QueuedSince time.Time
 	// LastQueued is when the newest change was taken.
 	LastQueued time.Time
-	// Err is what the last reconcile failed with, and what finds no room in the maps;
-	// nil where there is neither.
+	// Err is why something that is no Service's is not in the maps (the node's
+	// addresses, the service CIDRs), and what finds no room; nil where there is neither.
 	Err error
+	// Failing counts the Services that could not be brought into the maps and are tried
+	// again; Problems says why.
+	Failing int
 	// The changes taken since start, and those of them not programmed yet.
 	ServiceChanges, EndpointChanges               uint64
 	ServiceChangesPending, EndpointChangesPending int
@@ -77,7 +81,8 @@ type HealthCheck struct {
 	// Port is spec.healthCheckNodePort.
 	Port uint16
 	// LocalEndpoints counts ready endpoints of this node that the service's ports
-	// use; one that is listed under several service ports counts once.
+	// use; one that is listed under several service ports counts once. It is 0 where
+	// the service could not be brought into the maps.
 	LocalEndpoints int
 }
 
@@ -86,8 +91,8 @@ type Report struct {
 	Started, Ended time.Time
 	// Full: every service was looked at (the first reconcile, or the node changed).
 	Full bool
-	// Services counts those that were looked at, Failed those that are kept for a
-	// retry, and those for which the maps have not room for all.
+	// Services counts those that were looked at, Failed those that could not be
+	// programmed, and those for which the maps have not room for all.
 	Services, Failed int
 	// Writes by kind of map write.
 	Writes maps.Writes

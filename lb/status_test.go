@@ -26,10 +26,13 @@ func TestStatus(t *testing.T) {
 	check := func(what string, want Status) {
 		t.Helper()
 		got := r.loop.Status()
-		if !errors.Is(got.Err, want.Err) {
-			t.Errorf("%s: error %v, want %v", what, got.Err, want.Err)
+		if got.Err != nil {
+			t.Errorf("%s: error %v of what is no Service's", what, got.Err)
 		}
-		got.Err, want.Err, got.Fill, got.NoLocalEndpoints = nil, nil, nil, nil
+		if got.Failing != want.Failing || got.Problems.Total != want.Failing {
+			t.Errorf("%s: %d services fail with %d problems, want %d", what, got.Failing, got.Problems.Total, want.Failing)
+		}
+		got.Fill, got.NoLocalEndpoints, got.Problems, want.Problems = nil, nil, Problems{}, Problems{}
 		if got.Synced != want.Synced || !got.LastSync.Equal(want.LastSync) || !got.QueuedSince.Equal(want.QueuedSince) ||
 			!got.LastQueued.Equal(want.LastQueued) || got.ServiceChanges != want.ServiceChanges || got.EndpointChanges != want.EndpointChanges ||
 			got.ServiceChangesPending != want.ServiceChangesPending || got.EndpointChangesPending != want.EndpointChangesPending ||
@@ -56,13 +59,13 @@ func TestStatus(t *testing.T) {
 	check("which concerns no map", Status{Synced: true, LastSync: at(5), LastQueued: at(4), ServiceChanges: 1, Node: node})
 	r.store.SetSlice(numberedSlice(1, 0, 2))
 	r.step()
-	check("a failure", Status{Synced: true, LastSync: at(5), LastQueued: at(6), QueuedSince: at(6), Err: errFault,
+	check("a failure", Status{Synced: true, LastSync: at(5), LastQueued: at(6), Failing: 1,
 		ServiceChanges: 1, EndpointChanges: 1, EndpointChangesPending: 1, Node: node})
 	r.store.SetSlice(numberedSlice(1, 1, 2))
-	check("a change while it fails", Status{Synced: true, LastSync: at(5), LastQueued: at(7), QueuedSince: at(6), Err: errFault,
+	check("a change while it fails", Status{Synced: true, LastSync: at(5), LastQueued: at(7), QueuedSince: at(7), Failing: 1,
 		ServiceChanges: 1, EndpointChanges: 2, EndpointChangesPending: 2, Node: node})
 	r.step()
-	check("it fails again", Status{Synced: true, LastSync: at(5), LastQueued: at(7), QueuedSince: at(6), Err: errFault,
+	check("it fails again", Status{Synced: true, LastSync: at(5), LastQueued: at(7), Failing: 1,
 		ServiceChanges: 1, EndpointChanges: 2, EndpointChangesPending: 2, Node: node})
 	fail = false
 	r.step()
@@ -195,8 +198,8 @@ func TestFullMapHurtsOneService(t *testing.T) {
 			r.store.SetSlice(slice("b", "b", "p:80/TCP q:81/TCP", "10.0.0.1", "10.0.0.2"))
 			r.mustStep()
 			troubles := r.claimProblems("b")
-			if all := r.loop.Status().Problems; len(troubles) == 0 || all.Services[maps.NoRoom] != 1 || !r.loop.pending.empty() {
-				t.Fatalf("problems are %+v, pending %+v", all, r.loop.pending)
+			if all := r.loop.Status().Problems; len(troubles) == 0 || all.Services[maps.NoRoom] != 1 || !r.loop.failed.empty() {
+				t.Fatalf("problems are %+v, failed %+v", all, r.loop.failed.all)
 			}
 			for _, w := range []string{"map " + full + " is full", "--" + full + "-map-size"} {
 				if !strings.Contains(troubles[0].Error, w) {

@@ -44,6 +44,8 @@ type changes struct {
 	addrs bool
 	// cidrs: the service CIDRs.
 	cidrs bool
+	// leftovers: what an earlier daemon left.
+	leftovers bool
 	// since is when the oldest of these was taken; zero where there is none.
 	since time.Time
 }
@@ -51,9 +53,28 @@ type changes struct {
 // change is why one service has to be looked at.
 type change struct {
 	service, endpoints int
-	// triggers are LastChange of the slices that changed.
+	// triggers are LastChange of the slices that changed, of the first maxTriggers.
 	triggers []time.Time
 }
+
+// maxTriggers bounds what a service that keeps changing and can't be programmed is
+// remembered to have waited for.
+const maxTriggers = 32
+
+func (c *change) trigger(t ...time.Time) {
+	if room := maxTriggers - len(c.triggers); room > 0 {
+		c.triggers = append(c.triggers, t[:min(len(t), room)]...)
+	}
+}
+
+// add adds a later change.
+func (c *change) add(o change) {
+	c.service += o.service
+	c.endpoints += o.endpoints
+	c.trigger(o.triggers...)
+}
+
+func (c *change) counts() changeCount { return changeCount{c.service, c.endpoints} }
 
 // changeCount counts changes of Services and of their EndpointSlices.
 type changeCount struct{ service, endpoints int }
@@ -63,11 +84,16 @@ func (c *changeCount) add(o changeCount) {
 	c.endpoints += o.endpoints
 }
 
+func (c *changeCount) sub(o changeCount) {
+	c.service -= o.service
+	c.endpoints -= o.endpoints
+}
+
 // count returns how many changes these are.
 func (c *changes) count() changeCount {
 	var n changeCount
 	for _, ch := range c.services {
-		n.add(changeCount{ch.service, ch.endpoints})
+		n.add(ch.counts())
 	}
 	return n
 }
@@ -90,21 +116,17 @@ func (c *changes) of(name ServiceName) change {
 	return change{}
 }
 
-func (c *changes) empty() bool { return len(c.services) == 0 && !c.all && !c.addrs && !c.cidrs }
-
-// merge adds what an older, failed attempt left undone.
-func (c *changes) merge(older changes) {
-	for name, o := range older.services {
-		n := c.service(name)
-		n.service += o.service
-		n.endpoints += o.endpoints
-		n.triggers = append(o.triggers, n.triggers...)
-	}
-	c.all = c.all || older.all
-	c.addrs = c.addrs || older.addrs
-	c.cidrs = c.cidrs || older.cidrs
-	if c.since.IsZero() || !older.since.IsZero() && older.since.Before(c.since) {
-		c.since = older.since
+// object asks that an object is looked at.
+func (c *changes) object(o object) {
+	switch o.what {
+	case aService:
+		c.service(o.service)
+	case theNodeAddrs:
+		c.addrs = true
+	case theServiceCIDRs:
+		c.cidrs = true
+	case theLeftovers:
+		c.leftovers = true
 	}
 }
 
@@ -289,7 +311,7 @@ func (s *Store) endpointsChanged(name ServiceName, trigger time.Time) {
 	c.endpoints++
 	s.endpointChanges++
 	if !trigger.IsZero() {
-		c.triggers = append(c.triggers, trigger)
+		c.trigger(trigger)
 	}
 }
 
