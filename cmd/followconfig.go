@@ -58,7 +58,8 @@ func (f followedFile) follow(ctx context.Context, every time.Duration, log *zap.
 			continue
 		}
 		if _, err := loadSettings(f.path, f.flags); err != nil {
-			log.Error("the configuration file has changed and can't be used: the old content stays in effect, and a restart would fail", zap.Error(err))
+			log.Error("the configuration file has changed and can't be used: the old content stays in effect, and a restart would fail",
+				zap.Error(err))
 			refused = sum
 			continue
 		}

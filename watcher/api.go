@@ -79,7 +79,8 @@ func NewAPI(o APIOptions) (*API, error) {
 	a.cidrs = newCIDRs(a.serviceCIDR, o.Sink.SetServiceCIDRs)
 	a.cidrs.store.reports = reporter[string]{log: o.Log}
 	follow := func(resource string) *link { return &link{resource: resource, log: o.Log, hint: o.Hint} }
-	a.nodeLink, a.serviceLink, a.sliceLink, a.cidrLink = follow("nodes"), follow("services"), follow("endpointslices"), follow("servicecidrs")
+	a.nodeLink, a.serviceLink = follow("nodes"), follow("services")
+	a.sliceLink, a.cidrLink = follow("endpointslices"), follow("servicecidrs")
 	a.node.heard, a.services.heard, a.slices.heard, a.cidrs.store.heard =
 		a.nodeLink.heard, a.serviceLink.heard, a.sliceLink.heard, a.cidrLink.heard
 	return a, nil
