@@ -105,10 +105,10 @@ func (k *Kernel) markAddr(a netip.Addr, add, remove uint32) error {
 	old := k.addrs.flags[a]
 	flags := old&^remove | add
 	known := k.addrs.known - count(old&^addrBackend) + count(flags&^addrBackend)
-	switch {
-	case flags == old:
+	switch flags {
+	case old:
 		return nil
-	case flags == 0:
+	case 0:
 		err := k.set.maps[mapAddrs].Delete(newAddr(a))
 		if err := k.wrap(ignoreMissing(err), mapAddrs, "delete address "+a.String()); err != nil {
 			return err
