@@ -100,7 +100,7 @@ func (c *claims) remove(n claim) {
 func (c *claims) decide(k maps.FrontendKey) {
 	for i, cl := range c.to[k] {
 		if won := i == 0 && c.beats(cl) == nil; won != cl.frontend.won {
-			cl.frontend.won = won
+			cl.frontend.won, cl.port.of.uncounted = won, true
 			c.changed[cl.port.of.name] = true
 		}
 	}

@@ -13,13 +13,16 @@ type look struct {
 	slices []*EndpointSlice
 	// plans is kept unless all services are looked at, which would take much memory.
 	plans []portPlan
+	// tried: it was programmed, with this outcome.
+	tried bool
+	err   error
 }
 
 // wishes notes what services ask for, before anything is programmed: who has what
 // must not depend on the order of the names. It gives the names, and those of services
 // that win or lose something by it: first those that lose room, last the others.
-func (l *Loop) wishes(names []ServiceName, at place, full bool) ([]ServiceName, map[ServiceName]look) {
-	looks := make(map[ServiceName]look, len(names))
+func (l *Loop) wishes(names []ServiceName, at place, full bool) ([]ServiceName, map[ServiceName]*look) {
+	looks := make(map[ServiceName]*look, len(names))
 	for next := names; ; names = append(names, next...) {
 		for _, name := range next {
 			looks[name] = l.look(name, at, full)
@@ -37,7 +40,7 @@ func (l *Loop) wishes(names []ServiceName, at place, full bool) ([]ServiceName, 
 	}
 	clear(l.r.claims.changed)
 	for _, name := range names {
-		if w := l.r.wishes[name]; w != nil {
+		if w := l.r.wishes[name]; w != nil && w.uncounted {
 			l.r.ledger.update(w)
 		}
 	}
@@ -62,13 +65,13 @@ func (l *Loop) wishes(names []ServiceName, at place, full bool) ([]ServiceName, 
 	return names, looks
 }
 
-func (l *Loop) look(name ServiceName, at place, full bool) look {
+func (l *Loop) look(name ServiceName, at place, full bool) *look {
 	svc, sls := l.o.Store.get(name)
 	l.checks.update(name, svc, sls, at)
 	delete(l.ranged, name)
 	if svc == nil {
 		l.r.dropWish(name)
-		return look{}
+		return &look{}
 	}
 	if len(svc.SourceRanges) > 0 {
 		l.ranged[name] = true
@@ -78,20 +81,18 @@ func (l *Loop) look(name ServiceName, at place, full bool) look {
 	if full {
 		plans = nil
 	}
-	return look{svc, sls, plans}
+	return &look{svc: svc, slices: sls, plans: plans}
 }
 
 // programAll programs what changed and what that bears on. It gives the errors, and
 // notes what has to be tried again.
 func (l *Loop) programAll(todo changes, at place, report *Report) (errs []error) {
 	first := !l.isSynced
-	names := l.names(todo, report.Full)
-	names, looks := l.wishes(names, at, report.Full)
-	outcome := make(map[ServiceName]error, len(names))
+	names, looks := l.wishes(l.names(todo, report.Full), at, report.Full)
 	var full []ServiceName
 	for i := 0; i < len(names); i++ {
-		err := l.program(names[i], looks, at)
-		if outcome[names[i]] = err; err != nil && onlyFull(err) {
+		k := l.program(names[i], looks, at)
+		if k.err != nil && onlyFull(k.err) {
 			full = append(full, names[i])
 		}
 		if i == len(names)-1 {
@@ -99,51 +100,53 @@ func (l *Loop) programAll(todo changes, at place, report *Report) (errs []error)
 		}
 	}
 	for _, name := range full { // those that came after may have made room
-		outcome[name] = l.program(name, looks, at)
+		l.program(name, looks, at)
 	}
 	for _, name := range names {
-		err, last := outcome[name]
-		if !last {
-			continue // it was looked at twice
+		k := looks[name]
+		if !k.tried {
+			continue // a name that is there twice
 		}
-		delete(outcome, name)
+		k.tried = false
 		change := todo.of(name) // none, where nothing changed but who has what
 		if first {
 			change.triggers = nil // they are from before our time
 		}
-		if err != nil {
-			errs = append(errs, err)
+		if k.err != nil {
+			errs = append(errs, k.err)
 			report.Failed++
 		}
-		report.Programmed = append(report.Programmed, l.result(object{service: name}, change, err)...)
+		report.Programmed = append(report.Programmed, l.result(object{service: name}, change, k.err)...)
 	}
 	report.Services = len(names)
 	return errs
 }
 
 // program makes the maps hold what a service is granted.
-func (l *Loop) program(name ServiceName, looks map[ServiceName]look, at place) error {
-	k, looked := looks[name]
-	if !looked {
+func (l *Loop) program(name ServiceName, looks map[ServiceName]*look, at place) *look {
+	k := looks[name]
+	if k == nil {
 		k = l.look(name, at, false)
+		looks[name] = k
 	}
+	k.tried = true
 	if k.svc == nil {
-		err := l.r.reconcile(name, nil)
-		if err == nil {
+		if k.err = l.r.reconcile(name, nil); k.err == nil {
 			l.faults.forget(object{service: name})
 		}
-		return err
+		return k
 	}
-	if k.plans == nil {
-		k.plans = planService(k.svc, k.slices, at)
+	plans := k.plans
+	if plans == nil {
+		plans = planService(k.svc, k.slices, at)
 	}
-	err := l.r.reconcile(name, l.r.granted(name, k.plans))
+	k.err = l.r.reconcile(name, l.r.granted(name, plans))
 	if k.svc.HealthCheckNodePort != 0 {
 		for _, family := range []Family{IPv4, IPv6} {
-			l.checks.programmed(servedBy{name, family}, err == nil && l.r.servesOutside(k.plans, family))
+			l.checks.programmed(servedBy{name, family}, k.err == nil && l.r.servesOutside(plans, family))
 		}
 	}
-	return err
+	return k
 }
 
 // place says where this node is, and adds the services that a change of it bears on:

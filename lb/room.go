@@ -186,6 +186,7 @@ func (l *ledger) leave(w *wish) {
 
 // update counts again what a service takes.
 func (l *ledger) update(w *wish) {
+	w.uncounted = false
 	if total := w.sum(); total != w.total {
 		l.changed = true
 		for r := range l.total {

@@ -44,6 +44,8 @@ type wish struct {
 	ports []*portWish
 	// total is the room of what it has won, up to each rank.
 	total [ranks]room
+	// uncounted: total is out of date.
+	uncounted bool
 }
 
 // portWish is what a service port of one family asks for.
@@ -96,13 +98,14 @@ func (w *wish) compare(o *wish) int {
 func (r *reconciler) setWish(svc *Service, plans []portPlan) {
 	if old := r.wishes[svc.Name]; old != nil && old.same(svc, plans) {
 		for i := range plans {
-			p := old.ports[i]
-			p.refused, p.cut, p.need = plans[i].refused, plans[i].cut, needOf(&plans[i])
+			p, need := old.ports[i], needOf(&plans[i])
+			old.uncounted = old.uncounted || p.need != need
+			p.refused, p.cut, p.need = plans[i].refused, plans[i].cut, need
 		}
 		return
 	}
 	r.dropWish(svc.Name)
-	w := &wish{name: svc.Name, created: svc.Created, outer: outerAddrs(svc)}
+	w := &wish{name: svc.Name, created: svc.Created, outer: outerAddrs(svc), uncounted: true}
 	for i, p := range plans {
 		port := &portWish{of: w, index: i, key: p.key, frontends: make([]frontendWish, len(p.frontends)),
 			refused: p.refused, cut: p.cut, need: needOf(&p)}
@@ -164,12 +167,15 @@ func (w *wish) same(svc *Service, plans []portPlan) bool {
 	return true
 }
 
-// granted takes from a service's plans what it is not granted. A port without a
+// granted gives a service's plans without what it is not granted. A port without a
 // frontend has nothing in the maps.
 func (r *reconciler) granted(name ServiceName, plans []portPlan) []portPlan {
 	w := r.wishes[name]
 	if w == nil {
 		return nil
+	}
+	if w.all(plans) {
+		return plans
 	}
 	kept := make([]portPlan, 0, len(plans))
 	for _, plan := range plans {
@@ -186,6 +192,22 @@ func (r *reconciler) granted(name ServiceName, plans []portPlan) []portPlan {
 		kept = append(kept, plan)
 	}
 	return kept
+}
+
+// all reports whether a service is granted all of its plans.
+func (w *wish) all(plans []portPlan) bool {
+	for i := range plans {
+		p := &plans[i]
+		if p.cut > 0 || i >= len(w.ports) || w.ports[i].key != p.key || len(w.ports[i].frontends) != len(p.frontends) {
+			return false
+		}
+		for j := range p.frontends {
+			if f := &w.ports[i].frontends[j]; f.key != p.frontends[j].key || !f.granted() {
+				return false
+			}
+		}
+	}
+	return true
 }
 
 // granted gives those of the frontends, in the order of the wish, that are granted.
