@@ -226,11 +226,11 @@ var refusalCases = []packetCase{
 		p := c.opens(c.client, c.external)
 		answers := func(packets int) (n int) {
 			for range packets {
-				switch s := c.arrives(p); {
-				case s.got.verdict == redirect:
+				s := c.arrives(p)
+				if s.got.verdict == redirect {
 					s.answered(unreachable(p), "no_endpoint")
 					n++
-				default:
+				} else {
 					s.dropped("answer_limited")
 				}
 			}
