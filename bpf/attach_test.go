@@ -69,11 +69,11 @@ func TestAttachElsewhere(t *testing.T) {
 		t.Fatal(err)
 	}
 	deadline := time.Now().Add(10 * time.Second) // the kernel detaches some time later
-	for slices.ContainsFunc(Attachments(root), func(a Attachment) bool {
+	for slices.ContainsFunc(Attachments(root, set), func(a Attachment) bool {
 		return a.Attached || !strings.Contains(a.Problem, "gone")
 	}) {
 		if time.Now().After(deadline) {
-			t.Fatalf("with the cgroup gone: %+v", Attachments(root))
+			t.Fatalf("with the cgroup gone: %+v", Attachments(root, set))
 		}
 		time.Sleep(time.Millisecond)
 	}

@@ -4,6 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"net"
+	"slices"
 	"syscall"
 	"time"
 
@@ -80,6 +83,46 @@ func (p *PacketPath) follow(ctx context.Context) error {
 		case <-time.After(next):
 		}
 	}
+}
+
+// look asks the kernel whether every device that the last pass chose has its programs,
+// and says what is wrong by direction. It costs much less than a pass, which it asks for
+// where a program is gone: nobody tells of a TCX link that was detached.
+func (p *PacketPath) look() (problems [directions]string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.wanted == nil {
+		return problems // Start was not called yet
+	}
+	found, err := listAll(p.ways)
+	for dir := range direction(directions) {
+		if text := p.problems[everyDevice]; text != "" {
+			problems[dir] = text
+		}
+		for _, index := range slices.Sorted(maps.Keys(p.wanted)) {
+			a := found.at(p.ways[0], point{index, dir})
+			switch {
+			case err != nil:
+				problems[dir] = err.Error()
+			case a != nil && a.inEffect, deviceGone(index):
+				continue
+			case p.problems[p.wanted[index]] != "":
+				problems[dir] = fmt.Sprintf("device %s: %s", p.wanted[index], p.problems[p.wanted[index]])
+			default:
+				problems[dir] = fmt.Sprintf("device %s has lost its program, or the pin of its link", p.wanted[index])
+				p.wake()
+			}
+			break
+		}
+	}
+	return problems
+}
+
+// deviceGone reports whether no device has the index any more: the pass that takes it off
+// the list is on its way.
+func deviceGone(index int) bool {
+	_, err := net.InterfaceByIndex(index)
+	return err != nil
 }
 
 // listen wakes Run at changes that can matter, until the socket is closed.

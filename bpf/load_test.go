@@ -19,7 +19,7 @@ func TestMain(m *testing.M) {
 }
 
 // bpffs mounts a bpf file system of the test's own.
-func bpffs(t *testing.T) string {
+func bpffs(t testing.TB) string {
 	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Skip("loading programs needs root")
@@ -37,7 +37,7 @@ func bpffs(t *testing.T) string {
 }
 
 // cgroup makes a cgroup of the test's own.
-func cgroup(t *testing.T) string {
+func cgroup(t testing.TB) string {
 	t.Helper()
 	root, err := FindCgroupRoot("")
 	if err != nil {
@@ -55,7 +55,7 @@ func cgroup(t *testing.T) string {
 	return dir
 }
 
-func openMaps(t *testing.T, root string) (*maps.Set, *maps.Kernel) {
+func openMaps(t testing.TB, root string) (*maps.Set, *maps.Kernel) {
 	t.Helper()
 	set, _, err := maps.Open(root, maps.Sizes{Services: 64, Slots: 64, Backends: 64, Affinity: 64, Sources: 16, Flows: 16})
 	if err != nil {
@@ -99,7 +99,7 @@ func TestLoadAttachVerify(t *testing.T) {
 		if err := p.Close(); err != nil {
 			t.Error(err)
 		}
-		for _, a := range Attachments(root) {
+		for _, a := range Attachments(root, set) {
 			if !a.Attached {
 				t.Errorf("hook %s: %s", a.Hook, a.Problem)
 			}

@@ -3,6 +3,7 @@ package bpf
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"time"
 
@@ -59,3 +60,40 @@ func tryLock(root string) (*Lock, error) {
 
 // Release lets go of the lock.
 func (l *Lock) Release() error { return l.dir.Close() }
+
+// Keep makes sure that root is the locked directory, and says what it did. A directory
+// that was renamed gets its name back. Where it was removed, or its file system
+// unmounted, a new one is made as RequireBPFFS does, and locked.
+func (l *Lock) Keep(root string, mount bool) (did string, err error) {
+	ours, err := l.dir.Stat()
+	if err != nil {
+		return "", fmt.Errorf("look at the locked directory: %w", err)
+	}
+	if there, err := os.Stat(root); err == nil && os.SameFile(ours, there) {
+		return "", nil
+	} else if errors.Is(err, fs.ErrNotExist) {
+		if now, ok := l.path(ours); ok && os.Rename(now, root) == nil {
+			return "it was renamed to " + now + ", and got its name back", nil
+		}
+	}
+	if err := RequireBPFFS(root, mount); err != nil {
+		return "", err
+	}
+	anew, err := TakeLock(root)
+	if err != nil {
+		return "", err
+	}
+	_ = l.dir.Close()
+	l.dir = anew.dir
+	return "it was removed or unmounted, and was made anew", nil
+}
+
+// path gives where the locked directory is now.
+func (l *Lock) path(ours os.FileInfo) (string, bool) {
+	path, err := os.Readlink(fmt.Sprintf("/proc/self/fd/%d", l.dir.Fd()))
+	if err != nil {
+		return "", false
+	}
+	there, err := os.Stat(path) // another one, where the file system was unmounted
+	return path, err == nil && os.SameFile(ours, there)
+}

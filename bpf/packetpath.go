@@ -9,6 +9,7 @@ import (
 	"slices"
 	"sync"
 
+	"github.com/cilium/ebpf/link"
 	"go.uber.org/zap"
 	"golang.org/x/sys/unix"
 
@@ -53,6 +54,11 @@ type PacketPath struct {
 	// ours, and strangers are counted.
 	inEffect  bool
 	strangers strangers
+	// wanted are the devices that the last pass chose, by index: their names.
+	wanted map[int]string
+	// held are TCX links in effect. They are kept open: a pin that somebody removes takes
+	// no program from a device while this process lives.
+	held map[point]link.Link
 }
 
 // NewPacketPath loads the programs, and attaches nothing yet.
@@ -66,7 +72,8 @@ func NewPacketPath(opts PacketPathOptions) (*PacketPath, error) {
 		return nil, err
 	}
 	return &PacketPath{opts: opts, programs: programs, ways: waysBelow(opts.Root, opts.noTCX),
-		poke: make(chan struct{}, 1), started: make(chan struct{}), problems: map[string]string{}}, nil
+		poke: make(chan struct{}, 1), started: make(chan struct{}), problems: map[string]string{},
+		held: map[point]link.Link{}}, nil
 }
 
 // waysBelow gives the ways with the one first that this kernel takes.
@@ -79,7 +86,41 @@ func waysBelow(root string, noTCX bool) []way {
 }
 
 // Close closes the programs; those that are attached stay in effect.
-func (p *PacketPath) Close() error { return p.programs.close() }
+func (p *PacketPath) Close() error {
+	p.letGo(nil)
+	return p.programs.close()
+}
+
+// hold keeps the link at a point open, unless it is.
+func (p *PacketPath) hold(at point, why Why) error {
+	t, ok := p.ways[0].(tcx)
+	if !ok {
+		return nil // filters have no owner
+	}
+	if l := p.held[at]; l != nil {
+		if _, ok := inEffect(l, at); ok {
+			return nil
+		}
+		l.Close()
+	}
+	l, err := t.hold(at, why)
+	if err != nil {
+		delete(p.held, at)
+		return fmt.Errorf("keep the %s link open: %w", at.dir, err)
+	}
+	p.held[at] = l
+	return nil
+}
+
+// letGo closes the links of devices that are not among those.
+func (p *PacketPath) letGo(chosen map[int]bool) {
+	for at, l := range p.held {
+		if !chosen[at.index] {
+			l.Close()
+			delete(p.held, at)
+		}
+	}
+}
 
 // Start puts the programs into effect, and lets Run begin. Problems of devices are
 // logged, and Run tries again.
@@ -176,6 +217,7 @@ func (p *PacketPath) pass(problems map[string]string) error {
 	chosen, uplinks := map[int]bool{}, 0
 	resets := p.inEffect && p.strangers.look(p.opts.Maps.IsFrontend, p.opts.Log)
 	c := chooser{asked: p.opts.Devices, pods: p.opts.PodDevices, node: p.nodeAddrs()}
+	p.wanted = map[int]string{}
 	for _, d := range devices {
 		choice := c.choose(d)
 		if !choice.attach {
@@ -184,7 +226,7 @@ func (p *PacketPath) pass(problems map[string]string) error {
 			}
 			continue
 		}
-		chosen[d.index] = true
+		chosen[d.index], p.wanted[d.index] = true, d.name
 		if !choice.pod() {
 			uplinks++
 		}
@@ -195,6 +237,7 @@ func (p *PacketPath) pass(problems map[string]string) error {
 	if uplinks == 0 {
 		problems[everyDevice] = "no device here is an uplink or a tunnel: nothing from outside is served; --devices names some"
 	}
+	p.letGo(chosen)
 	return errors.Join(p.removeUnwanted(found, chosen), p.forget(chosen))
 }
 
@@ -256,7 +299,10 @@ func (p *PacketPath) serve(d device, choice decision, devices []device, found at
 		old := found.at(w, at)
 		if err := w.attach(at, choice.why, programs.by[dir], old); err != nil {
 			errs = append(errs, fmt.Errorf("attach the %s program by %s: %w", dir, w, err))
-		} else if old == nil {
+			continue
+		}
+		errs = append(errs, p.hold(at, choice.why))
+		if old == nil {
 			p.opts.Log.Info("attached to a device", zap.String("device", d.name), zap.Stringer("direction", dir),
 				zap.Stringer("by", w), zap.String("why", string(choice.why)))
 		}

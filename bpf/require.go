@@ -60,23 +60,35 @@ func FindCgroupRoot(asked string) (string, error) {
 		}
 		return asked, nil
 	}
+	roots, err := cgroupMounts()
+	if err != nil {
+		return "", err
+	}
+	if len(roots) > 0 {
+		return roots[0], nil
+	}
+	return "", errors.New("no cgroup v2 hierarchy is mounted: `mount -t cgroup2 none /sys/fs/cgroup/unified`, " +
+		"or boot with systemd.unified_cgroup_hierarchy=1, or name a directory with --cgroup-root")
+}
+
+// cgroupMounts gives where cgroup v2 is mounted, in the order of the mounts.
+func cgroupMounts() (roots []string, err error) {
 	f, err := os.Open("/proc/self/mounts")
 	if err != nil {
-		return "", fmt.Errorf("look for a cgroup v2 mount: %w", err)
+		return nil, fmt.Errorf("look for a cgroup v2 mount: %w", err)
 	}
 	defer f.Close()
 	lines := bufio.NewScanner(f)
 	for lines.Scan() {
-		// device, mount point (octal escapes for blanks), type
+		// device, mount point, type
 		if fields := strings.Fields(lines.Text()); len(fields) > 2 && fields[2] == "cgroup2" {
-			return strings.NewReplacer(`\040`, " ", `\011`, "\t", `\134`, `\`).Replace(fields[1]), nil
+			roots = append(roots, unescape(fields[1]))
 		}
 	}
 	if err := lines.Err(); err != nil {
-		return "", fmt.Errorf("look for a cgroup v2 mount: %w", err)
+		return nil, fmt.Errorf("look for a cgroup v2 mount: %w", err)
 	}
-	return "", errors.New("no cgroup v2 hierarchy is mounted: `mount -t cgroup2 none /sys/fs/cgroup/unified`, " +
-		"or boot with systemd.unified_cgroup_hierarchy=1, or name a directory with --cgroup-root")
+	return roots, nil
 }
 
 // RequireBPFFS makes the directory for pins if it is missing, and checks that it

@@ -173,6 +173,15 @@ static __always_inline int sock_is_translated(enum reason reason)
 	       reason == REASON_FLOW_KEPT || reason == REASON_UNRECORDED;
 }
 
+/* Whether the daemon asks (ADDR_FLAG_PROBE). It asks every few seconds, which must not
+ * look like a client with a wrong port. */
+static __always_inline int sock_is_probe(const struct frontend_key *dst)
+{
+	struct addr_info *info = bpf_map_lookup_elem(&addrs, &dst->addr);
+
+	return info && info->flags & ADDR_FLAG_PROBE;
+}
+
 /* What both forward hooks of both families do. Returns the hook's verdict;
  * *translated says whether `to` has to be written to the context. */
 static __always_inline int sock_forward(struct bpf_sock_addr *ctx, const struct frontend_key *dst,
@@ -183,6 +192,8 @@ static __always_inline int sock_forward(struct bpf_sock_addr *ctx, const struct 
 	reason = !sock_is_ours(ctx) ? REASON_PROTOCOL :
 		 is_connect	    ? sock_connect(ctx, dst, to) :
 				      sock_sendmsg(ctx, dst, to);
+	if (reason == REASON_UNDEFINED_PORT && sock_is_probe(dst))
+		reason = REASON_PROBE;
 	hook_count(reason);
 	*translated = sock_is_translated(reason);
 	if (!*translated && reason != REASON_PROTOCOL && reason != REASON_NO_FRONTEND &&

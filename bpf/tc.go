@@ -211,6 +211,20 @@ func newFlowSeed(pin string) (uint64, error) {
 	var b [8]byte
 	_, _ = rand.Read(b[:]) // never fails
 	seed := binary.NativeEndian.Uint64(b[:])
+	return seed, pinFlowSeed(pin, seed)
+}
+
+// keepFlowSeed pins the seed again where somebody has removed the pin, and reports
+// whether that was so.
+func keepFlowSeed(root string, seed uint64) (mended bool, err error) {
+	pin := filepath.Join(root, seedPin)
+	if _, err := os.Lstat(pin); !errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	return true, pinFlowSeed(pin, seed)
+}
+
+func pinFlowSeed(pin string, seed uint64) error {
 	m, err := ebpf.NewMap(&ebpf.MapSpec{Name: "flow_seed", Type: ebpf.Array, KeySize: 4, ValueSize: 8, MaxEntries: 1})
 	if err == nil {
 		defer m.Close()
@@ -219,9 +233,9 @@ func newFlowSeed(pin string) (uint64, error) {
 		}
 	}
 	if err != nil {
-		return 0, fmt.Errorf("keep the seed of flows at %s: %w", pin, err)
+		return fmt.Errorf("keep the seed of flows at %s: %w", pin, err)
 	}
-	return seed, nil
+	return nil
 }
 
 func removeFlowSeed(root string) error {

@@ -163,6 +163,9 @@ func (t tcx) attachNew(at point, why Why, prog loadedProgram) error {
 	}
 	l, err := link.AttachTCX(link.TCXOptions{Interface: at.index, Program: prog.Program, Attach: at.dir.attachType(),
 		Anchor: [directions]link.Anchor{link.Head(), link.Tail()}[at.dir]})
+	if errors.Is(err, unix.EEXIST) { // it is attached, and somebody removed the pin
+		l, err = findLink(at, prog.id)
+	}
 	if err != nil {
 		return err
 	}
@@ -174,6 +177,25 @@ func (t tcx) attachNew(at point, why Why, prog loadedProgram) error {
 		return fmt.Errorf("%w: the kernel does not list the link that it has just made", errNotInEffect)
 	}
 	return nil
+}
+
+// findLink opens the link by which a program is attached at a point.
+func findLink(at point, prog ebpf.ProgramID) (link.Link, error) {
+	there, err := link.QueryPrograms(link.QueryOptions{Target: at.index, Attach: at.dir.attachType()})
+	if err != nil {
+		return nil, err
+	}
+	for _, p := range there.Programs {
+		if id, ok := p.LinkID(); ok && p.ID == prog {
+			return link.NewFromID(id)
+		}
+	}
+	return nil, errors.New("the program is attached, and not by a link")
+}
+
+// hold opens the link that is pinned for a point.
+func (t tcx) hold(at point, why Why) (link.Link, error) {
+	return link.LoadPinnedLink(t.pin(at, why), nil)
 }
 
 var errNotInEffect = errors.New("attached, but not in effect")

@@ -8,6 +8,8 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
+	"strings"
 	"syscall"
 	"time"
 
@@ -19,11 +21,15 @@ import (
 // A link that exists need not be in effect: the cgroup may not be the one that
 // pods are below, or another program may end the chain. So the daemon asks for
 // an address that nobody has but an entry of ours that refuses everything, and
-// hears whether it is refused. A UDP connect() sends no packet.
+// hears whether it is refused. None of these calls sends a packet.
 const probeEnv = "SHUNT_PROBE_CONNECT"
 
-// probeAddr is of TEST-NET-1 (RFC 5737), which no cluster can route.
-var probeAddr = netip.MustParseAddrPort("192.0.2.255:9")
+// probeAddrs are for documentation (RFC 5737, RFC 3849): no cluster can route them.
+var probeAddrs = [...]netip.AddrPort{netip.MustParseAddrPort("192.0.2.255:9"),
+	netip.MustParseAddrPort("[2001:db8:ffff:ffff:ffff:ffff:ffff:ffff]:9")}
+
+// msgProbe is MSG_PROBE of the kernel's socket.h: look for the way, send nothing.
+const msgProbe = 0x10
 
 // exit codes of the probing child.
 const (
@@ -35,69 +41,104 @@ const (
 // MaybeProbe makes this process the probing child if it was started as one, and
 // does not return then. To be called first thing in main and in TestMain.
 func MaybeProbe() {
-	if addr, ok := os.LookupEnv(probeEnv); ok {
-		ap, err := netip.ParseAddrPort(addr)
-		if err == nil && probe(ap) {
-			os.Exit(probeRefused)
+	if os.Getenv(probeEnv) == "" {
+		return
+	}
+	_, passed := probe()
+	if len(passed) == 0 {
+		os.Exit(probeRefused)
+	}
+	_, _ = os.Stdout.WriteString(strings.Join(passed, " ")) // the parent has gone if it fails
+	os.Exit(probePassed)
+}
+
+// probe asks by each hook that can refuse, and gives those that did and those that
+// did not. A hook of a family that this kernel is without is in neither.
+func probe() (refused, passed []string) {
+	for i, to := range probeAddrs {
+		domain, suffix := [...]int{unix.AF_INET, unix.AF_INET6}[i], [...]string{"4", "6"}[i]
+		address := sockaddrOf(to)
+		for hook, ask := range map[string]func(fd int) error{
+			"connect": func(fd int) error { return unix.Connect(fd, address) },
+			// With both flags and no data the kernel goes all the way and sends nothing.
+			"sendmsg": func(fd int) error { return unix.Sendto(fd, nil, unix.MSG_CONFIRM|msgProbe, address) },
+		} {
+			fd, err := unix.Socket(domain, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+			if err != nil {
+				continue
+			}
+			err = ask(fd)
+			unix.Close(fd)
+			if errors.Is(err, unix.ECONNREFUSED) || errors.Is(err, unix.EPERM) { // the kernel has no bpf_set_retval
+				refused = append(refused, hook+suffix)
+			} else {
+				passed = append(passed, hook+suffix)
+			}
 		}
-		os.Exit(probePassed)
 	}
+	slices.Sort(refused)
+	slices.Sort(passed)
+	return refused, passed
 }
 
-// probe connects a UDP socket and says whether a program refused.
-func probe(to netip.AddrPort) bool {
-	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		return false
+func sockaddrOf(ap netip.AddrPort) unix.Sockaddr {
+	if ap.Addr().Is4() {
+		return &unix.SockaddrInet4{Addr: ap.Addr().As4(), Port: int(ap.Port())}
 	}
-	defer unix.Close(fd)
-	err = unix.Connect(fd, &unix.SockaddrInet4{Addr: to.Addr().As4(), Port: int(to.Port())})
-	// EPERM: the kernel has no bpf_set_retval.
-	return errors.Is(err, unix.ECONNREFUSED) || errors.Is(err, unix.EPERM)
+	return &unix.SockaddrInet6{Addr: ap.Addr().As16(), Port: int(ap.Port())}
 }
 
-// Verify says whether the hooks act on processes below the cgroup. For a moment it
-// makes a cluster IP without ports, which has room where map services is full. It
-// belongs to the goroutine that writes the maps.
-func Verify(ctx context.Context, tables maps.Tables, cgroup string) (err error) {
-	key := maps.NewFrontendKey(probeAddr.Addr(), 0, 0)
-	if err := tables.SetFrontend(key, maps.Service{Kind: uint8(maps.UndefinedPort)}); err != nil {
-		return fmt.Errorf("check that the hooks are in effect: %w", err)
+// Verify says whether the hooks act on processes below the cgroup.
+func Verify(ctx context.Context, k *maps.Kernel, cgroup string) error {
+	passed, err := prove(ctx, k, cgroup)
+	if err == nil && len(passed) > 0 {
+		return fmt.Errorf("the programs are attached to cgroup %s but %s do not act on processes below it: "+
+			"another cgroup program may come first, or this is not the node's own cgroup root (--cgroup-root)",
+			cgroup, strings.Join(passed, ", "))
 	}
-	defer func() { err = errors.Join(err, tables.DeleteFrontend(key)) }()
-	if probe(probeAddr) { // this process is below the cgroup itself
-		return nil
-	}
-	return verifyBelow(ctx, cgroup)
+	return err
 }
 
-// verifyBelow asks from a child process in a cgroup of its own.
-func verifyBelow(ctx context.Context, cgroup string) (err error) {
+// prove gives the hooks that do not act on processes below the cgroup.
+func prove(ctx context.Context, k *maps.Kernel, cgroup string) (passed []string, err error) {
+	for _, a := range probeAddrs {
+		if err := k.SetProbe(a.Addr()); err != nil {
+			return nil, fmt.Errorf("check that the hooks are in effect: %w", err)
+		}
+	}
+	refused, passed := probe()
+	if len(refused) > 0 { // this process is below the cgroup itself
+		return passed, nil
+	}
+	return proveBelow(ctx, cgroup)
+}
+
+// proveBelow asks from a child process in a cgroup of its own.
+func proveBelow(ctx context.Context, cgroup string) (passed []string, err error) {
 	leaf := filepath.Join(cgroup, fmt.Sprintf("shunt-probe-%d", os.Getpid()))
-	if err := os.Mkdir(leaf, 0o700); err != nil {
-		return fmt.Errorf("check that the hooks are in effect: make a cgroup below %s: %w", cgroup, err)
+	if err := os.Mkdir(leaf, 0o700); err != nil && !errors.Is(err, os.ErrExist) { // left by one that was killed
+		return nil, fmt.Errorf("check that the hooks are in effect: make a cgroup below %s: %w", cgroup, err)
 	}
 	defer func() { err = errors.Join(err, removeCgroup(leaf)) }()
 	dir, err := os.Open(leaf)
 	if err != nil {
-		return fmt.Errorf("check that the hooks are in effect: %w", err)
+		return nil, fmt.Errorf("check that the hooks are in effect: %w", err)
 	}
 	defer dir.Close()
 	ctx, cancel := context.WithTimeout(ctx, probeTimeout)
 	defer cancel()
 	child := exec.CommandContext(ctx, "/proc/self/exe")
-	child.Env = append(os.Environ(), probeEnv+"="+probeAddr.String())
+	child.Env = append(os.Environ(), probeEnv+"=1")
 	child.SysProcAttr = &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: int(dir.Fd())}
-	err = child.Run()
+	out, err := child.Output()
 	var exit *exec.ExitError
 	switch {
 	case err == nil:
-		return nil
+		return nil, nil
 	case errors.As(err, &exit) && exit.ExitCode() == probePassed:
-		return fmt.Errorf("the programs are attached to cgroup %s but do not act on processes below it: "+
-			"another cgroup program may come first, or this is not the node's own cgroup root (--cgroup-root)", cgroup)
+		return strings.Fields(string(out)), nil
 	}
-	return fmt.Errorf("check that the hooks are in effect: run a child in cgroup %s: %w", leaf, err)
+	return nil, fmt.Errorf("check that the hooks are in effect: run a child in cgroup %s: %w", leaf, err)
 }
 
 // removeCgroup removes an empty cgroup; a process that has just ended may still

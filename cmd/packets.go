@@ -33,6 +33,7 @@ func (d *daemon) openPackets() (*bpf.PacketPath, error) {
 	if err != nil {
 		return nil, fmt.Errorf("clusterCIDR: %w", err)
 	}
+	d.flowSeed = seed
 	return bpf.NewPacketPath(bpf.PacketPathOptions{
 		Root: d.cfg.BPFFSRoot, Set: d.set, Maps: d.kernel, Log: d.log,
 		Devices: d.cfg.Devices, PodDevices: d.cfg.PodDevices,

@@ -42,7 +42,7 @@ func newReporter(d *daemon, src *source) (*reporter, error) {
 			}
 		},
 		Config: d.cfg, Profiling: d.cfg.Profiling,
-		Reasons: d.kernel, Flows: d.expiry,
+		Reasons: d.kernel, Flows: d.expiry, Hooks: d.hooks,
 		Watches: src.watches, Requests: d.requests.Requests,
 		Build: health.BuildInfo{Version: v.Version, Revision: v.Revision},
 	})

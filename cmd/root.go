@@ -19,13 +19,24 @@ import (
 	"shunt/e2e/lab"
 )
 
-// Exit codes of every command.
+// Exit codes of every command. For status, exitFailure says that something does not
+// serve as it should.
 const (
 	exitOK      = 0
 	exitFailure = 1
 	// exitUsage: the command line itself makes no sense; nothing was done.
 	exitUsage = 2
+	// exitDegraded: all serves, and something is missing that it will need (status).
+	exitDegraded = 3
 )
+
+// exitError ends a command that has done its work with a code and a line of text.
+type exitError struct {
+	code int
+	text string
+}
+
+func (e *exitError) Error() string { return e.text }
 
 // usageError marks an error of the command line.
 type usageError struct{ error }
@@ -56,6 +67,10 @@ func execute(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		return exitOK
 	}
 	fmt.Fprintf(stderr, "error: %v\n", err)
+	var exit *exitError
+	if errors.As(err, &exit) {
+		return exit.code
+	}
 	var usage usageError
 	if errors.As(err, &usage) {
 		return exitUsage

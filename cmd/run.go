@@ -65,6 +65,9 @@ type daemon struct {
 	kernel   *maps.Kernel
 	programs *bpf.Programs
 	packets  *bpf.PacketPath
+	hooks    *bpf.Hooks
+	lock     *bpf.Lock
+	flowSeed uint64
 	store    *lb.Store
 	loop     *lb.Loop
 	sweeper  *bpf.Sweeper
@@ -92,11 +95,10 @@ func run(ctx context.Context, cfg *Config) (err error) {
 	}
 	d := &daemon{cfg: cfg, log: log, store: lb.NewStore(time.Now), requests: requests{health.NewRequests()}}
 	d.requests.register()
-	lock, err := d.prepare()
-	if err != nil {
+	if d.lock, err = d.prepare(); err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, lock.Release()) }()
+	defer func() { err = errors.Join(err, d.lock.Release()) }()
 	if d.memory, err = maps.OpenMemory(cfg.BPFFSRoot); err != nil {
 		return bpf.Explain(err)
 	}
@@ -143,7 +145,7 @@ func (d *daemon) open() error {
 		return bpf.Explain(err)
 	}
 	d.set = set
-	d.inEffect = (opened.Adopted || opened.Replaces != "") && allAttached(bpf.Attachments(d.cfg.BPFFSRoot))
+	d.inEffect = (opened.Adopted || opened.Replaces != "") && allAttached(bpf.Attachments(d.cfg.BPFFSRoot, nil))
 	if opened.Replaces != "" {
 		d.log.Info("the maps of the daemon before are replaced; they serve until the new ones are filled",
 			zap.String("why", opened.Replaces))
@@ -194,6 +196,7 @@ func (d *daemon) close() {
 
 // serve runs all parts until the context ends or one of them fails.
 func (d *daemon) serve(ctx context.Context, source *source) (err error) {
+	d.hooks = d.newHooks()
 	d.expiry = bpf.NewExpiry(bpf.ExpiryOptions{Set: d.set, Timeouts: d.cfg.timeouts(), Log: d.log})
 	if d.reporter, err = newReporter(d, source); err != nil {
 		return err
@@ -238,6 +241,7 @@ func (d *daemon) serve(ctx context.Context, source *source) (err error) {
 	group.Go(func() error { return d.expiry.Run(ctx) })
 	group.Go(func() error { return bpf.WatchAddrs(ctx, d.store.SetNodeAddrs, d.log) })
 	group.Go(func() error { return d.packets.Run(ctx) })
+	group.Go(func() error { return d.hooks.Run(ctx) })
 	group.Go(func() error { return d.reporter.health.Run(ctx) })
 	group.Go(func() error { d.trim(ctx); return nil })
 	group.Go(func() error { return d.cfg.file.follow(ctx, configInterval, d.log) })
@@ -257,40 +261,6 @@ func (d *daemon) trim(ctx context.Context) {
 			d.log.Warn("more memory is held than is needed", zap.Error(err))
 		}
 	}
-}
-
-// attach puts the programs into effect once the maps hold everything, so that a
-// partial view never serves. It runs on the loop's goroutine.
-func (d *daemon) attach(ctx context.Context) error {
-	if err := d.set.Switch(); err != nil {
-		return err
-	}
-	if err := d.programs.Attach(d.cfg.BPFFSRoot, d.cgroup); err != nil {
-		return err
-	}
-	d.startPackets()
-	if err := bpf.Verify(ctx, d.kernel, d.cgroup); err != nil {
-		return err
-	}
-	flows, err := d.set.Commit()
-	if err != nil {
-		return err
-	}
-	if flows != (maps.CarriedFlows{}) {
-		d.log.Warn("not every connection from outside could be taken over into the new map flows; others are not touched",
-			zap.Int("entries_without_room", flows.Lost), zap.String("flag", maps.FlagFlows), zap.Error(flows.Err))
-	}
-	d.log.Info("in effect", zap.String("cgroup", d.cgroup))
-	// Sockets that an earlier daemon, or nobody, left with an old address.
-	d.sweeper.Poke(bpf.Sweep{UDP: true, Untranslated: true, TCP: d.cfg.DestroyTCPSockets})
-	return nil
-}
-
-func (d *daemon) sweepStale(s lb.Stale) {
-	d.sweeper.Poke(bpf.Sweep{
-		TCP: s.TCPBackends && d.cfg.DestroyTCPSockets,
-		UDP: s.UDPFlows, Untranslated: s.UDPFrontends,
-	})
 }
 
 // newLogger logs to standard error: JSON lines, as cluster log collectors like it,

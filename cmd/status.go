@@ -24,12 +24,18 @@ import (
 type statusReport struct {
 	BPFFSRoot string `json:"bpffsRoot"`
 	Kernel    string `json:"kernel"`
-	// InEffect: every hook of the socket path is attached.
+	// Wrong is what does not serve as it should (exit code 1), Degraded what is missing
+	// though all serves (exit code 3).
+	Wrong    []string `json:"wrong"`
+	Degraded []string `json:"degraded"`
+	// InEffect: every hook of the socket path is attached, for this node's pods.
 	InEffect    bool             `json:"inEffect"`
 	Daemon      daemonStatus     `json:"daemon"`
 	APIServer   watchReport      `json:"apiServer"`
 	Attachments []bpf.Attachment `json:"attachments"`
-	Packets     packetStatus     `json:"packets"`
+	// Scope says why the hooks don't act on this node's pods; empty: nothing says so.
+	Scope   string       `json:"scope,omitempty"`
+	Packets packetStatus `json:"packets"`
 	// ServiceCIDRs are the ranges in which addresses that no service has are refused.
 	ServiceCIDRs []netip.Prefix `json:"serviceCIDRs"`
 	// Problems are of Services that are not served as they ask.
@@ -70,13 +76,16 @@ func newStatusCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "status",
 		Short: "Show what works on this node, what doesn't, and why",
-		Long:  "Status reads the pinned maps and links: it works with the daemon dead.",
+		Long: "Status reads the pinned maps and links: it works with the daemon dead.\n\n" +
+			"The exit code is 0 when all is well, 1 when something does not serve as it should, such as a hook that is\n" +
+			"not in effect, or when there is nothing to read, and 3 when all serves and something is missing, such as\n" +
+			"the daemon.",
 		RunE: func(c *cobra.Command, _ []string) error {
 			s, err := readStatus(c.Context(), root)
 			if err != nil {
 				return err
 			}
-			return writeOutput(c.OutOrStdout(), output, s, s.table)
+			return errors.Join(writeOutput(c.OutOrStdout(), output, s, s.table), s.exit())
 		},
 	}
 	addOutputFlag(c, &output, "json")
@@ -115,8 +124,10 @@ func readStatus(ctx context.Context, root string) (*statusReport, error) {
 		return nil, err
 	}
 	defer func() { _ = errors.Join(kernel.Close(), set.Close()) }() // only read
-	s := &statusReport{BPFFSRoot: root, Kernel: kernelRelease(), Attachments: bpf.Attachments(root)}
-	s.InEffect = allAttached(s.Attachments)
+	s := &statusReport{BPFFSRoot: root, Kernel: kernelRelease(), Attachments: bpf.Attachments(root, set)}
+	if s.Scope, err = readScope(s.Attachments); err != nil {
+		return nil, err
+	}
 	s.Daemon = readDaemon(root, kernel.Meta())
 	s.APIServer = readWatches(root)
 	if s.Packets, err = readPackets(root, kernel, s.Daemon); err != nil {
@@ -150,6 +161,7 @@ func readStatus(ctx context.Context, root string) (*statusReport, error) {
 	}
 	s.Features = readFeatures()
 	s.KubeProxy, err = readKubeProxy(ctx)
+	s.judge()
 	return s, err
 }
 
@@ -246,6 +258,9 @@ func (s *statusReport) table(w io.Writer) {
 		} else {
 			fmt.Fprintf(t, "  %s\t%s\n", a.Hook, a.Problem)
 		}
+	}
+	if s.Scope != "" {
+		fmt.Fprintf(t, "  WRONG\t%s\n", s.Scope)
 	}
 	s.Packets.table(t)
 	ranges := "none known"

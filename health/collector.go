@@ -29,7 +29,7 @@ type collector struct {
 	sync, syncFull, syncPartial prometheus.Histogram
 	programming                 prometheus.Histogram
 	healthz, livez              *prometheus.CounterVec
-	writes, destroyed           *prometheus.CounterVec
+	writes, destroyed, repairs  *prometheus.CounterVec
 	failures, deviceFailures    prometheus.Counter
 	adopted                     *prometheus.GaugeVec
 	build                       prometheus.Gauge
@@ -64,6 +64,8 @@ func newCollector(c *checker, opts Options) *collector {
 		writes:  counters("shunt_map_writes_total", "Writes to the eBPF maps by kind of entry.", "kind"),
 		destroyed: counters("shunt_sockets_destroyed_total",
 			"Sockets of clients that were destroyed since their endpoint was removed.", "protocol"),
+		repairs: counters("shunt_hook_repairs_total",
+			"How often a hook, a pin or the hooks' cgroup was found wrong and was put right, by name.", "hook"),
 		failures: prometheus.NewCounter(prometheus.CounterOpts{Name: "shunt_reconcile_failures_total",
 			Help: "Reconciles that could not bring everything into the maps and left the rest for another attempt."}),
 		deviceFailures: prometheus.NewCounter(prometheus.CounterOpts{Name: "shunt_device_failures_total",

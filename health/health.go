@@ -50,6 +50,14 @@ type FlowSource interface {
 	FlowStats() maps.FlowStats
 }
 
+// HookSource says what is wrong with each hook, by its name, with "" for one that is in
+// effect. Now looks at the kernel and is asked for every scrape, Last is what was found
+// last and is asked for every probe, both from any goroutine.
+type HookSource interface {
+	Now() map[string]string
+	Last() map[string]string
+}
+
 // BuildInfo is what shunt_build_info says of the binary.
 type BuildInfo struct {
 	Version, Revision string
@@ -95,6 +103,8 @@ type Options struct {
 	// Requests counts those to the API server; nil: a new one.
 	Requests *Requests
 	Build    BuildInfo
+	// Hooks may be nil: their metrics are left out then.
+	Hooks HookSource
 	// Now is the clock, nil means time.Now.
 	Now func() time.Time
 }
@@ -137,6 +147,7 @@ func New(opts Options) (*Server, error) {
 			now:         opts.Now,
 			flows:       opts.Flows,
 			watches:     opts.Watches,
+			hooks:       opts.Hooks,
 		},
 	}
 	s.collector = newCollector(s.checker, opts)
@@ -206,6 +217,9 @@ func (s *Server) SocketsDestroyed(protocol lb.Protocol, n int) {
 
 // DeviceFailed counts an attempt to attach to a network device that failed.
 func (s *Server) DeviceFailed() { s.collector.deviceFailures.Inc() }
+
+// HookRepaired counts a hook that was not in effect and was put right.
+func (s *Server) HookRepaired(name string) { s.collector.repairs.WithLabelValues(name).Inc() }
 
 // SetAdopted says how many entries of each map were found at start and kept, by
 // the map's name.

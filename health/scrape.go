@@ -36,6 +36,9 @@ var (
 		"Flows of the packet path that ended, or were not used for their time, and were forgotten.")
 	flowsEvicted = desc("shunt_flows_evicted_total",
 		"Flows of the packet path that were forgotten before their time, the least recently used first, since map flows was nearly full.")
+	inEffect = desc("shunt_in_effect",
+		"1 where a hook acts as it should, by name: the programs of the socket path; ingress and egress for those of the packet path; "+
+			"cgroup for their scope, that of this node's pods; pins for what must outlive the daemon.", "hook")
 	reasonSeen = desc("shunt_reason_total",
 		"How often an eBPF program ended, by the reason why.", "reason")
 )
@@ -46,7 +49,7 @@ func desc(name, help string, labels ...string) *prometheus.Desc {
 
 // described are the metrics above.
 var described = []*prometheus.Desc{
-	mapEntries, mapSize, reasonSeen, flowsExpired, flowsEvicted,
+	mapEntries, mapSize, reasonSeen, inEffect, flowsExpired, flowsEvicted,
 	lastTimestamp, lastQueued, endpointChanges, endpointChangesPending,
 	serviceChanges, serviceChangesPending, noLocalEndpoints, servicesFailing, serviceProblems, watchUp, watchLastEvent,
 }
@@ -55,7 +58,7 @@ var described = []*prometheus.Desc{
 func (m *collector) counted() []prometheus.Collector {
 	return []prometheus.Collector{
 		m.sync, m.syncFull, m.syncPartial, m.programming, m.healthz, m.livez,
-		m.writes, m.destroyed, m.failures, m.deviceFailures, m.adopted, m.build,
+		m.writes, m.destroyed, m.repairs, m.failures, m.deviceFailures, m.adopted, m.build,
 	}
 }
 
@@ -78,6 +81,7 @@ func (m *collector) Collect(out chan<- prometheus.Metric) {
 	m.collectStatus(out, m.checker.status())
 	m.collectReasons(out)
 	m.collectWatches(out)
+	m.collectHooks(out)
 	if flows := m.checker.flows; flows != nil {
 		stats := flows.FlowStats()
 		counter(out, flowsExpired, float64(stats.Expired))
@@ -119,6 +123,19 @@ func (m *collector) collectReasons(out chan<- prometheus.Metric) {
 	}
 	for reason, n := range reasons {
 		counter(out, reasonSeen, float64(n), reason)
+	}
+}
+
+func (m *collector) collectHooks(out chan<- prometheus.Metric) {
+	if m.checker.hooks == nil {
+		return
+	}
+	for name, problem := range m.checker.hooks.Now() {
+		v := 1.0
+		if problem != "" {
+			v = 0
+		}
+		gauge(out, inEffect, v, name)
 	}
 }
 

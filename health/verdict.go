@@ -2,13 +2,14 @@ package health
 
 import (
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"sync/atomic"
 	"time"
 
 	"shunt/lb"
-	"shunt/maps"
+	shuntmaps "shunt/maps"
 )
 
 // pressure is the part of a map, in percent, from which on it is worth a
@@ -40,6 +41,7 @@ type checker struct {
 	requireNode bool
 	now         func() time.Time
 	flows       FlowSource // nil: there are none
+	hooks       HookSource // nil: there are none
 	// watches may be nil: there is no API server.
 	watches func() []Watch
 	// adopted: what a daemon before this one programmed is in effect.
@@ -58,7 +60,7 @@ func (c *checker) status() lb.Status {
 }
 
 // fill says how full the maps are.
-func (c *checker) fill(st lb.Status) []maps.Fill {
+func (c *checker) fill(st lb.Status) []shuntmaps.Fill {
 	if c.flows == nil {
 		return st.Fill
 	}
@@ -110,6 +112,7 @@ func (c *checker) verdict() Verdict {
 	}
 	v.Warnings = append(v.Warnings, c.watchWarnings()...)
 	v.Warnings = append(v.Warnings, mapWarnings(c.fill(st))...)
+	v.Warnings = append(v.Warnings, c.hookWarnings()...)
 	return v
 }
 
@@ -149,8 +152,22 @@ func (c *checker) node(st lb.Status) string {
 	return ""
 }
 
+// hookWarnings names the hooks that are not in effect.
+func (c *checker) hookWarnings() (warnings []string) {
+	if c.hooks == nil {
+		return nil
+	}
+	last := c.hooks.Last()
+	for _, name := range slices.Sorted(maps.Keys(last)) {
+		if last[name] != "" {
+			warnings = append(warnings, fmt.Sprintf("%s is not in effect as it should be: %s", name, last[name]))
+		}
+	}
+	return warnings
+}
+
 // mapWarnings names the maps that are nearly full, and what to do about it.
-func mapWarnings(fills []maps.Fill) []string {
+func mapWarnings(fills []shuntmaps.Fill) []string {
 	var warnings []string
 	for _, f := range fills {
 		if percent, high := underPressure(f); high {
@@ -163,7 +180,7 @@ func mapWarnings(fills []maps.Fill) []string {
 
 // underPressure gives how full a map is in percent, and whether that is much.
 // A map of size 0 holds nothing and is never full.
-func underPressure(f maps.Fill) (percent uint64, high bool) {
+func underPressure(f shuntmaps.Fill) (percent uint64, high bool) {
 	if f.Size == 0 {
 		return 0, false
 	}

@@ -26,6 +26,7 @@ const (
 	abiAddrFlagADDR_FLAG_NODE_PORTS abiAddrFlag = 4
 	abiAddrFlagADDR_FLAG_OWN_NETNS  abiAddrFlag = 8
 	abiAddrFlagADDR_FLAG_BACKEND    abiAddrFlag = 16
+	abiAddrFlagADDR_FLAG_PROBE      abiAddrFlag = 32
 )
 
 type abiAddrInfo struct {
@@ -270,7 +271,8 @@ const (
 	abiReasonREASON_ANSWER_LIMITED     abiReason = 35
 	abiReasonREASON_CONNECTION_UNKNOWN abiReason = 36
 	abiReasonREASON_DIRECT_DISPLACED   abiReason = 37
-	abiReasonREASON_MAX                abiReason = 38
+	abiReasonREASON_PROBE              abiReason = 38
+	abiReasonREASON_MAX                abiReason = 39
 )
 
 type abiService struct {

@@ -31,6 +31,7 @@ const (
 	addrNodePorts = uint32(abiAddrFlagADDR_FLAG_NODE_PORTS)
 	addrOwnNetns  = uint32(abiAddrFlagADDR_FLAG_OWN_NETNS)
 	addrBackend   = uint32(abiAddrFlagADDR_FLAG_BACKEND)
+	addrProbe     = uint32(abiAddrFlagADDR_FLAG_PROBE)
 )
 
 // leftAddrs is how many addresses stay marked as backends' that are none's any more
@@ -274,7 +275,7 @@ func (k *Kernel) dumpAddrs(d *Dump) error {
 		return err
 	}
 	for a, flags := range all {
-		if flags&addrClusterIP != 0 {
+		if flags&addrClusterIP != 0 && flags&addrProbe == 0 {
 			d.Frontends[NewFrontendKey(a, 0, 0)] = Service{Kind: uint8(UndefinedPort)}
 		}
 		if flags&addrNodePorts != 0 {
@@ -284,6 +285,28 @@ func (k *Kernel) dumpAddrs(d *Dump) error {
 			}
 			d.NodeAddrs[a] = own
 		}
+	}
+	return nil
+}
+
+// ErrNoProbe says that an address can't be used to ask whether the hooks act.
+var ErrNoProbe = errors.New("a service has the address")
+
+// SetProbe makes sure that sockets are refused at an address that nobody has. The entry
+// stays, is in no dump, and belongs to no reconcile: SetProbe may be called from any
+// goroutine.
+func (k *Kernel) SetProbe(a netip.Addr) error {
+	addrs, key := k.set.maps[mapAddrs], newAddr(a)
+	err := addrs.Update(key, abiAddrInfo{Flags: addrClusterIP | addrProbe}, ebpf.UpdateNoExist)
+	if !errors.Is(err, ebpf.ErrKeyExist) {
+		return k.wrap(err, mapAddrs, "set probe address "+a.String())
+	}
+	var info abiAddrInfo
+	if err := addrs.Lookup(key, &info); err != nil {
+		return k.wrap(err, mapAddrs, "read probe address "+a.String())
+	}
+	if info.Flags&addrProbe == 0 {
+		return fmt.Errorf("set probe address %s: %w", a, ErrNoProbe)
 	}
 	return nil
 }

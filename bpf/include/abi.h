@@ -268,6 +268,8 @@ enum addr_flag {
 	ADDR_FLAG_OWN_NETNS = 8,  /* but for sockets of the node's own network namespace
 				   * only: loopback, which a pod has for itself */
 	ADDR_FLAG_BACKEND = 16,   /* backends have this address, or had it lately */
+	ADDR_FLAG_PROBE = 32,     /* with CLUSTER_IP: the address at which the daemon asks whether
+				   * the hooks act. A refusal is counted by a reason of its own */
 };
 
 /* Value of `addrs`. */

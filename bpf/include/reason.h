@@ -50,5 +50,7 @@ enum reason {
 	REASON_CONNECTION_UNKNOWN, /* refused: as NO_FLOW, to an address that is not the node's, and
 				    * nobody else translates connections here */
 	REASON_DIRECT_DISPLACED,  /* to a backend itself, from another port: a flow has the client's */
+	/* connect and sendmsg */
+	REASON_PROBE,             /* refused: the daemon's own question whether the hooks act */
 	REASON_MAX,
 };

@@ -1,6 +1,7 @@
 package socket_test
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -18,8 +19,9 @@ import (
 
 // statusJSON is what the tests read of `shunt status -o json`.
 type statusJSON struct {
-	InEffect bool
-	Daemon   struct {
+	InEffect        bool
+	Wrong, Degraded []string
+	Daemon          struct {
 		Running bool
 		PID     int
 		Synced  *time.Time
@@ -45,13 +47,27 @@ type statusJSON struct {
 	}
 }
 
-func statusOf(d *rig.Daemon) (s statusJSON) {
+// statusOf runs status where the daemon is, and wants an exit code.
+func statusOf(d *rig.Daemon, want int) (s statusJSON) {
 	d.T.Helper()
-	stdout, stderr, code := rig.Shunt(d.T, "status", "--bpffs-root", d.Root, "-o", "json")
-	if err := json.Unmarshal([]byte(stdout), &s); err != nil || code != 0 || stderr != "" {
-		d.T.Fatalf("status: %v, exit code %d\n%s%s", err, code, stdout, stderr)
+	stdout, stderr, code := runInPod(d.T, d.Pod, rig.Self, "status", "--bpffs-root", d.Root, "-o", "json")
+	if err := json.Unmarshal([]byte(stdout), &s); err != nil || code != want || strings.Count(stderr, "\n") != min(want, 1) {
+		d.T.Fatalf("status: %v, exit code %d, want %d\n%s%s", err, code, want, stdout, stderr)
 	}
 	return s
+}
+
+// runInPod runs a program to its end in a pod's network namespace and cgroup.
+func runInPod(t *testing.T, p *lab.Pod, path string, args ...string) (stdout, stderr string, code int) {
+	t.Helper()
+	var out, errs bytes.Buffer
+	c := p.Command(t.Context(), path, args...)
+	c.Stdout, c.Stderr = &out, &errs
+	if err := c.Start(); err != nil {
+		t.Fatal(err)
+	}
+	code = rig.ExitCodeOf(t, c.Wait())
+	return out.String(), errs.String(), code
 }
 
 // TestStatus: status tells a live daemon from a dead one and from none, and what
@@ -61,9 +77,9 @@ func TestStatus(t *testing.T) {
 	c := startCluster(t)
 	c.apply(rig.Service("web", 1), rig.SlicesOf("web", rig.Up(c.web[0])...))
 	ways[0].wantServers(t, c.client, rig.VIP(1, 4), c.web[0])
-	check := func(running bool) {
+	check := func(running bool, want int) {
 		t.Helper()
-		s := statusOf(c.d)
+		s := statusOf(c.d, want)
 		if s.Daemon.Running != running || s.Daemon.PID != c.d.Cmd.PID() || s.Daemon.Synced == nil || s.Daemon.Pending != 0 {
 			t.Errorf("daemon: %+v, want pid %d, running %v, synced", s.Daemon, c.d.Cmd.PID(), running)
 		}
@@ -89,9 +105,12 @@ func TestStatus(t *testing.T) {
 				t.Errorf("%s: %v. Is it so?", f.Feature, f.Has)
 			}
 		}
-		table, _, code := rig.Shunt(t, "status", "--bpffs-root", c.d.Root)
+		table, _, code := runInPod(t, c.d.Pod, rig.Self, "status", "--bpffs-root", c.d.Root)
+		if code != want {
+			t.Errorf("the table's exit code is %d, want %d", code, want)
+		}
 		for _, want := range []string{"in effect: new connections are translated", "connect4", "services", "bpf_set_retval"} {
-			if code != 0 || !strings.Contains(table, want) {
+			if !strings.Contains(table, want) {
 				t.Errorf("the table does not say %q:\n%s", want, table)
 			}
 		}
@@ -99,16 +118,16 @@ func TestStatus(t *testing.T) {
 			t.Errorf("running is %v, the table says:\n%s", running, table)
 		}
 	}
-	check(true)
+	check(true, 0)
 	c.d.Kill()
-	check(false)
+	check(false, 3)
 	t.Run("with a hook gone", func(t *testing.T) {
 		if err := os.Remove(c.d.Root + "/links/sendmsg6"); err != nil {
 			t.Fatal(err)
 		}
-		s := statusOf(c.d)
-		if s.InEffect {
-			t.Error("it says that all is in effect")
+		s := statusOf(c.d, 1)
+		if s.InEffect || len(s.Wrong) != 1 || !strings.Contains(s.Wrong[0], "sendmsg6") {
+			t.Errorf("in effect: %v, wrong: %v", s.InEffect, s.Wrong)
 		}
 		for _, a := range s.Attachments {
 			if a.Attached == (a.Hook == "sendmsg6") || a.Attached != (a.Problem == "") {
@@ -119,7 +138,7 @@ func TestStatus(t *testing.T) {
 			t.Errorf("the table says:\n%s", table)
 		}
 		c.d.Start() // mends it
-		if s := statusOf(c.d); !s.InEffect {
+		if s := statusOf(c.d, 0); !s.InEffect {
 			t.Errorf("after a start: %+v", s.Attachments)
 		}
 	})

@@ -41,7 +41,7 @@ func inNode(t *testing.T, pod *lab.Pod, args ...string) string {
 func packetsOf(d *rig.Daemon, pod *lab.Pod) (s packetsJSON, lines []string) {
 	d.T.Helper()
 	var all struct{ Packets packetsJSON }
-	text := inNode(d.T, pod, "status", "--bpffs-root", d.Root, "-o", "json")
+	text, _, _ := runInPod(d.T, pod, rig.Self, "status", "--bpffs-root", d.Root, "-o", "json") // the code is TestStatus'
 	if err := json.Unmarshal([]byte(text), &all); err != nil {
 		d.T.Fatalf("status: %v\n%s", err, text)
 	}
@@ -88,7 +88,7 @@ func TestDevices(t *testing.T) {
 	if _, lines := packetsOf(c.d, c.host); !slices.Equal(lines, uplink) {
 		t.Errorf("%q, want %q", lines, uplink)
 	}
-	if table := inNode(t, c.host, "status", "--bpffs-root", c.d.Root); !strings.Contains(table, "eth0 egress") || !strings.Contains(table, "asked, ") {
+	if table, _, _ := runInPod(t, c.host, rig.Self, "status", "--bpffs-root", c.d.Root); !strings.Contains(table, "eth0 egress") || !strings.Contains(table, "asked, ") {
 		t.Errorf("the table:\n%s", table)
 	}
 	if elsewhere, _, _ := rig.Shunt(t, "status", "--bpffs-root", c.d.Root); !strings.Contains(elsewhere, "another network namespace") {

@@ -74,7 +74,7 @@ func TestFullMap(t *testing.T) {
 				h, err := c.d.Healthz()
 				return err == nil && len(h.Warnings) == 0
 			})
-			if s := statusOf(c.d); s.Problems.Total != 0 || len(s.Problems.List) != 0 {
+			if s := statusOf(c.d, 0); s.Problems.Total != 0 || len(s.Problems.List) != 0 {
 				t.Errorf("status has problems: %+v", s.Problems)
 			}
 		})
@@ -85,7 +85,7 @@ func TestFullMap(t *testing.T) {
 // has a line with its error in status, and in services.
 func checkProblems(t *testing.T, c *cluster, flag string) {
 	t.Helper()
-	problems := statusOf(c.d).Problems
+	problems := statusOf(c.d, 0).Problems
 	if problems.Total == 0 || len(problems.List) == 0 {
 		t.Fatalf("status has %d problems of %d", len(problems.List), problems.Total)
 	}
@@ -137,7 +137,7 @@ func checkFull(t *testing.T, c *cluster, name, flag string, size int) {
 		t.Errorf("metrics: problems %v without room, %v conflicts",
 			m[`shunt_service_problems{kind="no_room"}`], m[`shunt_service_problems{kind="conflict"}`])
 	}
-	s := statusOf(c.d)
+	s := statusOf(c.d, 0)
 	for _, m := range s.Maps {
 		if m.Map == name && m.Used*10 < m.Size*8 {
 			t.Errorf("status has map %s filled with %d of %d", m.Map, m.Used, m.Size)
@@ -167,7 +167,7 @@ func TestFullAffinity(t *testing.T) {
 		}
 	}
 	ways[0].stuck(t, c.client, rig.VIP(many, 4))
-	for _, m := range statusOf(c.d).Maps {
+	for _, m := range statusOf(c.d, 0).Maps {
 		if m.Map == maps.NameAffinity && (m.Used == 0 || m.Used > m.Size) {
 			t.Errorf("status: %+v", m)
 		}

@@ -89,8 +89,8 @@ func TestUnallocated(t *testing.T) {
 	if dump := c.d.Dump(); !slices.Equal(dump.ServiceCIDRs, []netip.Prefix{lab.ServiceCIDR4, lab.ServiceCIDR6}) {
 		t.Errorf("the maps hold service CIDRs %v", dump.ServiceCIDRs)
 	}
-	stdout, _, code := rig.Shunt(t, "status", "--bpffs-root", c.d.Root)
-	if said := fmt.Sprintf("%s %s", lab.ServiceCIDR4, lab.ServiceCIDR6); code != 0 || !strings.Contains(stdout, said) {
+	stdout, _, code := runInPod(t, c.d.Pod, rig.Self, "status", "--bpffs-root", c.d.Root)
+	if said := fmt.Sprintf("%s %s", lab.ServiceCIDR4, lab.ServiceCIDR6); code != 3 || !strings.Contains(stdout, said) {
 		t.Errorf("status (%d) does not say %q:\n%s", code, said, stdout)
 	}
 	c.d.Args[slices.Index(c.d.Args, flag)] = "--service-cidr=10.99.0.0/16"

@@ -1,0 +1,248 @@
+package bpf
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+
+	"github.com/cilium/ebpf/link"
+	"golang.org/x/sys/unix"
+)
+
+// hookState is what became of a hook in one look at it.
+type hookState struct {
+	hook string
+	// found says what was wrong; empty: nothing. foundOut: it was not in effect.
+	found    string
+	foundOut bool
+	// problem says what is wrong now, since it could not be mended.
+	problem string
+	// out: it is not in effect now.
+	out bool
+}
+
+// Attach puts the programs into effect for the cgroup and all below it, and pins
+// the links below root. A link that an earlier daemon pinned for this cgroup is
+// updated in place: there is no moment without a program. Where all is as it should
+// be, nothing is done.
+func (p *Programs) Attach(root, cgroup string) error {
+	states, err := p.mend(root, cgroup)
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, s := range states {
+		if s.problem != "" {
+			errs = append(errs, fmt.Errorf("attach program %s to cgroup %s: %s", s.hook, cgroup, s.problem))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// mend looks at all hooks and puts right what is wrong.
+func (p *Programs) mend(root, cgroup string) ([]hookState, error) {
+	dir := filepath.Join(root, linkDir)
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, fmt.Errorf("make directory %s for pinned links: %w", dir, err)
+	}
+	return p.each(cgroup, func(h hook, at *os.File, want hookWant) hookState {
+		s := hookState{hook: h.pin}
+		plan := planHook(p.view(h, dir, at, want), want)
+		s.found, s.foundOut = plan.wrong, plan.out
+		if plan == (hookPlan{}) {
+			return s
+		}
+		if err := p.carryOut(plan, h, filepath.Join(dir, h.pin), cgroup); err != nil {
+			s.problem = err.Error()
+		}
+		if again := planHook(p.view(h, dir, at, want), want); again.wrong != "" {
+			s.out = again.out
+			if s.problem == "" {
+				s.problem = "mended, and wrong again at once: " + again.wrong
+			}
+		}
+		return s
+	})
+}
+
+// look is mend without mending.
+func (p *Programs) look(root, cgroup string) ([]hookState, error) {
+	return p.each(cgroup, func(h hook, at *os.File, want hookWant) hookState {
+		plan := planHook(p.view(h, filepath.Join(root, linkDir), at, want), want)
+		return hookState{hook: h.pin, problem: plan.wrong, out: plan.out}
+	})
+}
+
+// lookHeld says of the links alone, with no cgroup at hand, whether they are attached.
+func (p *Programs) lookHeld() (all []hookState) {
+	for _, h := range p.hooks() {
+		s := hookState{hook: h.pin}
+		if l := p.links[h.pin]; l == nil || viewLink(l).cgroup == 0 {
+			s.problem, s.out = "it is attached to no cgroup", true
+		}
+		all = append(all, s)
+	}
+	return all
+}
+
+// each calls for every hook, in the order of hooks.
+func (p *Programs) each(cgroup string, do func(hook, *os.File, hookWant) hookState) ([]hookState, error) {
+	at, err := os.Open(cgroup)
+	if err != nil {
+		return nil, fmt.Errorf("open the cgroup to attach to: %w", err)
+	}
+	defer at.Close()
+	var st unix.Stat_t
+	if err := unix.Fstat(int(at.Fd()), &st); err != nil {
+		return nil, fmt.Errorf("look at cgroup %s: %w", cgroup, err)
+	}
+	var all []hookState
+	for _, h := range p.hooks() {
+		prog, err := newLoadedProgram(h.prog)
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, do(h, at, hookWant{cgroup: st.Ino, program: prog.id}))
+	}
+	return all, nil
+}
+
+// view asks the kernel about a hook.
+func (p *Programs) view(h hook, dir string, cgroup *os.File, want hookWant) (v hookView) {
+	if l := p.links[h.pin]; l != nil {
+		v.held = viewLink(l)
+	}
+	if l, err := link.LoadPinnedLink(filepath.Join(dir, h.pin), nil); err == nil {
+		v.pinned = viewLink(l)
+		l.Close()
+	}
+	there, err := link.QueryPrograms(link.QueryOptions{Target: int(cgroup.Fd()), Attach: h.attach})
+	v.listed = err == nil && slices.ContainsFunc(there.Programs, func(a link.AttachedProgram) bool { return a.ID == want.program })
+	return v
+}
+
+func viewLink(l link.Link) linkView {
+	info, err := l.Info()
+	if err != nil {
+		return linkView{}
+	}
+	return linkView{id: info.ID, cgroup: linkCgroup(l), program: info.Program}
+}
+
+// carryOut does what the plan says.
+func (p *Programs) carryOut(plan hookPlan, h hook, pin, cgroup string) error {
+	if plan.take {
+		l, err := link.LoadPinnedLink(pin, nil)
+		if err != nil {
+			return fmt.Errorf("open the pinned link of an earlier daemon: %w", err)
+		}
+		p.hold(h, l)
+	}
+	if plan.attach {
+		l, err := link.AttachCgroup(link.CgroupOptions{Path: cgroup, Attach: h.attach, Program: h.prog})
+		if errors.Is(err, unix.EPERM) {
+			err = fmt.Errorf("%w: another program is attached there or above that wants to be alone; `bpftool cgroup tree` shows it", err)
+		}
+		if err != nil {
+			return err
+		}
+		if old := p.links[h.pin]; old != nil { // the new one is in effect now
+			_ = detach(old) // which fails where it was detached already
+		}
+		p.hold(h, l)
+	}
+	if plan.update {
+		if err := p.links[h.pin].Update(h.prog); err != nil {
+			return fmt.Errorf("replace the link's program: %w", err)
+		}
+	}
+	if plan.pin {
+		return pinLink(p.links[h.pin], pin)
+	}
+	return nil
+}
+
+func (p *Programs) hold(h hook, l link.Link) {
+	if old := p.links[h.pin]; old != nil {
+		old.Close()
+	}
+	p.links[h.pin] = l
+}
+
+// pinLink puts a link in its place, and takes out of effect what else is there: a
+// program of ours for another cgroup, or of one that was removed.
+func pinLink(l link.Link, pin string) error {
+	if old, err := link.LoadPinnedLink(pin, nil); err == nil {
+		if viewLink(old).id != viewLink(l).id {
+			_ = detach(old) // which fails where it was detached already
+		}
+		old.Close()
+	}
+	if err := os.Remove(pin); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("remove what is in the place of the link's pin: %w", err)
+	}
+	if err := l.Unpin(); err != nil { // it remembers where it was
+		return fmt.Errorf("pin the link: %w", err)
+	}
+	if err := l.Pin(pin); err != nil {
+		return fmt.Errorf("pin the link: %w", err)
+	}
+	return nil
+}
+
+// detach takes a link out of effect at once: when its last pin and file are gone,
+// the kernel does so too, but some time later. A link of a cgroup that was removed
+// is out of effect already.
+func detach(l link.Link) error {
+	if linkCgroup(l) == 0 {
+		return nil
+	}
+	return l.Detach()
+}
+
+// cgroupID is the id of a cgroup v2 directory: its inode number.
+func cgroupID(dir string) (uint64, error) {
+	var st unix.Stat_t
+	if err := unix.Stat(dir, &st); err != nil {
+		return 0, fmt.Errorf("look at cgroup %s: %w", dir, err)
+	}
+	return st.Ino, nil
+}
+
+// linkCgroup is the id of the cgroup that a link is attached to; 0 where that
+// can't be told or the cgroup is gone.
+func linkCgroup(l link.Link) uint64 {
+	info, err := l.Info()
+	if err != nil {
+		return 0
+	}
+	cg := info.Cgroup()
+	if cg == nil {
+		return 0
+	}
+	return cg.CgroupId
+}
+
+// Detach takes the programs out of effect, and removes the links below root; of the
+// packet path's filters, those of this network namespace.
+func Detach(root string) error {
+	if err := detachPackets(root); err != nil {
+		return err
+	}
+	for _, h := range slices.Backward((&Programs{}).hooks()) {
+		l, err := link.LoadPinnedLink(filepath.Join(root, linkDir, h.pin), nil)
+		if err != nil {
+			continue // not there, or nothing that could be in effect
+		}
+		if err := errors.Join(detach(l), l.Close()); err != nil {
+			return fmt.Errorf("take program %s out of effect: %w", h.pin, err)
+		}
+	}
+	if err := os.RemoveAll(filepath.Join(root, linkDir)); err != nil {
+		return fmt.Errorf("remove pinned links: %w", err)
+	}
+	return nil
+}

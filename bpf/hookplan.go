@@ -1,0 +1,83 @@
+package bpf
+
+import (
+	"fmt"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/link"
+)
+
+// linkView is what the kernel says of a link.
+type linkView struct {
+	id link.ID // 0: there is none
+	// cgroup is 0 where the link was detached, or its cgroup removed.
+	cgroup  uint64
+	program ebpf.ProgramID
+}
+
+// hookView is what the kernel says of a hook.
+type hookView struct {
+	// held is the link that this process has open, pinned the one in its place on the
+	// bpf file system.
+	held, pinned linkView
+	// listed: the cgroup lists the program that is wanted.
+	listed bool
+}
+
+// hookWant is how a hook should be.
+type hookWant struct {
+	cgroup  uint64
+	program ebpf.ProgramID
+}
+
+// hookPlan is what makes it so, in this order.
+type hookPlan struct {
+	// take holds the pinned link, which an earlier daemon has left.
+	take bool
+	// attach makes a new link, in the place of any other.
+	attach bool
+	// update replaces the link's program.
+	update bool
+	// pin puts the link in its place.
+	pin bool
+	// wrong says what the plan mends; empty: nothing.
+	wrong string
+	// out: the program is not in effect until that is mended.
+	out bool
+}
+
+// planHook decides what to do about a hook. It is a pure function.
+func planHook(v hookView, want hookWant) hookPlan {
+	var p hookPlan
+	cur := v.held
+	if cur.cgroup != want.cgroup && v.pinned.id != cur.id && v.pinned.cgroup == want.cgroup {
+		p.take, cur = true, v.pinned
+	}
+	switch {
+	case cur.id == 0:
+		p.wrong = "it was not attached"
+	case cur.cgroup == 0:
+		p.wrong = "somebody detached it, or removed its cgroup"
+	case cur.cgroup != want.cgroup:
+		p.wrong = fmt.Sprintf("it was attached to cgroup %d, and the node's is %d", cur.cgroup, want.cgroup)
+	case cur.program == want.program && !v.listed && !p.take:
+		p.wrong = fmt.Sprintf("the kernel does not list its program for cgroup %d", want.cgroup)
+	}
+	if p.wrong != "" {
+		p.attach, p.pin, p.out = true, true, true
+		return p
+	}
+	if cur.program != want.program {
+		p.update, p.out = true, true
+		p.wrong = fmt.Sprintf("somebody replaced its program by program %d", cur.program)
+	}
+	if v.pinned.id != cur.id {
+		p.pin = true
+		if !p.out && v.pinned.id == 0 {
+			p.wrong = "somebody removed the pin of its link"
+		} else if !p.out {
+			p.wrong = "somebody pinned another link in the place of its own"
+		}
+	}
+	return p
+}

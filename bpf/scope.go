@@ -1,0 +1,248 @@
+package bpf
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// podCgroup is in the name of the cgroup that a kubelet makes for all pods, with either
+// of its cgroup drivers and below any --cgroup-root.
+const podCgroup = "kubepods"
+
+// scope is where the hooks act and where processes are, by paths as /proc gives them:
+// relative to the root of the reader's cgroup namespace, so that a cgroup outside of it
+// begins with "/..".
+type scope struct {
+	attached string
+	// own is this process's cgroup.
+	own string
+	// childless: there is no cgroup below the attached one.
+	childless bool
+	pods      []podProcess
+}
+
+// podProcess is a process of a pod that can be seen here.
+type podProcess struct {
+	pid    int
+	cgroup string
+}
+
+// problem says why the hooks don't act on this node's pods; empty where nothing says
+// that they don't. It is a pure function.
+func (s scope) problem() string {
+	outside, example := 0, podProcess{}
+	for _, p := range s.pods {
+		if !isBelow(p.cgroup, s.attached) {
+			if outside == 0 {
+				example = p
+			}
+			outside++
+		}
+	}
+	if outside > 0 {
+		return fmt.Sprintf("%d of the %d processes of pods here are not below the cgroup %s that the hooks act on, such as process %d "+
+			"in %s: start shunt with the node's own cgroup root (--cgroup-root)", outside, len(s.pods), s.attached, example.pid, example.cgroup)
+	}
+	if s.childless && s.own == s.attached {
+		return "the hooks act on this process's own cgroup, which has none below it: this is a container with a cgroup " +
+			"namespace of its own, and not the node's root; mount the node's cgroup file system and name it (--cgroup-root)"
+	}
+	return ""
+}
+
+// isBelow reports whether a cgroup is the other one or below it, or may be: the names of
+// the cgroups above the namespace's root are hidden, so that of a way down from there
+// nobody can tell whether it leads back.
+func isBelow(path, root string) bool {
+	up, rest := ups(path)
+	rootUp, rootRest := ups(root)
+	if rootRest == "" || up < rootUp { // above path, or perhaps
+		return up <= rootUp
+	}
+	return up == rootUp && (rest == rootRest || strings.HasPrefix(rest, rootRest+"/"))
+}
+
+// ups counts the leading ".." of a cgroup's path, and gives what follows.
+func ups(path string) (n int, rest string) {
+	rest = strings.Trim(path, "/")
+	for rest == ".." || strings.HasPrefix(rest, "../") {
+		n++
+		rest = strings.TrimPrefix(strings.TrimPrefix(rest, ".."), "/")
+	}
+	return n, rest
+}
+
+// scopeProblem reads the scope of a cgroup directory. named is in the name of pods'
+// cgroups. The root of the whole hierarchy holds every process, and costs no search.
+func scopeProblem(cgroup, named string) (string, error) {
+	if _, err := os.Stat(filepath.Join(cgroup, "cgroup.type")); errors.Is(err, fs.ErrNotExist) {
+		if _, err := os.Stat(filepath.Join(cgroup, "cgroup.procs")); err == nil {
+			return "", nil
+		}
+	}
+	s, err := readScope(cgroup)
+	if err != nil {
+		return "", err
+	}
+	if s.pods, err = readPods("/proc", named); err != nil {
+		return "", err
+	}
+	return s.problem(), nil
+}
+
+func readScope(cgroup string) (s scope, err error) {
+	if s.attached, err = cgroupPath(cgroup); err != nil {
+		return s, err
+	}
+	own, err := os.ReadFile("/proc/self/cgroup")
+	if err != nil {
+		return s, fmt.Errorf("read the cgroup of this process: %w", err)
+	}
+	s.own, _ = parseCgroups(own, podCgroup)
+	stat, err := os.ReadFile(filepath.Join(cgroup, "cgroup.stat"))
+	if err != nil {
+		return s, fmt.Errorf("look below cgroup %s: %w", cgroup, err)
+	}
+	s.childless = bytes.Contains(append([]byte("\n"), stat...), []byte("\nnr_descendants 0\n"))
+	return s, nil
+}
+
+// cgroupPath gives a cgroup directory's path as /proc/PID/cgroup has it: the root of
+// the mount, which may be any cgroup, and the way from there.
+func cgroupPath(dir string) (string, error) {
+	f, err := os.Open(dir)
+	if err != nil {
+		return "", fmt.Errorf("open the cgroup: %w", err)
+	}
+	defer f.Close()
+	fd := strconv.Itoa(int(f.Fd()))
+	info, err := os.ReadFile("/proc/self/fdinfo/" + fd)
+	if err != nil {
+		return "", fmt.Errorf("look for the mount of cgroup %s: %w", dir, err)
+	}
+	full, err := os.Readlink("/proc/self/fd/" + fd)
+	if err != nil {
+		return "", fmt.Errorf("look for the path of cgroup %s: %w", dir, err)
+	}
+	_, id, _ := strings.Cut(string(info), "mnt_id:")
+	id, _, _ = strings.Cut(strings.TrimSpace(id), "\n")
+	mounts, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		return "", fmt.Errorf("look for the mount of cgroup %s: %w", dir, err)
+	}
+	for line := range strings.Lines(string(mounts)) {
+		// id, parent, device, root, mount point
+		if f := strings.Fields(line); len(f) > 4 && f[0] == id {
+			// Not filepath.Join, which would drop a leading "/..".
+			path := strings.TrimRight(unescape(f[3]), "/") + strings.TrimPrefix(full, strings.TrimRight(unescape(f[4]), "/"))
+			return "/" + strings.Trim(path, "/"), nil
+		}
+	}
+	return "", fmt.Errorf("no mount of cgroup %s is in /proc/self/mountinfo", dir)
+}
+
+// unescape undoes what the kernel does to blanks in tables of mounts.
+func unescape(s string) string {
+	return strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`).Replace(s)
+}
+
+// readPods gives the processes whose cgroup, in any hierarchy, is one of pods.
+func readPods(proc, named string) ([]podProcess, error) {
+	dir, err := os.Open(proc)
+	if err != nil {
+		return nil, fmt.Errorf("list processes: %w", err)
+	}
+	defer dir.Close()
+	names, err := dir.Readdirnames(-1)
+	if err != nil {
+		return nil, fmt.Errorf("list processes: %w", err)
+	}
+	var pods []podProcess
+	text := make([]byte, 4096)
+	for _, name := range names {
+		pid, err := strconv.Atoi(name)
+		if err != nil {
+			continue
+		}
+		n, err := readInto(filepath.Join(proc, name, "cgroup"), text)
+		if err != nil {
+			continue // it has ended
+		}
+		if path, isPod := parseCgroups(text[:n], named); isPod {
+			pods = append(pods, podProcess{pid, path})
+		}
+	}
+	return pods, nil
+}
+
+// readInto reads a small file by three system calls.
+func readInto(path string, to []byte) (int, error) {
+	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return 0, err
+	}
+	defer unix.Close(fd)
+	return unix.Read(fd, to)
+}
+
+// parseCgroups gives the path in the cgroup v2 hierarchy from the lines of
+// /proc/PID/cgroup, and whether a path in any hierarchy is a pod's.
+func parseCgroups(text []byte, named string) (path string, isPod bool) {
+	for line := range strings.Lines(string(text)) {
+		f := strings.SplitN(strings.TrimSuffix(line, "\n"), ":", 3)
+		if len(f) != 3 {
+			continue
+		}
+		isPod = isPod || strings.Contains(f[2], named)
+		if f[0] == "0" {
+			path = strings.TrimSuffix(f[2], " (deleted)")
+		}
+	}
+	return path, isPod
+}
+
+// ScopeProblem says why hooks that are attached to the cgroup of that id don't act on
+// this node's pods, as far as that shows here; empty where nothing says so.
+func ScopeProblem(id uint64) (string, error) {
+	roots, err := cgroupMounts()
+	if err != nil {
+		return "", err
+	}
+	for _, root := range roots { // one may show more than another
+		if text, err := scopeProblemBelow(root, id); text != "" || err != nil {
+			return text, err
+		}
+	}
+	return "", nil
+}
+
+func scopeProblemBelow(root string, id uint64) (string, error) {
+	at, err := unix.Open(root, unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return "", fmt.Errorf("open cgroup root %s: %w", root, err)
+	}
+	defer unix.Close(at)
+	fd, err := unix.OpenByHandleAt(at, unix.NewFileHandle(fileIDKernfs, binary.NativeEndian.AppendUint64(nil, id)),
+		unix.O_DIRECTORY|unix.O_CLOEXEC)
+	if errors.Is(err, unix.ESTALE) {
+		return fmt.Sprintf("the cgroup %d that the hooks are attached to is gone", id), nil
+	}
+	if err != nil {
+		return "", fmt.Errorf("open the cgroup of id %d: %w", id, err)
+	}
+	defer unix.Close(fd)
+	return scopeProblem(fmt.Sprintf("/proc/self/fd/%d", fd), podCgroup)
+}
+
+// fileIDKernfs is FILEID_KERNFS of the kernel's exportfs.h: a handle of eight bytes, which
+// are the id.
+const fileIDKernfs = 0xfe

@@ -1,0 +1,58 @@
+package cmd
+
+import (
+	"context"
+
+	"go.uber.org/zap"
+
+	"shunt/bpf"
+	"shunt/lb"
+	"shunt/maps"
+)
+
+// newHooks makes what keeps the programs in effect; it attaches nothing yet.
+func (d *daemon) newHooks() *bpf.Hooks {
+	return bpf.NewHooks(bpf.HooksOptions{
+		Root: d.cfg.BPFFSRoot, MountBPFFS: d.cfg.MountBPFFS, Lock: d.lock, Set: d.set, Maps: d.kernel,
+		FindCgroup: func() (string, error) { return bpf.FindCgroupRoot(d.cfg.CgroupRoot) },
+		Programs:   d.programs, Packets: d.packets, FlowSeed: d.flowSeed, Memory: d.memory, Log: d.log,
+		Repaired: func(name string) { d.reporter.health.HookRepaired(name) },
+		// Sockets may have been connected past the hooks.
+		Lost: func() { d.sweeper.Poke(d.everySocket()) },
+	})
+}
+
+// attach puts the programs into effect once the maps hold everything, so that a
+// partial view never serves. It runs on the loop's goroutine.
+func (d *daemon) attach(ctx context.Context) error {
+	if err := d.set.Switch(); err != nil {
+		return err
+	}
+	d.startPackets()
+	if err := d.hooks.Start(ctx); err != nil {
+		return err
+	}
+	flows, err := d.set.Commit()
+	if err != nil {
+		return err
+	}
+	if flows != (maps.CarriedFlows{}) {
+		d.log.Warn("not every connection from outside could be taken over into the new map flows; others are not touched",
+			zap.Int("entries_without_room", flows.Lost), zap.String("flag", maps.FlagFlows), zap.Error(flows.Err))
+	}
+	d.log.Info("in effect", zap.String("cgroup", d.cgroup))
+	// Sockets that an earlier daemon, or nobody, left with an old address.
+	d.sweeper.Poke(d.everySocket())
+	return nil
+}
+
+func (d *daemon) everySocket() bpf.Sweep {
+	return bpf.Sweep{UDP: true, Untranslated: true, TCP: d.cfg.DestroyTCPSockets}
+}
+
+func (d *daemon) sweepStale(s lb.Stale) {
+	d.sweeper.Poke(bpf.Sweep{
+		TCP: s.TCPBackends && d.cfg.DestroyTCPSockets,
+		UDP: s.UDPFlows, Untranslated: s.UDPFrontends,
+	})
+}

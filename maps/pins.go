@@ -1,0 +1,78 @@
+package maps
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+
+	"github.com/cilium/ebpf"
+)
+
+// KeepPins pins maps again whose pins below root are gone, or are of other maps, and
+// returns their names. It does nothing to a set that Switch has not put in its place.
+func (s *Set) KeepPins(root string) (mended []string, err error) {
+	if s.staged {
+		return nil, nil
+	}
+	dir := filepath.Join(root, pinDir)
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, fmt.Errorf("make directory %s for pinned maps: %w", dir, err)
+	}
+	var errs []error
+	for _, name := range mapNamesAll {
+		if again, err := keepPin(s.maps[name], filepath.Join(dir, name)); again {
+			mended = append(mended, name)
+			errs = append(errs, err)
+		}
+	}
+	return mended, errors.Join(errs...)
+}
+
+// KeepPin pins the memory again whose pin below root is gone, or is another's, and
+// reports whether that was so.
+func (m *Memory) KeepPin(root string) (mended bool, err error) {
+	return keepPin(m.texts, filepath.Join(root, memoryPin))
+}
+
+func keepPin(m *ebpf.Map, pin string) (mended bool, err error) {
+	if isPinned(m, pin) {
+		return false, nil
+	}
+	return true, pinAgain(m, pin)
+}
+
+func isPinned(m *ebpf.Map, pin string) bool {
+	there, err := ebpf.LoadPinnedMap(pin, nil)
+	if err != nil {
+		return false
+	}
+	defer there.Close()
+	theirs, err := there.Info()
+	if err != nil {
+		return false
+	}
+	ours, err := m.Info()
+	if err != nil {
+		return false
+	}
+	id, _ := theirs.ID()
+	own, _ := ours.ID()
+	return id == own
+}
+
+func pinAgain(m *ebpf.Map, pin string) error {
+	if err := os.Remove(pin); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("remove what is in the place of a pinned map: %w", err)
+	}
+	again, err := m.Clone() // knows no path, at which the map would be thought to be pinned
+	if err != nil {
+		return fmt.Errorf("pin map %s again: %w", pin, err)
+	}
+	defer again.Close()
+	if err := again.Pin(pin); err != nil {
+		return fmt.Errorf("pin map %s again: %w", pin, err)
+	}
+	return nil
+}
