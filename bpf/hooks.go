@@ -130,11 +130,12 @@ func (h *Hooks) Last() map[string]string {
 // Now is Last after another look, which mends nothing by itself: where something is
 // wrong, a pass follows.
 func (h *Hooks) Now() map[string]string {
-	last := h.Last()
-	if last == nil || !h.mu.TryLock() { // a pass is under way
-		return last
-	}
+	h.mu.Lock()
 	defer h.mu.Unlock()
+	last := h.Last()
+	if last == nil {
+		return nil
+	}
 	now := maps.Clone(last)
 	states, err := h.opts.Programs.look(h.opts.Root, h.cgroup)
 	if err != nil {

@@ -85,7 +85,7 @@ func TestFullMap(t *testing.T) {
 // has a line with its error in status, and in services.
 func checkProblems(t *testing.T, c *cluster, flag string) {
 	t.Helper()
-	problems := statusOf(c.d, 0).Problems
+	problems := statusOf(c.d, 3).Problems
 	if problems.Total == 0 || len(problems.List) == 0 {
 		t.Fatalf("status has %d problems of %d", len(problems.List), problems.Total)
 	}
