@@ -63,8 +63,10 @@ func (k *Kernel) openAddrs() error {
 			ix.backends[be.Addr.addr()]++
 		}
 	}
-	for _, flags := range ix.flags {
-		if flags&^addrBackend != 0 {
+	for a, flags := range ix.flags {
+		if flags&addrProbe != 0 { // SetProbe's, which takes no room of services
+			delete(ix.flags, a)
+		} else if flags&^addrBackend != 0 {
 			ix.known++
 		}
 	}
