@@ -241,6 +241,11 @@ func (l *Loop) names(todo changes, full bool) []ServiceName {
 				gone = append(gone, name)
 			}
 		}
+		for name := range l.r.wishes { // one may have nothing in the maps
+			if services[name] == nil && len(l.r.ports[name]) == 0 {
+				gone = append(gone, name)
+			}
+		}
 		for name := range services {
 			there = append(there, name)
 		}
