@@ -187,8 +187,8 @@ func (l *ledger) leave(w *wish) {
 // update counts again what a service takes.
 func (l *ledger) update(w *wish) {
 	w.uncounted = false
+	l.changed = true // also where the sum is what it was: other things may fit
 	if total := w.sum(); total != w.total {
-		l.changed = true
 		for r := range l.total {
 			l.total[r].sub(w.total[r])
 			l.total[r].add(total[r])
