@@ -22,10 +22,14 @@ char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
 #define AF_INET 2
 
-/* States of a socket that has a peer (net/tcp_states.h); UDP knows the first. */
+/* States of a socket that has a peer (net/tcp_states.h); UDP knows the first. Half-closed
+ * connections are among them: each side can still wait for the other for ever. */
 #define STATE_ESTABLISHED 1
 #define STATE_SYN_SENT 2
+#define STATE_FIN_WAIT1 4
+#define STATE_FIN_WAIT2 5
 #define STATE_CLOSE_WAIT 8
+#define STATE_CLOSING 11
 
 /* What the kernel's own structures have, as far as we read it; the loader finds
  * out where (CO-RE). */
@@ -117,6 +121,12 @@ static __always_inline int sweep_is_peer(const struct stale_socket *s, const str
 	return sock_flow_is_from(flow, &peer, s->peer_port);
 }
 
+static __always_inline int sweep_is_open(__u8 state)
+{
+	return state == STATE_SYN_SENT || state == STATE_FIN_WAIT1 || state == STATE_FIN_WAIT2 ||
+	       state == STATE_CLOSE_WAIT || state == STATE_CLOSING;
+}
+
 /* Describes the socket if it has a peer, and the one that its flow is about.
  * Returns 1 with *out filled. */
 static __always_inline int sweep_socket(struct sock *sk, const struct sock_flow *flow,
@@ -126,7 +136,7 @@ static __always_inline int sweep_socket(struct sock *sk, const struct sock_flow 
 
 	out->protocol = BPF_CORE_READ(sk, sk_protocol);
 	if (state != STATE_ESTABLISHED &&
-	    (out->protocol != IPPROTO_TCP || (state != STATE_SYN_SENT && state != STATE_CLOSE_WAIT)))
+	    (out->protocol != IPPROTO_TCP || !sweep_is_open(state)))
 		return 0;
 	out->family = BPF_CORE_READ(sk, __sk_common.skc_family);
 	out->peer_port = BPF_CORE_READ(sk, __sk_common.skc_dport);
@@ -140,13 +150,14 @@ static __always_inline int sweep_socket(struct sock *sk, const struct sock_flow 
 	return 1;
 }
 
-/* Whether the socket's flow goes on. A TCP connection does as long as its backend
- * serves; a UDP flow ends with its address too, as there is no end of it otherwise. */
+/* Whether the socket's flow goes on. A TCP connection does until its backend is gone; a UDP
+ * flow ends when the backend serves no more or the address leads elsewhere, as there is no
+ * end of it otherwise. */
 static __always_inline int sweep_holds(struct sock *sk, const struct sock_flow *flow)
 {
-	if (!sock_flow_serves(flow))
-		return 0;
-	return BPF_CORE_READ(sk, sk_protocol) != IPPROTO_UDP || sock_flow_leads(flow, 1);
+	if (BPF_CORE_READ(sk, sk_protocol) != IPPROTO_UDP)
+		return sock_flow_backend(flow) != NULL;
+	return sock_flow_serves(flow) && sock_flow_leads(flow, 1);
 }
 
 /* Those that speak to nobody that serves. */

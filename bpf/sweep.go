@@ -17,7 +17,7 @@ import (
 // translated again, so when its backend stops serving only an error can tell its
 // owner to connect anew. It looks at the sockets of every network namespace and
 // asks the maps as they are now, so that a sweep that was missed is made good by
-// the next.
+// the next, and repeats what was asked for.
 type Sweeper struct {
 	o     SweeperOptions
 	poked chan Sweep
@@ -49,6 +49,11 @@ type SweeperOptions struct {
 // of changes together.
 const sweepPause = 20 * time.Millisecond
 
+// sweepAgain is when to look again after what was asked for. A socket inside connect() has
+// been told its backend and has no peer yet: no sweep finds it before the call returns, for
+// which its thread needs a CPU.
+var sweepAgain = []time.Duration{100 * time.Millisecond, time.Second, 10 * time.Second}
+
 // NewSweeper makes a sweeper; Run it.
 func NewSweeper(o SweeperOptions) *Sweeper {
 	return &Sweeper{o: o, poked: make(chan Sweep, 1)}
@@ -61,10 +66,14 @@ func (s *Sweeper) Poke(what Sweep) {
 		case s.poked <- what:
 			return
 		case waiting := <-s.poked:
-			what.TCP, what.UDP = what.TCP || waiting.TCP, what.UDP || waiting.UDP
-			what.Untranslated = what.Untranslated || waiting.Untranslated
+			what = what.and(waiting)
 		}
 	}
+}
+
+// and gives what either looks for.
+func (w Sweep) and(o Sweep) Sweep {
+	return Sweep{TCP: w.TCP || o.TCP, UDP: w.UDP || o.UDP, Untranslated: w.Untranslated || o.Untranslated}
 }
 
 // Run sweeps when asked until the context ends. It returns nil then. A kernel that
@@ -76,20 +85,28 @@ func (s *Sweeper) Run(ctx context.Context) error {
 	} else {
 		defer s.iters.Close()
 	}
+	var what Sweep
+	var asked time.Time
+	var again <-chan time.Time // nil: nothing is left to look at again
+	left := 0                  // of sweepAgain
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
-		case what := <-s.poked:
-			if err := s.sweep(ctx, what); err != nil {
-				s.o.Log.Warn("not every socket without a backend could be destroyed", zap.Error(err))
-			}
+		case more := <-s.poked:
+			what, asked, left = what.and(more), time.Now(), len(sweepAgain)
+		case <-again:
+			left--
 		}
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-time.After(sweepPause):
+		if err := s.sweep(ctx, what); err != nil {
+			s.o.Log.Warn("not every socket without a backend could be destroyed", zap.Error(err))
 		}
+		if again = nil; left > 0 {
+			again = time.After(time.Until(asked.Add(sweepAgain[len(sweepAgain)-left])))
+		} else {
+			what = Sweep{}
+		}
+		pause(ctx, sweepPause)
 	}
 }
 

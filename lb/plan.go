@@ -37,8 +37,10 @@ type portPlan struct {
 	refused []refusal
 	// cut counts those that are more than one service may have.
 	cut int
-	// backends are those that serve, in the sets or not, sorted by address: a
-	// flow keeps an endpoint that has left the set while it serves.
+	// backends are those that serve, in the sets or not, sorted by address: a flow
+	// keeps an endpoint that has left the set while it serves. Of TCP, unready ones are
+	// among them, since a connection lasts until the endpoint is gone: they get no
+	// record, but keep one.
 	backends []backendPlan
 	// sources are the ranges of clients that load-balancer IPs let in, masked and
 	// sorted; none: they let in everybody.
@@ -158,7 +160,7 @@ func planPort(svc *Service, p ServicePort, family Family, slicesOf []*EndpointSl
 	for i := range eps {
 		c := &eps[i]
 		cluster, local = cluster || c.inCluster, local || c.inLocal
-		if c.ready || c.serving {
+		if c.ready || c.serving || p.Protocol == TCP {
 			plan.backends = append(plan.backends, backendPlan{addr: c.addr, flags: c.flags()})
 		}
 	}
@@ -174,7 +176,8 @@ func (c *candidate) flags() uint8 {
 	for _, f := range []struct {
 		is   bool
 		flag uint8
-	}{{c.inCluster, maps.ClusterSet}, {c.inLocal, maps.LocalSet}, {c.local, maps.OnNode}, {c.terminating, maps.Terminating}} {
+	}{{c.inCluster, maps.ClusterSet}, {c.inLocal, maps.LocalSet}, {c.local, maps.OnNode}, {c.terminating, maps.Terminating},
+		{!c.ready && !c.serving, maps.Unready}} {
 		if f.is {
 			flags |= f.flag
 		}

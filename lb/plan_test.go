@@ -87,7 +87,7 @@ func TestPlanFrontends(t *testing.T) {
 	}
 }
 
-// Records are kept for all that serve, with what they are good for; ends of
+// Plans have all that serve, and of TCP those that do not, with what they are good for; ends of
 // seconds are cut off.
 func TestPlanBackends(t *testing.T) {
 	svc := service("web", "10.96.0.1", "p:80/TCP").with(func(s *Service) { s.AffinityTimeout = 1999 * time.Millisecond })
@@ -97,11 +97,18 @@ func TestPlanBackends(t *testing.T) {
 		{netip.MustParseAddrPort("10.0.0.3:8080"), maps.OnNode | maps.Terminating},
 		{netip.MustParseAddrPort("10.0.0.4:8080"), maps.Terminating},
 		{netip.MustParseAddrPort("10.0.0.5:8080"), 0},
+		{netip.MustParseAddrPort("10.0.0.6:8080"), maps.Unready},
+		{netip.MustParseAddrPort("10.0.0.7:8080"), maps.Unready | maps.Terminating},
 		{netip.MustParseAddrPort("10.0.0.9:8080"), maps.ClusterSet | maps.LocalSet | maps.OnNode},
 		{netip.MustParseAddrPort("10.0.0.10:8080"), maps.ClusterSet},
 	}
 	if !slices.Equal(plan.backends, want) {
 		t.Errorf("got  %v\nwant %v", plan.backends, want)
+	}
+	udp := planService(service("web", "10.96.0.1", "p:80/UDP"), []*EndpointSlice{slice("s", "web", "p:8080/UDP",
+		"10.0.0.5 serving", "10.0.0.6 -")}, here)[0]
+	if want := want[2:3]; !slices.Equal(udp.backends, want) {
+		t.Errorf("UDP: got  %v\nwant %v", udp.backends, want)
 	}
 	if plan.affinity != 1 {
 		t.Errorf("affinity of %d s", plan.affinity)
@@ -198,7 +205,9 @@ func TestStale(t *testing.T) {
 	r.store.SetSlice(slice("a", "a", "p:80/TCP u:80/UDP", "10.0.0.1", "10.0.0.2 serving terminating"))
 	check("an endpoint that terminates and serves", Stale{})
 	r.store.SetSlice(slice("a", "a", "p:80/TCP u:80/UDP", "10.0.0.1", "10.0.0.2 terminating"))
-	check("one that serves no more", Stale{TCPBackends: true, UDPFlows: true})
+	check("one that serves no more", Stale{UDPFlows: true})
+	r.store.SetSlice(slice("a", "a", "p:80/TCP u:80/UDP", "10.0.0.1"))
+	check("one that is gone", Stale{TCPBackends: true})
 	external := service("a", "10.96.0.1", "p:80/TCP", "u:80/UDP")
 	external.ExternalIPs = []netip.Addr{netip.MustParseAddr("192.0.2.1")}
 	r.store.SetService(external)

@@ -301,16 +301,22 @@ func (r *reconciler) addBackends(p *port, want portPlan) (full error) {
 	for _, w := range want.backends {
 		i, there := p.backend(w.addr)
 		if there {
-			if err := r.setFlags(p, &p.backends[i], p.backends[i].flags|w.flags); err != nil {
+			if err := r.setFlags(p, &p.backends[i], withFlags(p.backends[i].flags, w.flags)); err != nil {
 				return err
 			}
 			continue
+		}
+		if w.flags&maps.Unready != 0 {
+			continue // see unready.go
 		}
 		id, ok := r.records.get(r.now())
 		if !ok {
 			if full == nil {
 				full = fmt.Errorf("service %s: add endpoint %s: %w", p.key.service, w.addr,
 					r.tables.Sizes().NewFullError(maps.NameBackends))
+				if err := r.dropUnready(); err != nil {
+					return err
+				}
 			}
 			continue
 		}
@@ -352,7 +358,11 @@ func (r *reconciler) freeBackends(p *port, want portPlan, careful bool) error {
 			return w.addr.Compare(b.addr)
 		})
 		if wanted {
-			if err := r.setFlags(p, b, want.backends[at].flags); err != nil {
+			flags := want.backends[at].flags
+			if named[b.id] {
+				flags = withFlags(0, flags)
+			}
+			if err := r.setFlags(p, b, flags); err != nil {
 				return err
 			}
 			i++
@@ -362,14 +372,9 @@ func (r *reconciler) freeBackends(p *port, want portPlan, careful bool) error {
 			i++
 			continue
 		}
-		if err := r.tables.FreeBackend(b.id); err != nil {
-			return fmt.Errorf("service %s: %w", p.key.service, err)
+		if err := r.freeBackend(p, i); err != nil {
+			return err
 		}
-		r.writes.Backends++
-		r.records.put(b.id, r.now())
-		r.stale.TCPBackends = r.stale.TCPBackends || p.key.protocol == TCP
-		r.stale.UDPFlows = r.stale.UDPFlows || p.key.protocol == UDP
-		p.backends = slices.Delete(p.backends, i, i+1)
 	}
 	return nil
 }

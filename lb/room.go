@@ -74,8 +74,12 @@ type portNeed struct {
 }
 
 func needOf(plan *portPlan) portNeed {
-	n := portNeed{records: int32(len(plan.backends)), sources: int32(len(plan.sources)), oneSet: true}
+	n := portNeed{sources: int32(len(plan.sources)), oneSet: true}
 	for _, b := range plan.backends {
+		if b.flags&maps.Unready != 0 {
+			continue // keeps its record only while nothing needs the room
+		}
+		n.records++
 		inCluster, inLocal := b.flags&maps.ClusterSet != 0, b.flags&maps.LocalSet != 0
 		if inCluster {
 			n.cluster++

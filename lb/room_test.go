@@ -67,7 +67,11 @@ func modelGranted(st *Store, at place, sizes maps.Sizes) map[maps.FrontendKey]bo
 			ranges += n
 		}
 		for _, p := range ports {
-			records += len(p.backends)
+			for _, b := range p.backends {
+				if b.flags&maps.Unready == 0 { // others have a record while nobody needs the room
+					records++
+				}
+			}
 		}
 		return entries <= int(sizes.Services) && len(ports) <= int(sizes.Services) && records < int(sizes.Backends) &&
 			slots <= int(sizes.Slots) && (ranges <= int(sizes.Sources) || len(sources) == 0) && addresses <= int(sizes.Services)

@@ -63,6 +63,7 @@ const (
 	abiBackendFlagBACKEND_FLAG_LOCAL_SET   abiBackendFlag = 2
 	abiBackendFlagBACKEND_FLAG_ON_NODE     abiBackendFlag = 4
 	abiBackendFlagBACKEND_FLAG_TERMINATING abiBackendFlag = 8
+	abiBackendFlagBACKEND_FLAG_UNREADY     abiBackendFlag = 16
 )
 
 type abiDevice struct {

@@ -167,7 +167,7 @@ func backendFlagText(flags uint8) string {
 	for _, f := range []struct {
 		flag uint8
 		text string
-	}{{ClusterSet, " cluster"}, {LocalSet, " local"}, {OnNode, " on-node"}, {Terminating, " terminating"}} {
+	}{{ClusterSet, " cluster"}, {LocalSet, " local"}, {OnNode, " on-node"}, {Terminating, " terminating"}, {Unready, " unready"}} {
 		if flags&f.flag != 0 {
 			s += f.text
 		}

@@ -76,6 +76,8 @@ const (
 	LocalSet    = uint8(abiBackendFlagBACKEND_FLAG_LOCAL_SET)
 	OnNode      = uint8(abiBackendFlagBACKEND_FLAG_ON_NODE)
 	Terminating = uint8(abiBackendFlagBACKEND_FLAG_TERMINATING)
+	// Unready is in no set. Only TCP endpoints are: connections to them may go on.
+	Unready = uint8(abiBackendFlagBACKEND_FLAG_UNREADY)
 )
 
 // OwnNetns is a flag of SetNodeAddr: the address takes node ports from sockets of

@@ -74,6 +74,7 @@ enum backend_flag {
 	BACKEND_FLAG_LOCAL_SET = 2,   /* the same: local set */
 	BACKEND_FLAG_ON_NODE = 4,     /* the endpoint is on this node */
 	BACKEND_FLAG_TERMINATING = 8,
+	BACKEND_FLAG_UNREADY = 16,    /* of TCP: serves nobody, but is not gone: connections go on */
 };
 
 /* Element of `backends`, one per endpoint of a service port. service_id 0: the

@@ -175,7 +175,8 @@ static __always_inline int flow_serves(const struct flow *flow)
 {
 	struct backend *be = lb_backend(flow->backend_id, flow->service_id);
 
-	return be && be->port == flow->backend_port && lb_addr_equal(&be->addr, &flow->backend);
+	return be && !(be->flags & BACKEND_FLAG_UNREADY) && be->port == flow->backend_port &&
+	       lb_addr_equal(&be->addr, &flow->backend);
 }
 
 /* Whether the flow's frontend still is its service's. */

@@ -41,13 +41,23 @@ static __always_inline void sock_flow_choice(const struct sock_flow *flow, struc
 	out->service_id = flow->service_id;
 }
 
-/* Whether the flow's backend still serves. The record may be another endpoint's of
- * the same service by now: its id alone does not tell. */
-static __always_inline int sock_flow_serves(const struct sock_flow *flow)
+/* The record of the flow's backend; NULL if the endpoint is gone. The record may be another
+ * endpoint's of the same service by now: its id alone does not tell. */
+static __always_inline struct backend *sock_flow_backend(const struct sock_flow *flow)
 {
 	struct backend *be = lb_backend(flow->backend_id, flow->service_id);
+	int same = be && be->port == flow->backend_port &&
+		   lb_addr_equal(&be->addr, &flow->backend_addr);
 
-	return be && be->port == flow->backend_port && lb_addr_equal(&be->addr, &flow->backend_addr);
+	return same ? be : NULL;
+}
+
+/* Whether the flow's backend still serves. */
+static __always_inline int sock_flow_serves(const struct sock_flow *flow)
+{
+	struct backend *be = sock_flow_backend(flow);
+
+	return be && !(be->flags & BACKEND_FLAG_UNREADY);
 }
 
 /* Whether the UDP flow's address still leads to its service. */

@@ -313,6 +313,37 @@ func TestDestroyTCP(t *testing.T) {
 	}
 }
 
+// TestDestroyTCPUnready: an endpoint that is unready is not gone. TCP connections to it go
+// on, with --destroy-tcp-sockets too, and end when it is gone.
+func TestDestroyTCPUnready(t *testing.T) {
+	t.Parallel()
+	c := startCluster(t, "--destroy-tcp-sockets")
+	c.apply(rig.Service("web", 1), rig.SlicesOf("web", rig.Up(c.web[0])...))
+	var clients []*talker
+	for _, w := range ways[:3] {
+		k := w.openTo(t, c.client, rig.VIP(1, w.family))
+		k.ask(rig.VIP(1, w.family))
+		clients = append(clients, k)
+	}
+	for _, state := range []rig.Endpoint{rig.Unready(c.web[0]), {Pod: c.web[0], Terminating: true}} {
+		udp := connectedUDP[0].openTo(t, c.client, rig.VIP(1, 4))
+		c.apply(rig.SlicesOf("web", state, rig.Up(c.web[1])[0]))
+		udp.wantDestroyed() // so the sweep has been
+		for _, k := range clients {
+			k.wantKept(rig.VIP(1, k.w.family), "web-0")
+		}
+		for _, w := range ways {
+			w.wantServers(t, c.client, rig.VIP(1, w.family), c.web[1])
+		}
+		c.apply(rig.SlicesOf("web", rig.Up(c.web[0])...))
+	}
+	c.apply(rig.SlicesOf("web", rig.Unready(c.web[0]), rig.Up(c.web[1])[0]))
+	c.apply(rig.SlicesOf("web", rig.Up(c.web[1])...))
+	for _, k := range clients {
+		k.wantDestroyed()
+	}
+}
+
 // TestOtherNodes: a daemon leaves the sockets of other nodes alone, though it can
 // see them here: those that another daemon has translated to the same endpoint,
 // and those that are connected untranslated to an address that becomes its

@@ -1,0 +1,58 @@
+package lb
+
+// Endpoints that are listed and neither ready nor serving. No client is sent there, but
+// TCP connections that are made go on until the endpoint is gone: a record that it has
+// stays, so that nobody takes it for gone. It gets none for that purpose.
+
+import (
+	"fmt"
+	"slices"
+
+	"shunt/maps"
+)
+
+// withFlags adds the flags of a plan to those that a record has. That an endpoint serves
+// is known at once; that it does not, when no frontend leads to it any more.
+func withFlags(now, want uint8) uint8 {
+	if want&maps.Unready == 0 {
+		now &^= maps.Unready
+	}
+	return now | want&^maps.Unready
+}
+
+// dropUnready frees the records of unready endpoints: map backends has no room for
+// endpoints that serve. As with every record, the room can be used after a rest.
+func (r *reconciler) dropUnready() error {
+	if len(r.orphans) > 0 {
+		return nil // what they lead to is not known
+	}
+	for _, ports := range r.ports {
+		for _, p := range ports {
+			named := p.namedIDs() // by a frontend that could not be changed yet
+			for i := 0; i < len(p.backends); {
+				if b := p.backends[i]; b.flags&maps.Unready == 0 || named[b.id] {
+					i++
+					continue
+				}
+				if err := r.freeBackend(p, i); err != nil {
+					return err
+				}
+			}
+		}
+	}
+	return nil
+}
+
+// freeBackend frees a record of the port, by its place among them.
+func (r *reconciler) freeBackend(p *port, i int) error {
+	id := p.backends[i].id
+	if err := r.tables.FreeBackend(id); err != nil {
+		return fmt.Errorf("service %s: %w", p.key.service, err)
+	}
+	r.writes.Backends++
+	r.records.put(id, r.now())
+	r.stale.TCPBackends = r.stale.TCPBackends || p.key.protocol == TCP
+	r.stale.UDPFlows = r.stale.UDPFlows || p.key.protocol == UDP
+	p.backends = slices.Delete(p.backends, i, i+1)
+	return nil
+}
