@@ -171,21 +171,25 @@ type portStep struct {
 
 // steps pairs a service's ports with their plans; what has no plan, goes.
 func (r *reconciler) steps(name ServiceName, plans []portPlan) []portStep {
-	steps := make([]portStep, 0, len(plans))
-	for _, p := range r.ports[name] {
-		if !slices.ContainsFunc(plans, func(w portPlan) bool { return w.key == p.key }) {
-			steps = append(steps, portStep{port: p, want: portPlan{key: p.key}, remove: true})
-		}
-	}
+	stays := make([]portStep, 0, len(plans))
+	goes := slices.Clone(r.ports[name])
 	for _, want := range plans {
 		i := slices.IndexFunc(r.ports[name], func(p *port) bool { return p.key == want.key })
-		if i < 0 {
-			r.ports[name] = append(r.ports[name], &port{key: want.key})
-			i = len(r.ports[name]) - 1
+		var p *port
+		if i >= 0 {
+			p = r.ports[name][i]
+		} else if p = r.renamed(goes, plans, want); p == nil {
+			p = &port{key: want.key}
+			r.ports[name] = append(r.ports[name], p)
 		}
-		steps = append(steps, portStep{port: r.ports[name][i], want: want})
+		goes = slices.DeleteFunc(goes, func(o *port) bool { return o == p })
+		stays = append(stays, portStep{port: p, want: want})
 	}
-	return steps
+	steps := make([]portStep, 0, len(goes)+len(stays))
+	for _, p := range goes {
+		steps = append(steps, portStep{port: p, want: portPlan{key: p.key}, remove: true})
+	}
+	return append(steps, stays...)
 }
 
 // takeStripped gives the services of which others took over frontends.
@@ -199,6 +203,9 @@ func (r *reconciler) takeStripped() []ServiceName {
 // to, then the entry, so that every look-up is right. Where a map is full it does
 // what can be done, so that retire can make room, and gives the error.
 func (r *reconciler) install(p *port, want portPlan, remove bool) error {
+	if err := r.rename(p, want); err != nil {
+		return err
+	}
 	if !remove && want.key.protocol != 0 && p.id == 0 {
 		if err := r.nameID(p); err != nil {
 			return err

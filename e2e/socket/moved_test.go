@@ -3,7 +3,12 @@ package socket_test
 import (
 	"net/netip"
 	"testing"
+	"time"
 
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+
+	"shunt/e2e/lab"
 	"shunt/e2e/rig"
 )
 
@@ -32,6 +37,43 @@ func frontendMoved(t *testing.T, c *cluster, name string, n int) {
 		}
 		k.own = 0
 		k.wantKept(dst, "web-1")
+	}
+}
+
+// portRenamed: a service's ports get other names. Nothing of what is reached by them changes.
+func portRenamed(t *testing.T, c *cluster, name string, n int) {
+	all := []*lab.Pod{c.web[0], c.web[1], c.web[2]}
+	objects := append(rig.SlicesOf(name, rig.Up(all...)...), rig.Service(name, n))
+	c.apply(objects...)
+	connected, unconnected := c.clients(n), map[*talker]string{}
+	for range 5 {
+		for _, w := range udpWays {
+			k := w.open(t, c.client)
+			unconnected[k] = k.askTo(rig.VIP(n, w.family))
+		}
+	}
+	for _, o := range objects {
+		switch o := o.(type) {
+		case *corev1.Service:
+			for i := range o.Spec.Ports {
+				o.Spec.Ports[i].Name = "new-" + o.Spec.Ports[i].Name
+			}
+		case *discoveryv1.EndpointSlice:
+			for i := range o.Ports {
+				renamed := "new-" + *o.Ports[i].Name
+				o.Ports[i].Name = &renamed
+			}
+		}
+	}
+	c.apply(objects...)
+	time.Sleep(quiet) // that nothing happens shows in time alone
+	for k, server := range connected {
+		k.wantKept(rig.VIP(n, k.w.family), server)
+	}
+	for k, server := range unconnected {
+		if got := k.askTo(rig.VIP(n, k.w.family)); got != server {
+			t.Errorf("%s: %s answers, before it was %s", k.w, got, server)
+		}
 	}
 }
 

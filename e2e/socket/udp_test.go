@@ -35,6 +35,7 @@ func TestUDPChanges(t *testing.T) {
 		{"endpoint with the address of a frontend", endpointIsFrontend},
 		{"address of a frontend moved to another service", frontendMoved},
 		{"address moved while its service serves on", addressMoved},
+		{"port renamed", portRenamed},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			sub := *c
