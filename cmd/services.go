@@ -211,7 +211,8 @@ func servicesTable(w io.Writer, list []frontendReport) {
 	fmt.Fprintln(t, header)
 	for _, f := range list {
 		backends, connections := backendsText(f.Inside)
-		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\t%d", frontendText(f), f.Kind, serviceText(f), policyText(f), affinityText(f), backends, connections)
+		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\t%d", frontendText(f), f.Kind, serviceText(f), policyText(f), affinityText(f),
+			backends, connections)
 		if problems {
 			fmt.Fprintf(t, "\t%s", f.Problem)
 		}

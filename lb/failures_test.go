@@ -145,8 +145,8 @@ func TestOwnBackoff(t *testing.T) {
 		if all := r.heard.all(); len(all) != n+1 || all[n].Failed != 1 {
 			t.Errorf("a change of the service itself: %d reconciles", len(all)-n)
 		}
-		if due, _ := r.loop.failed.next(); due.Sub(time.Now()) != backoff(1) {
-			t.Errorf("and the next is in %s", due.Sub(time.Now()))
+		if due, _ := r.loop.failed.next(); time.Until(due) != backoff(1) {
+			t.Errorf("and the next is in %s", time.Until(due))
 		}
 		r.end()
 	})

@@ -191,7 +191,8 @@ var errWanted = errors.New("services that can't be programmed yet may want them"
 // the changes that are now in the maps.
 func (l *Loop) result(o object, c change, err error) []time.Time {
 	changed := c.service+c.endpoints > 0
-	if err == nil && !(o.what == aService && l.r.keeping[o.service]) {
+	keeps := o.what == aService && l.r.keeping[o.service]
+	if err == nil && !keeps {
 		lacked, attempts := l.failed.done(o)
 		l.faults.done(o, attempts)
 		lacked.add(c)

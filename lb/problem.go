@@ -126,12 +126,6 @@ func (t *problemTable) set(name ServiceName, by finder, found []Problem) {
 	}
 }
 
-// has reports whether a finder has found problems of a Service.
-func (t *problemTable) has(name ServiceName, by finder) bool {
-	sp := t.all[name]
-	return sp != nil && len(sp.of[by]) > 0
-}
-
 // takeFresh returns the problems that were found for the first time since it was
 // called last.
 func (t *problemTable) takeFresh() []Problem {

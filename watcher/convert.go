@@ -50,7 +50,15 @@ func (p *problems) named() bool {
 		p.add("metadata.namespace", "%s: object ignored: %s", show(p.of.Namespace), msgs[0])
 		return false
 	}
-	return p.validName("metadata.name", p.of.Name)
+	if !p.validName("metadata.name", p.of.Name) {
+		return false
+	}
+	// Of a Service it is a label, which is shorter, and what the maps have room for.
+	if msgs := validation.IsDNS1123Label(p.of.Name); p.of.Kind == kindService && len(msgs) > 0 {
+		p.add("metadata.name", "%s: object ignored: %s", show(p.of.Name), msgs[0])
+		return false
+	}
+	return true
 }
 
 func (p *problems) validName(field, name string) bool {

@@ -5,6 +5,7 @@ import (
 
 	v1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
+	"k8s.io/apimachinery/pkg/util/validation"
 
 	"shunt/lb"
 )
@@ -28,6 +29,10 @@ func (c *Converter) servicePorts(p *problems, spec *v1.ServiceSpec) []lb.Service
 			continue
 		case !port(in.Port):
 			p.add(path{field, i, "port"}.String(), "%d is not a port number: port ignored", in.Port)
+			continue
+		}
+		if msgs := validation.IsDNS1123Label(in.Name); in.Name != "" && len(msgs) > 0 {
+			p.add(path{field, i, "name"}.String(), "%s: port %d ignored: %s", show(in.Name), in.Port, msgs[0])
 			continue
 		}
 		sp := lb.ServicePort{Name: c.shared.string(in.Name), Protocol: proto, Port: uint16(in.Port)}

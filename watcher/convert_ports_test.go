@@ -1,6 +1,7 @@
 package watcher
 
 import (
+	"strings"
 	"time"
 
 	v1 "k8s.io/api/core/v1"
@@ -158,6 +159,16 @@ func serviceCasesMore() []serviceCase {
 			name: "two ports without a name", change: ports(v1.ServicePort{Port: 53, Protocol: "UDP"}, v1.ServicePort{Port: 53}),
 			want:     portModel(lb.ServicePort{Protocol: lb.UDP, Port: 53}),
 			warnings: []string{`spec.ports[1].name: "" is that of spec.ports[0]: port 53 ignored`},
+		},
+		{
+			name: "a port name that no API server takes leaves the rest",
+			change: ports(v1.ServicePort{Name: strings.Repeat("p", 64), Port: 53}, v1.ServicePort{Name: "Upper", Port: 54},
+				v1.ServicePort{Name: strings.Repeat("p", 63), Port: 55}),
+			want: portModel(lb.ServicePort{Name: strings.Repeat("p", 63), Protocol: lb.TCP, Port: 55}),
+			warnings: []string{`spec.ports[0].name: "` + strings.Repeat("p", 64) + `": port 53 ignored: must be no more than 63 characters`,
+				`spec.ports[1].name: "Upper": port 54 ignored: a lowercase RFC 1123 label must consist of lower case ` +
+					`alphanumeric characters or '-', and must start and end with an alphanumeric character (e.g. 'my-name',  ` +
+					`or '123-abc', regex used for validation is '[a-z0-9]([-a-z0-9]*[a-z0-9])?')`},
 		},
 		{
 			name: "one of several without a name", change: ports(v1.ServicePort{Port: 53}, v1.ServicePort{Name: "b", Port: 54}),

@@ -5,6 +5,7 @@ import (
 	"net/netip"
 	"reflect"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -142,6 +143,12 @@ func TestService(t *testing.T) {
 		{
 			name: "no name", change: func(s *v1.Service) { s.Name = "" }, skipped: true,
 			warnings: []string{"metadata.name: is missing: object ignored"},
+		},
+		{
+			name:     "a name that is no label, as a Service's must be",
+			change:   func(s *v1.Service) { s.Name = strings.Repeat("n", 64) },
+			skipped:  true,
+			warnings: []string{`metadata.name: "` + strings.Repeat("n", 64) + `": object ignored: must be no more than 63 characters`},
 		},
 
 		// The cluster IP of a family, by its place in ipFamilies.

@@ -1,17 +1,24 @@
 package watcher
 
 import (
+	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"go.uber.org/zap"
+	"golang.org/x/time/rate"
 	"k8s.io/apimachinery/pkg/types"
 
 	"shunt/lb"
 )
 
-// mostSaid bounds the lines that one version of one object can put in the log.
-const mostSaid = 10
+// How many lines one object can put in the log: so many at once, and then one in so
+// long a time, each of which counts the warnings that were left out before it.
+const (
+	mostSaid   = 10
+	sayAgainIn = 10 * time.Minute
+)
 
 // Recorder records Events (the API's objects). Its methods return at once.
 type Recorder interface {
@@ -26,8 +33,20 @@ type reporter[K comparable] struct {
 	recorder Recorder // nil: none
 	uidOf    func(lb.ServiceName) types.UID
 
+	// now is the clock; nil: time.Now.
+	now func() time.Time
+
 	mu   sync.Mutex
-	said map[K]map[string]struct{}
+	said map[K]*saidOf
+}
+
+// saidOf is what was said of one object. It is kept while the object is there: one
+// that is mended and broken again does not begin anew.
+type saidOf struct {
+	// warnings are those of its newest version.
+	warnings map[string]struct{}
+	lines    *rate.Limiter
+	unsaid   int
 }
 
 // report says what is new in the warnings of an object, and forgets those that
@@ -35,37 +54,53 @@ type reporter[K comparable] struct {
 func (r *reporter[K]) report(key K, warnings []Warning, fields ...zap.Field) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	before := r.said[key]
-	if len(warnings) == 0 {
-		if before != nil {
-			delete(r.said, key)
+	of := r.said[key]
+	if of == nil {
+		if len(warnings) == 0 {
+			return
 		}
-		return
+		if r.said == nil {
+			r.said = make(map[K]*saidOf)
+		}
+		of = &saidOf{lines: rate.NewLimiter(rate.Every(sayAgainIn), mostSaid)}
+		r.said[key] = of
 	}
-	now := make(map[string]struct{}, len(warnings))
+	before := of.warnings
+	of.warnings = make(map[string]struct{}, len(warnings))
 	events := make(map[string]bool)
-	fresh := 0
+	unsaid := 0
 	for _, w := range warnings {
 		what := w.identity()
-		now[what] = struct{}{}
+		of.warnings[what] = struct{}{}
 		if _, ok := before[what]; ok {
 			continue
 		}
-		if fresh++; fresh <= mostSaid {
-			r.log.Warn(w.String(), fields...)
+		if of.lines.AllowN(r.time(), 1) {
+			said := fields
+			if of.unsaid > 0 {
+				said = append(slices.Clone(fields), zap.Int("warnings_left_out", of.unsaid))
+			}
+			r.log.Warn(w.String(), said...)
+			of.unsaid = 0
+		} else {
+			unsaid++
 		}
 		if w.Event != "" && !events[w.Event] && r.recorder != nil {
 			events[w.Event] = true
 			r.recorder.ServiceWarning(w.Service, r.uidOf(w.Service), w.Event, w.String())
 		}
 	}
-	if fresh > mostSaid {
-		r.log.Warn(warnings[0].Object()+": and more of the like", append(fields, zap.Int("warnings", fresh-mostSaid))...)
+	if unsaid > 0 && of.unsaid == 0 { // later versions only count
+		r.log.Warn(warnings[0].Object()+": and more of the like", append(slices.Clone(fields), zap.Int("warnings", unsaid))...)
 	}
-	if r.said == nil {
-		r.said = make(map[K]map[string]struct{})
+	of.unsaid += unsaid
+}
+
+func (r *reporter[K]) time() time.Time {
+	if r.now != nil {
+		return r.now()
 	}
-	r.said[key] = now
+	return time.Now()
 }
 
 // forget drops what was said of an object that is gone.

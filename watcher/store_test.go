@@ -1,8 +1,10 @@
 package watcher
 
 import (
+	"fmt"
 	"strings"
 	"testing"
+	"time"
 
 	"go.uber.org/zap"
 	v1 "k8s.io/api/core/v1"
@@ -193,4 +195,39 @@ func TestWarnings(t *testing.T) {
 	if last := r.list[len(r.list)-1]; last != "shop/web u1 FailedToStartServiceHealthcheck: the port is taken" {
 		t.Errorf("event: %q", last)
 	}
+}
+
+// An object whose every version has other faults has few lines in the log, and those
+// say how many were left out; another object has its own.
+func TestWarningsOfManyVersions(t *testing.T) {
+	log, logs := testLog(zap.WarnLevel)
+	a, _ := newTestAPI(t, log, nil)
+	clock := time.Unix(0, 0)
+	a.slices.reports.now = func() time.Time { return clock }
+	version := func(name string, n int) *discoveryv1.EndpointSlice {
+		return slice(name, func(s *discoveryv1.EndpointSlice) {
+			for i := range 11 {
+				s.Endpoints = append(s.Endpoints, discoveryv1.Endpoint{Addresses: []string{fmt.Sprintf("bad-%d-%d", n, i)}})
+			}
+		})
+	}
+	for n := range 100 {
+		must(t, a.slices.Update(version("a", n)))
+	}
+	if logs.Len() != mostSaid+1 {
+		t.Errorf("100 versions put %d lines in the log, want %d", logs.Len(), mostSaid+1)
+	}
+	must(t, a.slices.Update(version("b", 0)))
+	if logs.Len() != 2*(mostSaid+1) {
+		t.Errorf("another object put %d lines in the log", logs.Len()-mostSaid-1)
+	}
+	clock = clock.Add(sayAgainIn)
+	must(t, a.slices.Update(version("a", 100)))
+	last := logs.All()[logs.Len()-1]
+	for _, entry := range logs.All()[2*(mostSaid+1):] {
+		if n, counts := entry.ContextMap()["warnings_left_out"]; counts && n == int64(100*11-mostSaid) {
+			return
+		}
+	}
+	t.Errorf("no later line counts %d that were left out; the last is %v", 100*11-mostSaid, last)
 }
