@@ -225,24 +225,3 @@ func linkCgroup(l link.Link) uint64 {
 	}
 	return cg.CgroupId
 }
-
-// Detach takes the programs out of effect, and removes the links below root; of the
-// packet path's filters, those of this network namespace.
-func Detach(root string) error {
-	if err := detachPackets(root); err != nil {
-		return err
-	}
-	for _, h := range slices.Backward((&Programs{}).hooks()) {
-		l, err := link.LoadPinnedLink(filepath.Join(root, linkDir, h.pin), nil)
-		if err != nil {
-			continue // not there, or nothing that could be in effect
-		}
-		if err := errors.Join(detach(l), l.Close()); err != nil {
-			return fmt.Errorf("take program %s out of effect: %w", h.pin, err)
-		}
-	}
-	if err := os.RemoveAll(filepath.Join(root, linkDir)); err != nil {
-		return fmt.Errorf("remove pinned links: %w", err)
-	}
-	return nil
-}

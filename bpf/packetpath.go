@@ -344,14 +344,6 @@ func (p *PacketPath) forget(chosen map[int]bool) error {
 	return errors.Join(errs...)
 }
 
-// detachPackets takes the packet path's programs below root out of effect, wherever
-// they are attached, and those of filters in this network namespace.
-func detachPackets(root string) error {
-	_, err := removeAll(tcx{filepath.Join(root, linkDir)})
-	_, filtersErr := removeAll(clsact{})
-	return errors.Join(err, filtersErr, removeFlowSeed(root))
-}
-
 // DetachFilters removes what is attached to devices of this network namespace
 // without a pin, and says whether there was anything.
 func DetachFilters() (removed bool, err error) { return removeAll(clsact{}) }

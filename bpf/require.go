@@ -119,6 +119,14 @@ func RequireBPFFS(dir string, mount bool) error {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return fmt.Errorf("make directory %s for pins: %w", dir, err)
 	}
+	return requireOwn(dir)
+}
+
+// CheckBPFFS says why a directory is not on a bpf file system, and makes nothing.
+func CheckBPFFS(dir string) error {
+	if err := requireFS(dir, unix.BPF_FS_MAGIC); err != nil {
+		return fmt.Errorf("--bpffs-root %s: not on a bpf file system: %w", dir, err)
+	}
 	return nil
 }
 

@@ -217,13 +217,3 @@ func removeOld(root string) error {
 	}
 	return nil
 }
-
-// Remove unpins all maps below root, Memory among them.
-func Remove(root string) error {
-	for _, d := range []string{pinDir, stagedDir, memoryPin} {
-		if err := os.RemoveAll(filepath.Join(root, d)); err != nil {
-			return fmt.Errorf("remove pinned maps: %w", err)
-		}
-	}
-	return removeOld(root)
-}

@@ -133,7 +133,6 @@ func TestIncompatibleTable(t *testing.T) {
 func TestFlags(t *testing.T) {
 	p := newPlace(t)
 	for _, args := range [][]string{
-		{"cleanup", "--dry-run"},
 		{"cleanup", "--kube-proxy", "--bpffs-root", "/sys/fs/bpf/x"},
 	} {
 		if _, stderr, code := p.run("", self, args...); code != 2 {

@@ -286,6 +286,33 @@ func TestCleanup(t *testing.T) {
 		t.Fatalf("cleanup of a running daemon: exit code %d\n%s%s", code, stdout, stderr)
 	}
 	ways[0].wantServers(t, c.client, rig.VIP(1, 4), c.web[0])
+	// It only says what it would do, also while a daemon runs.
+	dry, _, code := runInPod(t, c.d.Pod, rig.Self, "cleanup", "--bpffs-root", c.d.Root, "--dry-run")
+	for _, want := range []string{"program shunt_connect4, of cgroup", c.d.Root + "/links/recvmsg6", c.d.Root + "/maps/services", c.d.Root + "/memory", "flow-seed"} {
+		if code != 0 || !strings.Contains(dry, "would detach") || !strings.Contains(dry, want) {
+			t.Errorf("dry run: exit code %d, no %q in\n%s", code, want, dry)
+		}
+	}
+	if strings.Contains(dry, "kept") {
+		t.Errorf("dry run: something of the daemon's is not known:\n%s", dry)
+	}
+	statusOf(c.d, 0)
+	c.d.Stop()
+	// The hooks' links lie where no daemon looks for them, and something of another's does.
+	if err := errors.Join(os.Rename(c.d.Root+"/links", c.d.Root+"-links"), os.Mkdir(c.d.Root+"/maps/theirs", 0o700)); err != nil {
+		t.Fatal(err)
+	}
+	if stdout, stderr, code := rig.Shunt(t, "cleanup", "--bpffs-root", c.d.Root); code != 0 || !strings.Contains(stdout, "kept "+c.d.Root+"/maps/theirs") {
+		t.Errorf("cleanup beside another's: exit code %d\n%s%s", code, stdout, stderr)
+	}
+	if a := ways[0].ask(c.client, rig.VIP(1, 4)); a.Err == nil {
+		t.Error("the hooks are still attached, by links that were moved")
+	}
+	if err := errors.Join(os.RemoveAll(c.d.Root+"-links"), os.Remove(c.d.Root+"/maps/theirs")); err != nil {
+		t.Fatal(err)
+	}
+	c.d.Start()
+	c.m.Settle(c.d)
 	c.d.Stop()
 	stdout, stderr, code := rig.Shunt(t, "cleanup", "--bpffs-root", c.d.Root, "-o", "json")
 	if code != 0 || !strings.Contains(stdout, `"removed": true`) {

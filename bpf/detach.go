@@ -1,0 +1,189 @@
+package bpf
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/link"
+	"golang.org/x/sys/unix"
+
+	"shunt/maps"
+)
+
+// Left is what a daemon has left in effect, and where.
+type Left struct {
+	// Pins are those of our links and seed, Foreign paths that nothing shows to be ours.
+	Pins, Foreign []string
+	// Attached are links in effect, pinned or not, and filters of devices in this network
+	// namespace.
+	Attached []string
+
+	links []link.ID
+}
+
+// FindLeft looks for what belongs to the daemon of that directory. A link is ours when
+// its program has a name of ours, and either is pinned where a daemon pins links or
+// works with a map that is pinned below root: a pin may be gone, or have been moved.
+func FindLeft(root string) (left Left, err error) {
+	set, err := maps.FindLeft(root)
+	if err != nil {
+		return left, err
+	}
+	dir := filepath.Join(root, linkDir)
+	entries, err := os.ReadDir(dir)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return left, fmt.Errorf("look for pinned links: %w", err)
+	}
+	pinned := map[link.ID]bool{}
+	for _, e := range entries {
+		path := filepath.Join(dir, e.Name())
+		if id, ours := ourPin(path); ours {
+			left.Pins, pinned[id] = append(left.Pins, path), true
+		} else {
+			left.Foreign = append(left.Foreign, path)
+		}
+	}
+	if path := filepath.Join(root, seedPin); isSeed(path) {
+		left.Pins = append(left.Pins, path)
+	}
+	all := link.Iterator{}
+	defer all.Close()
+	for all.Next() {
+		left.addLink(all.Link, all.ID, func(info *link.Info) bool { return pinned[all.ID] || worksWith(info.Program, set.IDs) })
+	}
+	if all.Err() != nil {
+		return left, fmt.Errorf("look through the kernel's links: %w", all.Err())
+	}
+	filters, err := clsact{}.list()
+	for _, f := range filters {
+		left.Attached = append(left.Attached, fmt.Sprintf("%s filter of device %d", f.dir, f.index))
+	}
+	return left, err
+}
+
+func (l *Left) addLink(of link.Link, id link.ID, ours func(*link.Info) bool) {
+	info, err := of.Info()
+	if err != nil {
+		return // gone meanwhile
+	}
+	where := ""
+	if cg := info.Cgroup(); cg != nil && cg.CgroupId != 0 {
+		where = fmt.Sprintf("cgroup %d", cg.CgroupId)
+	}
+	if t := info.TCX(); t != nil && t.Ifindex != 0 {
+		where = fmt.Sprintf("device %d", t.Ifindex)
+	}
+	if where == "" || !ours(info) {
+		return
+	}
+	l.links = append(l.links, id)
+	l.Attached = append(l.Attached, fmt.Sprintf("link %d, program %s, of %s", id, programName(info.Program), where))
+}
+
+// ourPin reports whether a link of ours is pinned there.
+func ourPin(path string) (link.ID, bool) {
+	l, err := link.LoadPinnedLink(path, nil)
+	if err != nil {
+		return 0, false
+	}
+	defer l.Close()
+	info, err := l.Info()
+	return info.ID, err == nil && strings.HasPrefix(programName(info.Program), programPrefix)
+}
+
+// programPrefix begins the names of our programs.
+const programPrefix = "shunt_"
+
+func programName(id ebpf.ProgramID) string {
+	p, err := ebpf.NewProgramFromID(id)
+	if err != nil {
+		return ""
+	}
+	defer p.Close()
+	info, err := p.Info()
+	if err != nil {
+		return ""
+	}
+	return info.Name
+}
+
+// worksWith reports whether a program of ours uses one of the maps.
+func worksWith(id ebpf.ProgramID, ids []ebpf.MapID) bool {
+	p, err := ebpf.NewProgramFromID(id)
+	if err != nil {
+		return false
+	}
+	defer p.Close()
+	info, err := p.Info()
+	if err != nil || !strings.HasPrefix(info.Name, programPrefix) {
+		return false
+	}
+	used, _ := info.MapIDs()
+	return slices.ContainsFunc(used, func(m ebpf.MapID) bool { return slices.Contains(ids, m) })
+}
+
+func isSeed(path string) bool {
+	m, err := ebpf.LoadPinnedMap(path, nil)
+	if err != nil {
+		return false
+	}
+	defer m.Close()
+	info, err := m.Info()
+	return err == nil && info.Name == "flow_seed"
+}
+
+// Detach takes the programs of the daemon of that directory out of effect, and removes
+// their pins; of the packet path's filters, those of this network namespace. The error
+// says what is still attached at the end.
+func Detach(root string) error {
+	left, err := FindLeft(root)
+	if err != nil {
+		return err
+	}
+	for _, id := range slices.Backward(left.links) { // the kernel's order is that of attaching
+		if err := detachID(id); err != nil {
+			return err
+		}
+	}
+	if _, err := DetachFilters(); err != nil {
+		return err
+	}
+	again, err := FindLeft(root)
+	if err != nil {
+		return err
+	}
+	if len(again.Attached) > 0 {
+		return fmt.Errorf("still attached: %s", strings.Join(again.Attached, "; "))
+	}
+	for _, pin := range left.Pins {
+		if err := os.Remove(pin); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("remove pin: %w", err)
+		}
+	}
+	stays := len(left.Foreign) > 0
+	if err := os.Remove(filepath.Join(root, linkDir)); err != nil && !errors.Is(err, fs.ErrNotExist) && !stays {
+		return fmt.Errorf("remove directory of pinned links: %w", err)
+	}
+	return nil
+}
+
+func detachID(id link.ID) error {
+	l, err := link.NewFromID(id)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("take link %d out of effect: %w", id, err)
+	}
+	defer l.Close()
+	if err := l.Detach(); err != nil && !errors.Is(err, unix.ENOLINK) { // its device is gone
+		return fmt.Errorf("take link %d out of effect: %w", id, err)
+	}
+	return nil
+}

@@ -1,0 +1,92 @@
+package bpf
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/link"
+
+	"shunt/maps"
+)
+
+// TestDetachProven: what is attached goes wherever it is pinned, and what nothing shows
+// to be ours stays where it is.
+func TestDetachProven(t *testing.T) {
+	root, cg := filepath.Join(bpffs(t), "shunt"), cgroup(t)
+	set, k := openMaps(t, root)
+	p, err := Load(set)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(p.Attach(root, cg), Verify(t.Context(), k, cg), p.Close()); err != nil {
+		t.Fatal(err)
+	}
+	links := filepath.Join(root, linkDir)
+	// Another's program at the same hook, pinned in our directory, and his maps.
+	other, err := ebpf.NewProgram(passing(ebpf.AttachCGroupInet4Connect))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer other.Close()
+	theirs, err := link.AttachCgroup(link.CgroupOptions{Path: cg, Attach: ebpf.AttachCGroupInet4Connect, Program: other})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer theirs.Close()
+	m, err := ebpf.NewMap(&ebpf.MapSpec{Name: "somebodys", Type: ebpf.Array, KeySize: 4, ValueSize: 4, MaxEntries: 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer m.Close()
+	foreign := []string{filepath.Join(links, "theirs"), filepath.Join(root, "maps", "theirs"), filepath.Join(root, "more")}
+	if err := errors.Join(theirs.Pin(foreign[0]), m.Pin(foreign[1]), os.Mkdir(foreign[2], 0o700)); err != nil {
+		t.Fatal(err)
+	}
+	// One of our links was moved, where it is in effect and no daemon looks for it.
+	moved := filepath.Join(root, "more", "moved")
+	if err := os.Rename(filepath.Join(links, "connect4"), moved); err != nil {
+		t.Fatal(err)
+	}
+	left, err := FindLeft(root)
+	if err != nil || len(left.Pins) != 7 || !slices.Equal(left.Foreign, foreign[:1]) {
+		t.Errorf("%+v, %v", left, err)
+	}
+	if n := len(left.links); n != 8 {
+		t.Errorf("%d links are found: %v", n, left.Attached)
+	}
+	if err := errors.Join(Detach(root), maps.Remove(root)); err != nil {
+		t.Fatal(err)
+	}
+	if err := Verify(t.Context(), k, cg); err == nil || !strings.Contains(err.Error(), "do not act") {
+		t.Errorf("after Detach: %v", err)
+	}
+	l, err := link.LoadPinnedLink(moved, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if linkCgroup(l) != 0 {
+		t.Error("the link that was moved is still attached")
+	}
+	l.Close()
+	for _, path := range foreign {
+		if _, err := os.Stat(path); err != nil {
+			t.Errorf("what is somebody else's is gone: %v", err)
+		}
+	}
+	if id := linkCgroup(theirs); id == 0 {
+		t.Error("the other's program was detached")
+	}
+	for _, dir := range []string{links, filepath.Join(root, "maps")} {
+		if all, err := os.ReadDir(dir); err != nil || len(all) != 1 {
+			t.Errorf("in %s is left %v, %v", dir, all, err)
+		}
+	}
+	if left, err := FindLeft(root); err != nil || len(left.Attached)+len(left.Pins) != 0 {
+		t.Errorf("after Detach: %+v, %v", left, err)
+	}
+}

@@ -1,0 +1,74 @@
+package bpf
+
+import (
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// requireOwn makes sure that nobody but this user can put, rename or remove anything in
+// the directory of pins, or anything on the way to it on its file system. It looks from
+// the top: what is below a directory that others can't change stays as it was seen.
+func requireOwn(dir string) error {
+	var way []string // from the directory up to the mount's root
+	for at := dir; requireFS(at, unix.BPF_FS_MAGIC) == nil; at = filepath.Dir(at) {
+		way = append(way, at)
+	}
+	for _, at := range slices.Backward(way) {
+		if err := requireOwnDir(at, at == dir); err != nil {
+			return fmt.Errorf("--bpffs-root %s: %w", dir, err)
+		}
+	}
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return fmt.Errorf("look at directory %s: %w", dir, err)
+	}
+	for _, e := range entries {
+		path := filepath.Join(dir, e.Name())
+		info, err := e.Info()
+		if err != nil {
+			return fmt.Errorf("look at %s: %w", path, err)
+		}
+		if owner := ownerOf(info); owner != os.Geteuid() {
+			return fmt.Errorf("--bpffs-root %s: %s belongs to user %d, who may have put anything there: look what it is and remove it", dir, path, owner)
+		}
+	}
+	return nil
+}
+
+// requireOwnDir looks at one directory. Others may make files beside ours in one with
+// the sticky bit, as a bpf file system's root is by default, but not in our own. What may
+// only be read there is closed: who can open a directory can hold its lock.
+func requireOwnDir(at string, own bool) error {
+	info, err := os.Lstat(at)
+	if err != nil {
+		return err
+	}
+	const others = fs.FileMode(0o022)
+	switch owner := ownerOf(info); {
+	case !info.IsDir():
+		return fmt.Errorf("%s is no directory: remove it, or name another one", at)
+	case owner != os.Geteuid():
+		return fmt.Errorf("%s belongs to user %d, who could rename or replace what is pinned there: remove it, or name another directory", at, owner)
+	case info.Mode()&others != 0 && (own || info.Mode()&fs.ModeSticky == 0):
+		return fmt.Errorf("%s has mode %04o, so that other users could put, rename or remove pins there: look what is in it, and `chmod 0700 %s`",
+			at, info.Mode().Perm(), at)
+	case own && info.Mode().Perm()&0o077 != 0:
+		if err := os.Chmod(at, 0o700); err != nil {
+			return fmt.Errorf("close %s for other users: %w", at, err)
+		}
+	}
+	return nil
+}
+
+func ownerOf(info fs.FileInfo) int {
+	if st, ok := info.Sys().(*syscall.Stat_t); ok {
+		return int(st.Uid)
+	}
+	return -1
+}
