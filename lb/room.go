@@ -1,8 +1,8 @@
 package lb
 
 import (
+	"errors"
 	"fmt"
-	gomaps "maps"
 	"slices"
 
 	"shunt/maps"
@@ -260,10 +260,16 @@ func (r *reconciler) shortErr() error {
 	if r.ledger.err != nil {
 		return r.ledger.err
 	}
+	var names []ServiceName // the first of them, sorted: there may be thousands
+	for name := range r.ledger.short {
+		at, _ := slices.BinarySearchFunc(names, name, ServiceName.compare)
+		if at < mostErrors {
+			names = slices.Insert(names[:min(len(names), mostErrors-1)], at, name)
+		}
+	}
 	var errs []error
-	for _, name := range slices.SortedFunc(gomaps.Keys(r.ledger.short), ServiceName.compare) {
-		w := r.wishes[name]
-		for _, p := range w.ports {
+	for _, name := range names {
+		for _, p := range r.wishes[name].ports {
 			i := slices.IndexFunc(p.frontends, func(f frontendWish) bool { return f.won && !f.fits })
 			if i >= 0 {
 				errs = append(errs, fmt.Errorf("service %s: %s %s: %w", name, p.frontends[i].kind, p.frontends[i].key,
@@ -272,7 +278,10 @@ func (r *reconciler) shortErr() error {
 			}
 		}
 	}
-	r.ledger.err = firstOf(errs)
+	if more := len(r.ledger.short) - len(names); more > 0 {
+		errs = append(errs, fmt.Errorf("and %d more", more))
+	}
+	r.ledger.err = errors.Join(errs...)
 	return r.ledger.err
 }
 

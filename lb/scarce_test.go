@@ -1,7 +1,10 @@
 package lb
 
 import (
+	"fmt"
+	"strings"
 	"testing"
+	"time"
 
 	"shunt/maps"
 )
@@ -31,4 +34,38 @@ func TestRoomIsGivenAgainForTheSameSum(t *testing.T) {
 		t.Errorf("port p leads to %q, q to %q", p, q)
 	}
 	r.sameAs(r.fresh(), "with the need moved")
+}
+
+// TestThousandsShortCostLittle: what is said of services without room names the first of
+// them and counts the others, and costs no more where there are thousands.
+func TestThousandsShortCostLittle(t *testing.T) {
+	sizes := roomy
+	sizes.Services = 8
+	r := newRig(t, maps.NewFake(sizes), newTestClock())
+	const services = 2000
+	for i := range services {
+		r.store.SetService(service(fmt.Sprintf("s%04d", i), fmt.Sprintf("10.96.%d.%d", i/256, i%256), "p:80/TCP").with(func(s *Service) {
+			s.Created = time.Unix(int64(services-i), 0) // the last names are served first
+		}))
+	}
+	r.step()
+	if n := len(r.loop.r.ledger.short); n != services-8 {
+		t.Fatalf("%d services lack room, want %d", n, services-8)
+	}
+	lines := strings.Split(r.loop.Status().Err.Error(), "\n")
+	if len(lines) != 4 || lines[3] != fmt.Sprintf("and %d more", services-8-3) {
+		t.Fatalf("it is said %q", lines)
+	}
+	for i, name := range []string{"s0000", "s0001", "s0002"} {
+		if !strings.Contains(lines[i], "default/"+name) {
+			t.Errorf("line %d is %q, want one about %s", i, lines[i], name)
+		}
+	}
+	allocs := testing.AllocsPerRun(3, func() {
+		r.loop.r.ledger.err = nil
+		_ = r.loop.r.shortErr()
+	})
+	if allocs > 200 {
+		t.Errorf("to say it takes %v allocations", allocs)
+	}
 }
