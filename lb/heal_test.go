@@ -149,6 +149,42 @@ func TestSmallerMaps(t *testing.T) {
 	}
 }
 
+// TestSmallerMapsWithManyAddresses: more addresses than the smaller map addrs has room
+// for, where the node's own are among them.
+func TestSmallerMapsWithManyAddresses(t *testing.T) {
+	root := mapstest.BPFFS(t)
+	store := NewStore(newTestClock().now)
+	for i := range 4500 {
+		store.SetService(service(fmt.Sprint("s", i), netip.AddrFrom4([4]byte{10, 96, byte(i >> 8), byte(i)}).String()))
+	}
+	store.SetNodeAddrs(nodeAddrs)
+	for i, services := range []uint32{8192, 32} {
+		sizes := roomy
+		sizes.Services = services
+		set, _, err := maps.Open(root, sizes)
+		if err != nil {
+			t.Fatalf("start %d: %v", i, err)
+		}
+		k, err := maps.NewKernel(set)
+		if err != nil {
+			t.Fatal(err)
+		}
+		k.UpdateMeta(func(m *maps.Meta) { m.Abi = abiOf(t) })
+		r := newRig(t, k, newTestClock())
+		store.copyTo(r.store)
+		r.clock.advance(grace)
+		r.settle()
+		r.sameAs(r.fresh(), fmt.Sprint("start ", i))
+		if d := r.dump(); len(d.NodeAddrs) != 6 || len(d.Frontends) != min(4500, int(services)) {
+			t.Errorf("start %d: %d node addresses, %d cluster IPs", i, len(d.NodeAddrs), len(d.Frontends))
+		}
+		_, err = set.Commit()
+		if err := errors.Join(err, k.Close(), set.Close()); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
 func abiOf(t *testing.T) uint32 {
 	t.Helper()
 	abi, err := maps.ABI()

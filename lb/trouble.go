@@ -41,8 +41,9 @@ func (r *reconciler) claimProblems(name ServiceName) []Problem {
 		}
 	}
 	if cut > 0 {
-		list = append(list, Problem{Service: name, Kind: maps.Cut, Error: fmt.Sprintf("the Service asks for %d frontends more than one may have: "+
-			"the last by kind and address are left out; start shunt run with a larger --max-frontends-per-service", cut)})
+		why := fmt.Sprintf("the Service asks for %d frontends more than one may have: the last by kind and address "+
+			"are left out; start shunt run with a larger --max-frontends-per-service", cut)
+		list = append(list, Problem{Service: name, Kind: maps.Cut, Error: why})
 	}
 	return list
 }
