@@ -44,6 +44,7 @@ type Config struct {
 	NodePortAddresses  []string `json:"nodePortAddresses,omitempty"`
 	LocalhostNodePorts bool     `json:"localhostNodePorts"`
 	DestroyTCPSockets  bool     `json:"destroyTCPSockets,omitempty"`
+	ExternalIPs        bool     `json:"externalIPs"`
 
 	HealthzBindAddress  string `json:"healthzBindAddress"`
 	MetricsBindAddress  string `json:"metricsBindAddress"`
@@ -97,6 +98,7 @@ func (c *Config) addFlags(f *pflag.FlagSet) {
 	f.String("cluster-cidr", "", "CIDRs of the cluster's pods, at most 4: externalTrafficPolicy Local does not bind them")
 	f.StringSliceVar(&c.NodePortAddresses, "nodeport-addresses", nil, "the node's addresses that take node ports: CIDRs and the words primary, localhost and all (default: all)")
 	f.BoolVar(&c.LocalhostNodePorts, "iptables-localhost-nodeports", true, "127.0.0.1 and ::1 take node ports, from the node itself; kube-proxy's name, there are no iptables rules")
+	f.BoolVar(&c.ExternalIPs, "external-ips", true, "serve the externalIPs of Services; false does what kube-proxy's feature gate "+gateExternalIPs+"=false does")
 	f.BoolVar(&c.DestroyTCPSockets, "destroy-tcp-sockets", false, "also end TCP connections to endpoints that are gone (UDP sockets always are)")
 	f.StringVar(&c.HealthzBindAddress, "healthz-bind-address", defaultHealthz, "address for /healthz and /livez; empty: none")
 	f.StringVar(&c.MetricsBindAddress, "metrics-bind-address", defaultMetrics, "address for /metrics, /proxyMode and /configz; empty: none")
@@ -238,6 +240,15 @@ func (c *Config) adopt(flags *pflag.FlagSet) error {
 	}
 	if !given("nodeport-addresses") {
 		c.NodePortAddresses = conf.NodePortAddresses
+	}
+	if allowed, set := conf.FeatureGates[gateExternalIPs]; set {
+		switch {
+		case !given("external-ips"):
+			c.ExternalIPs = allowed
+		case given("feature-gates") && allowed != c.ExternalIPs:
+			return usageErrorf("--external-ips=%t and --feature-gates=%s=%t are two names of one thing: give one",
+				c.ExternalIPs, gateExternalIPs, allowed)
+		}
 	}
 	if ports := conf.IPTables.LocalhostNodePorts; ports != nil {
 		c.LocalhostNodePorts = *ports

@@ -26,13 +26,17 @@ const (
 	noConntrack fate = "the node's nf_conntrack settings are its own"
 	noResync    fate = "services are watched, and only what changed is written"
 	noLogBuffer fate = "the log has one stream, one verbosity and no buffer"
-	noGates     fate = "they are of kube-proxy's own code"
+	noGates     fate = "they are of kube-proxy's own code, but for " + gateExternalIPs
 	noHidden    fate = "no metric is hidden"
 	noOOM       fate = "what is programmed stays in effect without the process; a pod's priority class sets its score"
 	noWindows   fate = "it is for Windows"
 	nodeDecides fate = "the node's addresses are those of its interfaces and its Node; " +
 		"only the family of the default healthz and metrics addresses follows"
 )
+
+// gateExternalIPs is the feature gate by which kube-proxy stops serving externalIPs
+// (KEP-5707), the only one that has an effect here.
+const gateExternalIPs = "AllowServiceExternalIPs"
 
 // fields are all of them, in the order of the API's types.
 var fields = []field{

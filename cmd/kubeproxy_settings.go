@@ -3,6 +3,7 @@ package cmd
 import (
 	"encoding/json"
 	"fmt"
+	"maps"
 	"os"
 	"reflect"
 	"strconv"
@@ -144,6 +145,10 @@ func (s *settings) withoutEffect() []note {
 		notes[i].names = append(notes[i].names, name)
 	}
 	for _, field := range fields {
+		_, gate := s.conf.FeatureGates[gateExternalIPs]
+		if field.path == "featureGates" && gate && len(s.conf.FeatureGates) == 1 {
+			continue // which has an effect
+		}
 		if name, ok := s.said[field.path]; ok && field.fate != honoured {
 			add(field.fate, name)
 		}
@@ -162,6 +167,13 @@ func (s *settings) write(file string, c *Config) error {
 	conf.ClientConnection.Kubeconfig = c.Kubeconfig
 	conf.NodePortAddresses = c.NodePortAddresses
 	conf.HealthzBindAddress, conf.MetricsBindAddress = c.HealthzBindAddress, c.MetricsBindAddress
+	if _, set := conf.FeatureGates[gateExternalIPs]; set || !c.ExternalIPs {
+		conf.FeatureGates = maps.Clone(conf.FeatureGates)
+		if conf.FeatureGates == nil {
+			conf.FeatureGates = map[string]bool{}
+		}
+		conf.FeatureGates[gateExternalIPs] = c.ExternalIPs
+	}
 	conf.BindAddressHardFail, conf.EnableProfiling = c.BindAddressHardFail, c.Profiling
 	conf.Logging.Format = c.LogFormat
 	conf.IPTables.LocalhostNodePorts = &c.LocalhostNodePorts

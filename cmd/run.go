@@ -69,6 +69,7 @@ type daemon struct {
 	lock     *bpf.Lock
 	flowSeed uint64
 	store    *lb.Store
+	reserved *reserved
 	loop     *lb.Loop
 	sweeper  *bpf.Sweeper
 	expiry   *bpf.Expiry
@@ -94,6 +95,7 @@ func run(ctx context.Context, cfg *Config) (err error) {
 		log.Info("configuration without effect", zap.Strings("fields", n.names), zap.String("why", n.why))
 	}
 	d := &daemon{cfg: cfg, log: log, store: lb.NewStore(time.Now), requests: requests{health.NewRequests()}}
+	d.reserved = newReserved(d.store, cfg)
 	d.requests.register()
 	if d.lock, err = d.prepare(); err != nil {
 		return err

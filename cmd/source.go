@@ -63,6 +63,7 @@ func newSource(d *daemon) (*source, error) {
 func (d *daemon) servers() *watcher.Servers {
 	return watcher.NewServers(watcher.ServersOptions{
 		Leads: d.leads,
+		Uses:  d.reserved.useAPI,
 		Load: func() (found watcher.Endpoints) {
 			if err := d.memory.Get(maps.MemoryServers, &found); err != nil {
 				d.log.Warn("the endpoints of the API server that an earlier daemon found are not known", zap.Error(err))

@@ -34,6 +34,9 @@ func (r *reconciler) adopt(d *maps.Dump) Adopted {
 		r.nodeAddrs[a] = flags
 	}
 	r.cidrs = slices.Clone(d.ServiceCIDRs)
+	for _, a := range d.Allocated {
+		r.excepted.held[a], r.excepted.changed = true, true
+	}
 	byID := r.adoptNames(d)
 	r.adoptBackends(d, byID)
 	r.adoptSources(d, byID)

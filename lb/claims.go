@@ -131,9 +131,9 @@ func (c *claims) owner(cl claim) claim {
 	return c.to[cl.frontend.key][0]
 }
 
-// winner gives the service port that has a frontend, nil where none asks for it.
+// winner gives the service port that is to have a frontend in the maps, nil where there is none.
 func (c *claims) winner(k maps.FrontendKey) *portWish {
-	if all := c.to[k]; len(all) > 0 && all[0].frontend.granted() {
+	if all := c.to[k]; len(all) > 0 && all[0].frontend.granted() && !all[0].port.of.notServed {
 		return all[0].port
 	}
 	return nil

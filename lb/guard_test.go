@@ -119,7 +119,7 @@ func (g *guard) checkSources(what string, d *maps.Dump) {
 		}
 	}
 	for k, v := range d.Frontends {
-		room := int(g.Sizes().Sources) - len(d.Sources) - len(d.ServiceCIDRs)
+		room := int(g.Sizes().Sources) - len(d.Sources) - len(d.ServiceCIDRs) - len(d.Allocated)
 		// In a full map a range may have to go before another comes: room for one.
 		if v.Flags&maps.SourceRanges != 0 && !g.wrong[k] && len(d.SourcesOf(v.Id)) == 0 && room > 1 {
 			g.t.Errorf("after %s: frontend %s lets nobody in:\n%s", what, k, d.Text())

@@ -28,8 +28,19 @@ func (l *Loop) wishes(names []ServiceName, at place, full bool) ([]ServiceName, 
 			looks[name] = l.look(name, at, full)
 		}
 		next = nil
+		touched := l.reserve() // by healthCheckNodePorts that come and go
+		for name := range touched {
+			if _, looked := looks[name]; looked {
+				looks[name] = l.look(name, at, full)
+			}
+		}
 		for name := range l.r.claims.changed {
 			if _, looked := looks[name]; !looked {
+				next = append(next, name)
+			}
+		}
+		for name := range touched {
+			if _, looked := looks[name]; !looked && !l.r.claims.changed[name] {
 				next = append(next, name)
 			}
 		}
@@ -44,7 +55,7 @@ func (l *Loop) wishes(names []ServiceName, at place, full bool) ([]ServiceName, 
 			l.r.ledger.update(w)
 		}
 	}
-	if limit := limitOf(l.o.Tables.Sizes(), len(at.cidrs)); limit != l.r.ledger.limit {
+	if limit := limitOf(l.o.Tables.Sizes(), len(at.cidrs)+exceptionRoom(l.o.Tables.Sizes())); limit != l.r.ledger.limit {
 		l.r.ledger.limit, l.r.ledger.changed = limit, true
 	}
 	lost, got := l.r.ledger.give(l.r.wishes)
@@ -69,6 +80,7 @@ func (l *Loop) look(name ServiceName, at place, full bool) *look {
 	svc, sls := l.o.Store.get(name)
 	l.checks.update(name, svc, sls, at)
 	delete(l.ranged, name)
+	delete(l.refused, name)
 	if svc == nil {
 		l.r.dropWish(name)
 		return &look{}
@@ -76,7 +88,11 @@ func (l *Loop) look(name ServiceName, at place, full bool) *look {
 	if len(svc.SourceRanges) > 0 {
 		l.ranged[name] = true
 	}
+	at.reserved = l.reserved // which may have changed in this step
 	plans := planService(svc, sls, at)
+	if slices.ContainsFunc(plans, func(p portPlan) bool { return len(p.refused) > 0 }) {
+		l.refused[name] = true
+	}
 	l.r.setWish(svc, plans)
 	if full {
 		plans = nil
@@ -131,16 +147,26 @@ func (l *Loop) program(name ServiceName, looks map[ServiceName]*look, at place) 
 	}
 	k.tried = true
 	if k.svc == nil {
-		if k.err = l.r.reconcile(name, nil); k.err == nil {
+		k.err = l.r.reconcile(name, nil)
+		l.r.except(name, nil)
+		if k.err == nil {
 			l.faults.forget(object{service: name})
 		}
 		return k
 	}
+	if k.svc.NotServed {
+		l.r.except(name, k.svc.ClusterIPs)
+		l.r.exceptNow(name) // or for a moment its addresses would be refused
+		k.err = l.r.reconcile(name, nil)
+		return k
+	}
 	plans := k.plans
 	if plans == nil {
+		at.reserved = l.reserved
 		plans = planService(k.svc, k.slices, at)
 	}
 	k.err = l.r.reconcile(name, l.r.granted(name, plans))
+	l.r.except(name, l.r.unserved(k.svc))
 	if k.svc.HealthCheckNodePort != 0 {
 		for _, family := range []Family{IPv4, IPv6} {
 			l.checks.programmed(servedBy{name, family}, k.err == nil && l.r.servesOutside(plans, family))
@@ -160,6 +186,10 @@ func (l *Loop) place(around surroundings, todo *changes) place {
 	if at.cidrs == nil {
 		at.cidrs = l.r.cidrs // an earlier daemon's: nobody knows better yet
 	}
+	if !slices.Equal(l.around.addrs, around.addrs) {
+		l.addrsVersion++
+	}
+	l.around = around
 	if !slices.Equal(l.addrs, at.addrs) {
 		for name := range l.ranged {
 			todo.service(name)
@@ -168,6 +198,7 @@ func (l *Loop) place(around surroundings, todo *changes) place {
 	}
 	if around.addrs != nil && (todo.addrs || !l.isSynced) {
 		l.r.setTakes(l.taking(around))
+		l.addrsVersion++
 	}
 	if !slices.Equal(l.cidrs, at.cidrs) {
 		for a, names := range l.r.outer {
@@ -180,12 +211,15 @@ func (l *Loop) place(around surroundings, todo *changes) place {
 		}
 		l.cidrs = slices.Clone(at.cidrs)
 	}
+	for name := range l.reserve() {
+		todo.service(name)
+	}
 	return at
 }
 
 // taking gives the addresses of the node that take node ports.
 func (l *Loop) taking(around surroundings) map[netip.Addr]uint32 {
-	return atMost(maps.NodeAddrRoom(), l.o.NodePorts.Choose(around.addrs, around.node))
+	return atMost(maps.NodeAddrRoom(), l.o.NodePorts.Choose(around.addrs, around.node, l.r.nodeAddrs))
 }
 
 func inAny(ranges []netip.Prefix, a netip.Addr) bool {

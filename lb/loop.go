@@ -58,6 +58,13 @@ type Loop struct {
 	addrs  []netip.Addr
 	// cidrs are the service CIDRs that external addresses were last planned with.
 	cidrs []netip.Prefix
+	// reserved is what no service may have; refused are those that ask for it.
+	reserved *reservations
+	refused  map[ServiceName]bool
+	// around is what was known beside services when this step began; addrsVersion
+	// counts changes of the node's addresses and of those that take node ports.
+	around       surroundings
+	addrsVersion int
 
 	// mu is taken before the Store's.
 	mu     sync.Mutex
@@ -72,11 +79,12 @@ type Loop struct {
 func NewLoop(o LoopOptions) *Loop {
 	return &Loop{
 		o: o, r: newReconciler(o.Tables, o.Log, o.Now),
-		synced: make(chan struct{}),
-		failed: newFailures(),
-		faults: newFaultLog(o.Log),
-		checks: healthChecks{},
-		ranged: map[ServiceName]bool{},
+		synced:  make(chan struct{}),
+		failed:  newFailures(),
+		faults:  newFaultLog(o.Log),
+		checks:  healthChecks{},
+		ranged:  map[ServiceName]bool{},
+		refused: map[ServiceName]bool{},
 	}
 }
 
@@ -168,7 +176,7 @@ func (l *Loop) surround(around surroundings, todo changes, at place) (errs []err
 		do(theNodeAddrs, l.r.reconcileAddrs(l.taking(around)))
 	}
 	// After services: of a new one's address nobody shall hear that it is nobody's.
-	if around.cidrs != nil && (todo.cidrs || first) {
+	if around.cidrs != nil && (todo.cidrs || first) || l.r.excepted.changed {
 		do(theServiceCIDRs, l.r.reconcileCIDRs(at.cidrs))
 	}
 	if !l.pruned && (todo.leftovers || first) {

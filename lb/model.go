@@ -60,6 +60,9 @@ type Service struct {
 	Created time.Time
 	// ClusterIPs holds one address per family at most.
 	ClusterIPs []netip.Addr
+	// NotServed: all that counts is that the cluster IPs are allocated. Another proxy
+	// serves the service (label service.kubernetes.io/service-proxy-name).
+	NotServed bool
 	// ExternalIPs is spec.externalIPs; LoadBalancerIPs those of
 	// status.loadBalancer.ingress whose ipMode is VIP or unset.
 	ExternalIPs, LoadBalancerIPs []netip.Addr
@@ -137,7 +140,8 @@ type Node struct {
 	Name string
 	// Zone is the label topology.kubernetes.io/zone, empty where there is none.
 	Zone string
-	// Addrs are status.addresses of type InternalIP and ExternalIP.
+	// Addrs are status.addresses of type InternalIP, and after them those of type
+	// ExternalIP: the first of a family is the Node's primary address.
 	Addrs []netip.Addr
 	// Deleting: metadata.deletionTimestamp is set.
 	Deleting bool

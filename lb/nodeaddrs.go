@@ -7,15 +7,14 @@ import (
 	"net/netip"
 	"slices"
 
-	"go.uber.org/zap"
-
 	"shunt/maps"
 )
 
 // NodePortAddresses says which of the node's addresses take node ports
-// (--nodeport-addresses): those in the CIDRs, and the Node's primary ones where
-// that is asked for, or all where nothing is. Loopback takes them for the node's
-// own processes.
+// (--nodeport-addresses), for each family by itself: those in the family's CIDRs,
+// and the Node's primary one where that is asked for. A family for which nothing
+// is asked takes them at all of its addresses, as kube-proxy does. Loopback takes
+// them for the node's own processes.
 type NodePortAddresses struct {
 	CIDRs   []netip.Prefix
 	Primary bool
@@ -50,25 +49,45 @@ func ParseNodePortAddresses(values []string) (NodePortAddresses, error) {
 			if err != nil {
 				return n, fmt.Errorf("%q: neither a CIDR nor one of the words primary, localhost and all: %w", v, err)
 			}
+			if p.Addr().Is4In6() { // addresses are compared unmapped: it would match none
+				return n, fmt.Errorf("%q: an IPv4-mapped CIDR matches no address: write it as IPv4", v)
+			}
 			n.CIDRs = append(n.CIDRs, p.Masked())
 		}
 	}
-	if slices.Contains(n.CIDRs, everyCIDR[0]) && slices.Contains(n.CIDRs, everyCIDR[1]) {
+	if !n.selects(IPv4) && !n.selects(IPv6) {
 		return NodePortAddresses{}, nil
 	}
 	return n, nil
 }
 
-// Selective says whether some addresses of the node don't take node ports, of
+// Selective reports whether some addresses of the node don't take node ports, of
 // those that others than the node itself can reach.
-func (n NodePortAddresses) Selective() bool { return n.Primary || len(n.CIDRs) > 0 }
+func (n NodePortAddresses) Selective() bool { return n.selects(IPv4) || n.selects(IPv6) }
 
-// Choose gives the entries of map node_addrs: the addresses with their flags.
-func (n NodePortAddresses) Choose(addrs []netip.Addr, node *Node) map[netip.Addr]uint32 {
+// selects reports whether not every address of a family takes node ports.
+func (n NodePortAddresses) selects(f Family) bool {
+	selects := n.Primary
+	for _, p := range n.CIDRs {
+		switch {
+		case FamilyOf(p.Addr()) != f:
+		case p.Bits() == 0:
+			return false
+		default:
+			selects = true
+		}
+	}
+	return selects
+}
+
+// Choose returns the entries of map node_addrs: those of the node's addresses that
+// take node ports, with their flags. node is the last that is known of the Node, nil
+// for nothing; held are the entries that the map has now.
+func (n NodePortAddresses) Choose(addrs []netip.Addr, node *Node, held map[netip.Addr]uint32) map[netip.Addr]uint32 {
 	chosen := map[netip.Addr]uint32{}
 	for _, a := range addrs {
 		switch {
-		case !n.takes(a, node):
+		case !n.takes(a, node, held):
 		case a.IsLoopback():
 			chosen[a] = maps.OwnNetns
 			// To connect to the unspecified address means loopback.
@@ -84,27 +103,27 @@ func (n NodePortAddresses) Choose(addrs []netip.Addr, node *Node) map[netip.Addr
 	return chosen
 }
 
-func (n NodePortAddresses) takes(a netip.Addr, node *Node) bool {
+func (n NodePortAddresses) takes(a netip.Addr, node *Node, held map[netip.Addr]uint32) bool {
 	switch {
 	case n.NoLoopback && a.IsLoopback():
 		return false
-	case !n.Selective():
+	case !n.selects(FamilyOf(a)):
 		return true
-	case n.Primary && node != nil && slices.Contains(primary(node.Addrs), a):
+	case n.Primary && n.isPrimary(a, node, held):
 		return true
 	}
 	return slices.ContainsFunc(n.CIDRs, func(p netip.Prefix) bool { return p.Contains(a) })
 }
 
-// primary gives the first address of each family.
-func primary(addrs []netip.Addr) []netip.Addr {
-	var first []netip.Addr
-	for _, a := range addrs {
-		if !slices.ContainsFunc(first, func(f netip.Addr) bool { return FamilyOf(f) == FamilyOf(a) }) {
-			first = append(first, a)
-		}
+// isPrimary reports whether an address is the Node's first of its family. While no
+// address of the Node is known, those that take node ports already go on to.
+func (n NodePortAddresses) isPrimary(a netip.Addr, node *Node, held map[netip.Addr]uint32) bool {
+	if node == nil || len(node.Addrs) == 0 {
+		_, is := held[a]
+		return is && !a.IsLoopback()
 	}
-	return first
+	first, _ := ofFamily(node.Addrs, FamilyOf(a))
+	return a == first
 }
 
 // atMost leaves out addresses for which the maps keep no room: those of the node's own
@@ -148,40 +167,6 @@ func (r *reconciler) reconcileAddrs(want map[netip.Addr]uint32) error {
 		}
 		r.writes.NodeAddrs++
 		r.nodeAddrs[a] = flags
-	}
-	return firstOf(errs)
-}
-
-// reconcileCIDRs makes the maps hold these service CIDRs, in the same way. They are
-// sorted, and the first that fit are those that count.
-func (r *reconciler) reconcileCIDRs(want []netip.Prefix) error {
-	if size := int(r.tables.Sizes().Sources); len(want) > size {
-		r.log.Warn("not all service CIDRs fit; start shunt run with a larger "+maps.FlagSources,
-			zap.Int("service_cidrs", len(want)), zap.Int("size", size))
-		want = want[:size]
-	}
-	var errs []error
-	r.cidrs = slices.DeleteFunc(r.cidrs, func(p netip.Prefix) bool {
-		if slices.Contains(want, p) {
-			return false
-		}
-		err := r.tables.DeleteServiceCIDR(p)
-		if err == nil {
-			r.writes.ServiceCidrs++
-		}
-		errs = append(errs, err)
-		return err == nil
-	})
-	for _, p := range want {
-		if slices.Contains(r.cidrs, p) {
-			continue
-		}
-		if err := r.tables.SetServiceCIDR(p); err != nil {
-			errs = append(errs, err)
-			continue
-		}
-		r.writes.ServiceCidrs++
-		r.cidrs = append(r.cidrs, p)
 	}
 	return firstOf(errs)
 }

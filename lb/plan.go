@@ -81,7 +81,8 @@ func (p *portPlan) inSet(flag uint8) []int {
 	return in
 }
 
-// planService gives the plans of all of a service's ports.
+// planService gives the plans of all of a service's ports. Of one that is not served
+// they are claims alone: no other service gets its cluster IPs as external addresses.
 func planService(svc *Service, slicesOf []*EndpointSlice, at place) []portPlan {
 	var plans []portPlan
 	for _, family := range []Family{IPv4, IPv6} {
@@ -199,7 +200,7 @@ func planFrontends(svc *Service, p ServicePort, family Family, at place) (plan [
 		if FamilyOf(a) != family {
 			return
 		}
-		if why := at.refuses(kind, a); why != "" {
+		if why := at.refuses(kind, f.key); why != "" {
 			refused = append(refused, refusal{f.key, kind, why})
 			return
 		}
@@ -238,14 +239,13 @@ func planFrontends(svc *Service, p ServicePort, family Family, at place) (plan [
 // refuses says why a service can't have an address, "" where it can. Addresses of
 // the service CIDRs are given out by the API server, as cluster IPs: an external IP
 // there would be another service's now or later, on all nodes.
-func (at place) refuses(kind maps.FrontendKind, a netip.Addr) string {
-	if rankOf(kind) < rankLoadBalancerIP {
-		return ""
-	}
-	for _, p := range at.cidrs {
-		if p.Contains(a) {
-			return "it is in the service CIDR " + p.String()
+func (at place) refuses(kind maps.FrontendKind, k maps.FrontendKey) string {
+	if rankOf(kind) >= rankLoadBalancerIP {
+		for _, p := range at.cidrs {
+			if p.Contains(k.AddrPort().Addr()) {
+				return "it is in the service CIDR " + p.String()
+			}
 		}
 	}
-	return ""
+	return at.reserved.refuses(kind, k)
 }

@@ -124,6 +124,14 @@ func TestNodePortAddresses(t *testing.T) {
 		node *Node
 		want string
 	}{
+		// A family of which nothing is asked takes node ports at all of its addresses.
+		{[]string{"10.0.0.0/8"}, node, "::! ::1! fd00:1::1"},
+		{[]string{"172.16.0.0/12"}, node, "172.16.0.1 ::! ::1! fd00:1::1"},
+		{[]string{"fd00:2::/64"}, node, "0.0.0.0! 127.0.0.1! 127.0.0.2! 172.16.0.1 192.168.0.1 192.168.0.2"},
+		{[]string{"0.0.0.0/0", "fd00:2::/64"}, node, "0.0.0.0! 127.0.0.1! 127.0.0.2! 172.16.0.1 192.168.0.1 192.168.0.2"},
+		{[]string{"0.0.0.0/0"}, node, everything},
+		{[]string{"0.0.0.0/0", "primary"}, node, "0.0.0.0! 127.0.0.1! 127.0.0.2! 172.16.0.1 192.168.0.1 192.168.0.2 fd00:1::1"},
+
 		{nil, node, everything},
 		{[]string{"all"}, node, everything},
 		{[]string{"::/0", "primary", "0.0.0.0/0"}, nil, everything},
@@ -134,16 +142,16 @@ func TestNodePortAddresses(t *testing.T) {
 		{[]string{"primary"}, node, "192.168.0.1 fd00:1::1"},
 		{[]string{"primary"}, nil, ""},
 		{[]string{"192.168.0.77/24", "fd00::/8"}, nil, "192.168.0.1 192.168.0.2 fd00:1::1"},
-		{[]string{"127.0.0.1/32"}, node, "0.0.0.0! 127.0.0.1!"},
-		{[]string{"::/0"}, node, "::! ::1! fd00:1::1"},
-		{[]string{"10.0.0.0/8"}, node, ""},
+		{[]string{"127.0.0.1/32", "::2/128"}, node, "0.0.0.0! 127.0.0.1!"},
+		{[]string{"::/0"}, node, everything},
+		{[]string{"10.0.0.0/8", "fd00:9::/64"}, node, ""},
 	} {
 		n, err := ParseNodePortAddresses(c.flag)
 		if err != nil {
 			t.Errorf("%q: %v", c.flag, err)
 			continue
 		}
-		chosen := n.Choose(on, c.node)
+		chosen := n.Choose(on, c.node, nil)
 		var got []string
 		for a, flags := range chosen {
 			s := a.String()
@@ -157,7 +165,7 @@ func TestNodePortAddresses(t *testing.T) {
 			t.Errorf("%q: %s, want %s", c.flag, strings.Join(got, " "), c.want)
 		}
 	}
-	for _, bad := range [][]string{{"primary", "10.0.0.1"}, {"10.0.0.1"}, {""}, {"nonsense"}, {"10.0.0.0/33"}} {
+	for _, bad := range [][]string{{"::ffff:10.0.0.0/104"}, {"::ffff:0:0/95"}, {"primary", "10.0.0.1"}, {"10.0.0.1"}, {""}, {"nonsense"}, {"10.0.0.0/33"}} {
 		if _, err := ParseNodePortAddresses(bad); err == nil || !strings.Contains(err.Error(), strconv.Quote(bad[len(bad)-1])) {
 			t.Errorf("%q: %v", bad, err)
 		}
@@ -173,11 +181,61 @@ func TestNodePortAddressesNoLoopback(t *testing.T) {
 			t.Fatal(err)
 		}
 		n.NoLoopback = true
-		got := n.Choose(addrs("127.0.0.1", "127.0.0.2", "::1", "192.168.0.1"), node)
+		got := n.Choose(addrs("127.0.0.1", "127.0.0.2", "::1", "192.168.0.1"), node, nil)
 		if want := map[netip.Addr]uint32{netip.MustParseAddr("192.168.0.1"): 0}; !stdmaps.Equal(got, want) {
 			t.Errorf("%q: %v, want %v", flag, got, want)
 		}
 	}
+}
+
+// What is not known of the Node is not taken for none: it is gone, or is there and has no
+// addresses yet, or was not read yet by a daemon that adopted the maps. The primary
+// addresses stay, as long as an interface has them, and so does the zone.
+func TestNodeUnknown(t *testing.T) {
+	primary, err := ParseNodePortAddresses([]string{"primary"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := newGuardedRig(t)
+	start := func() { r.start(); r.loop.o.NodePorts = primary }
+	start()
+	all := addrs("127.0.0.1", "::1", "192.168.0.1", "192.168.0.2", "fd00:1::1", "fd00:1::2")
+	r.store.SetNodeAddrs(all)
+	r.store.SetNode(&Node{Name: "me", Zone: "z1", Addrs: addrs("192.168.0.1", "192.168.0.2", "fd00:1::1")})
+	takes := func(what, want string) {
+		t.Helper()
+		r.mustStep()
+		var got []string
+		for _, a := range r.loop.Status().NodePortAddrs {
+			got = append(got, a.String())
+		}
+		if strings.Join(got, " ") != want {
+			t.Errorf("%s: %v take node ports, want %s", what, got, want)
+		}
+	}
+	const both = "192.168.0.1 fd00:1::1"
+	takes("the Node is there", both)
+	r.store.SetNode(nil)
+	takes("the Node is gone", both)
+	if r.loop.Status().Node != nil {
+		t.Error("for health the Node must be gone")
+	}
+	if got := r.store.NodeIPs(); len(got) != 3 {
+		t.Errorf("devices are chosen by the Node's addresses %v", got)
+	}
+	if got := r.store.surroundings().node.Zone; got != "z1" {
+		t.Errorf("zone %q of a Node that is gone", got)
+	}
+	r.store.SetNode(&Node{Name: "me", Zone: "z2"})
+	takes("the Node is made anew and has no addresses yet", both)
+	r.store = NewStore(r.clock.now)
+	start()
+	r.store.SetNodeAddrs(all)
+	takes("a new daemon has not read the Node", both)
+	r.store.SetNodeAddrs(addrs("127.0.0.1", "192.168.0.2", "fd00:1::1", "fd00:1::2"))
+	takes("an interface lost one", "fd00:1::1")
+	r.store.SetNode(&Node{Name: "me", Addrs: addrs("192.168.0.2", "fd00:1::2")})
+	takes("the Node has others", "192.168.0.2 fd00:1::2")
 }
 
 // What a change leaves behind that somebody should look for.

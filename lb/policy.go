@@ -26,6 +26,8 @@ type place struct {
 	cidrs []netip.Prefix
 	// maxFrontends is how many one service may have; 0: as many as it asks for.
 	maxFrontends int
+	// reserved is what no service may have; nil: nothing.
+	reserved *reservations
 }
 
 // candidate is one endpoint of a service port, merged over all slices.

@@ -49,8 +49,9 @@ type reconciler struct {
 	// nodeAddrs is what map node_addrs holds.
 	nodeAddrs map[netip.Addr]uint32
 	// cidrs are the service CIDRs that the maps hold.
-	cidrs   []netip.Prefix
-	noLocal map[NoLocalKey]int
+	cidrs    []netip.Prefix
+	excepted exceptions
+	noLocal  map[NoLocalKey]int
 	// problems are what of the services is not served.
 	problems *problemTable
 
@@ -91,6 +92,7 @@ func newReconciler(tables maps.Tables, log *zap.Logger, now func() time.Time) *r
 		orphans:   map[maps.FrontendKey]maps.Service{},
 		noLocal:   map[NoLocalKey]int{},
 		nodeAddrs: map[netip.Addr]uint32{},
+		excepted:  newExceptions(),
 		problems:  newProblemTable(now),
 	}
 }

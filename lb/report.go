@@ -99,7 +99,7 @@ func (l *Loop) fill() []shuntmaps.Fill {
 		{Map: shuntmaps.NameServices, Flag: shuntmaps.FlagServices, Used: uint32(l.r.entries), Size: sizes.Services},
 		{Map: shuntmaps.NameSlots, Flag: shuntmaps.FlagSlots, Used: l.r.slots.used, Size: sizes.Slots},
 		{Map: shuntmaps.NameBackends, Flag: shuntmaps.FlagBackends, Used: l.r.records.used, Size: sizes.Backends},
-		{Map: shuntmaps.NameSources, Flag: shuntmaps.FlagSources, Used: uint32(l.r.sources + len(l.r.cidrs)), Size: sizes.Sources},
+		{Map: shuntmaps.NameSources, Flag: shuntmaps.FlagSources, Used: uint32(l.r.sources + len(l.r.cidrs) + len(l.r.excepted.held)), Size: sizes.Sources},
 	}
 }
 
@@ -110,6 +110,8 @@ type healthChecks struct {
 	// endpoints there are.
 	missing map[servedBy]bool
 	changed bool
+	// ports counts changes of their ports.
+	ports int
 }
 
 func (h *healthChecks) update(name ServiceName, svc *Service, sls []*EndpointSlice, at place) {
@@ -126,6 +128,9 @@ func (h *healthChecks) update(name ServiceName, svc *Service, sls []*EndpointSli
 		return
 	}
 	h.changed = true
+	if old := h.byService[name]; len(old) == 0 || len(now) == 0 || old[0].Port != now[0].Port {
+		h.ports++
+	}
 	if now == nil {
 		delete(h.byService, name)
 		delete(h.missing, servedBy{name, IPv4})

@@ -130,6 +130,9 @@ func (s *Store) copyTo(to *Store) {
 			to.SetSlice(sl)
 		}
 	}
+	if s.reserved != nil {
+		to.SetReserved(*s.reserved)
+	}
 	to.SetNode(s.node)
 	if s.addrs != nil {
 		to.SetNodeAddrs(s.addrs)

@@ -52,8 +52,8 @@ func (a room) beyond(limit room) (resource, bool) {
 	return 0, false
 }
 
-// limit gives what the maps have room for, beside the service CIDRs and what is kept
-// for the node's own addresses.
+// limit gives what the maps have room for, beside the service CIDRs with the addresses
+// that are excepted from them, and what is kept for the node's own addresses.
 func limitOf(s maps.Sizes, cidrs int) room {
 	return room{ofEntries: int(s.Services), ofNames: int(s.Services), ofRecords: int(s.Backends) - 1,
 		ofSlots: int(s.Slots), ofSources: max(int(s.Sources)-cidrs, 0), ofAddrs: int(s.Services)}
@@ -105,6 +105,9 @@ type portHas struct{ base, cluster, local, sources bool }
 // more gives what a frontend takes beside what its port has.
 func (p *portWish) more(f *frontendWish, has portHas) (room, portHas) {
 	var r room
+	if p.of.notServed {
+		return r, has // it is a claim, and no entry
+	}
 	if f.key.Port == 0 {
 		r[ofAddrs] = 1
 		return r, has

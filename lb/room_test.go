@@ -59,7 +59,7 @@ func modelGranted(st *Store, at place, sizes maps.Sizes) map[maps.FrontendKey]bo
 				sources[c.plan.key] = len(c.plan.sources)
 			}
 		}
-		slots, ranges := 0, len(at.cidrs)
+		slots, ranges := 0, len(at.cidrs)+exceptionRoom(sizes)
 		for _, n := range blocks {
 			slots += n
 		}
@@ -82,7 +82,7 @@ func modelGranted(st *Store, at place, sizes maps.Sizes) map[maps.FrontendKey]bo
 			plans := planService(svc, st.slices[svc.Name], at)
 			for i := range plans {
 				for _, f := range plans[i].frontends {
-					if owners[f.key].svc != svc || owners[f.key].kind != f.kind || int(rankOf(f.kind)) != r {
+					if svc.NotServed || owners[f.key].svc != svc || owners[f.key].kind != f.kind || int(rankOf(f.kind)) != r {
 						continue
 					}
 					has = append(has, chosen{&plans[i], f})

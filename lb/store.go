@@ -22,10 +22,15 @@ type Store struct {
 	// owner is the service that a slice is filed under.
 	owner map[SliceName]ServiceName
 	node  *Node
+	// known is what was last known of the Node: of one that is gone, or that has no
+	// addresses yet, those that it had are still the best to go by.
+	known *Node
 	addrs []netip.Addr
 	// cidrs is nil until somebody knows.
 	cidrs  []netip.Prefix
 	synced bool
+	// reserved is never changed, but replaced.
+	reserved *Reserved
 
 	dirty changes
 	// Totals since start, for Status.
@@ -46,6 +51,8 @@ type changes struct {
 	cidrs bool
 	// leftovers: what an earlier daemon left.
 	leftovers bool
+	// reserved: what no service may have.
+	reserved bool
 	// since is when the oldest of these was taken; zero where there is none.
 	since time.Time
 }
@@ -212,34 +219,44 @@ func (s *Store) sliceIndex(name SliceName, owner ServiceName) int {
 	return slices.IndexFunc(s.slices[owner], func(sl *EndpointSlice) bool { return sl.Name == name })
 }
 
-// SetNode replaces what is known of this node. Only its zone bears on services.
+// SetNode replaces what is known of this node; nil: there is no such Node now. Only
+// its zone bears on services, and its addresses on node ports.
 func (s *Store) SetNode(n *Node) {
 	s.update(func() bool {
 		if reflect.DeepEqual(s.node, n) {
 			return false
 		}
-		zone := func(n *Node) string {
-			if n == nil {
-				return ""
-			}
-			return n.Zone
-		}
-		changed := zone(s.node) != zone(n)
 		s.node = n
-		s.dirty.all = s.dirty.all || changed
+		if n == nil {
+			return true // for health; the rest goes by what was known
+		}
+		known := *n
+		if s.known != nil && len(n.Addrs) == 0 {
+			known.Addrs = s.known.Addrs
+		}
+		s.dirty.all = s.dirty.all || s.zone() != n.Zone
 		s.dirty.addrs = true // --nodeport-addresses=primary follows the Node
+		s.known = &known
 		return true
 	})
 }
 
-// NodeIPs gives the addresses of the Node, as far as it was seen.
+// zone is the last known one of this node, empty where none is.
+func (s *Store) zone() string {
+	if s.known == nil {
+		return ""
+	}
+	return s.known.Zone
+}
+
+// NodeIPs returns the addresses of the Node as they were last seen.
 func (s *Store) NodeIPs() []netip.Addr {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.node == nil {
+	if s.known == nil {
 		return nil
 	}
-	return s.node.Addrs
+	return s.known.Addrs
 }
 
 // SetNodeAddrs replaces the addresses of this node's interfaces.
@@ -269,6 +286,18 @@ func (s *Store) SetServiceCIDRs(cidrs []netip.Prefix) {
 		}
 		s.cidrs = sorted
 		s.dirty.cidrs = true
+		return true
+	})
+}
+
+// SetReserved replaces what no service may have.
+func (s *Store) SetReserved(r Reserved) {
+	s.update(func() bool {
+		if s.reserved != nil && reflect.DeepEqual(*s.reserved, r) {
+			return false
+		}
+		s.reserved = &r
+		s.dirty.reserved = true
 		return true
 	})
 }
@@ -341,15 +370,18 @@ func (s *Store) serviceNames() map[ServiceName]*Service {
 	return maps.Clone(s.services)
 }
 
-// surroundings is what is known beside services; nil stands for unknown.
+// surroundings is what is known beside services; nil stands for unknown. node is the
+// last that was known of the Node.
 type surroundings struct {
 	node  *Node
 	addrs []netip.Addr
 	cidrs []netip.Prefix
+	// reserved is nil where nothing is.
+	reserved *Reserved
 }
 
 func (s *Store) surroundings() surroundings {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return surroundings{s.node, s.addrs, s.cidrs}
+	return surroundings{s.known, s.addrs, s.cidrs, s.reserved}
 }

@@ -46,6 +46,8 @@ type wish struct {
 	total [ranks]room
 	// uncounted: total is out of date.
 	uncounted bool
+	// notServed: it asks so that no other service gets its addresses.
+	notServed bool
 }
 
 // portWish is what a service port of one family asks for.
@@ -105,7 +107,7 @@ func (r *reconciler) setWish(svc *Service, plans []portPlan) {
 		return
 	}
 	r.dropWish(svc.Name)
-	w := &wish{name: svc.Name, created: svc.Created, outer: outerAddrs(svc), uncounted: true}
+	w := &wish{name: svc.Name, created: svc.Created, outer: outerAddrs(svc), uncounted: true, notServed: svc.NotServed}
 	for i, p := range plans {
 		port := &portWish{of: w, index: i, key: p.key, frontends: make([]frontendWish, len(p.frontends)),
 			refused: p.refused, cut: p.cut, need: needOf(&p)}
@@ -155,7 +157,7 @@ func (w *wish) eachClaim(do func(claim)) {
 
 // same reports whether a service still asks for the same addresses.
 func (w *wish) same(svc *Service, plans []portPlan) bool {
-	if !w.created.Equal(svc.Created) || len(w.ports) != len(plans) || !slices.Equal(w.outer, outerAddrs(svc)) {
+	if w.notServed != svc.NotServed || !w.created.Equal(svc.Created) || len(w.ports) != len(plans) || !slices.Equal(w.outer, outerAddrs(svc)) {
 		return false
 	}
 	for i, p := range plans {

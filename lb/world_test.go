@@ -77,6 +77,10 @@ func (w *world) service(name ServiceName) *Service {
 	if c.oneIn(2) {
 		s.ClusterIPs = append(s.ClusterIPs, pick(c, addrs("fd96::1", "fd96::2")))
 	}
+	if c.oneIn(10) {
+		s.NotServed = true
+		return s
+	}
 	// Among them another's cluster IP, and an address of the node.
 	for _, a := range addrs("1.1.1.1", "1.1.1.2", "2001:db8::1", "10.96.0.1", "192.168.0.1") {
 		if c.oneIn(4) {

@@ -53,6 +53,13 @@ func carryFrontends(dump *Dump, k *Kernel) error {
 			return err
 		}
 	}
+	for _, a := range dump.Allocated { // before the ranges that it is not to be refused by
+		if err := k.SetAllocated(a); isFull(err) {
+			return nil // the loop adds ranges when every such address has room
+		} else if err != nil {
+			return err
+		}
+	}
 	for _, p := range dump.ServiceCIDRs {
 		if err := k.SetServiceCIDR(p); err != nil && !isFull(err) {
 			return err

@@ -26,6 +26,22 @@ func (k *Kernel) DeleteServiceCIDR(p netip.Prefix) error {
 	return k.countServiceCIDRs()
 }
 
+// SetAllocated takes an address out of the service CIDRs: a service has it.
+func (k *Kernel) SetAllocated(a netip.Addr) error {
+	err := k.putSourceValue(allocatedKey(a), 0)
+	return k.wrap(err, mapSources, "except "+a.String()+" from the service CIDRs")
+}
+
+// DeleteAllocated puts an address back; it need not have been taken out.
+func (k *Kernel) DeleteAllocated(a netip.Addr) error {
+	err := k.set.maps[mapSources].Delete(allocatedKey(a))
+	return k.wrap(ignoreMissing(err), mapSources, "put "+a.String()+" back into the service CIDRs")
+}
+
+func allocatedKey(a netip.Addr) SourceKey {
+	return NewSourceKey(anyService, netip.PrefixFrom(a, a.BitLen()))
+}
+
 // countServiceCIDRs tells programs whether there are any. They hardly ever change,
 // so the map can be read.
 func (k *Kernel) countServiceCIDRs() error {
@@ -49,5 +65,21 @@ func (f *Fake) SetServiceCIDR(p netip.Prefix) error {
 // DeleteServiceCIDR removes one.
 func (f *Fake) DeleteServiceCIDR(p netip.Prefix) error {
 	delete(f.cidrs, p)
+	return nil
+}
+
+// SetAllocated excepts an address.
+func (f *Fake) SetAllocated(a netip.Addr) error {
+	if !f.allocated[a] && !f.sourceRoom() {
+		return fmt.Errorf("except %s from the service CIDRs: %w", a, f.sizes.NewFullError(mapSources))
+	}
+	f.allocated[a] = true
+	delete(f.cidrs, netip.PrefixFrom(a, a.BitLen())) // the same key
+	return nil
+}
+
+// DeleteAllocated puts it back.
+func (f *Fake) DeleteAllocated(a netip.Addr) error {
+	delete(f.allocated, a)
 	return nil
 }

@@ -20,6 +20,8 @@ type Dump struct {
 	NodeAddrs map[netip.Addr]uint32
 	// ServiceCIDRs is sorted.
 	ServiceCIDRs []netip.Prefix
+	// Allocated are the addresses that are excepted from ServiceCIDRs, sorted.
+	Allocated []netip.Addr
 	// Sources has the ranges of clients that load-balancer IPs let in.
 	Sources map[SourceKey]bool
 }
@@ -95,6 +97,9 @@ func (d *Dump) Text() string {
 	}
 	for _, p := range d.ServiceCIDRs {
 		fmt.Fprintf(&b, "service-cidr %s\n", p)
+	}
+	for _, a := range d.Allocated {
+		fmt.Fprintf(&b, "allocated %s\n", a)
 	}
 	return b.String()
 }

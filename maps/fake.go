@@ -20,6 +20,7 @@ type Fake struct {
 	names     map[uint32]Name
 	nodeAddrs map[netip.Addr]uint32
 	cidrs     map[netip.Prefix]bool
+	allocated map[netip.Addr]bool
 	sources   map[SourceKey]bool
 	// services counts frontends that are entries of services: all but cluster IPs
 	// as a whole.
@@ -54,6 +55,7 @@ func NewFake(sizes Sizes) *Fake {
 		names:     map[uint32]Name{},
 		nodeAddrs: map[netip.Addr]uint32{},
 		cidrs:     map[netip.Prefix]bool{},
+		allocated: map[netip.Addr]bool{},
 		sources:   map[SourceKey]bool{},
 		addrs:     map[netip.Addr]int{},
 	}
@@ -241,7 +243,9 @@ func (f *Fake) SetSource(k SourceKey) error {
 }
 
 // sourceRoom says whether map sources has room for another entry.
-func (f *Fake) sourceRoom() bool { return len(f.sources)+len(f.cidrs) < int(f.sizes.Sources) }
+func (f *Fake) sourceRoom() bool {
+	return len(f.sources)+len(f.cidrs)+len(f.allocated) < int(f.sizes.Sources)
+}
 
 // DeleteSource removes one.
 func (f *Fake) DeleteSource(k SourceKey) error {
@@ -258,6 +262,7 @@ func (f *Fake) Dump() (*Dump, error) {
 		Names:        maps.Clone(f.names),
 		NodeAddrs:    maps.Clone(f.nodeAddrs),
 		ServiceCIDRs: slices.SortedFunc(maps.Keys(f.cidrs), netip.Prefix.Compare),
+		Allocated:    slices.SortedFunc(maps.Keys(f.allocated), netip.Addr.Compare),
 		Sources:      maps.Clone(f.sources),
 	}
 	for id, be := range f.backends {

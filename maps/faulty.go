@@ -69,6 +69,16 @@ func (f *Faulty) SetServiceCIDR(p netip.Prefix) error {
 	return f.try("SetServiceCIDR", func() error { return f.Tables.SetServiceCIDR(p) })
 }
 
+// SetAllocated is a write.
+func (f *Faulty) SetAllocated(a netip.Addr) error {
+	return f.try("SetAllocated", func() error { return f.Tables.SetAllocated(a) })
+}
+
+// DeleteAllocated is a write.
+func (f *Faulty) DeleteAllocated(a netip.Addr) error {
+	return f.try("DeleteAllocated", func() error { return f.Tables.DeleteAllocated(a) })
+}
+
 // DeleteServiceCIDR is a write.
 func (f *Faulty) DeleteServiceCIDR(p netip.Prefix) error {
 	return f.try("DeleteServiceCIDR", func() error { return f.Tables.DeleteServiceCIDR(p) })

@@ -197,13 +197,15 @@ func (k *Kernel) SetSource(key SourceKey) error {
 	return k.wrap(k.putSource(key), mapSources, "add source range "+key.String())
 }
 
-func (k *Kernel) putSource(key SourceKey) error {
-	sources, bits, there := k.set.maps[mapSources], uint8(key.PrefixBits), uint8(0)
-	err := sources.Put(key, bits)
+func (k *Kernel) putSource(key SourceKey) error { return k.putSourceValue(key, uint8(key.PrefixBits)) }
+
+func (k *Kernel) putSourceValue(key SourceKey, value uint8) error {
+	sources, there := k.set.maps[mapSources], uint8(0)
+	err := sources.Put(key, value)
 	if !errors.Is(err, unix.ENOSPC) {
 		return err
 	}
-	if sources.Lookup(key, &there) == nil && there == bits {
+	if sources.Lookup(key, &there) == nil && there == value {
 		return nil // a full trie of an older kernel takes not even what it has
 	}
 	return unix.E2BIG // what the other maps say

@@ -71,12 +71,16 @@ func (k *Kernel) dumpSources(d *Dump) error {
 	var v uint8
 	it := k.set.maps[mapSources].Iterate()
 	for it.Next(&key, &v) {
-		if key.ServiceId == anyService {
+		switch {
+		case key.ServiceId != anyService:
+			d.Sources[key] = true
+		case v == 0:
+			d.Allocated = append(d.Allocated, key.Prefix().Addr())
+		default:
 			d.ServiceCIDRs = append(d.ServiceCIDRs, key.Prefix())
-			continue
 		}
-		d.Sources[key] = true
 	}
+	slices.SortFunc(d.Allocated, netip.Addr.Compare)
 	slices.SortFunc(d.ServiceCIDRs, netip.Prefix.Compare)
 	if err := it.Err(); err != nil {
 		return fmt.Errorf("read map %s: %w", mapSources, err)

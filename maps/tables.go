@@ -33,6 +33,10 @@ type Tables interface {
 	// has are refused.
 	SetServiceCIDR(p netip.Prefix) error
 	DeleteServiceCIDR(p netip.Prefix) error
+	// SetAllocated excepts an address from the service CIDRs: a service has it that
+	// has no frontends here. A CIDR of this one address is replaced.
+	SetAllocated(a netip.Addr) error
+	DeleteAllocated(a netip.Addr) error
 	// SetSource adds a range of clients that a service id's load-balancer IPs let
 	// in, where SourceRanges is set; the key is one that NewSourceKey makes.
 	SetSource(SourceKey) error

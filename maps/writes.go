@@ -1,7 +1,7 @@
 package maps
 
 // Writes counts map writes by kind. Frontends, Names, NodeAddrs, Sources and
-// ServiceCidrs are system calls; Backends and Slots are stores to mapped memory, of
+// ServiceCidrs (with addresses that are excepted from them) are system calls; Backends and Slots are stores to mapped memory, of
 // one record and of one 4-byte slot each.
 type Writes struct {
 	Frontends, Slots, Backends, Names, NodeAddrs, Sources, ServiceCidrs uint64

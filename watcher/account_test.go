@@ -70,6 +70,10 @@ func accountService(s *v1.Service, m *lb.Service, warnings []Warning) []string {
 		a.need(skipped, "metadata", "the service")
 		return a.missing
 	}
+	if m.NotServed {
+		a.need(ofAnotherProxy(s.Labels) || spec.Type == "ExternalName", "metadata", "the service")
+		return a.missing
+	}
 	if len(spec.ClusterIPs) == 0 {
 		a.need(slices.Contains(m.ClusterIPs, lenientAddr(spec.ClusterIP)), "spec.clusterIP", spec.ClusterIP)
 	}

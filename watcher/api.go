@@ -142,9 +142,8 @@ func (a *API) Watches() []WatchState {
 // Run watches until ctx is done, whatever the API server does: what fails is
 // logged and retried. It returns nil, after all that it started has ended.
 func (a *API) Run(ctx context.Context) error {
-	label := func(sel string) func(*metav1.ListOptions) {
-		return func(o *metav1.ListOptions) { o.LabelSelector = sel }
-	}
+	all := func(*metav1.ListOptions) {}
+	ours := func(o *metav1.ListOptions) { o.LabelSelector = sliceSelector }
 	own := fields.OneTermEqualSelector(metav1.ObjectNameField, a.NodeName).String()
 	ofNode := func(o *metav1.ListOptions) { o.FieldSelector = own }
 	core, discovery := a.Client.CoreV1(), a.Client.DiscoveryV1()
@@ -154,8 +153,8 @@ func (a *API) Run(ctx context.Context) error {
 		wg.Go(func() { a.reflect(ctx, lw, example, s) })
 	}
 	reflect(listWatch(core.Nodes(), ofNode, a.nodeLink, a.Client), &v1.Node{}, a.node)
-	reflect(listWatch(core.Services(metav1.NamespaceAll), label(serviceSelector), a.serviceLink, a.Client), &v1.Service{}, a.services)
-	reflect(listWatch(discovery.EndpointSlices(metav1.NamespaceAll), label(sliceSelector), a.sliceLink, a.Client),
+	reflect(listWatch(core.Services(metav1.NamespaceAll), all, a.serviceLink, a.Client), &v1.Service{}, a.services)
+	reflect(listWatch(discovery.EndpointSlices(metav1.NamespaceAll), ours, a.sliceLink, a.Client),
 		&discoveryv1.EndpointSlice{}, a.slices)
 	if !a.FixedCIDRs {
 		wg.Go(func() { a.followCIDRs(ctx) })

@@ -145,7 +145,7 @@ func TestAPI(t *testing.T) {
 	headless := slice("headless", func(s *discoveryv1.EndpointSlice) { s.Labels[labelHeadless] = "" })
 	c := newCluster(webService(), other, slice("a"), slice("b"), headless, node("n1"), node("n2"))
 	s, _ := runAPI(t, c, nil)
-	s.next("set node n1", "set service shop/web", "set slice shop/a", "set slice shop/b", "synced")
+	s.next("set node n1", "leave service shop/other", "set service shop/web", "set slice shop/a", "set slice shop/b", "synced")
 	eventually(t, "four watches", func() bool { return c.watches() == 4 })
 
 	ctx := t.Context()
@@ -164,7 +164,7 @@ func TestAPI(t *testing.T) {
 	web := webService()
 	web.Labels = map[string]string{labelProxyName: "someone"}
 	update(web)
-	s.next("delete service shop/web")
+	s.next("leave service shop/web")
 	update(webService())
 	s.next("set service shop/web")
 	updateSlice(slice("a", func(s *discoveryv1.EndpointSlice) { s.Labels[labelHeadless] = "" }))
@@ -198,7 +198,8 @@ func TestAPI(t *testing.T) {
 	s.next("no node")
 }
 
-// TestSelectors: it is the server that selects.
+// TestSelectors: it is the server that selects, but for Services: those of another
+// proxy have addresses too.
 func TestSelectors(t *testing.T) {
 	c := newCluster(node("n1"))
 	s, stop := runAPI(t, c, nil)
@@ -206,7 +207,6 @@ func TestSelectors(t *testing.T) {
 	eventually(t, "four watches", func() bool { return c.watches() == 4 })
 	stop()
 	want := map[string]string{
-		"services":       "!service.kubernetes.io/service-proxy-name",
 		"endpointslices": "!service.kubernetes.io/headless,!service.kubernetes.io/service-proxy-name",
 		"nodes":          "metadata.name=n1",
 	}

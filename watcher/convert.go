@@ -9,8 +9,11 @@ import (
 	"shunt/lb"
 )
 
-// The labels by which an object says that it is none of our business. The API
-// server applies them for us (see api.go); manifest files have ignored().
+// The labels by which an object says that it is none of our business. Of slices the
+// API server applies them for us (see api.go); manifest files have ignored(). Services
+// of another proxy are watched too: their addresses are allocated, and to know of them by
+// a watch of their own would leave a moment in which a service whose label changes is in
+// neither.
 const (
 	// labelProxyName: another proxy implements this Service (KEP-2447).
 	labelProxyName = "service.kubernetes.io/service-proxy-name"
@@ -26,14 +29,16 @@ type Converter struct {
 	shared interner
 }
 
-// ignored says that the server-side selectors would not have shown an object
-// with these labels.
-func ignored(kind string, labels map[string]string) bool {
-	if _, ok := labels[labelProxyName]; ok {
-		return true
-	}
+// ignored reports whether the server-side selector would not have shown a slice with
+// these labels.
+func ignored(labels map[string]string) bool {
 	_, headless := labels[labelHeadless]
-	return headless && kind == kindSlice
+	return headless || ofAnotherProxy(labels)
+}
+
+func ofAnotherProxy(labels map[string]string) bool {
+	_, ok := labels[labelProxyName]
+	return ok
 }
 
 // The kinds of object, as the API and warnings spell them.

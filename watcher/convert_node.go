@@ -23,13 +23,16 @@ func (c *Converter) Node(n *v1.Node) (*lb.Node, []Warning) {
 			return t.Key == taintAutoscaler
 		}),
 	}
-	for i, a := range n.Status.Addresses {
-		if a.Type != v1.NodeInternalIP && a.Type != v1.NodeExternalIP {
-			continue
-		}
-		ip, ok := p.readAddr(path{"status.addresses", i, "address"}, a.Address, asNode)
-		if ok && !slices.Contains(out.Addrs, ip) {
-			out.Addrs = append(out.Addrs, ip)
+	// In any order in the object; the first InternalIP is the primary one.
+	for _, kind := range []v1.NodeAddressType{v1.NodeInternalIP, v1.NodeExternalIP} {
+		for i, a := range n.Status.Addresses {
+			if a.Type != kind {
+				continue
+			}
+			ip, ok := p.readAddr(path{"status.addresses", i, "address"}, a.Address, asNode)
+			if ok && !slices.Contains(out.Addrs, ip) {
+				out.Addrs = append(out.Addrs, ip)
+			}
 		}
 	}
 	return out, p.list

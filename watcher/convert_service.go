@@ -16,10 +16,11 @@ const (
 	defaultAffinitySeconds = v1.DefaultClientIPServiceAffinitySeconds
 )
 
-// Service converts a Service. It returns nil for one that is not ours: without
-// a cluster IP, headless, ExternalName (no warning), or without a usable name.
+// Service converts a Service. It returns nil for one that has no address: without a
+// cluster IP, headless (no warning), or without a usable name. Of one that is not for us
+// to serve, another proxy's or of type ExternalName, it takes the cluster IPs alone.
 func (c *Converter) Service(s *v1.Service) (*lb.Service, []Warning) {
-	if s.Spec.ClusterIP == "" || s.Spec.ClusterIP == v1.ClusterIPNone || s.Spec.Type == v1.ServiceTypeExternalName {
+	if s.Spec.ClusterIP == "" || s.Spec.ClusterIP == v1.ClusterIPNone {
 		return nil, nil
 	}
 	name := lb.ServiceName{Namespace: s.Namespace, Name: s.Name}
@@ -28,6 +29,10 @@ func (c *Converter) Service(s *v1.Service) (*lb.Service, []Warning) {
 		return nil, p.list
 	}
 	name.Namespace = c.shared.string(name.Namespace)
+	if ofAnotherProxy(s.Labels) || s.Spec.Type == v1.ServiceTypeExternalName {
+		out := &lb.Service{Name: name, ClusterIPs: p.clusterIPs(&s.Spec), NotServed: true}
+		return out, nil // its mistakes are not for us to name
+	}
 	out := &lb.Service{
 		Name:            name,
 		Created:         s.CreationTimestamp.UTC(),

@@ -130,6 +130,10 @@ func (c serviceCase) run(t *testing.T) {
 	}
 }
 
+func addressesOnly(m *lb.Service) {
+	*m = lb.Service{Name: m.Name, ClusterIPs: m.ClusterIPs, NotServed: true}
+}
+
 // TestService goes through the contract's rules for a Service in their order.
 func TestService(t *testing.T) {
 	keep := func(*v1.Service) {}
@@ -139,7 +143,24 @@ func TestService(t *testing.T) {
 		// Skipped services.
 		{name: "no cluster IP", change: func(s *v1.Service) { s.Spec.ClusterIP = "" }, skipped: true},
 		{name: "headless", change: func(s *v1.Service) { s.Spec.ClusterIP, s.Spec.ClusterIPs = "None", []string{"None"} }, skipped: true},
-		{name: "ExternalName with a cluster IP", change: func(s *v1.Service) { s.Spec.Type = v1.ServiceTypeExternalName }, skipped: true},
+
+		// Not for us to serve; their addresses are allocated.
+		{
+			name: "ExternalName with a cluster IP", change: func(s *v1.Service) { s.Spec.Type = v1.ServiceTypeExternalName },
+			want: addressesOnly,
+		},
+		{
+			name: "another proxy's",
+			change: func(s *v1.Service) {
+				s.Labels = map[string]string{labelProxyName: ""}
+				s.Spec.ExternalIPs = []string{"x"}
+			},
+			want: addressesOnly,
+		},
+		{
+			name: "another proxy's, headless", skipped: true,
+			change: func(s *v1.Service) { s.Labels = map[string]string{labelProxyName: "x"}; s.Spec.ClusterIP = "None" },
+		},
 		{
 			name: "no name", change: func(s *v1.Service) { s.Name = "" }, skipped: true,
 			warnings: []string{"metadata.name: is missing: object ignored"},

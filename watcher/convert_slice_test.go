@@ -270,19 +270,16 @@ func TestNode(t *testing.T) {
 
 func TestIgnoredByLabels(t *testing.T) {
 	for _, c := range []struct {
-		kind   string
 		labels map[string]string
 		want   bool
 	}{
-		{kindService, nil, false},
-		{kindService, map[string]string{labelProxyName: ""}, true},
-		{kindService, map[string]string{labelHeadless: ""}, false}, // counts on slices only
-		{kindSlice, map[string]string{labelProxyName: "other"}, true},
-		{kindSlice, map[string]string{labelHeadless: ""}, true},
-		{kindSlice, map[string]string{discoveryv1.LabelServiceName: "web"}, false},
+		{nil, false},
+		{map[string]string{labelProxyName: "other"}, true},
+		{map[string]string{labelHeadless: ""}, true},
+		{map[string]string{discoveryv1.LabelServiceName: "web"}, false},
 	} {
-		if got := ignored(c.kind, c.labels); got != c.want {
-			t.Errorf("%s with %v: ignored = %v", c.kind, c.labels, got)
+		if got := ignored(c.labels); got != c.want {
+			t.Errorf("a slice with %v: ignored = %v", c.labels, got)
 		}
 	}
 }

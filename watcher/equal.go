@@ -10,7 +10,7 @@ import (
 // one is dropped, and the store behind the Sink never wakes.
 
 func equalService(a, b *lb.Service) bool {
-	return a.Name == b.Name && a.Created.Equal(b.Created) &&
+	return a.Name == b.Name && a.NotServed == b.NotServed && a.Created.Equal(b.Created) &&
 		slices.Equal(a.ClusterIPs, b.ClusterIPs) &&
 		slices.Equal(a.ExternalIPs, b.ExternalIPs) &&
 		slices.Equal(a.LoadBalancerIPs, b.LoadBalancerIPs) &&

@@ -51,6 +51,9 @@ func checkService(s *lb.Service) error {
 	if s.AffinityTimeout < 0 || s.AffinityTimeout > 24*time.Hour || s.AffinityTimeout%time.Second != 0 {
 		fail("AffinityTimeout: %v", s.AffinityTimeout)
 	}
+	if s.NotServed && len(s.Ports)+len(s.ExternalIPs)+len(s.LoadBalancerIPs) > 0 {
+		fail("NotServed, with ports or other addresses: %+v", s)
+	}
 	if s.HealthCheckNodePort != 0 && !s.ExternalLocal {
 		fail("HealthCheckNodePort without ExternalLocal")
 	}

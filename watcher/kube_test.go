@@ -39,7 +39,7 @@ func TestRealAPIServer(t *testing.T) {
 	h.createSlice(realSlice("hidden", "web", "10.1.0.9", map[string]string{labelHeadless: ""}))
 
 	stop := h.run()
-	h.next("set node n1", "set service shop/web", "set slice shop/web-1", "synced")
+	h.next("set node n1", "leave service shop/other", "set service shop/web", "set slice shop/web-1", "synced")
 	web := h.sink.service(lb.ServiceName{Namespace: "shop", Name: "web"})
 	if len(web.ClusterIPs) != 2 || web.Created.IsZero() || web.Ports[0].NodePort == 0 {
 		t.Errorf("web: %+v", web)
@@ -161,14 +161,14 @@ func (h *realTest) labels() {
 	h.Helper()
 	proxied := map[string]string{labelProxyName: "someone"}
 	h.relabel("web", proxied)
-	h.next("delete service shop/web")
+	h.next("leave service shop/web")
 	h.relabel("web", nil)
 	h.next("set service shop/web")
 	h.relabel("web", map[string]string{"irrelevant": "label"})
 	h.relabel("other", nil)
 	h.next("set service shop/other")
 	h.relabel("other", proxied)
-	h.next("delete service shop/other")
+	h.next("leave service shop/other")
 
 	h.updateSlice(realSlice("web-1", "web", "10.1.0.1", map[string]string{labelHeadless: ""}))
 	h.next("delete slice shop/web-1")

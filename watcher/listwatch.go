@@ -14,11 +14,8 @@ import (
 	"k8s.io/client-go/tools/cache"
 )
 
-// The server-side selectors of the contract.
-const (
-	serviceSelector = "!" + labelProxyName
-	sliceSelector   = "!" + labelProxyName + ",!" + labelHeadless
-)
+// sliceSelector selects slices at the API server. Services are not selected: see convert.go.
+const sliceSelector = "!" + labelProxyName + ",!" + labelHeadless
 
 // failureInterval is how often a failure that lasts is said again.
 const failureInterval = 30 * time.Second

@@ -229,7 +229,7 @@ func (h head) key(kind string) objectKey {
 
 func (c *Converter) parseService(out *parsed, line int, data []byte, h head) {
 	s, o := &v1.Service{}, &object{key: h.key(kindService), line: line}
-	if !out.decode(o, data, s, func() any { return &v1.Service{} }) || ignored(kindService, s.Labels) {
+	if !out.decode(o, data, s, func() any { return &v1.Service{} }) {
 		return
 	}
 	s.Namespace = o.key.namespace
@@ -240,7 +240,7 @@ func (c *Converter) parseService(out *parsed, line int, data []byte, h head) {
 	if s.Spec.ClusterIP == "" && len(s.Spec.ClusterIPs) > 0 {
 		s.Spec.ClusterIP = s.Spec.ClusterIPs[0]
 	}
-	if s.Spec.ClusterIP == "" && s.Spec.Type != v1.ServiceTypeExternalName {
+	if s.Spec.ClusterIP == "" && s.Spec.Type != v1.ServiceTypeExternalName && !ofAnotherProxy(s.Labels) {
 		o.warn("spec.clusterIP", "is missing: service ignored (there is no API server to allocate one)")
 	}
 	m, w := c.Service(s)
@@ -253,7 +253,7 @@ func (c *Converter) parseService(out *parsed, line int, data []byte, h head) {
 
 func (c *Converter) parseSlice(out *parsed, line int, data []byte, h head) {
 	s, o := &discoveryv1.EndpointSlice{}, &object{key: h.key(kindSlice), line: line}
-	if !out.decode(o, data, s, func() any { return &discoveryv1.EndpointSlice{} }) || ignored(kindSlice, s.Labels) {
+	if !out.decode(o, data, s, func() any { return &discoveryv1.EndpointSlice{} }) || ignored(s.Labels) {
 		return
 	}
 	s.Namespace = o.key.namespace

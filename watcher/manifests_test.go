@@ -207,7 +207,7 @@ func TestManifestsDuplicates(t *testing.T) {
 	}
 }
 
-// TestManifestsLabels: labels act as the server-side selectors do.
+// TestManifestsLabels: labels act as with an API server.
 func TestManifestsLabels(t *testing.T) {
 	label := func(doc, l string) string {
 		return strings.Replace(doc, "metadata: {", "metadata: {labels: {"+l+": x}, ", 1)
@@ -217,7 +217,7 @@ func TestManifestsLabels(t *testing.T) {
 	l := newLooker(t, map[string]string{"s.yaml": web, "e.yaml": ep})
 	l.after(nil, "set node n1", "set service default/web", "set slice default/web-1", "synced")
 	l.after(map[string]string{"s.yaml": label(web, labelHeadless)})
-	l.after(map[string]string{"s.yaml": label(web, labelProxyName)}, "delete service default/web")
+	l.after(map[string]string{"s.yaml": label(web, labelProxyName)}, "leave service default/web")
 	l.after(map[string]string{"e.yaml": sliceLabel(ep, labelProxyName)}, "delete slice default/web-1")
 	l.after(map[string]string{"s.yaml": web, "e.yaml": sliceLabel(ep, labelHeadless)}, "set service default/web")
 	l.after(map[string]string{"e.yaml": ep}, "set slice default/web-1")

@@ -35,6 +35,9 @@ type ServersOptions struct {
 	// Load and Save keep Endpoints from one daemon to the next.
 	Load func() Endpoints
 	Save func(Endpoints) error
+	// Uses is called with each address of an API server that is used: those that are
+	// configured, and others when a server has answered there. nil: it is not wanted.
+	Uses func(netip.AddrPort)
 	// Control is called for each socket before it connects.
 	Control func(fd uintptr) error
 	Log     *zap.Logger
@@ -81,8 +84,18 @@ func NewServers(o ServersOptions) *Servers {
 // setURLs replaces the servers, in the order of preference.
 func (s *Servers) setURLs(urls []*url.URL, service bool) {
 	s.mu.Lock()
-	defer s.mu.Unlock()
 	s.urls, s.service, s.current = urls, service, 0
+	s.mu.Unlock()
+	for _, u := range urls {
+		s.uses(hostPort(u))
+	}
+}
+
+// uses says of an address that it is an API server's; of a name nothing is known yet.
+func (s *Servers) uses(address string) {
+	if ap, err := netip.ParseAddrPort(address); err == nil && s.o.Uses != nil {
+		s.o.Uses(netip.AddrPortFrom(ap.Addr().Unmap(), ap.Port()))
+	}
 }
 
 // hostPort is what a transport dials for a URL.
@@ -262,6 +275,7 @@ func (s *Servers) wayProven(host, address string) {
 	s.proven[address] = time.Now()
 	delete(s.failed, address)
 	s.mu.Unlock()
+	s.uses(address)
 	ap, err := netip.ParseAddrPort(address)
 	if err == nil && !strings.EqualFold(address, host) && len(s.leads(ap)) == 0 {
 		s.remember(host, []netip.AddrPort{ap})

@@ -47,7 +47,11 @@ func (s *sink) SetService(m *lb.Service) {
 	if err := checkService(m); err != nil {
 		s.t.Errorf("SetService(%s): %v", m.Name, err)
 	}
-	s.call("set service %s", m.Name)
+	if m.NotServed {
+		s.call("leave service %s", m.Name)
+	} else {
+		s.call("set service %s", m.Name)
+	}
 	s.services[m.Name] = m
 }
 

@@ -110,7 +110,7 @@ func TestServiceTurns(t *testing.T) {
 	external := webService()
 	external.Spec.Type = v1.ServiceTypeExternalName
 	must(t, a.services.Update(external))
-	s.same(s.take(), []string{"delete service shop/web"})
+	s.same(s.take(), []string{"leave service shop/web"})
 	must(t, a.services.Update(external))
 	s.same(s.take(), nil)
 

@@ -174,7 +174,8 @@ static __always_inline enum reason lb_no_backend(const struct service *svc)
 	return svc->flags & SERVICE_FLAG_ELSEWHERE ? REASON_NO_LOCAL_ENDPOINT : REASON_NO_ENDPOINT;
 }
 
-/* Whether `sources` has the address for a service id. */
+/* Whether the address is in a range that `sources` has for a service id. An entry of
+ * value 0 takes its address out of the ranges around it. */
 static __always_inline int lb_in_range(__u32 service_id, const struct addr *addr)
 {
 	struct source_key key = {
@@ -183,11 +184,13 @@ static __always_inline int lb_in_range(__u32 service_id, const struct addr *addr
 		.addr = *addr,
 	};
 
-	return bpf_map_lookup_elem(&sources, &key) != NULL;
+	const __u8 *bits = bpf_map_lookup_elem(&sources, &key);
+
+	return bits && *bits;
 }
 
-/* Whether an address that is no frontend's is in a service CIDR, so that it can
- * be nobody's. Where none is known this costs a load: the look-up in an array is
+/* Whether an address that is no frontend's is in a service CIDR, and is not known to be
+ * allocated, so that no service has it. Where none is known this costs a load: the look-up in an array is
  * inlined, and the one in the trie is not done. */
 static __always_inline int lb_unallocated(const struct addr *addr)
 {

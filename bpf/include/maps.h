@@ -136,7 +136,8 @@ struct {
 } addrs SEC(".maps");
 
 /* Ranges of clients that a load-balancer IP lets in, and of cluster IPs. The value is
- * prefix_bits. */
+ * prefix_bits, or 0 for an address that is taken out of the ranges around it: a cluster
+ * IP of a service that has no entries here. */
 struct {
 	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
 	__uint(map_flags, BPF_F_NO_PREALLOC);

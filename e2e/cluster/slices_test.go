@@ -133,7 +133,7 @@ func TestLabels(t *testing.T) {
 	// The value says which proxy; that there is one is what counts.
 	w.update("web", func(s *v1.Service) { s.Labels = map[string]string{proxyName: "other"} })
 	expect("gone", "")
-	w.unallocated(w.client, "tcp", addr(web, 80))
+	w.silent(w.client, "tcp", addr(web, 80))                                            // its address is left to the other proxy
 	w.update("web", func(s *v1.Service) { s.Labels = map[string]string{headless: ""} }) // means nothing on a Service
 	expect(both, "")
 	w.reach(w.client, "tcp", addr(web, 80), "p0", "p1")

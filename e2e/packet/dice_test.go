@@ -111,6 +111,9 @@ func (d *dice) world() *world {
 		w.clusterIPs[u.clusterIP.Addr()] = true
 		if d.one(2) {
 			w.cidrs[netip.PrefixFrom(u.clusterIP.Addr(), u.clusterIP.Addr().BitLen()-8).Masked()] = true
+			if u.v6 { // of IPv4 it stays nobody's
+				w.allocated[u.clusterIP.Addr().Next()] = true
+			}
 		}
 	}
 	w.devices[loopback] = [2]netip.Addr{universes[0].wire, universes[1].wire}

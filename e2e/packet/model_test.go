@@ -200,7 +200,7 @@ func (m *model) frontend(to end, proto uint8) (f frontend, found, undefined bool
 // nobody is the reason why a packet to an address of no frontend is not ours.
 func (m *model) nobody(to end) string {
 	for p := range m.world.cidrs {
-		if p.Contains(to.ip()) {
+		if p.Contains(to.ip()) && !m.world.allocated[to.ip()] {
 			return "unallocated"
 		}
 	}

@@ -93,6 +93,14 @@ var refusalCases = []packetCase{
 		c.refused(c.opens(c.client, at(c.clusterIP, 9)), "undefined_port")
 		c.arrives(c.opens(c.client, c.other)).passes("no_frontend")
 		c.leaves(c.opens(c.client, none)).passes("egress_passed")
+		// Another proxy's service has it.
+		c.world.allocated[none.Addr()] = true
+		c.load()
+		c.arrives(c.opens(c.client, none)).passes("no_frontend")
+		c.arrives(c.opens(c.client, at(netip.AddrPortFrom(none.Addr().Next(), 80), 80))).dropped("unallocated")
+		delete(c.world.allocated, none.Addr())
+		c.load()
+		c.arrives(c.opens(c.client, none)).dropped("unallocated")
 	}},
 	{name: "what a reset answers", proto: protoTCP, steps: func(c *play) {
 		c.emptied(0)

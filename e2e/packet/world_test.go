@@ -47,6 +47,8 @@ type world struct {
 	sources    map[uint32][]netip.Prefix
 	// cidrs are of services: an address in them that no service has is nobody's.
 	cidrs map[netip.Prefix]bool
+	// allocated: but for these.
+	allocated map[netip.Addr]bool
 	// devices gives the source addresses by interface index, one of each family.
 	devices map[uint32][2]netip.Addr
 	// resets: nobody else translates connections to frontends.
@@ -57,7 +59,7 @@ func newWorld() *world {
 	return &world{
 		frontends: map[frontendKey]frontend{}, backends: map[uint32]endpoint{}, nodeAddrs: map[netip.Addr]bool{},
 		clusterIPs: map[netip.Addr]bool{}, sources: map[uint32][]netip.Prefix{}, devices: map[uint32][2]netip.Addr{},
-		cidrs: map[netip.Prefix]bool{},
+		cidrs: map[netip.Prefix]bool{}, allocated: map[netip.Addr]bool{},
 	}
 }
 
@@ -193,6 +195,14 @@ func (r *rig) loadRest(w *world) error {
 			errs = append(errs, r.kernel.SetServiceCIDR(p))
 		}
 	}
+	for a := range r.loaded.allocated {
+		if !w.allocated[a] {
+			errs = append(errs, r.kernel.DeleteAllocated(a))
+		}
+	}
+	for a := range w.allocated {
+		errs = append(errs, r.kernel.SetAllocated(a))
+	}
 	for i := range r.loaded.devices {
 		if _, ok := w.devices[i]; !ok {
 			errs = append(errs, r.kernel.DeleteDevice(i))
@@ -232,6 +242,9 @@ func (w *world) clone() *world {
 	}
 	for k := range w.cidrs {
 		c.cidrs[k] = true
+	}
+	for k := range w.allocated {
+		c.allocated[k] = true
 	}
 	return c
 }

@@ -77,6 +77,8 @@ func TestNodePortAddresses(t *testing.T) {
 			[]string{second.String(), "127.0.0.1", "::1"}},
 		{"127.0.0.0/8,::1/128", []string{"127.0.0.1", "::1"}, []string{"192.168.100.1", "fd00:192:168:100::1"}},
 		{"primary", []string{second.String(), "fd00:192:168:100::1"}, []string{"192.168.100.1", "127.0.0.1", "::1"}},
+		// Of the other family nothing is asked: all of its addresses take node ports.
+		{"192.168.100.0/26", []string{"192.168.100.1", "fd00:192:168:100::1"}, []string{second.String(), "127.0.0.1"}},
 	} {
 		t.Run(test.flag, func(t *testing.T) {
 			t.Parallel()
@@ -85,6 +87,8 @@ func TestNodePortAddresses(t *testing.T) {
 			}
 			node := &corev1.Node{}
 			node.APIVersion, node.Kind, node.Name = "v1", "Node", "n1"
+			// The first InternalIP is primary, wherever it is in the list.
+			node.Status.Addresses = append(node.Status.Addresses, corev1.NodeAddress{Type: corev1.NodeExternalIP, Address: "192.168.100.1"})
 			for _, a := range []string{second.String(), "192.168.100.1", "fd00:192:168:100::1"} {
 				node.Status.Addresses = append(node.Status.Addresses, corev1.NodeAddress{Type: corev1.NodeInternalIP, Address: a})
 			}
@@ -144,6 +148,8 @@ func TestPrimaryAddresses(t *testing.T) {
 		{node(second4, first4, second6), []string{second4, second6}, []string{first4, first6}},
 		{node(second4), []string{second4}, []string{first4, first6, second6}},
 		{node(first6, first4), []string{first4, first6}, []string{second4, second6}},
+		// Without addresses, as a Node that was made anew has none yet: as they were.
+		{node(), []string{first4, first6}, []string{second4, second6}},
 	} {
 		c.apply(step.node)
 		for _, a := range step.takes {

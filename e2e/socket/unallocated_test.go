@@ -70,6 +70,21 @@ func TestUnallocated(t *testing.T) {
 		}
 	}
 
+	// Another proxy's service has the address: its packets are left alone, also over a
+	// restart.
+	other := rig.Service("other", nobody)
+	other.Labels = map[string]string{"service.kubernetes.io/service-proxy-name": "another"}
+	c.apply(other)
+	silence("another proxy's service", func(w way) netip.AddrPort { return rig.VIP(nobody, w.family) })
+	refused(nobody + 1)
+	c.d.Kill()
+	silence("another proxy's service, with the daemon away", func(w way) netip.AddrPort { return rig.VIP(nobody, w.family) })
+	c.d.Start()
+	refused(nobody + 1)
+	silence("another proxy's service, with a new daemon", func(w way) netip.AddrPort { return rig.VIP(nobody, w.family) })
+	c.remove("other")
+	refused(nobody)
+
 	// The address is a service's, and then nobody's again: also for a socket that
 	// spoke to it.
 	c.apply(rig.Service("late", nobody), rig.SlicesOf("late", rig.Up(c.web[1])...))

@@ -1,0 +1,47 @@
+package cmd
+
+import (
+	"net/netip"
+	"slices"
+	"sync"
+
+	"shunt/lb"
+)
+
+// mostAPIAddresses bounds how many addresses of API servers are kept from Services; a
+// name may lead to ever new ones.
+const mostAPIAddresses = 64
+
+// reserved gathers what no Service may have on this node.
+type reserved struct {
+	store *lb.Store
+
+	mu  sync.Mutex
+	now lb.Reserved
+}
+
+// newReserved keeps the addresses at which the daemon will listen from Services, and
+// externalIPs where those are switched off.
+func newReserved(store *lb.Store, c *Config) *reserved {
+	r := &reserved{store: store, now: lb.Reserved{NoExternalIPs: !c.ExternalIPs}}
+	for _, a := range []netip.AddrPort{c.healthz, c.metrics, c.probes} {
+		if a.IsValid() && a.Port() != 0 {
+			r.now.Listens = append(r.now.Listens, a)
+		}
+	}
+	store.SetReserved(r.now)
+	return r
+}
+
+// useAPI keeps an address of the API server from Services. It may be called from any
+// goroutine.
+func (r *reserved) useAPI(a netip.AddrPort) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if slices.Contains(r.now.API, a) {
+		return
+	}
+	first := max(0, len(r.now.API)+1-mostAPIAddresses) // the oldest goes
+	r.now.API = append(slices.Clone(r.now.API[first:]), a)
+	r.store.SetReserved(r.now)
+}

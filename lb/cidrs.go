@@ -1,0 +1,177 @@
+package lb
+
+// Service CIDRs: addresses in them that no service has are refused. A service that is
+// not among those that are programmed has its cluster IPs all the same: another proxy
+// serves it, or its entries found no room. Such addresses are excepted from the ranges.
+// Where not all of them find room, no range is in effect: to refuse nothing harms nobody,
+// to refuse a live service's address does.
+
+import (
+	"errors"
+	"net/netip"
+	"slices"
+
+	"go.uber.org/zap"
+
+	"shunt/maps"
+)
+
+// exceptions are the addresses that are excepted from the service CIDRs.
+type exceptions struct {
+	// of has the addresses that are to be excepted for a service; users counts the
+	// services for each.
+	of    map[ServiceName][]netip.Addr
+	users map[netip.Addr]int
+	// held are those in the maps.
+	held map[netip.Addr]bool
+	// changed: the maps may not hold what they should.
+	changed bool
+}
+
+func newExceptions() exceptions {
+	return exceptions{of: map[ServiceName][]netip.Addr{}, users: map[netip.Addr]int{}, held: map[netip.Addr]bool{}}
+}
+
+// exceptionRoom is how many entries of map sources are kept for exceptions.
+func exceptionRoom(s maps.Sizes) int { return int(min(s.Sources/16, 1024)) }
+
+// unserved returns the cluster IPs that a service is to have and that are not in the maps.
+func (r *reconciler) unserved(svc *Service) []netip.Addr {
+	var unserved []netip.Addr
+	for _, a := range svc.ClusterIPs {
+		k := maps.NewFrontendKey(a, 0, 0)
+		best := r.claims.to[k]
+		if mine := len(best) == 0 || best[0].port.of.name == svc.Name; mine && r.owners[k] == nil {
+			unserved = append(unserved, a)
+		}
+	}
+	return unserved
+}
+
+// except makes these the addresses that are to be excepted for a service. Most services
+// have none.
+func (r *reconciler) except(name ServiceName, want []netip.Addr) {
+	e := &r.excepted
+	old := e.of[name]
+	if slices.Equal(old, want) {
+		return
+	}
+	e.changed = true
+	for _, a := range want {
+		e.users[a]++
+	}
+	for _, a := range old {
+		if e.users[a]--; e.users[a] == 0 {
+			delete(e.users, a)
+		}
+	}
+	if e.of[name] = want; len(want) == 0 {
+		delete(e.of, name)
+	}
+}
+
+// exceptNow writes what is to be excepted for a service, before its entries go. What
+// does not succeed is done with the others.
+func (r *reconciler) exceptNow(name ServiceName) {
+	for _, a := range r.excepted.of[name] {
+		if !r.excepted.held[a] && len(r.excepted.held) < exceptionRoom(r.tables.Sizes()) {
+			_ = r.addException(a) // see reconcileCIDRs
+		}
+	}
+}
+
+func (r *reconciler) addException(a netip.Addr) error {
+	if err := r.tables.SetAllocated(a); err != nil {
+		return err
+	}
+	r.writes.ServiceCidrs++
+	// It has taken the place of a range of this one address.
+	r.cidrs = slices.DeleteFunc(r.cidrs, func(p netip.Prefix) bool { return p == netip.PrefixFrom(a, a.BitLen()) })
+	r.excepted.held[a] = true
+	return nil
+}
+
+// reconcileExceptions makes the maps hold these exceptions.
+func (r *reconciler) reconcileExceptions(want map[netip.Addr]int) error {
+	var errs []error
+	for a := range r.excepted.held {
+		if want[a] > 0 {
+			continue
+		}
+		err := r.tables.DeleteAllocated(a)
+		if err == nil {
+			r.writes.ServiceCidrs++
+			delete(r.excepted.held, a)
+		}
+		errs = append(errs, err)
+	}
+	for a := range want {
+		if !r.excepted.held[a] {
+			errs = append(errs, r.addException(a))
+		}
+	}
+	return firstOf(errs)
+}
+
+// reconcileCIDRs makes the maps hold these service CIDRs and the exceptions from them. An
+// address is excepted before a range has it, and a range goes before its exceptions.
+func (r *reconciler) reconcileCIDRs(cidrs []netip.Prefix) error {
+	var err error
+	if e := &r.excepted; len(e.users) > exceptionRoom(r.tables.Sizes()) {
+		r.log.Warn("addresses that no service has are not refused: not all that another proxy's services have, or that "+
+			"could not be programmed, can be told from them; start shunt run with a larger "+maps.FlagSources,
+			zap.Int("addresses", len(e.users)), zap.Int("room", exceptionRoom(r.tables.Sizes())))
+		if err = r.reconcileRanges(nil); err == nil {
+			err = r.reconcileExceptions(nil)
+		}
+	} else if err = r.reconcileExceptions(e.users); err == nil {
+		err = r.reconcileRanges(r.rangesFor(cidrs))
+	} else {
+		err = errors.Join(err, r.reconcileRanges(nil))
+	}
+	r.excepted.changed = err != nil // and then they are looked at again
+	return err
+}
+
+// rangesFor returns those of the service CIDRs that can be in effect: the first that
+// fit, but for single addresses that are excepted.
+func (r *reconciler) rangesFor(cidrs []netip.Prefix) []netip.Prefix {
+	want := slices.DeleteFunc(slices.Clone(cidrs), func(p netip.Prefix) bool {
+		return p.IsSingleIP() && r.excepted.held[p.Addr()]
+	})
+	if size := int(r.tables.Sizes().Sources) - len(r.excepted.held); len(want) > size {
+		r.log.Warn("not all service CIDRs fit; start shunt run with a larger "+maps.FlagSources,
+			zap.Int("service_cidrs", len(want)), zap.Int("size", size))
+		want = want[:size]
+	}
+	return want
+}
+
+// reconcileRanges makes the maps hold these service CIDRs, of which those that go make
+// room for those that come.
+func (r *reconciler) reconcileRanges(want []netip.Prefix) error {
+	var errs []error
+	r.cidrs = slices.DeleteFunc(r.cidrs, func(p netip.Prefix) bool {
+		if slices.Contains(want, p) {
+			return false
+		}
+		err := r.tables.DeleteServiceCIDR(p)
+		if err == nil {
+			r.writes.ServiceCidrs++
+		}
+		errs = append(errs, err)
+		return err == nil
+	})
+	for _, p := range want {
+		if slices.Contains(r.cidrs, p) {
+			continue
+		}
+		if err := r.tables.SetServiceCIDR(p); err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		r.writes.ServiceCidrs++
+		r.cidrs = append(r.cidrs, p)
+	}
+	return firstOf(errs)
+}

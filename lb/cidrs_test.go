@@ -1,0 +1,150 @@
+package lb
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"shunt/maps"
+)
+
+// refused reports whether programs refuse an address as one that no service has.
+func (r *rig) refused(addr string) bool {
+	r.t.Helper()
+	d, a := r.dump(), netip.MustParseAddr(addr)
+	for k := range d.Frontends {
+		if k.AddrPort().Addr() == a {
+			return false
+		}
+	}
+	inRange := slices.ContainsFunc(d.ServiceCIDRs, func(p netip.Prefix) bool { return p.Contains(a) })
+	return inRange && !slices.Contains(d.Allocated, a)
+}
+
+// TestNotServed: the cluster IPs of services that are not ours to serve are left alone,
+// from when that becomes so until they are ours, or gone, also over a restart.
+func TestNotServed(t *testing.T) {
+	r := newGuardedRig(t)
+	other := func(name string, ips ...string) *Service {
+		return &Service{Name: svcName(name), ClusterIPs: addrs(ips...), NotServed: true}
+	}
+	check := func(what, left, refused string) {
+		t.Helper()
+		r.mustStep()
+		for _, a := range strings.Fields(left) {
+			if r.refused(a) {
+				t.Errorf("%s: %s is refused", what, a)
+			}
+		}
+		for _, a := range strings.Fields(refused) {
+			if !r.refused(a) {
+				t.Errorf("%s: %s is not refused", what, a)
+			}
+		}
+		r.sameAs(r.fresh(), what)
+	}
+	r.store.SetServiceCIDRs(prefixes("10.96.0.0/16", "fd96::/112"))
+	r.store.SetService(other("a", "10.96.0.1", "fd96::1"))
+	r.store.SetService(service("b", "10.96.0.2", "p:80/TCP"))
+	check("one is another proxy's", "10.96.0.1 fd96::1 10.96.0.2", "10.96.0.3 fd96::2")
+	r.store.SetService(service("a", "10.96.0.1", "p:80/TCP"))
+	check("it becomes ours, of one family", "10.96.0.1", "fd96::1")
+	r.store.SetService(other("a", "10.96.0.1"))
+	r.store.SetService(other("b", "10.96.0.2"))
+	check("both become another's", "10.96.0.1 10.96.0.2", "fd96::1")
+	r.clock.advance(grace)
+	r.start()
+	check("a new daemon", "10.96.0.1 10.96.0.2", "10.96.0.3")
+	r.store.SetService(other("c", "10.96.0.1"))
+	r.store.DeleteService(svcName("a"))
+	check("its address goes to another one", "10.96.0.1 10.96.0.2", "10.96.0.3")
+	r.store.DeleteService(svcName("c"))
+	check("gone", "10.96.0.2", "10.96.0.1")
+	r.store.DeleteService(svcName("b"))
+	r.start()
+	check("gone while the daemon was away", "", "10.96.0.1 10.96.0.2")
+	r.store.SetServiceCIDRs(prefixes("10.96.0.9/32"))
+	r.store.SetService(other("d", "10.96.0.9"))
+	check("a range of one address, which is excepted", "10.96.0.9", "")
+	r.store.DeleteService(svcName("d"))
+	check("and is not any more", "", "10.96.0.9")
+}
+
+// TestNotServedHasItsAddress: what another proxy serves is no other service's external
+// address, also where no service CIDR is known.
+func TestNotServedHasItsAddress(t *testing.T) {
+	r := newGuardedRig(t)
+	r.store.SetService(service("tenant", "10.96.0.7", "p:80/TCP").with(func(s *Service) { s.ExternalIPs = addrs("10.96.0.1") }))
+	r.mustStep()
+	if got := r.owner("10.96.0.1:80"); got != "tenant ExternalIP" {
+		t.Errorf("before it is allocated: %s", got)
+	}
+	r.store.SetService(&Service{Name: svcName("other"), Created: time.Now(), ClusterIPs: addrs("10.96.0.1"), NotServed: true})
+	r.mustStep()
+	if got := r.owner("10.96.0.1:80"); got != "none" {
+		t.Errorf("another proxy's address is %s", got)
+	}
+	r.store.DeleteService(svcName("other"))
+	r.mustStep()
+	if got := r.owner("10.96.0.1:80"); got != "tenant ExternalIP" {
+		t.Errorf("when it is free again: %s", got)
+	}
+}
+
+// TestNotProgrammed: the address of a service that could not be programmed is not taken
+// for nobody's.
+func TestNotProgrammed(t *testing.T) {
+	clock := newTestClock()
+	fails := true
+	tables := &maps.Faulty{Tables: maps.NewFake(roomy), Fail: func(call string) error {
+		if fails && call == "SetFrontend" {
+			return errFault
+		}
+		return nil
+	}}
+	r := newRig(t, tables, clock)
+	r.store.SetServiceCIDRs(prefixes("10.96.0.0/16"))
+	r.store.SetService(service("a", "10.96.0.1", "p:80/TCP"))
+	if rep := r.step(); !errors.Is(rep.Err, errFault) {
+		t.Fatalf("%+v", rep)
+	}
+	if r.refused("10.96.0.1") || !r.refused("10.96.0.2") {
+		t.Errorf("refused: %s", r.dump().Text())
+	}
+	fails = false
+	r.settle()
+	if d := r.dump(); len(d.Allocated) != 0 || r.refused("10.96.0.1") || !r.refused("10.96.0.2") {
+		t.Errorf("programmed: %s", d.Text())
+	}
+}
+
+// TestNoRoomForExceptions: where an address that is allocated can't be excepted, none is
+// refused; once it can be, others are again.
+func TestNoRoomForExceptions(t *testing.T) {
+	clock := newTestClock()
+	sizes := roomy
+	sizes.Sources = 64 // room for four exceptions
+	r := newRig(t, newGuard(t, maps.NewFake(sizes), clock), clock)
+	r.store.SetServiceCIDRs(prefixes("10.96.0.0/16"))
+	r.mustStep()
+	for i := range 5 {
+		r.store.SetService(&Service{Name: svcName(fmt.Sprint("s", i)), ClusterIPs: addrs(fmt.Sprintf("10.96.1.%d", i)), NotServed: true})
+	}
+	r.mustStep()
+	r.sameAs(r.fresh(), "without room")
+	for _, a := range []string{"10.96.0.1", "10.96.1.1", "10.96.1.4"} {
+		if r.refused(a) {
+			t.Errorf("%s is refused", a)
+		}
+	}
+	r.store.DeleteService(svcName("s0"))
+	r.mustStep()
+	if r.refused("10.96.1.4") || !r.refused("10.96.0.1") || !r.refused("10.96.1.0") {
+		t.Errorf("with room again: %s", r.dump().Text())
+	}
+	r.sameAs(r.fresh(), "with room again")
+}

@@ -1,0 +1,160 @@
+package lb
+
+// Addresses and ports that no Service may take from this daemon, whoever asks: those
+// where it reaches the API server, and those where it listens itself. A tenant who names
+// them in externalIPs would cut the daemon off from what it is to do, or answer probes in
+// its place. Cluster IPs are not among them: the API server gives those out, and the
+// daemon may well use one of them.
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+
+	"shunt/maps"
+)
+
+// Reserved says what is kept from Services. It is immutable once it has been given to a
+// Store.
+type Reserved struct {
+	// API are the addresses of the API server that the daemon uses.
+	API []netip.AddrPort
+	// Listens are addresses where the daemon listens; an unspecified one stands for all
+	// of the node's. Those of healthCheckNodePorts are known without.
+	Listens []netip.AddrPort
+	// NoExternalIPs: no spec.externalIPs are served at all.
+	NoExternalIPs bool
+}
+
+// reservations is what is reserved on this node, at TCP ports.
+type reservations struct {
+	noExternalIPs bool
+	byPort        map[uint16][]reservation
+	// node has the addresses of the node, takes those of them that take node ports.
+	node  []netip.Addr
+	takes map[netip.Addr]uint32
+	// of is what it was made of.
+	of reservedFrom
+}
+
+// reservation is one address that is reserved at a port; the unspecified address stands
+// for all of the node's.
+type reservation struct {
+	addr netip.Addr
+	why  string
+}
+
+// reservedFrom tells one state of what reservations are made of from another.
+type reservedFrom struct {
+	reserved      *Reserved
+	checks, addrs int
+}
+
+func newReservations(of reservedFrom, node []netip.Addr, takes map[netip.Addr]uint32, checks map[ServiceName][]HealthCheck) *reservations {
+	r := &reservations{byPort: map[uint16][]reservation{}, node: node, takes: takes, of: of}
+	add := func(at netip.AddrPort, why string) {
+		r.byPort[at.Port()] = append(r.byPort[at.Port()], reservation{at.Addr().Unmap(), why})
+	}
+	if of.reserved != nil {
+		r.noExternalIPs = of.reserved.NoExternalIPs
+		for _, at := range of.reserved.API {
+			add(at, fmt.Sprintf("this node reaches the API server at %s", at))
+		}
+		for _, at := range of.reserved.Listens {
+			add(at, fmt.Sprintf("shunt itself listens at %s", at))
+		}
+	}
+	for name, c := range checks {
+		add(netip.AddrPortFrom(netip.IPv6Unspecified(), c[0].Port), fmt.Sprintf("it is the healthCheckNodePort of %s", name))
+	}
+	return r
+}
+
+// refuses says why a service can't have an address and port, "" where it can.
+func (r *reservations) refuses(kind maps.FrontendKind, k maps.FrontendKey) string {
+	if r == nil || rankOf(kind) == rankClusterIP {
+		return ""
+	}
+	if r.noExternalIPs && kind == maps.ExternalIP {
+		return "externalIPs are switched off on this node"
+	}
+	if Protocol(k.Protocol) != TCP {
+		return ""
+	}
+	for _, res := range r.byPort[k.AddrPort().Port()] {
+		if r.meets(res.addr, kind, k.AddrPort().Addr()) {
+			return res.why
+		}
+	}
+	return ""
+}
+
+// meets reports whether a frontend's address is a reserved one.
+func (r *reservations) meets(reserved netip.Addr, kind maps.FrontendKind, a netip.Addr) bool {
+	switch {
+	case kind == maps.NodePort && reserved.IsUnspecified():
+		return true
+	case kind == maps.NodePort: // at all addresses that take node ports
+		_, takes := r.takes[reserved]
+		return takes && FamilyOf(reserved) == FamilyOf(a)
+	case reserved.IsUnspecified():
+		return slices.Contains(r.node, a)
+	}
+	return reserved == a
+}
+
+// reserve works out anew what is reserved, and returns the services on which a change of
+// it bears.
+func (l *Loop) reserve() map[ServiceName]bool {
+	old := l.reserved
+	of := reservedFrom{l.around.reserved, l.checks.ports, l.addrsVersion}
+	if old != nil && old.of == of {
+		return nil
+	}
+	l.reserved = newReservations(of, l.around.addrs, l.r.claims.takes, l.checks.byService)
+	touched := map[ServiceName]bool{}
+	for name := range l.refused {
+		touched[name] = true
+	}
+	now := l.reserved
+	if old != nil && old.noExternalIPs != now.noExternalIPs || old == nil && now.noExternalIPs {
+		for _, names := range l.r.outer {
+			touch(touched, names)
+		}
+	}
+	for _, res := range []*reservations{old, now} {
+		res.eachAddr(func(a netip.Addr) { touch(touched, l.r.outer[a]) })
+		if res == nil {
+			continue
+		}
+		for port := range res.byPort {
+			for _, any := range []netip.Addr{netip.IPv4Unspecified(), netip.IPv6Unspecified()} {
+				for _, c := range l.r.claims.to[maps.NewFrontendKey(any, port, uint8(TCP))] {
+					touched[c.port.of.name] = true
+				}
+			}
+		}
+	}
+	return touched
+}
+
+func touch(touched map[ServiceName]bool, names []ServiceName) {
+	for _, name := range names {
+		touched[name] = true
+	}
+}
+
+// eachAddr calls do with every address at which something may be reserved.
+func (r *reservations) eachAddr(do func(netip.Addr)) {
+	if r == nil {
+		return
+	}
+	for _, a := range r.node {
+		do(a)
+	}
+	for _, list := range r.byPort {
+		for _, res := range list {
+			do(res.addr)
+		}
+	}
+}
