@@ -35,7 +35,8 @@ func requireOwn(dir string) error {
 			return fmt.Errorf("look at %s: %w", path, err)
 		}
 		if owner := ownerOf(info); owner != os.Geteuid() {
-			return fmt.Errorf("--bpffs-root %s: %s belongs to user %d, who may have put anything there: look what it is and remove it", dir, path, owner)
+			return fmt.Errorf("--bpffs-root %s: %s belongs to user %d, who may have put anything there: look what it is and remove it",
+				dir, path, owner)
 		}
 	}
 	return nil
@@ -54,10 +55,11 @@ func requireOwnDir(at string, own bool) error {
 	case !info.IsDir():
 		return fmt.Errorf("%s is no directory: remove it, or name another one", at)
 	case owner != os.Geteuid():
-		return fmt.Errorf("%s belongs to user %d, who could rename or replace what is pinned there: remove it, or name another directory", at, owner)
+		return fmt.Errorf("%s belongs to user %d, who could rename or replace what is pinned there: remove it, or name another directory",
+			at, owner)
 	case info.Mode()&others != 0 && (own || info.Mode()&fs.ModeSticky == 0):
-		return fmt.Errorf("%s has mode %04o, so that other users could put, rename or remove pins there: look what is in it, and `chmod 0700 %s`",
-			at, info.Mode().Perm(), at)
+		return fmt.Errorf("%s has mode %04o, so that other users could put, rename or remove pins there: look what is in it, "+
+			"and `chmod 0700 %s`", at, info.Mode().Perm(), at)
 	case own && info.Mode().Perm()&0o077 != 0:
 		if err := os.Chmod(at, 0o700); err != nil {
 			return fmt.Errorf("close %s for other users: %w", at, err)

@@ -50,7 +50,8 @@ func (s scope) problem() string {
 	}
 	if outside > 0 {
 		return fmt.Sprintf("%d of the %d processes of pods here are not below the cgroup %s that the hooks act on, such as process %d "+
-			"in %s: start shunt with the node's own cgroup root (--cgroup-root)", outside, len(s.pods), s.attached, example.pid, example.cgroup)
+			"in %s: start shunt with the node's own cgroup root (--cgroup-root)",
+			outside, len(s.pods), s.attached, example.pid, example.cgroup)
 	}
 	if s.childless && s.own == s.attached {
 		return "the hooks act on this process's own cgroup, which has none below it: this is a container with a cgroup " +
@@ -243,6 +244,6 @@ func scopeProblemBelow(root string, id uint64) (string, error) {
 	return scopeProblem(fmt.Sprintf("/proc/self/fd/%d", fd), podCgroup)
 }
 
-// fileIDKernfs is FILEID_KERNFS of the kernel's exportfs.h: a handle of eight bytes, which
+// fileIDKernfs is FILEID_KERNFS of the kernel's header of file handles: a handle of eight bytes, which
 // are the id.
 const fileIDKernfs = 0xfe

@@ -35,7 +35,7 @@ func TestScopeProblem(t *testing.T) {
 		{"a container's own, and pods are seen", scope{attached: "/", own: "/", childless: true, pods: []podProcess{{5, "/../podb"}}}, "1 of the 1"},
 		{"a node's root, in which a process was started by hand", scope{attached: "/", own: "/", pods: []podProcess{{5, "/kubepods/x"}}}, ""},
 	} {
-		if got := test.scope.problem(); (got == "") != (test.says == "") || !strings.Contains(got, test.says) {
+		if got := test.problem(); (got == "") != (test.says == "") || !strings.Contains(got, test.says) {
 			t.Errorf("%s: %q, want %q", test.name, got, test.says)
 		}
 	}

@@ -272,7 +272,12 @@ func TestPortsFreedBySomebody(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
 	go func() { done <- s.Run(ctx) }()
-	defer func() { cancel(); <-done }()
+	defer func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	}()
 	s.SetNodePortAddresses([]netip.Addr{ours})
 	s.SetHealthChecks([]lb.HealthCheck{{Service: web, Family: lb.IPv4, Port: check.Port()}})
 	// Long enough for a wait that doubles to be past 2 s.

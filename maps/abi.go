@@ -36,7 +36,8 @@ func CheckABI(root string) error {
 	}
 	m, err := ebpf.LoadPinnedMap(filepath.Join(dir, mapMeta), &ebpf.LoadPinOptions{ReadOnly: true})
 	if err != nil {
-		return fmt.Errorf("open pinned map %s in %s: %v", mapMeta, dir, err) //nolint:errorlint // a part that is missing is not "there are none"
+		//nolint:errorlint // a part that is missing is not "there are none"
+		return fmt.Errorf("open pinned map %s in %s: %v", mapMeta, dir, err)
 	}
 	defer m.Close()
 	value, err := m.LookupBytes(uint32(0))

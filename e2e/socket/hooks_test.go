@@ -214,7 +214,7 @@ func TestPinsUnmounted(t *testing.T) {
 func TestPrivateCgroupNamespace(t *testing.T) {
 	t.Parallel()
 	c := newCluster(t)
-	mount := filepath.Join(c.Lab.Dir(), "cgroup")
+	mount := filepath.Join(c.Dir(), "cgroup")
 	if err := os.Mkdir(mount, 0o755); err != nil {
 		t.Fatal(err)
 	}
