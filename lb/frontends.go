@@ -60,11 +60,12 @@ func (r *reconciler) own(p *port, k maps.FrontendKey, v maps.Service) {
 	if owner != nil {
 		r.stale.UDPFlows = r.stale.UDPFlows || owner.key.protocol == UDP
 		owner.frontends = slices.DeleteFunc(owner.frontends, func(f frontend) bool { return f.key == k })
+		owner.index = nil
 		if owner.key.service != p.key.service { // else reconcile comes to it
 			r.stripped = append(r.stripped, owner.key.service)
 		}
 	}
-	p.frontends = append(p.frontends, frontend{k, v})
+	p.addFrontend(frontend{k, v})
 	r.owners[k] = p
 }
 
@@ -102,9 +103,10 @@ func (r *reconciler) count(k maps.FrontendKey, n int) {
 // deleteFrontends removes what the plan does not want, but for what another service
 // has won: that takes the entry over in one step.
 func (r *reconciler) deleteFrontends(p *port, want portPlan) (keeps bool, err error) {
+	wanted := frontendsIn(want.frontends)
 	for i := 0; i < len(p.frontends); {
 		k := p.frontends[i].key
-		if slices.ContainsFunc(want.frontends, func(f frontendPlan) bool { return f.key == k }) {
+		if wanted(k) {
 			i++
 			continue
 		}
@@ -120,7 +122,7 @@ func (r *reconciler) deleteFrontends(p *port, want portPlan) (keeps bool, err er
 		r.stale.UDPFlows = r.stale.UDPFlows || p.key.protocol == UDP
 		delete(r.owners, k)
 		r.count(k, -1)
-		p.frontends = slices.Delete(p.frontends, i, i+1)
+		p.removeFrontend(i)
 	}
 	return keeps, nil
 }

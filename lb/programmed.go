@@ -14,6 +14,8 @@ type port struct {
 	// id is 0 until the name is set, and for a cluster IP as a whole.
 	id        uint32
 	frontends []frontend
+	// index finds the frontends by key, where there are many; nil: it has to be made.
+	index map[maps.FrontendKey]int
 	// wanted is what the port's plan wants while its service is reconciled.
 	wanted []frontendPlan
 	// ranges that frontends name, or did until a change that failed half-way.
@@ -42,8 +44,51 @@ type backend struct {
 	flags uint8
 }
 
+// manyFrontends is from how many on frontends are found by an index: one Service may
+// have thousands, and others wait while it is programmed.
+const manyFrontends = 64
+
+// frontend returns the place of a frontend, -1 where the port does not have it.
 func (p *port) frontend(k maps.FrontendKey) int {
-	return slices.IndexFunc(p.frontends, func(f frontend) bool { return f.key == k })
+	if len(p.frontends) < manyFrontends {
+		return slices.IndexFunc(p.frontends, func(f frontend) bool { return f.key == k })
+	}
+	if p.index == nil {
+		p.index = make(map[maps.FrontendKey]int, len(p.frontends))
+		for i := range p.frontends {
+			p.index[p.frontends[i].key] = i
+		}
+	}
+	if i, there := p.index[k]; there {
+		return i
+	}
+	return -1
+}
+
+func (p *port) addFrontend(f frontend) {
+	p.frontends = append(p.frontends, f)
+	if p.index != nil {
+		p.index[f.key] = len(p.frontends) - 1
+	}
+}
+
+func (p *port) removeFrontend(i int) {
+	p.frontends = slices.Delete(p.frontends, i, i+1)
+	p.index = nil
+}
+
+// frontendsIn returns a function that reports whether a frontend is in a list.
+func frontendsIn(list []frontendPlan) func(maps.FrontendKey) bool {
+	if len(list) < manyFrontends {
+		return func(k maps.FrontendKey) bool {
+			return slices.ContainsFunc(list, func(f frontendPlan) bool { return f.key == k })
+		}
+	}
+	all := make(map[maps.FrontendKey]bool, len(list))
+	for _, f := range list {
+		all[f.key] = true
+	}
+	return func(k maps.FrontendKey) bool { return all[k] }
 }
 
 // wants says whether the plan under way wants a frontend for this port.

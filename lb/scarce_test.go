@@ -69,3 +69,35 @@ func TestThousandsShortCostLittle(t *testing.T) {
 		t.Errorf("to say it takes %v allocations", allocs)
 	}
 }
+
+// TestManyFrontendsOfOnePort changes the endpoints of a service with thousands of external
+// IPs: others wait for it, so each frontend must cost what it costs in a small service.
+func TestManyFrontendsOfOnePort(t *testing.T) {
+	took := func(ips int) time.Duration {
+		r := newRig(t, maps.NewFake(maps.DefaultSizes()), newTestClock())
+		r.store.SetService(flood(ips, 1))
+		r.mustStep()
+		best := time.Hour
+		for i := range 5 {
+			r.store.SetSlice(slice("x", "a-flood", "p0:8080/TCP", fmt.Sprint("10.0.0.", i)))
+			r.clock.advance(grace)
+			start := time.Now()
+			r.mustStep()
+			best = min(best, time.Since(start))
+		}
+		if to := r.leads("198.18.0.3:1000"); to != "10.0.0.4:8080" {
+			t.Errorf("a frontend leads to %q", to)
+		}
+		return best
+	}
+	// 16 times as many; it was 250 times as long. A busy machine may spoil a measurement.
+	const few, many = 500, 8000
+	for range 5 {
+		a, b := took(few), took(many)
+		if t.Failed() || b <= 60*a {
+			return
+		}
+		t.Logf("a change takes %v with %d frontends, and %v with %d", a, few, b, many)
+	}
+	t.Error("the time of a change grows with the square of the frontends")
+}
