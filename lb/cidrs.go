@@ -26,6 +26,8 @@ type exceptions struct {
 	held map[netip.Addr]bool
 	// changed: the maps may not hold what they should.
 	changed bool
+	// over: they were more than find room, which is said when it begins.
+	over bool
 }
 
 func newExceptions() exceptions {
@@ -117,10 +119,14 @@ func (r *reconciler) reconcileExceptions(want map[netip.Addr]int) error {
 // address is excepted before a range has it, and a range goes before its exceptions.
 func (r *reconciler) reconcileCIDRs(cidrs []netip.Prefix) error {
 	var err error
-	if e := &r.excepted; len(e.users) > exceptionRoom(r.tables.Sizes()) {
+	e := &r.excepted
+	began := !e.over
+	if e.over = len(e.users) > exceptionRoom(r.tables.Sizes()); e.over && began {
 		r.log.Warn("addresses that no service has are not refused: not all that another proxy's services have, or that "+
 			"could not be programmed, can be told from them; start shunt run with a larger "+maps.FlagSources,
 			zap.Int("addresses", len(e.users)), zap.Int("room", exceptionRoom(r.tables.Sizes())))
+	}
+	if e.over {
 		if err = r.reconcileRanges(nil); err == nil {
 			err = r.reconcileExceptions(nil)
 		}

@@ -9,6 +9,10 @@ import (
 	"testing"
 	"time"
 
+	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
+	"go.uber.org/zap/zaptest/observer"
+
 	"shunt/maps"
 )
 
@@ -147,4 +151,36 @@ func TestNoRoomForExceptions(t *testing.T) {
 		t.Errorf("with room again: %s", r.dump().Text())
 	}
 	r.sameAs(r.fresh(), "with room again")
+}
+
+// TestNoRoomForExceptionsIsSaidOnce: one line of the log when it begins, however many
+// services come and go meanwhile.
+func TestNoRoomForExceptionsIsSaidOnce(t *testing.T) {
+	sizes := roomy
+	sizes.Sources = 64 // room for four exceptions
+	r := newRig(t, maps.NewFake(sizes), newTestClock())
+	core, logs := observer.New(zapcore.WarnLevel)
+	r.loop.r.log = zap.New(core)
+	r.store.SetServiceCIDRs(prefixes("10.96.0.0/16"))
+	other := func(i int) *Service {
+		return &Service{Name: svcName(fmt.Sprint("s", i)), ClusterIPs: addrs(fmt.Sprintf("10.96.1.%d", i)), NotServed: true}
+	}
+	for i := range 40 {
+		r.store.SetService(other(i))
+		r.mustStep()
+	}
+	if n := logs.Len(); n != 1 {
+		t.Errorf("%d lines of the log, want 1: %v", n, logs.All())
+	}
+	for i := range 38 { // it ends, and begins again
+		r.store.DeleteService(svcName(fmt.Sprint("s", i)))
+		r.mustStep()
+	}
+	for i := range 3 {
+		r.store.SetService(other(i))
+		r.mustStep()
+	}
+	if n := logs.Len(); n != 2 {
+		t.Errorf("%d lines of the log after it began again, want 2", n)
+	}
 }

@@ -184,7 +184,7 @@ func (l *Loop) place(around surroundings, todo *changes) place {
 		at.zone = around.node.Zone
 	}
 	if at.cidrs == nil {
-		at.cidrs = l.r.cidrs // an earlier daemon's: nobody knows better yet
+		at.cidrs = slices.Clone(l.r.cidrs) // an earlier daemon's: nobody knows better yet
 	}
 	if !slices.Equal(l.around.addrs, around.addrs) {
 		l.addrsVersion++
