@@ -266,7 +266,7 @@ static __noinline int tc_direct(struct __sk_buff *skb, struct tc_work *w)
 	flow->used = tc_now(w);
 	flow_key_in(&w->key, pkt);
 	bpf_map_delete_elem(&directs, &w->key);
-	if (track_begin(flow, pkt_hash(pkt), w->found))
+	if (track_begin(flow, pkt, pkt_hash(pkt), w->found))
 		return tc_end(REASON_FLOW_UNRECORDED, TC_ACT_SHOT);
 	if (pkt->protocol == IPPROTO_TCP)
 		direct_began(flow->used);
@@ -297,7 +297,7 @@ static __always_inline int tc_begin(struct __sk_buff *skb, struct tc_work *w)
 	if (reason != REASON_TRANSLATED && reason != REASON_AFFINITY_KEPT)
 		return tc_refuse(skb, w, reason);
 	flow->used = tc_now(w);
-	if (track_begin(flow, hash, w->found))
+	if (track_begin(flow, pkt, hash, w->found))
 		return tc_refuse(skb, w, REASON_FLOW_UNRECORDED);
 	lb_count(flow->backend_id);
 	return tc_to_backend(w, reason);
@@ -354,7 +354,7 @@ static __always_inline int tc_follow(struct tc_work *w, struct flow *entry)
 			return tc_end(REASON_FLOW_OVER, TC_ACT_SHOT);
 		track_point(entry, pkt, FLOW_FROM_CLIENT);
 		track_touch(flow, pkt, FLOW_FROM_CLIENT, now);
-		if (track_is_confirmation(flow, pkt) && track_confirm(flow))
+		if (!(flow->flags & FLOW_FLAG_CONFIRMED) && track_advance(flow, pkt))
 			return tc_to_backend(w, REASON_UNCONFIRMED);
 		return tc_to_backend(w, REASON_FLOW_KEPT);
 	case FLOW_FROM_BACKEND:
@@ -517,8 +517,9 @@ static __always_inline int tc_restore_frontend(struct tc_work *w, struct flow *e
 {
 	struct flow *flow = &w->flow;
 
-	if (!track_is_answer(flow, &w->pkt)) {
-		track_yield(flow, tc_now(w));
+	if (!track_is_answer(entry, flow, &w->pkt)) {
+		if (!(w->pkt.tcp_flags & TCP_RST)) /* after which the port is the flow's alone */
+			track_yield(flow, tc_now(w));
 		return tc_end(REASON_EGRESS_PASSED, TC_ACT_UNSPEC);
 	}
 	track_point(entry, &w->pkt, FLOW_FROM_BACKEND);

@@ -27,7 +27,7 @@ static __always_inline __u64 flow_timeout(const struct flow *flow)
 		return config_timeouts.tcp_closed;
 	if ((flow->client_said | flow->backend_said) & FLOW_SAID_FIN)
 		return config_timeouts.tcp_close_wait;
-	if (flow->client_said & FLOW_SAID_SYN) /* a handshake again (track_restart) */
+	if (flow->client_said & FLOW_SAID_SYN) /* a handshake again (track_hear_backend) */
 		return config_timeouts.tcp_new;
 	return confirmed ? config_timeouts.tcp_established : config_timeouts.tcp_new;
 }

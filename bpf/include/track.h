@@ -163,16 +163,23 @@ static __noinline int track_claim_out(struct flow *flow, __u32 hash)
 	return -1;
 }
 
-/* Remembers a new flow. `found` says whether its client had one. Returns 0, or -1
- * without room. */
-static __noinline int track_begin(struct flow *flow, __u32 hash, int found)
+/* Remembers a new flow. `found` says whether its client had one. The entries say where the
+ * client's SYN is, which the backend's answer has to acknowledge (track_is_answer); the flow
+ * itself does not, as entries are made from it again that may be another connection's. Returns 0,
+ * or -1 without room. */
+static __noinline int track_begin(struct flow *flow, const struct pkt *pkt, __u32 hash, int found)
 {
 	struct flow_key key;
+	long err;
 
-	if (track_claim_out(flow, hash))
-		return -1;
+	if (pkt->protocol == IPPROTO_TCP)
+		flow->client_at = pkt->at;
+	err = track_claim_out(flow, hash);
 	flow_key_client(&key, flow);
-	if (bpf_map_update_elem(&flows_new, &key, flow, BPF_ANY))
+	if (!err)
+		err = bpf_map_update_elem(&flows_new, &key, flow, BPF_ANY);
+	flow->client_at.seq = flow->client_at.ack = 0;
+	if (err)
 		return -1;
 	if (found)
 		bpf_map_delete_elem(&flows, &key);
@@ -396,14 +403,25 @@ static __always_inline int track_is_confirmation(const struct flow *flow, const 
 	       !pkt_is_syn(pkt);
 }
 
-/* TCP: whether what leaves is the backend's answer to the flow, which has none yet. Else it is
- * of a connection that the backend has between the same ends: one that no note tells of. What
- * a backend with such a connection sends on a SYN is an ACK (RFC 9293, 3.10.7.4). */
-static __always_inline int track_is_answer(const struct flow *flow, const struct pkt *pkt)
+/* How many bytes a SYN can have, and itself. */
+#define TRACK_SYN_SIZE (1 << 16)
+
+/* TCP: whether what leaves is the backend's answer to the flow, which has none yet: a SYN-ACK or a
+ * reset that acknowledges its SYN. Else it is of a connection that the backend has between the
+ * same ends: one that no note tells of. What a backend with such a connection sends on a SYN is an
+ * ACK (RFC 9293, 3.10.7.4). `entry` is the one that the packet was found by. */
+static __always_inline int track_is_answer(const struct flow *entry, const struct flow *flow,
+					   const struct pkt *pkt)
 {
-	return flow->protocol != IPPROTO_TCP || flow->flags & FLOW_FLAG_CONFIRMED ||
-	       flow->backend_said & FLOW_SAID_ANYTHING || pkt->tcp_flags & TCP_RST ||
-	       pkt_is_syn_ack(pkt);
+	__be32 asked;
+
+	if (flow->protocol != IPPROTO_TCP || flow->flags & FLOW_FLAG_CONFIRMED ||
+	    flow->backend_said & FLOW_SAID_ANYTHING)
+		return 1;
+	if (!(pkt->tcp_flags & TCP_ACK) || !(pkt->tcp_flags & (TCP_SYN | TCP_RST)))
+		return 0;
+	asked = entry->client_at.seq;
+	return !asked || bpf_ntohl(pkt->at.ack) - bpf_ntohl(asked) - 1 < TRACK_SYN_SIZE;
 }
 
 /* The flow's port is another connection's at the backend: its client's next SYN gets the flow
@@ -511,4 +529,36 @@ static __noinline int track_confirm(struct flow *flow)
 	flow_key_wire(&key, flow);
 	track_move(&key, flow);
 	return 0;
+}
+
+/* Whether a TCP client's packet acknowledges what the backend sent last, or nearly. A sender with
+ * a false source address has not seen the backend's sequence number. A SYN that comes again may be
+ * another connection's: it is the one that the backend's answer has to acknowledge. */
+static __noinline int track_acknowledges(const struct flow *flow, const struct pkt *pkt)
+{
+	struct flow_key key;
+	struct flow *there;
+	__u32 acked;
+
+	flow_key_out(&key, flow);
+	there = flow_peek(&key);
+	if (!there || !flow_same_ends(there, flow))
+		return 0;
+	if (pkt_is_syn(pkt)) {
+		if (!(flow->backend_said & FLOW_SAID_ANYTHING))
+			there->client_at = pkt->at;
+		return 0;
+	}
+	acked = bpf_ntohl(pkt->at.ack) - bpf_ntohl(there->backend_at.seq);
+	return pkt->tcp_flags & TCP_ACK && there->backend_at.seq | there->backend_at.ack &&
+	       acked + TRACK_SEGMENT <= 2 * TRACK_SEGMENT;
+}
+
+/* A client's packet of a flow that is not confirmed. Returns 0, or -1 where it confirms the flow
+ * and there is no room. */
+static __always_inline int track_advance(struct flow *flow, const struct pkt *pkt)
+{
+	if (pkt->protocol == IPPROTO_TCP && !track_acknowledges(flow, pkt))
+		return 0;
+	return track_is_confirmation(flow, pkt) ? track_confirm(flow) : 0;
 }

@@ -71,7 +71,7 @@ type pkt struct {
 }
 
 // Where both sides of a TCP connection are: the next byte of each is firstSeq, and it has got
-// all of the other's up to lastAck, at which a reset is.
+// all of the other's up to lastAck, at which a reset is. A SYN is the byte before that.
 const firstSeq, lastAck = 1000, 77
 
 func tcp(src, dst netip.AddrPort, flags uint8) pkt {
@@ -81,6 +81,9 @@ func tcp(src, dst netip.AddrPort, flags uint8) pkt {
 	}
 	if flags&rst != 0 {
 		p.seq = lastAck
+	}
+	if isSYN(flags) {
+		p.seq = lastAck - 1
 	}
 	return p
 }

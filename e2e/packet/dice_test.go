@@ -290,7 +290,7 @@ func (d *dice) dress(src, dst netip.AddrPort) pkt {
 
 // place is a number in a TCP connection: often one that the other side can believe.
 func (d *dice) place() uint32 {
-	places := []uint32{0, 1, lastAck, firstSeq, firstSeq + segment, firstSeq + segment + 1, firstSeq + window, windowBehind,
+	places := []uint32{0, 1, lastAck - 1, lastAck, lastAck + synSize - 1, lastAck + synSize, firstSeq, firstSeq + segment, firstSeq + segment + 1, firstSeq + window, windowBehind,
 		0xffffffff}
 	if d.one(8) {
 		return d.Uint32()

@@ -178,4 +178,46 @@ var directCases = []packetCase{
 		c.arrives(c.continues(c.remote, c.source())).becomes(c.continues(c.remote, c.client), "source_restored")
 		c.leaves(c.continues(c.remote, c.client)).becomes(c.continues(c.external, c.client), "reply_restored")
 	}},
+	{name: "a SYN-ACK and a reset of a direct connection that no note tells of", proto: protoTCP, steps: func(c *play) {
+		c.serve(c.world, c.proto, 1, c.local)
+		c.load()
+		opens := c.opens(c.client, c.external).with(func(p *pkt) { p.seq = 5000000 })
+		stranger := func(flags uint8) pkt { return tcp(c.local, c.client, flags) }
+		answer := func(flags uint8, number uint32) pkt {
+			return tcp(c.local, c.client, flags).with(func(p *pkt) { p.ack = number })
+		}
+		// After its reset the port is the flow's alone.
+		c.arrives(opens).becomes(opens.as(c.client, c.local), "translated")
+		c.leaves(stranger(rst | ack)).passes("egress_passed")
+		c.leaves(stranger(rst)).passes("egress_passed")
+		c.leaves(answer(syn|ack, 5000001)).becomes(answer(syn|ack, 5000001).as(c.external, c.client), "reply_restored")
+		c.leaves(stranger(rst)).becomes(stranger(rst).as(c.external, c.client), "reply_restored")
+		// After its SYN-ACK it is not: the flow gets another one.
+		c.rig.clear()
+		c.arrives(opens).becomes(opens.as(c.client, c.local), "translated")
+		c.leaves(stranger(syn | ack)).passes("egress_passed")
+		c.arrives(opens).becomes(opens.as(c.beside(), c.local), "translated")
+		// A SYN may have data, which is acknowledged, or not.
+		for _, number := range []uint32{5000001, 5000001 + 1400} {
+			for _, flags := range []uint8{syn | ack, rst | ack} {
+				c.rig.clear()
+				c.arrives(opens).becomes(opens.as(c.client, c.local), "translated")
+				c.leaves(answer(flags, number)).becomes(answer(flags, number).as(c.external, c.client), "reply_restored")
+			}
+		}
+	}},
+	{name: "a SYN of another connection before the backend has answered", proto: protoTCP, steps: func(c *play) {
+		c.serve(c.world, c.proto, 1, c.local)
+		c.load()
+		for _, seq := range []uint32{5000000, 5000000, 9000000, 7} {
+			p := c.opens(c.client, c.external).with(func(p *pkt) { p.seq = seq })
+			reason := "flow_kept"
+			if len(c.rig.flows(fresh)) == 0 {
+				reason = "translated"
+			}
+			c.arrives(p).becomes(p.as(c.client, c.local), reason)
+		}
+		last := tcp(c.local, c.client, syn|ack).with(func(p *pkt) { p.ack = 8 })
+		c.leaves(last).becomes(last.as(c.external, c.client), "reply_restored")
+	}},
 }

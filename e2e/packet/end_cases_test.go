@@ -159,4 +159,41 @@ var endCases = []packetCase{
 		c.arrives(r).becomes(r.as(c.client, c.local), "flow_kept")
 		c.clientSays(syn, c.external, c.local, "translated")
 	}},
+	{name: "what a sender with a false address can't confirm", proto: protoTCP, steps: func(c *play) {
+		for _, b := range []netip.AddrPort{c.local, c.remote} {
+			c.rig.clear()
+			c.world = newWorld()
+			c.serve(c.world, c.proto, 1, b)
+			c.load()
+			c.arrives(c.opens(c.client, c.external)).becomes(c.opens(c.client, b), "translated")
+			c.answer(c.client, c.external, b)
+			for _, blind := range []struct {
+				flags uint8
+				ack   uint32
+			}{
+				{0, 0}, {psh, 0}, {fin, firstSeq + 1}, {rst, 0}, {ack, 0x80000000}, {ack | psh, firstSeq + segment + 1},
+				{ack, 1<<32 + firstSeq - segment - 1}, {fin | ack, 0x40000000},
+			} {
+				p := tcp(c.client, c.external, blind.flags).with(func(p *pkt) { p.ack = blind.ack })
+				c.arrives(p).becomes(p.as(c.client, b), "flow_kept")
+				if n := len(c.rig.flows(confirmed)); n != 0 {
+					c.Fatalf("flags %#x with acknowledgement %d confirmed %d entries", blind.flags, blind.ack, n)
+				}
+			}
+		}
+	}},
+	{name: "what confirms a connection is near what the backend sent", proto: protoTCP, steps: func(c *play) {
+		c.serve(c.world, c.proto, 1, c.local)
+		c.load()
+		for _, number := range []uint32{firstSeq, firstSeq + 1, firstSeq + segment, 1<<32 + firstSeq - segment} {
+			c.rig.clear()
+			c.arrives(c.opens(c.client, c.external)).becomes(c.opens(c.client, c.local), "translated")
+			c.answer(c.client, c.external, c.local)
+			p := tcp(c.client, c.external, ack).with(func(p *pkt) { p.ack = number })
+			c.arrives(p).becomes(p.as(c.client, c.local), "flow_kept")
+			if n := len(c.rig.flows(confirmed)); n != 2 {
+				c.Fatalf("acknowledgement %d confirmed %d entries, want 2", number, n)
+			}
+		}
+	}},
 }

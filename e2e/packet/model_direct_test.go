@@ -36,7 +36,7 @@ func (m *model) direct(v view) (uint32, string) {
 	delete(m.directs, key)
 	f := flow{client: v.src, frontend: v.dst, backend: v.dst, inner: v.src.port, proto: v.proto, used: m.now,
 		flags: maps.FlowDirect | there.flags&maps.FlowSNAT}
-	if !m.begin(&f, pick(v.src, v.dst, v.proto)) {
+	if !m.begin(&f, v) {
 		return shot, "flow_unrecorded"
 	}
 	if v.proto == protoTCP {
@@ -56,10 +56,17 @@ func (m *model) directIsThere(f flow) bool {
 	return ok && f.used-noted < int64(age)
 }
 
+// synSize is how many bytes a SYN can have, and itself (track.h).
+const synSize = 1 << 16
+
 // isAnswer says whether what a backend says is its answer to the flow, or comes later.
-func (f flow) isAnswer(v view) bool {
-	return v.proto != protoTCP || f.flags&maps.FlowConfirmed != 0 || f.backendSaid&maps.SaidAnything != 0 ||
-		v.flags&rst != 0 || v.flags&(syn|ack) == syn|ack
+func (m *model) isAnswer(f flow, v view) bool {
+	if v.proto != protoTCP || f.flags&maps.FlowConfirmed != 0 || f.backendSaid&maps.SaidAnything != 0 {
+		return true
+	}
+	there, _ := m.entry(f.outKey())
+	asked := there.clientAt.seq
+	return v.flags&ack != 0 && v.flags&(syn|rst) != 0 && (asked == 0 || v.at.ack-asked-1 < synSize)
 }
 
 // yield forgets a flow whose ends are another connection's.

@@ -134,8 +134,12 @@ func (m *model) remove(k flowKey) {
 
 // begin records a new flow, with a port for the client before the backend at which no
 // other flow of it is.
-func (m *model) begin(f *flow, hash uint32) bool {
-	claimed := false
+func (m *model) begin(f *flow, v view) bool {
+	hash, claimed := pick(v.src, v.dst, v.proto), false
+	if v.proto == protoTCP {
+		f.clientAt = v.at // in the entries alone
+		defer func() { f.clientAt = point{} }()
+	}
 	for i := uint32(0); i < innerTries && !claimed; i++ {
 		f.inner = f.client.port
 		if i > 0 {
@@ -186,8 +190,9 @@ func (m *model) sourcePort(hash, i uint32) uint16 {
 
 // heard moves a flow to where it can't be pushed out, if this packet of the client's shows
 // that it has heard the backend. False: there is no room.
-func (m *model) heard(f *flow, flags uint8) bool {
-	if f.flags&maps.FlowConfirmed != 0 || f.backendSaid&maps.SaidAnything == 0 || isSYN(flags) || !m.clients(*f) {
+func (m *model) heard(f *flow, v view) bool {
+	if f.flags&maps.FlowConfirmed != 0 || f.backendSaid&maps.SaidAnything == 0 || v.proto == protoTCP && isSYN(v.flags) ||
+		!m.acknowledges(*f, v) || !m.clients(*f) {
 		return true
 	}
 	if there, ok := m.find(f.outKey()); ok && !there.sameClient(*f) {

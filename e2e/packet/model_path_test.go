@@ -30,8 +30,9 @@ func (m *model) in(v view, isPiece bool) (uint32, string) {
 			}
 			m.point(f.clientKey(), v, isPiece, true)
 			m.touch(&f, v, true)
+			m.asksAgain(f, v)
 			reason := "flow_kept"
-			if !m.heard(&f, v.flags) {
+			if !m.heard(&f, v) {
 				reason = "unconfirmed"
 			}
 			m.toBackend(f, v, isPiece)
@@ -94,7 +95,7 @@ func (m *model) first(v view) (uint32, string) {
 	default:
 		return shot, reason
 	}
-	if !m.begin(&f, pick(v.src, v.dst, v.proto)) {
+	if !m.begin(&f, v) {
 		return shot, "flow_unrecorded"
 	}
 	m.toBackend(f, v, false)
@@ -155,8 +156,10 @@ func (m *model) out(v view, isPiece bool) (uint32, string) {
 		ok = false
 	}
 	switch {
-	case ok && v.src == f.backend && !f.isAnswer(v):
-		m.yield(f)
+	case ok && v.src == f.backend && !m.isAnswer(f, v):
+		if v.flags&rst == 0 {
+			m.yield(f)
+		}
 		return unspec, "egress_passed"
 	case ok && v.src == f.backend:
 		m.point(f.outKey(), v, isPiece, false)
@@ -187,7 +190,7 @@ func (m *model) followDisplaced(f *flow, v view, isPiece bool) bool {
 	}
 	m.point(f.outKey(), v, isPiece, true)
 	m.touch(f, v, true)
-	m.heard(f, v.flags)
+	m.heard(f, v)
 	return true
 }
 

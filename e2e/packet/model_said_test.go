@@ -30,12 +30,8 @@ const (
 	windowBehind = 1<<32 + firstSeq - window
 )
 
-// believes says whether the end of an established connection fits what the other side
-// said last.
-func (m *model) believes(f flow, v view, fromClient bool) bool {
-	if f.flags&maps.FlowConfirmed == 0 {
-		return true
-	}
+// otherAt is where the other side was with its last packet; zero: that is not known.
+func (m *model) otherAt(f flow, fromClient bool) point {
 	displaced := f.flags&maps.FlowDisplaced != 0
 	k := f.outKey()
 	switch {
@@ -45,11 +41,44 @@ func (m *model) believes(f flow, v view, fromClient bool) bool {
 		k = f.clientKey()
 	}
 	there, ok := m.entry(k)
-	other := there.clientAt
-	if fromClient {
-		other = there.backendAt
+	switch {
+	case !ok || !there.sameEnds(f):
+		return point{}
+	case fromClient:
+		return there.backendAt
 	}
-	if !ok || !there.sameEnds(f) || other == (point{}) {
+	return there.clientAt
+}
+
+// acknowledges says whether a client's packet acknowledges what the backend sent last, or nearly.
+// A displaced flow's client is on this node, where nobody has a false address.
+func (m *model) acknowledges(f flow, v view) bool {
+	if v.proto != protoTCP || f.flags&maps.FlowDisplaced != 0 {
+		return true
+	}
+	other := m.otherAt(f, true)
+	acked := int64(int32(v.at.ack - other.seq))
+	return v.flags&ack != 0 && other != (point{}) && acked >= -segment && acked <= segment
+}
+
+// asksAgain notes where a SYN is that a client sends to a backend that has said nothing.
+func (m *model) asksAgain(f flow, v view) {
+	if v.proto != protoTCP || !isSYN(v.flags) || f.backendSaid&maps.SaidAnything != 0 || f.flags&maps.FlowConfirmed != 0 {
+		return
+	}
+	if there, ok := m.entry(f.outKey()); ok && there.sameEnds(f) {
+		m.point(f.outKey(), v, false, true)
+	}
+}
+
+// believes says whether the end of an established connection fits what the other side
+// said last.
+func (m *model) believes(f flow, v view, fromClient bool) bool {
+	if f.flags&maps.FlowConfirmed == 0 {
+		return true
+	}
+	other := m.otherAt(f, fromClient)
+	if other == (point{}) {
 		return false
 	}
 	ahead, acked := v.at.seq-other.ack, int32(v.at.ack-other.seq)
