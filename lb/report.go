@@ -99,7 +99,8 @@ func (l *Loop) fill() []shuntmaps.Fill {
 		{Map: shuntmaps.NameServices, Flag: shuntmaps.FlagServices, Used: uint32(l.r.entries), Size: sizes.Services},
 		{Map: shuntmaps.NameSlots, Flag: shuntmaps.FlagSlots, Used: l.r.slots.used, Size: sizes.Slots},
 		{Map: shuntmaps.NameBackends, Flag: shuntmaps.FlagBackends, Used: l.r.records.used, Size: sizes.Backends},
-		{Map: shuntmaps.NameSources, Flag: shuntmaps.FlagSources, Used: uint32(l.r.sources + len(l.r.cidrs) + len(l.r.excepted.held)), Size: sizes.Sources},
+		{Map: shuntmaps.NameSources, Flag: shuntmaps.FlagSources,
+			Used: uint32(l.r.sources + len(l.r.cidrs) + len(l.r.excepted.held)), Size: sizes.Sources},
 	}
 }
 

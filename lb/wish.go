@@ -157,7 +157,8 @@ func (w *wish) eachClaim(do func(claim)) {
 
 // same reports whether a service still asks for the same addresses.
 func (w *wish) same(svc *Service, plans []portPlan) bool {
-	if w.notServed != svc.NotServed || !w.created.Equal(svc.Created) || len(w.ports) != len(plans) || !slices.Equal(w.outer, outerAddrs(svc)) {
+	if w.notServed != svc.NotServed || !w.created.Equal(svc.Created) || len(w.ports) != len(plans) ||
+		!slices.Equal(w.outer, outerAddrs(svc)) {
 		return false
 	}
 	for i, p := range plans {
