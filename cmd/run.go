@@ -101,13 +101,17 @@ func run(ctx context.Context, cfg *Config) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, d.lock.Release()) }()
+	source, err := newSource(d)
+	if err != nil {
+		return err
+	}
+	// After the source: a configuration that is refused leaves nothing pinned.
 	if d.memory, err = maps.OpenMemory(cfg.BPFFSRoot); err != nil {
 		return bpf.Explain(err)
 	}
 	defer d.memory.Close()
-	source, err := newSource(d)
-	if err != nil {
-		return err
+	if source.recall != nil {
+		source.recall()
 	}
 	if err := d.open(); err != nil {
 		return err

@@ -20,6 +20,8 @@ type source struct {
 	watches func() []health.Watch
 	// hasNode: a Node will be seen.
 	hasNode bool
+	// recall reads what an earlier daemon left in memory; nil where nothing is needed.
+	recall func()
 }
 
 // newSource makes the watcher that the flags ask for, and the store it fills.
@@ -56,6 +58,7 @@ func newSource(d *daemon) (*source, error) {
 		warn:    api.ServiceWarning,
 		watches: watches(api),
 		hasNode: true,
+		recall:  func() { d.recallServers(servers) },
 	}, nil
 }
 
@@ -64,13 +67,15 @@ func (d *daemon) servers() *watcher.Servers {
 	return watcher.NewServers(watcher.ServersOptions{
 		Leads: d.leads,
 		Uses:  d.reserved.useAPI,
-		Load: func() (found watcher.Endpoints) {
-			if err := d.memory.Get(maps.MemoryServers, &found); err != nil {
-				d.log.Warn("the endpoints of the API server that an earlier daemon found are not known", zap.Error(err))
-			}
-			return found
-		},
-		Save: func(found watcher.Endpoints) error { return d.memory.Put(maps.MemoryServers, found) },
-		Log:  d.log,
+		Save:  func(found watcher.Endpoints) error { return d.memory.Put(maps.MemoryServers, found) },
+		Log:   d.log,
 	})
+}
+
+func (d *daemon) recallServers(servers *watcher.Servers) {
+	var found watcher.Endpoints
+	if err := d.memory.Get(maps.MemoryServers, &found); err != nil {
+		d.log.Warn("the endpoints of the API server that an earlier daemon found are not known", zap.Error(err))
+	}
+	servers.Recall(found)
 }

@@ -32,8 +32,7 @@ type ServersOptions struct {
 	// Leads returns the endpoints to which this node translates connections to an
 	// address; none where it does not. It may be called at any time.
 	Leads func(netip.AddrPort) []netip.AddrPort
-	// Load and Save keep Endpoints from one daemon to the next.
-	Load func() Endpoints
+	// Save keeps Endpoints for the next daemon, whose Recall gets them.
 	Save func(Endpoints) error
 	// Uses is called with each address of an API server that is used: those that are
 	// configured, and others when a server has answered there. nil: it is not wanted.
@@ -73,12 +72,17 @@ func NewServers(o ServersOptions) *Servers {
 	}
 	s := &Servers{o: o, remembered: Endpoints{}, failed: map[string]time.Time{}, proven: map[string]time.Time{}}
 	s.dial = s.dialer().DialContext
-	if o.Load != nil {
-		for host, addrs := range o.Load() {
-			s.remembered[host] = addrs[:min(len(addrs), mostRemembered)]
-		}
-	}
 	return s
+}
+
+// Recall takes over the endpoints that an earlier daemon found. Call it before anything is
+// dialled.
+func (s *Servers) Recall(found Endpoints) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for host, addrs := range found {
+		s.remembered[host] = addrs[:min(len(addrs), mostRemembered)]
+	}
 }
 
 // setURLs replaces the servers, in the order of preference.

@@ -63,13 +63,12 @@ func (w *translations) lead(from netip.AddrPort, to ...netip.AddrPort) {
 
 // servers are those of a daemon that starts now.
 func (w *translations) servers() *Servers {
-	return NewServers(ServersOptions{
+	s := NewServers(ServersOptions{
 		Leads: func(a netip.AddrPort) []netip.AddrPort {
 			w.mu.Lock()
 			defer w.mu.Unlock()
 			return w.leads[a]
 		},
-		Load: func() Endpoints { return w.saved },
 		Save: func(e Endpoints) error {
 			w.mu.Lock()
 			defer w.mu.Unlock()
@@ -80,6 +79,8 @@ func (w *translations) servers() *Servers {
 			return nil
 		},
 	})
+	s.Recall(w.saved)
+	return s
 }
 
 // clientOf makes a client whose kubeconfig has this server, and lists one kind once.
