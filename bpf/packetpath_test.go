@@ -16,6 +16,7 @@ import (
 // Detach.
 func TestAttachDevices(t *testing.T) {
 	byBothWays(t, func(n *node) {
+		n.real = true
 		eth0, peer := n.veth("eth0", "192.0.2.1/24", "2001:db8::1/64")
 		vxlan := n.add(&netlink.Vxlan{LinkAttrs: netlink.LinkAttrs{Name: "flannel.1"}, VxlanId: 1, VtepDevIndex: eth0, Port: 8472}, "10.244.0.0/32")
 		pod, podPeer := n.veth("veth0")

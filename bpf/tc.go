@@ -28,6 +28,8 @@ type PacketOptions struct {
 	// UnreachableInterval is the least time between two ICMP errors of one CPU, after a
 	// second's worth of them. Zero: what config.h says.
 	UnreachableInterval time.Duration
+	// edit changes the programs before they are loaded, for tests; nil: not at all.
+	edit func(*ebpf.CollectionSpec)
 }
 
 // variant is a sort of device, which has programs of its own.
@@ -78,6 +80,9 @@ func (p *packetPrograms) get(v variant) (*loadedPrograms, error) {
 	}
 	if err != nil {
 		return nil, fmt.Errorf("configure the packet path's programs: %w", err)
+	}
+	if p.opts.edit != nil {
+		p.opts.edit(spec)
 	}
 	l := &loadedPrograms{}
 	opts := ebpf.CollectionOptions{MapReplacements: replacements(spec, p.set)}
