@@ -52,13 +52,11 @@ func FindLeft(root string) (left Left, err error) {
 	if path := filepath.Join(root, seedPin); isSeed(path) {
 		left.Pins = append(left.Pins, path)
 	}
-	all := link.Iterator{}
-	defer all.Close()
-	for all.Next() {
-		left.addLink(all.Link, all.ID, func(info *link.Info) bool { return pinned[all.ID] || worksWith(info.Program, set.IDs) })
-	}
-	if all.Err() != nil {
-		return left, fmt.Errorf("look through the kernel's links: %w", all.Err())
+	err = kernelLinks.each(func(id link.ID, l link.Link) {
+		left.addLink(l, id, func(info *link.Info) bool { return pinned[id] || worksWith(info.Program, set.IDs) })
+	})
+	if err != nil {
+		return left, fmt.Errorf("look through the kernel's links: %w", err)
 	}
 	filters, err := clsact{}.list()
 	for _, f := range filters {
@@ -174,7 +172,7 @@ func Detach(root string) error {
 }
 
 func detachID(id link.ID) error {
-	l, err := link.NewFromID(id)
+	l, err := kernelLinks.get(id)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}

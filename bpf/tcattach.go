@@ -187,7 +187,7 @@ func findLink(at point, prog ebpf.ProgramID) (link.Link, error) {
 	}
 	for _, p := range there.Programs {
 		if id, ok := p.LinkID(); ok && p.ID == prog {
-			return link.NewFromID(id)
+			return kernelLinks.get(id)
 		}
 	}
 	return nil, errors.New("the program is attached, and not by a link")

@@ -1,0 +1,75 @@
+package bpf
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"time"
+	"unsafe"
+
+	"github.com/cilium/ebpf/link"
+	"golang.org/x/sys/unix"
+)
+
+// linkIDs is the kernel's list of links.
+type linkIDs struct {
+	// next gives the first ID after that one, fs.ErrNotExist after the last.
+	next func(link.ID) (link.ID, error)
+	open func(link.ID) (link.Link, error)
+	// wait is how long an ID may take to become a link.
+	wait time.Duration
+}
+
+var kernelLinks = linkIDs{nextLinkID, link.NewFromID, 500 * time.Millisecond}
+
+// each goes through the links. One that is being made or freed meanwhile, by whomever,
+// isn't there. link.Iterator instead ends at one that is being made.
+func (k linkIDs) each(do func(link.ID, link.Link)) error {
+	for id := link.ID(0); ; {
+		next, err := k.next(id)
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
+		if err != nil {
+			return fmt.Errorf("get the ID after link %d: %w", id, err)
+		}
+		id = next
+		l, err := k.get(id)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		do(id, l)
+		l.Close()
+	}
+}
+
+// get opens a link. EAGAIN means that its ID is taken, and it is not attached yet: it is
+// waited for, and not there (fs.ErrNotExist) after that. An ID that is gone is given to
+// no other link soon.
+func (k linkIDs) get(id link.ID) (link.Link, error) {
+	for end := time.Now().Add(k.wait); ; time.Sleep(5 * time.Millisecond) {
+		l, err := k.open(id)
+		if !errors.Is(err, unix.EAGAIN) {
+			return l, err
+		}
+		if time.Now().After(end) {
+			return nil, fmt.Errorf("link %d is still being made: %w", id, fs.ErrNotExist)
+		}
+	}
+}
+
+func nextLinkID(id link.ID) (link.ID, error) {
+	attr := struct{ start, next, flags uint32 }{start: uint32(id)}
+	for {
+		_, _, errno := unix.Syscall(unix.SYS_BPF, unix.BPF_LINK_GET_NEXT_ID, uintptr(unsafe.Pointer(&attr)), unsafe.Sizeof(attr))
+		if errno == 0 {
+			return link.ID(attr.next), nil
+		}
+		if errno != unix.EINTR && errno != unix.EAGAIN {
+			return 0, errno
+		}
+	}
+}
