@@ -82,6 +82,14 @@ go-test: ## Every test, with the race detector
 	"$$sum" --format pkgname --format-hide-empty-pkg --post-run-command hack/summary.sh -- \
 		-race -timeout $(TEST_TIMEOUT) -exec $(AS_ROOT) $(TESTFLAGS) $(PKG)
 
+SOAK_MINUTES ?= 30
+SOAK_SEED ?=
+
+.PHONY: soak
+soak: tools ## Random faults against one daemon under traffic (half an hour): make soak SOAK_MINUTES=5 SOAK_SEED=1
+	SOAK_MINUTES=$(SOAK_MINUTES) SOAK_SEED=$(SOAK_SEED) \
+		go test -race -count=1 -v -timeout 0 -exec $(AS_ROOT) -run TestSoak ./e2e/soak
+
 KERNELS ?= 5.10 6.1 6.12 newest
 
 .PHONY: load-kernels

@@ -21,4 +21,4 @@ fi
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/shunt
 exec sudo env "PATH=$PATH" "HOME=$HOME" "CI=${CI:-}" "XDG_CACHE_HOME=${XDG_CACHE_HOME:-}" \
 	"SHUNT_TOOLS_DIR=${SHUNT_TOOLS_DIR:-}" "GOCACHE=$cache/go-build-root" "GOFLAGS=${GOFLAGS:-} -buildvcs=false" \
-	"BPF_CFLAGS=${BPF_CFLAGS:-}" "$@"
+	"BPF_CFLAGS=${BPF_CFLAGS:-}" "SOAK_MINUTES=${SOAK_MINUTES:-}" "SOAK_SEED=${SOAK_SEED:-}" "$@"

@@ -1,0 +1,170 @@
+package soak_test
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/kubernetes"
+
+	"shunt/e2e/kube"
+	"shunt/e2e/lab"
+	"shunt/e2e/rig"
+)
+
+func TestMain(m *testing.M) { rig.Main(m) }
+
+// soak is a node with a daemon, what asks it, and who does it harm.
+type soak struct {
+	t   *testing.T
+	rnd *rand.Rand
+
+	kube *kube.Cluster
+	api  kubernetes.Interface
+	// way stands between the daemon and the API server.
+	way *kube.Proxy
+
+	n1, n2                *lab.Node
+	near, far, spare      *lab.Pod // servers, the last on n1
+	client, host, outside *lab.Pod
+
+	d      *rig.Daemon
+	flows  []*flow
+	held   []*held
+	probes *prober
+	base   resources
+}
+
+// TestSoak has random faults for SOAK_MINUTES, or for less than a minute and a half.
+func TestSoak(t *testing.T) {
+	length, seed := 20*time.Second, uint64(time.Now().UnixNano())
+	if text := os.Getenv("SOAK_MINUTES"); text != "" {
+		minutes, err := strconv.ParseFloat(text, 64)
+		if err != nil {
+			t.Fatalf("SOAK_MINUTES: %v", err)
+		}
+		length = time.Duration(minutes * float64(time.Minute))
+	}
+	if text := os.Getenv("SOAK_SEED"); text != "" {
+		var err error
+		if seed, err = strconv.ParseUint(text, 10, 64); err != nil {
+			t.Fatalf("SOAK_SEED: %v", err)
+		}
+	}
+	t.Logf("SOAK_SEED=%d", seed)
+	s := newSoak(t, rand.New(rand.NewPCG(seed, 1)))
+	s.start()
+	before := s.quiet()
+	s.hold()
+	s.probes.begin()
+	rounds, counts := 0, map[string]int{}
+	var left []fault // each of them comes before any comes again
+	for began := time.Now(); time.Since(began) < length && !t.Failed(); rounds++ {
+		if len(left) == 0 {
+			left = faults()
+			s.rnd.Shuffle(len(left), func(i, j int) { left[i], left[j] = left[j], left[i] })
+		}
+		f := left[0]
+		left = left[1:]
+		counts[f.name]++
+		s.round(rounds, f)
+	}
+	t.Logf("%d rounds: %v; %d exchanges, %d of them failed as the fault explains; %d probes", rounds, counts,
+		s.asked(), s.excused(), s.probes.count())
+	s.probes.end()
+	s.release()
+	s.sameAs(before)
+	s.unleaked()
+	s.d.Stop()
+	if log := s.d.Log.String(); strings.Contains(log, "DATA RACE") || strings.Contains(log, "panic:") {
+		t.Errorf("the daemon's log:\n%s", s.d.Log.Tail(200))
+	}
+	if t.Failed() {
+		t.Logf("again: make soak SOAK_SEED=%d", seed)
+	}
+}
+
+func newSoak(t *testing.T, rnd *rand.Rand) *soak {
+	l := lab.ForTest(t)
+	s := &soak{t: t, rnd: rnd, kube: kube.ForTest(t), n1: l.Node("n1"), n2: l.Node("n2")}
+	s.api = s.kube.Client()
+	s.near, s.spare, s.far = s.n1.Pod("near"), s.n1.Pod("spare"), s.n2.Pod("far")
+	s.client, s.host, s.outside = s.n1.Pod("client"), s.n1.HostPod("host"), l.Client("outside")
+	for _, p := range []*lab.Pod{s.near, s.spare, s.far} {
+		for _, network := range []string{"tcp", "udp"} {
+			p.Serve(network, rig.ServerPort)
+		}
+	}
+	s.outside.RouteVia(lab.ExternalCIDR4, s.n1)
+	s.outside.RouteVia(lab.ExternalCIDR6, s.n1)
+	var err error
+	s.way, err = kube.NewProxy(s.n1.NetnsPath(), s.kube.Addr(), s.kube.Addr())
+	s.check(err)
+	t.Cleanup(s.way.Close)
+	s.makeObjects()
+	return s
+}
+
+func (s *soak) check(err error) {
+	s.t.Helper()
+	if err != nil {
+		s.t.Fatal(err)
+	}
+}
+
+// start runs the daemon for the first time.
+func (s *soak) start() {
+	kubeconfig := filepath.Join(s.t.TempDir(), "kubeconfig")
+	s.check(s.kube.Kubeconfig(kubeconfig))
+	s.d = rig.NewDaemon(s.t, s.n1, "", "--kubeconfig", kubeconfig,
+		// So that what is over is gone by the end of the run.
+		"--conntrack-udp-timeout=10s", "--conntrack-udp-timeout-stream=45s")
+	i := slices.Index(s.d.Args, "--manifests")
+	s.d.Args = slices.Delete(s.d.Args, i, i+2)
+	s.probes = newProber(s.d)
+	s.d.Start()
+	s.flows = s.allFlows()
+	s.await("at first")
+	s.base = s.resources()
+}
+
+// makeObjects has a service with every kind of frontend, and the Node.
+func (s *soak) makeObjects() {
+	ctx := s.t.Context()
+	svc := newService(web, webNumber, rig.Everywhere(webNumber))
+	status := svc.Status
+	made, err := s.api.CoreV1().Services(svc.Namespace).Create(ctx, svc, metav1.CreateOptions{})
+	s.check(err)
+	made.Status = status
+	_, err = s.api.CoreV1().Services(svc.Namespace).UpdateStatus(ctx, made, metav1.UpdateOptions{})
+	s.check(err)
+	s.putSlices(names{"t", "u"}, s.near, s.far)
+	_, err = s.api.CoreV1().Nodes().Create(ctx, nodeObject(s.n1), metav1.CreateOptions{})
+	s.check(err)
+}
+
+// round has one fault under traffic. What fails must be what the fault explains.
+func (s *soak) round(n int, f fault) {
+	s.t.Helper()
+	s.pour()
+	began := lab.Monotonic()
+	f.do(s)
+	ended := lab.Monotonic()
+	s.await(fmt.Sprintf("round %d, after %s", n, f.name))
+	over := lab.Monotonic()
+	if took, most := time.Duration(over-ended), f.heals+rig.Patience; took > most {
+		s.t.Errorf("round %d: after %s it took %v until all was well", n, f.name, took)
+	}
+	s.t.Logf("round %d: %s, %v, and %v until all is well", n, f.name, time.Duration(ended-began).Round(time.Millisecond),
+		time.Duration(over-ended).Round(time.Millisecond))
+	s.judge(n, f, began, ended)
+	s.askHeld(n, f)
+	s.probes.judge(s.t, n, f)
+}
