@@ -49,8 +49,11 @@ func ParseNodePortAddresses(values []string) (NodePortAddresses, error) {
 			if err != nil {
 				return n, fmt.Errorf("%q: neither a CIDR nor one of the words primary, localhost and all: %w", v, err)
 			}
-			if p.Addr().Is4In6() { // addresses are compared unmapped: it would match none
-				return n, fmt.Errorf("%q: an IPv4-mapped CIDR matches no address: write it as IPv4", v)
+			if a := p.Addr(); a.Is4In6() { // addresses are compared unmapped
+				if p.Bits() < 96 {
+					return n, fmt.Errorf("%q: an IPv4-mapped CIDR that is wider than all of IPv4", v)
+				}
+				p = netip.PrefixFrom(a.Unmap(), p.Bits()-96)
 			}
 			n.CIDRs = append(n.CIDRs, p.Masked())
 		}

@@ -130,6 +130,8 @@ func TestNodePortAddresses(t *testing.T) {
 		{[]string{"fd00:2::/64"}, node, "0.0.0.0! 127.0.0.1! 127.0.0.2! 172.16.0.1 192.168.0.1 192.168.0.2"},
 		{[]string{"0.0.0.0/0", "fd00:2::/64"}, node, "0.0.0.0! 127.0.0.1! 127.0.0.2! 172.16.0.1 192.168.0.1 192.168.0.2"},
 		{[]string{"0.0.0.0/0"}, node, everything},
+		{[]string{"::ffff:192.168.0.2/127"}, node, "192.168.0.2 ::! ::1! fd00:1::1"},
+		{[]string{"::ffff:0:0/96", "::2/128"}, node, "0.0.0.0! 127.0.0.1! 127.0.0.2! 172.16.0.1 192.168.0.1 192.168.0.2"},
 		{[]string{"0.0.0.0/0", "primary"}, node, "0.0.0.0! 127.0.0.1! 127.0.0.2! 172.16.0.1 192.168.0.1 192.168.0.2 fd00:1::1"},
 
 		{nil, node, everything},
@@ -165,7 +167,7 @@ func TestNodePortAddresses(t *testing.T) {
 			t.Errorf("%q: %s, want %s", c.flag, strings.Join(got, " "), c.want)
 		}
 	}
-	for _, bad := range [][]string{{"::ffff:10.0.0.0/104"}, {"::ffff:0:0/95"}, {"primary", "10.0.0.1"}, {"10.0.0.1"}, {""}, {"nonsense"}, {"10.0.0.0/33"}} {
+	for _, bad := range [][]string{{"::ffff:0:0/95"}, {"primary", "10.0.0.1"}, {"10.0.0.1"}, {""}, {"nonsense"}, {"10.0.0.0/33"}} {
 		if _, err := ParseNodePortAddresses(bad); err == nil || !strings.Contains(err.Error(), strconv.Quote(bad[len(bad)-1])) {
 			t.Errorf("%q: %v", bad, err)
 		}
