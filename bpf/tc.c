@@ -241,7 +241,8 @@ static __noinline int tc_unknown(struct __sk_buff *skb, struct tc_work *w, enum 
 /* in, to a backend's address and no service, of no flow. Where a flow has, or had, these ends
  * before the stack, the backend's answers would be taken for that one's: what begins here
  * becomes a flow itself, with the backend for its frontend, and another port where it
- * needs one. Everything else is only noted. */
+ * needs one. Everything else is only noted: also a datagram from that flow's backend to its
+ * client, which can be a backend too. It is an answer, and gets the frontend where it leaves. */
 static __noinline int tc_direct(struct __sk_buff *skb, struct tc_work *w)
 {
 	const struct pkt *pkt = &w->pkt;
@@ -255,6 +256,8 @@ static __noinline int tc_direct(struct __sk_buff *skb, struct tc_work *w)
 	flow_key_ends(&w->key, pkt->protocol, &pkt->src, pkt->sport, &pkt->dst, pkt->dport);
 	there = flow_peek(&w->key);
 	if (!there || flow_is_expired(there, tc_now(w)))
+		return tc_end(REASON_NO_FRONTEND, TC_ACT_UNSPEC);
+	if (pkt->protocol != IPPROTO_TCP && flow_side_out(there, pkt) == FLOW_FROM_BACKEND)
 		return tc_end(REASON_NO_FRONTEND, TC_ACT_UNSPEC);
 	__builtin_memset(flow, 0, sizeof(*flow));
 	flow->flags = FLOW_FLAG_DIRECT | (there->flags & FLOW_FLAG_SNAT);

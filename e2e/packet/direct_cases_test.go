@@ -56,6 +56,17 @@ var directCases = []packetCase{
 			c.arrives(c.continues(c.client, b)).becomes(c.continues(c.beside(), b), "flow_kept")
 		}
 	}},
+	{name: "an answer to a client that is a backend too", proto: protoUDP, steps: func(c *play) {
+		c.serve(c.world, c.proto, 1, c.local)
+		c.world.backends[20] = endpoint{addr: at(c.client, 5353), proto: c.proto, flags: maps.ClusterSet, service: 2}
+		c.load()
+		c.arrives(c.opens(c.client, c.external)).becomes(c.opens(c.client, c.local), "translated")
+		for range 2 {
+			c.arrives(c.accepts(c.local, c.client)).passes("no_frontend")
+			c.leaves(c.accepts(c.local, c.client)).becomes(c.accepts(c.external, c.client), "reply_restored")
+			c.arrives(c.continues(c.client, c.external)).becomes(c.continues(c.client, c.local), "flow_kept")
+		}
+	}},
 	{name: "a direct connection while a flow that is not answered has its port", steps: func(c *play) {
 		c.serve(c.world, c.proto, 1, c.local)
 		c.load()

@@ -33,6 +33,10 @@ func (m *model) direct(v view) (uint32, string) {
 		m.directs[key] = m.now
 		return unspec, "no_frontend"
 	}
+	if v.proto == protoUDP && v.src == there.backend && v.dst == there.inside() { // an answer
+		m.directs[key] = m.now
+		return unspec, "no_frontend"
+	}
 	delete(m.directs, key)
 	f := flow{client: v.src, frontend: v.dst, backend: v.dst, inner: v.src.port, proto: v.proto, used: m.now,
 		flags: maps.FlowDirect | there.flags&maps.FlowSNAT}
