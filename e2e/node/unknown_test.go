@@ -119,8 +119,12 @@ func TestConnectionOfAnother(t *testing.T) {
 		}
 	}
 	ask("before")
+	// The service is older than the daemons: they count its connections as soon as they are
+	// in effect, and only once where there are none.
+	c.m.Put(rig.Service("web", 1, rig.Everywhere(1)), rig.SlicesOf("web", rig.Up(c.near)...))
+	c.m.Write()
 	c.start()
-	c.apply(rig.Service("web", 1, rig.Everywhere(1)), rig.SlicesOf("web", rig.Up(c.near)...))
+	c.apply()
 	waitResets(t, c.d2, 30*time.Second) // where nothing was set up
 	for start := time.Now(); time.Since(start) < 12*time.Second; time.Sleep(time.Second) {
 		ask("after")
