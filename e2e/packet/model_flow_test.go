@@ -192,7 +192,7 @@ func (m *model) sourcePort(hash, i uint32) uint16 {
 // that it has heard the backend. False: there is no room.
 func (m *model) heard(f *flow, v view) bool {
 	if f.flags&maps.FlowConfirmed != 0 || f.backendSaid&maps.SaidAnything == 0 || v.proto == protoTCP && isSYN(v.flags) ||
-		!m.acknowledges(*f, v) || !m.clients(*f) {
+		!m.clients(*f) {
 		return true
 	}
 	if there, ok := m.find(f.outKey()); ok && !there.sameClient(*f) {

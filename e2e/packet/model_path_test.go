@@ -32,7 +32,7 @@ func (m *model) in(v view, isPiece bool) (uint32, string) {
 			m.touch(&f, v, true)
 			m.asksAgain(f, v)
 			reason := "flow_kept"
-			if !m.heard(&f, v) {
+			if m.acknowledges(f, v) && !m.heard(&f, v) {
 				reason = "unconfirmed"
 			}
 			m.toBackend(f, v, isPiece)

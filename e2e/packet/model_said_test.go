@@ -50,15 +50,19 @@ func (m *model) otherAt(f flow, fromClient bool) point {
 	return there.clientAt
 }
 
-// acknowledges says whether a client's packet acknowledges what the backend sent last, or nearly.
-// A displaced flow's client is on this node, where nobody has a false address.
+// acknowledges says whether a client's packet that arrives acknowledges what the backend sent last,
+// or nearly. Whose flow it is makes no difference: what arrives from a displaced flow's client, which
+// is on this node, has a false address.
 func (m *model) acknowledges(f flow, v view) bool {
-	if v.proto != protoTCP || f.flags&maps.FlowDisplaced != 0 {
+	if v.proto != protoTCP {
 		return true
 	}
-	other := m.otherAt(f, true)
-	acked := int64(int32(v.at.ack - other.seq))
-	return v.flags&ack != 0 && other != (point{}) && acked >= -segment && acked <= segment
+	there, ok := m.entry(f.outKey())
+	if !ok || !there.sameEnds(f) || there.backendAt == (point{}) {
+		return false
+	}
+	acked := int64(int32(v.at.ack - there.backendAt.seq))
+	return v.flags&ack != 0 && acked >= -segment && acked <= segment
 }
 
 // asksAgain notes where a SYN is that a client sends to a backend that has said nothing.

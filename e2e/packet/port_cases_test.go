@@ -213,6 +213,24 @@ var portCases = []packetCase{
 		c.arrives(c.continues(c.remote, source)).passes("own_flow")
 		c.arrives(c.continues(c.remote, second)).passes("no_frontend")
 	}},
+	{name: "a false address of what netfilter masquerades confirms nothing", config: twoPorts, proto: protoTCP, steps: func(c *play) {
+		// A service has the backend's address, too.
+		c.world.add(frontend{addr: at(c.remote, 9999), proto: c.proto, service: 99}, map[uint32]endpoint{99: {addr: c.local}})
+		source, second := c.displaced()
+		c.arrives(c.continues(c.remote, second)).becomes(c.continues(c.remote, source), "source_restored")
+		before := len(c.rig.flows(confirmed))
+		for _, number := range []uint32{0, lastAck, firstSeq, firstSeq + 1, 0x80000000} {
+			p := tcp(source, c.remote, ack).with(func(p *pkt) { p.ack = number })
+			c.arrives(p).becomes(p, "flow_kept")
+			if n := len(c.rig.flows(confirmed)); n != before {
+				c.Fatalf("acknowledgement %d confirmed %d entries", number, n-before)
+			}
+		}
+		c.leaves(c.continues(source, c.remote)).becomes(c.continues(second, c.remote), "source_translated")
+		if n := len(c.rig.flows(confirmed)); n != before+3 {
+			c.Fatalf("the client's own packet confirmed %d entries, want 3", n-before)
+		}
+	}},
 	{name: "a source port of a connection that was reset, which netfilter chooses", proto: protoTCP, steps: func(c *play) {
 		c.serve(c.world, c.proto, 1, c.remote)
 		c.load()
