@@ -141,7 +141,8 @@ func (r *reconciler) attempt(steps []portStep) error {
 		}
 	}
 	var errs []error
-	for _, s := range steps {
+	for i := range steps {
+		s := &steps[i]
 		if (s.err == nil || onlyFull(s.err)) && !s.port.keeps(waiting) {
 			if err := r.retire(s.port, s.want, s.remove, s.err != nil); err != nil {
 				s.err = err

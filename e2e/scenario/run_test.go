@@ -173,11 +173,13 @@ func (p *player) settle() {
 	p.t.Helper()
 	deadline := time.Now().Add(time.Hour)
 	for synctest.Wait(); ; synctest.Wait() {
-		if st := p.loop.Status(); st.Synced && st.QueuedSince.IsZero() && st.Err == nil {
+		st := p.loop.Status()
+		// LastSync: what an earlier daemon left is gone, too.
+		if st.Synced && !st.LastSync.IsZero() && st.QueuedSince.IsZero() && st.Err == nil && st.Failing == 0 {
 			return
 		}
 		if time.Now().After(deadline) {
-			p.t.Fatalf("not in the maps after an hour: %v", p.loop.Status().Err)
+			p.t.Fatalf("not in the maps after an hour: %v, %d services fail: %v", st.Err, st.Failing, st.Problems.List)
 		}
 		time.Sleep(time.Second)
 	}
