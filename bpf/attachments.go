@@ -87,7 +87,7 @@ func programProblem(hook string, id ebpf.ProgramID, set *maps.Set) string {
 	return ""
 }
 
-// foreignMap gives the name of a map that has the name of one of the set, and is another.
+// foreignMap returns the name of a map that has the name of one of the set, and is another.
 func foreignMap(id ebpf.MapID, set *maps.Set) string {
 	m, err := ebpf.NewMapFromID(id)
 	if err != nil {

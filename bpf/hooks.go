@@ -39,7 +39,7 @@ type HooksOptions struct {
 	Lock       *Lock
 	Set        *shuntmaps.Set
 	Maps       *shuntmaps.Kernel
-	// FindCgroup gives the directory that hooks are attached to.
+	// FindCgroup returns the directory that hooks are attached to.
 	FindCgroup func() (string, error)
 	Programs   *Programs
 	Packets    *PacketPath
@@ -119,7 +119,7 @@ func (h *Hooks) Run(ctx context.Context) error {
 	}
 }
 
-// Last gives what was wrong when the hooks were last looked at, by name, with "" for
+// Last returns what was wrong when the hooks were last looked at, by name, with "" for
 // what was in effect. Nothing is known before Start: nil.
 func (h *Hooks) Last() map[string]string {
 	h.stateMu.Lock()
@@ -178,7 +178,7 @@ func (h *Hooks) pass(ctx context.Context) map[string]string {
 	return p.problems
 }
 
-// packets gives the packet path's problems by direction. PacketPath mends them.
+// packets returns the packet path's problems by direction. PacketPath mends them.
 func (h *Hooks) packets() map[string]string {
 	by := h.opts.Packets.look()
 	return map[string]string{EffectIngress: by[ingress], EffectEgress: by[egress]}

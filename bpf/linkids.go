@@ -13,7 +13,7 @@ import (
 
 // linkIDs is the kernel's list of links.
 type linkIDs struct {
-	// next gives the first ID after that one, fs.ErrNotExist after the last.
+	// next returns the first ID after that one, fs.ErrNotExist after the last.
 	next func(link.ID) (link.ID, error)
 	open func(link.ID) (link.Link, error)
 	// wait is how long an ID may take to become a link.

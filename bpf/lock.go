@@ -88,7 +88,7 @@ func (l *Lock) Keep(root string, mount bool) (did string, err error) {
 	return "it was removed or unmounted, and was made anew", nil
 }
 
-// path gives where the locked directory is now.
+// path returns where the locked directory is now.
 func (l *Lock) path(ours os.FileInfo) (string, bool) {
 	path, err := os.Readlink(fmt.Sprintf("/proc/self/fd/%d", l.dir.Fd()))
 	if err != nil {

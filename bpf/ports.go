@@ -91,7 +91,7 @@ func parseSpans(text string) ([]portSpan, error) {
 	return all, nil
 }
 
-// skippedPorts gives the ports that the kernel chooses for sockets of this network
+// skippedPorts returns the ports that the kernel chooses for sockets of this network
 // namespace, of which the programs know without a look-up that none is a node port; an
 // empty range where some may be.
 func skippedPorts() (first, last uint32, err error) {

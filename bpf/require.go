@@ -71,7 +71,7 @@ func FindCgroupRoot(asked string) (string, error) {
 		"or boot with systemd.unified_cgroup_hierarchy=1, or name a directory with --cgroup-root")
 }
 
-// cgroupMounts gives where cgroup v2 is mounted, in the order of the mounts.
+// cgroupMounts returns where cgroup v2 is mounted, in the order of the mounts.
 func cgroupMounts() (roots []string, err error) {
 	f, err := os.Open("/proc/self/mounts")
 	if err != nil {

@@ -117,7 +117,7 @@ func readScope(cgroup string) (s scope, err error) {
 	return s, nil
 }
 
-// cgroupPath gives a cgroup directory's path as /proc/PID/cgroup has it: the root of
+// cgroupPath returns a cgroup directory's path as /proc/PID/cgroup has it: the root of
 // the mount, which may be any cgroup, and the way from there.
 func cgroupPath(dir string) (string, error) {
 	f, err := os.Open(dir)
@@ -156,7 +156,7 @@ func unescape(s string) string {
 	return strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`).Replace(s)
 }
 
-// readPods gives the processes whose cgroup, in any hierarchy, is one of pods.
+// readPods returns the processes whose cgroup, in any hierarchy, is one of pods.
 func readPods(proc, named string) ([]podProcess, error) {
 	dir, err := os.Open(proc)
 	if err != nil {
@@ -195,7 +195,7 @@ func readInto(path string, to []byte) (int, error) {
 	return unix.Read(fd, to)
 }
 
-// parseCgroups gives the path in the cgroup v2 hierarchy from the lines of
+// parseCgroups returns the path in the cgroup v2 hierarchy from the lines of
 // /proc/PID/cgroup, and whether a path in any hierarchy is a pod's.
 func parseCgroups(text []byte, named string) (path string, isPod bool) {
 	for line := range strings.Lines(string(text)) {

@@ -71,7 +71,7 @@ func (s *Sweeper) Poke(what Sweep) {
 	}
 }
 
-// and gives what either looks for.
+// and returns what either looks for.
 func (w Sweep) and(o Sweep) Sweep {
 	return Sweep{TCP: w.TCP || o.TCP, UDP: w.UDP || o.UDP, Untranslated: w.Untranslated || o.Untranslated}
 }

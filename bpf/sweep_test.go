@@ -38,7 +38,7 @@ func newSweepRig(t *testing.T) *sweepRig {
 	return r
 }
 
-// server gives a socket on loopback that clients can be connected to.
+// server returns a socket on loopback that clients can be connected to.
 func (r *sweepRig) server(kind int) (fd int, at netip.AddrPort) {
 	r.t.Helper()
 	fd = r.socket(kind)

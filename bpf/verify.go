@@ -99,7 +99,7 @@ func Verify(ctx context.Context, k *maps.Kernel, cgroup string) error {
 	return err
 }
 
-// prove gives the hooks that do not act on processes below the cgroup.
+// prove returns the hooks that do not act on processes below the cgroup.
 func prove(ctx context.Context, k *maps.Kernel, cgroup string) (passed []string, err error) {
 	for _, a := range probeAddrs {
 		if err := k.SetProbe(a.Addr()); err != nil {

@@ -56,7 +56,7 @@ func (s *statusReport) judge() {
 	}
 }
 
-// exit gives the exit code, with what it is for; nil: all is well.
+// exit returns the exit code, with what it is for; nil: all is well.
 func (s *statusReport) exit() error {
 	switch {
 	case len(s.Wrong) > 0:

@@ -30,7 +30,7 @@ type watchReport struct {
 	Watches []health.Watch `json:"watches"`
 }
 
-// watches gives the state of the watcher's watches in the terms of package health.
+// watches returns the state of the watcher's watches in the terms of package health.
 func watches(api *watcher.API) func() []health.Watch {
 	return func() []health.Watch {
 		states := api.Watches()

@@ -168,7 +168,7 @@ type wantedSocket struct {
 	endpoints int
 }
 
-// snapshot gives the sockets that are wanted, those of a check on the addresses of
+// snapshot returns the sockets that are wanted, those of a check on the addresses of
 // its family, in the order of the checks: of two services with one port, the same one
 // has it after every start.
 func (n *nodePorts) snapshot() []wantedSocket {

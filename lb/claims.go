@@ -43,7 +43,7 @@ func newClaims() claims {
 		changed: map[ServiceName]bool{}}
 }
 
-// beatenBy gives the keys of other frontends that a claim gives way to. An address
+// beatenBy returns the keys of other frontends that a claim gives way to. An address
 // of this node has the node ports of all services, by one entry a port: programs
 // look for the exact address first, so a load-balancer or external IP there would
 // take the port from its owner. And the ports of a cluster IP that its service does
@@ -113,7 +113,7 @@ func (c *claims) decideUnder(k maps.FrontendKey) {
 	}
 }
 
-// beats gives the claim to another frontend that a claim gives way to, if there is one.
+// beats returns the claim to another frontend that a claim gives way to, if there is one.
 func (c *claims) beats(cl claim) *claim {
 	for _, over := range c.beatenBy(cl.frontend.key, cl.frontend.kind) {
 		if better := c.to[over]; len(better) > 0 && (over.Port != 0 || better[0].port.of != cl.port.of) {
@@ -123,7 +123,7 @@ func (c *claims) beats(cl claim) *claim {
 	return nil
 }
 
-// owner gives the claim that has what another one asks for.
+// owner returns the claim that has what another one asks for.
 func (c *claims) owner(cl claim) claim {
 	if o := c.beats(cl); o != nil {
 		return *o
@@ -131,7 +131,7 @@ func (c *claims) owner(cl claim) claim {
 	return c.to[cl.frontend.key][0]
 }
 
-// winner gives the service port that is to have a frontend in the maps, nil where there is none.
+// winner returns the service port that is to have a frontend in the maps, nil where there is none.
 func (c *claims) winner(k maps.FrontendKey) *portWish {
 	if all := c.to[k]; len(all) > 0 && all[0].frontend.granted() && !all[0].port.of.notServed {
 		return all[0].port

@@ -114,7 +114,7 @@ func (r *rig) checkOwners(what string) {
 	}
 }
 
-// owner gives the service that has a TCP frontend in the maps.
+// owner returns the service that has a TCP frontend in the maps.
 func (r *rig) owner(frontend string) string {
 	d := r.dump()
 	v, there := d.Frontends[fe(frontend, TCP)]

@@ -80,7 +80,7 @@ func (c *compaction) join(o order) (bool, error) {
 	return false, nil
 }
 
-// parts gives the ranges in a block, and false where something else is in it too.
+// parts returns the ranges in a block, and false where something else is in it too.
 func (c *compaction) parts(b block) ([]block, bool) {
 	if b.base+b.size() > c.r.slots.size {
 		return nil, false

@@ -11,7 +11,7 @@ import (
 	"shunt/maps/mapstest"
 )
 
-// claimProblems gives the problems of one service's claims, as they are published.
+// claimProblems returns the problems of one service's claims, as they are published.
 func (r *rig) claimProblems(name string) []Problem {
 	var list []Problem
 	for _, p := range r.loop.Status().Problems.List {

@@ -187,7 +187,7 @@ func (p *slotPool) put(b block, now time.Time) {
 	p.used -= b.size()
 }
 
-// cut gives back the upper part of a block.
+// cut returns back the upper part of a block.
 func (p *slotPool) cut(b block, to order, now time.Time) block {
 	for b.order > to {
 		b.order--
@@ -204,7 +204,7 @@ func (p *slotPool) busy(now time.Time) bool {
 	return len(p.resting.queue) > 0
 }
 
-// isFree gives the order of the free block that begins at a base, of those up to one.
+// isFree returns the order of the free block that begins at a base, of those up to one.
 func (p *slotPool) isFree(base uint32, most order) (order, bool) {
 	for o := most; ; o-- {
 		if p.free[o][base] {

@@ -217,7 +217,7 @@ func (l *Loop) place(around surroundings, todo *changes) place {
 	return at
 }
 
-// taking gives the addresses of the node that take node ports.
+// taking returns the addresses of the node that take node ports.
 func (l *Loop) taking(around surroundings) map[netip.Addr]uint32 {
 	return atMost(maps.NodeAddrRoom(), l.o.NodePorts.Choose(around.addrs, around.node, l.r.nodeAddrs))
 }

@@ -81,7 +81,7 @@ func (p *portPlan) inSet(flag uint8) []int {
 	return in
 }
 
-// planService gives the plans of all of a service's ports. Of one that is not served
+// planService returns the plans of all of a service's ports. Of one that is not served
 // they are claims alone: no other service gets its cluster IPs as external addresses.
 func planService(svc *Service, slicesOf []*EndpointSlice, at place) []portPlan {
 	var plans []portPlan
@@ -186,7 +186,7 @@ func (c *candidate) flags() uint8 {
 	return flags
 }
 
-// planFrontends gives the addresses at which a service port is reached, by rank,
+// planFrontends returns the addresses at which a service port is reached, by rank,
 // and those that it can't have. Clients of this node use the cluster set of an
 // external frontend even if its policy is Local: to them it is as if they had used
 // the cluster IP.

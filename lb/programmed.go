@@ -128,7 +128,7 @@ func (p *port) names(r slotRange) bool {
 	})
 }
 
-// namedIDs gives the records that the port's ranges have.
+// namedIDs returns the records that the port's ranges have.
 func (p *port) namedIDs() map[uint32]bool {
 	ids := map[uint32]bool{}
 	for _, r := range p.ranges {

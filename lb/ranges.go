@@ -33,7 +33,7 @@ func (r *reconciler) placeRanges(p *port, want portPlan, mine []frontendPlan) (i
 	return
 }
 
-// ids gives the record ids of a set, which addBackends has made sure of.
+// ids returns the record ids of a set, which addBackends has made sure of.
 func (r *reconciler) ids(p *port, want portPlan, flag uint8) []uint32 {
 	var ids []uint32
 	for _, b := range want.backends {
@@ -47,7 +47,7 @@ func (r *reconciler) ids(p *port, want portPlan, flag uint8) []uint32 {
 	return ids
 }
 
-// placeRange gives a range with these ids: one that is there, or a fresh one. Where
+// placeRange returns a range with these ids: one that is there, or a fresh one. Where
 // map slots has no room for that, the port's own range of the set is written over: a
 // client is led to an old endpoint of the service or to a new one at any moment of it.
 // (Else no range is written that an entry names.) Where that is too small, it keeps
@@ -110,7 +110,7 @@ func (r *reconciler) overwrite(p *port, own *slotRange, ids []uint32) (maps.Slot
 	return maps.SlotRange{Base: own.base, Count: uint32(len(ids))}, nil
 }
 
-// rangeFor gives the range that the port's frontends use for one of the sets and not
+// rangeFor returns the range that the port's frontends use for one of the sets and not
 // for the other, nil where there is none.
 func (p *port) rangeFor(local bool, taken maps.SlotRange) *slotRange {
 	for i := range p.ranges {
@@ -134,7 +134,7 @@ func (p *port) rangeFor(local bool, taken maps.SlotRange) *slotRange {
 	return nil
 }
 
-// freeRanges gives back the ranges that no frontend names, and of others what is too
+// freeRanges returns back the ranges that no frontend names, and of others what is too
 // much since they were written over.
 func (r *reconciler) freeRanges(p *port) {
 	kept := p.ranges[:0]
@@ -152,7 +152,7 @@ func (r *reconciler) freeRanges(p *port) {
 	p.ranges = kept
 }
 
-// longest gives how many slots of a range the port's frontends name at most.
+// longest returns how many slots of a range the port's frontends name at most.
 func (p *port) longest(rg slotRange) int {
 	n := uint32(0)
 	for _, f := range p.frontends {

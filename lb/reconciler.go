@@ -195,7 +195,7 @@ func (r *reconciler) steps(name ServiceName, plans []portPlan) []portStep {
 	return append(steps, stays...)
 }
 
-// takeStripped gives the services of which others took over frontends.
+// takeStripped returns the services of which others took over frontends.
 func (r *reconciler) takeStripped() []ServiceName {
 	names := r.stripped
 	r.stripped = nil

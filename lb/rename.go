@@ -9,7 +9,7 @@ import (
 // A service port may get another name while its addresses and endpoints stay. It keeps its
 // id and its records, by which flows, connections and session affinity know it: they go on.
 
-// renamed gives the port that a plan continues under another name: one of the service, of
+// renamed returns the port that a plan continues under another name: one of the service, of
 // the same protocol and family, that no plan is for, and has a frontend that the plan wants.
 func (r *reconciler) renamed(all []*port, plans []portPlan, want portPlan) *port {
 	for _, p := range all {
@@ -29,7 +29,7 @@ func (r *reconciler) leadsTo(p *port, k maps.FrontendKey) bool {
 	return p.frontend(k) >= 0 || adopted && v.Id == p.id
 }
 
-// rename gives a port the name of its plan.
+// rename returns a port the name of its plan.
 func (r *reconciler) rename(p *port, want portPlan) error {
 	if p.key == want.key {
 		return nil

@@ -166,7 +166,7 @@ func (h *healthChecks) programmed(name servedBy, ok bool) {
 	h.missing[name] = true
 }
 
-// take gives all checks, sorted by service and family, if any changed since it was asked.
+// take returns all checks, sorted by service and family, if any changed since it was asked.
 func (h *healthChecks) take() ([]HealthCheck, bool) {
 	if !h.changed {
 		return nil, false

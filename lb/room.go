@@ -42,7 +42,7 @@ func (a *room) sub(b room) {
 	}
 }
 
-// beyond gives the first resource of which there is more than in the limit.
+// beyond returns the first resource of which there is more than in the limit.
 func (a room) beyond(limit room) (resource, bool) {
 	for i := range a {
 		if a[i] > limit[i] {
@@ -52,7 +52,7 @@ func (a room) beyond(limit room) (resource, bool) {
 	return 0, false
 }
 
-// limit gives what the maps have room for, beside the service CIDRs with the addresses
+// limit returns what the maps have room for, beside the service CIDRs with the addresses
 // that are excepted from them, and what is kept for the node's own addresses.
 func limitOf(s maps.Sizes, cidrs int) room {
 	return room{ofEntries: int(s.Services), ofNames: int(s.Services), ofRecords: int(s.Backends) - 1,
@@ -102,7 +102,7 @@ func needOf(plan *portPlan) portNeed {
 // portHas says what of a port's need is counted already.
 type portHas struct{ base, cluster, local, sources bool }
 
-// more gives what a frontend takes beside what its port has.
+// more returns what a frontend takes beside what its port has.
 func (p *portWish) more(f *frontendWish, has portHas) (room, portHas) {
 	var r room
 	if p.of.notServed {
@@ -136,7 +136,7 @@ func (p *portWish) more(f *frontendWish, has portHas) (room, portHas) {
 	return r, has
 }
 
-// sum gives the room of all that a service has won, up to each rank.
+// sum returns the room of all that a service has won, up to each rank.
 func (w *wish) sum() (total [ranks]room) {
 	for _, p := range w.ports {
 		var has portHas
@@ -204,7 +204,7 @@ func (l *ledger) update(w *wish) {
 	}
 }
 
-// give gives room to all wishes, and the names of services that lost some, and of those
+// give returns room to all wishes, and the names of services that lost some, and of those
 // that only got some.
 func (l *ledger) give(wishes map[ServiceName]*wish) (lost, got []ServiceName) {
 	first := rank(0) // of which not all fits

@@ -124,7 +124,7 @@ func (r *reconciler) setWish(svc *Service, plans []portPlan) {
 	r.ledger.enter(w)
 }
 
-// outerAddrs gives the addresses of a service that it did not get from the cluster's own
+// outerAddrs returns the addresses of a service that it did not get from the cluster's own
 // ranges.
 func outerAddrs(svc *Service) []netip.Addr {
 	return slices.Concat(svc.LoadBalancerIPs, svc.ExternalIPs)
@@ -170,7 +170,7 @@ func (w *wish) same(svc *Service, plans []portPlan) bool {
 	return true
 }
 
-// granted gives a service's plans without what it is not granted. A port without a
+// granted returns a service's plans without what it is not granted. A port without a
 // frontend has nothing in the maps.
 func (r *reconciler) granted(name ServiceName, plans []portPlan) []portPlan {
 	w := r.wishes[name]
@@ -213,7 +213,7 @@ func (w *wish) all(plans []portPlan) bool {
 	return true
 }
 
-// granted gives those of the frontends, in the order of the wish, that are granted.
+// granted returns those of the frontends, in the order of the wish, that are granted.
 func (p *portWish) granted(all []frontendPlan) []frontendPlan {
 	refused := func(i int) bool {
 		return i >= len(p.frontends) || p.frontends[i].key != all[i].key || !p.frontends[i].granted()

@@ -118,7 +118,7 @@ func Open(root string, sizes Sizes) (*Set, OpenResult, error) {
 	return set, result, nil
 }
 
-// adoptOrStage gives the pinned set where that fits, else a new one.
+// adoptOrStage returns the pinned set where that fits, else a new one.
 func adoptOrStage(root string, specs map[string]*ebpf.MapSpec) (*Set, OpenResult, error) {
 	old, err := Load(root)
 	if errors.Is(err, fs.ErrNotExist) {

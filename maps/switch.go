@@ -42,7 +42,7 @@ type olderFlows struct {
 	alone bool
 }
 
-// pinnedDir gives the directory of the set that the next start adopts.
+// pinnedDir returns the directory of the set that the next start adopts.
 func pinnedDir(root string) string {
 	dir := filepath.Join(root, pinDir)
 	if isUnfinished(root) {
@@ -59,7 +59,7 @@ func isUnfinished(root string) bool {
 	return errors.Is(noMaps, fs.ErrNotExist) && noStaged == nil && len(oldDirs(root)) > 0
 }
 
-// oldDirs gives the directories of sets that made way, the last one last.
+// oldDirs returns the directories of sets that made way, the last one last.
 func oldDirs(root string) (dirs []string) {
 	entries, err := os.ReadDir(root)
 	if err != nil {
@@ -79,7 +79,7 @@ func oldDirs(root string) (dirs []string) {
 	return dirs
 }
 
-// freeOldDir gives a name for the set that makes way.
+// freeOldDir returns a name for the set that makes way.
 func freeOldDir(root string) string {
 	taken := oldDirs(root)
 	dir := filepath.Join(root, oldDir)
@@ -149,7 +149,7 @@ func (s *Set) openOlder(dir string) (*ebpf.Map, error) {
 	return set.maps[mapFlows].Clone()
 }
 
-// Switch gives a staged set the place of the older one, which is kept beside it. To be
+// Switch returns a staged set the place of the older one, which is kept beside it. To be
 // called when this set is filled, and before programs that use it are in effect: so
 // the pinned set is never older than one that a program reads.
 func (s *Set) Switch() error {

@@ -22,7 +22,7 @@ const (
 	killedAt
 )
 
-// sized gives sizes with which nothing but the size of some maps differs.
+// sized returns sizes with which nothing but the size of some maps differs.
 func sized(n uint32) maps.Sizes {
 	s := small
 	s.Flows, s.Affinity = n, n

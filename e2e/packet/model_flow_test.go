@@ -95,7 +95,7 @@ func (m *model) leads(f flow) bool {
 	return found && there.service == f.service
 }
 
-// find gives a copy of an entry, which leaves out where the two sides are.
+// find returns a copy of an entry, which leaves out where the two sides are.
 func (m *model) find(k flowKey) (flow, bool) {
 	f, ok := m.entry(k)
 	f.clientAt, f.backendAt = point{}, point{}

@@ -118,7 +118,7 @@ func (m *model) end(f flow, v view, fromClient bool) (end uint8) {
 	return end
 }
 
-// hear gives what the two sides have said after a packet.
+// hear returns what the two sides have said after a packet.
 func (m *model) hear(f flow, v view, fromClient bool) (client, backend uint8) {
 	client, backend = f.clientSaid, f.backendSaid
 	switch {

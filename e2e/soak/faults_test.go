@@ -197,7 +197,7 @@ func (s *soak) device() {
 	s.ip("link", "del", "soak0")
 }
 
-// rename gives the uplink another name for a moment.
+// rename returns the uplink another name for a moment.
 func (s *soak) rename() {
 	s.ip("link", "set", "eth0", "name", "soak9")
 	s.pause(2 * time.Second)
@@ -247,7 +247,7 @@ func (s *soak) putSlicesOf(called []names, pods ...*lab.Pod) {
 	}
 }
 
-// portNames gives the ports other names and back. The slices have both in between, since
+// portNames returns the ports other names and back. The slices have both in between, since
 // two objects don't change at once.
 func (s *soak) portNames() {
 	old, other := names{"t", "u"}, names{"x", "y"}
