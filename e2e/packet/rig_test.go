@@ -9,6 +9,7 @@ import (
 	"os"
 	"runtime"
 	"testing"
+	"time"
 
 	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
@@ -134,8 +135,13 @@ type rig struct {
 	out      []byte
 }
 
-// newRig makes maps and loads the programs; they go with the test. Whoever runs them
-// has to enter a network namespace first.
+// minUptime is how long the machine has to be up, so that no test makes an entry older
+// than the machine: more than the longest timeout here, twice.
+const minUptime = time.Minute
+
+// newRig makes maps and loads the programs. They are closed at the test's end. The caller has
+// to enter a network namespace before it runs the programs. On a machine that was started less
+// than minUptime ago newRig waits: a wait inside a test would count as the flows' age.
 func newRig(t testing.TB, opts bpf.PacketOptions, d bpf.PacketDevice, sizes maps.Sizes) *rig {
 	t.Helper()
 	set, _, err := maps.Open(mapstest.BPFFS(t), sizes)
@@ -143,6 +149,7 @@ func newRig(t testing.TB, opts bpf.PacketOptions, d bpf.PacketDevice, sizes maps
 		t.Fatal(err)
 	}
 	r := &rig{t: t, sizes: sizes, device: d, set: set, loaded: newWorld(), out: make([]byte, 4096)}
+	time.Sleep(minUptime - time.Duration(r.now()))
 	t.Cleanup(func() {
 		if err := r.close(); err != nil {
 			t.Error(err)
