@@ -98,7 +98,11 @@ func (c *bench) begin() {
 	v, _ := readPacket(out[ethLen:], 0)
 	c.wire = netip.AddrPortFrom(v.src.ip(), v.src.port)
 	c.run(ingress, tcp(c.remote, c.wire, syn|ack))
+	c.run(egress, tcp(c.remote, c.client, syn|ack))
 	c.run(ingress, tcp(c.client, c.external, ack))
+	for key, f := range c.rig.flows(fresh) {
+		c.rig.t.Fatalf("the flow's entry %v is not confirmed: %+v", key, f)
+	}
 }
 
 func (c *bench) run(h hook, p pkt) []byte { return c.rig.run(h, c.rig.frame(h, p.bytes())).data }
