@@ -92,7 +92,7 @@ func (p *PacketPath) look() (problems [directions]string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.wanted == nil {
-		return problems // Start was not called yet
+		return problems // nothing is attached yet
 	}
 	found, err := listAll(p.ways)
 	for dir := range direction(directions) {

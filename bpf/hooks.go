@@ -51,6 +51,8 @@ type HooksOptions struct {
 	// Lost is told when a hook was out of effect for a time: sockets may have been
 	// connected past it.
 	Lost func()
+	// Earlier may be the zero value: there was no daemon before this one.
+	Earlier Earlier
 }
 
 // Hooks keeps the socket path's programs in effect, and watches over the packet
@@ -66,7 +68,8 @@ type Hooks struct {
 
 	mu     sync.Mutex // orders passes
 	cgroup string
-	// first: no pass has ended yet, so that what is missing was not lost.
+	// first: no pass has ended yet, so that what is missing was not lost, and the programs
+	// in effect are an earlier daemon's.
 	first bool
 	// missed are problems of the packet path that a look found since the last pass, and
 	// PacketPath may have mended until the next.
@@ -99,28 +102,29 @@ func (h *Hooks) Start(ctx context.Context) error {
 	return nil
 }
 
-// Run looks again and again, from Start on until the context ends. It returns nil then.
+// Run looks again and again until the context ends, and returns nil then. Before Start it
+// looks at what an earlier daemon left.
 func (h *Hooks) Run(ctx context.Context) error {
-	select {
-	case <-ctx.Done():
-		return nil
-	case <-h.started:
-	}
 	tick := time.NewTicker(hooksResync)
 	defer tick.Stop()
 	for {
+		select {
+		case <-h.started:
+			h.pass(ctx)
+		default:
+			h.watchEarlier(ctx)
+		}
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-tick.C:
 		case <-h.poke:
 		}
-		h.pass(ctx)
 	}
 }
 
 // Last returns what was wrong when the hooks were last looked at, by name, with "" for
-// what was in effect. Nothing is known before Start: nil.
+// what was in effect. Before Start that is what an earlier daemon left; nil: nothing.
 func (h *Hooks) Last() map[string]string {
 	h.stateMu.Lock()
 	defer h.stateMu.Unlock()
@@ -136,6 +140,11 @@ func (h *Hooks) Now() map[string]string {
 	if last == nil {
 		return nil
 	}
+	if h.first {
+		now := pinnedProblems(h.opts.Root)
+		maps.Copy(now, h.packets())
+		return h.changed(now, last)
+	}
 	now := maps.Clone(last)
 	states, err := h.opts.Programs.look(h.opts.Root, h.cgroup)
 	if err != nil {
@@ -150,6 +159,11 @@ func (h *Hooks) Now() map[string]string {
 	}
 	h.missed = h.packets()
 	maps.Copy(now, h.missed)
+	return h.changed(now, last)
+}
+
+// changed returns what a look found, and asks for a pass where that is news.
+func (h *Hooks) changed(now, last map[string]string) map[string]string {
 	if !maps.Equal(now, last) {
 		select {
 		case h.poke <- struct{}{}:
@@ -174,6 +188,7 @@ func (h *Hooks) pass(ctx context.Context) map[string]string {
 	h.missed = nil
 	if ctx.Err() == nil { // else what failed says nothing
 		h.report(&p)
+		h.first = false
 	}
 	return p.problems
 }
@@ -204,7 +219,6 @@ func (h *Hooks) report(p *hooksPass) {
 	if p.lost && !h.first {
 		h.opts.Lost()
 	}
-	h.first = false
 	h.stateMu.Lock()
 	defer h.stateMu.Unlock()
 	h.problems = p.problems

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"net"
 	"net/netip"
 	"path/filepath"
 	"slices"
@@ -54,7 +55,8 @@ type PacketPath struct {
 	// ours, and strangers are counted.
 	inEffect  bool
 	strangers strangers
-	// wanted are the devices that the last pass chose, by index: their names.
+	// wanted are the devices that the last pass chose, by index: their names. Before the first
+	// they are those that an earlier daemon has attached to.
 	wanted map[int]string
 	// held are TCX links in effect. They are kept open: a pin that somebody removes takes
 	// no program from a device while this process lives.
@@ -71,9 +73,28 @@ func NewPacketPath(opts PacketPathOptions) (*PacketPath, error) {
 	if _, err := programs.get(variant{ethernet: true}); err != nil {
 		return nil, err
 	}
-	return &PacketPath{opts: opts, programs: programs, ways: waysBelow(opts.Root, opts.noTCX),
+	p := &PacketPath{opts: opts, programs: programs, ways: waysBelow(opts.Root, opts.noTCX),
 		poke: make(chan struct{}, 1), started: make(chan struct{}), problems: map[string]string{},
-		held: map[point]link.Link{}}, nil
+		held: map[point]link.Link{}}
+	if p.wanted, err = p.attached(); err != nil {
+		return nil, errors.Join(err, programs.close())
+	}
+	return p, nil
+}
+
+// attached returns the devices on which an earlier daemon's programs are in effect.
+func (p *PacketPath) attached() (map[int]string, error) {
+	found, err := listAll(p.ways)
+	if err != nil {
+		return nil, err
+	}
+	devices := map[int]string{}
+	for _, a := range found[p.ways[0]] {
+		if there, err := net.InterfaceByIndex(a.index); err == nil && a.inEffect {
+			devices[a.index] = there.Name
+		}
+	}
+	return devices, nil
 }
 
 // waysBelow gives the ways with the one first that this kernel takes.

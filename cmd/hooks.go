@@ -19,6 +19,8 @@ func (d *daemon) newHooks() *bpf.Hooks {
 		Repaired: func(name string) { d.reporter.health.HookRepaired(name) },
 		// Sockets may have been connected past the hooks.
 		Lost: func() { d.sweeper.Poke(d.everySocket()) },
+		Earlier: bpf.Earlier{InEffect: d.inEffect, Adopted: d.adopted,
+			Lasts: func(is bool) { d.reporter.health.SetAdoptedInEffect(is) }},
 	})
 }
 

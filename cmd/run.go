@@ -76,8 +76,9 @@ type daemon struct {
 	reporter *reporter
 	memory   *maps.Memory
 	requests requests
-	// inEffect: what an earlier daemon programmed was in effect at the start.
-	inEffect bool
+	// adopted: the maps are an earlier daemon's. inEffect: what one programmed, in these maps
+	// or in those that they replace, was in effect at the start.
+	adopted, inEffect bool
 	// mapsMu is held by readers of kernel that do not end with serve.
 	mapsMu sync.RWMutex
 }
@@ -150,7 +151,7 @@ func (d *daemon) open() error {
 	if err != nil {
 		return bpf.Explain(err)
 	}
-	d.set = set
+	d.set, d.adopted = set, opened.Adopted
 	d.inEffect = (opened.Adopted || opened.Replaces != "") && allAttached(bpf.Attachments(d.cfg.BPFFSRoot, nil))
 	if opened.Replaces != "" {
 		d.log.Info("the maps of the daemon before are replaced; they serve until the new ones are filled",

@@ -1,0 +1,118 @@
+package socket_test
+
+import (
+	"net/http"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"shunt/e2e/rig"
+)
+
+// unreachableAPI is a kubeconfig of an API server that refuses connections.
+const unreachableAPI = `apiVersion: v1
+kind: Config
+clusters: [{name: c, cluster: {server: "http://127.0.0.1:1"}}]
+contexts: [{name: c, context: {cluster: c, user: u}}]
+users: [{name: u, user: {}}]
+current-context: c
+`
+
+// withoutAPI makes the next daemon one of an API server that can't be reached.
+func withoutAPI(d *rig.Daemon) {
+	d.T.Helper()
+	file := filepath.Join(d.T.TempDir(), "kubeconfig")
+	if err := os.WriteFile(file, []byte(unreachableAPI), 0o600); err != nil {
+		d.T.Fatal(err)
+	}
+	d.Args = slices.Clone(d.Args)
+	at := slices.Index(d.Args, "--manifests")
+	d.Args[at], d.Args[at+1] = "--kubeconfig", file
+}
+
+// wantAdopted waits until healthz says that what an earlier daemon programmed is in
+// effect, or that nothing is.
+func wantAdopted(d *rig.Daemon, inEffect bool) {
+	d.T.Helper()
+	want, text := http.StatusServiceUnavailable, "starting: Services and EndpointSlices are not in the maps yet"
+	if inEffect {
+		want, text = http.StatusOK, "what an earlier daemon programmed is in effect"
+	}
+	rig.Eventually(d.T, "healthz says "+text, func() bool {
+		h, err := d.Healthz()
+		return err == nil && h.Code == want && strings.Contains(strings.Join(append(h.Warnings, h.Reasons...), "\n"), text)
+	})
+}
+
+// TestHooksWhileStarting: a daemon that starts during an outage of the API server, with
+// what an earlier one left in effect, watches over that, and repairs it with the maps that
+// it has adopted.
+func TestHooksWhileStarting(t *testing.T) {
+	t.Parallel()
+	c := startCluster(t)
+	c.apply(rig.Service("web", 1), rig.SlicesOf("web", rig.Up(c.web[0])...))
+	c.d.Kill()
+	withoutAPI(c.d)
+	c.d.Launch()
+	wantAdopted(c.d, true)
+	socket := []string{"connect4", "connect6", "sendmsg4", "sendmsg6", "recvmsg4", "recvmsg6", "getpeername4", "getpeername6"}
+	rig.Eventually(t, "the hooks are said to be in effect", func() bool {
+		m := c.d.Metrics()
+		return !slices.ContainsFunc(socket, func(hook string) bool { return m[effect(hook)] != 1 })
+	})
+	if err := os.RemoveAll(filepath.Join(c.d.Root, "links")); err != nil {
+		t.Fatal(err)
+	}
+	for _, hook := range socket {
+		rig.Eventually(t, hook+" is repaired", func() bool { return c.d.Metrics()[repairs(hook)] > 0 })
+	}
+	wantAdopted(c.d, true)
+	for _, w := range ways {
+		w.wantServers(t, c.client, rig.VIP(1, w.family), c.web[0])
+	}
+	if s := statusOf(c.d, 1); !s.InEffect || !strings.Contains(strings.Join(s.Wrong, "\n"), "device eth0 ingress") {
+		t.Errorf("status: in effect: %v, wrong: %v", s.InEffect, s.Wrong)
+	}
+	// Devices wait for the Node, whose addresses choose them.
+	wantEffect(c.d, "ingress", "egress")
+	detachLink(t, filepath.Join(c.d.Root, "links", "sendmsg4"))
+	rig.Eventually(t, "it is repaired again", func() bool { return c.d.Metrics()[repairs("sendmsg4")] > 1 })
+	c.d.Kill() // and what was repaired outlives the daemon
+	for _, w := range ways {
+		w.wantServers(t, c.client, rig.VIP(1, w.family), c.web[0])
+	}
+}
+
+// TestHooksGoneWhileStarting: maps that can't be adopted can't be used for a repair before
+// they are filled: what is out of effect is said, and such a node is not healthy.
+func TestHooksGoneWhileStarting(t *testing.T) {
+	t.Parallel()
+	c := startCluster(t)
+	c.apply(rig.Service("web", 1), rig.SlicesOf("web", rig.Up(c.web[0])...))
+	c.d.Kill()
+	args := c.d.Args
+	withoutAPI(c.d)
+	c.d.Launch("--services-map-size", "2048")
+	wantAdopted(c.d, true)
+	if err := os.Remove(filepath.Join(c.d.Root, "links", "connect4")); err != nil {
+		t.Fatal(err)
+	}
+	rig.Eventually(t, "the metric says so", func() bool { v, there := c.d.Metrics()[effect("connect4")]; return there && v == 0 })
+	if v := c.d.Metrics()[effect("connect6")]; v != 1 {
+		t.Errorf("connect6 is said to be in effect: %v", v)
+	}
+	wantAdopted(c.d, false)
+	if h, err := c.d.Healthz(); err != nil || !strings.Contains(strings.Join(h.Warnings, "\n"), "connect4 is not in effect") {
+		t.Errorf("healthz: %+v, %v", h, err)
+	}
+	if said := c.d.Log.Find("not in effect as it should be, trying again"); said == nil || said["hook"] != "connect4" {
+		t.Errorf("the log says %v", said)
+	}
+	c.d.Kill()
+	c.d.Args = args
+	c.d.Start()
+	ways[0].wantServers(t, c.client, rig.VIP(1, 4), c.web[0])
+	wantEffect(c.d)
+}
