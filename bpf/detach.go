@@ -24,12 +24,15 @@ type Left struct {
 	// namespace.
 	Attached []string
 
-	links []link.ID
+	links   []link.ID
+	filters []attachment
 }
 
 // FindLeft looks for what belongs to the daemon of that directory. A link is ours when
 // its program has a name of ours, and either is pinned where a daemon pins links or
-// works with a map that is pinned below root: a pin may be gone, or have been moved.
+// works with a map that is pinned below root: a pin may be gone, or have been moved. A
+// filter outlives all pins: it is ours unless it works with the maps of a daemon of another
+// directory, whose links are in effect.
 func FindLeft(root string) (left Left, err error) {
 	set, err := maps.FindLeft(root)
 	if err != nil {
@@ -52,19 +55,31 @@ func FindLeft(root string) (left Left, err error) {
 	if path := filepath.Join(root, seedPin); isSeed(path) {
 		left.Pins = append(left.Pins, path)
 	}
+	var others []ebpf.MapID // of daemons of other directories
 	err = kernelLinks.each(func(id link.ID, l link.Link) {
-		left.addLink(l, id, func(info *link.Info) bool { return pinned[id] || worksWith(info.Program, set.IDs) })
+		left.addLink(l, id, func(info *link.Info) bool {
+			if pinned[id] || worksWith(info.Program, set.IDs) {
+				return true
+			}
+			others = append(others, mapsOf(info.Program)...)
+			return false
+		})
 	})
 	if err != nil {
 		return left, fmt.Errorf("look through the kernel's links: %w", err)
 	}
 	filters, err := clsact{}.list()
 	for _, f := range filters {
+		if worksWith(f.program, others) && !worksWith(f.program, set.IDs) {
+			continue
+		}
+		left.filters = append(left.filters, f)
 		left.Attached = append(left.Attached, fmt.Sprintf("%s filter of device %d", f.dir, f.index))
 	}
 	return left, err
 }
 
+// addLink adds a link that is in effect, if it is ours.
 func (l *Left) addLink(of link.Link, id link.ID, ours func(*link.Info) bool) {
 	info, err := of.Info()
 	if err != nil {
@@ -113,17 +128,22 @@ func programName(id ebpf.ProgramID) string {
 
 // worksWith reports whether a program of ours uses one of the maps.
 func worksWith(id ebpf.ProgramID, ids []ebpf.MapID) bool {
+	return slices.ContainsFunc(mapsOf(id), func(m ebpf.MapID) bool { return slices.Contains(ids, m) })
+}
+
+// mapsOf returns the maps that a program of ours uses; none where it is not ours.
+func mapsOf(id ebpf.ProgramID) []ebpf.MapID {
 	p, err := ebpf.NewProgramFromID(id)
 	if err != nil {
-		return false
+		return nil
 	}
 	defer p.Close()
 	info, err := p.Info()
 	if err != nil || !strings.HasPrefix(info.Name, programPrefix) {
-		return false
+		return nil
 	}
 	used, _ := info.MapIDs()
-	return slices.ContainsFunc(used, func(m ebpf.MapID) bool { return slices.Contains(ids, m) })
+	return used
 }
 
 func isSeed(path string) bool {
@@ -149,7 +169,11 @@ func Detach(root string) error {
 			return err
 		}
 	}
-	if _, err := DetachFilters(); err != nil {
+	var errs []error
+	for _, f := range left.filters {
+		errs = append(errs, clsact{}.remove(f))
+	}
+	if err := errors.Join(errs...); err != nil {
 		return err
 	}
 	again, err := FindLeft(root)

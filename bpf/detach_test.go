@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
 	"github.com/cilium/ebpf/link"
 
 	"shunt/maps"
@@ -27,8 +28,11 @@ func TestDetachProven(t *testing.T) {
 		t.Fatal(err)
 	}
 	links := filepath.Join(root, linkDir)
-	// Another's program at the same hook, pinned in our directory, and his maps.
-	other, err := ebpf.NewProgram(passing(ebpf.AttachCGroupInet4Connect))
+	// Another's program at the same hook, which reads a map of ours and is pinned in our
+	// directory, and his maps.
+	reads := passing(ebpf.AttachCGroupInet4Connect)
+	reads.Instructions = append(asm.Instructions{asm.LoadMapPtr(asm.R1, set.Map("counters").FD())}, reads.Instructions...)
+	other, err := ebpf.NewProgram(reads)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -89,4 +93,38 @@ func TestDetachProven(t *testing.T) {
 	if left, err := FindLeft(root); err != nil || len(left.Attached)+len(left.Pins) != 0 {
 		t.Errorf("after Detach: %+v, %v", left, err)
 	}
+}
+
+// TestDetachOtherRoot: filters have no pins. Those of a daemon that works with another
+// directory stay, and those that nobody works with go, whatever directory is asked for.
+func TestDetachOtherRoot(t *testing.T) {
+	n := newNode(t, true)
+	eth0, _ := n.veth("eth0", "192.0.2.1/24")
+	programs, err := Load(n.set)
+	n.must(err)
+	n.must(programs.Attach(n.root, cgroup(t)))
+	n.path().Start()
+	n.want("eth0", "address")
+	other := filepath.Join(filepath.Dir(n.root), "other")
+	for _, make := range []func() error{func() error { return nil }, func() error { return os.Mkdir(other, 0o700) }} {
+		n.must(make())
+		if left, err := FindLeft(other); err != nil || len(left.Attached) != 0 {
+			t.Errorf("%v, %v", left.Attached, err)
+		}
+		n.must(Detach(other))
+		n.want("eth0", "address")
+	}
+	n.wantRun(eth0, frame)
+	if left, err := FindLeft(n.root); err != nil || len(left.Attached) != 10 {
+		t.Errorf("in its own directory: %v, %v", left.Attached, err)
+	}
+	// The daemon and its pins are gone.
+	n.must(errors.Join(os.RemoveAll(filepath.Join(n.root, linkDir)), programs.Close()))
+	n.eventually("the links are gone", func() bool {
+		left, err := FindLeft(n.root)
+		n.must(err)
+		return len(left.links) == 0
+	})
+	n.must(Detach(other))
+	n.want()
 }

@@ -100,16 +100,20 @@ func (p *PacketPath) look() (problems [directions]string) {
 			problems[dir] = text
 		}
 		for _, index := range slices.Sorted(maps.Keys(p.wanted)) {
-			a := found.at(p.ways[0], point{index, dir})
-			switch {
+			a, want := found.at(p.ways[0], point{index, dir}), p.wanted[index]
+			there := a != nil && a.inEffect
+			switch replaced := there && want.programs[dir] != 0 && a.program != want.programs[dir]; {
 			case err != nil:
 				problems[dir] = err.Error()
-			case a != nil && a.inEffect, deviceGone(index):
+			case there && !replaced, deviceGone(index):
 				continue
-			case p.problems[p.wanted[index]] != "":
-				problems[dir] = fmt.Sprintf("device %s: %s", p.wanted[index], p.problems[p.wanted[index]])
+			case p.problems[want.name] != "":
+				problems[dir] = fmt.Sprintf("device %s: %s", want.name, p.problems[want.name])
+			case replaced:
+				problems[dir] = fmt.Sprintf("device %s has program %d in the place of its own", want.name, a.program)
+				p.wake()
 			default:
-				problems[dir] = fmt.Sprintf("device %s has lost its program, or the pin of its link", p.wanted[index])
+				problems[dir] = fmt.Sprintf("device %s has lost its program, or the pin of its link", want.name)
 				p.wake()
 			}
 			break

@@ -206,3 +206,39 @@ func TestRemovedByOthers(t *testing.T) {
 		}
 	})
 }
+
+// TestProgramReplacedByOthers: another program in the place of ours is found by a look and
+// by status, and a pass puts ours back.
+func TestProgramReplacedByOthers(t *testing.T) {
+	byBothWays(t, func(n *node) {
+		eth0, _ := n.veth("eth0", "192.0.2.1/24")
+		p := n.path()
+		p.Start()
+		if wrong := p.look(); wrong != [directions]string{} {
+			n.Errorf("at first: %q", wrong)
+		}
+		a, foreign := n.found(point{eth0, ingress}), n.foreign()
+		if f, ok := a.handle.(*netlink.BpfFilter); ok {
+			f.Fd = foreign.FD()
+			n.must(netlink.FilterReplace(f))
+		} else {
+			l, err := link.LoadPinnedLink(a.handle.(string), nil)
+			n.must(err)
+			n.must(errors.Join(l.Update(foreign), l.Close()))
+		}
+		if wrong := p.look(); !strings.Contains(wrong[ingress], "eth0") || wrong[egress] != "" {
+			n.Errorf("a look: %q", wrong)
+		}
+		status, err := DeviceAttachments(n.root, n.maps)
+		if err != nil || !slices.ContainsFunc(status, func(a DeviceAttachment) bool {
+			return a.Direction == "ingress" && a.By == "" && strings.Contains(a.Problem, "foreign")
+		}) {
+			n.Errorf("status: %+v, %v", status, err)
+		}
+		p.sync()
+		if wrong := p.look(); wrong != [directions]string{} {
+			n.Errorf("after a pass: %q", wrong)
+		}
+		n.wantRun(eth0, frame)
+	})
+}

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"sync"
 
+	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
 	"go.uber.org/zap"
 	"golang.org/x/sys/unix"
@@ -55,12 +56,19 @@ type PacketPath struct {
 	// ours, and strangers are counted.
 	inEffect  bool
 	strangers strangers
-	// wanted are the devices that the last pass chose, by index: their names. Before the first
-	// they are those that an earlier daemon has attached to.
-	wanted map[int]string
+	// wanted are the devices that the last pass chose, by index. Before the first they are
+	// those that an earlier daemon has attached to.
+	wanted map[int]wantedDevice
 	// held are TCX links in effect. They are kept open: a pin that somebody removes takes
 	// no program from a device while this process lives.
 	held map[point]link.Link
+}
+
+// wantedDevice is a device that should have programs.
+type wantedDevice struct {
+	name string
+	// programs are which; 0: any of ours.
+	programs [directions]ebpf.ProgramID
 }
 
 // NewPacketPath loads the programs, and attaches nothing yet.
@@ -83,15 +91,15 @@ func NewPacketPath(opts PacketPathOptions) (*PacketPath, error) {
 }
 
 // attached returns the devices on which an earlier daemon's programs are in effect.
-func (p *PacketPath) attached() (map[int]string, error) {
+func (p *PacketPath) attached() (map[int]wantedDevice, error) {
 	found, err := listAll(p.ways)
 	if err != nil {
 		return nil, err
 	}
-	devices := map[int]string{}
+	devices := map[int]wantedDevice{}
 	for _, a := range found[p.ways[0]] {
 		if there, err := net.InterfaceByIndex(a.index); err == nil && a.inEffect {
-			devices[a.index] = there.Name
+			devices[a.index] = wantedDevice{name: there.Name}
 		}
 	}
 	return devices, nil
@@ -238,7 +246,7 @@ func (p *PacketPath) pass(problems map[string]string) error {
 	chosen, uplinks := map[int]bool{}, 0
 	resets := p.inEffect && p.strangers.look(p.opts.Maps.IsFrontend, p.opts.Log)
 	c := chooser{asked: p.opts.Devices, pods: p.opts.PodDevices, node: p.nodeAddrs()}
-	p.wanted = map[int]string{}
+	p.wanted = map[int]wantedDevice{}
 	for _, d := range devices {
 		choice := c.choose(d)
 		if !choice.attach {
@@ -247,7 +255,7 @@ func (p *PacketPath) pass(problems map[string]string) error {
 			}
 			continue
 		}
-		chosen[d.index], p.wanted[d.index] = true, d.name
+		chosen[d.index], p.wanted[d.index] = true, wantedDevice{name: d.name}
 		if !choice.pod() {
 			uplinks++
 		}
@@ -306,6 +314,7 @@ func (p *PacketPath) serve(d device, choice decision, devices []device, found at
 	if err != nil {
 		return err
 	}
+	p.wanted[d.index] = wantedDevice{d.name, [directions]ebpf.ProgramID{programs.by[ingress].id, programs.by[egress].id}}
 	entry := shuntmaps.NewDevice(sources(d, devices))
 	if resets {
 		entry.Flags |= shuntmaps.DeviceResets
@@ -363,17 +372,4 @@ func (p *PacketPath) forget(chosen map[int]bool) error {
 		}
 	}
 	return errors.Join(errs...)
-}
-
-// DetachFilters removes what is attached to devices of this network namespace
-// without a pin, and says whether there was anything.
-func DetachFilters() (removed bool, err error) { return removeAll(clsact{}) }
-
-func removeAll(w way) (removed bool, err error) {
-	found, err := w.list()
-	errs := []error{err}
-	for _, a := range found {
-		errs = append(errs, w.remove(a))
-	}
-	return len(found) > 0, errors.Join(errs...)
 }

@@ -66,6 +66,8 @@ func newDeviceAttachment(a attachment, w way, devices []device, known map[uint32
 	switch {
 	case !a.inEffect:
 		s.Problem = "not in effect: the device is gone, or was moved to another network namespace, or this is another one than the daemon's"
+	case programProblem(a.dir.String(), a.program, nil) != "":
+		s.By, s.Problem = "", programProblem(a.dir.String(), a.program, nil)
 	case a.why != WhyPod && !s.Source4.IsValid() && !s.Source6.IsValid():
 		s.Problem = "no address of this node is known for packets that leave here to endpoints of other nodes"
 	}

@@ -123,8 +123,8 @@ func cleanup(root string, dryRun bool) (*cleanupResult, error) {
 		return res, err
 	}
 	if gone { // filters on devices need no pins, and outlive a bpf file system
-		res.Removed, err = bpf.DetachFilters()
-		return res, err
+		res.Removed = len(res.Attached) > 0
+		return res, bpf.Detach(root)
 	}
 	lock, err := bpf.TakeLock(root)
 	if err != nil {
@@ -134,7 +134,9 @@ func cleanup(root string, dryRun bool) (*cleanupResult, error) {
 	if err := errors.Join(bpf.Detach(root), maps.Remove(root)); err != nil {
 		return res, err
 	}
-	res.Removed = len(res.Attached)+len(res.Pins) > 0
+	if res.Removed = len(res.Attached)+len(res.Pins) > 0; !res.Removed {
+		return res, nil // nothing shows that the directory is ours
+	}
 	// It stays if it is a file system of its own, or holds what others have pinned.
 	stays := []error{os.ErrNotExist, unix.EBUSY, unix.ENOTEMPTY}
 	if err := os.Remove(root); err != nil && !slices.ContainsFunc(stays, func(e error) bool { return errors.Is(err, e) }) {

@@ -296,6 +296,17 @@ func TestCleanup(t *testing.T) {
 	if strings.Contains(dry, "kept") {
 		t.Errorf("dry run: something of the daemon's is not known:\n%s", dry)
 	}
+	// With another directory it finds nothing, and leaves what is empty and somebody else's.
+	empty := c.d.Root + "-empty"
+	if err := os.Mkdir(empty, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if stdout, stderr, code := rig.Shunt(t, "cleanup", "--bpffs-root", empty); code != 0 || !strings.Contains(stdout, "nothing to remove") {
+		t.Errorf("cleanup of an empty directory: exit code %d\n%s%s", code, stdout, stderr)
+	}
+	if err := os.Remove(empty); err != nil {
+		t.Error(err)
+	}
 	statusOf(c.d, 0)
 	c.d.Stop()
 	// The hooks' links lie where no daemon looks for them, and something of another's does.
