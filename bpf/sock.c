@@ -19,6 +19,7 @@
 #include "lb.h"
 #include "ownport.h"
 #include "sock.h"
+#include "stays.h"
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
@@ -81,6 +82,13 @@ static __always_inline void sock_sends(struct bpf_sock_addr *ctx, const struct f
 		own_port_note(own, &dst->addr, port);
 }
 
+/* Whether a flow to dst that doesn't hold, and of which *to has the endpoint, keeps that. */
+static __always_inline int sock_flow_stays(const struct frontend_key *dst,
+					   const struct lb_client *client, struct lb_choice *to)
+{
+	return to->port && stays_with(dst, client, to);
+}
+
 /* connect(): choose a backend and remember what it stands for. */
 static __always_inline enum reason sock_connect(struct bpf_sock_addr *ctx,
 						const struct frontend_key *dst,
@@ -90,7 +98,8 @@ static __always_inline enum reason sock_connect(struct bpf_sock_addr *ctx,
 	struct lb_client client;
 
 	sock_client(ctx, &client);
-	if (dst->protocol == IPPROTO_UDP && sock_flow_keep(ctx->sk, dst, client.own_netns, to)) {
+	if (dst->protocol == IPPROTO_UDP && (sock_flow_keep(ctx->sk, dst, client.own_netns, to) ||
+					     sock_flow_stays(dst, &client, to))) {
 		reason = REASON_FLOW_KEPT;
 	} else {
 		reason = lb_select(dst, &client, bpf_get_prandom_u32(), to);
@@ -121,18 +130,17 @@ static __always_inline enum reason sock_connect(struct bpf_sock_addr *ctx,
  * that another flow of this socket has already. */
 static __always_inline enum reason sock_flow_begin(struct bpf_sock_addr *ctx,
 						   const struct frontend_key *dst,
-						   __u64 cookie, struct lb_choice *to)
+						   const struct lb_client *client,
+						   struct lb_choice *to)
 {
 	__u64 pick = bpf_get_socket_cookie(ctx);
 	enum reason reason = REASON_UNSPEC;
-	struct lb_client client;
 	int empty = 0;
 
-	sock_client(ctx, &client);
 	pick ^= lb_word(&dst->addr, 2) ^ ((__u64)lb_word(&dst->addr, 3) << 16) ^ dst->port;
 	pick *= 0x9e3779b97f4a7c15ULL; /* 2^64 / golden ratio: spreads the bits upwards */
 	for (int i = 0; i < LB_TRIES; i++) {
-		reason = lb_try(dst, &client, (__u32)(pick >> 32) + i, &empty, to);
+		reason = lb_try(dst, client, (__u32)(pick >> 32) + i, &empty, to);
 		if (reason == REASON_ENTRY_CHANGED)
 			continue;
 		if (reason != REASON_TRANSLATED || !sock_flow_taken(ctx->sk, dst, to))
@@ -146,17 +154,18 @@ static __always_inline enum reason sock_sendmsg(struct bpf_sock_addr *ctx,
 						const struct frontend_key *dst,
 						struct lb_choice *to)
 {
-	__u64 cookie = bpf_get_netns_cookie(ctx);
-	int own_netns = sock_in_own_netns(cookie);
+	int own_netns = sock_in_own_netns(bpf_get_netns_cookie(ctx));
+	struct lb_client client;
 	enum reason reason;
 
 	if (sock_peer_keep(ctx->sk, dst, own_netns, to) ||
 	    sock_flow_keep(ctx->sk, dst, own_netns, to))
 		return REASON_FLOW_KEPT;
-	if (sock_peer_resume(ctx->sk, dst, own_netns, to)) {
+	sock_client(ctx, &client);
+	if (sock_peer_resume(ctx->sk, dst, own_netns, to) || sock_flow_stays(dst, &client, to)) {
 		reason = REASON_FLOW_KEPT;
 	} else {
-		reason = sock_flow_begin(ctx, dst, cookie, to);
+		reason = sock_flow_begin(ctx, dst, &client, to);
 		if (sock_is_answer(ctx, dst, reason))
 			return REASON_OWN_FLOW;
 		if (reason != REASON_TRANSLATED && reason != REASON_AFFINITY_KEPT)

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/netip"
 	"slices"
 	"unsafe"
 
@@ -28,6 +29,9 @@ type staleSocket struct {
 	protocol uint8
 	// netns is the inode number of its network namespace.
 	netns uint64
+	// frontend is what it was connected to, service who had that then.
+	frontend netip.AddrPort
+	service  uint32
 }
 
 // openIters loads the iterators. Close them.
@@ -72,7 +76,7 @@ func (s *sockIters) Close() error {
 	return errors.Join(errs...)
 }
 
-// readStale gives the sockets of which the backend serves no more.
+// readStale returns the sockets of which the backend serves no more, as far as ids tell.
 func (s *sockIters) readStale() ([]staleSocket, error) {
 	data, err := readIters(s.stale)
 	return parseStale(data), err
@@ -123,7 +127,10 @@ func parseStale(data []byte) []staleSocket {
 }
 
 func newStaleSocket(raw *sweepStaleSocket) staleSocket {
-	s := staleSocket{protocol: raw.Protocol, netns: uint64(raw.Netns)}
+	s := staleSocket{protocol: raw.Protocol, netns: uint64(raw.Netns), service: raw.ServiceId}
+	var port [2]byte
+	binary.NativeEndian.PutUint16(port[:], raw.FrontendPort) // in network order as it is
+	s.frontend = netip.AddrPortFrom(netip.AddrFrom16(raw.Frontend.B).Unmap(), binary.BigEndian.Uint16(port[:]))
 	s.family = uint8(raw.Family)
 	from := 0
 	if s.family == unix.AF_INET {

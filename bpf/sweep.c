@@ -95,8 +95,13 @@ struct stale_socket {
 	__u16 family;
 	__u8 protocol;
 	__u8 pad;
+	/* What it was connected to, and the service that this was. */
+	struct addr frontend;
+	__be16 frontend_port;
+	__u16 pad2;
+	__u32 service_id;
 };
-_Static_assert(sizeof(struct stale_socket) == 56, "struct stale_socket");
+_Static_assert(sizeof(struct stale_socket) == 80, "struct stale_socket");
 
 struct stale_socket sweep_stale_socket; /* for Go: see abi.c */
 
@@ -147,6 +152,9 @@ static __always_inline int sweep_socket(struct sock *sk, const struct sock_flow 
 	out->device = BPF_CORE_READ(sk, __sk_common.skc_bound_dev_if);
 	out->cookie = BPF_CORE_READ(sk, __sk_common.skc_cookie.counter);
 	out->netns = BPF_CORE_READ(sk, __sk_common.skc_net.net, ns.inum);
+	out->frontend = flow->frontend_addr;
+	out->frontend_port = flow->frontend_port;
+	out->service_id = flow->service_id;
 	return 1;
 }
 
@@ -160,7 +168,8 @@ static __always_inline int sweep_holds(struct sock *sk, const struct sock_flow *
 	return sock_flow_serves(flow) && sock_flow_leads(flow, 1);
 }
 
-/* Those that speak to nobody that serves. */
+/* Those that speak to nobody that serves, as far as ids tell: an endpoint that got another record
+ * is not known by them, and is found by its address in user space. */
 SEC("iter/bpf_sk_storage_map")
 int shunt_stale(struct bpf_iter__bpf_sk_storage_map *ctx)
 {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/vishvananda/netlink/nl"
@@ -22,6 +23,8 @@ type Sweeper struct {
 	o     SweeperOptions
 	poked chan Sweep
 	iters *sockIters // nil: the kernel has none
+	// waiting are UDP sockets that a pass has found and left alone, by cookie, since when (stays.go).
+	waiting map[uint64]time.Time
 }
 
 // Sweep says which sockets to look for.
@@ -158,10 +161,11 @@ func (p *sweepPass) findStale(what Sweep) error {
 		return nil
 	}
 	all, err := p.s.iters.readStale()
-	for _, sock := range all {
-		if sock.protocol == unix.IPPROTO_TCP && what.TCP || sock.protocol == unix.IPPROTO_UDP && what.UDP {
-			p.stale[sock.netns] = append(p.stale[sock.netns], sock)
-		}
+	all = slices.DeleteFunc(all, func(sock staleSocket) bool {
+		return !(sock.protocol == unix.IPPROTO_TCP && what.TCP || sock.protocol == unix.IPPROTO_UDP && what.UDP)
+	})
+	for _, sock := range p.s.confirm(all, time.Now()) {
+		p.stale[sock.netns] = append(p.stale[sock.netns], sock)
 	}
 	return err
 }

@@ -31,6 +31,13 @@ type sweepStaleSocket struct {
 	Family    uint16
 	Protocol  uint8
 	Pad       uint8
+	Frontend  struct {
+		_ structs.HostLayout
+		B [16]uint8
+	}
+	FrontendPort uint16
+	Pad2         uint16
+	ServiceId    uint32
 }
 
 // Names of all BPF objects in the ELF.

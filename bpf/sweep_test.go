@@ -70,7 +70,15 @@ func (r *sweepRig) socket(kind int) int {
 // told writes the record of a connect() to a backend that serves no more.
 func (r *sweepRig) told(fd int, backend netip.AddrPort) {
 	r.t.Helper()
+	r.toldOf(fd, backend, netip.MustParseAddrPort("0.0.0.0:0"))
+}
+
+// toldOf is told, of a frontend that service 1 has.
+func (r *sweepRig) toldOf(fd int, backend, frontend netip.AddrPort) {
+	r.t.Helper()
 	flow := maps.SockFlow{BackendId: 1, ServiceId: 1, Used: 1}
+	flow.FrontendAddr.B = frontend.Addr().As16()
+	flow.FrontendPort = binary.NativeEndian.Uint16(binary.BigEndian.AppendUint16(nil, frontend.Port()))
 	flow.BackendAddr.B = backend.Addr().As16()
 	flow.BackendPort = binary.NativeEndian.Uint16(binary.BigEndian.AppendUint16(nil, backend.Port()))
 	if err := r.set.Map(sweepMapSockPeer).Put(int32(fd), flow); err != nil {

@@ -147,7 +147,7 @@ func (l *Loop) program(name ServiceName, looks map[ServiceName]*look, at place) 
 	}
 	k.tried = true
 	if k.svc == nil {
-		k.err = l.r.reconcile(name, nil)
+		k.err = l.r.reconcile(name, nil, nil)
 		l.r.except(name, nil)
 		if k.err == nil {
 			l.faults.forget(object{service: name})
@@ -157,7 +157,7 @@ func (l *Loop) program(name ServiceName, looks map[ServiceName]*look, at place) 
 	if k.svc.NotServed {
 		l.r.except(name, k.svc.ClusterIPs)
 		l.r.exceptNow(name) // or for a moment its addresses would be refused
-		k.err = l.r.reconcile(name, nil)
+		k.err = l.r.reconcile(name, nil, nil)
 		return k
 	}
 	plans := k.plans
@@ -165,7 +165,7 @@ func (l *Loop) program(name ServiceName, looks map[ServiceName]*look, at place) 
 		at.reserved = l.reserved
 		plans = planService(k.svc, k.slices, at)
 	}
-	k.err = l.r.reconcile(name, l.r.granted(name, plans))
+	k.err = l.r.reconcile(name, l.r.granted(name, plans), k.slices)
 	l.r.except(name, l.r.unserved(k.svc))
 	if k.svc.HealthCheckNodePort != 0 {
 		for _, family := range []Family{IPv4, IPv6} {

@@ -123,10 +123,19 @@ func (l *Loop) Run(ctx context.Context) error {
 			}
 		}
 		retry.Stop()
-		if due, any := l.failed.next(); any {
+		if due, any := l.next(); any {
 			retry.Reset(due.Sub(l.o.Now()))
 		}
 	}
+}
+
+// next returns when something is to be done that nobody asks for, and false where nothing is.
+func (l *Loop) next() (time.Time, bool) {
+	due, fails := l.failed.next()
+	if lapses, any := l.r.lapses(); any && (!fails || lapses.Before(due)) {
+		return lapses, true
+	}
+	return due, fails
 }
 
 // onSynced runs the hook of that name. Not before it has run is the status synced:
@@ -149,6 +158,7 @@ func (l *Loop) onSynced(ctx context.Context) error {
 func (l *Loop) step(until time.Time, retries int) {
 	report := Report{Started: l.o.Now()}
 	todo := l.begin(until, retries)
+	l.r.takeLapsed(&todo)
 	first := !l.isSynced
 	report.Full = first || todo.all
 	around := l.o.Store.surroundings()

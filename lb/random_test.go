@@ -108,7 +108,7 @@ func checkEmptied(t *testing.T, r *rig, g *guard) {
 		t.Errorf("with everything deleted there are in use %+v", u)
 	}
 	if n := len(r.loop.r.ports) + len(r.loop.r.owners) + len(r.loop.r.orphans) + len(r.loop.r.nodeAddrs) + len(r.loop.ranged) +
-		len(r.loop.r.wishes) + len(r.loop.r.outer) + len(r.loop.r.claims.to) + len(r.loop.r.claims.under) + len(r.loop.r.keeping); n != 0 {
+		len(r.loop.r.wishes) + len(r.loop.r.outer) + len(r.loop.r.claims.to) + len(r.loop.r.claims.under) + len(r.loop.r.keeping) + len(r.loop.r.listedUntil); n != 0 {
 		t.Errorf("with everything deleted the loop remembers %d things", n)
 	}
 }

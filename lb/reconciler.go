@@ -52,6 +52,11 @@ type reconciler struct {
 	cidrs    []netip.Prefix
 	excepted exceptions
 	noLocal  map[NoLocalKey]int
+	// listed is what the slices of the service under way list; keptListed: a record stays because
+	// of that. listedUntil are the services with such records (listed.go).
+	listed      servingByName
+	keptListed  bool
+	listedUntil map[ServiceName]time.Time
 	// problems are what of the services is not served.
 	problems *problemTable
 
@@ -94,16 +99,20 @@ func newReconciler(tables maps.Tables, log *zap.Logger, now func() time.Time) *r
 		nodeAddrs: map[netip.Addr]uint32{},
 		excepted:  newExceptions(),
 		problems:  newProblemTable(now),
+
+		listedUntil: map[ServiceName]time.Time{},
 	}
 }
 
 // reconcile makes the maps hold these plans for a service and nothing else of
-// it. After an error what is in the maps works, and the call can be repeated.
+// it, but for records that its slices bear on (listed.go). After an error what is in the maps works, and the call can be repeated.
 //
 // Over all ports of the service, what is new comes before what goes: an address
 // that moves from one port to another is overwritten in one step, and is never
 // without an entry in between.
-func (r *reconciler) reconcile(name ServiceName, plans []portPlan) error {
+func (r *reconciler) reconcile(name ServiceName, plans []portPlan, all []*EndpointSlice) error {
+	r.beginListed(name, all)
+	defer r.endListed(name)
 	steps := r.steps(name, plans)
 	r.tired = r.keeping[name]
 	delete(r.keeping, name)
@@ -172,29 +181,6 @@ type portStep struct {
 	err    error
 }
 
-// steps pairs a service's ports with their plans; what has no plan, goes.
-func (r *reconciler) steps(name ServiceName, plans []portPlan) []portStep {
-	stays := make([]portStep, 0, len(plans))
-	goes := slices.Clone(r.ports[name])
-	for _, want := range plans {
-		i := slices.IndexFunc(r.ports[name], func(p *port) bool { return p.key == want.key })
-		var p *port
-		if i >= 0 {
-			p = r.ports[name][i]
-		} else if p = r.renamed(goes, plans, want); p == nil {
-			p = &port{key: want.key}
-			r.ports[name] = append(r.ports[name], p)
-		}
-		goes = slices.DeleteFunc(goes, func(o *port) bool { return o == p })
-		stays = append(stays, portStep{port: p, want: want})
-	}
-	steps := make([]portStep, 0, len(goes)+len(stays))
-	for _, p := range goes {
-		steps = append(steps, portStep{port: p, want: portPlan{key: p.key}, remove: true})
-	}
-	return append(steps, stays...)
-}
-
 // takeStripped returns the services of which others took over frontends.
 func (r *reconciler) takeStripped() []ServiceName {
 	names := r.stripped
@@ -259,7 +245,7 @@ func (r *reconciler) retire(p *port, want portPlan, remove, full bool) error {
 		}
 	}
 	r.freeRanges(p)
-	if err := r.freeBackends(p, want, full || keeps); err != nil {
+	if err := r.freeBackends(p, want, remove, full || keeps); err != nil {
 		return err
 	}
 	if remove && p.id != 0 && len(p.frontends) == 0 {
@@ -357,7 +343,7 @@ func (r *reconciler) setFlags(p *port, b *backend, flags uint8) error {
 // freeBackends frees the records that are not wanted, and takes flags away from
 // the others. Both come after the frontends have changed: until then a client
 // may be sent there. careful: some frontends still lead where they led before.
-func (r *reconciler) freeBackends(p *port, want portPlan, careful bool) error {
+func (r *reconciler) freeBackends(p *port, want portPlan, remove, careful bool) error {
 	var named map[uint32]bool
 	if careful {
 		named = p.namedIDs()
@@ -378,7 +364,14 @@ func (r *reconciler) freeBackends(p *port, want portPlan, careful bool) error {
 			i++
 			continue
 		}
-		if named[b.id] {
+		keep := named[b.id]
+		if !keep && !remove {
+			var err error
+			if keep, err = r.keepListed(p, b); err != nil {
+				return err
+			}
+		}
+		if keep {
 			i++
 			continue
 		}

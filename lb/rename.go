@@ -6,20 +6,54 @@ import (
 	"shunt/maps"
 )
 
-// A service port may get another name while its addresses and endpoints stay. It keeps its
-// id and its records, by which flows, connections and session affinity know it: they go on.
+// A service port may get another name while its addresses and endpoints stay, and two may swap
+// names. It keeps its id and its records, by which flows, connections and session affinity know
+// it: they go on.
 
-// renamed returns the port that a plan continues under another name: one of the service, of
-// the same protocol and family, that no plan is for, and has a frontend that the plan wants.
-func (r *reconciler) renamed(all []*port, plans []portPlan, want portPlan) *port {
-	for _, p := range all {
-		same := p.key.protocol == want.key.protocol && p.key.family == want.key.family
-		planned := slices.ContainsFunc(plans, func(w portPlan) bool { return w.key == p.key })
-		if p.id != 0 && same && !planned && slices.ContainsFunc(want.frontends, func(f frontendPlan) bool { return r.leadsTo(p, f.key) }) {
-			return p
+// steps pairs a service's ports with their plans; what has no plan, goes.
+func (r *reconciler) steps(name ServiceName, plans []portPlan) []portStep {
+	paired, goes := r.pair(r.ports[name], plans)
+	steps := make([]portStep, 0, len(goes)+len(plans))
+	for _, p := range goes {
+		steps = append(steps, portStep{port: p, want: portPlan{key: p.key}, remove: true})
+	}
+	for i, want := range plans {
+		p := paired[i]
+		if p == nil {
+			p = &port{key: want.key}
+			r.ports[name] = append(r.ports[name], p)
+		}
+		steps = append(steps, portStep{port: p, want: want})
+	}
+	return steps
+}
+
+// pair returns the port that each plan continues, nil for a new one, and those that no plan
+// continues: a port of the plan's name that has a frontend which the plan wants, else one of
+// another name that has, of the same protocol and family, else one of the plan's name.
+func (r *reconciler) pair(all []*port, plans []portPlan) (paired, goes []*port) {
+	paired, goes = make([]*port, len(plans)), slices.Clone(all)
+	leads := func(p *port, want *portPlan) bool {
+		return slices.ContainsFunc(want.frontends, func(f frontendPlan) bool { return r.leadsTo(p, f.key) })
+	}
+	for _, fits := range []func(p *port, want *portPlan) bool{
+		func(p *port, want *portPlan) bool { return p.key == want.key && leads(p, want) },
+		func(p *port, want *portPlan) bool {
+			return p.id != 0 && p.key.protocol == want.key.protocol && p.key.family == want.key.family && leads(p, want)
+		},
+		func(p *port, want *portPlan) bool { return p.key == want.key },
+	} {
+		for i := range plans {
+			if paired[i] != nil {
+				continue
+			}
+			if j := slices.IndexFunc(goes, func(p *port) bool { return fits(p, &plans[i]) }); j >= 0 {
+				paired[i] = goes[j]
+				goes = slices.Delete(goes, j, j+1)
+			}
 		}
 	}
-	return nil
+	return paired, goes
 }
 
 // leadsTo says whether the maps have a frontend of the port, which may not be known to be

@@ -1,8 +1,13 @@
 package lb
 
 import (
+	"fmt"
+	gomaps "maps"
 	"net/netip"
+	"slices"
+	"strings"
 	"testing"
+	"time"
 
 	"shunt/maps"
 )
@@ -62,5 +67,155 @@ func TestRenamedPort(t *testing.T) {
 		if n.Port == "z" && id == before.service {
 			t.Error("a port of another number has the old one's id")
 		}
+	}
+}
+
+// records returns, by port of UDP, the service id of the frontend and the records that this has.
+func (r *rig) records(ports ...uint16) map[uint16]string {
+	r.t.Helper()
+	d := r.dump()
+	all := map[uint16]string{}
+	for _, port := range ports {
+		v, has := d.Frontends[maps.NewFrontendKey(netip.MustParseAddr("10.96.0.1"), port, 17)]
+		if !has {
+			all[port] = "no frontend"
+			continue
+		}
+		all[port] = fmt.Sprintf("%d:", v.Id)
+		for _, id := range slices.Sorted(gomaps.Keys(d.Backends)) {
+			if be := d.Backends[id]; be.ServiceId == v.Id {
+				all[port] += fmt.Sprintf(" %d=%s", id, be.AddrPort())
+				if be.Flags&maps.Renamed != 0 {
+					all[port] += "(renamed)"
+				}
+			}
+		}
+	}
+	return all
+}
+
+// setTwo has the ports 53 and 54 of a service, by names in the Service and in its slice.
+func (r *rig) setTwo(inService, inSlice string) {
+	r.clock.advance(grace)
+	if names := strings.Fields(inService); len(names) > 0 {
+		r.store.SetService(service("a", "10.96.0.1", names[0]+":53/UDP", names[1]+":54/UDP"))
+	}
+	if names := strings.Fields(inSlice); len(names) > 0 {
+		r.store.SetSlice(slice("a", "a", names[0]+":5353/UDP "+names[1]+":5454/UDP", "10.0.0.1"))
+	}
+	r.mustStep()
+}
+
+// Ports keep their ids and records when names change, whether the Service and its slices change
+// at once or one after the other, and two ports when they swap names.
+func TestNamesOfPortsChange(t *testing.T) {
+	for _, test := range []struct {
+		name  string
+		steps [][2]string // names in the Service, in the slice; "": no change
+		apart bool        // for a moment, what the names lead to is another endpoint
+	}{
+		{"at once", [][2]string{{"x y", "x y"}}, false},
+		{"the Service first", [][2]string{{"x y", ""}, {"", "x y"}}, false},
+		{"the slice first", [][2]string{{"", "x y"}, {"x y", ""}}, false},
+		{"one name, the Service first", [][2]string{{"dns y", ""}, {"", "dns y"}}, false},
+		{"swapped at once", [][2]string{{"alt dns", "alt dns"}}, false},
+		{"swapped, the Service first", [][2]string{{"alt dns", ""}, {"", "alt dns"}}, true},
+		{"swapped, the slice first", [][2]string{{"", "alt dns"}, {"alt dns", ""}}, true},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			r := newGuardedRig(t)
+			r.setTwo("dns alt", "dns alt")
+			before := r.records(53, 54)
+			r.heard.stale = nil
+			for _, s := range test.steps {
+				r.setTwo(s[0], s[1])
+			}
+			after := r.records(53, 54)
+			for port, want := range before {
+				if got := after[port]; got != want && !(test.apart && strings.HasPrefix(got, want)) {
+					t.Errorf("port %d has %q, before it was %q", port, got, want)
+				}
+			}
+			if len(r.heard.stale) > 0 {
+				t.Errorf("sockets are said to be left behind: %+v", r.heard.stale)
+			}
+			r.sameAs(r.fresh(), "after all")
+			r.start()
+			r.clock.advance(listedPause)
+			r.mustStep()
+			r.clock.advance(listedPause)
+			r.mustStep()
+			if got := r.records(53, 54); !gomaps.Equal(got, before) {
+				t.Errorf("a new daemon has %v, want %v", got, before)
+			}
+			r.sameAs(r.fresh(), "with a new daemon")
+		})
+	}
+}
+
+// While names differ, nobody is sent to an endpoint that the port does not have by name, and
+// after a bounded time it is as if it had never been there.
+func TestNamesOfPortsStayApart(t *testing.T) {
+	r := newGuardedRig(t)
+	r.setTwo("dns alt", "dns alt")
+	before := r.records(53)
+	r.heard.stale = nil
+	r.setTwo("x alt", "")
+	if got, want := r.records(53)[53], before[53]+"(renamed)"; got != want {
+		t.Errorf("with another name port 53 has %q, want %q", got, want)
+	}
+	if v := r.dump().Frontends[maps.NewFrontendKey(netip.MustParseAddr("10.96.0.1"), 53, 17)]; v.Inside.Count != 0 {
+		t.Errorf("new flows are sent to %+v", v.Inside)
+	}
+	if due, any := r.loop.next(); !any || due.After(r.clock.now().Add(listedPause)) {
+		t.Errorf("it is looked at again at %v (%t), now it is %v", due, any, r.clock.now())
+	}
+	r.clock.advance(listedPause - time.Millisecond)
+	r.mustStep()
+	if len(r.heard.stale) > 0 {
+		t.Error("it ends too early")
+	}
+	r.clock.advance(time.Millisecond)
+	r.mustStep()
+	if len(r.heard.stale) != 1 || !r.heard.stale[0].UDPFlows {
+		t.Errorf("after that sockets are said to be left behind: %+v, want flows of UDP", r.heard.stale)
+	}
+	if _, any := r.loop.next(); any {
+		t.Error("something is left to do")
+	}
+	if got, want := r.dump().Text(), r.fresh().dump().Text(); got != want {
+		t.Errorf("the maps hold\n%s\nwant\n%s", got, want)
+	}
+}
+
+// An endpoint that the slices do not list, or that the Service has no port for any more, goes at
+// once.
+func TestGoneIsNotRenamed(t *testing.T) {
+	for name, change := range map[string]func(r *rig){
+		"the endpoint goes": func(r *rig) {
+			r.store.SetService(service("a", "10.96.0.1", "x:53/UDP", "alt:54/UDP"))
+			r.store.SetSlice(slice("a", "a", "dns:5353/UDP alt:5454/UDP", "10.0.0.2"))
+		},
+		"the port goes":    func(r *rig) { r.store.SetService(service("a", "10.96.0.1", "alt:54/UDP")) },
+		"the Service goes": func(r *rig) { r.store.DeleteService(svcName("a")) },
+		"the slice goes": func(r *rig) {
+			r.store.SetService(service("a", "10.96.0.1", "x:53/UDP", "alt:54/UDP"))
+			r.store.DeleteSlice(SliceName{"default", "a"})
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := newGuardedRig(t)
+			r.setTwo("dns alt", "dns alt")
+			r.heard.stale = nil
+			r.clock.advance(grace)
+			change(r)
+			r.mustStep()
+			if got, want := r.dump().Text(), r.fresh().dump().Text(); got != want {
+				t.Errorf("the maps hold\n%s\nwant\n%s", got, want)
+			}
+			if len(r.heard.stale) == 0 {
+				t.Error("nobody is told")
+			}
+		})
 	}
 }

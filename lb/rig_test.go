@@ -162,21 +162,22 @@ type used struct {
 
 func (r *rig) used() used {
 	rec := r.loop.r
-	unready := strings.Count(r.dump().Text(), unready+"\n")
-	return used{rec.services.used, rec.records.used - uint32(unready), rec.slots.used, rec.entries, len(r.dump().Names), rec.sources, [4]int{
+	text := r.dump().Text()
+	kept := strings.Count(text, unready+"\n") + strings.Count(text, renamed+"\n")
+	return used{rec.services.used, rec.records.used - uint32(kept), rec.slots.used, rec.entries, len(r.dump().Names), rec.sources, [4]int{
 		rec.noLocal[NoLocalKey{IPv4, false}], rec.noLocal[NoLocalKey{IPv4, true}],
 		rec.noLocal[NoLocalKey{IPv6, false}], rec.noLocal[NoLocalKey{IPv6, true}],
 	}}
 }
 
-// unready is how a dump's line of a record ends that is kept for connections from before.
-const unready = " unready"
+// How a dump's line of a record ends that is kept for connections from before.
+const unready, renamed = " unready", " renamed"
 
 // lasting is a dump's text but for those records: a fresh loop has none.
 func lasting(d *maps.Dump) string {
 	var lines []string
 	for line := range strings.SplitSeq(d.Text(), "\n") {
-		if !strings.HasSuffix(line, unready) {
+		if !strings.HasSuffix(line, unready) && !strings.HasSuffix(line, renamed) {
 			lines = append(lines, line)
 		}
 	}

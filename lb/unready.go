@@ -14,14 +14,15 @@ import (
 // withFlags adds the flags of a plan to those that a record has. That an endpoint serves
 // is known at once; that it does not, when no frontend leads to it any more.
 func withFlags(now, want uint8) uint8 {
+	now &^= maps.Renamed
 	if want&maps.Unready == 0 {
 		now &^= maps.Unready
 	}
 	return now | want&^maps.Unready
 }
 
-// dropUnready frees the records of unready endpoints: map backends has no room for
-// endpoints that serve. As with every record, the room can be used after a rest.
+// dropUnready frees the records of unready endpoints, and of those that are listed under
+// another name: map backends has no room for endpoints that serve. As with every record, the room can be used after a rest.
 func (r *reconciler) dropUnready() error {
 	if len(r.orphans) > 0 {
 		return nil // what they lead to is not known
@@ -30,7 +31,7 @@ func (r *reconciler) dropUnready() error {
 		for _, p := range ports {
 			named := p.namedIDs() // by a frontend that could not be changed yet
 			for i := 0; i < len(p.backends); {
-				if b := p.backends[i]; b.flags&maps.Unready == 0 || named[b.id] {
+				if b := p.backends[i]; b.flags&(maps.Unready|maps.Renamed) == 0 || named[b.id] {
 					i++
 					continue
 				}

@@ -64,6 +64,7 @@ const (
 	abiBackendFlagBACKEND_FLAG_ON_NODE     abiBackendFlag = 4
 	abiBackendFlagBACKEND_FLAG_TERMINATING abiBackendFlag = 8
 	abiBackendFlagBACKEND_FLAG_UNREADY     abiBackendFlag = 16
+	abiBackendFlagBACKEND_FLAG_RENAMED     abiBackendFlag = 32
 )
 
 type abiDevice struct {

@@ -228,26 +228,64 @@ func (k *Kernel) IsBackend(id, service uint32, addr netip.AddrPort) bool {
 	return used && be.ServiceId == service && be.AddrPort() == addr
 }
 
+// BackendsAt adds to each address the records of endpoints that have it. It reads the whole map.
+// Safe from any goroutine.
+func (k *Kernel) BackendsAt(all map[netip.AddrPort][]Backend) {
+	for id := range k.backends {
+		if be, used := k.Backend(uint32(id)); used {
+			if found, asked := all[be.AddrPort()]; asked {
+				all[be.AddrPort()] = append(found, be)
+			}
+		}
+	}
+}
+
 // IsFrontend says whether a service has that address and port, as its own or as
 // a node port of an address of this node. Safe from any goroutine.
 func (k *Kernel) IsFrontend(addr netip.AddrPort, protocol uint8) bool {
+	_, has := k.frontend(addr, protocol, addrNodePorts)
+	return has
+}
+
+// Frontend returns the service that has an address and port, as IsFrontend; a node port also at
+// those addresses that take it in the node's own network namespace only. Safe from any goroutine.
+func (k *Kernel) Frontend(addr netip.AddrPort, protocol uint8) (Service, bool) {
+	return k.frontend(addr, protocol, addrNodePorts|addrOwnNetns)
+}
+
+// frontend looks for a node port where the address has no flags but nodePorts of those that say
+// where node ports are taken.
+func (k *Kernel) frontend(addr netip.AddrPort, protocol uint8, nodePorts uint32) (Service, bool) {
 	var info abiAddrInfo
 	if k.set.maps[mapAddrs].Lookup(newAddr(addr.Addr()), &info) != nil {
-		return false
+		return Service{}, false
 	}
-	services := k.set.maps[mapServices]
-	var v Service
-	if services.Lookup(NewFrontendKey(addr.Addr(), addr.Port(), protocol), &v) == nil {
-		return true
+	if v, has := k.service(NewFrontendKey(addr.Addr(), addr.Port(), protocol)); has {
+		return v, true
 	}
-	if info.Flags&(addrNodePorts|addrOwnNetns) != addrNodePorts {
-		return false
+	flags := info.Flags & (addrNodePorts | addrOwnNetns)
+	if flags&addrNodePorts == 0 || flags&^nodePorts != 0 {
+		return Service{}, false
 	}
 	any := netip.IPv6Unspecified()
 	if addr.Addr().Is4() {
 		any = netip.IPv4Unspecified()
 	}
-	return services.Lookup(NewFrontendKey(any, addr.Port(), protocol), &v) == nil
+	return k.service(NewFrontendKey(any, addr.Port(), protocol))
+}
+
+// service reads one entry. Its memory may be another entry's by the time that it is copied, which
+// its key tells: then it is read again.
+func (k *Kernel) service(key FrontendKey) (v Service, has bool) {
+	for range 4 {
+		if k.set.maps[mapServices].Lookup(key, &v) != nil {
+			return Service{}, false
+		}
+		if v.Key == key {
+			return v, true
+		}
+	}
+	return Service{}, false
 }
 
 // UpdateMeta changes what the daemon says of itself.

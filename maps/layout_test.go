@@ -96,7 +96,7 @@ func TestSpecSizes(t *testing.T) {
 // Flags are single bits, each its own: they share a byte or a word.
 func TestFlagBits(t *testing.T) {
 	for _, group := range [][]uint32{
-		{uint32(ClusterSet), uint32(LocalSet), uint32(OnNode), uint32(Terminating), uint32(Unready)},
+		{uint32(ClusterSet), uint32(LocalSet), uint32(OnNode), uint32(Terminating), uint32(Unready), uint32(Renamed)},
 		{uint32(InsideLocal), uint32(OutsideLocal), uint32(Elsewhere), uint32(SourceRanges)},
 		{uint32(FlowSNAT), uint32(FlowConfirmed), uint32(FlowOwn), uint32(FlowDisplaced), uint32(FlowDirect)},
 		{uint32(SaidFIN), uint32(SaidFINLater), uint32(SaidRST), uint32(SaidAnything), uint32(SaidSYN)},

@@ -78,6 +78,8 @@ const (
 	Terminating = uint8(abiBackendFlagBACKEND_FLAG_TERMINATING)
 	// Unready is in no set. Only TCP endpoints are: connections to them may go on.
 	Unready = uint8(abiBackendFlagBACKEND_FLAG_UNREADY)
+	// Renamed is in no set: the name of its port is changing. It stays for a moment.
+	Renamed = uint8(abiBackendFlagBACKEND_FLAG_RENAMED)
 )
 
 // OwnNetns is a flag of SetNodeAddr: the address takes node ports from sockets of

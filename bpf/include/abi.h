@@ -75,6 +75,8 @@ enum backend_flag {
 	BACKEND_FLAG_ON_NODE = 4,     /* the endpoint is on this node */
 	BACKEND_FLAG_TERMINATING = 8,
 	BACKEND_FLAG_UNREADY = 16,    /* of TCP: serves nobody, but is not gone: connections go on */
+	BACKEND_FLAG_RENAMED = 32,    /* serves, under the name of another port: in no set, for a
+				       * moment */
 };
 
 /* Element of `backends`, one per endpoint of a service port. service_id 0: the

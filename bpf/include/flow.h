@@ -45,24 +45,12 @@ static __always_inline void flow_key_in(struct flow_key *key, const struct pkt *
 	flow_key_set(key, FLOW_KEY_IN, pkt->protocol, &pkt->src, pkt->sport, &pkt->dst, pkt->dport);
 }
 
-static __always_inline int flow_end_below(const struct addr *a, __be16 aport,
-					  const struct addr *b, __be16 bport)
-{
-	for (int i = 0; i < 4; i++) {
-		__u32 x = bpf_ntohl(lb_word(a, i)), y = bpf_ntohl(lb_word(b, i));
-
-		if (x != y)
-			return x < y;
-	}
-	return bpf_ntohs(aport) < bpf_ntohs(bport);
-}
-
 /* Both directions of what the stack sees, under one key. */
 static __always_inline void flow_key_ends(struct flow_key *key, __u8 protocol,
 					  const struct addr *a, __be16 aport,
 					  const struct addr *b, __be16 bport)
 {
-	if (flow_end_below(a, aport, b, bport))
+	if (lb_end_below(a, aport, b, bport))
 		flow_key_set(key, FLOW_KEY_OUT, protocol, a, aport, b, bport);
 	else
 		flow_key_set(key, FLOW_KEY_OUT, protocol, b, bport, a, aport);

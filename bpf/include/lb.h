@@ -10,6 +10,7 @@
 #pragma once
 
 #include <linux/errno.h>
+#include <bpf/bpf_endian.h>
 
 #include "maps.h"
 
@@ -51,6 +52,19 @@ static __always_inline int lb_addr_is_v4(const struct addr *a)
 {
 	return lb_word(a, 0) == 0 && lb_word(a, 1) == 0 &&
 	       lb_word(a, 2) == __builtin_bswap32(0xffff);
+}
+
+/* The order of two ends: by address, byte by byte, and then by port. */
+static __always_inline int lb_end_below(const struct addr *a, __be16 aport,
+					const struct addr *b, __be16 bport)
+{
+	for (int i = 0; i < 4; i++) {
+		__u32 x = bpf_ntohl(lb_word(a, i)), y = bpf_ntohl(lb_word(b, i));
+
+		if (x != y)
+			return x < y;
+	}
+	return bpf_ntohs(aport) < bpf_ntohs(bport);
 }
 
 enum lb_found {

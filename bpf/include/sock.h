@@ -108,29 +108,34 @@ static __always_inline struct sock_flow *sock_peer_find(struct bpf_sock *sk)
 }
 
 /* The backend of the UDP socket's peer, if dst is what it was connected to and that
- * holds. Returns 1 with *out filled. */
+ * holds. Returns 1 with *out filled. Else *out has the address and port of the peer's backend
+ * (stays_with), zero where the flow is not to dst. */
 static __always_inline int sock_peer_keep(struct bpf_sock *sk, const struct frontend_key *dst,
 					  int own_netns, struct lb_choice *out)
 {
 	struct sock_flow *peer = sock_peer_find(sk);
 
-	if (!peer || !sock_flow_is_to(peer, dst) || !sock_flow_holds(peer, own_netns))
+	if (!peer || !sock_flow_is_to(peer, dst))
 		return 0;
 	sock_flow_choice(peer, out);
-	return 1;
+	return sock_flow_holds(peer, own_netns);
 }
 
 /* The same for a UDP socket whose peer was taken away (connect() to AF_UNSPEC): its flow to
- * dst goes on. */
+ * dst goes on. An endpoint that *out has is of a later flow, and stays unless this one holds. */
 static __always_inline int sock_peer_resume(struct bpf_sock *sk, const struct frontend_key *dst,
 					    int own_netns, struct lb_choice *out)
 {
 	struct sock_flow *peer = bpf_sk_storage_get(&sock_peer, sk, NULL, 0);
 
-	if (!peer || !sock_flow_is_to(peer, dst) || !sock_flow_holds(peer, own_netns))
+	int holds;
+
+	if (!peer || !sock_flow_is_to(peer, dst))
 		return 0;
-	sock_flow_choice(peer, out);
-	return 1;
+	holds = sock_flow_holds(peer, own_netns);
+	if (holds || !out->port)
+		sock_flow_choice(peer, out);
+	return holds;
 }
 
 /* Before the record of the last connect() is overwritten: keep it if it is of the peer that
@@ -189,8 +194,9 @@ static __always_inline void sock_peer_forget(struct bpf_sock *sk, const struct f
 		peer->used = 0;
 }
 
-/* The backend of the unconnected socket's flow to dst, if it has one that holds.
- * Returns 1 with *out filled. */
+/* The backend of the unconnected socket's flow to dst, if it has one that holds. Returns 1 with
+ * *out filled. Else *out has the address and port of the flow's backend (stays_with), and is left
+ * as it is where there is no flow to dst. */
 static __always_inline int sock_flow_keep(struct bpf_sock *sk, const struct frontend_key *dst,
 					  int own_netns, struct lb_choice *out)
 {
@@ -210,10 +216,10 @@ static __always_inline int sock_flow_keep(struct bpf_sock *sk, const struct fron
 		break;
 	}
 	bpf_spin_unlock(&flows->lock);
-	if (!found.used || !sock_flow_holds(&found, own_netns)) /* no helper under the lock */
+	if (!found.used)
 		return 0;
 	sock_flow_choice(&found, out);
-	return 1;
+	return sock_flow_holds(&found, own_netns); /* no helper under the lock */
 }
 
 /* Whether this socket's datagrams to another frontend go to the same backend

@@ -234,15 +234,16 @@ func (f *fixture) expectFresh(t *testing.T) {
 }
 
 // mapsText is the dump of a daemon's maps but for what a fresh daemon has not: its node has
-// other addresses, and no records of unready endpoints, which are kept for connections from
-// before.
+// other addresses, and no records of unready endpoints and of renamed ports, which are kept
+// for connections from before.
 func mapsText(root string) ([]string, error) {
 	d, err := dump(root)
 	if err != nil {
 		return nil, err
 	}
 	return slices.DeleteFunc(strings.Split(strings.TrimSpace(d.Text()), "\n"), func(line string) bool {
-		return strings.HasPrefix(line, "node-addr ") || strings.HasSuffix(line, " unready")
+		return strings.HasPrefix(line, "node-addr ") || strings.HasSuffix(line, " unready") ||
+			strings.HasSuffix(line, " renamed")
 	}), nil
 }
 

@@ -217,12 +217,12 @@ func (p *player) sameAsFresh(s *section) {
 	fresh.stop()
 }
 
-// lasting is a dump without the records of unready endpoints, which are kept for connections
-// from before: a fresh daemon has none.
+// lasting is a dump without the records of unready endpoints and of renamed ports, which are kept
+// for connections from before: a fresh daemon has none.
 func lasting(dump string) string {
 	var lines []string
 	for line := range strings.SplitSeq(dump, "\n") {
-		if !strings.HasSuffix(line, " unready") {
+		if !strings.HasSuffix(line, " unready") && !strings.HasSuffix(line, " renamed") {
 			lines = append(lines, line)
 		}
 	}

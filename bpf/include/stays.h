@@ -1,0 +1,58 @@
+/* stays.h: whether a flow of which the ids are out of date can keep its endpoint. An address can
+ * go to another service, and an endpoint get another record, while the endpoint serves all the
+ * time. Knows services, slots and backends; knows no flow. */
+#pragma once
+
+#include "lb.h"
+
+/* Steps of a search in a range of slots: enough for 2^24 of them. */
+#define STAYS_STEPS 25
+
+/* The record of the endpoint with to's address and port, if the service that has the frontend now
+ * sends new connections there. The slots of a range are in the order of their endpoints (lb's
+ * ranges.go). Returns 1 with *to filled. */
+static __always_inline int stays_find(const struct slot_range *range, __u32 service_id,
+				      struct lb_choice *to)
+{
+	__u32 slot, record, *id, low = range->base, n = range->count;
+	struct backend *be;
+
+	for (int i = 0; i < STAYS_STEPS && n; i++) {
+		slot = low + n / 2;
+		id = bpf_map_lookup_elem(&slots, &slot);
+		if (!id)
+			return 0;
+		record = *id;
+		be = lb_backend(record, service_id);
+		if (!be)
+			return 0;
+		if (be->port == to->port && lb_addr_equal(&be->addr, &to->addr)) {
+			lb_choose(to, record, be, service_id);
+			return 1;
+		}
+		if (lb_end_below(&be->addr, be->port, &to->addr, to->port)) {
+			low = slot + 1;
+			n -= n / 2 + 1;
+		} else {
+			n /= 2;
+		}
+	}
+	return 0;
+}
+
+/* Whether a new connection of the client to dst could have the endpoint with to's address and
+ * port. Returns 1 with *to filled. An entry that changes while it is read is not looked at
+ * again: the flow then gets an endpoint like a new one. */
+static __noinline int stays_with(const struct frontend_key *dst, const struct lb_client *client,
+				struct lb_choice *to)
+{
+	struct service svc;
+	__u32 undefined;
+
+	if (lb_frontend(dst, client->own_netns, &undefined, &svc) != LB_FOUND)
+		return 0;
+	if (client->by_packet && svc.flags & SERVICE_FLAG_SOURCE_RANGES &&
+	    !lb_in_range(svc.id, &client->addr))
+		return 0;
+	return stays_find(client->side == LB_INSIDE ? &svc.inside : &svc.outside, svc.id, to);
+}

@@ -1,0 +1,195 @@
+package socket_test
+
+import (
+	"fmt"
+	"net/netip"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+
+	"shunt/e2e/lab"
+	"shunt/e2e/rig"
+)
+
+// TestEndpointStays: names, ids and owners of addresses change, and the endpoint of a socket
+// serves all the time at the address that the socket was told. No socket is ended or led
+// elsewhere. A real cluster makes some of these changes by two objects, one after the other.
+func TestEndpointStays(t *testing.T) {
+	t.Parallel()
+	c := startCluster(t, "--destroy-tcp-sockets")
+	for _, p := range c.web {
+		p.Serve("tcp", otherPort)
+		p.Serve("udp", otherPort)
+	}
+	for i, test := range []struct {
+		name string
+		run  func(c *cluster, name string, n int)
+	}{
+		{"addresses go to another service at once", addressesGo(false)},
+		{"addresses are nobody's for a moment", addressesGo(true)},
+		{"another service has the cluster IP", serviceReplaced},
+		{"names of ports change, in the slices later", renamedInTurn(true)},
+		{"names of ports change, in the slices first", renamedInTurn(false)},
+		{"ports swap names", portsSwapped(false)},
+		{"ports swap names, in the slices later", portsSwapped(true)},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			sub := *c
+			sub.t = t
+			test.run(&sub, fmt.Sprintf("svc-%d", i), i+1)
+		})
+	}
+}
+
+// otherPort is a second one of the servers.
+const otherPort = rig.ServerPort + 1
+
+// moment is how much later a second object changes.
+const moment = 150 * time.Millisecond
+
+// held is a socket, what it was told, and who answers it.
+type held struct {
+	*talker
+	dst    netip.AddrPort
+	server string
+}
+
+// hold opens sockets of all kinds to addresses, IPv4 first.
+func (c *cluster) hold(addrs []netip.Addr, port uint16) (all []held) {
+	c.t.Helper()
+	for _, p := range []*lab.Pod{c.client, c.host} {
+		for _, w := range ways {
+			dst := rig.At(w.of(addrs), port)
+			if w.sendto {
+				k := w.open(c.t, p)
+				all = append(all, held{k, dst, k.askTo(dst)})
+				continue
+			}
+			k := w.openTo(c.t, p, dst)
+			all = append(all, held{k, dst, k.ask(dst)})
+		}
+	}
+	return all
+}
+
+// wantHeld checks that all sockets go on, after the passes of a sweep that end some a moment
+// later.
+func (c *cluster) wantHeld(all []held) {
+	c.t.Helper()
+	time.Sleep(1100*time.Millisecond + quiet) // that nothing happens shows in time alone
+	for _, h := range all {
+		if !h.w.sendto {
+			h.wantKept(h.dst, h.server)
+		}
+		if h.w.network[:3] == "tcp" {
+			continue
+		}
+		if got := h.askTo(h.dst); got != h.server { // connected or not
+			c.t.Errorf("%s: %s answers at %v, before it was %s", h.w, got, h.dst, h.server)
+		}
+	}
+}
+
+// holdEverywhere opens sockets to every address of service number n but the cluster IPs.
+func (c *cluster) holdEverywhere(n int) []held {
+	c.t.Helper()
+	all := append(c.hold(rig.BalancerIPs(n), rig.ServicePort), c.hold(rig.ExternalIPs(n), rig.ServicePort)...)
+	return append(all, c.hold(c.host.Addrs(), rig.NodePortOf(n))...)
+}
+
+func addressesGo(gap bool) func(c *cluster, name string, n int) {
+	return func(c *cluster, name string, n int) {
+		other := name + "-other"
+		up := rig.Up(c.web...)
+		c.apply(rig.Service(name, n, rig.Everywhere(n)), rig.SlicesOf(name, up...),
+			rig.Service(other, n+50), rig.SlicesOf(other, up...))
+		all := append(c.holdEverywhere(n), c.hold(rig.ClusterIPs(n), rig.ServicePort)...)
+		c.m.Put(rig.Service(name, n))
+		if gap {
+			c.apply()
+			time.Sleep(moment)
+		}
+		taking := rig.Service(other, n+50)
+		rig.Everywhere(n)(taking)
+		c.apply(taking)
+		c.wantHeld(all)
+	}
+}
+
+func serviceReplaced(c *cluster, name string, n int) {
+	up := rig.Up(c.web...)
+	c.apply(rig.Service(name, n, rig.Everywhere(n)), rig.SlicesOf(name, up...))
+	all := append(c.holdEverywhere(n), c.hold(rig.ClusterIPs(n), rig.ServicePort)...)
+	other := "a" + name // its name is before the other's
+	c.m.RemoveService(name)
+	c.apply(rig.Service(other, n, rig.Everywhere(n)), rig.SlicesOf(other, up...))
+	c.wantHeld(all)
+}
+
+// named makes a service with two ports of each protocol, and its slices, with names of ports.
+func (c *cluster) named(name string, n int, inService, inSlices [2]string) (service *corev1.Service, slices []any) {
+	service = rig.Service(name, n, rig.Everywhere(n))
+	service.Spec.Ports = nil
+	slices = rig.SlicesOf(name, rig.Up(c.web...)...)
+	for _, s := range slices {
+		s.(*discoveryv1.EndpointSlice).Ports = nil
+	}
+	for i, port := range []int32{rig.ServerPort, otherPort} {
+		for _, p := range []corev1.Protocol{corev1.ProtocolTCP, corev1.ProtocolUDP} {
+			service.Spec.Ports = append(service.Spec.Ports, corev1.ServicePort{Protocol: p,
+				Name: inService[i] + rig.PortName(p), Port: rig.ServicePort + int32(i), NodePort: int32(rig.NodePortOf(n)) + 500*int32(i)})
+			inSlice := inSlices[i] + rig.PortName(p)
+			for _, s := range slices {
+				s := s.(*discoveryv1.EndpointSlice)
+				s.Ports = append(s.Ports, discoveryv1.EndpointPort{Name: &inSlice, Protocol: &p, Port: &port})
+			}
+		}
+	}
+	return service, slices
+}
+
+// holdNamed opens sockets to both ports of such a service.
+func (c *cluster) holdNamed(n int) (all []held) {
+	c.t.Helper()
+	for i := range uint16(2) {
+		all = append(all, c.hold(rig.ClusterIPs(n), rig.ServicePort+i)...)
+		all = append(all, c.hold(c.host.Addrs(), rig.NodePortOf(n)+500*i)...)
+	}
+	return all
+}
+
+func renamedInTurn(serviceFirst bool) func(c *cluster, name string, n int) {
+	return func(c *cluster, name string, n int) {
+		before, after := [2]string{"a-", "b-"}, [2]string{"new-a-", "new-b-"}
+		service, slices := c.named(name, n, before, before)
+		c.apply(service, slices)
+		all := c.holdNamed(n)
+		renamed, inSlices := c.named(name, n, after, after)
+		if serviceFirst {
+			c.apply(renamed)
+		} else {
+			c.apply(inSlices)
+		}
+		time.Sleep(moment)
+		c.apply(renamed, inSlices)
+		c.wantHeld(all)
+	}
+}
+
+func portsSwapped(serviceFirst bool) func(c *cluster, name string, n int) {
+	return func(c *cluster, name string, n int) {
+		before, after := [2]string{"a-", "b-"}, [2]string{"b-", "a-"}
+		service, slices := c.named(name, n, before, before)
+		c.apply(service, slices)
+		all := c.holdNamed(n)
+		swapped, inSlices := c.named(name, n, after, after)
+		if serviceFirst {
+			c.apply(swapped)
+			time.Sleep(moment)
+		}
+		c.apply(swapped, inSlices)
+		c.wantHeld(all)
+	}
+}

@@ -1,0 +1,98 @@
+package lb
+
+// Endpoints that a service's slices list under the name of another port. When the name of a
+// service port changes, the Service and its slices follow one after the other, in either order,
+// and in between the port has no endpoints by name. New connections are refused then. A record
+// that an endpoint has stays for a while, so that flows and connections go on, and session
+// affinity with them: when the names agree again, the port has the same records.
+
+import (
+	"net/netip"
+	"slices"
+	"time"
+
+	"shunt/maps"
+)
+
+// listedPause is how long such a record stays. The slices of a cluster follow their Service
+// within seconds; where they never do, no client may keep what another port has.
+const listedPause = 5 * time.Second
+
+// servingByName are the endpoints that serve by a service's slices, with the names of their
+// ports. They are found when it is first asked for.
+type servingByName struct {
+	slices []*EndpointSlice
+	found  map[servingAt][]string
+}
+
+type servingAt struct {
+	addr     netip.AddrPort
+	protocol Protocol
+}
+
+// underOther reports whether an endpoint serves under another name.
+func (s *servingByName) underOther(addr netip.AddrPort, protocol Protocol, name string) bool {
+	if s.found == nil {
+		s.found = map[servingAt][]string{}
+		for _, slice := range s.slices {
+			for _, p := range slice.Ports {
+				for i := range slice.Endpoints {
+					e := &slice.Endpoints[i]
+					at := servingAt{netip.AddrPortFrom(e.Addr, p.Port), p.Protocol}
+					if (e.Ready || e.Serving) && !slices.Contains(s.found[at], p.Name) {
+						s.found[at] = append(s.found[at], p.Name)
+					}
+				}
+			}
+		}
+	}
+	return slices.ContainsFunc(s.found[servingAt{addr, protocol}], func(n string) bool { return n != name })
+}
+
+// beginListed prepares for the records of a service.
+func (r *reconciler) beginListed(name ServiceName, all []*EndpointSlice) {
+	r.listed, r.keptListed = servingByName{slices: all}, false
+	until, waits := r.listedUntil[name]
+	if waits && !r.now().Before(until) {
+		r.listed.slices = nil // it was kept for long enough
+	}
+}
+
+// endListed notes when the service has to be looked at again.
+func (r *reconciler) endListed(name ServiceName) {
+	if !r.keptListed {
+		delete(r.listedUntil, name)
+	} else if _, waits := r.listedUntil[name]; !waits {
+		r.listedUntil[name] = r.now().Add(listedPause)
+	}
+	r.listed = servingByName{}
+}
+
+// keepListed reports whether a record that the port's plan does not want stays for now, and takes
+// it out of the sets.
+func (r *reconciler) keepListed(p *port, b *backend) (bool, error) {
+	if !r.listed.underOther(b.addr, p.key.protocol, p.key.port) {
+		return false, nil
+	}
+	r.keptListed = true
+	return true, r.setFlags(p, b, b.flags&maps.OnNode|maps.Renamed)
+}
+
+// takeLapsed adds the services of which records have stayed for long enough.
+func (r *reconciler) takeLapsed(todo *changes) {
+	for name, until := range r.listedUntil {
+		if !r.now().Before(until) {
+			todo.object(object{service: name})
+		}
+	}
+}
+
+// lapses returns when the next such service is due, and false where there is none.
+func (r *reconciler) lapses() (next time.Time, any bool) {
+	for _, until := range r.listedUntil {
+		if !any || until.Before(next) {
+			next, any = until, true
+		}
+	}
+	return next, any
+}
