@@ -1,18 +1,16 @@
 package soak_test
 
 import (
-	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
-	"sync"
-	"testing"
 	"time"
 
-	"shunt/e2e/lab"
 	"shunt/e2e/rig"
+	shuntmaps "shunt/maps"
 )
 
 // resources are what a process could leak.
@@ -40,10 +38,10 @@ func (s *soak) resources() resources {
 	return last
 }
 
-// unleaked waits until the daemon has no more of anything than it had when it was new.
-func (s *soak) unleaked() {
+// unleaked waits until the daemon has no more of anything than it had when it was new,
+// and returns what it has then.
+func (s *soak) unleaked() (now resources) {
 	s.t.Helper()
-	var now resources
 	deadline := time.Now().Add(time.Minute)
 	for now = s.resources(); !now.within(s.base) && time.Now().Before(deadline); now = s.resources() {
 		time.Sleep(time.Second) // what is over may take its time to end
@@ -51,6 +49,7 @@ func (s *soak) unleaked() {
 	if !now.within(s.base) {
 		s.t.Errorf("the daemon has %+v, and had %+v when it was new", now, s.base)
 	}
+	return now
 }
 
 // content is what the node holds while nobody asks anything.
@@ -80,7 +79,7 @@ func (s *soak) sameAs(before content) {
 	s.t.Helper()
 	const flows = `shunt_map_entries{map="flows"}`
 	var now content
-	deadline := time.Now().Add(3 * time.Minute)
+	deadline := time.Now().Add(5 * time.Minute)
 	for now = s.quiet(); (now != before || s.d.Metrics()[flows] > 0) && time.Now().Before(deadline); now = s.quiet() {
 		time.Sleep(time.Second) // flows end by time
 	}
@@ -95,95 +94,51 @@ func (s *soak) sameAs(before content) {
 	}
 }
 
-// prober asks for the daemon's health twenty times a second.
-type prober struct {
-	d    *rig.Daemon
-	stop chan struct{}
-	done chan struct{}
-
-	mu    sync.Mutex
-	asked int
-	bad   []badProbe
-	downs [][2]int64 // times without a daemon
-}
-
-type badProbe struct {
-	began, ended int64
-	what         string
-}
-
-func newProber(d *rig.Daemon) *prober { return &prober{d: d} }
-
-func (p *prober) begin() {
-	p.stop, p.done = make(chan struct{}), make(chan struct{})
-	go p.run(p.stop, p.done)
-}
-
-// end stops asking.
-func (p *prober) end() {
-	if p.stop != nil {
-		close(p.stop)
-		<-p.done
-		p.stop = nil
-	}
-}
-
-func (p *prober) run(stop, done chan struct{}) {
-	defer close(done)
-	tick := time.NewTicker(50 * time.Millisecond)
-	defer tick.Stop()
-	for i := 0; ; i++ {
-		select {
-		case <-stop:
-			return
-		case <-tick.C:
-		}
-		path := []string{"/healthz", "/livez"}[i%2]
-		began := lab.Monotonic()
-		code, body, err := p.d.Get(rig.HealthzAddr, path)
-		p.mu.Lock()
-		p.asked++
-		if err != nil || code != 200 {
-			p.bad = append(p.bad, badProbe{began, lab.Monotonic(), fmt.Sprintf("%s: %d %v %.200s", path, code, err, body)})
-		}
-		p.mu.Unlock()
-	}
-}
-
-func (p *prober) count() int {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return p.asked
-}
-
-// down says that there is no daemon to ask, until up.
-func (p *prober) down() {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.downs = append(p.downs, [2]int64{lab.Monotonic(), 1<<63 - 1})
-}
-
-func (p *prober) up() {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.downs[len(p.downs)-1][1] = lab.Monotonic()
-}
-
-// judge fails the test for each probe that failed while there was a daemon, unless the
-// fault is one that probes are to show.
-func (p *prober) judge(t *testing.T, n int, f fault) {
-	t.Helper()
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	said := 0
-	for _, b := range p.bad {
-		explained := f.unhealthy && strings.HasPrefix(b.what, "/healthz: 503")
-		for _, d := range p.downs {
-			explained = explained || b.ended >= d[0] && b.began <= d[1]
-		}
-		if said++; !explained && said <= 3 {
-			t.Errorf("round %d, %s: probe %s", n, f.name, b.what)
+// entries counts what every hash and trie of the daemon's holds.
+func (s *soak) entries() map[string]int {
+	s.t.Helper()
+	set, err := shuntmaps.Load(s.d.Root)
+	s.check(err)
+	defer set.Close()
+	all := map[string]int{}
+	for name, m := range set.All() {
+		switch m.Type().String() {
+		case "Hash", "LRUHash", "LPMTrie":
+			n := 0
+			for key, err := m.NextKeyBytes(nil); key != nil; key, err = m.NextKeyBytes(key) {
+				s.check(err)
+				n++
+			}
+			all[name] = n
 		}
 	}
-	p.bad, p.downs = nil, nil
+	return all
+}
+
+// byTime are maps whose entries are notes with an age, that stay until the room is
+// needed: nobody removes them.
+var byTime = []string{"affinity", "directs", "flows_new", "fragments", "own_ports"}
+
+// sum says what the run came to.
+func (s *soak) sum(rounds int, counts map[string]int, before map[string]int) {
+	s.t.Helper()
+	now, after := s.unleaked(), s.entries()
+	s.t.Logf("%d rounds in %d kinds of fault:", rounds, len(counts))
+	for _, name := range slices.Sorted(maps.Keys(counts)) {
+		s.t.Logf("  %4d %s", counts[name], name)
+	}
+	s.t.Logf("%d exchanges, %d of them failed as the faults declare", s.asked(), s.excused())
+	s.t.Logf("%d exchanges on long connections, %d of them failed as the faults declare", s.heldAsked, s.heldEnded)
+	p := s.probes
+	s.t.Logf("%d probes in %v, %.2f a second; %d of them had an answer", p.asked, p.active.Round(time.Second), p.rate(), p.answered)
+	s.t.Logf("goroutines %d before, %d after; file descriptors %d before, %d after", s.base.goroutines, now.goroutines, s.base.files, now.files)
+	for _, name := range slices.Sorted(maps.Keys(after)) {
+		s.t.Logf("map %s: entries %d before, %d after", name, before[name], after[name])
+		if after[name] > before[name] && !slices.Contains(byTime, name) {
+			s.t.Errorf("map %s has %d entries, and had %d at the beginning", name, after[name], before[name])
+		}
+	}
+	if p.rate() < 0.95/probeEvery.Seconds() {
+		s.t.Errorf("%.2f probes a second were asked, want %.0f", p.rate(), 1/probeEvery.Seconds())
+	}
 }

@@ -7,6 +7,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"time"
 
 	v1 "k8s.io/api/core/v1"
@@ -29,13 +30,17 @@ type fault struct {
 	heals time.Duration
 	// ends reports whether it may end long connections of that kind; nil: none.
 	ends func(*flow) bool
-	// unhealthy: healthz may say so.
-	unhealthy bool
 }
 
-// repairs is how long the daemon may take to put its hooks right: it looks at them
-// every ten seconds.
-const repairs = 15 * time.Second
+const (
+	// repairs is how long the daemon may take to put its hooks right: it looks at them
+	// every five seconds.
+	repairs = 15 * time.Second
+	// timeDown bounds how long something stays away before it may come back.
+	timeDown = 2 * time.Second
+	// stopped keeps the daemon from mending anything.
+	stopped = syscall.SIGSTOP
+)
 
 func faults() []fault {
 	socket := func(f *flow) bool { return !f.packet }
@@ -51,10 +56,18 @@ func faults() []fault {
 			s.changeMeanwhile(func() { s.d.Launch() })
 			s.up()
 		}},
-		{name: "socket hook removed", do: func(s *soak) { s.unpin(func(name string) bool { return !strings.HasPrefix(name, "tcx") }) },
-			costs: socket, heals: repairs, unhealthy: true},
-		{name: "packet hook removed", do: func(s *soak) { s.unpin(func(name string) bool { return strings.HasPrefix(name, "tcx") }) },
-			costs: packet, heals: repairs, unhealthy: true},
+		// The daemon holds every link and map, so that a pin that goes takes nothing out of
+		// effect.
+		{name: "pin of a socket hook removed", do: func(s *soak) { s.unpin(false) }},
+		{name: "pin of a packet hook removed", do: func(s *soak) { s.unpin(true) }},
+		{name: "pins of maps removed", do: (*soak).mapPins},
+		{name: "pin directory renamed", do: (*soak).directoryRenamed},
+		{name: "pin directory removed", do: (*soak).directoryRemoved},
+		{name: "socket hook detached", do: func(s *soak) { s.detach(false) }, costs: socket, heals: repairs},
+		{name: "packet hook detached", do: func(s *soak) { s.detach(true) }, costs: packet, heals: repairs},
+		// With the maps go the flows of connections from outside.
+		{name: "pin directory removed and daemon killed", do: (*soak).nothingKept,
+			costs: func(*flow) bool { return true }, heals: repairs, ends: packet},
 		{name: "all hooks removed while the daemon is down", do: (*soak).bare,
 			costs: func(*flow) bool { return true }, heals: repairs},
 		{name: "device comes and goes", do: (*soak).device},
@@ -137,31 +150,6 @@ func (s *soak) there(svc *v1.Service, there bool) {
 	s.t.Helper()
 	rig.Eventually(s.t, fmt.Sprintf("Service %s is in the maps: %t", svc.Name, there), func() bool {
 		return strings.Contains(s.dump(), svc.Namespace+"/"+svc.Name+":") == there
-	})
-}
-
-// unpin removes the pin of one hook, and waits until the daemon has seen it.
-func (s *soak) unpin(which func(string) bool) {
-	dir := filepath.Join(s.d.Root, "links")
-	entries, err := os.ReadDir(dir)
-	s.check(err)
-	var names []string
-	for _, e := range entries {
-		if which(e.Name()) {
-			names = append(names, e.Name())
-		}
-	}
-	if len(names) == 0 {
-		s.t.Fatalf("no such hook is pinned in %s", dir)
-	}
-	name := names[s.rnd.IntN(len(names))]
-	s.check(os.Remove(filepath.Join(dir, name)))
-	rig.Eventually(s.t, name+" is pinned again", func() bool {
-		_, err := os.Stat(filepath.Join(dir, name))
-		if err != nil && !errors.Is(err, os.ErrNotExist) {
-			s.t.Fatal(err)
-		}
-		return err == nil
 	})
 }
 

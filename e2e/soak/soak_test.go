@@ -35,11 +35,14 @@ type soak struct {
 	near, far, spare      *lab.Pod // servers, the last on n1
 	client, host, outside *lab.Pod
 
-	d      *rig.Daemon
-	flows  []*flow
-	held   []*held
-	probes *prober
-	base   resources
+	d     *rig.Daemon
+	flows []*flow
+	held  []*held
+	// heldAsked counts exchanges on long connections, heldEnded those that had ended as
+	// the fault declares.
+	heldAsked, heldEnded int
+	probes               *prober
+	base                 resources
 }
 
 // TestSoak has random faults for SOAK_MINUTES, or for less than a minute and a half.
@@ -61,7 +64,10 @@ func TestSoak(t *testing.T) {
 	t.Logf("SOAK_SEED=%d", seed)
 	s := newSoak(t, rand.New(rand.NewPCG(seed, 1)))
 	s.start()
-	before := s.quiet()
+	// Each server is an endpoint once: map addrs keeps the last that were.
+	s.churn()
+	s.settled(names{"t", "u"})
+	before, entries := s.quiet(), s.entries()
 	s.hold()
 	s.probes.begin()
 	rounds, counts := 0, map[string]int{}
@@ -76,12 +82,10 @@ func TestSoak(t *testing.T) {
 		counts[f.name]++
 		s.round(rounds, f)
 	}
-	t.Logf("%d rounds: %v; %d exchanges, %d of them failed as the fault explains; %d probes", rounds, counts,
-		s.asked(), s.excused(), s.probes.count())
 	s.probes.end()
 	s.release()
 	s.sameAs(before)
-	s.unleaked()
+	s.sum(rounds, counts, entries)
 	s.d.Stop()
 	if log := s.d.Log.String(); strings.Contains(log, "DATA RACE") || strings.Contains(log, "panic:") {
 		t.Errorf("the daemon's log:\n%s", s.d.Log.Tail(200))
@@ -125,7 +129,9 @@ func (s *soak) start() {
 	s.check(s.kube.Kubeconfig(kubeconfig))
 	s.d = rig.NewDaemon(s.t, s.n1, "", "--kubeconfig", kubeconfig,
 		// So that what is over is gone by the end of the run.
-		"--conntrack-udp-timeout=10s", "--conntrack-udp-timeout-stream=45s")
+		"--conntrack-udp-timeout=10s", "--conntrack-udp-timeout-stream=45s",
+		// Also connections that ended while no hook was there to see it.
+		"--conntrack-tcp-timeout-established=3m", "--conntrack-tcp-timeout-close-wait=3m")
 	i := slices.Index(s.d.Args, "--manifests")
 	s.d.Args = slices.Delete(s.d.Args, i, i+2)
 	s.probes = newProber(s.d)
@@ -166,5 +172,6 @@ func (s *soak) round(n int, f fault) {
 		time.Duration(over-ended).Round(time.Millisecond))
 	s.judge(n, f, began, ended)
 	s.askHeld(n, f)
+	s.inEffect()
 	s.probes.judge(s.t, n, f)
 }

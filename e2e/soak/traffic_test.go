@@ -157,6 +157,8 @@ func (s *soak) askHeld(n int, f fault) {
 	for _, h := range s.held {
 		sum, err := h.conns.Ask()
 		s.check(err)
+		s.heldAsked += h.count
+		s.heldEnded += h.count - sum.Answered
 		if sum.Answered == h.count && len(sum.Errors) == 0 {
 			continue
 		}

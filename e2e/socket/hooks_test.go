@@ -8,34 +8,11 @@ import (
 	"strings"
 	"syscall"
 	"testing"
-	"unsafe"
 
 	"golang.org/x/sys/unix"
 
 	"shunt/e2e/rig"
 )
-
-// detachLink is `bpftool link detach pinned PATH`.
-func detachLink(t *testing.T, pin string) {
-	t.Helper()
-	path, err := unix.BytePtrFromString(pin)
-	if err != nil {
-		t.Fatal(err)
-	}
-	get := struct {
-		path     uint64
-		fd, mode uint32
-	}{path: uint64(uintptr(unsafe.Pointer(path)))}
-	fd, _, errno := unix.Syscall(unix.SYS_BPF, unix.BPF_OBJ_GET, uintptr(unsafe.Pointer(&get)), unsafe.Sizeof(get))
-	if errno != 0 {
-		t.Fatalf("open the pinned link %s: %v", pin, errno)
-	}
-	defer unix.Close(int(fd))
-	link := uint32(fd)
-	if _, _, errno := unix.Syscall(unix.SYS_BPF, unix.BPF_LINK_DETACH, uintptr(unsafe.Pointer(&link)), unsafe.Sizeof(link)); errno != 0 {
-		t.Fatalf("detach the pinned link %s: %v", pin, errno)
-	}
-}
 
 func effect(hook string) string  { return fmt.Sprintf("shunt_in_effect{hook=%q}", hook) }
 func repairs(hook string) string { return fmt.Sprintf("shunt_hook_repairs_total{hook=%q}", hook) }
@@ -86,8 +63,8 @@ func TestHooksRepaired(t *testing.T) {
 		passes     bool // connections go on all the same
 	}{
 		{"a hook's pin is removed", "pins", func() error { return remove("connect4") }, true},
-		{"a hook is detached", "connect4", func() error { detachLink(t, filepath.Join(links, "connect4")); return nil }, false},
-		{"a hook is detached and its pin removed", "connect4", func() error { detachLink(t, filepath.Join(links, "connect4")); return remove("connect4") }, false},
+		{"a hook is detached", "connect4", func() error { rig.DetachLink(t, filepath.Join(links, "connect4")); return nil }, false},
+		{"a hook is detached and its pin removed", "connect4", func() error { rig.DetachLink(t, filepath.Join(links, "connect4")); return remove("connect4") }, false},
 		{"all links are removed", "pins", func() error { return os.RemoveAll(links) }, true},
 		{"the directory is renamed", "pins", func() error { return os.Rename(c.d.Root, c.d.Root+"-away") }, true},
 		{"the directory is removed", "pins", func() error { return os.RemoveAll(c.d.Root) }, true},

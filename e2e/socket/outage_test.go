@@ -77,7 +77,7 @@ func TestHooksWhileStarting(t *testing.T) {
 	}
 	// Devices wait for the Node, whose addresses choose them.
 	wantEffect(c.d, "ingress", "egress")
-	detachLink(t, filepath.Join(c.d.Root, "links", "sendmsg4"))
+	rig.DetachLink(t, filepath.Join(c.d.Root, "links", "sendmsg4"))
 	rig.Eventually(t, "it is repaired again", func() bool { return c.d.Metrics()[repairs("sendmsg4")] > 1 })
 	c.d.Kill() // and what was repaired outlives the daemon
 	for _, w := range ways {

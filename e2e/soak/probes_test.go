@@ -1,0 +1,144 @@
+package soak_test
+
+import (
+	"fmt"
+	"sync"
+	"testing"
+	"time"
+
+	"shunt/e2e/lab"
+	"shunt/e2e/rig"
+)
+
+const (
+	// probeEvery is the time between two probes.
+	probeEvery = 50 * time.Millisecond
+	// probesAtOnce is how many may wait for their answer. One alone reached 12 a second:
+	// with the race detector on both sides an answer takes up to 80 ms.
+	probesAtOnce = 16
+	// podProbes is where the daemon answers the probes of its pod.
+	podProbes = "127.0.0.1:10266"
+)
+
+// probed is what is asked, in turn.
+var probed = [...]struct{ addr, path string }{
+	{rig.HealthzAddr, "/healthz"}, {rig.HealthzAddr, "/livez"}, {podProbes, "/livez"}, {podProbes, "/readyz"},
+}
+
+// prober asks for the daemon's health twenty times a second. A daemon that runs answers
+// 200, whatever the fault.
+type prober struct {
+	d *rig.Daemon
+	// stop ends the workers; nil: none run.
+	stop    chan struct{}
+	workers sync.WaitGroup
+
+	mu sync.Mutex
+	// began is when the workers started, due counts the probes since then.
+	began time.Time
+	due   int
+	// asked counts all probes, answered those that had an answer, in the time that
+	// there were workers.
+	asked, answered int
+	active          time.Duration
+	bad             []badProbe
+	downs           [][2]int64 // times without a daemon
+}
+
+type badProbe struct {
+	began, ended int64
+	what         string
+}
+
+func newProber(d *rig.Daemon) *prober { return &prober{d: d} }
+
+func (p *prober) begin() {
+	p.stop, p.began, p.due = make(chan struct{}), time.Now(), 0
+	for range probesAtOnce {
+		p.workers.Go(func() { p.work(p.stop) })
+	}
+}
+
+// end stops asking. No connection to the daemon is left.
+func (p *prober) end() {
+	if p.stop == nil {
+		return
+	}
+	close(p.stop)
+	p.workers.Wait()
+	p.stop = nil
+	p.active += time.Since(p.began)
+}
+
+// work takes the next probe, waits until it is due, and asks. Probes that are late are
+// asked at once, so that slow answers do not lower the rate.
+func (p *prober) work(stop chan struct{}) {
+	for {
+		n, at := p.next()
+		select {
+		case <-stop:
+			return
+		case <-time.After(time.Until(at)):
+		}
+		p.ask(n)
+	}
+}
+
+func (p *prober) next() (n int, at time.Time) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.due++
+	return p.due, p.began.Add(time.Duration(p.due) * probeEvery)
+}
+
+func (p *prober) ask(n int) {
+	what := probed[n%len(probed)]
+	began := lab.Monotonic()
+	code, body, err := p.d.Get(what.addr, what.path)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.asked++
+	if err == nil {
+		p.answered++
+	}
+	if err != nil || code != 200 {
+		p.bad = append(p.bad, badProbe{began, lab.Monotonic(), fmt.Sprintf("%s: %d %v %.200s", what.path, code, err, body)})
+	}
+}
+
+// rate returns how many probes a second were asked. There must be no workers.
+func (p *prober) rate() float64 { return float64(p.asked) / p.active.Seconds() }
+
+// down says that there is no daemon to ask, until up.
+func (p *prober) down() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.downs = append(p.downs, [2]int64{lab.Monotonic(), 1<<63 - 1})
+}
+
+func (p *prober) up() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.downs[len(p.downs)-1][1] = lab.Monotonic()
+}
+
+// judge fails the test for each probe that failed while there was a daemon.
+func (p *prober) judge(t *testing.T, n int, f fault) {
+	t.Helper()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	said := 0
+	for _, b := range p.bad {
+		explained := false
+		for _, d := range p.downs {
+			explained = explained || b.ended >= d[0] && b.began <= d[1]
+		}
+		if explained {
+			continue
+		}
+		if said++; said <= 3 {
+			t.Errorf("round %d, %s: probe %s", n, f.name, b.what)
+		}
+	}
+	p.bad, p.downs = nil, nil
+}
