@@ -227,10 +227,8 @@ func (d *daemon) serve(ctx context.Context, source *source) (err error) {
 		return err
 	}
 	d.reporter.setAdopted(adopted)
-	d.kernel.UpdateMeta(func(m *maps.Meta) {
-		*m = maps.Meta{Abi: abi, Pid: uint32(os.Getpid()), Started: time.Now().UnixNano(),
-			// which are of the maps, not of the daemon
-			ServiceCidrs: m.ServiceCidrs, Problems: m.Problems, ProblemsVersion: m.ProblemsVersion}
+	d.kernel.UpdateMeta(func(m *maps.DaemonMeta) {
+		*m = maps.DaemonMeta{Abi: abi, Pid: uint32(os.Getpid()), Started: time.Now().UnixNano()}
 	})
 	d.log.Info("started", zap.String("node", d.cfg.NodeName), zap.String("cgroup", d.cgroup),
 		zap.String("bpffs", d.cfg.BPFFSRoot), zap.Int("adopted_frontends", adopted.Frontends),

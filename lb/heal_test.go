@@ -125,7 +125,7 @@ func TestSmallerMaps(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				k.UpdateMeta(func(m *maps.Meta) { m.Abi = abiOf(t) })
+				k.UpdateMeta(func(m *maps.DaemonMeta) { m.Abi = abiOf(t) })
 				r := newRig(t, k, newTestClock())
 				store.copyTo(r.store)
 				r.clock.advance(grace)
@@ -169,7 +169,7 @@ func TestSmallerMapsWithManyAddresses(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		k.UpdateMeta(func(m *maps.Meta) { m.Abi = abiOf(t) })
+		k.UpdateMeta(func(m *maps.DaemonMeta) { m.Abi = abiOf(t) })
 		r := newRig(t, k, newTestClock())
 		store.copyTo(r.store)
 		r.clock.advance(grace)

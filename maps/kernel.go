@@ -288,12 +288,6 @@ func (k *Kernel) service(key FrontendKey) (v Service, has bool) {
 	return Service{}, false
 }
 
-// UpdateMeta changes what the daemon says of itself.
-func (k *Kernel) UpdateMeta(change func(*Meta)) { change(&k.meta[0]) }
-
-// Meta reads what the daemon last said of itself.
-func (k *Kernel) Meta() Meta { return k.meta[0] }
-
 // wrap turns the kernel's "no room" into a FullError and says what was tried.
 func (k *Kernel) wrap(err error, name, what string) error {
 	switch {

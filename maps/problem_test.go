@@ -107,7 +107,7 @@ func TestProblemsWhileWritten(t *testing.T) {
 	close(stop)
 	wg.Wait()
 
-	writer.UpdateMeta(func(m *maps.Meta) { m.ProblemsVersion |= 1 })
+	changeMeta(t, root, func(m *maps.Meta) { m.ProblemsVersion |= 1 })
 	if got, _ := reader.Problems(); len(got) == 0 {
 		t.Error("nothing of what a daemon that died in the middle has written")
 	}

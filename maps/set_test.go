@@ -28,7 +28,7 @@ func fill(t *testing.T, k *maps.Kernel, abi uint32) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	k.UpdateMeta(func(m *maps.Meta) { m.Abi, m.Pid = abi, 42 })
+	k.UpdateMeta(func(m *maps.DaemonMeta) { m.Abi, m.Pid = abi, 42 })
 }
 
 // open is maps.Open for tests that look at the set.

@@ -37,7 +37,7 @@ func replaceMaps(t *testing.T, root string, sizes maps.Sizes, until int) *maps.S
 	if err != nil {
 		t.Fatal(err)
 	}
-	k.UpdateMeta(func(m *maps.Meta) { m.Abi = embeddedABI(t) })
+	k.UpdateMeta(func(m *maps.DaemonMeta) { m.Abi = embeddedABI(t) })
 	if err := k.Close(); err != nil {
 		t.Fatal(err)
 	}
@@ -174,7 +174,7 @@ func TestCheckABI(t *testing.T) {
 	}
 	k, _ := mapstest.Open(t, root, small)
 	for abi, fits := range map[uint32]bool{0: true, embeddedABI(t): true, embeddedABI(t) - 1: false, embeddedABI(t) + 1: false} {
-		k.UpdateMeta(func(m *maps.Meta) { m.Abi = abi })
+		k.UpdateMeta(func(m *maps.DaemonMeta) { m.Abi = abi })
 		err := maps.CheckABI(root)
 		var other *maps.ABIError
 		if (err == nil) != fits || !fits && (!errors.As(err, &other) || other.Pinned != abi || other.Binary != embeddedABI(t)) {

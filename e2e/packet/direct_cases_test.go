@@ -75,6 +75,18 @@ var directCases = []packetCase{
 		c.leaves(c.accepts(c.local, c.client)).becomes(c.accepts(c.external, c.client), "reply_restored")
 		c.leaves(c.accepts(c.local, c.beside())).becomes(c.accepts(c.local, c.client), "reply_restored")
 	}},
+	{name: "a daemon that starts in the handshake of a direct connection", proto: protoTCP, steps: func(c *play) {
+		c.serve(c.world, c.proto, 1, c.local)
+		c.load()
+		c.open(c.client, c.external, c.local)
+		c.arrives(c.opens(c.client, c.local)).becomes(c.opens(c.beside(), c.local), "direct_displaced")
+		c.leaves(c.accepts(c.local, c.beside())).becomes(c.accepts(c.local, c.client), "reply_restored")
+		c.rig.restart()
+		for range 2 {
+			c.arrives(c.continues(c.client, c.local)).becomes(c.continues(c.beside(), c.local), "flow_kept")
+			c.leaves(c.continues(c.local, c.beside())).becomes(c.continues(c.local, c.client), "reply_restored")
+		}
+	}},
 	{name: "a flow while a direct connection has its port", steps: func(c *play) {
 		for _, b := range []netip.AddrPort{c.local, c.host} {
 			c.rig.clear()

@@ -129,7 +129,28 @@ func (r *rig) clear() {
 	if err != nil {
 		r.t.Fatal(err)
 	}
-	r.kernel.UpdateMeta(func(m *maps.Meta) { m.Direct = 0 })
+	r.changeMeta(func(m *maps.Meta) { m.Direct = 0 })
+}
+
+// changeMeta changes the element of map meta, also what only programs write.
+func (r *rig) changeMeta(change func(*maps.Meta)) {
+	r.t.Helper()
+	var m maps.Meta
+	err := r.set.Map("meta").Lookup(uint32(0), &m)
+	change(&m)
+	if err = errors.Join(err, r.set.Map("meta").Put(uint32(0), &m)); err != nil {
+		r.t.Fatal(err)
+	}
+}
+
+// restart writes to the maps what a daemon does that starts and adopts them.
+func (r *rig) restart() {
+	r.t.Helper()
+	abi, err := maps.ABI()
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	r.kernel.UpdateMeta(func(m *maps.DaemonMeta) { *m = maps.DaemonMeta{Abi: abi, Pid: 4711, Started: time.Now().UnixNano()} })
 }
 
 func clearMap[K, V any](m *ebpf.Map) error {
@@ -155,7 +176,7 @@ func (r *rig) age(d time.Duration) {
 		errs = append(errs, rewrite(r.set.Map(name), func(_ maps.FlowKey, f *maps.Flow) { f.Used -= uint64(d) }))
 	}
 	errs = append(errs, rewrite(r.set.Map(directs), func(_ maps.FlowKey, noted *uint64) { *noted -= uint64(d) }))
-	r.kernel.UpdateMeta(func(m *maps.Meta) {
+	r.changeMeta(func(m *maps.Meta) {
 		if m.Direct != 0 {
 			m.Direct -= uint64(d)
 		}

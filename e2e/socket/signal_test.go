@@ -61,7 +61,7 @@ func TestOtherABI(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, abi := range []uint32{own - 1, own + 1} {
-		if err := c.d.Kernel(func(k *maps.Kernel) { k.UpdateMeta(func(m *maps.Meta) { m.Abi = abi }) }); err != nil {
+		if err := c.d.Kernel(func(k *maps.Kernel) { k.UpdateMeta(func(m *maps.DaemonMeta) { m.Abi = abi }) }); err != nil {
 			t.Fatal(err)
 		}
 		for _, args := range [][]string{{"status"}, {"status", "-o", "json"}, {"services"}, {"services", "10.96.0.1:80"}} {

@@ -25,7 +25,7 @@ func TestForeignMaps(t *testing.T) {
 		why   string
 	}{
 		{"another ABI", func() error {
-			return c.d.Kernel(func(k *maps.Kernel) { k.UpdateMeta(func(m *maps.Meta) { m.Abi = 4711 }) })
+			return c.d.Kernel(func(k *maps.Kernel) { k.UpdateMeta(func(m *maps.DaemonMeta) { m.Abi = 4711 }) })
 		}, "they have ABI 4711"},
 		{"a map is missing", func() error { return os.Remove(filepath.Join(c.d.Root, "maps", maps.NameNames)) }, maps.NameNames},
 		{"left half-made", func() error { return os.Mkdir(filepath.Join(c.d.Root, "maps-new"), 0o700) }, ""},
