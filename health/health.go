@@ -26,12 +26,6 @@ const ProxyMode = "shunt"
 // unhealthy: twice kube-proxy's default sync period, as kube-proxy has it.
 const DefaultTimeout = 2 * time.Minute
 
-// The addresses that kube-proxy serves on by default, and so do we.
-var (
-	DefaultHealthzAddress = netip.MustParseAddrPort("0.0.0.0:10256")
-	DefaultMetricsAddress = netip.MustParseAddrPort("127.0.0.1:10249")
-)
-
 // StatusSource is the reconcile loop. Status is called for every request and
 // every scrape, from any goroutine.
 type StatusSource interface {

@@ -154,7 +154,7 @@ func (s *site) run(ctx context.Context, hardFail bool) error {
 		failures++
 		wait := bindBackoff.after(failures)
 		if time.Since(said) >= sayAgain {
-			s.log.Error("cannot serve "+s.name+", everything else goes on", zap.Error(err), zap.Duration("retryEvery", bindBackoff.max))
+			s.log.Error("cannot serve "+s.name+", everything else goes on", zap.Error(err), zap.Duration("retry_every", bindBackoff.max))
 			said = time.Now()
 		}
 		select {

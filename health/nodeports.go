@@ -239,7 +239,7 @@ func (n *nodePorts) putOff(s *checkSocket, err error) {
 	if s.failures > 1 {
 		return
 	}
-	n.log.Warn("cannot serve a healthCheckNodePort", zap.Error(err), zap.Duration("retryIn", wait))
+	n.log.Warn("cannot serve a healthCheckNodePort", zap.Error(err), zap.Duration("retry_in", wait))
 	n.failed(s.key.service, s.key.at.Port(), err)
 }
 

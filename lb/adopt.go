@@ -235,7 +235,7 @@ func (r *reconciler) leftButNamed() map[uint32]bool {
 	return named
 }
 
-// pruneIDs returns back the service ids of which nothing is in the maps but a name.
+// pruneIDs frees the service ids of which nothing is in the maps but a name.
 func (r *reconciler) pruneIDs(inUse map[uint32]bool) error {
 	var errs []error
 	r.left.names = slices.DeleteFunc(r.left.names, func(id uint32) bool {
@@ -259,7 +259,7 @@ func (r *reconciler) pruneIDs(inUse map[uint32]bool) error {
 	return errors.Join(errs...)
 }
 
-// pruneSlots returns back the slots that no orphan names any more.
+// pruneSlots frees the slots that no orphan names any more.
 func (r *reconciler) pruneSlots() {
 	r.left.slots = slices.DeleteFunc(r.left.slots, func(b block) bool {
 		for _, v := range r.orphans {

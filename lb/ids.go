@@ -187,7 +187,7 @@ func (p *slotPool) put(b block, now time.Time) {
 	p.used -= b.size()
 }
 
-// cut returns back the upper part of a block.
+// cut shrinks a block to an order and frees the rest of it.
 func (p *slotPool) cut(b block, to order, now time.Time) block {
 	for b.order > to {
 		b.order--

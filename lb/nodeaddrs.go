@@ -83,7 +83,7 @@ func (n NodePortAddresses) selects(f Family) bool {
 	return selects
 }
 
-// Choose returns the entries of map node_addrs: those of the node's addresses that
+// Choose returns what map addrs is to hold of the node: those of the node's addresses that
 // take node ports, with their flags. node is the last that is known of the Node, nil
 // for nothing; held are the entries that the map has now.
 func (n NodePortAddresses) Choose(addrs []netip.Addr, node *Node, held map[netip.Addr]uint32) map[netip.Addr]uint32 {
@@ -144,7 +144,7 @@ func atMost(n int, chosen map[netip.Addr]uint32) map[netip.Addr]uint32 {
 	return chosen
 }
 
-// reconcileAddrs makes map node_addrs hold the chosen addresses. What goes makes room
+// reconcileAddrs makes map addrs hold the chosen addresses of the node. What goes makes room
 // for what comes, and one that fails keeps no other from being programmed.
 func (r *reconciler) reconcileAddrs(want map[netip.Addr]uint32) error {
 	var errs []error

@@ -134,8 +134,8 @@ func (p *port) rangeFor(local bool, taken maps.SlotRange) *slotRange {
 	return nil
 }
 
-// freeRanges returns back the ranges that no frontend names, and of others what is too
-// much since they were written over.
+// freeRanges frees the ranges that no frontend names, and the spare part of those that
+// were overwritten with fewer ids.
 func (r *reconciler) freeRanges(p *port) {
 	kept := p.ranges[:0]
 	for _, rg := range p.ranges {

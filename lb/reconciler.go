@@ -46,7 +46,7 @@ type reconciler struct {
 	// orphans are frontends of an adopted map that no service is known to own yet.
 	orphans map[maps.FrontendKey]maps.Service
 	left    leftovers
-	// nodeAddrs is what map node_addrs holds.
+	// nodeAddrs are the addresses of the node in map addrs, with their flags.
 	nodeAddrs map[netip.Addr]uint32
 	// cidrs are the service CIDRs that the maps hold.
 	cidrs    []netip.Prefix

@@ -63,7 +63,7 @@ func (r *reconciler) leadsTo(p *port, k maps.FrontendKey) bool {
 	return p.frontend(k) >= 0 || adopted && v.Id == p.id
 }
 
-// rename returns a port the name of its plan.
+// rename gives a port the name of its plan.
 func (r *reconciler) rename(p *port, want portPlan) error {
 	if p.key == want.key {
 		return nil

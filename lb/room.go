@@ -204,7 +204,7 @@ func (l *ledger) update(w *wish) {
 	}
 }
 
-// give returns room to all wishes, and the names of services that lost some, and of those
+// give grants room to all wishes. It returns the names of services that lost some, and of those
 // that only got some.
 func (l *ledger) give(wishes map[ServiceName]*wish) (lost, got []ServiceName) {
 	first := rank(0) // of which not all fits

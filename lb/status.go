@@ -106,6 +106,6 @@ type Report struct {
 // Observer hears from the reconcile goroutine; its methods must not block.
 type Observer interface {
 	Reconciled(Report)
-	// SetHealthChecks returns all of them, sorted by service and family, when any changed.
+	// SetHealthChecks is called with all of them, sorted by service and family, when any changed.
 	SetHealthChecks([]HealthCheck)
 }

@@ -99,8 +99,8 @@ func NewFlow(e Ends, protocol, flags uint8, used uint64) Flow {
 	}
 }
 
-// IsSame says whether two entries are of one flow (flow_same of flow.h): between the
-// same ends, with the same ports of ours.
+// IsSame reports whether two entries are of one flow: they are equal in all that stays
+// while a flow lives. flow_same of flow.h compares neither the protocol nor Node.
 func (f *Flow) IsSame(o *Flow) bool {
 	a, b := *f, *o
 	for _, x := range []*Flow{&a, &b} { // what changes while a flow lives

@@ -149,9 +149,9 @@ func (s *Set) openOlder(dir string) (*ebpf.Map, error) {
 	return set.maps[mapFlows].Clone()
 }
 
-// Switch returns a staged set the place of the older one, which is kept beside it. To be
-// called when this set is filled, and before programs that use it are in effect: so
-// the pinned set is never older than one that a program reads.
+// Switch renames a staged set to where the next start looks, and keeps the older set
+// beside it. To be called when this set is filled, and before programs that use it are in
+// effect: so the pinned set is never older than one that a program reads.
 func (s *Set) Switch() error {
 	for _, step := range s.switchSteps() {
 		if err := step(); err != nil {

@@ -185,7 +185,7 @@ func (s *soak) device() {
 	s.ip("link", "del", "soak0")
 }
 
-// rename returns the uplink another name for a moment.
+// rename gives the uplink another name for a moment.
 func (s *soak) rename() {
 	s.ip("link", "set", "eth0", "name", "soak9")
 	s.pause(2 * time.Second)
@@ -235,7 +235,7 @@ func (s *soak) putSlicesOf(called []names, pods ...*lab.Pod) {
 	}
 }
 
-// portNames returns the ports other names and back. The slices have both in between, since
+// portNames gives the ports other names, and the first ones again. The slices have both in between, since
 // two objects don't change at once.
 func (s *soak) portNames() {
 	old, other := names{"t", "u"}, names{"x", "y"}
