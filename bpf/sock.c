@@ -89,6 +89,15 @@ static __always_inline int sock_flow_stays(const struct frontend_key *dst,
 	return to->port && stays_with(dst, client, to);
 }
 
+/* Whether a frontend can have this address. Most connections are to one that none has, and need
+ * neither who asks nor a number at random. */
+static __always_inline int sock_may_lead(const struct addr *addr)
+{
+	struct addr_info *info = bpf_map_lookup_elem(&addrs, addr);
+
+	return info && info->flags & (ADDR_FLAG_FRONTEND | ADDR_FLAG_CLUSTER_IP | ADDR_FLAG_NODE_PORTS);
+}
+
 /* connect(): choose a backend and remember what it stands for. */
 static __always_inline enum reason sock_connect(struct bpf_sock_addr *ctx,
 						const struct frontend_key *dst,
@@ -97,12 +106,15 @@ static __always_inline enum reason sock_connect(struct bpf_sock_addr *ctx,
 	enum reason reason;
 	struct lb_client client;
 
-	sock_client(ctx, &client);
-	if (dst->protocol == IPPROTO_UDP && (sock_flow_keep(ctx->sk, dst, client.own_netns, to) ||
-					     sock_flow_stays(dst, &client, to))) {
-		reason = REASON_FLOW_KEPT;
+	if (!sock_may_lead(&dst->addr)) {
+		reason = lb_unallocated(&dst->addr) ? REASON_UNALLOCATED : REASON_NO_FRONTEND;
 	} else {
-		reason = lb_select(dst, &client, bpf_get_prandom_u32(), to);
+		sock_client(ctx, &client);
+		if (dst->protocol == IPPROTO_UDP && (sock_flow_keep(ctx->sk, dst, client.own_netns, to) ||
+						     sock_flow_stays(dst, &client, to)))
+			reason = REASON_FLOW_KEPT;
+		else
+			reason = lb_select(dst, &client, bpf_get_prandom_u32(), to);
 	}
 	if (sock_is_answer(ctx, dst, reason))
 		reason = REASON_OWN_FLOW;

@@ -200,6 +200,8 @@ type abiMetaValue struct {
 	Problems        uint32
 	ProblemsVersion uint32
 	Direct          uint64
+	DirectNoted     uint64
+	OwnPortNoted    uint64
 }
 
 type abiOwnPortKey struct {

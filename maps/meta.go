@@ -10,7 +10,7 @@ import (
 
 // DaemonMeta is the daemon's part of map meta. The other fields have other writers:
 // service_cidrs and problems follow the maps that they are about, and programs write
-// direct. A daemon that starts must keep those.
+// direct, direct_noted and own_port_noted. A daemon that starts must keep those.
 type DaemonMeta struct {
 	// Abi is SHUNT_ABI, Pid the daemon's process id in its own pid namespace.
 	Abi, Pid uint32
@@ -34,10 +34,11 @@ func (k *Kernel) UpdateMeta(change func(*DaemonMeta)) {
 // Meta returns the element of map meta.
 func (k *Kernel) Meta() Meta { return k.meta[0] }
 
-// expectDirects notes in map meta that flows_new may have a direct TCP flow that is not
-// confirmed. A set that replaces another has the same map flows_new and an element of
-// meta of its own, so what the older set's programs noted there has to be said again.
-func (s *Set) expectDirects() (err error) {
+// expectNotes notes in map meta that flows_new may have a direct TCP flow that is not
+// confirmed, and that directs and own_ports may have young entries. A set that replaces
+// another has the same maps and an element of meta of its own, so what the older set's
+// programs noted there has to be said again.
+func (s *Set) expectNotes() (err error) {
 	if len(oldDirs(filepath.Dir(s.dir))) == 0 {
 		return nil
 	}
@@ -49,6 +50,8 @@ func (s *Set) expectDirects() (err error) {
 	if err := mapArray(s.maps[mapMeta], &meta); err != nil {
 		return err
 	}
-	atomic.StoreUint64(&meta[0].Direct, uint64(now.Nano()))
+	for _, at := range []*uint64{&meta[0].Direct, &meta[0].DirectNoted, &meta[0].OwnPortNoted} {
+		atomic.StoreUint64(at, uint64(now.Nano()))
+	}
 	return unmapArray(&meta)
 }

@@ -32,7 +32,7 @@ func changeMeta(t *testing.T, root string, change func(*maps.Meta)) {
 func TestUpdateMeta(t *testing.T) {
 	root := mapstest.BPFFS(t)
 	k, _ := mapstest.Open(t, root, small)
-	written := maps.Meta{Abi: 1, Pid: 2, Started: 3, Synced: 4, Pending: 5, ServiceCidrs: 6, Problems: 7, ProblemsVersion: 8, Direct: 9}
+	written := maps.Meta{Abi: 1, Pid: 2, Started: 3, Synced: 4, Pending: 5, ServiceCidrs: 6, Problems: 7, ProblemsVersion: 8, Direct: 9, DirectNoted: 10, OwnPortNoted: 11}
 	changeMeta(t, root, func(m *maps.Meta) { *m = written })
 	k.UpdateMeta(func(m *maps.DaemonMeta) {
 		if want := (maps.DaemonMeta{Abi: 1, Pid: 2, Started: 3, Synced: 4, Pending: 5}); *m != want {
@@ -46,10 +46,10 @@ func TestUpdateMeta(t *testing.T) {
 	}
 }
 
-// The programs of the older set make direct flows in flows_new, which both sets have, and
-// note the time in a map meta that only theirs is. Those of the new set have to look for
-// such flows, whatever step a daemon was killed at.
-func TestReplacedMapsMayHaveDirects(t *testing.T) {
+// The programs of the older set make direct flows in flows_new and notes in directs and own_ports,
+// which both sets have, and note the time in a map meta that only theirs is. Those of the new set
+// have to look for such flows and notes, whatever step a daemon was killed at.
+func TestReplacedMapsMayHaveNotes(t *testing.T) {
 	for until := range killedAt {
 		t.Run(fmt.Sprint("killed at ", until), func(t *testing.T) {
 			root := mapstest.BPFFS(t)
@@ -68,8 +68,8 @@ func TestReplacedMapsMayHaveDirects(t *testing.T) {
 			if err := set.Map("meta").Lookup(uint32(0), &m); err != nil {
 				t.Fatal(err)
 			}
-			if m.Direct < before {
-				t.Errorf("direct is %d, which is before the switch: that was at %d or later", m.Direct, before)
+			if m.Direct < before || m.DirectNoted < before || m.OwnPortNoted < before {
+				t.Errorf("meta is %+v: a time is before that of the switch, which was at %d or later", m, before)
 			}
 		})
 	}

@@ -158,7 +158,7 @@ func (s *Set) Switch() error {
 			return err
 		}
 	}
-	return s.expectDirects()
+	return s.expectNotes()
 }
 
 // switchSteps are what Switch does, one at a time for tests that stop between them.

@@ -304,10 +304,13 @@ struct meta_value {
 	__u32 service_cidrs; /* how many `sources` has; programs look there only if any */
 	__u32 problems; /* how many there are; `problems` has the first of them */
 	__u32 problems_version; /* odd while `problems` is written */
-	__u64 direct;   /* ns, CLOCK_MONOTONIC: when a TCP flow with FLOW_FLAG_DIRECT last began.
-			 * Programs write it */
+	/* ns, CLOCK_MONOTONIC. Programs write them, and look into a map only if it can have
+	 * something that is new enough. The last two are precise to a second. */
+	__u64 direct;          /* when a TCP flow with FLOW_FLAG_DIRECT last began */
+	__u64 direct_noted;    /* when an entry of `directs` was last written */
+	__u64 own_port_noted;  /* when an entry of `own_ports` was last written */
 };
-_Static_assert(sizeof(struct meta_value) == 48, "struct meta_value");
+_Static_assert(sizeof(struct meta_value) == 64, "struct meta_value");
 
 enum problem_kind {
 	PROBLEM_KIND_NONE,

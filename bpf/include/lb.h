@@ -203,15 +203,21 @@ static __always_inline int lb_in_range(__u32 service_id, const struct addr *addr
 	return bits && *bits;
 }
 
-/* Whether an address that is no frontend's is in a service CIDR, and is not known to be
- * allocated, so that no service has it. Where none is known this costs a load: the look-up in an array is
- * inlined, and the one in the trie is not done. */
-static __always_inline int lb_unallocated(const struct addr *addr)
+/* What the daemon and the programs say of the maps. This costs a load: the kernel inlines
+ * look-ups in arrays. */
+static __always_inline struct meta_value *lb_meta(void)
 {
-	struct meta_value *m;
 	__u32 zero = 0;
 
-	m = bpf_map_lookup_elem(&meta, &zero);
+	return bpf_map_lookup_elem(&meta, &zero);
+}
+
+/* Whether an address that is no frontend's is in a service CIDR, and is not known to be
+ * allocated, so that no service has it. Where no range is known, the trie is not asked. */
+static __always_inline int lb_unallocated(const struct addr *addr)
+{
+	struct meta_value *m = lb_meta();
+
 	return m && m->service_cidrs && lb_in_range(0, addr);
 }
 

@@ -15,6 +15,24 @@
 #define OWN_PORT_AGE (120 * 1000000000ULL)
 #define OWN_PORT_TOUCH 1000000000ULL
 
+/* Whether own_ports can have an entry that is new enough. On most nodes it never has one. */
+static __always_inline int own_port_may_be_noted(void)
+{
+	struct meta_value *m = lb_meta();
+
+	return m && m->own_port_noted &&
+	       (__s64)(bpf_ktime_get_ns() - m->own_port_noted) < (__s64)(OWN_PORT_AGE + OWN_PORT_TOUCH);
+}
+
+/* Says that an entry of own_ports is written now. */
+static __always_inline void own_port_noted(__u64 now)
+{
+	struct meta_value *m = lb_meta();
+
+	if (m && (__s64)(now - m->own_port_noted) >= (__s64)OWN_PORT_TOUCH)
+		m->own_port_noted = now;
+}
+
 /* When the socket's port and the other one were last seen together; NULL: not lately. */
 static __always_inline __u64 *own_port_find(__be16 own, __be16 other, __u64 now)
 {
@@ -44,8 +62,10 @@ static __always_inline void own_port_note(__u32 port, const struct addr *dst, __
 
 	if (used && now - *used < OWN_PORT_TOUCH)
 		return;
-	if (own_port_is_node_port(dst, key.own))
-		bpf_map_update_elem(&own_ports, &key, &now, BPF_ANY);
+	if (!own_port_is_node_port(dst, key.own))
+		return;
+	own_port_noted(now);
+	bpf_map_update_elem(&own_ports, &key, &now, BPF_ANY);
 }
 
 /* Whether an address is one of the node's that take node ports. */
@@ -59,7 +79,8 @@ static __always_inline int own_port_is_node(const struct addr *addr)
 /* Whether what a socket with this port sends to dst is for a process of the node. */
 static __always_inline int own_port_answers(__u32 port, const struct frontend_key *dst)
 {
-	return own_port_find(dst->port, bpf_htons(port), bpf_ktime_get_ns()) &&
+	return own_port_may_be_noted() &&
+	       own_port_find(dst->port, bpf_htons(port), bpf_ktime_get_ns()) &&
 	       own_port_is_node(&dst->addr);
 }
 
@@ -67,13 +88,17 @@ static __always_inline int own_port_answers(__u32 port, const struct frontend_ke
 static __always_inline void own_port_heard(__u32 port, const struct addr *from, __be16 own)
 {
 	struct own_port_key key = { .own = own, .other = bpf_htons(port) };
-	__u64 *used = bpf_map_lookup_elem(&own_ports, &key);
-	__u64 now;
+	__u64 *used, now;
 
+	if (!own_port_may_be_noted())
+		return;
+	used = bpf_map_lookup_elem(&own_ports, &key);
 	if (!used)
 		return;
 	now = bpf_ktime_get_ns();
 	if (now - *used >= OWN_PORT_TOUCH && (__s64)(now - *used) < (__s64)OWN_PORT_AGE &&
-	    own_port_is_node(from))
+	    own_port_is_node(from)) {
+		own_port_noted(now);
 		*used = now;
+	}
 }

@@ -129,7 +129,7 @@ func (r *rig) clear() {
 	if err != nil {
 		r.t.Fatal(err)
 	}
-	r.changeMeta(func(m *maps.Meta) { m.Direct = 0 })
+	r.changeMeta(func(m *maps.Meta) { m.Direct, m.DirectNoted = 0, 0 })
 }
 
 // changeMeta changes the element of map meta, also what only programs write.
@@ -177,8 +177,10 @@ func (r *rig) age(d time.Duration) {
 	}
 	errs = append(errs, rewrite(r.set.Map(directs), func(_ maps.FlowKey, noted *uint64) { *noted -= uint64(d) }))
 	r.changeMeta(func(m *maps.Meta) {
-		if m.Direct != 0 {
-			m.Direct -= uint64(d)
+		for _, at := range []*uint64{&m.Direct, &m.DirectNoted} {
+			if *at != 0 {
+				*at -= uint64(d)
+			}
 		}
 	})
 	errs = append(errs, rewrite(r.set.Map("affinity"),
