@@ -312,7 +312,16 @@ func (p *hooksPass) mend() ([]hookState, error) {
 	case p.problems[EffectPins] != "": // there is no place for links
 		return programs.look(p.h.opts.Root, p.h.cgroup)
 	}
-	return programs.mend(p.h.opts.Root, p.h.cgroup)
+	states, err := programs.mend(p.h.opts.Root, p.h.cgroup)
+	if err == nil {
+		return states, nil
+	}
+	// Something may be in the place of the links' directory, which says nothing of hooks.
+	looked, failed := programs.look(p.h.opts.Root, p.h.cgroup)
+	if failed == nil {
+		p.problems[EffectPins] = err.Error()
+	}
+	return looked, failed
 }
 
 // join puts what a text is about before it.
@@ -345,9 +354,10 @@ func (p *hooksPass) readScope() {
 	if p.h.cgroup == "" || p.problems[EffectCgroup] != "" {
 		return
 	}
-	text, err := scopeProblem(p.h.cgroup, p.h.podCgroup)
+	scope, err := scopeOf(p.h.cgroup, p.h.podCgroup)
 	if err != nil {
-		text = err.Error()
+		p.problems[EffectCgroup] = err.Error()
+		return
 	}
-	p.problems[EffectCgroup] = text
+	p.problems[EffectCgroup] = scope.summary() // probes show it to everybody; status names a process
 }

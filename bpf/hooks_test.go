@@ -2,9 +2,11 @@ package bpf
 
 import (
 	"errors"
+	"fmt"
 	"maps"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -184,6 +186,38 @@ func TestHooksSay(t *testing.T) {
 		t.Fatal(err)
 	}
 	wantWrong(t, "it is free", h.pass(t.Context()))
+	// Something is in the place of the links' directory: they are in effect all the same.
+	links := filepath.Join(root, linkDir)
+	if err := os.RemoveAll(links); err != nil {
+		t.Fatal(err)
+	}
+	m, err := ebpf.NewMap(&ebpf.MapSpec{Name: "somebodys", Type: ebpf.Array, KeySize: 4, ValueSize: 4, MaxEntries: 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer m.Close()
+	if err := m.Pin(links); err != nil {
+		t.Fatal(err)
+	}
+	wantWrong(t, "no place for links, a look", h.Now(), EffectPins)
+	wantWrong(t, "no place for links", h.pass(t.Context()), EffectPins)
+	if err := m.Unpin(); err != nil {
+		t.Fatal(err)
+	}
+	wantWrong(t, "there is a place again", h.pass(t.Context()))
+}
+
+// TestHooksNamesNoPod: what probes show to everybody who reaches the node does not tell one
+// pod from another.
+func TestHooksNamesNoPod(t *testing.T) {
+	h, _, _, _ := newHooksRig(t)
+	h.podCgroup = fmt.Sprintf("pods-of-test-%d", os.Getpid())
+	pod := sleepIn(t, cgroup(t), h.podCgroup)
+	wantWrong(t, "a pod elsewhere", h.pass(t.Context()), EffectCgroup)
+	text := h.Last()[EffectCgroup]
+	if !strings.Contains(text, "1 of the 1 processes of pods") || strings.Contains(text, h.podCgroup) || strings.Contains(text, pod) {
+		t.Errorf("it says %q", text)
+	}
 }
 
 // passing is a program for a hook that lets everything pass.

@@ -37,27 +37,37 @@ type podProcess struct {
 }
 
 // problem says why the hooks don't act on this node's pods; empty where nothing says
-// that they don't. It is a pure function.
+// that they don't. It is a pure function, as are the two that it puts together.
 func (s scope) problem() string {
-	outside, example := 0, podProcess{}
-	for _, p := range s.pods {
-		if !isBelow(p.cgroup, s.attached) {
-			if outside == 0 {
-				example = p
-			}
-			outside++
-		}
+	text := s.summary()
+	if outside := s.outside(); len(outside) > 0 {
+		text += fmt.Sprintf("; process %d in %s is one", outside[0].pid, outside[0].cgroup)
 	}
-	if outside > 0 {
-		return fmt.Sprintf("%d of the %d processes of pods here are not below the cgroup %s that the hooks act on, such as process %d "+
-			"in %s: start shunt with the node's own cgroup root (--cgroup-root)",
-			outside, len(s.pods), s.attached, example.pid, example.cgroup)
+	return text
+}
+
+// summary is problem without what tells one pod from another, for those who may only ask
+// how the node is.
+func (s scope) summary() string {
+	if outside := len(s.outside()); outside > 0 {
+		return fmt.Sprintf("%d of the %d processes of pods here are not below the cgroup %s that the hooks act on: "+
+			"start shunt with the node's own cgroup root (--cgroup-root)", outside, len(s.pods), s.attached)
 	}
 	if s.childless && s.own == s.attached {
 		return "the hooks act on this process's own cgroup, which has none below it: this is a container with a cgroup " +
 			"namespace of its own, and not the node's root; mount the node's cgroup file system and name it (--cgroup-root)"
 	}
 	return ""
+}
+
+// outside returns the processes of pods that the hooks don't act on.
+func (s scope) outside() (all []podProcess) {
+	for _, p := range s.pods {
+		if !isBelow(p.cgroup, s.attached) {
+			all = append(all, p)
+		}
+	}
+	return all
 }
 
 // isBelow reports whether a cgroup is the other one or below it, or may be: the names of
@@ -82,22 +92,28 @@ func ups(path string) (n int, rest string) {
 	return n, rest
 }
 
-// scopeProblem reads the scope of a cgroup directory. named is in the name of pods'
-// cgroups. The root of the whole hierarchy holds every process, and costs no search.
+// scopeProblem is the problem of a cgroup directory's scope.
 func scopeProblem(cgroup, named string) (string, error) {
+	s, err := scopeOf(cgroup, named)
+	return s.problem(), err
+}
+
+// scopeOf reads the scope of a cgroup directory. named is in the name of pods' cgroups.
+// The root of the whole hierarchy holds every process, and costs no search: its scope is
+// the zero value.
+func scopeOf(cgroup, named string) (s scope, err error) {
 	if _, err := os.Stat(filepath.Join(cgroup, "cgroup.type")); errors.Is(err, fs.ErrNotExist) {
 		if _, err := os.Stat(filepath.Join(cgroup, "cgroup.procs")); err == nil {
-			return "", nil
+			return s, nil
 		}
 	}
-	s, err := readScope(cgroup)
-	if err != nil {
-		return "", err
+	if s, err = readScope(cgroup); err != nil {
+		return scope{}, err
 	}
 	if s.pods, err = readPods("/proc", named); err != nil {
-		return "", err
+		return scope{}, err
 	}
-	return s.problem(), nil
+	return s, nil
 }
 
 func readScope(cgroup string) (s scope, err error) {

@@ -46,39 +46,14 @@ func TestReadScope(t *testing.T) {
 	bpffs(t)
 	node, beside := cgroup(t), cgroup(t)
 	named := fmt.Sprintf("pods-of-test-%d", os.Getpid()) // daemons of other tests look for kubepods
-	start := func(below string) (path string) {
-		t.Helper()
-		path = filepath.Join(below, named)
-		if err := os.Mkdir(path, 0o755); err != nil {
-			t.Fatal(err)
-		}
-		dir, err := os.Open(path)
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer dir.Close()
-		c := exec.Command("sleep", "600")
-		c.SysProcAttr = &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: int(dir.Fd()), Pdeathsig: syscall.SIGKILL}
-		if err := c.Start(); err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() {
-			_ = c.Process.Kill()
-			_ = c.Wait()
-			if err := removeCgroup(path); err != nil {
-				t.Error(err)
-			}
-		})
-		return path
-	}
-	start(node)
+	sleepIn(t, node, named)
 	if text, err := scopeProblem(node, named); text != "" || err != nil {
 		t.Errorf("with the pods below: %q, %v", text, err)
 	}
 	if text, err := scopeProblem(beside, named); err != nil || !strings.Contains(text, "1 of the 1 processes") {
 		t.Errorf("with the pods elsewhere: %q, %v", text, err)
 	}
-	start(beside)
+	sleepIn(t, beside, named)
 	if text, err := scopeProblem(node, named); err != nil || !strings.Contains(text, "1 of the 2 processes") {
 		t.Errorf("with one of two elsewhere: %q, %v", text, err)
 	}
@@ -99,4 +74,32 @@ func TestReadScope(t *testing.T) {
 	if text, err := ScopeProblem(1 << 40); err != nil || !strings.Contains(text, "gone") {
 		t.Errorf("by the id of no cgroup: %q, %v", text, err)
 	}
+}
+
+// sleepIn starts a process in a new cgroup of that name below another, for as long as the
+// test lasts, and returns the cgroup's path.
+func sleepIn(t *testing.T, below, named string) (path string) {
+	t.Helper()
+	path = filepath.Join(below, named)
+	if err := os.Mkdir(path, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	dir, err := os.Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer dir.Close()
+	c := exec.Command("sleep", "600")
+	c.SysProcAttr = &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: int(dir.Fd()), Pdeathsig: syscall.SIGKILL}
+	if err := c.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		_ = c.Process.Kill()
+		_ = c.Wait()
+		if err := removeCgroup(path); err != nil {
+			t.Error(err)
+		}
+	})
+	return path
 }
