@@ -313,9 +313,8 @@ func ignoreMissing(err error) error {
 // Leads returns the endpoints to which a TCP connection from this node to an address
 // is translated, none where it is not translated. Safe from any goroutine.
 func (k *Kernel) Leads(to netip.AddrPort) []netip.AddrPort {
-	var v Service
-	key := NewFrontendKey(to.Addr(), to.Port(), unix.IPPROTO_TCP)
-	if k.set.maps[mapServices].Lookup(key, &v) != nil || uint64(v.Inside.Base)+uint64(v.Inside.Count) > uint64(len(k.slots)) {
+	v, has := k.Frontend(netip.AddrPortFrom(to.Addr().Unmap(), to.Port()), unix.IPPROTO_TCP)
+	if !has || uint64(v.Inside.Base)+uint64(v.Inside.Count) > uint64(len(k.slots)) {
 		return nil
 	}
 	var all []netip.AddrPort

@@ -72,3 +72,23 @@ func TestLeads(t *testing.T) {
 		t.Errorf("without endpoints: %v", got)
 	}
 }
+
+// TestLeadsByNodePort: an address of the node may lead somewhere by a node port.
+func TestLeadsByNodePort(t *testing.T) {
+	k, _ := mapstest.Open(t, mapstest.BPFFS(t), maps.DefaultSizes())
+	ends := map[string]netip.AddrPort{"4": netip.MustParseAddrPort("192.0.2.9:6443"), "6": netip.MustParseAddrPort("[2001:db8::9]:6443")}
+	must(t, k.SetBackend(1, maps.NewBackend(ends["4"], 6, 0, 7)))
+	must(t, k.SetBackend(2, maps.NewBackend(ends["6"], 6, 0, 8)))
+	must(t, k.WriteSlots(4, []uint32{1, 2}))
+	must(t, k.SetFrontend(maps.NewFrontendKey(netip.IPv4Unspecified(), 30443, 6), maps.Service{Id: 7, Inside: maps.SlotRange{Base: 4, Count: 1}}))
+	must(t, k.SetFrontend(maps.NewFrontendKey(netip.IPv6Unspecified(), 30443, 6), maps.Service{Id: 8, Inside: maps.SlotRange{Base: 5, Count: 1}}))
+	for node, flags := range map[string]uint32{"192.0.2.1": 0, "127.0.0.1": maps.OwnNetns, "2001:db8::1": 0} {
+		must(t, k.SetNodeAddr(netip.MustParseAddr(node), flags))
+	}
+	for to, want := range map[string]string{"192.0.2.1:30443": "4", "127.0.0.1:30443": "4", "[2001:db8::1]:30443": "6", "[::ffff:192.0.2.1]:30443": "4",
+		"192.0.2.1:30444": "", "192.0.2.2:30443": "", "[2001:db8::2]:30443": ""} {
+		if got := k.Leads(netip.MustParseAddrPort(to)); want == "" && got != nil || want != "" && !slices.Equal(got, []netip.AddrPort{ends[want]}) {
+			t.Errorf("%s leads to %v, want %v", to, got, ends[want])
+		}
+	}
+}

@@ -2,6 +2,7 @@ package watcher
 
 import (
 	"context"
+	"maps"
 	"math/rand/v2"
 	"net"
 	"net/netip"
@@ -153,10 +154,12 @@ func (s *Servers) leads(ap netip.AddrPort) []netip.AddrPort {
 	return s.o.Leads(ap)
 }
 
-// remember notes endpoints of a server's address, and keeps the notes.
+// remember notes endpoints of a server's address, and keeps the notes of those that are
+// configured: what an earlier configuration has left must not use up the room.
 func (s *Servers) remember(host string, endpoints []netip.AddrPort) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	endpoints = endpoints[:min(len(endpoints), mostRemembered)]
 	old := s.remembered[host]
 	if !slices.ContainsFunc(endpoints, func(a netip.AddrPort) bool { return !slices.Contains(old, a) }) {
 		return // the order is of no use
@@ -168,6 +171,9 @@ func (s *Servers) remember(host string, endpoints []netip.AddrPort) {
 		}
 	}
 	s.remembered[host] = now[:min(len(now), mostRemembered)]
+	maps.DeleteFunc(s.remembered, func(at string, _ []netip.AddrPort) bool {
+		return at != host && !slices.ContainsFunc(s.urls, func(u *url.URL) bool { return hostPort(u) == at })
+	})
 	if s.o.Save == nil {
 		return
 	}

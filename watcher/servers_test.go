@@ -2,10 +2,13 @@ package watcher
 
 import (
 	"context"
+	"maps"
 	"net"
 	"net/http"
 	"net/netip"
+	"net/url"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -257,5 +260,33 @@ func TestBodyIsSentAgain(t *testing.T) {
 	_ = client.CoreV1().RESTClient().Post().AbsPath("/x").Body([]byte("payload")).Do(t.Context()).Error()
 	if s := <-got; s != "POST /b/x payload" {
 		t.Errorf("the second server got %q", s)
+	}
+}
+
+// TestRememberedForConfigured: endpoints are kept for the addresses that are configured
+// now, and written down again only where something is new, also for a Service with more
+// endpoints than are remembered.
+func TestRememberedForConfigured(t *testing.T) {
+	const host = "192.0.2.1:443"
+	var many []netip.AddrPort
+	for i := range uint16(2 * mostRemembered) {
+		many = append(many, netip.AddrPortFrom(netip.MustParseAddr("2001:db8::1"), i+1))
+	}
+	var saved []Endpoints
+	s := NewServers(ServersOptions{Save: func(e Endpoints) error {
+		saved = append(saved, maps.Clone(e))
+		return nil
+	}})
+	s.setURLs([]*url.URL{{Scheme: "https", Host: host}}, true)
+	s.Recall(Endpoints{"192.0.2.2:443": many[:mostRemembered], host: many[:1]})
+	for range 3 {
+		s.remember(host, many)
+	}
+	if len(saved) != 1 || len(saved[0]) != 1 || !slices.Equal(saved[0][host], many[:mostRemembered]) {
+		t.Errorf("saved %d times: %v", len(saved), saved)
+	}
+	s.remember(host, many[mostRemembered:])
+	if len(saved) != 2 || !slices.Equal(saved[1][host], many[mostRemembered:]) {
+		t.Errorf("with other endpoints: saved %d times: %v", len(saved), saved)
 	}
 }
