@@ -162,7 +162,7 @@ func (p *sweepPass) findStale(what Sweep) error {
 	}
 	all, err := p.s.iters.readStale()
 	all = slices.DeleteFunc(all, func(sock staleSocket) bool {
-		return !(sock.protocol == unix.IPPROTO_TCP && what.TCP || sock.protocol == unix.IPPROTO_UDP && what.UDP)
+		return (sock.protocol != unix.IPPROTO_TCP || !what.TCP) && (sock.protocol != unix.IPPROTO_UDP || !what.UDP)
 	})
 	for _, sock := range p.s.confirm(all, time.Now()) {
 		p.stale[sock.netns] = append(p.stale[sock.netns], sock)

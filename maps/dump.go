@@ -172,7 +172,8 @@ func backendFlagText(flags uint8) string {
 	for _, f := range []struct {
 		flag uint8
 		text string
-	}{{ClusterSet, " cluster"}, {LocalSet, " local"}, {OnNode, " on-node"}, {Terminating, " terminating"}, {Unready, " unready"}, {Renamed, " renamed"}} {
+	}{{ClusterSet, " cluster"}, {LocalSet, " local"}, {OnNode, " on-node"}, {Terminating, " terminating"},
+		{Unready, " unready"}, {Renamed, " renamed"}} {
 		if flags&f.flag != 0 {
 			s += f.text
 		}

@@ -8,6 +8,7 @@
 #include <stddef.h>
 
 #include "pkt.h"
+#include "stays.h"
 #include "timeout.h"
 
 /* How long a backend has to answer a SYN: a little less than its client waits (1 s) until it
@@ -176,6 +177,17 @@ static __noinline int flow_leads(const struct flow *flow)
 	return lb_leads(&key, 0, flow->service_id);
 }
 
+/* Whether the service that has the frontend now has the flow's backend, by another record. */
+static __always_inline int flow_stays(const struct flow *flow)
+{
+	struct frontend_key key = { .addr = flow->frontend, .port = flow->frontend_port,
+				    .protocol = flow->protocol };
+	struct lb_client client = { .addr = flow->client, .by_packet = 1 };
+	struct lb_choice to = { .addr = flow->backend, .port = flow->backend_port };
+
+	return stays_with(&key, &client, &to);
+}
+
 /* Whether a client's packet goes where the flow's went, or begins a new one. After its
  * timeout a flow is no more, though its entries may still be there. TCP
  * ends by itself, so that only a SYN can be new: the client has its port from a
@@ -193,7 +205,8 @@ static __always_inline int flow_goes_on(const struct flow *flow, const struct pk
 		return 1;
 	if (pkt->protocol == IPPROTO_TCP && flow_is_closed(flow))
 		return 0;
-	if (flow->flags & FLOW_FLAG_DIRECT || (flow_serves(flow) && flow_leads(flow)))
+	if (flow->flags & FLOW_FLAG_DIRECT || (flow_serves(flow) && flow_leads(flow)) ||
+	    flow_stays(flow))
 		return 1;
 	if (pkt->protocol != IPPROTO_TCP || !(flow->flags & FLOW_FLAG_CONFIRMED) ||
 	    flow->client_said & FLOW_SAID_FIN)

@@ -40,8 +40,9 @@ static __always_inline int stays_find(const struct slot_range *range, __u32 serv
 	return 0;
 }
 
-/* Whether a new connection of the client to dst could have the endpoint with to's address and
- * port. Returns 1 with *to filled. An entry that changes while it is read is not looked at
+/* Whether new connections to dst can have the endpoint with to's address and port. Connections by
+ * packets are of either side: a flow stays with an endpoint that only the other's could have.
+ * Returns 1 with *to filled. An entry that changes while it is read is not looked at
  * again: the flow then gets an endpoint like a new one. */
 static __noinline int stays_with(const struct frontend_key *dst, const struct lb_client *client,
 				struct lb_choice *to)
@@ -54,5 +55,6 @@ static __noinline int stays_with(const struct frontend_key *dst, const struct lb
 	if (client->by_packet && svc.flags & SERVICE_FLAG_SOURCE_RANGES &&
 	    !lb_in_range(svc.id, &client->addr))
 		return 0;
-	return stays_find(client->side == LB_INSIDE ? &svc.inside : &svc.outside, svc.id, to);
+	return stays_find(client->by_packet ? &svc.outside : &svc.inside, svc.id, to) ||
+	       (client->by_packet && stays_find(&svc.inside, svc.id, to));
 }

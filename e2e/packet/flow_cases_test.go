@@ -113,6 +113,28 @@ var flowCases = []packetCase{
 		c.arrives(c.continues(c.client, c.external)).becomes(c.continues(c.client, second), "translated")
 		c.arrives(c.continues(c.client, c.external)).becomes(c.continues(c.client, second), "flow_kept")
 	}},
+	{name: "a UDP flow whose address is another service's with the same endpoint", proto: protoUDP, steps: func(c *play) {
+		c.serve(c.world, c.proto, 1, c.local)
+		c.load()
+		c.open(c.client, c.external, c.local)
+		w := newWorld() // the flow's endpoint is among others
+		var at []netip.AddrPort
+		for i := range uint16(7) {
+			at = append(at, netip.AddrPortFrom(c.local.Addr(), c.local.Port()-3+i))
+		}
+		c.serve(w, c.proto, 2, at...)
+		c.world = w
+		c.load()
+		for range 2 {
+			c.arrives(c.continues(c.client, c.external)).becomes(c.continues(c.client, c.local), "flow_kept")
+			c.leaves(c.continues(c.local, c.client)).becomes(c.continues(c.external, c.client), "reply_restored")
+		}
+		// The new service lets in others only.
+		c.world.change(2, func(f *frontend) { f.flags |= maps.SourceRanges })
+		c.world.sources[2] = []netip.Prefix{netip.PrefixFrom(c.other.Addr(), c.other.Addr().BitLen())}
+		c.load()
+		c.arrives(c.continues(c.client, c.external)).dropped("source_range")
+	}},
 	{name: "a record that is another endpoint's by now", proto: protoUDP, steps: func(c *play) {
 		c.serve(c.world, c.proto, 1, c.local)
 		c.load()

@@ -1,6 +1,8 @@
 package packet
 
 import (
+	"net/netip"
+	"slices"
 	"time"
 
 	"shunt/maps"
@@ -80,13 +82,27 @@ func (m *model) goesOn(f flow, v view) bool {
 	if v.proto == protoTCP && f.closed() {
 		return false
 	}
-	if f.flags&maps.FlowDirect != 0 || m.serves(f) && m.leads(f) {
+	if f.flags&maps.FlowDirect != 0 || m.serves(f) && m.leads(f) || m.stays(f) {
 		return true
 	}
 	// Anybody can send a SYN: whom it goes to is asked first.
 	established := v.proto == protoTCP && f.flags&maps.FlowConfirmed != 0 && f.clientSaid&maps.SaidFIN == 0
 	unanswered := f.clientSaid&maps.SaidAsked != 0 && m.now >= f.used+touchEvery/10*9
 	return established && !unanswered
+}
+
+// stays reports whether the service that has the flow's frontend sends new flows to the flow's
+// backend.
+func (m *model) stays(f flow) bool {
+	there, found, _ := m.frontend(f.frontend, f.proto)
+	if !found || there.flags&maps.SourceRanges != 0 && !slices.ContainsFunc(m.world.sources[there.service],
+		func(p netip.Prefix) bool { return p.Contains(f.client.ip()) }) {
+		return false
+	}
+	return slices.ContainsFunc(slices.Concat(there.inside, there.outside), func(id uint32) bool {
+		b, used := m.world.backends[id]
+		return used && b.service == there.service && newEnd(b.addr) == f.backend
+	})
 }
 
 // leads says whether the flow's frontend still is its service's.

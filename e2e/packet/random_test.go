@@ -170,7 +170,11 @@ func (d *duel) compareAll(before map[string]uint64) string {
 func (d *duel) step(dice *dice) string {
 	if dice.one(300) {
 		w := d.model.world.clone()
-		dice.change(w)
+		if dice.one(4) {
+			dice.move(w)
+		} else {
+			dice.change(w)
+		}
 		d.load(w)
 	}
 	if dice.one(300) {

@@ -87,6 +87,11 @@ func (w *world) add(f frontend, backends map[uint32]endpoint) {
 func (r *rig) load(w *world) {
 	r.t.Helper()
 	var errs []error
+	for _, f := range w.frontends { // as lb does: programs search in them
+		for _, ids := range [][]uint32{f.inside, f.outside} {
+			slices.SortStableFunc(ids, func(a, b uint32) int { return w.backends[a].addr.Compare(w.backends[b].addr) })
+		}
+	}
 	again := r.slotsUsedUp(w)
 	for id := range r.loaded.backends {
 		if _, ok := w.backends[id]; !ok {
