@@ -95,15 +95,16 @@ func (r *reconciler) holdSlots(s maps.SlotRange) {
 
 func (r *reconciler) adoptNames(d *maps.Dump) map[uint32]*port {
 	byID := map[uint32]*port{}
+	known := make(map[portKey]bool, len(d.Names))
 	for id, n := range d.Names {
 		key := keyOf(n)
-		twice := slices.ContainsFunc(r.ports[key.service], func(p *port) bool { return p.key == key })
+		twice := known[key]
 		if !r.services.has(id) || key.protocol == 0 || twice {
 			r.left.names = append(r.left.names, id)
 			continue
 		}
 		p := &port{key: key, id: id}
-		byID[id] = p
+		byID[id], known[key] = p, true
 		r.ports[key.service] = append(r.ports[key.service], p)
 	}
 	return byID
@@ -118,12 +119,19 @@ func (r *reconciler) adoptBackends(d *maps.Dump, byID map[uint32]*port) {
 			r.left.backend(id, be.ServiceId)
 			continue
 		}
-		at, twice := p.backend(be.AddrPort())
-		if twice {
-			r.left.backend(id, be.ServiceId)
-			continue
+		p.backends = append(p.backends, backend{be.AddrPort(), id, be.Flags})
+	}
+	for service, p := range byID {
+		slices.SortFunc(p.backends, func(a, b backend) int { return a.addr.Compare(b.addr) })
+		all := p.backends
+		p.backends = p.backends[:0]
+		for _, b := range all {
+			if n := len(p.backends); n > 0 && p.backends[n-1].addr == b.addr {
+				r.left.backend(b.id, service)
+				continue
+			}
+			p.backends = append(p.backends, b)
 		}
-		p.backends = slices.Insert(p.backends, at, backend{be.AddrPort(), id, be.Flags})
 	}
 	r.records.reserve(records)
 }

@@ -30,8 +30,8 @@ type claims struct {
 	// to has the claims to each frontend, the best first.
 	to map[maps.FrontendKey][]claim
 	// under has the load-balancer and external IPs that a better claim to another
-	// key of map services would beat: see beatenBy.
-	under map[maps.FrontendKey][]claim
+	// key of map services would beat: see beatenBy. One address may have tens of thousands.
+	under map[maps.FrontendKey]map[claim]bool
 	// takes has the addresses of this node that take node ports.
 	takes map[netip.Addr]uint32
 	// changed are services that won or lost something since they were taken.
@@ -39,7 +39,7 @@ type claims struct {
 }
 
 func newClaims() claims {
-	return claims{to: map[maps.FrontendKey][]claim{}, under: map[maps.FrontendKey][]claim{},
+	return claims{to: map[maps.FrontendKey][]claim{}, under: map[maps.FrontendKey]map[claim]bool{},
 		changed: map[ServiceName]bool{}}
 }
 
@@ -74,7 +74,10 @@ func (c *claims) add(n claim) {
 	})
 	c.to[k] = slices.Insert(c.to[k], at, n)
 	for _, over := range c.beatenBy(k, n.frontend.kind) {
-		c.under[over] = append(c.under[over], n)
+		if c.under[over] == nil {
+			c.under[over] = map[claim]bool{}
+		}
+		c.under[over][n] = true
 	}
 	c.decide(k)
 	c.decideUnder(k)
@@ -82,15 +85,14 @@ func (c *claims) add(n claim) {
 
 func (c *claims) remove(n claim) {
 	k := n.frontend.key
-	drop := func(from map[maps.FrontendKey][]claim, k maps.FrontendKey) {
-		rest := slices.DeleteFunc(from[k], func(o claim) bool { return o == n })
-		if from[k] = rest; len(rest) == 0 {
-			delete(from, k)
-		}
+	rest := slices.DeleteFunc(c.to[k], func(o claim) bool { return o == n })
+	if c.to[k] = rest; len(rest) == 0 {
+		delete(c.to, k)
 	}
-	drop(c.to, k)
 	for _, over := range c.beatenBy(k, n.frontend.kind) {
-		drop(c.under, over)
+		if delete(c.under[over], n); len(c.under[over]) == 0 {
+			delete(c.under, over)
+		}
 	}
 	c.decide(k)
 	c.decideUnder(k)
@@ -108,7 +110,7 @@ func (c *claims) decide(k maps.FrontendKey) {
 
 // decideUnder decides again about the claims that give way to those to a frontend.
 func (c *claims) decideUnder(k maps.FrontendKey) {
-	for _, cl := range c.under[k] {
+	for cl := range c.under[k] {
 		c.decide(cl.frontend.key)
 	}
 }

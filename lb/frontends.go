@@ -3,7 +3,6 @@ package lb
 import (
 	"cmp"
 	"fmt"
-	"slices"
 
 	"shunt/maps"
 )
@@ -59,8 +58,9 @@ func (r *reconciler) own(p *port, k maps.FrontendKey, v maps.Service) {
 	}
 	if owner != nil {
 		r.stale.UDPFlows = r.stale.UDPFlows || owner.key.protocol == UDP
-		owner.frontends = slices.DeleteFunc(owner.frontends, func(f frontend) bool { return f.key == k })
-		owner.index = nil
+		if i := owner.frontend(k); i >= 0 {
+			owner.removeFrontend(i)
+		}
 		if owner.key.service != p.key.service { // else reconcile comes to it
 			r.stripped = append(r.stripped, owner.key.service)
 		}

@@ -16,6 +16,8 @@ type port struct {
 	frontends []frontend
 	// index finds the frontends by key, where there are many; nil: it has to be made.
 	index map[maps.FrontendKey]int
+	// paired: a plan continues it, while plans are paired with ports.
+	paired bool
 	// wanted is what the port's plan wants while its service is reconciled.
 	wanted []frontendPlan
 	// ranges that frontends name, or did until a change that failed half-way.
@@ -72,9 +74,15 @@ func (p *port) addFrontend(f frontend) {
 	}
 }
 
+// removeFrontend removes a frontend by its place, which another one takes.
 func (p *port) removeFrontend(i int) {
-	p.frontends = slices.Delete(p.frontends, i, i+1)
-	p.index = nil
+	last := len(p.frontends) - 1
+	if p.index != nil {
+		p.index[p.frontends[last].key] = i
+		delete(p.index, p.frontends[i].key) // also where it is the last
+	}
+	p.frontends[i] = p.frontends[last]
+	p.frontends = p.frontends[:last]
 }
 
 // frontendsIn returns a function that reports whether a frontend is in a list.
@@ -91,16 +99,33 @@ func frontendsIn(list []frontendPlan) func(maps.FrontendKey) bool {
 	return func(k maps.FrontendKey) bool { return all[k] }
 }
 
-// wants says whether the plan under way wants a frontend for this port.
-func (p *port) wants(k maps.FrontendKey) bool {
-	return slices.ContainsFunc(p.wanted, func(f frontendPlan) bool { return f.key == k })
+// portsIn returns a function that finds a service's port by its key, nil where there is
+// none.
+func portsIn(list []*port) func(portKey) *port {
+	if len(list) < manyFrontends {
+		return func(k portKey) *port {
+			if i := slices.IndexFunc(list, func(p *port) bool { return p.key == k }); i >= 0 {
+				return list[i]
+			}
+			return nil
+		}
+	}
+	all := make(map[portKey]*port, len(list))
+	for _, p := range list {
+		all[p.key] = p
+	}
+	return func(k portKey) *port { return all[k] }
 }
 
 // keeps says whether the port has a frontend that it does not want any more,
 // but another port does that could not take it over yet.
 func (p *port) keeps(waiting []frontendPlan) bool {
+	if len(waiting) == 0 {
+		return false
+	}
+	wants := frontendsIn(p.wanted)
 	return slices.ContainsFunc(waiting, func(f frontendPlan) bool {
-		return p.frontend(f.key) >= 0 && !p.wants(f.key)
+		return p.frontend(f.key) >= 0 && !wants(f.key)
 	})
 }
 

@@ -181,11 +181,12 @@ type portStep struct {
 	err    error
 }
 
-// takeStripped returns the services of which others took over frontends.
+// takeStripped returns the services of which others took over frontends, each once.
 func (r *reconciler) takeStripped() []ServiceName {
 	names := r.stripped
 	r.stripped = nil
-	return names
+	slices.SortFunc(names, ServiceName.compare)
+	return slices.Compact(names)
 }
 
 // install adds what a plan has that a port has not: first what an entry leads
@@ -348,8 +349,7 @@ func (r *reconciler) freeBackends(p *port, want portPlan, remove, careful bool) 
 	if careful {
 		named = p.namedIDs()
 	}
-	for i := 0; i < len(p.backends); {
-		b := &p.backends[i]
+	return r.keepBackends(p, func(b *backend) (bool, error) {
 		at, wanted := slices.BinarySearchFunc(want.backends, *b, func(w backendPlan, b backend) int {
 			return w.addr.Compare(b.addr)
 		})
@@ -358,26 +358,11 @@ func (r *reconciler) freeBackends(p *port, want portPlan, remove, careful bool) 
 			if named[b.id] {
 				flags = withFlags(0, flags)
 			}
-			if err := r.setFlags(p, b, flags); err != nil {
-				return err
-			}
-			i++
-			continue
+			return true, r.setFlags(p, b, flags)
 		}
-		keep := named[b.id]
-		if !keep && !remove {
-			var err error
-			if keep, err = r.keepListed(p, b); err != nil {
-				return err
-			}
+		if named[b.id] || remove {
+			return named[b.id], nil
 		}
-		if keep {
-			i++
-			continue
-		}
-		if err := r.freeBackend(p, i); err != nil {
-			return err
-		}
-	}
-	return nil
+		return r.keepListed(p, b)
+	})
 }

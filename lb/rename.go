@@ -32,28 +32,53 @@ func (r *reconciler) steps(name ServiceName, plans []portPlan) []portStep {
 // continues: a port of the plan's name that has a frontend which the plan wants, else one of
 // another name that has, of the same protocol and family, else one of the plan's name.
 func (r *reconciler) pair(all []*port, plans []portPlan) (paired, goes []*port) {
-	paired, goes = make([]*port, len(plans)), slices.Clone(all)
-	leads := func(p *port, want *portPlan) bool {
-		return slices.ContainsFunc(want.frontends, func(f frontendPlan) bool { return r.leadsTo(p, f.key) })
-	}
-	for _, fits := range []func(p *port, want *portPlan) bool{
-		func(p *port, want *portPlan) bool { return p.key == want.key && leads(p, want) },
-		func(p *port, want *portPlan) bool {
-			return p.id != 0 && p.key.protocol == want.key.protocol && p.key.family == want.key.family && leads(p, want)
+	paired = make([]*port, len(plans))
+	portOf := portsIn(all)
+	for _, continues := range []func(want *portPlan) *port{
+		func(want *portPlan) *port {
+			p := portOf(want.key)
+			if p == nil || !slices.ContainsFunc(want.frontends, func(f frontendPlan) bool { return r.leadsTo(p, f.key) }) {
+				return nil
+			}
+			return p
 		},
-		func(p *port, want *portPlan) bool { return p.key == want.key },
+		func(want *portPlan) *port { return r.continued(all, want) },
+		func(want *portPlan) *port { return portOf(want.key) },
 	} {
 		for i := range plans {
 			if paired[i] != nil {
 				continue
 			}
-			if j := slices.IndexFunc(goes, func(p *port) bool { return fits(p, &plans[i]) }); j >= 0 {
-				paired[i] = goes[j]
-				goes = slices.Delete(goes, j, j+1)
+			if p := continues(&plans[i]); p != nil && !p.paired {
+				paired[i], p.paired = p, true
 			}
 		}
 	}
+	for _, p := range all {
+		if !p.paired {
+			goes = append(goes, p)
+		}
+		p.paired = false
+	}
 	return paired, goes
+}
+
+// continued returns a port of a service that has a frontend which a plan wants, and which no
+// plan continues yet, nil where there is none.
+func (r *reconciler) continued(all []*port, want *portPlan) *port {
+	for _, f := range want.frontends {
+		p := r.owners[f.key]
+		if v, adopted := r.orphans[f.key]; adopted {
+			if i := slices.IndexFunc(all, func(p *port) bool { return p.id == v.Id }); i >= 0 {
+				p = all[i]
+			}
+		}
+		if p != nil && p.id != 0 && !p.paired && p.key.service == want.key.service &&
+			p.key.protocol == want.key.protocol && p.key.family == want.key.family {
+			return p
+		}
+	}
+	return nil
 }
 
 // leadsTo says whether the maps have a frontend of the port, which may not be known to be

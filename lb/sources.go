@@ -94,20 +94,27 @@ func (r *reconciler) addSources(p *port, want portPlan) (noRoom, err error) {
 // dropSource removes one of the port's ranges that its plan does not want, if there
 // is one.
 func (r *reconciler) dropSource(p *port, want portPlan) error {
-	i := slices.IndexFunc(p.sources, func(s netip.Prefix) bool { return !slices.Contains(want.sources, s) })
+	i := slices.IndexFunc(p.sources, func(s netip.Prefix) bool {
+		_, wanted := slices.BinarySearchFunc(want.sources, s, netip.Prefix.Compare)
+		return !wanted
+	})
 	if i < 0 {
 		return nil
 	}
-	return r.deleteSource(p, i)
+	if err := r.deleteSource(p, p.sources[i]); err != nil {
+		return err
+	}
+	p.sources = slices.Delete(p.sources, i, i+1)
+	return nil
 }
 
-func (r *reconciler) deleteSource(p *port, i int) error {
-	if err := r.tables.DeleteSource(maps.NewSourceKey(p.id, p.sources[i])); err != nil {
+// deleteSource removes a range from the map; the caller removes it from the port's list.
+func (r *reconciler) deleteSource(p *port, s netip.Prefix) error {
+	if err := r.tables.DeleteSource(maps.NewSourceKey(p.id, s)); err != nil {
 		return fmt.Errorf("service %s: %w", p.key.service, err)
 	}
 	r.writes.Sources++
 	r.sources--
-	p.sources = slices.Delete(p.sources, i, i+1)
 	return nil
 }
 
@@ -129,17 +136,20 @@ func (r *reconciler) withoutSources(p *port, mine []frontendPlan) []frontendPlan
 
 // deleteSources removes the ranges that the port's plan does not want.
 func (r *reconciler) deleteSources(p *port, want portPlan) error {
-	for i := 0; i < len(p.sources); {
-		s := p.sources[i]
-		if _, wanted := slices.BinarySearchFunc(want.sources, s, netip.Prefix.Compare); wanted {
-			i++
-			continue
+	kept := p.sources[:0]
+	var err error
+	for _, s := range p.sources {
+		_, stays := slices.BinarySearchFunc(want.sources, s, netip.Prefix.Compare)
+		if !stays && err == nil {
+			err = r.deleteSource(p, s)
+			stays = err != nil
 		}
-		if err := r.deleteSource(p, i); err != nil {
-			return err
+		if stays || err != nil {
+			kept = append(kept, s)
 		}
 	}
-	return nil
+	p.sources = kept
+	return err
 }
 
 // adoptSources takes over the ranges of known service ids, and leaves the others
@@ -152,8 +162,10 @@ func (r *reconciler) adoptSources(d *maps.Dump, byID map[uint32]*port) {
 			r.left.sources = append(r.left.sources, k)
 			continue
 		}
-		at, _ := slices.BinarySearchFunc(p.sources, prefix, netip.Prefix.Compare)
-		p.sources = slices.Insert(p.sources, at, prefix)
+		p.sources = append(p.sources, prefix)
+	}
+	for _, p := range byID {
+		slices.SortFunc(p.sources, netip.Prefix.Compare)
 	}
 }
 

@@ -6,7 +6,6 @@ package lb
 
 import (
 	"fmt"
-	"slices"
 
 	"shunt/maps"
 )
@@ -22,7 +21,8 @@ func withFlags(now, want uint8) uint8 {
 }
 
 // dropUnready frees the records of unready endpoints, and of those that are listed under
-// another name: map backends has no room for endpoints that serve. As with every record, the room can be used after a rest.
+// another name: map backends has no room for endpoints that serve. As with every record, the
+// room can be used after a rest.
 func (r *reconciler) dropUnready() error {
 	if len(r.orphans) > 0 {
 		return nil // what they lead to is not known
@@ -30,23 +30,38 @@ func (r *reconciler) dropUnready() error {
 	for _, ports := range r.ports {
 		for _, p := range ports {
 			named := p.namedIDs() // by a frontend that could not be changed yet
-			for i := 0; i < len(p.backends); {
-				if b := p.backends[i]; b.flags&(maps.Unready|maps.Renamed) == 0 || named[b.id] {
-					i++
-					continue
-				}
-				if err := r.freeBackend(p, i); err != nil {
-					return err
-				}
+			err := r.keepBackends(p, func(b *backend) (bool, error) {
+				return b.flags&(maps.Unready|maps.Renamed) == 0 || named[b.id], nil
+			})
+			if err != nil {
+				return err
 			}
 		}
 	}
 	return nil
 }
 
-// freeBackend frees a record of the port, by its place among them.
-func (r *reconciler) freeBackend(p *port, i int) error {
-	id := p.backends[i].id
+// keepBackends frees the port's records but for those that stay, up to the first error.
+func (r *reconciler) keepBackends(p *port, stays func(*backend) (bool, error)) (err error) {
+	kept := p.backends[:0] // one Service may have very many, and all may go
+	for _, b := range p.backends {
+		keep := true
+		if err == nil {
+			keep, err = stays(&b)
+		}
+		if err == nil && !keep {
+			err = r.freeBackend(p, b.id)
+		}
+		if keep || err != nil {
+			kept = append(kept, b)
+		}
+	}
+	p.backends = kept
+	return err
+}
+
+// freeBackend frees a record of the port, which the caller removes from its list.
+func (r *reconciler) freeBackend(p *port, id uint32) error {
 	if err := r.tables.FreeBackend(id); err != nil {
 		return fmt.Errorf("service %s: %w", p.key.service, err)
 	}
@@ -54,6 +69,5 @@ func (r *reconciler) freeBackend(p *port, i int) error {
 	r.records.put(id, r.now())
 	r.stale.TCPBackends = r.stale.TCPBackends || p.key.protocol == TCP
 	r.stale.UDPFlows = r.stale.UDPFlows || p.key.protocol == UDP
-	p.backends = slices.Delete(p.backends, i, i+1)
 	return nil
 }

@@ -181,10 +181,9 @@ func (r *reconciler) granted(name ServiceName, plans []portPlan) []portPlan {
 		return plans
 	}
 	kept := make([]portPlan, 0, len(plans))
-	for _, plan := range plans {
-		i := slices.IndexFunc(w.ports, func(p *portWish) bool { return p.key == plan.key })
-		if i < 0 {
-			continue
+	for i, plan := range plans {
+		if i >= len(w.ports) || w.ports[i].key != plan.key {
+			continue // not noted yet
 		}
 		if plan.frontends = w.ports[i].granted(plan.frontends); len(plan.frontends) == 0 {
 			continue
