@@ -143,6 +143,26 @@ func TestRandomChangesInTightMaps(t *testing.T) {
 	}
 }
 
+// In maps of any sizes. The first seeds found something once.
+func TestRandomChangesInMapsOfAnySize(t *testing.T) {
+	seeds := []uint64{1648, 2306}
+	for i := range 50 {
+		seeds = append(seeds, uint64(i))
+	}
+	if testing.Short() {
+		seeds = seeds[:12]
+	}
+	for _, seed := range seeds {
+		c := chooser(rand.New(rand.NewPCG(seed, 77)).IntN)
+		sizes := maps.Sizes{Services: uint32(8 + c(24)), Slots: uint32(8 + c(32)), Backends: uint32(8 + c(24)), Affinity: 16,
+			Sources: uint32(2 + c(8)), Flows: 16}
+		checkRandom(t, c, sizes, 25)
+		if t.Failed() {
+			t.Fatalf("seed %d", seed)
+		}
+	}
+}
+
 func FuzzRandomChanges(f *testing.F) {
 	r := rand.New(rand.NewPCG(9, 9))
 	for range 8 {

@@ -64,48 +64,55 @@ func outsideAddrs(addrs []netip.Addr) []netip.Addr {
 // room for all even so, noRoom says so, and some may have been added.
 func (r *reconciler) addSources(p *port, want portPlan) (noRoom, err error) {
 	for _, s := range want.sources {
-		at, there := slices.BinarySearchFunc(p.sources, s, netip.Prefix.Compare)
-		if there {
+		if _, there := slices.BinarySearchFunc(p.sources, s, netip.Prefix.Compare); there {
 			continue
 		}
-		err := r.tables.SetSource(maps.NewSourceKey(p.id, s))
+		err := r.setSource(p, s)
 		var full *maps.FullError
 		if errors.As(err, &full) {
-			if err = r.dropSource(p, want); err != nil {
-				return nil, err
-			}
-			at, _ = slices.BinarySearchFunc(p.sources, s, netip.Prefix.Compare)
-			err = r.tables.SetSource(maps.NewSourceKey(p.id, s))
+			err = r.replaceSource(p, want, s)
+		}
+		if errors.As(err, &full) {
+			return err, nil
 		}
 		if err != nil {
-			err = fmt.Errorf("service %s: %w", p.key.service, err)
-			if errors.As(err, &full) {
-				return err, nil
-			}
 			return nil, err
 		}
-		r.writes.Sources++
-		r.sources++
-		p.sources = slices.Insert(p.sources, at, s)
 	}
 	return nil, nil
 }
 
-// dropSource removes one of the port's ranges that its plan does not want, if there
-// is one.
-func (r *reconciler) dropSource(p *port, want portPlan) error {
+func (r *reconciler) setSource(p *port, s netip.Prefix) error {
+	if err := r.tables.SetSource(maps.NewSourceKey(p.id, s)); err != nil {
+		return fmt.Errorf("service %s: %w", p.key.service, err)
+	}
+	r.writes.Sources++
+	r.sources++
+	at, _ := slices.BinarySearchFunc(p.sources, s, netip.Prefix.Compare)
+	p.sources = slices.Insert(p.sources, at, s)
+	return nil
+}
+
+// replaceSource adds a range in place of one that the port's plan does not want, which
+// it puts back if that fails: without any range the service lets nobody in.
+func (r *reconciler) replaceSource(p *port, want portPlan, s netip.Prefix) error {
 	i := slices.IndexFunc(p.sources, func(s netip.Prefix) bool {
 		_, wanted := slices.BinarySearchFunc(want.sources, s, netip.Prefix.Compare)
 		return !wanted
 	})
 	if i < 0 {
-		return nil
+		return r.setSource(p, s) // for the error
 	}
-	if err := r.deleteSource(p, p.sources[i]); err != nil {
+	old := p.sources[i]
+	if err := r.deleteSource(p, old); err != nil {
 		return err
 	}
 	p.sources = slices.Delete(p.sources, i, i+1)
-	return nil
+	err := r.setSource(p, s)
+	if err != nil {
+		err = errors.Join(err, r.setSource(p, old))
+	}
+	return err
 }
 
 // deleteSource removes a range from the map; the caller removes it from the port's list.

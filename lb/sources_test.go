@@ -128,6 +128,42 @@ func TestSourcesAfterFailure(t *testing.T) {
 	}
 }
 
+// With map sources full, a range that made room for another one is back if that can't be
+// written: else the service would let nobody in until it is tried again.
+func TestRangeIsPutBack(t *testing.T) {
+	sizes := roomy
+	sizes.Sources = 1
+	replacing := false
+	r := newRig(t, &maps.Faulty{Tables: maps.NewFake(sizes), Fail: func(method string) error {
+		fails := replacing && method == "SetSource"
+		replacing = method == "DeleteSource"
+		if fails {
+			return errFault
+		}
+		return nil
+	}}, newTestClock())
+	svc := service("web", "10.96.0.1", "http:80/TCP").with(func(s *Service) {
+		s.LoadBalancerIPs, s.SourceRanges = addrs("1.1.1.2"), prefixes("203.0.113.0/24")
+	})
+	r.store.SetService(svc)
+	r.mustStep()
+	r.store.SetService(svc.with(func(s *Service) { s.SourceRanges = prefixes("198.51.100.0/24") }))
+	if rep := r.step(); !errors.Is(rep.Err, errFault) {
+		t.Fatalf("%+v", rep)
+	}
+	v := r.dump().Frontends[fe("1.1.1.2:80", TCP)]
+	if got := r.dump().SourcesOf(v.Id); !slices.Equal(got, prefixes("203.0.113.0/24")) {
+		t.Errorf("after a failure the ranges are %v", got)
+	}
+	r.clock.advance(grace)
+	replacing = false
+	r.loop.r.tables = r.tables.(*maps.Faulty).Tables
+	r.settle()
+	if got := r.dump().SourcesOf(v.Id); !slices.Equal(got, prefixes("198.51.100.0/24")) {
+		t.Errorf("the ranges are %v", got)
+	}
+}
+
 // flags gives the flags of a TCP frontend, and whether it is there.
 func (r *rig) flags(frontend string) (uint16, bool) {
 	v, there := r.dump().Frontends[fe(frontend, TCP)]
