@@ -41,5 +41,29 @@ while IFS= read -r hit; do
 	offend "$hit: a path of one machine"
 done < <(grep -nIE "(^|[[:space:]\"'=:(\`])/(root|work|home/[a-z]+|Users/[A-Za-z]+)(/|\"|'|\`|[[:space:]]|\$)" -- "${text[@]}" || true)
 
+# linked PAGE: "path" or "path, section" of each link to another page, and of each page that
+# is named with a section.
+linked() {
+	tr '\n' ' ' <"$1" | grep -oE '(\]\(|[ (])[A-Za-z0-9_./-]+\.md\)?, "[^"]+"|\]\([^):]+\)' |
+		sed -E 's/^(\]\(|[ (])//; s/\)//; s/"//g'
+}
+
+while read -r page; do
+	while IFS= read -r link; do
+		path=${link%%, *} section=
+		[ "$path" = "$link" ] || section=${link#*, }
+		anchor=; [[ $path != *'#'* ]] || { anchor=${path#*#} path=${path%%#*}; }
+		to=$(dirname "$page")/$path
+		[ -n "$path" ] || to=$page
+		if [ ! -e "$to" ]; then
+			offend "$page: a link to $path, which is not there"
+		elif [ -n "$section" ] && ! grep -qxE "#+ $section" "$to"; then
+			offend "$page: $path has no section \"$section\""
+		elif [ -n "$anchor" ] && ! sed -nE 's/^#+ //p' "$to" | tr 'A-Z ' 'a-z-' | grep -qx "$anchor"; then
+			offend "$page: $to has no section for #$anchor"
+		fi
+	done < <(linked "$page")
+done < <(files '*.md')
+
 [ "$failed" = 0 ] || exit 1
 echo "$(files | wc -l) files keep the rules of the tree"
