@@ -355,7 +355,7 @@ static __always_inline int tc_follow(struct tc_work *w, struct flow *entry)
 			break;
 		if (flow_is_closed(flow) && !track_is_out(flow))
 			return tc_end(REASON_FLOW_OVER, TC_ACT_SHOT);
-		track_point(entry, pkt, FLOW_FROM_CLIENT);
+		track_point(entry, flow, pkt, FLOW_FROM_CLIENT);
 		track_touch(flow, pkt, FLOW_FROM_CLIENT, now);
 		if (!(flow->flags & FLOW_FLAG_CONFIRMED) && track_advance(flow, pkt))
 			return tc_to_backend(w, REASON_UNCONFIRMED);
@@ -363,7 +363,7 @@ static __always_inline int tc_follow(struct tc_work *w, struct flow *entry)
 	case FLOW_FROM_BACKEND:
 		if (flow_is_expired(flow, now))
 			break;
-		track_point(entry, pkt, FLOW_FROM_BACKEND);
+		track_point(entry, flow, pkt, FLOW_FROM_BACKEND);
 		track_touch(flow, pkt, FLOW_FROM_BACKEND, now);
 		return tc_restore_source(w);
 	case FLOW_NONE:
@@ -525,7 +525,7 @@ static __always_inline int tc_restore_frontend(struct tc_work *w, struct flow *e
 			track_yield(flow, tc_now(w));
 		return tc_end(REASON_EGRESS_PASSED, TC_ACT_UNSPEC);
 	}
-	track_point(entry, &w->pkt, FLOW_FROM_BACKEND);
+	track_point(entry, flow, &w->pkt, FLOW_FROM_BACKEND);
 	track_touch(flow, &w->pkt, FLOW_FROM_BACKEND, tc_now(w));
 	w->nat.sport = flow->frontend_port;
 	w->nat.dport = flow->client_port;
@@ -625,7 +625,7 @@ static __noinline int tc_follow_displaced(struct tc_work *w)
 		return TC_BEGINS;
 	}
 	if (entry)
-		track_point(entry, pkt, FLOW_FROM_CLIENT);
+		track_point(entry, flow, pkt, FLOW_FROM_CLIENT);
 	track_touch(flow, pkt, FLOW_FROM_CLIENT, now);
 	if (track_is_confirmation(flow, pkt))
 		track_confirm(flow);

@@ -143,12 +143,13 @@ const (
 type abiFlowSaid uint32
 
 const (
-	abiFlowSaidFLOW_SAID_FIN       abiFlowSaid = 1
-	abiFlowSaidFLOW_SAID_FIN_LATER abiFlowSaid = 2
-	abiFlowSaidFLOW_SAID_RST       abiFlowSaid = 4
-	abiFlowSaidFLOW_SAID_ANYTHING  abiFlowSaid = 8
-	abiFlowSaidFLOW_SAID_SYN       abiFlowSaid = 16
-	abiFlowSaidFLOW_SAID_ASKED     abiFlowSaid = 32
+	abiFlowSaidFLOW_SAID_FIN         abiFlowSaid = 1
+	abiFlowSaidFLOW_SAID_FIN_LATER   abiFlowSaid = 2
+	abiFlowSaidFLOW_SAID_RST         abiFlowSaid = 4
+	abiFlowSaidFLOW_SAID_ANYTHING    abiFlowSaid = 8
+	abiFlowSaidFLOW_SAID_SYN         abiFlowSaid = 16
+	abiFlowSaidFLOW_SAID_ASKED       abiFlowSaid = 32
+	abiFlowSaidFLOW_SAID_ASKED_AGAIN abiFlowSaid = 64
 )
 
 type abiFragment struct {

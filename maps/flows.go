@@ -40,12 +40,13 @@ const (
 
 // Flags of Flow.ClientSaid and BackendSaid (enum flow_said).
 const (
-	SaidFIN      = uint8(abiFlowSaidFLOW_SAID_FIN)
-	SaidFINLater = uint8(abiFlowSaidFLOW_SAID_FIN_LATER)
-	SaidRST      = uint8(abiFlowSaidFLOW_SAID_RST)
-	SaidAnything = uint8(abiFlowSaidFLOW_SAID_ANYTHING)
-	SaidAsked    = uint8(abiFlowSaidFLOW_SAID_ASKED)
-	SaidSYN      = uint8(abiFlowSaidFLOW_SAID_SYN)
+	SaidFIN        = uint8(abiFlowSaidFLOW_SAID_FIN)
+	SaidFINLater   = uint8(abiFlowSaidFLOW_SAID_FIN_LATER)
+	SaidRST        = uint8(abiFlowSaidFLOW_SAID_RST)
+	SaidAnything   = uint8(abiFlowSaidFLOW_SAID_ANYTHING)
+	SaidAsked      = uint8(abiFlowSaidFLOW_SAID_ASKED)
+	SaidAskedAgain = uint8(abiFlowSaidFLOW_SAID_ASKED_AGAIN)
+	SaidSYN        = uint8(abiFlowSaidFLOW_SAID_SYN)
 )
 
 // Source gives the key's src and sport in host order.

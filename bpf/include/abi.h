@@ -202,6 +202,7 @@ enum flow_said {
 	FLOW_SAID_SYN = 16,      /* noted of the client: a SYN, after one side had sent its last
 				  * byte, and nothing else since */
 	FLOW_SAID_ASKED = 32,    /* noted of the client: a SYN, and the backend has said nothing since */
+	FLOW_SAID_ASKED_AGAIN = 64, /* and another SYN, FLOW_ANSWER or more after that */
 };
 
 /* Where a side was with its last packet but resets: in its own bytes, and in those that it

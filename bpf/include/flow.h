@@ -195,8 +195,11 @@ static __always_inline int flow_stays(const struct flow *flow)
  * lead to what serves no more, nor from an address that is another's by now.
  *
  * Anybody can send a SYN, so that it ends no established connection: a backend that left its
- * service is asked, and the flow goes on if it answers. If it does not until the SYN comes
- * again, or if the client had ended the connection, the SYN begins another flow. */
+ * service gets the SYN, and the flow goes on if it answers. The SYN begins another flow if the
+ * client had ended the connection, or if two SYNs got no answer for FLOW_ANSWER each. One would
+ * not do: Linux answers a SYN on an established connection at most every 500 ms, and a packet
+ * that was sent before can have used that up. The first SYN's silence shows that for the second
+ * it was not. */
 static __always_inline int flow_goes_on(const struct flow *flow, const struct pkt *pkt, __u64 now)
 {
 	if (flow_is_expired(flow, now))
@@ -211,7 +214,7 @@ static __always_inline int flow_goes_on(const struct flow *flow, const struct pk
 	if (pkt->protocol != IPPROTO_TCP || !(flow->flags & FLOW_FLAG_CONFIRMED) ||
 	    flow->client_said & FLOW_SAID_FIN)
 		return 0;
-	return !(flow->client_said & FLOW_SAID_ASKED) || (__s64)(now - flow->used) < FLOW_ANSWER;
+	return !(flow->client_said & FLOW_SAID_ASKED_AGAIN) || (__s64)(now - flow->used) < FLOW_ANSWER;
 }
 
 /* The i-th port to try of the range for translated sources, in network order. One

@@ -240,38 +240,20 @@ static __noinline void track_note(struct flow *flow, const struct track_note *no
 	track_refresh(&key, flow, note);
 }
 
-/* Notes where a side is, in the entry that its packet was found by. */
-static __always_inline void track_point(struct flow *entry, const struct pkt *pkt, enum flow_side from)
-{
-	if (pkt->protocol != IPPROTO_TCP || pkt->piece || pkt->tcp_flags & TCP_RST)
-		return;
-	if (from == FLOW_FROM_CLIENT)
-		entry->client_at = pkt->at;
-	else
-		entry->backend_at = pkt->at;
-}
-
 /* So far can a side be ahead of what the other has acknowledged: what a receive window is. And
  * so many bytes can the other's last packet have. */
 #define TRACK_WINDOW (1 << 24)
 #define TRACK_SEGMENT (1 << 19)
 
-/* Whether the end of an established connection is to be believed. Anybody can send a FIN or a
- * reset with the client's address, but has to guess where the connection is: a reset has to be
- * at the very byte that the other side expects (RFC 5961, 3.2), or within the window and with
- * an acknowledgement of the other's last packet, as from a sender that gives up; a FIN within
- * both windows. */
-static __noinline int track_believes(const struct flow *flow, const struct pkt *pkt, enum flow_side from)
+/* Returns the point of the other side than `from`, from the entry that its packets are found by, or
+ * zero where it is not known. */
+static __always_inline struct tcp_point track_other(const struct flow *flow, enum flow_side from)
 {
 	int displaced = flow->flags & FLOW_FLAG_DISPLACED;
-	__u32 ahead, acked;
-	struct tcp_point other;
+	struct tcp_point unknown = {};
 	struct flow_key key;
 	struct flow *there;
 
-	if (!(flow->flags & FLOW_FLAG_CONFIRMED))
-		return 1;
-	/* The entry that the other side's packets are found by. */
 	if (from == FLOW_FROM_CLIENT && displaced)
 		flow_key_wire(&key, flow);
 	else if (from == FLOW_FROM_CLIENT || displaced)
@@ -280,8 +262,73 @@ static __noinline int track_believes(const struct flow *flow, const struct pkt *
 		flow_key_client(&key, flow);
 	there = flow_peek(&key);
 	if (!there || !flow_same_ends(there, flow))
+		return unknown;
+	return from == FLOW_FROM_CLIENT ? there->backend_at : there->client_at;
+}
+
+/* Whether a packet of an established connection, whose numbers are far from those of its side's last
+ * one, is within both windows of what the other side has shown. A SYN never is: its numbers are
+ * another connection's. The SYN-ACK that follows shows that the backend has that other one. */
+static __noinline int track_is_within(const struct flow *flow, const struct pkt *pkt,
+				      enum flow_side from)
+{
+	struct tcp_point other;
+	__u32 ahead, acked;
+
+	if (!(flow->flags & FLOW_FLAG_CONFIRMED))
+		return 1;
+	if (pkt_is_syn(pkt))
 		return 0;
-	other = from == FLOW_FROM_CLIENT ? there->backend_at : there->client_at;
+	if (from == FLOW_FROM_BACKEND && pkt_is_syn_ack(pkt) &&
+	    flow->client_said & (FLOW_SAID_SYN | FLOW_SAID_ASKED))
+		return 1;
+	other = track_other(flow, from);
+	if (!(other.seq | other.ack))
+		return 1;
+	ahead = bpf_ntohl(pkt->at.seq) - bpf_ntohl(other.ack);
+	acked = bpf_ntohl(pkt->at.ack) - bpf_ntohl(other.seq);
+	return pkt->tcp_flags & TCP_ACK && ahead + TRACK_WINDOW <= 2 * TRACK_WINDOW &&
+	       acked + TRACK_WINDOW <= TRACK_WINDOW + TRACK_SEGMENT;
+}
+
+/* Whether a number is at most one packet's bytes from another. */
+static __always_inline int track_is_near(__be32 a, __be32 b)
+{
+	return bpf_ntohl(a) - bpf_ntohl(b) + TRACK_SEGMENT <= 2 * TRACK_SEGMENT;
+}
+
+/* Notes where a side is, in the entry that its packet was found by. Anybody can send a packet with
+ * the side's address: its numbers are noted only if they can be the connection's, or the other
+ * side's end would not be believed afterwards. */
+static __always_inline void track_point(struct flow *entry, const struct flow *flow,
+					const struct pkt *pkt, enum flow_side from)
+{
+	struct tcp_point *at = from == FLOW_FROM_CLIENT ? &entry->client_at : &entry->backend_at;
+
+	if (pkt->protocol != IPPROTO_TCP || pkt->piece || pkt->tcp_flags & TCP_RST)
+		return;
+	if ((track_is_near(pkt->at.seq, at->seq) && track_is_near(pkt->at.ack, at->ack)) ||
+	    track_is_within(flow, pkt, from))
+		*at = pkt->at;
+}
+
+/* Whether the end of an established connection is to be believed. Anybody can send a FIN or a
+ * reset with the client's address, but has to guess where the connection is: a reset has to be
+ * at the very byte that the other side expects (RFC 5961, 3.2), or within the window and with
+ * an acknowledgement of the other's last packet, as from a sender that gives up; a FIN within
+ * both windows. A backend that knows nothing of the connection resets a SYN with number 0 (RFC
+ * 9293, 3.10.7.1). */
+static __noinline int track_believes(const struct flow *flow, const struct pkt *pkt, enum flow_side from)
+{
+	struct tcp_point other;
+	__u32 ahead, acked;
+
+	if (!(flow->flags & FLOW_FLAG_CONFIRMED))
+		return 1;
+	if (from == FLOW_FROM_BACKEND && flow->client_said & FLOW_SAID_ASKED && !pkt->at.seq &&
+	    (pkt->tcp_flags & (TCP_RST | TCP_ACK)) == (TCP_RST | TCP_ACK))
+		return 1;
+	other = track_other(flow, from);
 	if (!(other.seq | other.ack))
 		return 0;
 	ahead = bpf_ntohl(pkt->at.seq) - bpf_ntohl(other.ack);
@@ -309,18 +356,23 @@ static __noinline __u8 track_end(const struct flow *flow, const struct pkt *pkt,
 	return end && track_believes(flow, pkt, from) ? end : 0;
 }
 
+/* The client's SYNs on an established connection that the backend has not answered yet. */
+#define TRACK_ASKED (FLOW_SAID_ASKED | FLOW_SAID_ASKED_AGAIN)
+
 /* What a client's packet changes. A client can use its port again while the flow of the last
  * connection is half closed, or established as far as we know. Its SYN alone proves nothing:
  * anybody can send one, and a backend that still has the connection does not accept it. */
 static __always_inline void track_hear_client(const struct flow *flow, const struct pkt *pkt,
-					      struct track_note *note)
+					      struct track_note *note, __u64 now)
 {
 	__u8 said = flow->client_said, set = 0;
 
 	if (!pkt_is_syn(pkt))
-		note->client_clear = said & (FLOW_SAID_SYN | FLOW_SAID_ASKED);
+		note->client_clear = said & (FLOW_SAID_SYN | TRACK_ASKED);
 	else if (flow->flags & FLOW_FLAG_CONFIRMED)
 		set = FLOW_SAID_ASKED;
+	if (set & said && (__s64)(now - flow->used) >= FLOW_ANSWER)
+		set |= FLOW_SAID_ASKED_AGAIN;
 	if (pkt_is_syn(pkt) && (said | flow->backend_said) & FLOW_SAID_FIN)
 		set |= FLOW_SAID_SYN;
 	if (pkt->tcp_flags & (TCP_FIN | TCP_RST))
@@ -340,7 +392,7 @@ static __always_inline void track_hear_backend(const struct flow *flow, const st
 		note->backend_clear = said & ~FLOW_SAID_ANYTHING;
 	} else {
 		if (!(pkt->tcp_flags & TCP_RST))
-			note->client_clear = flow->client_said & FLOW_SAID_ASKED;
+			note->client_clear = flow->client_said & TRACK_ASKED;
 		if (pkt->tcp_flags & (TCP_FIN | TCP_RST))
 			set |= track_end(flow, pkt, FLOW_FROM_BACKEND);
 	}
@@ -354,7 +406,7 @@ static __always_inline void track_hear(struct flow *flow, const struct pkt *pkt,
 	struct track_note note = {};
 
 	if (from == FLOW_FROM_CLIENT)
-		track_hear_client(flow, pkt, &note);
+		track_hear_client(flow, pkt, &note, now);
 	else
 		track_hear_backend(flow, pkt, &note);
 	if (!(note.client_set | note.client_clear | note.backend_set | note.backend_clear)) {

@@ -86,6 +86,53 @@ func (c *play) sides(b netip.AddrPort, p pkt, said uint8) {
 	}
 }
 
+// misleading are packets with a side's address of somebody who does not know where it is.
+func (c *play) misleading() (all []pkt) {
+	for _, flags := range []uint8{ack, syn, fin | ack, syn | ack, 0} {
+		for _, at := range []point{{0x80000000, firstSeq}, {lastAck, 0x80000000}, {lastAck + window + 1, firstSeq},
+			{lastAck, firstSeq + segment + 1}, {0x80000000, 0xc0000000}} {
+			all = append(all, tcp(netip.AddrPort{}, netip.AddrPort{}, flags).with(func(p *pkt) { p.seq, p.ack = at.seq, at.ack }))
+		}
+	}
+	return all
+}
+
+// endsAfter sends a packet that is passed on and misleads nobody: the other side's FIN is believed
+// after it.
+func (c *play) endsAfter(b netip.AddrPort, p, passed, end pkt) {
+	c.Helper()
+	c.established(b)
+	send, reason := c.arrives, "flow_kept"
+	if p.src == b {
+		send, reason = c.leaves, "reply_restored"
+	}
+	send(p).becomes(passed, reason)
+	if end.src == b {
+		c.leaves(end).becomes(end.as(c.external, c.client), "reply_restored")
+	} else {
+		c.arrives(end).becomes(end.as(c.client, b), "flow_kept")
+	}
+	f := c.clientEntry()
+	said := f.clientSaid
+	if end.src == b {
+		said = f.backendSaid
+	}
+	if said&maps.SaidFIN == 0 {
+		c.Fatalf("after flags %#x at %d, ack %d of a false sender, the other side's FIN is not believed: %+v", p.flags, p.seq, p.ack, f)
+	}
+}
+
+// clientEntry is the entry that the client's packets find.
+func (c *play) clientEntry() flow {
+	c.Helper()
+	k := flowKey{kind: maps.FlowKeyIn, proto: c.proto, src: newEnd(c.client), dst: newEnd(c.external)}
+	f, ok := c.rig.flows(confirmed)[k]
+	if !ok {
+		c.Fatalf("no confirmed flow %v", k)
+	}
+	return f
+}
+
 // endCases are about what is believed of a connection's end.
 var endCases = []packetCase{
 	{name: "a SYN when the backend serves no more", proto: protoTCP, steps: func(c *play) {
@@ -106,11 +153,70 @@ var endCases = []packetCase{
 		c.clientSays(ack, c.external, c.local, "flow_kept") // nor does the client begin anew that goes on
 		c.rig.age(2 * time.Second)
 		c.clientSays(syn, c.external, c.local, "flow_kept")
-		// No answer until the client sends it again: the backend is gone.
+		// Neither this nor the next one has an answer until the client sends it again: the backend is gone.
+		c.rig.age(time.Second)
+		c.clientSays(syn, c.external, c.local, "flow_kept")
 		c.rig.age(time.Second)
 		c.clientSays(syn, c.external, second, "translated")
 		c.answer(c.client, c.external, second)
 		c.clientSays(ack, c.external, second, "flow_kept")
+	}},
+	{name: "SYNs that a backend has no leave to answer", proto: protoTCP, steps: func(c *play) {
+		c.serve(c.world, c.proto, 1, c.local)
+		c.load()
+		c.open(c.client, c.external, c.local)
+		c.replaceBackend(at(c.local, 8081))
+		// Linux sends one challenge in 500 ms: the second SYN has no answer.
+		for range 3 {
+			c.rig.age(2 * time.Second)
+			c.clientSays(syn, c.external, c.local, "flow_kept")
+			c.backendSays(ack, c.external, c.local)
+			c.rig.age(400 * time.Millisecond)
+			c.clientSays(syn, c.external, c.local, "flow_kept")
+			c.rig.age(900 * time.Millisecond)
+			c.clientSays(syn, c.external, c.local, "flow_kept")
+			c.backendSays(ack, c.external, c.local)
+		}
+	}},
+	{name: "numbers of a sender with a false address", proto: protoTCP, steps: func(c *play) {
+		for _, b := range []netip.AddrPort{c.local, c.remote} {
+			for _, p := range c.misleading() {
+				c.endsAfter(b, p.as(c.client, c.external), p.as(c.client, b), tcp(b, c.client, fin|ack))
+			}
+		}
+		for _, p := range c.misleading() {
+			c.endsAfter(c.local, p.as(c.local, c.client), p.as(c.external, c.client), tcp(c.client, c.external, fin|ack))
+		}
+	}},
+	{name: "numbers of a new connection between the same ends", proto: protoTCP, steps: func(c *play) {
+		c.established(c.local)
+		const mine, theirs = 0x70000000, 0xc0000000
+		say := func(src, dst, from, to netip.AddrPort, flags uint8, seq, number uint32, reason string) {
+			c.Helper()
+			p := tcp(src, dst, flags).with(func(p *pkt) { p.seq, p.ack = seq, number })
+			send := c.arrives
+			if src == c.local {
+				send = c.leaves
+			}
+			send(p).becomes(p.as(from, to), reason)
+		}
+		client := func(flags uint8, seq, number uint32) {
+			c.Helper()
+			say(c.client, c.external, c.client, c.local, flags, seq, number, "flow_kept")
+		}
+		backend := func(flags uint8, seq, number uint32) {
+			c.Helper()
+			say(c.local, c.client, c.external, c.client, flags, seq, number, "reply_restored")
+		}
+		client(syn, mine, 0)
+		backend(syn|ack, theirs, mine+1)
+		client(ack, mine+1, theirs+1)
+		backend(ack, theirs+1, mine+1)
+		client(fin|ack, mine+1, theirs+1)
+		backend(fin|ack, theirs+1, mine+2)
+		if f := c.clientEntry(); !f.closed() {
+			c.Fatalf("the new connection's ends are not believed: %+v", f)
+		}
 	}},
 	{name: "a SYN when the backend is gone and says so", proto: protoTCP, steps: func(c *play) {
 		c.serve(c.world, c.proto, 1, c.local)

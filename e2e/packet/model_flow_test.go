@@ -87,7 +87,7 @@ func (m *model) goesOn(f flow, v view) bool {
 	}
 	// Anybody can send a SYN: whom it goes to is asked first.
 	established := v.proto == protoTCP && f.flags&maps.FlowConfirmed != 0 && f.clientSaid&maps.SaidFIN == 0
-	unanswered := f.clientSaid&maps.SaidAsked != 0 && m.now >= f.used+touchEvery/10*9
+	unanswered := f.clientSaid&maps.SaidAskedAgain != 0 && m.now >= f.used+touchEvery/10*9
 	return established && !unanswered
 }
 

@@ -28,7 +28,7 @@ func (m *model) in(v view, isPiece bool) (uint32, string) {
 			if there, ok := m.find(f.outKey()); ok && f.closed() && !there.sameClient(f) {
 				return shot, "flow_over"
 			}
-			m.point(f.clientKey(), v, isPiece, true)
+			m.point(f, f.clientKey(), v, isPiece, true)
 			m.touch(&f, v, true)
 			m.asksAgain(f, v)
 			reason := "flow_kept"
@@ -71,7 +71,7 @@ func (m *model) toBackend(f flow, v view, isPiece bool) {
 
 // fromWire is a backend's packet to this node's address: it is the client's.
 func (m *model) fromWire(f flow, v view, isPiece bool) (uint32, string) {
-	m.point(f.wireKey(), v, isPiece, false)
+	m.point(f, f.wireKey(), v, isPiece, false)
 	m.touch(&f, v, false)
 	m.rewrite(v, isPiece, false, f.client.addr, f.backend.port, f.inner)
 	return unspec, "source_restored"
@@ -162,7 +162,7 @@ func (m *model) out(v view, isPiece bool) (uint32, string) {
 		}
 		return unspec, "egress_passed"
 	case ok && v.src == f.backend:
-		m.point(f.outKey(), v, isPiece, false)
+		m.point(f, f.outKey(), v, isPiece, false)
 		m.touch(&f, v, false)
 		m.rewrite(v, isPiece, true, f.frontend.addr, f.frontend.port, f.client.port)
 		return unspec, "reply_restored"
@@ -188,7 +188,7 @@ func (m *model) followDisplaced(f *flow, v view, isPiece bool) bool {
 		m.remove(f.clientKey())
 		return false
 	}
-	m.point(f.outKey(), v, isPiece, true)
+	m.point(*f, f.outKey(), v, isPiece, true)
 	m.touch(f, v, true)
 	m.heard(f, v)
 	return true

@@ -2,11 +2,42 @@ package packet
 
 import "shunt/maps"
 
-// point notes where a side is, in the entry of that key.
-func (m *model) point(k flowKey, v view, isPiece, fromClient bool) {
+// point notes where a side of a flow is, in the entry of that key, if its packet's numbers can be
+// the connection's.
+func (m *model) point(f flow, k flowKey, v view, isPiece, fromClient bool) {
 	if v.proto != protoTCP || isPiece || v.flags&rst != 0 {
 		return
 	}
+	there, _ := m.entry(k)
+	last := there.backendAt
+	if fromClient {
+		last = there.clientAt
+	}
+	if near(v.at.seq, last.seq, segment) && near(v.at.ack, last.ack, segment) || m.isWithin(f, v, fromClient) {
+		m.setPoint(k, v, fromClient)
+	}
+}
+
+// near says whether a number is at most so far from another.
+func near(a, b uint32, most int32) bool { d := int32(a - b); return d >= -most && d <= most }
+
+// isWithin says whether a packet's numbers are in both windows, as the other side has shown them.
+func (m *model) isWithin(f flow, v view, fromClient bool) bool {
+	switch other := m.otherAt(f, fromClient); {
+	case f.flags&maps.FlowConfirmed == 0:
+		return true
+	case isSYN(v.flags):
+		return false
+	case !fromClient && v.flags&(syn|ack|rst) == syn|ack && f.clientSaid&(maps.SaidSYN|maps.SaidAsked) != 0:
+		return true // of a new connection
+	default:
+		acked := int32(v.at.ack - other.seq)
+		return other == (point{}) || v.flags&ack != 0 && near(v.at.seq, other.ack, window) && acked >= -window && acked <= segment
+	}
+}
+
+// setPoint writes where a side is to the entry of that key.
+func (m *model) setPoint(k flowKey, v view, fromClient bool) {
 	for _, all := range []map[flowKey]flow{m.confirmed, m.fresh} {
 		there, ok := all[k]
 		switch {
@@ -71,7 +102,7 @@ func (m *model) asksAgain(f flow, v view) {
 		return
 	}
 	if there, ok := m.entry(f.outKey()); ok && there.sameEnds(f) {
-		m.point(f.outKey(), v, false, true)
+		m.setPoint(f.outKey(), v, true)
 	}
 }
 
@@ -80,6 +111,9 @@ func (m *model) asksAgain(f flow, v view) {
 func (m *model) believes(f flow, v view, fromClient bool) bool {
 	if f.flags&maps.FlowConfirmed == 0 {
 		return true
+	}
+	if !fromClient && f.clientSaid&maps.SaidAsked != 0 && v.at.seq == 0 && v.flags&(rst|ack) == rst|ack {
+		return true // it answers a SYN
 	}
 	other := m.otherAt(f, fromClient)
 	if other == (point{}) {
@@ -123,10 +157,13 @@ func (m *model) hear(f flow, v view, fromClient bool) (client, backend uint8) {
 	client, backend = f.clientSaid, f.backendSaid
 	switch {
 	case fromClient && !isSYN(v.flags):
-		client &^= maps.SaidSYN | maps.SaidAsked
+		client &^= maps.SaidSYN | maps.SaidAsked | maps.SaidAskedAgain
 		client |= m.end(f, v, true)
 	case fromClient:
 		if f.flags&maps.FlowConfirmed != 0 {
+			if client&maps.SaidAsked != 0 && m.now >= f.used+touchEvery/10*9 {
+				client |= maps.SaidAskedAgain
+			}
 			client |= maps.SaidAsked
 		}
 		if (f.clientSaid|backend)&maps.SaidFIN != 0 {
@@ -137,7 +174,7 @@ func (m *model) hear(f flow, v view, fromClient bool) (client, backend uint8) {
 		client, backend = maps.SaidSYN, maps.SaidAnything
 	default:
 		if v.flags&rst == 0 {
-			client &^= maps.SaidAsked
+			client &^= maps.SaidAsked | maps.SaidAskedAgain
 		}
 		backend |= maps.SaidAnything | m.end(f, v, false)
 	}
