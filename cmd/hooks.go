@@ -27,6 +27,7 @@ func (d *daemon) newHooks() *bpf.Hooks {
 // attach puts the programs into effect once the maps hold everything, so that a
 // partial view never serves. It runs on the loop's goroutine.
 func (d *daemon) attach(ctx context.Context) error {
+	d.reporter.synced()
 	if err := d.set.Switch(); err != nil {
 		return err
 	}

@@ -17,6 +17,9 @@ type reporter struct {
 	d        *daemon
 	health   *health.Server
 	problems *problemReporter
+	checks   keptChecks
+	// checked: the loop has said what the healthCheckNodePorts are.
+	checked bool
 	// first: the first reconcile is not over yet.
 	first bool
 }
@@ -24,7 +27,7 @@ type reporter struct {
 var _ lb.Observer = (*reporter)(nil)
 
 func newReporter(d *daemon, src *source) (*reporter, error) {
-	r := &reporter{d: d, first: true, problems: newProblemReporter(d, src)}
+	r := &reporter{d: d, first: true, problems: newProblemReporter(d, src), checks: keptChecks{memory: d.memory, log: d.log}}
 	v, err := readVersion()
 	if err != nil {
 		return nil, err
@@ -52,6 +55,10 @@ func newReporter(d *daemon, src *source) (*reporter, error) {
 func (r *reporter) setAdopted(a lb.Adopted) {
 	r.health.SetStatus(r.d.loop)
 	r.health.SetAdoptedInEffect(r.d.inEffect)
+	if checks := r.checks.recall(); r.d.inEffect {
+		r.health.SetNodePortAddresses(r.d.loop.Status().NodePortAddrs)
+		r.health.SetHealthChecks(checks)
+	}
 	r.health.SetAdopted(map[string]int{
 		maps.NameServices: a.Frontends, maps.NameBackends: a.Backends, maps.NameNames: a.Services})
 }
@@ -83,4 +90,16 @@ func (r *reporter) Reconciled(rep lb.Report) {
 }
 
 // SetHealthChecks passes healthCheckNodePorts on.
-func (r *reporter) SetHealthChecks(checks []lb.HealthCheck) { r.health.SetHealthChecks(checks) }
+func (r *reporter) SetHealthChecks(checks []lb.HealthCheck) {
+	r.checked = true
+	r.health.SetHealthChecks(checks)
+	r.checks.keep(checks)
+}
+
+// synced follows the first reconcile, of which the loop says nothing of healthCheckNodePorts
+// where there are none: an earlier daemon may have had some.
+func (r *reporter) synced() {
+	if !r.checked {
+		r.SetHealthChecks(nil)
+	}
+}

@@ -94,7 +94,11 @@ func (l *Loop) Adopt() (Adopted, error) {
 	if err != nil {
 		return Adopted{}, fmt.Errorf("read what an earlier daemon left in the maps: %w", err)
 	}
-	return l.r.adopt(dump), nil
+	adopted := l.r.adopt(dump)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.status.NodePortAddrs = l.r.nodePortAddrs()
+	return adopted, nil
 }
 
 // Synced is closed when the first reconcile is done.

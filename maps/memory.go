@@ -28,19 +28,23 @@ const (
 	MemoryServers MemoryOf = 1
 	// MemoryWatches is how the watches of the API server go.
 	MemoryWatches MemoryOf = 2
+	// MemoryChecks and the numbers after it, up to MemoryChecksEnd, are parts of the list of
+	// healthCheckNodePorts.
+	MemoryChecks    MemoryOf = 3
+	MemoryChecksEnd MemoryOf = 8
 )
 
 const (
 	memoryPin = "memory"
-	// memoryText bounds a text, in bytes. An element has to fit in 4096.
-	memoryText = 3584
+	// MemoryText bounds a text, in bytes. An element has to fit in 4096.
+	MemoryText = 3584
 	memorySize = 8
 )
 
 // memorySpec is a hash without preallocation: an update replaces the element as a
 // whole, so a reader never sees half of a text.
 func memorySpec() *ebpf.MapSpec {
-	return &ebpf.MapSpec{Name: "shunt_memory", Type: ebpf.Hash, KeySize: 4, ValueSize: memoryText,
+	return &ebpf.MapSpec{Name: "shunt_memory", Type: ebpf.Hash, KeySize: 4, ValueSize: MemoryText,
 		MaxEntries: memorySize, Flags: noPrealloc}
 }
 
@@ -87,10 +91,10 @@ func (m *Memory) Put(of MemoryOf, v any) error {
 	if err != nil {
 		return fmt.Errorf("remember text %d: %w", of, err)
 	}
-	if len(text) > memoryText {
-		return fmt.Errorf("remember text %d: it has %d bytes, there is room for %d", of, len(text), memoryText)
+	if len(text) > MemoryText {
+		return fmt.Errorf("remember text %d: it has %d bytes, there is room for %d", of, len(text), MemoryText)
 	}
-	value := make([]byte, memoryText)
+	value := make([]byte, MemoryText)
 	copy(value, text)
 	if err := m.texts.Put(uint32(of), value); err != nil {
 		return fmt.Errorf("remember text %d: %w", of, err)

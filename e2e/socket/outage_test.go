@@ -1,12 +1,15 @@
 package socket_test
 
 import (
+	"fmt"
 	"net/http"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
+
+	corev1 "k8s.io/api/core/v1"
 
 	"shunt/e2e/rig"
 )
@@ -115,4 +118,39 @@ func TestHooksGoneWhileStarting(t *testing.T) {
 	c.d.Start()
 	ways[0].wantServers(t, c.client, rig.VIP(1, 4), c.web[0])
 	wantEffect(c.d)
+}
+
+// TestHealthChecksWhileStarting: load balancers of a Service with policy Local ask its
+// healthCheckNodePort, and must not take a node out whose maps work while its daemon waits
+// for the API server.
+func TestHealthChecksWhileStarting(t *testing.T) {
+	t.Parallel()
+	const port = 32123
+	checked := func(s *corev1.Service) { s.Spec.HealthCheckNodePort = port }
+	for name, flags := range map[string][]string{"every address": nil, "one address": {"--nodeport-addresses", "127.0.0.0/8"}} {
+		t.Run(name, func(t *testing.T) {
+			c := newCluster(t)
+			c.d = rig.StartDaemon(t, c.n1, c.m.Path, flags...)
+			c.apply(rig.Service("web", 1, rig.Everywhere(1), rig.ExternalLocal, checked), rig.SlicesOf("web", rig.Up(c.web[0])...))
+			ask := func() string {
+				code, body, err := c.d.Get(fmt.Sprintf("127.0.0.1:%d", port), "/")
+				return fmt.Sprint(code, " ", strings.TrimSpace(string(body)), " ", err)
+			}
+			want := `200 {"service":{"namespace":"default","name":"web"},"localEndpoints":1,"serviceProxyHealthy":true} <nil>`
+			rig.Eventually(t, "it is answered", func() bool { return ask() == want })
+			c.d.Kill()
+			args := c.d.Args
+			withoutAPI(c.d)
+			c.d.Launch()
+			wantAdopted(c.d, true)
+			rig.Eventually(t, "it is answered, by "+ask(), func() bool { return ask() == want })
+			// A Service that is gone by the time of the sync is answered for no more.
+			c.d.Kill()
+			c.m.RemoveService("web")
+			c.m.Write()
+			c.d.Args = args
+			c.d.Start()
+			rig.Eventually(t, "nothing answers", func() bool { return strings.Contains(ask(), "refused") })
+		})
+	}
 }

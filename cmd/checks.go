@@ -1,0 +1,107 @@
+package cmd
+
+import (
+	"encoding/json"
+	"strings"
+
+	"go.uber.org/zap"
+
+	"shunt/lb"
+	"shunt/maps"
+)
+
+// keptChecks writes down the healthCheckNodePorts for the next daemon. That one answers
+// them before it has read anything from the API server: what is programmed works, and load
+// balancers must not take the node out meanwhile.
+type keptChecks struct {
+	memory *maps.Memory
+	log    *zap.Logger
+	// parts were written last.
+	parts int
+	said  bool
+}
+
+// keptCheck is the written form of a check, which later versions read too.
+type keptCheck struct {
+	// Service is NAMESPACE/NAME, Family 4 or 6.
+	Service string `json:"service"`
+	Family  int    `json:"family"`
+	Port    uint16 `json:"port"`
+	Local   int    `json:"local"`
+}
+
+func keptOf(c lb.HealthCheck) keptCheck {
+	family := 4
+	if c.Family == lb.IPv6 {
+		family = 6
+	}
+	return keptCheck{c.Service.String(), family, c.Port, c.LocalEndpoints}
+}
+
+func (c keptCheck) check() lb.HealthCheck {
+	namespace, name, _ := strings.Cut(c.Service, "/")
+	family := lb.IPv4
+	if c.Family == 6 {
+		family = lb.IPv6
+	}
+	return lb.HealthCheck{Service: lb.ServiceName{Namespace: namespace, Name: name}, Family: family,
+		Port: c.Port, LocalEndpoints: c.Local}
+}
+
+// partsOf splits a list into at most that many parts, each of which fits into a text of the
+// memory, and returns how many checks found no room.
+func partsOf(checks []lb.HealthCheck, most int) (parts [][]keptCheck, left int) {
+	var part []keptCheck
+	size := len("[]")
+	for i, c := range checks {
+		kept := keptOf(c)
+		text, _ := json.Marshal(kept) // has no field that could fail
+		if size += len(text) + len(","); size > maps.MemoryText {
+			if parts = append(parts, part); len(parts) == most {
+				return parts, len(checks) - i
+			}
+			part, size = nil, len("[]")+len(text)+len(",")
+		}
+		part = append(part, kept)
+	}
+	return append(parts, part), 0
+}
+
+// keep replaces what was written down. It is called by the reconcile goroutine only.
+func (k *keptChecks) keep(checks []lb.HealthCheck) {
+	parts, left := partsOf(checks, int(maps.MemoryChecksEnd-maps.MemoryChecks)+1)
+	if left > 0 && !k.said {
+		k.said = true
+		k.log.Warn("the next daemon can't answer every healthCheckNodePort before it has read the Services",
+			zap.Int("of", len(checks)), zap.Int("without_room", left))
+	}
+	written := len(parts)
+	for len(parts) < k.parts { // what there was goes
+		parts = append(parts, nil)
+	}
+	k.parts = written
+	for i, part := range parts {
+		if err := k.memory.Put(maps.MemoryChecks+maps.MemoryOf(i), part); err != nil {
+			k.log.Warn("the next daemon can't answer healthCheckNodePorts before it has read the Services", zap.Error(err))
+			return
+		}
+	}
+}
+
+// recall reads what an earlier daemon wrote down.
+func (k *keptChecks) recall() (checks []lb.HealthCheck) {
+	for of := maps.MemoryChecks; of <= maps.MemoryChecksEnd; of++ {
+		var part []keptCheck
+		if err := k.memory.Get(of, &part); err != nil {
+			k.log.Warn("the healthCheckNodePorts that an earlier daemon knew are not known", zap.Error(err))
+			return nil
+		}
+		if len(part) > 0 {
+			k.parts = int(of-maps.MemoryChecks) + 1
+		}
+		for _, c := range part {
+			checks = append(checks, c.check())
+		}
+	}
+	return checks
+}
