@@ -21,22 +21,24 @@ const conntrackPeriod = 10 * time.Second
 // strangers finds out whether somebody else translates connections to frontends: a
 // kube-proxy that shunt has replaced leaves those that it had set up to conntrack (or to
 // IPVS, which notes its own there), and they must go on. As programs translate before
-// conntrack sees a packet, none are added while they are attached: what was seen to have
-// none is not looked at again.
+// conntrack sees a packet, none are added while they are attached: frontends that were seen
+// to have none are not looked at again. One that shunt learns later may have some.
 type strangers struct {
 	gone bool
-	last time.Time
+	// frontends is maps.Kernel.NewFrontends of the last look.
+	frontends uint64
+	last      time.Time
 	// count is of the last look.
 	count int
 }
 
-// look reports whether there are none. isFrontend is maps.Kernel's.
-func (s *strangers) look(isFrontend func(netip.AddrPort, uint8) bool, log *zap.Logger) bool {
+// look reports whether there are none. frontends and isFrontend are maps.Kernel's.
+func (s *strangers) look(frontends uint64, isFrontend func(netip.AddrPort, uint8) bool, log *zap.Logger) bool {
+	s.gone = s.gone && s.frontends == frontends
 	if s.gone || time.Since(s.last) < conntrackPeriod {
 		return s.gone
 	}
-	first := s.last.IsZero()
-	s.last = time.Now()
+	s.last, s.frontends = time.Now(), frontends
 	n, err := countTranslated(isFrontend)
 	switch {
 	case err != nil:
@@ -44,7 +46,7 @@ func (s *strangers) look(isFrontend func(netip.AddrPort, uint8) bool, log *zap.L
 			zap.Error(err))
 	case n == 0:
 		s.gone = true
-		if !first {
+		if s.count > 0 {
 			log.Info("no connection to a service is translated by others any more: TCP of unknown connections is reset")
 		}
 	case n != s.count:

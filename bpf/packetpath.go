@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
+	"sync/atomic"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
@@ -56,6 +57,7 @@ type PacketPath struct {
 	// ours, and strangers are counted.
 	inEffect  bool
 	strangers strangers
+	counted   atomic.Uint64 // maps.Kernel.NewFrontends as of the last pass
 	// wanted are the devices that the last pass chose, by index. Before the first they are
 	// those that an earlier daemon has attached to.
 	wanted map[int]wantedDevice
@@ -224,7 +226,15 @@ func (p *PacketPath) sync() (ok bool) {
 func (p *PacketPath) settled() bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return p.strangers.gone
+	return p.strangers.gone && p.strangers.frontends == p.opts.Maps.NewFrontends()
+}
+
+// Reconciled says that frontends may have been added. It asks for a pass if conntrack was
+// not asked about some, and does not wait for one that is under way.
+func (p *PacketPath) Reconciled() {
+	if p.opts.Maps.NewFrontends() != p.counted.Load() {
+		p.wake()
+	}
 }
 
 // everyDevice stands for a device's name in problems that are of none.
@@ -244,7 +254,9 @@ func (p *PacketPath) pass(problems map[string]string) error {
 		return err
 	}
 	chosen, uplinks := map[int]bool{}, 0
-	resets := p.inEffect && p.strangers.look(p.opts.Maps.IsFrontend, p.opts.Log)
+	frontends := p.opts.Maps.NewFrontends()
+	p.counted.Store(frontends)
+	resets := p.inEffect && p.strangers.look(frontends, p.opts.Maps.IsFrontend, p.opts.Log)
 	c := chooser{asked: p.opts.Devices, pods: p.opts.PodDevices, node: p.nodeAddrs()}
 	p.wanted = map[int]wantedDevice{}
 	for _, d := range devices {
@@ -266,8 +278,11 @@ func (p *PacketPath) pass(problems map[string]string) error {
 	if uplinks == 0 {
 		problems[everyDevice] = "no device here is an uplink or a tunnel: nothing from outside is served; --devices names some"
 	}
+	if p.opts.Maps.NewFrontends() != frontends {
+		err = p.opts.Maps.ClearResets()
+	}
 	p.letGo(chosen)
-	return errors.Join(p.removeUnwanted(found, chosen), p.forget(chosen))
+	return errors.Join(err, p.removeUnwanted(found, chosen), p.forget(chosen))
 }
 
 // attachments are what was found, by way.

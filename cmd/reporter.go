@@ -70,6 +70,7 @@ func (r *reporter) Reconciled(rep lb.Report) {
 	r.health.SetNodePortAddresses(status.NodePortAddrs)
 	r.problems.write(status.Problems)
 	r.d.packets.SetNodeAddrs(r.d.store.NodeIPs())
+	r.d.packets.Reconciled()
 	r.d.kernel.UpdateMeta(func(m *maps.DaemonMeta) {
 		m.Pending = uint32(status.ServiceChangesPending + status.EndpointChangesPending)
 		if !status.LastSync.IsZero() {

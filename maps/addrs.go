@@ -211,6 +211,9 @@ func (k *Kernel) SetFrontend(key FrontendKey, v Service) error {
 	if !errors.Is(err, ebpf.ErrKeyNotExist) {
 		return k.wrap(err, mapServices, what)
 	}
+	if err := k.expectOthers(key); err != nil {
+		return err
+	}
 	if a.IsUnspecified() {
 		return k.wrap(services.Put(key, v), mapServices, what)
 	}

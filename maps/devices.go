@@ -1,8 +1,12 @@
 package maps
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
+
+	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
 )
 
 // DeviceResets says that TCP of a connection that has no flow is reset (enum device_flag).
@@ -32,9 +36,54 @@ func (d Device) Addrs() (addr4, addr6 netip.Addr) {
 	return addr4, addr6
 }
 
-// SetDevice says what source addresses packets may have that leave by a device.
+// SetDevice says what source addresses packets may have that leave by a device. With
+// DeviceResets, the caller must compare NewFrontends before and after, and call ClearResets
+// if it differs.
 func (k *Kernel) SetDevice(ifindex uint32, d Device) error {
+	if d.Flags&DeviceResets != 0 {
+		k.resets.Store(true)
+	}
 	return k.wrap(k.set.maps[mapDevices].Put(ifindex, d), mapDevices, fmt.Sprintf("set device %d", ifindex))
+}
+
+// NewFrontends counts the TCP frontends that were added. Safe from any goroutine.
+func (k *Kernel) NewFrontends() uint64 { return k.newFrontends.Load() }
+
+// expectOthers is called before a frontend is added. Another proxy may have translated
+// connections to it, which programs would reset as unknown: no device resets any until it
+// is known that there are none.
+func (k *Kernel) expectOthers(key FrontendKey) error {
+	if key.Protocol != unix.IPPROTO_TCP {
+		return nil
+	}
+	k.newFrontends.Add(1)
+	if !k.resets.Swap(false) {
+		return nil
+	}
+	err := k.ClearResets()
+	if err != nil {
+		k.resets.Store(true)
+	}
+	return err
+}
+
+// ClearResets takes DeviceResets from all devices. Safe from any goroutine.
+func (k *Kernel) ClearResets() error {
+	all, err := k.Devices()
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for ifindex, d := range all {
+		if d.Flags&DeviceResets == 0 {
+			continue
+		}
+		d.Flags &^= DeviceResets
+		if err := k.set.maps[mapDevices].Update(ifindex, d, ebpf.UpdateExist); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+			errs = append(errs, k.wrap(err, mapDevices, fmt.Sprintf("set device %d", ifindex)))
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // DeleteDevice forgets a device; it need not be there.

@@ -22,6 +22,10 @@ type Kernel struct {
 	meta     []Meta
 	problems []abiProblem
 	addrs    *addrIndex // nil before the first write
+	// newFrontends counts TCP frontends that were added. resets: a device may have
+	// DeviceResets. Any goroutine uses them.
+	newFrontends atomic.Uint64
+	resets       atomic.Bool
 }
 
 // slot is an element of map slots as it lies in memory: the kernel rounds array

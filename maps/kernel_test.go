@@ -5,6 +5,8 @@ import (
 	"net/netip"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"shunt/maps"
 	"shunt/maps/mapstest"
 )
@@ -140,6 +142,56 @@ func TestIsBackendIsFrontend(t *testing.T) {
 	} {
 		if got := k.IsFrontend(netip.MustParseAddrPort(c.addr), c.protocol); got != c.want {
 			t.Errorf("%s/%d is a frontend: %t", c.addr, c.protocol, got)
+		}
+	}
+}
+
+// Another proxy may have translated connections to a frontend that is new here: no device
+// resets unknown connections until that was looked at.
+func TestNewFrontendEndsResets(t *testing.T) {
+	root := mapstest.BPFFS(t)
+	k, _ := mapstest.Open(t, root, small)
+	add := func(addr string, protocol uint8) {
+		t.Helper()
+		if err := k.SetFrontend(frontend(addr, protocol), maps.Service{Id: 1, Kind: uint8(maps.ClusterIP)}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	resets := func() bool {
+		t.Helper()
+		all, err := k.Devices()
+		if err != nil || len(all) != 2 {
+			t.Fatal(all, err)
+		}
+		if all[7].Addr4 != maps.NewDevice(netip.MustParseAddr("192.0.2.1"), netip.Addr{}).Addr4 {
+			t.Errorf("the device lost its address: %+v", all[7])
+		}
+		return all[7].Flags&maps.DeviceResets != 0
+	}
+	set := func() {
+		t.Helper()
+		d := maps.NewDevice(netip.MustParseAddr("192.0.2.1"), netip.Addr{})
+		d.Flags = maps.DeviceResets
+		if err := errors.Join(k.SetDevice(7, d), k.SetDevice(8, maps.Device{})); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, c := range []struct {
+		what, addr string
+		protocol   uint8
+		adds       bool
+	}{
+		{"a new one", "10.96.0.1:80", unix.IPPROTO_TCP, true},
+		{"another one", "10.96.0.1:81", unix.IPPROTO_TCP, true},
+		{"the same", "10.96.0.1:81", unix.IPPROTO_TCP, false},
+		{"one of UDP", "10.96.0.1:81", unix.IPPROTO_UDP, false},
+		{"a node port", "0.0.0.0:30000", unix.IPPROTO_TCP, true},
+	} {
+		set()
+		before := k.NewFrontends()
+		add(c.addr, c.protocol)
+		if added := k.NewFrontends() != before; added != c.adds || resets() == c.adds {
+			t.Errorf("%s: counted %t, resets %t", c.what, added, resets())
 		}
 	}
 }

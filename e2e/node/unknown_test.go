@@ -89,8 +89,15 @@ const dnat = `table %[1]s other {
 `
 
 // TestConnectionOfAnother: a connection that another proxy has set up in conntrack goes
-// on when shunt has replaced it, and unknown ones are not reset until it is gone.
+// on when shunt has replaced it, and unknown ones are not reset until it is gone. So does
+// one to a service that shunt learns of when unknown connections are reset already.
 func TestConnectionOfAnother(t *testing.T) {
+	for name, late := range map[string]bool{"at the start": false, "learnt later": true} {
+		t.Run(name, func(t *testing.T) { testConnectionOfAnother(t, late) })
+	}
+}
+
+func testConnectionOfAnother(t *testing.T, late bool) {
 	t.Parallel()
 	c := newCluster(t, lab.Network{})
 	rules := ""
@@ -119,12 +126,21 @@ func TestConnectionOfAnother(t *testing.T) {
 		}
 	}
 	ask("before")
-	// The service is older than the daemons: they count its connections as soon as they are
+	// A service that is older than the daemons: they count its connections as soon as they are
 	// in effect, and only once where there are none.
+	if late {
+		c.start()
+		c.m.Put(rig.Service("other", 2, rig.Everywhere(2)), rig.SlicesOf("other", rig.Up(c.near)...))
+		c.apply()
+		waitResets(t, c.d, 30*time.Second)
+	}
 	c.m.Put(rig.Service("web", 1, rig.Everywhere(1)), rig.SlicesOf("web", rig.Up(c.near)...))
-	c.m.Write()
-	c.start()
+	if !late {
+		c.m.Write()
+		c.start()
+	}
 	c.apply()
+	ask("at once")
 	waitResets(t, c.d2, 30*time.Second) // where nothing was set up
 	for start := time.Now(); time.Since(start) < 12*time.Second; time.Sleep(time.Second) {
 		ask("after")
