@@ -3,6 +3,7 @@ package cmd
 import (
 	"context"
 	"crypto/sha256"
+	"errors"
 	"fmt"
 	"os"
 	"time"
@@ -57,7 +58,7 @@ func (f followedFile) follow(ctx context.Context, every time.Duration, log *zap.
 		if sum == f.sum || sum == refused {
 			continue
 		}
-		if _, err := loadSettings(f.path, f.flags); err != nil {
+		if err := canStart(f.flags); err != nil {
 			log.Error("the configuration file has changed and can't be used: the old content stays in effect, and a restart would fail",
 				zap.Error(err))
 			refused = sum
@@ -65,4 +66,29 @@ func (f followedFile) follow(ctx context.Context, every time.Duration, log *zap.
 		}
 		return fmt.Errorf("the content of --config %s has changed: ended, so that the next start takes it", f.path)
 	}
+}
+
+// canStart says why a daemon with the same flags would be refused now; nil: it would not. It
+// works on a configuration of its own, since a check completes what it checks.
+func canStart(flags *pflag.FlagSet) error {
+	var c Config
+	again := pflag.NewFlagSet(flags.Name(), pflag.ContinueOnError)
+	c.addFlags(again)
+	var errs []error
+	flags.Visit(func(f *pflag.Flag) {
+		to := again.Lookup(f.Name)
+		if to == nil {
+			return // it is no flag of the configuration
+		}
+		if list, ok := f.Value.(pflag.SliceValue); ok { // its text is not what it reads
+			errs = append(errs, to.Value.(pflag.SliceValue).Replace(list.GetSlice()))
+			to.Changed = true
+			return
+		}
+		errs = append(errs, again.Set(f.Name, f.Value.String()))
+	})
+	if err := errors.Join(errs...); err != nil {
+		return err
+	}
+	return c.validate(again)
 }

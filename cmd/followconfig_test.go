@@ -2,6 +2,7 @@ package cmd
 
 import (
 	"context"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -75,6 +76,57 @@ func TestConfigFileChanges(t *testing.T) {
 	}
 	if err := (followedFile{}).follow(ctx, time.Hour, zap.NewNop()); err != nil {
 		t.Errorf("without a file: %v", err)
+	}
+}
+
+// TestConfigFileThatFlagsForbid: content is refused too where only all of the configuration
+// together shows that a daemon could not start with it.
+func TestConfigFileThatFlagsForbid(t *testing.T) {
+	const head = "apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\n"
+	path := filepath.Join(t.TempDir(), "config.conf")
+	put := func(text string) {
+		t.Helper()
+		if err := os.WriteFile(path, []byte(head+text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	put("")
+	var c Config
+	flags := pflag.NewFlagSet("run", pflag.ContinueOnError)
+	c.addFlags(flags)
+	if err := flags.Parse([]string{"--config", path, "--node-name", "n1", "--probe-bind-address", "127.0.0.1:10300", "--nodeport-addresses", "10.0.0.0/8,primary",
+		"--devices", "eth0", "--devices", "eth1", "--external-ips=false", "--feature-gates", "AllowServiceExternalIPs=false", "--services-map-size", "4096",
+		"--udp-timeout", "1s", "--service-cidr", "10.96.0.0/12", "-v", "2"}); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.validate(flags); err != nil {
+		t.Fatal(err)
+	}
+	before := fmt.Sprintf("%+v", c)
+	for text, says := range map[string]string{
+		"": "", "mode: nftables\n": "", "clusterCIDR: 10.1.0.0/16\n": "", "featureGates: {AllowServiceExternalIPs: false}\n": "",
+		"healthzBindAddress: 0.0.0.0:10300\n": "two servers can't have one port",
+		"healthzBindAddress: 0.0.0.0:10249\n": "two servers can't have one port",
+		"clusterCIDR: nonsense\n":             "clusterCIDR",
+	} {
+		put(text)
+		if err := canStart(flags); (err == nil) != (says == "") || err != nil && !strings.Contains(err.Error(), says) {
+			t.Errorf("%q: %v, want %q", text, err, says)
+		}
+	}
+	if after := fmt.Sprintf("%+v", c); after != before {
+		t.Errorf("the running configuration was changed from\n%s to\n%s", before, after)
+	}
+	put("healthzBindAddress: 0.0.0.0:10300\n")
+	core, logs := observer.New(zap.ErrorLevel)
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- c.file.follow(ctx, time.Millisecond, zap.New(core)) }()
+	for deadline := time.Now().Add(10 * time.Second); logs.Len() == 0 && len(done) == 0 && time.Now().Before(deadline); time.Sleep(time.Millisecond) {
+	}
+	cancel()
+	if err := <-done; err != nil || logs.Len() != 1 {
+		t.Errorf("it ended with %v; the log: %v", err, logs.All())
 	}
 }
 
