@@ -161,10 +161,10 @@ static __always_inline enum reason sock_flow_begin(struct bpf_sock_addr *ctx,
 	return reason;
 }
 
-/* sendmsg() with an address on a UDP socket, connected or not. */
-static __always_inline enum reason sock_sendmsg(struct bpf_sock_addr *ctx,
-						const struct frontend_key *dst,
-						struct lb_choice *to)
+/* sendmsg() to an address that frontends may have. */
+static __always_inline enum reason sock_sendmsg_to(struct bpf_sock_addr *ctx,
+						   const struct frontend_key *dst,
+						   struct lb_choice *to)
 {
 	int own_netns = sock_in_own_netns(bpf_get_netns_cookie(ctx));
 	struct lb_client client;
@@ -185,6 +185,22 @@ static __always_inline enum reason sock_sendmsg(struct bpf_sock_addr *ctx,
 		lb_count(to->backend_id);
 	}
 	return sock_flow_store(ctx->sk, dst, to) ? REASON_UNRECORDED : reason;
+}
+
+/* sendmsg() with an address on a UDP socket, connected or not. */
+static __always_inline enum reason sock_sendmsg(struct bpf_sock_addr *ctx,
+						const struct frontend_key *dst,
+						struct lb_choice *to)
+{
+	enum reason reason;
+
+	if (sock_may_lead(&dst->addr))
+		reason = sock_sendmsg_to(ctx, dst, to);
+	else
+		reason = lb_unallocated(&dst->addr) ? REASON_UNALLOCATED : REASON_NO_FRONTEND;
+	if (reason == REASON_NO_FRONTEND || reason == REASON_OWN_FLOW)
+		sock_flow_direct(ctx->sk, dst);
+	return reason;
 }
 
 /* Whether a reason means that `to` is where to go. */

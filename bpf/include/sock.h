@@ -286,6 +286,45 @@ static __always_inline int sock_flow_store(struct bpf_sock *sk, const struct fro
 	return 0;
 }
 
+/* Whether the unconnected socket has a record of that backend. */
+static __always_inline int sock_knows(struct bpf_sock *sk, const struct addr *addr, __be16 port)
+{
+	struct sock_flows *flows = bpf_sk_storage_get(&sock_flows, sk, NULL, 0);
+	struct sock_flow *peer;
+	int known = 0;
+
+	if (flows) {
+		bpf_spin_lock(&flows->lock);
+		for (int i = 0; i < SOCK_FLOWS; i++) {
+			if (sock_flow_is_from(&flows->flow[i], addr, port)) {
+				known = 1;
+				break;
+			}
+		}
+		bpf_spin_unlock(&flows->lock);
+		if (known)
+			return 1;
+	}
+	peer = bpf_sk_storage_get(&sock_peer, sk, NULL, 0);
+	if (!peer)
+		return 0;
+	if (sock_flow_is_from(peer, addr, port))
+		return 1;
+	peer = bpf_sk_storage_get(&sock_before, sk, NULL, 0);
+	return peer && sock_flow_is_from(peer, addr, port);
+}
+
+/* A datagram of an unconnected socket goes to an address that is no frontend's. If that is a
+ * backend of the socket, what comes from there answers this datagram, until one is sent to the
+ * frontend again: a flow of which the frontend is the backend itself says so. */
+static __always_inline void sock_flow_direct(struct bpf_sock *sk, const struct frontend_key *dst)
+{
+	struct lb_choice self = { .addr = dst->addr, .port = dst->port };
+
+	if (!sk->dst_port && sock_knows(sk, &dst->addr, dst->port))
+		sock_flow_store(sk, dst, &self);
+}
+
 /* The frontend of a connect() that led to the sender. Returns 1 with *addr and *port
  * replaced. */
 static __always_inline int sock_reply_of(const struct sock_flow *flow, struct addr *addr,
@@ -298,10 +337,17 @@ static __always_inline int sock_reply_of(const struct sock_flow *flow, struct ad
 	return 1;
 }
 
+enum sock_sender {
+	SOCK_UNKNOWN,
+	SOCK_FRONTEND,
+	SOCK_DIRECT, /* the socket has sent to the address itself */
+};
+
 /* The frontend of the flow of an unconnected socket that led to the sender. Where two
- * frontends share the backend, it is the one that was written to last. Returns 1 with *addr
- * and *port replaced. */
-static __always_inline int sock_reply_of_flows(struct bpf_sock *sk, struct addr *addr, __be16 *port)
+ * frontends share the backend, it is the one that was written to last. Returns SOCK_FRONTEND
+ * with *addr and *port replaced. */
+static __always_inline enum sock_sender sock_reply_of_flows(struct bpf_sock *sk,
+							    struct addr *addr, __be16 *port)
 {
 	struct addr frontend = {};
 	struct sock_flows *flows;
@@ -310,7 +356,7 @@ static __always_inline int sock_reply_of_flows(struct bpf_sock *sk, struct addr 
 
 	flows = bpf_sk_storage_get(&sock_flows, sk, NULL, 0);
 	if (!flows)
-		return 0;
+		return SOCK_UNKNOWN;
 	bpf_spin_lock(&flows->lock);
 	for (int i = 0; i < SOCK_FLOWS; i++) {
 		struct sock_flow *flow = &flows->flow[i];
@@ -323,10 +369,12 @@ static __always_inline int sock_reply_of_flows(struct bpf_sock *sk, struct addr 
 	}
 	bpf_spin_unlock(&flows->lock);
 	if (!newest)
-		return 0;
+		return SOCK_UNKNOWN;
+	if (frontend_port == *port && lb_addr_equal(&frontend, addr))
+		return SOCK_DIRECT;
 	*addr = frontend;
 	*port = frontend_port;
-	return 1;
+	return SOCK_FRONTEND;
 }
 
 /* What the socket's owner calls the sender of a datagram. Returns 1 with *addr and *port
@@ -335,12 +383,14 @@ static __always_inline int sock_reply_of_flows(struct bpf_sock *sk, struct addr 
  * none: then what it wrote last counts, and after that an earlier connect(). */
 static __always_inline int sock_reply_restore(struct bpf_sock *sk, struct addr *addr, __be16 *port)
 {
+	enum sock_sender sender;
 	struct sock_flow *last;
 
 	if (sock_peer_is(sk, addr, *port))
 		return sock_reply_of(sock_peer_find(sk), addr, port);
-	if (sock_reply_of_flows(sk, addr, port))
-		return 1;
+	sender = sock_reply_of_flows(sk, addr, port);
+	if (sender != SOCK_UNKNOWN)
+		return sender == SOCK_FRONTEND;
 	last = bpf_sk_storage_get(&sock_peer, sk, NULL, 0);
 	if (!last)
 		return 0;

@@ -132,6 +132,24 @@ func TestSameEndpoint(t *testing.T) {
 				k.ask(dst)
 			}
 		})
+		steps("the endpoint itself, unconnected", func(k *talker) {
+			for range 2 {
+				for _, dst := range []netip.AddrPort{pod, a, pod, pod, b, pod} {
+					k.askTo(dst)
+				}
+			}
+		})
+		steps("the endpoint itself, disconnected", func(k *talker) {
+			connect(k, a)
+			k.ask(a)
+			if err := k.Disconnect(); err != nil {
+				k.t.Fatal(err)
+			}
+			k.own = 0
+			k.askTo(pod)
+			k.askTo(a)
+			k.askTo(pod)
+		})
 		steps("unconnected before", func(k *talker) {
 			k.askTo(a)
 			connect(k, b)

@@ -11,6 +11,7 @@ import (
 
 	"shunt/e2e/lab"
 	"shunt/e2e/rig"
+	"shunt/maps"
 )
 
 // TestEndpointStays: names, ids and owners of addresses change, and the endpoint of a socket
@@ -192,4 +193,33 @@ func portsSwapped(serviceFirst bool) func(c *cluster, name string, n int) {
 		c.apply(swapped, inSlices)
 		c.wantHeld(all)
 	}
+}
+
+// TestOtherIDs: a daemon that can't use the maps of an earlier one fills others, in which the ids
+// are new. Sockets from before keep their endpoints, and those of which the endpoint went
+// meanwhile are told.
+func TestOtherIDs(t *testing.T) {
+	t.Parallel()
+	c := startCluster(t, "--destroy-tcp-sockets")
+	up := rig.Up(c.web...)
+	c.apply(rig.Service("web", 1, rig.Everywhere(1)), rig.SlicesOf("web", up...),
+		rig.Service("goes", 2), rig.SlicesOf("goes", rig.UpAt(otherPort, c.web[0])...))
+	all := append(c.holdEverywhere(1), c.hold(rig.ClusterIPs(1), rig.ServicePort)...)
+	var gone []*talker
+	for _, w := range connectedUDP {
+		gone = append(gone, w.openTo(t, c.client, rig.VIP(2, w.family)))
+	}
+	c.d.Kill()
+	if err := c.d.Kernel(func(k *maps.Kernel) { k.UpdateMeta(func(m *maps.DaemonMeta) { m.Abi-- }) }); err != nil {
+		t.Fatal(err)
+	}
+	c.m.RemoveService("goes")
+	// Names before the old ones: they get the first ids.
+	c.m.Put(rig.Service("a", 3), rig.SlicesOf("a", up...), rig.Service("b", 4), rig.SlicesOf("b", up...))
+	c.m.Write()
+	c.d.Start()
+	for _, k := range gone {
+		k.wantDestroyed()
+	}
+	c.wantHeld(all)
 }
