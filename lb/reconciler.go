@@ -87,7 +87,7 @@ func newReconciler(tables maps.Tables, log *zap.Logger, now func() time.Time) *r
 		owners:  map[maps.FrontendKey]*port{},
 		wishes:  map[ServiceName]*wish{},
 		claims:  newClaims(),
-		ledger:  ledger{short: map[ServiceName]bool{}},
+		ledger:  ledger{short: map[ServiceName]bool{}, share: share(sizes)},
 		outer:   map[netip.Addr][]ServiceName{},
 		keeping: map[ServiceName]bool{},
 		// Map names bounds how many are in use; others rest meanwhile.

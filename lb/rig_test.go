@@ -22,6 +22,8 @@ type rig struct {
 	loop   *Loop
 	tables maps.Tables
 	heard  *recorder
+	// share is another than that of the maps' sizes; nil: it is not.
+	share *room
 }
 
 // recorder is an Observer that keeps what it hears.
@@ -71,6 +73,9 @@ func (r *rig) start() Adopted {
 		Observer: r.heard, OnStale: func(s Stale) { r.heard.stale = append(r.heard.stale, s) },
 		OnProblem: func(p Problem) { r.heard.problems = append(r.heard.problems, p) },
 	})
+	if r.share != nil {
+		r.loop.r.ledger.share = *r.share
+	}
 	adopted, err := r.loop.Adopt()
 	if err != nil {
 		r.t.Fatal(err)
@@ -147,7 +152,7 @@ func (s *Store) copyTo(to *Store) {
 func (r *rig) fresh() *rig {
 	r.t.Helper()
 	f := newRig(r.t, maps.NewFake(r.tables.Sizes()), newTestClock())
-	f.loop.o.MaxFrontends = r.loop.o.MaxFrontends
+	f.loop.o.MaxFrontends, f.loop.r.ledger.share = r.loop.o.MaxFrontends, r.loop.r.ledger.share
 	r.store.copyTo(f.store)
 	f.step()
 	return f

@@ -13,6 +13,10 @@ import (
 // services: cluster IPs first, then node ports, load-balancer IPs, external IPs; in a
 // rank to the older service first. What finds none is left out, and smaller things
 // after it may still fit. The outcome follows from the wishes alone.
+//
+// One service has a share of each map in that order. What it asks for beyond that comes
+// after all that others ask for within theirs: then thousands of endpoints of one service
+// are served where there is room, and take no room from others where there is not.
 
 // resource is something that the maps have a fixed number of.
 type resource uint8
@@ -28,7 +32,19 @@ const (
 )
 
 // room is an amount of each resource.
-type room [resources]int
+type room [resources]int32
+
+// shareOf is the part of each map that one service has before others: one in so many.
+const shareOf = 16
+
+// share returns what one service may take before others have had theirs.
+func share(s maps.Sizes) room {
+	limit := limitOf(s, 0)
+	for i := range limit {
+		limit[i] /= shareOf
+	}
+	return limit
+}
 
 func (a *room) add(b room) {
 	for i := range a {
@@ -55,8 +71,8 @@ func (a room) beyond(limit room) (resource, bool) {
 // limit returns what the maps have room for, beside the service CIDRs with the addresses
 // that are excepted from them, and what is kept for the node's own addresses.
 func limitOf(s maps.Sizes, cidrs int) room {
-	return room{ofEntries: int(s.Services), ofNames: int(s.Services), ofRecords: int(s.Backends) - 1,
-		ofSlots: int(s.Slots), ofSources: max(int(s.Sources)-cidrs, 0), ofAddrs: int(s.Services)}
+	return room{ofEntries: int32(s.Services), ofNames: int32(s.Services), ofRecords: int32(s.Backends) - 1,
+		ofSlots: int32(s.Slots), ofSources: max(int32(s.Sources)-int32(cidrs), 0), ofAddrs: int32(s.Services)}
 }
 
 // fullError is the error for a resource that has run out.
@@ -117,46 +133,81 @@ func (p *portWish) more(f *frontendWish, has portHas) (room, portHas) {
 		r[ofAddrs] = 1
 	}
 	if !has.base {
-		r[ofNames], r[ofRecords] = 1, int(p.need.records)
+		r[ofNames], r[ofRecords] = 1, p.need.records
 		has.base = true
 	}
 	counted := p.need.oneSet && (has.cluster || has.local)
 	if f.usesCluster && !has.cluster && !counted {
-		r[ofSlots] += int(p.need.cluster)
+		r[ofSlots] += p.need.cluster
 		counted = p.need.oneSet
 	}
 	if f.usesLocal && !has.local && !counted {
-		r[ofSlots] += int(p.need.local)
+		r[ofSlots] += p.need.local
 	}
 	has.cluster, has.local = has.cluster || f.usesCluster, has.local || f.usesLocal
 	if f.ranged && !has.sources {
-		r[ofSources] = int(p.need.sources)
+		r[ofSources] = p.need.sources
 		has.sources = true
 	}
 	return r, has
 }
 
-// sum returns the room of all that a service has won, up to each rank.
-func (w *wish) sum() (total [ranks]room) {
+// sum returns the room of all that a service has won, up to each level, and notes the
+// level of each frontend.
+func (w *wish) sum(share room) (total [levels]room) {
 	for _, p := range w.ports {
 		var has portHas
 		for i := range p.frontends { // which are sorted by rank
-			if f := &p.frontends[i]; f.won {
+			f := &p.frontends[i]
+			if f.level = uint8(rankOf(f.kind)); f.won {
 				var more room
 				more, has = p.more(f, has)
-				for r := rankOf(f.kind); r < ranks; r++ {
-					total[r].add(more)
+				for l := f.level; l < levels; l++ {
+					total[l].add(more)
 				}
 			}
 		}
+	}
+	if _, over := total[levels-1].beyond(share); over {
+		return w.sumBeyond(share)
+	}
+	return total
+}
+
+// sumBeyond is sum for a service that asks for more than its share.
+func (w *wish) sumBeyond(share room) (total [levels]room) {
+	for _, p := range w.ports {
+		p.has = portHas{}
+	}
+	var used room
+	for l := range uint8(levels) {
+		for _, p := range w.ports {
+			for i := range p.frontends {
+				f := &p.frontends[i]
+				if f.level != l || !f.won {
+					continue
+				}
+				more, has := p.more(f, p.has)
+				sum := used
+				sum.add(more)
+				if _, over := sum.beyond(share); over && l < ranks {
+					f.level += ranks
+					continue
+				}
+				used, p.has = sum, has
+			}
+		}
+		total[l] = used
 	}
 	return total
 }
 
 // ledger is the sum of what all services have won, and which of it finds no room.
 type ledger struct {
-	total [ranks]room
+	total [levels]room
 	limit room
+	// share is what one service may take of it before others.
+	share room
 	// order has all wishes, in the order in which they are served; nil until room
 	// runs out for the first time.
 	order []*wish
@@ -195,7 +246,7 @@ func (l *ledger) leave(w *wish) {
 func (l *ledger) update(w *wish) {
 	w.uncounted = false
 	l.changed = true // also where the sum is what it was: other things may fit
-	if total := w.sum(); total != w.total {
+	if total := w.sum(l.share); total != w.total {
 		for r := range l.total {
 			l.total[r].sub(w.total[r])
 			l.total[r].add(total[r])
@@ -207,13 +258,13 @@ func (l *ledger) update(w *wish) {
 // give grants room to all wishes. It returns the names of services that lost some, and of those
 // that only got some.
 func (l *ledger) give(wishes map[ServiceName]*wish) (lost, got []ServiceName) {
-	first := rank(0) // of which not all fits
-	for ; first < ranks; first++ {
+	first := uint8(0) // the level of which not all fits
+	for ; first < levels; first++ {
 		if _, over := l.total[first].beyond(l.limit); over {
 			break
 		}
 	}
-	if !l.changed || first == ranks && len(l.short) == 0 {
+	if !l.changed || first == levels && len(l.short) == 0 {
 		return nil, nil
 	}
 	l.changed, l.err = false, nil
@@ -228,16 +279,16 @@ func (l *ledger) give(wishes map[ServiceName]*wish) (lost, got []ServiceName) {
 	if first > 0 {
 		used = l.total[first-1]
 	}
-	var scan []*wish // that have something of these ranks, or had not all of the others
+	var scan []*wish // that have something of these levels, or had not all of the others
 	for _, w := range l.order {
-		if l.short[w.name] || first < ranks && (first == 0 || w.total[ranks-1] != w.total[first-1]) {
+		if l.short[w.name] || first < levels && (first == 0 || w.total[levels-1] != w.total[first-1]) {
 			scan = append(scan, w)
 			w.begin(first)
 		}
 	}
-	for r := first; r < ranks; r++ {
+	for level := first; level < levels; level++ {
 		for _, w := range scan {
-			w.give(r, &used, l.limit)
+			w.give(level, &used, l.limit)
 		}
 	}
 	for _, w := range scan {
@@ -288,13 +339,13 @@ func (r *reconciler) shortErr() error {
 	return r.ledger.err
 }
 
-// begin grants a wish all of the ranks before the first of which not all fits.
-func (w *wish) begin(first rank) {
+// begin grants a wish all of the levels before the first of which not all fits.
+func (w *wish) begin(first uint8) {
 	for _, p := range w.ports {
 		p.has = portHas{}
 		for i := range p.frontends {
 			f := &p.frontends[i]
-			f.fitted, f.fits = f.fits, rankOf(f.kind) < first
+			f.fitted, f.fits = f.fits, f.level < first
 			if f.fits && f.won {
 				_, p.has = p.more(f, p.has)
 			}
@@ -302,12 +353,12 @@ func (w *wish) begin(first rank) {
 	}
 }
 
-// give grants what a wish has won of a rank, as far as there is room.
-func (w *wish) give(r rank, used *room, limit room) {
+// give grants what a wish has won of a level, as far as there is room.
+func (w *wish) give(level uint8, used *room, limit room) {
 	for _, p := range w.ports {
 		for i := range p.frontends {
 			f := &p.frontends[i]
-			if rankOf(f.kind) != r || !f.won {
+			if f.level != level || !f.won {
 				continue
 			}
 			more, has := p.more(f, p.has)

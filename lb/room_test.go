@@ -1,7 +1,9 @@
 package lb
 
 import (
+	"cmp"
 	"fmt"
+	gomaps "maps"
 	"math/rand/v2"
 	"slices"
 	"testing"
@@ -9,89 +11,93 @@ import (
 	"shunt/maps"
 )
 
+// chosen is a frontend of a plan that has room.
+type chosen struct {
+	plan *portPlan
+	f    frontendPlan
+}
+
+// modelRoom counts what these take of each map, with everything counted again.
+func modelRoom(has []chosen) (r room) {
+	ports, blocks, sources := map[portKey]*portPlan{}, map[string]int{}, map[portKey]int{}
+	for _, c := range has {
+		switch {
+		case c.f.key.Port == 0:
+			r[ofAddrs]++
+			continue
+		case c.f.kind == maps.LoadBalancerIP || c.f.kind == maps.ExternalIP:
+			r[ofAddrs]++
+		}
+		r[ofEntries]++
+		ports[c.plan.key] = c.plan
+		for _, local := range []bool{c.f.insideLocal, c.f.outsideLocal} {
+			flag := maps.ClusterSet
+			if local {
+				flag = maps.LocalSet
+			}
+			if in := c.plan.inSet(flag); len(in) > 0 {
+				size := 1
+				for size < len(in) {
+					size *= 2
+				}
+				blocks[fmt.Sprint(c.plan.key, in)] = size
+			}
+		}
+		if c.f.ranged {
+			sources[c.plan.key] = len(c.plan.sources)
+		}
+	}
+	r[ofNames] = int32(len(ports))
+	for _, n := range blocks {
+		r[ofSlots] += int32(n)
+	}
+	for _, n := range sources {
+		r[ofSources] += int32(n)
+	}
+	for _, p := range ports {
+		for _, b := range p.backends {
+			if b.flags&maps.Unready == 0 { // others have a record while nobody needs the room
+				r[ofRecords]++
+			}
+		}
+	}
+	return r
+}
+
 // modelGranted is a slow model of which frontends find room: by rank over all
-// services, in a rank by age and name, in a service by ports and addresses; each is
-// tried by counting everything again.
-func modelGranted(st *Store, at place, sizes maps.Sizes) map[maps.FrontendKey]bool {
+// services, in a rank by age and name, in a service by ports and addresses; what is
+// beyond a service's share comes after all that is within one, in the same order.
+func modelGranted(st *Store, at place, sizes maps.Sizes, share room) map[maps.FrontendKey]bool {
 	owners := modelOwners(st)
-	var services []*Service
-	for _, svc := range st.services {
-		services = append(services, svc)
-	}
-	slices.SortFunc(services, func(a, b *Service) int {
-		if c := a.Created.Compare(b.Created); c != 0 {
-			return c
-		}
-		return a.Name.compare(b.Name)
+	services := slices.SortedFunc(gomaps.Values(st.services), func(a, b *Service) int {
+		return cmp.Or(a.Created.Compare(b.Created), a.Name.compare(b.Name))
 	})
-	type chosen struct {
-		plan *portPlan
-		f    frontendPlan
-	}
-	var has []chosen
-	fits := func() bool {
-		ports, entries, addresses := map[portKey]*portPlan{}, 0, 0
-		blocks, sources, records := map[string]int{}, map[portKey]int{}, 0
-		for _, c := range has {
-			switch {
-			case c.f.key.Port == 0:
-				addresses++
-				continue
-			case c.f.kind == maps.LoadBalancerIP || c.f.kind == maps.ExternalIP:
-				addresses++
-			}
-			entries++
-			ports[c.plan.key] = c.plan
-			for _, local := range []bool{c.f.insideLocal, c.f.outsideLocal} {
-				flag := maps.ClusterSet
-				if local {
-					flag = maps.LocalSet
-				}
-				if in := c.plan.inSet(flag); len(in) > 0 {
-					size := 1
-					for size < len(in) {
-						size *= 2
-					}
-					blocks[fmt.Sprint(c.plan.key, in)] = size
-				}
-			}
-			if c.f.ranged {
-				sources[c.plan.key] = len(c.plan.sources)
-			}
-		}
-		slots, ranges := 0, len(at.cidrs)+exceptionRoom(sizes)
-		for _, n := range blocks {
-			slots += n
-		}
-		for _, n := range sources {
-			ranges += n
-		}
-		for _, p := range ports {
-			for _, b := range p.backends {
-				if b.flags&maps.Unready == 0 { // others have a record while nobody needs the room
-					records++
-				}
-			}
-		}
-		return entries <= int(sizes.Services) && len(ports) <= int(sizes.Services) && records < int(sizes.Backends) &&
-			slots <= int(sizes.Slots) && (ranges <= int(sizes.Sources) || len(sources) == 0) && addresses <= int(sizes.Services)
-	}
-	granted := map[maps.FrontendKey]bool{}
-	for r := range ranks {
-		for _, svc := range services {
-			plans := planService(svc, st.slices[svc.Name], at)
+	within := func(r, limit room) bool { _, over := r.beyond(limit); return !over }
+	limit := limitOf(sizes, len(at.cidrs)+exceptionRoom(sizes))
+	var order [2][ranks][]chosen
+	for _, svc := range services {
+		plans := planService(svc, st.slices[svc.Name], at)
+		var mine []chosen
+		for r := range ranks {
 			for i := range plans {
 				for _, f := range plans[i].frontends {
 					if svc.NotServed || owners[f.key].svc != svc || owners[f.key].kind != f.kind || int(rankOf(f.kind)) != r {
 						continue
 					}
-					has = append(has, chosen{&plans[i], f})
-					if granted[f.key] = fits(); !granted[f.key] {
-						has = has[:len(has)-1]
-						delete(granted, f.key)
+					c, beyond := chosen{&plans[i], f}, 1
+					if more := append(mine, c); within(modelRoom(more), share) {
+						mine, beyond = more, 0
 					}
+					order[beyond][r] = append(order[beyond][r], c)
 				}
 			}
+		}
+	}
+	granted := map[maps.FrontendKey]bool{}
+	var has []chosen
+	for _, c := range slices.Concat(slices.Concat(order[0][:]...), slices.Concat(order[1][:]...)) {
+		if more := append(has, c); within(modelRoom(more), limit) {
+			has, granted[c.f.key] = more, true
 		}
 	}
 	return granted
@@ -105,7 +111,7 @@ func (r *rig) checkRoom(what string) {
 	if around.node != nil {
 		at.zone = around.node.Zone
 	}
-	d, want := r.dump(), modelGranted(r.store, at, r.tables.Sizes())
+	d, want := r.dump(), modelGranted(r.store, at, r.tables.Sizes(), r.loop.r.ledger.share)
 	for k := range d.Frontends {
 		if !want[k] {
 			r.t.Errorf("%s: %s is there, and should not be", what, k)
@@ -135,6 +141,10 @@ func TestRoomByModel(t *testing.T) {
 		g := newGuard(t, maps.NewFake(sizes), clock)
 		g.tight = true
 		r := newRig(t, &maps.Faulty{Tables: g, Fail: f.fail}, clock)
+		if c.oneIn(2) { // some of a service is within its share, and some is not
+			r.share = &room{int32(1 + c(8)), int32(1 + c(4)), int32(c(6)), int32(c(10)), int32(c(4)), int32(1 + c(5))}
+			r.start()
+		}
 		r.store.SetNode(&Node{Name: "me", Zone: "z1"})
 		r.store.SetNodeAddrs(nodeAddrs)
 		w := &world{c: c, store: r.store, ageless: c.oneIn(4)}

@@ -36,6 +36,9 @@ func (r *reconciler) claimProblems(name ServiceName) []Problem {
 				list = append(list, lost)
 			case !f.fits:
 				of.Kind, of.Error = maps.NoRoom, fmt.Sprintf("%s is not programmed: %v", f.kind, f.lacks.fullError(r.tables.Sizes()))
+				if f.level >= ranks {
+					of.Error += "; the Service asks for more than a sixteenth of a map, and this part of it comes after all other Services"
+				}
 				list = append(list, of)
 			}
 		}

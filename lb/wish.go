@@ -21,6 +21,10 @@ const (
 	ranks = iota
 )
 
+// levels are the ranks of what services ask for within their share of the maps, and
+// after all of these the ranks of what is beyond a share.
+const levels = 2 * ranks
+
 func rankOf(k maps.FrontendKind) rank {
 	switch k {
 	case maps.NodePort:
@@ -42,8 +46,8 @@ type wish struct {
 	// outer are the service's load-balancer and external IPs.
 	outer []netip.Addr
 	ports []*portWish
-	// total is the room of what it has won, up to each rank.
-	total [ranks]room
+	// total is the room of what it has won, up to each level.
+	total [levels]room
 	// uncounted: total is out of date.
 	uncounted bool
 	// notServed: it asks so that no other service gets its addresses.
@@ -73,13 +77,16 @@ type frontendWish struct {
 	// room in.
 	won, fits, fitted bool
 	lacks             resource
+	// level is its rank, and so many more where it is beyond the service's share.
+	level uint8
 }
 
 func (f *frontendWish) granted() bool { return f.won && f.fits }
 
 func newFrontendWish(f frontendPlan) frontendWish {
 	return frontendWish{key: f.key, kind: f.kind, usesCluster: !f.insideLocal || !f.outsideLocal,
-		usesLocal: f.insideLocal || f.outsideLocal, ranged: f.ranged, fits: true}
+		usesLocal: f.insideLocal || f.outsideLocal, ranged: f.ranged, fits: true,
+		level: uint8(rankOf(f.kind))}
 }
 
 // as reports whether a plan asks for the same frontend.
