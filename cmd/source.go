@@ -68,6 +68,7 @@ func (d *daemon) servers() *watcher.Servers {
 		Leads: d.leads,
 		Uses:  d.reserved.useAPI,
 		Save:  func(found watcher.Endpoints) error { return d.memory.Put(maps.MemoryServers, found) },
+		Room:  maps.MemoryText,
 		Log:   d.log,
 	})
 }

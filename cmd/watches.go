@@ -6,7 +6,6 @@ import (
 	"io"
 	"net/url"
 	"reflect"
-	"strings"
 	"time"
 
 	"go.uber.org/zap"
@@ -54,9 +53,7 @@ func (d *daemon) keepWatches(ctx context.Context, state func() []health.Watch) e
 			now = state()
 		}
 		for i := range now {
-			if text := now[i].Error; len(text) > watchErrorText {
-				now[i].Error = strings.ToValidUTF8(text[:watchErrorText], "") + "…"
-			}
+			now[i].Error = maps.CutText(now[i].Error, watchErrorText)
 		}
 		if first || !reflect.DeepEqual(now, before) {
 			before = now

@@ -2,6 +2,7 @@ package watcher
 
 import (
 	"context"
+	"encoding/json"
 	"maps"
 	"math/rand/v2"
 	"net"
@@ -35,6 +36,8 @@ type ServersOptions struct {
 	Leads func(netip.AddrPort) []netip.AddrPort
 	// Save keeps Endpoints for the next daemon, whose Recall gets them.
 	Save func(Endpoints) error
+	// Room is how many bytes Save has for them as JSON; 0: any number.
+	Room int
 	// Uses is called with each address of an API server that is used: those that are
 	// configured, and others when a server has answered there. nil: it is not wanted.
 	Uses func(netip.AddrPort)
@@ -62,6 +65,8 @@ type Servers struct {
 	current    int
 	answered   bool
 	remembered Endpoints
+	// unsaved: what is remembered is not what was saved last.
+	unsaved bool
 	// failed and proven are times by the address that was dialled.
 	failed, proven map[string]time.Time
 }
@@ -84,12 +89,25 @@ func (s *Servers) Recall(found Endpoints) {
 	for host, addrs := range found {
 		s.remembered[host] = addrs[:min(len(addrs), mostRemembered)]
 	}
+	if len(s.urls) > 0 {
+		s.prune()
+	}
+}
+
+// prune forgets the endpoints of addresses that are not configured.
+func (s *Servers) prune() {
+	n := len(s.remembered)
+	maps.DeleteFunc(s.remembered, func(at string, _ []netip.AddrPort) bool {
+		return !slices.ContainsFunc(s.urls, func(u *url.URL) bool { return strings.EqualFold(hostPort(u), at) })
+	})
+	s.unsaved = s.unsaved || len(s.remembered) < n
 }
 
 // setURLs replaces the servers, in the order of preference.
 func (s *Servers) setURLs(urls []*url.URL, service bool) {
 	s.mu.Lock()
 	s.urls, s.service, s.current = urls, service, 0
+	s.prune()
 	s.mu.Unlock()
 	for _, u := range urls {
 		s.uses(hostPort(u))
@@ -126,6 +144,7 @@ func (s *Servers) Run(ctx context.Context) error {
 				s.remember(host, s.leads(ap))
 			}
 		}
+		s.save()
 		select {
 		case <-ctx.Done():
 			return nil
@@ -154,8 +173,7 @@ func (s *Servers) leads(ap netip.AddrPort) []netip.AddrPort {
 	return s.o.Leads(ap)
 }
 
-// remember notes endpoints of a server's address, and keeps the notes of those that are
-// configured: what an earlier configuration has left must not use up the room.
+// remember notes endpoints of a server's address, for save.
 func (s *Servers) remember(host string, endpoints []netip.AddrPort) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -171,15 +189,45 @@ func (s *Servers) remember(host string, endpoints []netip.AddrPort) {
 		}
 	}
 	s.remembered[host] = now[:min(len(now), mostRemembered)]
-	maps.DeleteFunc(s.remembered, func(at string, _ []netip.AddrPort) bool {
-		return at != host && !slices.ContainsFunc(s.urls, func(u *url.URL) bool { return hostPort(u) == at })
-	})
-	if s.o.Save == nil {
+	s.unsaved = true
+}
+
+// save writes down what is remembered, where something of it is new.
+func (s *Servers) save() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !s.unsaved || s.o.Save == nil {
 		return
 	}
-	if err := s.o.Save(s.remembered); err != nil {
+	s.unsaved = false // or an error would be logged every second
+	if err := s.o.Save(s.fitting()); err != nil {
 		s.o.Log.Warn("cannot remember the endpoints of the API server: a restart may not find it", zap.Error(err))
 	}
+}
+
+// fitting returns what is remembered without what there is no room for: the oldest
+// endpoint of the address with the most of them goes first, of addresses that have as many
+// that of the one which was configured last.
+func (s *Servers) fitting() Endpoints {
+	kept := maps.Clone(s.remembered)
+	for s.o.Room > 0 {
+		text, err := json.Marshal(kept)
+		if err != nil || len(text) <= s.o.Room {
+			break
+		}
+		most := ""
+		for _, u := range s.urls {
+			if host := hostPort(u); len(kept[host]) >= max(len(kept[most]), 1) {
+				most = host
+			}
+		}
+		if n := len(kept[most]); n > 1 {
+			kept[most] = kept[most][:n-1]
+		} else if delete(kept, most); n == 0 {
+			break
+		}
+	}
+	return kept
 }
 
 // ways returns the addresses to dial for a server's HOST:PORT: its endpoints as this
@@ -289,5 +337,6 @@ func (s *Servers) wayProven(host, address string) {
 	ap, err := netip.ParseAddrPort(address)
 	if err == nil && !strings.EqualFold(address, host) && len(s.leads(ap)) == 0 {
 		s.remember(host, []netip.AddrPort{ap})
+		s.save()
 	}
 }

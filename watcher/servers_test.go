@@ -2,6 +2,8 @@ package watcher
 
 import (
 	"context"
+	"encoding/json"
+	"fmt"
 	"maps"
 	"net"
 	"net/http"
@@ -279,14 +281,92 @@ func TestRememberedForConfigured(t *testing.T) {
 	}})
 	s.setURLs([]*url.URL{{Scheme: "https", Host: host}}, true)
 	s.Recall(Endpoints{"192.0.2.2:443": many[:mostRemembered], host: many[:1]})
+	if len(s.remembered) != 1 {
+		t.Errorf("what an earlier configuration has left is remembered: %v", s.remembered)
+	}
 	for range 3 {
 		s.remember(host, many)
+		s.save()
 	}
 	if len(saved) != 1 || len(saved[0]) != 1 || !slices.Equal(saved[0][host], many[:mostRemembered]) {
 		t.Errorf("saved %d times: %v", len(saved), saved)
 	}
 	s.remember(host, many[mostRemembered:])
+	s.save()
 	if len(saved) != 2 || !slices.Equal(saved[1][host], many[mostRemembered:]) {
 		t.Errorf("with other endpoints: saved %d times: %v", len(saved), saved)
+	}
+}
+
+// TestForgottenWithoutChange: endpoints of an address that is not configured any more are
+// removed from what is saved, also where nothing else changes.
+func TestForgottenWithoutChange(t *testing.T) {
+	at := []netip.AddrPort{netip.MustParseAddrPort("10.0.0.1:6443")}
+	var saved []Endpoints
+	s := NewServers(ServersOptions{Save: func(e Endpoints) error {
+		saved = append(saved, maps.Clone(e))
+		return nil
+	}})
+	s.Recall(Endpoints{"192.0.2.1:443": at, "192.0.2.2:443": at})
+	s.setURLs([]*url.URL{{Scheme: "https", Host: "192.0.2.1"}}, false)
+	s.save()
+	s.save()
+	if len(saved) != 1 || len(saved[0]) != 1 || saved[0]["192.0.2.1:443"] == nil {
+		t.Errorf("saved %d times: %v", len(saved), saved)
+	}
+}
+
+// TestRememberedFits: as many endpoints are saved as there is room for, evenly over the
+// addresses, those that are configured first before others. At the limit nothing is lost.
+func TestRememberedFits(t *testing.T) {
+	var saved Endpoints
+	o := ServersOptions{Save: func(e Endpoints) error { saved = e; return nil }}
+	text := func(e Endpoints) int { b, err := json.Marshal(e); must(t, err); return len(b) }
+	saveIn := func(room int) *Servers {
+		o.Room = room
+		s := NewServers(o)
+		var urls []*url.URL
+		for i := range 12 {
+			urls = append(urls, &url.URL{Scheme: "https", Host: fmt.Sprintf("[2001:db8:1:2:3:4:5:%x]:6443", 0x1000+i)})
+		}
+		s.setURLs(urls, false)
+		for i, u := range urls {
+			var at []netip.AddrPort
+			for j := range mostRemembered {
+				at = append(at, netip.MustParseAddrPort(fmt.Sprintf("[2001:db8:ffff:2:3:4:%x:%x]:6443", 0x1000+i, 0x1000+j)))
+			}
+			s.remember(hostPort(u), at)
+		}
+		s.save()
+		return s
+	}
+	all := text(saveIn(0).remembered)
+	if saveIn(all); text(saved) != all {
+		t.Errorf("with room for all %d bytes, %d are saved", all, text(saved))
+	}
+	const room = 3584 // of map memory
+	if all <= room {
+		t.Fatalf("%d bytes are no test", all)
+	}
+	for _, n := range []int{all - 1, room, 12 * 60, 700, 100, 10} {
+		s := saveIn(n)
+		if text(saved) > n {
+			t.Errorf("with room for %d bytes, %d are saved", n, text(saved))
+		}
+		before := mostRemembered
+		for i, u := range s.urls {
+			host := hostPort(u)
+			got := saved[host]
+			if !slices.Equal(got, s.remembered[host][:len(got)]) || len(got) > before || len(got) < len(saved[hostPort(s.urls[0])])-1 {
+				t.Errorf("with room for %d bytes: of address %d there are %d of %d", n, i, len(got), len(s.remembered[host]))
+			}
+			before = len(got)
+		}
+		if n == room && text(saved) < n-100 {
+			t.Errorf("with room for %d bytes, only %d are used", n, text(saved))
+		}
+	}
+	if saved == nil || len(saved) != 0 {
+		t.Errorf("with no room %v is saved", saved)
 	}
 }
