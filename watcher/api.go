@@ -73,8 +73,9 @@ func NewAPI(o APIOptions) (*API, error) {
 	a.services = newStore(handling[lb.ServiceName, lb.Service]{a.service, equalService, o.Sink.SetService, o.Sink.DeleteService})
 	a.slices = newStore(handling[lb.SliceName, lb.EndpointSlice]{a.slice, equalSlice, o.Sink.SetSlice, o.Sink.DeleteSlice})
 	a.node = newStore(handling[string, lb.Node]{a.ownNode, equalNode, o.Sink.SetNode, func(string) { o.Sink.SetNode(nil) }})
-	a.services.reports = reporter[lb.ServiceName]{log: o.Log, recorder: o.Recorder, uidOf: a.services.uid}
-	a.slices.reports = reporter[lb.SliceName]{log: o.Log, recorder: o.Recorder, uidOf: a.services.uid}
+	all := newBudget()
+	a.services.reports = reporter[lb.ServiceName]{log: o.Log, recorder: o.Recorder, uidOf: a.services.uid, all: all}
+	a.slices.reports = reporter[lb.SliceName]{log: o.Log, recorder: o.Recorder, uidOf: a.services.uid, all: all}
 	a.node.reports = reporter[string]{log: o.Log}
 	a.cidrs = newCIDRs(a.serviceCIDR, o.Sink.SetServiceCIDRs)
 	a.cidrs.store.reports = reporter[string]{log: o.Log}

@@ -20,6 +20,43 @@ const (
 	sayAgainIn = 10 * time.Minute
 )
 
+// The same for all objects together, and for the Events about them: an object may be made
+// again and again, each time under a new name.
+const (
+	mostSaidOfAll   = 300
+	sayAgainOfAllIn = 10 * time.Second
+	mostEvents      = 100
+	eventAgainIn    = 10 * time.Second
+)
+
+// budget is what all objects of several reporters may put in the log and record.
+type budget struct {
+	mu            sync.Mutex
+	lines, events *rate.Limiter
+	unsaid        int
+}
+
+func newBudget() *budget {
+	return &budget{lines: rate.NewLimiter(rate.Every(sayAgainOfAllIn), mostSaidOfAll),
+		events: rate.NewLimiter(rate.Every(eventAgainIn), mostEvents)}
+}
+
+// line reports whether a line may be logged now, with the number of those that were left
+// out before it. first: this is the first that is left out.
+func (b *budget) line(now time.Time) (ok, first bool, before int) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if !b.lines.AllowN(now, 1) {
+		b.unsaid++
+		return false, b.unsaid == 1, 0
+	}
+	before, b.unsaid = b.unsaid, 0
+	return true, false, before
+}
+
+// event reports whether an Event may be recorded now.
+func (b *budget) event(now time.Time) bool { return b.events.AllowN(now, 1) }
+
 // Recorder records Events (the API's objects). Its methods return at once.
 type Recorder interface {
 	// ServiceWarning records a Warning on a Service. The UID may be empty.
@@ -33,6 +70,8 @@ type reporter[K comparable] struct {
 	recorder Recorder // nil: none
 	uidOf    func(lb.ServiceName) types.UID
 
+	// all is shared with other reporters; nil: it is not.
+	all *budget
 	// now is the clock; nil: time.Now.
 	now func() time.Time
 
@@ -54,6 +93,9 @@ type saidOf struct {
 func (r *reporter[K]) report(key K, warnings []Warning, fields ...zap.Field) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	if r.all == nil {
+		r.all = newBudget()
+	}
 	of := r.said[key]
 	if of == nil {
 		if len(warnings) == 0 {
@@ -68,32 +110,48 @@ func (r *reporter[K]) report(key K, warnings []Warning, fields ...zap.Field) {
 	before := of.warnings
 	of.warnings = make(map[string]struct{}, len(warnings))
 	events := make(map[string]bool)
-	unsaid := 0
+	unsaid, full := 0, false
 	for _, w := range warnings {
 		what := w.identity()
 		of.warnings[what] = struct{}{}
 		if _, ok := before[what]; ok {
 			continue
 		}
-		if of.lines.AllowN(r.time(), 1) {
-			said := fields
-			if of.unsaid > 0 {
-				said = append(slices.Clone(fields), zap.Int("warnings_left_out", of.unsaid))
-			}
-			r.log.Warn(w.String(), said...)
+		said := fields
+		if of.unsaid > 0 {
+			said = append(slices.Clone(fields), zap.Int("warnings_left_out", of.unsaid))
+		}
+		allowed := of.lines.AllowN(r.time(), 1)
+		if allowed && r.say(w.String(), said) {
 			of.unsaid = 0
 		} else {
 			unsaid++
+			full = full || allowed
 		}
-		if w.Event != "" && !events[w.Event] && r.recorder != nil {
+		if w.Event != "" && !events[w.Event] && r.recorder != nil && r.all.event(r.time()) {
 			events[w.Event] = true
 			r.recorder.ServiceWarning(w.Service, r.uidOf(w.Service), w.Event, w.String())
 		}
 	}
-	if unsaid > 0 && of.unsaid == 0 { // later versions only count
-		r.log.Warn(warnings[0].Object()+": and more of the like", append(slices.Clone(fields), zap.Int("warnings", unsaid))...)
+	if unsaid > 0 && of.unsaid == 0 && !full { // later versions only count
+		r.say(warnings[0].Object()+": and more of the like", append(slices.Clone(fields), zap.Int("warnings", unsaid)))
 	}
 	of.unsaid += unsaid
+}
+
+// say logs a line if all objects together may have one, and reports whether it did.
+func (r *reporter[K]) say(text string, fields []zap.Field) bool {
+	ok, first, before := r.all.line(r.time())
+	switch {
+	case first:
+		r.log.Warn("warnings about more objects are left out of the log for now")
+	case ok && before > 0:
+		fields = append(slices.Clone(fields), zap.Int("lines_left_out_of_all", before))
+	}
+	if ok {
+		r.log.Warn(text, fields...)
+	}
+	return ok
 }
 
 func (r *reporter[K]) time() time.Time {

@@ -231,3 +231,37 @@ func TestWarningsOfManyVersions(t *testing.T) {
 	}
 	t.Errorf("no later line counts %d that were left out; the last is %v", 100*11-mostSaid, last)
 }
+
+// TestWarningsOfManyObjects: an object that is made again and again under new names, each
+// time with the same fault, is bounded in the log and in Events as one that changes.
+func TestWarningsOfManyObjects(t *testing.T) {
+	log, logs := testLog(zap.WarnLevel)
+	rec, now := &recorded{}, time.Unix(0, 0)
+	r := reporter[lb.ServiceName]{log: log, recorder: rec, uidOf: func(lb.ServiceName) types.UID { return "" },
+		now: func() time.Time { return now }}
+	made := 0
+	again := func(n int) {
+		for range n {
+			made++
+			name := lb.ServiceName{Namespace: "shop", Name: fmt.Sprint("web", made)}
+			w := Warning{Kind: kindService, Namespace: name.Namespace, Name: name.Name, Field: "spec.externalIPs[0]",
+				Problem: "bad", Event: EventIncorrectIPVersion, Service: name}
+			r.report(name, []Warning{w})
+			r.forget(name)
+		}
+	}
+	again(5000)
+	if n := logs.Len(); n != mostSaidOfAll+1 {
+		t.Errorf("5,000 objects put %d lines in the log, want %d", n, mostSaidOfAll+1)
+	}
+	if n := len(rec.list); n != mostEvents {
+		t.Errorf("5,000 objects made %d Events, want %d", n, mostEvents)
+	}
+	logs.TakeAll()
+	now = now.Add(3 * sayAgainOfAllIn)
+	again(100)
+	lines := logs.TakeAll()
+	if len(lines) != 4 || lines[0].ContextMap()["lines_left_out_of_all"] != int64(5000-mostSaidOfAll) {
+		t.Errorf("later there are %d lines, the first %v", len(lines), lines[0].ContextMap())
+	}
+}
