@@ -1,6 +1,7 @@
 package maps
 
 import (
+	"container/list"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -21,7 +22,9 @@ type addrIndex struct {
 	// backends counts records of map backends by address.
 	backends map[netip.Addr]int
 	// left are addresses that no backend has any more, the oldest first. They stay marked.
-	left []netip.Addr
+	// leftAt has the place of each: one that comes back and leaves again is there once.
+	left   list.List
+	leftAt map[netip.Addr]*list.Element
 }
 
 // The flags of map addrs (enum addr_flag).
@@ -45,7 +48,7 @@ func (k *Kernel) openAddrs() error {
 	if k.addrs != nil {
 		return nil
 	}
-	ix := &addrIndex{frontends: map[netip.Addr]int{}, backends: map[netip.Addr]int{}}
+	ix := &addrIndex{frontends: map[netip.Addr]int{}, backends: map[netip.Addr]int{}, leftAt: map[netip.Addr]*list.Element{}}
 	var err error
 	if ix.flags, err = k.readAddrs(); err != nil {
 		return err
@@ -97,7 +100,7 @@ func (k *Kernel) markBackends() error {
 	}
 	for a, flags := range k.addrs.flags {
 		if flags&addrBackend != 0 && k.addrs.backends[a] == 0 {
-			k.addrs.left = append(k.addrs.left, a)
+			k.addrs.leave(a)
 		}
 	}
 	return errors.Join(append(errs, k.forgetLeft())...)
@@ -153,6 +156,10 @@ func (k *Kernel) addBackend(a netip.Addr) error {
 		return err
 	}
 	k.addrs.backends[a]++
+	if at := k.addrs.leftAt[a]; at != nil {
+		k.addrs.left.Remove(at)
+		delete(k.addrs.leftAt, a)
+	}
 	return nil
 }
 
@@ -163,19 +170,21 @@ func (k *Kernel) dropBackend(a netip.Addr) error {
 		return nil
 	}
 	delete(k.addrs.backends, a)
-	k.addrs.left = append(k.addrs.left, a)
+	k.addrs.leave(a)
 	return k.forgetLeft()
 }
 
+// leave notes that an address is no backend's any more.
+func (ix *addrIndex) leave(a netip.Addr) { ix.leftAt[a] = ix.left.PushBack(a) }
+
 // forgetLeft unmarks those that left first, where there are too many.
 func (k *Kernel) forgetLeft() error {
+	ix := k.addrs
 	var errs []error
-	for len(k.addrs.left) > leftAddrs {
-		a := k.addrs.left[0]
-		k.addrs.left = k.addrs.left[1:]
-		if k.addrs.backends[a] == 0 {
-			errs = append(errs, k.markAddr(a, 0, addrBackend))
-		}
+	for ix.left.Len() > leftAddrs {
+		a := ix.left.Remove(ix.left.Front()).(netip.Addr)
+		delete(ix.leftAt, a)
+		errs = append(errs, k.markAddr(a, 0, addrBackend))
 	}
 	return errors.Join(errs...)
 }

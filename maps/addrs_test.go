@@ -2,6 +2,7 @@ package maps_test
 
 import (
 	"errors"
+	"fmt"
 	"net/netip"
 	"testing"
 
@@ -108,5 +109,39 @@ func TestAddressMarksMended(t *testing.T) {
 	}
 	if len(got) != len(want) {
 		t.Errorf("marked are %v, want %v", got, want)
+	}
+}
+
+// An endpoint that comes and goes again and again takes no mark from others that left, and
+// keeps its own: by its last time it is the newest.
+func TestFlappingAddressTakesOneMark(t *testing.T) {
+	root := mapstest.BPFFS(t)
+	k, _ := mapstest.Open(t, root, small)
+	set, _ := open(t, root, small)
+	flap := func(a string, times int) {
+		t.Helper()
+		be := maps.NewBackend(netip.AddrPortFrom(addr(a), 80), 6, 0, 1)
+		for range times {
+			if err := errors.Join(k.SetBackend(1, be), k.FreeBackend(1)); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	flap("10.0.0.1", 1)
+	flap("10.0.0.2", 1)
+	flap("10.0.0.2", 2*maps.LeftAddrs)
+	if got := marks(t, set); len(got) != 2 {
+		t.Fatalf("two that left: marked are %d: %v", len(got), got)
+	}
+	flap("10.0.0.1", 1)
+	for i := range maps.LeftAddrs - 1 {
+		flap(fmt.Sprintf("10.1.%d.%d", i/256, i%256), 1)
+	}
+	got := marks(t, set)
+	if _, there := got[addr("10.0.0.2")]; there || len(got) != maps.LeftAddrs {
+		t.Errorf("marked are %d, the one that left first: %t", len(got), there)
+	}
+	if _, there := got[addr("10.0.0.1")]; !there {
+		t.Error("the one that left again is not marked")
 	}
 }

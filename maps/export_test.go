@@ -2,3 +2,6 @@ package maps
 
 // SwitchSteps lets tests stop between the steps of Set.Switch.
 func SwitchSteps(s *Set) []func() error { return s.switchSteps() }
+
+// LeftAddrs is how many addresses stay marked that are no backend's any more.
+const LeftAddrs = leftAddrs
