@@ -219,3 +219,57 @@ func TestGoneIsNotRenamed(t *testing.T) {
 		})
 	}
 }
+
+// What a node port leads to keeps its ids and records, whatever else of its Service changes.
+func TestNodePortStays(t *testing.T) {
+	at := maps.NewFrontendKey(netip.IPv4Unspecified(), 30053, 17)
+	for name, change := range map[string]func(r *rig){
+		"another number": func(r *rig) {
+			r.store.SetService(service("a", "10.96.0.1 fd96::1", "dns:5300/UDP:30053"))
+		},
+		"another number and name": func(r *rig) {
+			r.store.SetService(service("a", "10.96.0.1 fd96::1", "x:5300/UDP:30053"))
+			r.store.SetSlice(slice("a", "a", "x:5353/UDP", "10.0.0.1"))
+		},
+		"another port has its number": func(r *rig) {
+			r.store.SetService(service("a", "10.96.0.1 fd96::1", "x:53/UDP", "dns:5300/UDP:30053"))
+		},
+		"the families in another order": func(r *rig) {
+			r.store.SetService(service("a", "fd96::1 10.96.0.1", "dns:53/UDP:30053"))
+		},
+		"a port of another protocol beside it": func(r *rig) {
+			r.store.SetService(service("a", "10.96.0.1 fd96::1", "t:53/TCP:30053", "dns:53/UDP:30053"))
+		},
+		"deleted and made again": func(r *rig) {
+			r.store.DeleteService(svcName("a"))
+			r.store.DeleteSlice(SliceName{"default", "a"})
+			r.store.SetService(service("a", "10.96.0.1 fd96::1", "dns:53/UDP:30053"))
+			r.store.SetSlice(slice("new", "a", "dns:5353/UDP", "10.0.0.1"))
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := newGuardedRig(t)
+			r.store.SetService(service("a", "10.96.0.1 fd96::1", "dns:53/UDP:30053"))
+			r.store.SetSlice(slice("a", "a", "dns:5353/UDP", "10.0.0.1"))
+			r.mustStep()
+			// what is the node port's id, and the record of the endpoint that it leads to
+			leads := func() (uint32, []uint32) {
+				t.Helper()
+				d := r.dump()
+				v := d.Frontends[at]
+				ids, err := d.Range(v.Inside)
+				if err != nil || len(ids) != 1 || d.Backends[ids[0]].AddrPort() != netip.MustParseAddrPort("10.0.0.1:5353") {
+					t.Fatalf("the node port leads to %v (%v)", ids, err)
+				}
+				return v.Id, slices.Clone(ids)
+			}
+			id, records := leads()
+			r.clock.advance(grace)
+			change(r)
+			r.mustStep()
+			if newID, newRecords := leads(); newID != id || !slices.Equal(newRecords, records) {
+				t.Errorf("service id %d, records %v, before they were %d and %v", newID, newRecords, id, records)
+			}
+		})
+	}
+}
