@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"strings"
 
 	"golang.org/x/sys/unix"
 )
@@ -58,7 +59,8 @@ func eachNetns(ctx context.Context, globs []string, wanted func(inode uint64) bo
 func visitNetns(ctx context.Context, globs []string, wanted func(uint64) bool, visit func(uint64, string)) error {
 	seen := map[uint64]bool{}
 	for _, glob := range globs {
-		paths, err := filepath.Glob(glob)
+		dirs, rest := splitGlob(glob)
+		paths, err := filepath.Glob(dirs)
 		if err != nil {
 			return fmt.Errorf("look for network namespaces at %s: %w", glob, err)
 		}
@@ -66,12 +68,23 @@ func visitNetns(ctx context.Context, globs []string, wanted func(uint64) bool, v
 			if ctx.Err() != nil {
 				return nil
 			}
+			path += rest
 			if inode, ok := enterNetns(path, seen, wanted); ok {
 				visit(inode, path)
 			}
 		}
 	}
 	return nil
+}
+
+// splitGlob cuts off what follows a pattern's last wildcard. Glob would read a directory for
+// each part of that, and the kernel fills in a process's directories as they are read.
+func splitGlob(glob string) (dirs, rest string) {
+	last := strings.LastIndexAny(glob, "*?[]")
+	if i := strings.IndexByte(glob[last+1:], '/'); last >= 0 && i >= 0 {
+		return glob[:last+1+i], glob[last+1+i:]
+	}
+	return glob, ""
 }
 
 // enterNetns moves the thread into a network namespace that is wanted and was not

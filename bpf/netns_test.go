@@ -174,3 +174,17 @@ func TestEachNetnsGoesHome(t *testing.T) {
 		}
 	}
 }
+
+// What follows the last wildcard of a pattern is not searched for.
+func TestSplitGlob(t *testing.T) {
+	for glob, want := range map[string][2]string{
+		ownNetns:                          {ownNetns, ""},
+		"/proc/[0-9]*/ns/net":             {"/proc/[0-9]*", "/ns/net"},
+		"/run/netns/*":                    {"/run/netns/*", ""},
+		"/proc/[0-9]*/task/[0-9]*/ns/net": {"/proc/[0-9]*/task/[0-9]*", "/ns/net"},
+	} {
+		if dirs, rest := splitGlob(glob); dirs != want[0] || rest != want[1] {
+			t.Errorf("%s: %q and %q, want %q", glob, dirs, rest, want)
+		}
+	}
+}

@@ -184,7 +184,8 @@ func Features() []Feature {
 		{Name: "bpf_set_retval", Err: helper(asm.FnSetRetval),
 			Without: "a refused connect() fails with EPERM instead of ECONNREFUSED"},
 		{Name: "SO_NETNS_COOKIE", Err: lacks(cookieErr),
-			Without: "127.0.0.1:nodePort works only where the node's network namespace is the machine's first"},
+			Without: "127.0.0.1:nodePort works only where the node's network namespace is the machine's first, and load-balancer IPs " +
+				"with source ranges refuse pods and processes of this node"},
 		{Name: "iterators over socket storage", Err: haveIter("bpf_sk_storage_map"),
 			Without: "clients that are connected to a removed endpoint are not told"},
 		{Name: "iterators over maps", Err: haveIter("bpf_map_elem"),

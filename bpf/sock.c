@@ -31,7 +31,8 @@ char LICENSE[] SEC("license") = "Dual BSD/GPL";
  * to the host, which it can tell from a service without endpoints. */
 static __always_inline int sock_refuse(enum reason reason)
 {
-	int dropped = reason == REASON_NO_LOCAL_ENDPOINT || reason == REASON_UNALLOCATED;
+	int dropped = reason == REASON_NO_LOCAL_ENDPOINT || reason == REASON_UNALLOCATED ||
+		      reason == REASON_SOURCE_RANGE || reason == REASON_SOURCE_UNKNOWN;
 
 	if (config_has_set_retval)
 		bpf_set_retval(dropped ? -EHOSTUNREACH : -ECONNREFUSED);
@@ -50,14 +51,17 @@ static __always_inline int sock_in_own_netns(__u64 cookie)
 	return cookie == (own ? own : bpf_get_netns_cookie(NULL));
 }
 
-/* Affinity's client on this node: the network namespace (abi.h, affinity_key). */
-static __always_inline void sock_client(struct bpf_sock_addr *ctx, struct lb_client *client)
+/* Who asks: for affinity the network namespace (abi.h, affinity_key), for source ranges that
+ * and `bound`. */
+static __always_inline void sock_client(struct bpf_sock_addr *ctx, const struct addr *bound,
+					struct lb_client *client)
 {
 	__u64 cookie = bpf_get_netns_cookie(ctx);
 
 	__builtin_memset(client, 0, sizeof(*client));
 	*(__u32 *)&client->addr.b[8] = (__u32)(cookie >> 32);
 	*(__u32 *)&client->addr.b[12] = (__u32)cookie;
+	client->bound = *bound;
 	client->side = LB_INSIDE;
 	client->own_netns = sock_in_own_netns(cookie);
 }
@@ -101,7 +105,7 @@ static __always_inline int sock_may_lead(const struct addr *addr)
 /* connect(): choose a backend and remember what it stands for. */
 static __always_inline enum reason sock_connect(struct bpf_sock_addr *ctx,
 						const struct frontend_key *dst,
-						struct lb_choice *to)
+						const struct addr *bound, struct lb_choice *to)
 {
 	enum reason reason;
 	struct lb_client client;
@@ -109,7 +113,7 @@ static __always_inline enum reason sock_connect(struct bpf_sock_addr *ctx,
 	if (!sock_may_lead(&dst->addr)) {
 		reason = lb_unallocated(&dst->addr) ? REASON_UNALLOCATED : REASON_NO_FRONTEND;
 	} else {
-		sock_client(ctx, &client);
+		sock_client(ctx, bound, &client);
 		if (dst->protocol == IPPROTO_UDP && (sock_flow_keep(ctx->sk, dst, client.own_netns, to) ||
 						     sock_flow_stays(dst, &client, to)))
 			reason = REASON_FLOW_KEPT;
@@ -164,7 +168,7 @@ static __always_inline enum reason sock_flow_begin(struct bpf_sock_addr *ctx,
 /* sendmsg() to an address that frontends may have. */
 static __always_inline enum reason sock_sendmsg_to(struct bpf_sock_addr *ctx,
 						   const struct frontend_key *dst,
-						   struct lb_choice *to)
+						   const struct addr *bound, struct lb_choice *to)
 {
 	int own_netns = sock_in_own_netns(bpf_get_netns_cookie(ctx));
 	struct lb_client client;
@@ -173,7 +177,7 @@ static __always_inline enum reason sock_sendmsg_to(struct bpf_sock_addr *ctx,
 	if (sock_peer_keep(ctx->sk, dst, own_netns, to) ||
 	    sock_flow_keep(ctx->sk, dst, own_netns, to))
 		return REASON_FLOW_KEPT;
-	sock_client(ctx, &client);
+	sock_client(ctx, bound, &client);
 	if (sock_peer_resume(ctx->sk, dst, own_netns, to) || sock_flow_stays(dst, &client, to)) {
 		reason = REASON_FLOW_KEPT;
 	} else {
@@ -190,12 +194,12 @@ static __always_inline enum reason sock_sendmsg_to(struct bpf_sock_addr *ctx,
 /* sendmsg() with an address on a UDP socket, connected or not. */
 static __always_inline enum reason sock_sendmsg(struct bpf_sock_addr *ctx,
 						const struct frontend_key *dst,
-						struct lb_choice *to)
+						const struct addr *bound, struct lb_choice *to)
 {
 	enum reason reason;
 
 	if (sock_may_lead(&dst->addr))
-		reason = sock_sendmsg_to(ctx, dst, to);
+		reason = sock_sendmsg_to(ctx, dst, bound, to);
 	else
 		reason = lb_unallocated(&dst->addr) ? REASON_UNALLOCATED : REASON_NO_FRONTEND;
 	if (reason == REASON_NO_FRONTEND || reason == REASON_OWN_FLOW)
@@ -219,16 +223,18 @@ static __always_inline int sock_is_probe(const struct frontend_key *dst)
 	return info && info->flags & ADDR_FLAG_PROBE;
 }
 
-/* What both forward hooks of both families do. Returns the hook's verdict;
- * *translated says whether `to` has to be written to the context. */
+/* What both forward hooks of both families do. `bound` is the source address that the socket, or
+ * the datagram, has already. Returns the hook's verdict; *translated says whether `to` has to be
+ * written to the context. */
 static __always_inline int sock_forward(struct bpf_sock_addr *ctx, const struct frontend_key *dst,
-					int is_connect, struct lb_choice *to, int *translated)
+					const struct addr *bound, int is_connect,
+					struct lb_choice *to, int *translated)
 {
 	enum reason reason;
 
 	reason = !sock_is_ours(ctx) ? REASON_PROTOCOL :
-		 is_connect	    ? sock_connect(ctx, dst, to) :
-				      sock_sendmsg(ctx, dst, to);
+		 is_connect	    ? sock_connect(ctx, dst, bound, to) :
+				      sock_sendmsg(ctx, dst, bound, to);
 	if (reason == REASON_UNDEFINED_PORT && sock_is_probe(dst))
 		reason = REASON_PROBE;
 	hook_count(reason);
@@ -265,11 +271,16 @@ static __always_inline int sock_peername(struct bpf_sock_addr *ctx, struct addr 
 
 /* IPv4: the context's address is one word. */
 
-static __always_inline void sock4_read(const struct bpf_sock_addr *ctx, struct addr *addr)
+static __always_inline void sock4_addr(__u32 ip4, struct addr *addr)
 {
 	__builtin_memset(addr, 0, sizeof(*addr));
 	*(__u32 *)&addr->b[8] = bpf_htonl(0xffff);
-	*(__u32 *)&addr->b[12] = ctx->user_ip4;
+	*(__u32 *)&addr->b[12] = ip4;
+}
+
+static __always_inline void sock4_read(const struct bpf_sock_addr *ctx, struct addr *addr)
+{
+	sock4_addr(ctx->user_ip4, addr);
 }
 
 static __always_inline void sock4_write(struct bpf_sock_addr *ctx, const struct addr *addr,
@@ -283,10 +294,12 @@ static __always_inline int sock4_forward(struct bpf_sock_addr *ctx, int is_conne
 {
 	struct frontend_key dst = { .port = ctx->user_port, .protocol = ctx->protocol };
 	struct lb_choice to = {};
+	struct addr bound;
 	int translated, verdict;
 
 	sock4_read(ctx, &dst.addr);
-	verdict = sock_forward(ctx, &dst, is_connect, &to, &translated);
+	sock4_addr(is_connect ? ctx->sk->src_ip4 : ctx->msg_src_ip4, &bound);
+	verdict = sock_forward(ctx, &dst, &bound, is_connect, &to, &translated);
 	if (translated)
 		sock4_write(ctx, &to.addr, to.port);
 	return verdict;
@@ -348,14 +361,26 @@ static __always_inline void sock6_write(struct bpf_sock_addr *ctx, const struct 
 	ctx->user_port = port;
 }
 
+/* The source address that a socket, or a datagram, has already; unspecified: none. */
+static __always_inline void sock6_bound(const struct bpf_sock_addr *ctx, int is_connect,
+					struct addr *addr)
+{
+	*(__u32 *)&addr->b[0] = is_connect ? ctx->sk->src_ip6[0] : ctx->msg_src_ip6[0];
+	*(__u32 *)&addr->b[4] = is_connect ? ctx->sk->src_ip6[1] : ctx->msg_src_ip6[1];
+	*(__u32 *)&addr->b[8] = is_connect ? ctx->sk->src_ip6[2] : ctx->msg_src_ip6[2];
+	*(__u32 *)&addr->b[12] = is_connect ? ctx->sk->src_ip6[3] : ctx->msg_src_ip6[3];
+}
+
 static __always_inline int sock6_forward(struct bpf_sock_addr *ctx, int is_connect)
 {
 	struct frontend_key dst = { .port = ctx->user_port, .protocol = ctx->protocol };
 	struct lb_choice to = {};
+	struct addr bound;
 	int translated, verdict;
 
 	sock6_read(ctx, &dst.addr);
-	verdict = sock_forward(ctx, &dst, is_connect, &to, &translated);
+	sock6_bound(ctx, is_connect, &bound);
+	verdict = sock_forward(ctx, &dst, &bound, is_connect, &to, &translated);
 	if (translated)
 		sock6_write(ctx, &to.addr, to.port);
 	return verdict;

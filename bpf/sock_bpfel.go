@@ -21,6 +21,7 @@ const (
 	sockMapBackendStats              = "backend_stats"
 	sockMapBackends                  = "backends"
 	sockMapClaims                    = "claims"
+	sockMapClientAddrs               = "client_addrs"
 	sockMapCounters                  = "counters"
 	sockMapDevices                   = "devices"
 	sockMapDirects                   = "directs"
@@ -122,6 +123,7 @@ type sockMapSpecs struct {
 	BackendStats *ebpf.MapSpec `ebpf:"backend_stats"`
 	Backends     *ebpf.MapSpec `ebpf:"backends"`
 	Claims       *ebpf.MapSpec `ebpf:"claims"`
+	ClientAddrs  *ebpf.MapSpec `ebpf:"client_addrs"`
 	Counters     *ebpf.MapSpec `ebpf:"counters"`
 	Devices      *ebpf.MapSpec `ebpf:"devices"`
 	Directs      *ebpf.MapSpec `ebpf:"directs"`
@@ -185,6 +187,7 @@ type sockMaps struct {
 	BackendStats *ebpf.Map `ebpf:"backend_stats"`
 	Backends     *ebpf.Map `ebpf:"backends"`
 	Claims       *ebpf.Map `ebpf:"claims"`
+	ClientAddrs  *ebpf.Map `ebpf:"client_addrs"`
 	Counters     *ebpf.Map `ebpf:"counters"`
 	Devices      *ebpf.Map `ebpf:"devices"`
 	Directs      *ebpf.Map `ebpf:"directs"`
@@ -210,6 +213,7 @@ func (m *sockMaps) Close() error {
 		m.BackendStats,
 		m.Backends,
 		m.Claims,
+		m.ClientAddrs,
 		m.Counters,
 		m.Devices,
 		m.Directs,

@@ -49,6 +49,7 @@ const (
 	sweepMapBackendStats     = "backend_stats"
 	sweepMapBackends         = "backends"
 	sweepMapClaims           = "claims"
+	sweepMapClientAddrs      = "client_addrs"
 	sweepMapCounters         = "counters"
 	sweepMapDevices          = "devices"
 	sweepMapDirects          = "directs"
@@ -125,6 +126,7 @@ type sweepMapSpecs struct {
 	BackendStats *ebpf.MapSpec `ebpf:"backend_stats"`
 	Backends     *ebpf.MapSpec `ebpf:"backends"`
 	Claims       *ebpf.MapSpec `ebpf:"claims"`
+	ClientAddrs  *ebpf.MapSpec `ebpf:"client_addrs"`
 	Counters     *ebpf.MapSpec `ebpf:"counters"`
 	Devices      *ebpf.MapSpec `ebpf:"devices"`
 	Directs      *ebpf.MapSpec `ebpf:"directs"`
@@ -175,6 +177,7 @@ type sweepMaps struct {
 	BackendStats *ebpf.Map `ebpf:"backend_stats"`
 	Backends     *ebpf.Map `ebpf:"backends"`
 	Claims       *ebpf.Map `ebpf:"claims"`
+	ClientAddrs  *ebpf.Map `ebpf:"client_addrs"`
 	Counters     *ebpf.Map `ebpf:"counters"`
 	Devices      *ebpf.Map `ebpf:"devices"`
 	Directs      *ebpf.Map `ebpf:"directs"`
@@ -200,6 +203,7 @@ func (m *sweepMaps) Close() error {
 		m.BackendStats,
 		m.Backends,
 		m.Claims,
+		m.ClientAddrs,
 		m.Counters,
 		m.Devices,
 		m.Directs,

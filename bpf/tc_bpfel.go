@@ -44,6 +44,7 @@ const (
 	tcMapBackendStats              = "backend_stats"
 	tcMapBackends                  = "backends"
 	tcMapClaims                    = "claims"
+	tcMapClientAddrs               = "client_addrs"
 	tcMapCounters                  = "counters"
 	tcMapDevices                   = "devices"
 	tcMapDirects                   = "directs"
@@ -134,6 +135,7 @@ type tcMapSpecs struct {
 	BackendStats *ebpf.MapSpec `ebpf:"backend_stats"`
 	Backends     *ebpf.MapSpec `ebpf:"backends"`
 	Claims       *ebpf.MapSpec `ebpf:"claims"`
+	ClientAddrs  *ebpf.MapSpec `ebpf:"client_addrs"`
 	Counters     *ebpf.MapSpec `ebpf:"counters"`
 	Devices      *ebpf.MapSpec `ebpf:"devices"`
 	Directs      *ebpf.MapSpec `ebpf:"directs"`
@@ -198,6 +200,7 @@ type tcMaps struct {
 	BackendStats *ebpf.Map `ebpf:"backend_stats"`
 	Backends     *ebpf.Map `ebpf:"backends"`
 	Claims       *ebpf.Map `ebpf:"claims"`
+	ClientAddrs  *ebpf.Map `ebpf:"client_addrs"`
 	Counters     *ebpf.Map `ebpf:"counters"`
 	Devices      *ebpf.Map `ebpf:"devices"`
 	Directs      *ebpf.Map `ebpf:"directs"`
@@ -224,6 +227,7 @@ func (m *tcMaps) Close() error {
 		m.BackendStats,
 		m.Backends,
 		m.Claims,
+		m.ClientAddrs,
 		m.Counters,
 		m.Devices,
 		m.Directs,

@@ -72,6 +72,7 @@ type daemon struct {
 	reserved *reserved
 	loop     *lb.Loop
 	sweeper  *bpf.Sweeper
+	clients  *bpf.Clients
 	expiry   *bpf.Expiry
 	reporter *reporter
 	memory   *maps.Memory
@@ -216,10 +217,11 @@ func (d *daemon) serve(ctx context.Context, source *source) (err error) {
 		Set: d.set, Maps: d.kernel, Cgroup: d.cgroup, Log: d.log,
 		Destroyed: func(p uint8) { d.reporter.health.SocketsDestroyed(lb.Protocol(p), 1) },
 	})
+	d.clients = bpf.NewClients(bpf.ClientsOptions{Maps: d.kernel, Log: d.log})
 	d.loop = lb.NewLoop(lb.LoopOptions{
 		Store: d.store, Tables: d.kernel, Log: d.log, Now: time.Now,
 		NodeName: d.cfg.NodeName, NodePorts: d.cfg.nodePorts, MaxFrontends: d.cfg.MaxFrontends,
-		Observer: d.reporter, OnStale: d.sweepStale, OnSynced: d.attach,
+		Observer: d.reporter, OnStale: d.sweepStale, OnSynced: d.attach, OnSourceRanges: d.clients.Want,
 		OnProblem: d.reporter.problems.found,
 	})
 	adopted, err := d.loop.Adopt()
@@ -243,6 +245,7 @@ func (d *daemon) serve(ctx context.Context, source *source) (err error) {
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return d.loop.Run(ctx) })
 	group.Go(func() error { return d.sweeper.Run(ctx) })
+	group.Go(func() error { return d.clients.Run(ctx) })
 	group.Go(func() error { return d.expiry.Run(ctx) })
 	group.Go(func() error { return bpf.WatchAddrs(ctx, d.store.SetNodeAddrs, d.log) })
 	group.Go(func() error { return d.packets.Run(ctx) })

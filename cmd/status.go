@@ -147,6 +147,10 @@ func readStatus(ctx context.Context, root string) (*statusReport, error) {
 	if err != nil {
 		return nil, err
 	}
+	clients, err := kernel.ClientAddrs()
+	if err != nil {
+		return nil, err
+	}
 	sizes := kernel.Sizes()
 	s.Maps = []mapStatus{
 		{maps.NameServices, servicesUsed(dump), sizes.Services, maps.FlagServices},
@@ -155,6 +159,7 @@ func readStatus(ctx context.Context, root string) (*statusReport, error) {
 		{maps.NameAffinity, affinity, sizes.Affinity, maps.FlagAffinity},
 		{maps.NameSources, uint32(len(dump.Sources) + len(dump.ServiceCIDRs)), sizes.Sources, maps.FlagSources},
 		{maps.NameFlows, flows, sizes.Flows, maps.FlagFlows},
+		{maps.NameClientAddrs, uint32(len(clients)), kernel.ClientAddrsSize(), ""},
 	}
 	if s.Reasons, err = kernel.Reasons(); err != nil {
 		return nil, err
@@ -272,7 +277,11 @@ func (s *statusReport) table(w io.Writer) {
 	s.KubeProxy.table(t)
 	fmt.Fprintln(t, "Maps:")
 	for _, m := range s.Maps {
-		fmt.Fprintf(t, "  %s\t%d of %d (%.1f %%), %s\n", m.Map, m.Used, m.Size, 100*float64(m.Used)/float64(m.Size), m.Flag)
+		fmt.Fprintf(t, "  %s\t%d of %d (%.1f %%)", m.Map, m.Used, m.Size, 100*float64(m.Used)/float64(m.Size))
+		if m.Flag != "" {
+			fmt.Fprintf(t, ", %s", m.Flag)
+		}
+		fmt.Fprintln(t)
 	}
 	fmt.Fprintln(t, "Kernel features:")
 	for _, f := range s.Features {

@@ -79,6 +79,7 @@ func (l *Loop) wishes(names []ServiceName, at place, full bool) ([]ServiceName, 
 func (l *Loop) look(name ServiceName, at place, full bool) *look {
 	svc, sls := l.o.Store.get(name)
 	l.checks.update(name, svc, sls, at)
+	l.rangedChanged = l.rangedChanged || l.ranged[name]
 	delete(l.ranged, name)
 	delete(l.refused, name)
 	if svc == nil {
@@ -86,7 +87,7 @@ func (l *Loop) look(name ServiceName, at place, full bool) *look {
 		return &look{}
 	}
 	if len(svc.SourceRanges) > 0 {
-		l.ranged[name] = true
+		l.ranged[name], l.rangedChanged = true, true
 	}
 	at.reserved = l.reserved // which may have changed in this step
 	plans := planService(svc, sls, at)
@@ -105,6 +106,7 @@ func (l *Loop) look(name ServiceName, at place, full bool) *look {
 func (l *Loop) programAll(todo changes, at place, report *Report) (errs []error) {
 	first := !l.isSynced
 	names, looks := l.wishes(l.names(todo, report.Full), at, report.Full)
+	unbind := l.bind()
 	var full []ServiceName
 	for i := 0; i < len(names); i++ {
 		k := l.program(names[i], looks, at)
@@ -135,6 +137,9 @@ func (l *Loop) programAll(todo changes, at place, report *Report) (errs []error)
 		report.Programmed = append(report.Programmed, l.result(object{service: name}, change, k.err)...)
 	}
 	report.Services = len(names)
+	if len(errs) == 0 {
+		unbind()
+	} // else a frontend may still be as it was
 	return errs
 }
 

@@ -34,6 +34,10 @@ type LoopOptions struct {
 	// OnStale hears when a change left sockets behind that speak to nobody; it
 	// must not block. nil: nobody does.
 	OnStale func(Stale)
+	// OnSourceRanges is called with the load-balancer IPs that source ranges bind, sorted:
+	// when the first reconcile begins, before one is bound, and after one is no more. The
+	// reconcile waits for it. What it is given is not written to again. nil: it is not wanted.
+	OnSourceRanges func([]netip.Addr)
 	// OnProblem is called for each problem of a Service when it is found first; it
 	// must not block. nil: it is not wanted.
 	OnProblem func(Problem)
@@ -56,6 +60,10 @@ type Loop struct {
 	// on; addrs are those that they were last planned with.
 	ranged map[ServiceName]bool
 	addrs  []netip.Addr
+	// rangedChanged: services of ranged, or their addresses, may be others than when bound
+	// was made, which are the addresses that OnSourceRanges heard last.
+	rangedChanged bool
+	bound         []netip.Addr
 	// cidrs are the service CIDRs that external addresses were last planned with.
 	cidrs []netip.Prefix
 	// reserved is what no service may have; refused are those that ask for it.

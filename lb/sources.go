@@ -53,6 +53,46 @@ func planSources(svc *Service, frontends []frontendPlan, family Family, at place
 	return slices.Compact(ranges)
 }
 
+// bind tells who wants to know that load-balancer IPs are about to be bound by source ranges.
+// The function that it returns is to be called when the maps are as wanted, and tells that
+// others are no more.
+func (l *Loop) bind() (unbind func()) {
+	if l.o.OnSourceRanges == nil || l.isSynced && !l.rangedChanged {
+		return func() {}
+	}
+	want := l.boundAddrs()
+	tell := func(addrs []netip.Addr) {
+		slices.SortFunc(addrs, netip.Addr.Compare)
+		if addrs = slices.Compact(addrs); l.isSynced && slices.Equal(addrs, l.bound) {
+			return
+		}
+		l.bound = addrs
+		l.o.OnSourceRanges(addrs)
+	}
+	tell(slices.Concat(l.bound, want))
+	return func() {
+		tell(want)
+		l.rangedChanged = false
+	}
+}
+
+// boundAddrs returns the load-balancer IPs of services that have source ranges of their family.
+func (l *Loop) boundAddrs() []netip.Addr {
+	var addrs []netip.Addr
+	for name := range l.ranged {
+		svc, _ := l.o.Store.get(name)
+		if svc == nil {
+			continue
+		}
+		for _, a := range svc.LoadBalancerIPs {
+			if hasRanges(svc, FamilyOf(a)) {
+				addrs = append(addrs, a)
+			}
+		}
+	}
+	return addrs
+}
+
 // outsideAddrs gives the addresses of the node that others can have for its.
 func outsideAddrs(addrs []netip.Addr) []netip.Addr {
 	return slices.DeleteFunc(slices.Clone(addrs), netip.Addr.IsLoopback)

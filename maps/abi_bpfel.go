@@ -67,6 +67,18 @@ const (
 	abiBackendFlagBACKEND_FLAG_RENAMED     abiBackendFlag = 32
 )
 
+type abiClientAddr struct {
+	_     structs.HostLayout
+	Netns uint64
+	Addr  abiAddr
+}
+
+type abiClientKey struct {
+	_     structs.HostLayout
+	Netns uint64
+	Addr  abiAddr
+}
+
 type abiDevice struct {
 	_     structs.HostLayout
 	Addr4 abiAddr
@@ -277,7 +289,8 @@ const (
 	abiReasonREASON_CONNECTION_UNKNOWN abiReason = 36
 	abiReasonREASON_DIRECT_DISPLACED   abiReason = 37
 	abiReasonREASON_PROBE              abiReason = 38
-	abiReasonREASON_MAX                abiReason = 39
+	abiReasonREASON_SOURCE_UNKNOWN     abiReason = 39
+	abiReasonREASON_MAX                abiReason = 40
 )
 
 type abiService struct {
@@ -344,6 +357,7 @@ const (
 	abiMapBackendStats    = "backend_stats"
 	abiMapBackends        = "backends"
 	abiMapClaims          = "claims"
+	abiMapClientAddrs     = "client_addrs"
 	abiMapCounters        = "counters"
 	abiMapDevices         = "devices"
 	abiMapDirects         = "directs"
@@ -426,6 +440,7 @@ type abiMapSpecs struct {
 	BackendStats *ebpf.MapSpec `ebpf:"backend_stats"`
 	Backends     *ebpf.MapSpec `ebpf:"backends"`
 	Claims       *ebpf.MapSpec `ebpf:"claims"`
+	ClientAddrs  *ebpf.MapSpec `ebpf:"client_addrs"`
 	Counters     *ebpf.MapSpec `ebpf:"counters"`
 	Devices      *ebpf.MapSpec `ebpf:"devices"`
 	Directs      *ebpf.MapSpec `ebpf:"directs"`
@@ -486,6 +501,7 @@ type abiMaps struct {
 	BackendStats *ebpf.Map `ebpf:"backend_stats"`
 	Backends     *ebpf.Map `ebpf:"backends"`
 	Claims       *ebpf.Map `ebpf:"claims"`
+	ClientAddrs  *ebpf.Map `ebpf:"client_addrs"`
 	Counters     *ebpf.Map `ebpf:"counters"`
 	Devices      *ebpf.Map `ebpf:"devices"`
 	Directs      *ebpf.Map `ebpf:"directs"`
@@ -511,6 +527,7 @@ func (m *abiMaps) Close() error {
 		m.BackendStats,
 		m.Backends,
 		m.Claims,
+		m.ClientAddrs,
 		m.Counters,
 		m.Devices,
 		m.Directs,

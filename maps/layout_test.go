@@ -25,6 +25,7 @@ func TestLayout(t *testing.T) {
 		mapAffinity:     {unsafe.Sizeof(AffinityKey{}), unsafe.Sizeof(AffinityValue{})},
 		mapAddrs:        {unsafe.Sizeof(abiAddr{}), unsafe.Sizeof(abiAddrInfo{})},
 		mapSources:      {unsafe.Sizeof(SourceKey{}), 1},
+		mapClientAddrs:  {unsafe.Sizeof(abiClientKey{}), unsafe.Sizeof(abiClientAddr{})},
 		mapFlows:        {unsafe.Sizeof(FlowKey{}), unsafe.Sizeof(Flow{})},
 		mapFlowsNew:     {unsafe.Sizeof(FlowKey{}), unsafe.Sizeof(Flow{})},
 		mapDirects:      {unsafe.Sizeof(FlowKey{}), unsafe.Sizeof(uint64(0))},

@@ -50,8 +50,8 @@ func Spec(sizes Sizes) (map[string]*ebpf.MapSpec, error) {
 }
 
 var mapNamesAll = []string{mapServices, mapSlots, mapBackends, mapBackendStats, mapSockPeer,
-	mapSockBefore, mapSockFlows, mapOwnPorts, mapAffinity, mapAddrs, mapSources, mapFlows, mapFlowsNew, mapDirects,
-	mapClaims, mapFragments, mapDevices, mapNames, mapCounters, mapMeta, mapProblems}
+	mapSockBefore, mapSockFlows, mapOwnPorts, mapAffinity, mapAddrs, mapSources, mapClientAddrs, mapFlows, mapFlowsNew,
+	mapDirects, mapClaims, mapFragments, mapDevices, mapNames, mapCounters, mapMeta, mapProblems}
 
 // mapNamesKept are maps that programs fill, and nobody could fill again. Those of
 // mapNamesKeptABI name ids of other maps, which only maps of the same ABI carry on.

@@ -153,6 +153,7 @@ const (
 	mapAffinity     = abiMapAffinity
 	mapAddrs        = abiMapAddrs
 	mapSources      = abiMapSources
+	mapClientAddrs  = abiMapClientAddrs
 	mapFlows        = abiMapFlows
 	mapFlowsNew     = abiMapFlowsNew
 	mapDirects      = abiMapDirects
@@ -175,4 +176,6 @@ const (
 	NameSources  = mapSources
 	NameFlows    = mapFlows
 	NameAddrs    = mapAddrs
+	// NameClientAddrs is of the map that SetClientAddr writes to.
+	NameClientAddrs = mapClientAddrs
 )

@@ -47,7 +47,7 @@ enum service_flag {
 	SERVICE_FLAG_OUTSIDE_LOCAL = 2, /* `outside` does */
 	SERVICE_FLAG_ELSEWHERE = 4,     /* usable endpoints exist, here or elsewhere:
 					 * where a Local range is empty, drop, don't refuse */
-	SERVICE_FLAG_SOURCE_RANGES = 8, /* from outside, only clients that `sources` has */
+	SERVICE_FLAG_SOURCE_RANGES = 8, /* only clients that `sources` has */
 };
 
 /* `count` slots from `base` on. */
@@ -149,6 +149,26 @@ struct source_key {
 	struct addr addr;
 };
 _Static_assert(sizeof(struct source_key) == 24, "struct source_key");
+
+/* Key of `client_addrs`: a network namespace, and
+ *
+ *   the address of a family that it has only one of   :: or ::ffff:0.0.0.0
+ *   an address that it has                             that address
+ *   an address that source ranges bind                 that address, where it has several
+ *
+ * The value is what sockets there have for their source: the only address, the address itself,
+ * or the one that the kernel chooses for packets to there. */
+struct client_key {
+	__u64 netns; /* its cookie */
+	struct addr addr;
+};
+_Static_assert(sizeof(struct client_key) == 24, "struct client_key");
+
+struct client_addr {
+	__u64 netns; /* the entry's own: it may be another's by the time that it is read */
+	struct addr addr;
+};
+_Static_assert(sizeof(struct client_addr) == 24, "struct client_addr");
 
 /* The flows of the packet path. A client speaks to a frontend; between the two
  * ends of this node's stack the same packets are between `client`, with

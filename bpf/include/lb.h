@@ -23,9 +23,10 @@ enum lb_side { LB_INSIDE, LB_OUTSIDE };
 /* Who asks. */
 struct lb_client {
 	struct addr addr; /* as abi.h's affinity_key has it */
+	struct addr bound; /* of a socket: the source address that it has already; unspecified: none */
 	__u8 side;        /* enum lb_side */
 	__u8 own_netns;   /* a socket in the node's own network namespace */
-	__u8 by_packet;   /* addr is a packet's source: source ranges bind it */
+	__u8 by_packet;   /* addr is a packet's source */
 	__u8 forgetful;   /* no new connection: affinity is read, and neither written nor refreshed */
 };
 
@@ -65,6 +66,15 @@ static __always_inline int lb_end_below(const struct addr *a, __be16 aport,
 			return x < y;
 	}
 	return bpf_ntohs(aport) < bpf_ntohs(bport);
+}
+
+/* Makes an address the unspecified one of its family. */
+static __always_inline void lb_addr_any(struct addr *a)
+{
+	if (lb_addr_is_v4(a))
+		*(__u32 *)&a->b[12] = 0;
+	else
+		__builtin_memset(a, 0, sizeof(*a));
 }
 
 enum lb_found {
@@ -116,10 +126,7 @@ static __always_inline enum lb_found lb_frontend(const struct frontend_key *dst,
 		return LB_NOBODYS;
 	if (flags & ADDR_FLAG_OWN_NETNS && !own_netns)
 		return LB_NOBODYS;
-	if (lb_addr_is_v4(&any.addr))
-		*(__u32 *)&any.addr.b[12] = 0;
-	else
-		__builtin_memset(&any.addr, 0, sizeof(any.addr));
+	lb_addr_any(&any.addr);
 	return lb_read(&any, out);
 }
 
@@ -203,6 +210,61 @@ static __always_inline int lb_in_range(__u32 service_id, const struct addr *addr
 	return bits && *bits;
 }
 
+/* What `client_addrs` has for a socket's network namespace and an address. Returns 1 with *out
+ * filled. The entry may be another's while it is read, as in lb_read. */
+static __always_inline int lb_client_addr(const struct client_key *key, struct addr *out)
+{
+	const struct client_addr *entry = bpf_map_lookup_elem(&client_addrs, key);
+
+	if (!entry)
+		return 0;
+	*out = entry->addr;
+	asm volatile("" ::: "memory");
+	return entry->netns == key->netns;
+}
+
+/* Which source address the client's packets to dst have. Returns 1 with *out filled, 0 where it
+ * is not known. What a socket is bound to counts where its network namespace has that address:
+ * a socket that is bound to a broadcast or multicast address gets another. */
+static __always_inline int lb_source(const struct frontend_key *dst, const struct lb_client *client,
+				     struct addr *out)
+{
+	struct client_key key = {
+		.netns = (__u64)lb_word(&client->addr, 2) << 32 | lb_word(&client->addr, 3),
+		.addr = dst->addr,
+	};
+	const struct addr *bound = &client->bound;
+
+	if (client->by_packet) {
+		*out = client->addr;
+		return 1;
+	}
+	/* One branch: three double what the verifier looks at. */
+	if (lb_word(bound, 0) | lb_word(bound, 1) | lb_word(bound, 3)) {
+		key.addr = *bound;
+		return lb_client_addr(&key, out) && lb_addr_equal(out, bound);
+	}
+	lb_addr_any(&key.addr);
+	if (lb_client_addr(&key, out))
+		return 1;
+	key.addr = dst->addr;
+	return lb_client_addr(&key, out);
+}
+
+/* Whether source ranges keep a client from the service. Returns REASON_UNSPEC where not. */
+static __always_inline enum reason lb_source_refused(const struct service *svc,
+						     const struct frontend_key *dst,
+						     const struct lb_client *client)
+{
+	struct addr source;
+
+	if (!(svc->flags & SERVICE_FLAG_SOURCE_RANGES))
+		return REASON_UNSPEC;
+	if (!lb_source(dst, client, &source))
+		return REASON_SOURCE_UNKNOWN;
+	return lb_in_range(svc->id, &source) ? REASON_UNSPEC : REASON_SOURCE_RANGE;
+}
+
 /* What the daemon and the programs say of the maps. This costs a load: the kernel inlines
  * look-ups in arrays. */
 static __always_inline struct meta_value *lb_meta(void)
@@ -235,6 +297,7 @@ static __always_inline enum reason lb_try(const struct frontend_key *dst,
 	int inside = client->side == LB_INSIDE;
 	struct affinity_key key = {};
 	struct slot_range range;
+	enum reason refused;
 	struct backend *be;
 	__u32 slot, *id;
 	__u64 now = 0;
@@ -246,9 +309,9 @@ static __always_inline enum reason lb_try(const struct frontend_key *dst,
 		return lb_unallocated(&dst->addr) ? REASON_UNALLOCATED : REASON_NO_FRONTEND;
 	if (found == LB_NOBODYS)
 		return (*empty)++ ? REASON_UNDEFINED_PORT : REASON_ENTRY_CHANGED;
-	if (client->by_packet && svc.flags & SERVICE_FLAG_SOURCE_RANGES &&
-	    !lb_in_range(svc.id, &client->addr))
-		return (*empty)++ ? REASON_SOURCE_RANGE : REASON_ENTRY_CHANGED;
+	refused = lb_source_refused(&svc, dst, client);
+	if (refused != REASON_UNSPEC)
+		return (*empty)++ ? refused : REASON_ENTRY_CHANGED;
 	range = inside ? svc.inside : svc.outside;
 	set = svc.flags & (inside ? SERVICE_FLAG_INSIDE_LOCAL : SERVICE_FLAG_OUTSIDE_LOCAL) ?
 		      BACKEND_FLAG_LOCAL_SET : BACKEND_FLAG_CLUSTER_SET;

@@ -33,6 +33,9 @@
 
 #define OWN_PORTS 4096
 
+/* Some four entries for a pod. */
+#define CLIENT_ADDRS 65536
+
 /* Devices that programs are attached to. */
 #define DEVICES 4096
 
@@ -145,6 +148,16 @@ struct {
 	__type(key, struct source_key);
 	__type(value, __u8);
 } sources SEC(".maps");
+
+/* Source addresses of sockets on this node, which have none yet when they connect. Empty unless
+ * a service has source ranges. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, CLIENT_ADDRS);
+	__type(key, struct client_key);
+	__type(value, struct client_addr);
+} client_addrs SEC(".maps");
 
 /* Flows of which both sides have heard the other. No LRU: nothing that comes from
  * outside alone can push one out. Two or three entries a flow. */

@@ -31,7 +31,7 @@ enum reason {
 	REASON_SOURCE_KEPT,       /* passed: to a backend, and needs no other source */
 	REASON_SOURCE_TRANSLATED, /* to a backend of another node, from an address of this one */
 	REASON_UNCONFIRMED,       /* as FLOW_KEPT, but map flows has no room for the flow */
-	REASON_SOURCE_RANGE,      /* dropped: not in loadBalancerSourceRanges */
+	REASON_SOURCE_RANGE,      /* dropped: not in loadBalancerSourceRanges; connect and sendmsg too */
 	REASON_FLOW_UNRECORDED,   /* dropped: no memory for the flow */
 	REASON_PORTS_EXHAUSTED,   /* dropped: no free source port to the backend was found */
 	REASON_NO_NODE_ADDRESS,   /* dropped: the device has no address to be the source */
@@ -52,5 +52,7 @@ enum reason {
 	REASON_DIRECT_DISPLACED,  /* to a backend itself, from another port: a flow has the client's */
 	/* connect and sendmsg */
 	REASON_PROBE,             /* refused: the daemon's own question whether the hooks act */
+	REASON_SOURCE_UNKNOWN,    /* dropped: loadBalancerSourceRanges bind the address, and which source
+				   * address the socket would have is not known */
 	REASON_MAX,
 };

@@ -52,8 +52,7 @@ static __noinline int stays_with(const struct frontend_key *dst, const struct lb
 
 	if (lb_frontend(dst, client->own_netns, &undefined, &svc) != LB_FOUND)
 		return 0;
-	if (client->by_packet && svc.flags & SERVICE_FLAG_SOURCE_RANGES &&
-	    !lb_in_range(svc.id, &client->addr))
+	if (lb_source_refused(&svc, dst, client) != REASON_UNSPEC)
 		return 0;
 	return stays_find(client->by_packet ? &svc.outside : &svc.inside, svc.id, to) ||
 	       (client->by_packet && stays_find(&svc.inside, svc.id, to));

@@ -4,6 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+
+	"github.com/vishvananda/netlink"
 )
 
 // AddAddr gives a pod one more address, which the node sends its way: one server
@@ -33,4 +35,24 @@ func (p *Pod) addAddr(addr netip.Addr) error {
 		return err // on a bridge it is asked for
 	}
 	return p.node.space.route(prefix, netip.Addr{}, p.veth)
+}
+
+// BorrowAddr gives a pod an address that the node does not send its way, as the source of its
+// packets to another: what a process can do that may change the pod's own network.
+func (p *Pod) BorrowAddr(addr, toward netip.Addr) {
+	p.lab.t.Helper()
+	p.change(fmt.Sprintf("borrow the address %v for packets to %v", addr, toward), func() error {
+		link, err := p.space.nl.LinkByName("eth0")
+		if err != nil {
+			return err
+		}
+		if err := p.space.addAddr("eth0", netip.PrefixFrom(addr, addr.BitLen())); err != nil {
+			return err
+		}
+		route := &netlink.Route{Dst: ipNet(netip.PrefixFrom(toward, toward.BitLen())), LinkIndex: link.Attrs().Index, Src: addr.AsSlice()}
+		if toward.Is4() {
+			route.Scope = netlink.SCOPE_LINK
+		}
+		return p.space.nl.RouteReplace(route)
+	})
 }

@@ -83,3 +83,25 @@ func TestPodDevices(t *testing.T) {
 		}
 	})
 }
+
+// TestSourceRangesOfPodDevice: source ranges bind a pod whose sockets are out of reach by the
+// source of its packets, as they bind others.
+func TestSourceRangesOfPodDevice(t *testing.T) {
+	t.Parallel()
+	c := startCluster(t, lab.Network{}, "--pod-devices=veth*")
+	vm, other := c.n1.Sandbox("vm"), c.n1.Sandbox("other")
+	c.apply(rig.Service("web", 1, rig.Everywhere(1), rig.FromRanges(vm.Addr4().String()+"/32", vm.Addr6().String()+"/128")),
+		rig.SlicesOf("web", rig.Up(c.near, c.far)...))
+	for _, p := range []*lab.Pod{vm, other} {
+		rig.Eventually(t, "the device of "+p.Name()+" is attached to", func() bool { return answers(p, "tcp", rig.VIP(1, 4)) })
+	}
+	eachWay(func(network string, family int) {
+		dst := frontends[loadBalancer].of(c, 1, family)
+		if a := ask(vm, network, dst, 0); a.Err != nil {
+			t.Errorf("%s asks %v by %s: %v", vm.Name(), dst, network, a.Err)
+		}
+		if c.counted("source_range", func() { wantSilence(t, other, network, dst) }) == 0 {
+			t.Errorf("%s to %v: counted as something else", other.Name(), dst)
+		}
+	})
+}

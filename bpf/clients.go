@@ -1,0 +1,334 @@
+package bpf
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	gomaps "maps"
+	"net/netip"
+	"slices"
+	"time"
+
+	"github.com/vishvananda/netlink/nl"
+	"go.uber.org/zap"
+	"golang.org/x/sys/unix"
+
+	"shunt/maps"
+)
+
+// Clients keeps map client_addrs: which source address a socket of this node has for an
+// address that loadBalancerSourceRanges bind, by the socket's network namespace. It is the
+// only writer of that map. While there are no such addresses the map is empty, nothing is
+// looked at, and no netlink socket is open.
+//
+// Every scan asks the kernel. What it did not see has no entry, and is refused.
+type Clients struct {
+	o     ClientsOptions
+	asked chan clientsRequest
+	ended chan struct{}
+
+	// What follows belongs to Run's goroutine.
+	bound  []netip.Addr
+	spaces map[uint64]*clientSpace // by the inode number of the namespace's file
+	held   map[maps.ClientKey]netip.Addr
+	// said is the problem that the log has.
+	said string
+	// full is when all namespaces were read last, and fullTook how long that took.
+	full     time.Time
+	fullTook time.Duration
+}
+
+// ClientsOptions is what Clients needs.
+type ClientsOptions struct {
+	Maps *maps.Kernel
+	Log  *zap.Logger
+}
+
+type clientsRequest struct {
+	bound []netip.Addr
+	done  chan struct{}
+}
+
+// When to look.
+const (
+	// clientsWait is how long Want waits for the map.
+	clientsWait = time.Second
+	// clientsPoll is how often new network namespaces are looked for though nothing was
+	// heard, clientsResync how often all are read.
+	clientsPoll   = 5 * time.Second
+	clientsResync = time.Minute
+	// A scan is followed by a pause of clientsShare times what it took, between these bounds,
+	// and one of all namespaces not sooner by another than that, so that scans use a tenth of a
+	// CPU at most, however often something changes.
+	clientsShare        = 10
+	clientsPause        = 5 * time.Millisecond
+	clientsLongestPause = 100 * time.Millisecond
+	// clientYoung is how long a network namespace is read in every scan: a pod gets its
+	// devices and addresses one by one.
+	clientYoung = 30 * time.Second
+)
+
+// clientsAgain is when to look again after something was heard: a container runtime may make
+// a network namespace known after all its devices are there.
+var clientsAgain = []time.Duration{50 * time.Millisecond, 200 * time.Millisecond, 500 * time.Millisecond, time.Second, 3 * time.Second}
+
+// NewClients makes one; Run it.
+func NewClients(o ClientsOptions) *Clients {
+	return &Clients{o: o, asked: make(chan clientsRequest, 1), ended: make(chan struct{})}
+}
+
+// Want sets the addresses that source ranges bind, which may not be written to afterwards. It
+// returns when the map follows them, at the latest after a second, so that clients that may
+// use an address can be known before it is bound. Only one goroutine may call it.
+func (c *Clients) Want(bound []netip.Addr) {
+	r := clientsRequest{bound: bound, done: make(chan struct{})}
+	select {
+	case <-c.asked: // nobody waits for it any more
+	default:
+	}
+	c.asked <- r
+	late := time.NewTimer(clientsWait)
+	defer late.Stop()
+	select {
+	case <-r.done:
+	case <-c.ended:
+	case <-late.C:
+		c.o.Log.Warn("source addresses of this node's clients are still being read: " +
+			"load-balancer IPs with source ranges refuse those that are not known yet")
+	}
+}
+
+// Run follows the network namespaces of this machine, while Want asked for that, until the
+// context ends. It returns nil then.
+func (c *Clients) Run(ctx context.Context) error {
+	defer close(c.ended)
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case r := <-c.asked:
+			c.answer(ctx, r)
+		}
+		for len(c.bound) > 0 && ctx.Err() == nil {
+			if err := c.follow(ctx); err != nil {
+				c.o.Log.Warn("addresses of this node's clients can't be followed, trying again",
+					zap.Error(err), zap.Duration("in", addrRetry))
+				pause(ctx, addrRetry)
+			}
+		}
+	}
+}
+
+// answer makes the map follow a request.
+func (c *Clients) answer(ctx context.Context, r clientsRequest) {
+	c.bound = r.bound
+	c.scan(ctx, func(s *clientSpace) bool { return s.several() })
+	close(r.done)
+}
+
+// follow hears of changes until the context ends, no address is bound any more, or that fails.
+func (c *Clients) follow(ctx context.Context) error {
+	socket, err := nl.Subscribe(unix.NETLINK_ROUTE, unix.RTNLGRP_LINK, unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV6_IFADDR,
+		unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV6_ROUTE, unix.RTNLGRP_NSID)
+	if err != nil {
+		return fmt.Errorf("subscribe to changes of devices, addresses and routes: %w", err)
+	}
+	// Namespaces to which a device of this one leads have an id here.
+	if err := unix.SetsockoptInt(socket.GetFd(), unix.SOL_NETLINK, unix.NETLINK_LISTEN_ALL_NSID, 1); err != nil {
+		c.o.Log.Debug("changes in other network namespaces are not heard of", zap.Error(err))
+	}
+	heard := make(chan struct{}, 1)
+	ended := make(chan error, 1)
+	go func() {
+		defer close(ended)
+		ended <- listenAll(socket, heard)
+	}()
+	defer func() {
+		socket.Close()
+		for range ended { // until the goroutine is done with it
+		}
+	}()
+	return c.keep(ctx, heard, ended)
+}
+
+// listenAll wakes at every message, until the socket is closed.
+func listenAll(socket *nl.NetlinkSocket, heard chan<- struct{}) error {
+	for {
+		if _, _, err := socket.Receive(); err != nil && !errors.Is(err, unix.ENOBUFS) { // then some were lost
+			return err
+		}
+		select {
+		case heard <- struct{}{}:
+		default:
+		}
+	}
+}
+
+// keep scans at once, when something was heard, a few times after that, and now and
+// then.
+func (c *Clients) keep(ctx context.Context, heard <-chan struct{}, ended <-chan error) error {
+	again, since, changed := 0, time.Now(), true
+	for len(c.bound) > 0 {
+		started := time.Now()
+		all := changed && started.Sub(c.full) > clientsShare*c.fullTook || started.Sub(c.full) > clientsResync
+		if started.Sub(c.full) > clientsResync {
+			c.held = nil // read it again
+		}
+		c.scan(ctx, func(s *clientSpace) bool { return all || s.own || started.Sub(s.since) < clientYoung })
+		if all {
+			c.full, c.fullTook, changed = started, time.Since(started), false
+		}
+		pause(ctx, min(max(clientsPause, clientsShare*time.Since(started)), clientsLongestPause))
+		next := clientsPoll
+		if again < len(clientsAgain) {
+			next = time.Until(since.Add(clientsAgain[again]))
+			again++
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case err := <-ended:
+			return fmt.Errorf("listen to changes of devices, addresses and routes: %w", err)
+		case <-heard:
+			again, since, changed = 0, time.Now(), true
+		case r := <-c.asked:
+			c.answer(ctx, r)
+		case <-time.After(next):
+		}
+	}
+	return nil
+}
+
+// scan reads the network namespaces that are new, and those that again asks for, and writes
+// what has changed.
+func (c *Clients) scan(ctx context.Context, again func(*clientSpace) bool) {
+	err := c.read(ctx, again)
+	if ctx.Err() != nil {
+		return // half a look says nothing
+	}
+	err = errors.Join(err, c.write())
+	text := ""
+	if err != nil {
+		text = err.Error()
+	}
+	if text != c.said && text != "" {
+		c.o.Log.Warn("load-balancer IPs with source ranges refuse clients of this node whose source addresses are not known",
+			zap.Error(err))
+	}
+	c.said = text
+}
+
+// read brings spaces up to date. A network namespace that can't be read is left out.
+func (c *Clients) read(ctx context.Context, again func(*clientSpace) bool) error {
+	if len(c.bound) == 0 {
+		c.spaces = nil
+		return nil
+	}
+	own, err := NetnsCookie()
+	if err != nil {
+		c.spaces = nil // none can be told from another
+		return err
+	}
+	found := map[uint64]*clientSpace{}
+	wanted := func(inode uint64) bool {
+		s := c.spaces[inode]
+		if s != nil && !again(s) {
+			found[inode] = s
+			return false
+		}
+		return true
+	}
+	var errs []error
+	err = eachNetns(ctx, netnsGlobs, wanted, func(inode uint64, path string) {
+		s, err := readClientSpace(c.bound)
+		if err != nil {
+			errs = append(errs, fmt.Errorf("network namespace %s: %w", path, err))
+			return
+		}
+		s.own, s.since = s.cookie == own, time.Now()
+		if before := c.spaces[inode]; before != nil && before.cookie == s.cookie {
+			s.since = before.since
+		}
+		found[inode] = s
+	})
+	for _, s := range found {
+		s.settle()
+	}
+	if err == nil && ctx.Err() == nil {
+		c.spaces = found
+	}
+	return firstErrors(append(errs, err))
+}
+
+// write makes the map hold what spaces say: first what comes, so that who is known stays
+// known, then what goes; what found no room is tried once more.
+func (c *Clients) write() error {
+	if c.held == nil {
+		held, err := c.o.Maps.ClientAddrs()
+		if err != nil {
+			return err
+		}
+		c.held = held
+	}
+	wants, left := clientEntries(c.spaces, int(c.o.Maps.ClientAddrsSize()))
+	err := c.add(wants)
+	errs := []error{left}
+	for key := range c.held {
+		if _, wanted := wants[key]; wanted {
+			continue
+		}
+		if err := c.o.Maps.DeleteClientAddr(key); err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		delete(c.held, key)
+	}
+	var full *maps.FullError
+	if errors.As(err, &full) {
+		err = c.add(wants)
+	}
+	return errors.Join(append(errs, err)...)
+}
+
+func (c *Clients) add(wants map[maps.ClientKey]netip.Addr) error {
+	for key, source := range wants {
+		if held, there := c.held[key]; there && held == source {
+			continue
+		}
+		if err := c.o.Maps.SetClientAddr(key, source); err != nil {
+			return err
+		}
+		c.held[key] = source
+	}
+	return nil
+}
+
+// clientEntries returns the entries of network namespaces. Where there is no room for all, it
+// returns those of the oldest, and an error.
+func clientEntries(spaces map[uint64]*clientSpace, room int) (map[maps.ClientKey]netip.Addr, error) {
+	wants, left := map[maps.ClientKey]netip.Addr{}, 0
+	for _, s := range slices.SortedFunc(gomaps.Values(spaces), (*clientSpace).compare) {
+		if len(wants)+len(s.sources) > room {
+			left++
+			continue
+		}
+		for to, source := range s.sources {
+			wants[maps.ClientKey{Netns: s.cookie, Addr: to}] = source
+		}
+	}
+	if left > 0 {
+		return wants, fmt.Errorf("map %s has room for %d entries, which is not enough for %d of %d network namespaces",
+			maps.NameClientAddrs, room, left, len(spaces))
+	}
+	return wants, nil
+}
+
+// firstErrors joins three errors and counts the rest.
+func firstErrors(errs []error) error {
+	errs = slices.DeleteFunc(errs, func(err error) bool { return err == nil })
+	const most = 3
+	if more := len(errs) - most; more > 0 {
+		errs = append(errs[:most:most], fmt.Errorf("and %d more", more))
+	}
+	return errors.Join(errs...)
+}

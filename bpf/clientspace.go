@@ -1,0 +1,153 @@
+package bpf
+
+import (
+	"cmp"
+	"fmt"
+	"net/netip"
+	"os"
+	"slices"
+	"time"
+
+	"github.com/vishvananda/netlink"
+)
+
+// clientSpace is what is known of one network namespace. It is not changed, but replaced.
+type clientSpace struct {
+	cookie uint64
+	// own: it is the daemon's, and the node's.
+	own   bool
+	since time.Time
+	addrs []netip.Addr
+	// file is open until the reader has looked whose addresses these are; nil where there is
+	// no choice.
+	file *os.File
+	// sources are the entries of map client_addrs, without the cookie.
+	sources map[netip.Addr]netip.Addr
+}
+
+// clientSpaceAddrs bounds the addresses of one network namespace: a pod with many must not
+// take the room of others. Sockets that are bound to further ones are refused.
+const clientSpaceAddrs = 64
+
+// several reports whether the kernel has a choice of source addresses.
+func (s *clientSpace) several() bool {
+	return len(ofFamily(s.addrs, true)) > 1 || len(ofFamily(s.addrs, false)) > 1
+}
+
+// compare orders by age: cookies are numbers that go up.
+func (s *clientSpace) compare(o *clientSpace) int { return cmp.Compare(s.cookie, o.cookie) }
+
+// readClientSpace reads the network namespace of the calling thread. bound are the addresses
+// that source ranges bind.
+func readClientSpace(bound []netip.Addr) (*clientSpace, error) {
+	cookie, err := NetnsCookie()
+	if err != nil {
+		return nil, err
+	}
+	all, err := Addrs()
+	if err != nil {
+		return nil, err
+	}
+	// The kernel takes a loopback address for loopback only.
+	addrs := slices.DeleteFunc(all, netip.Addr.IsLoopback)
+	s := &clientSpace{cookie: cookie, addrs: addrs, sources: clientSources(addrs, bound, routeSource)}
+	if s.several() {
+		s.file, err = os.Open(ownNetns)
+	}
+	return s, err
+}
+
+// settle is called in the node's network namespace. Of a pod's it leaves out the choices that
+// the node would not route back to that pod: who may add addresses and routes in there could
+// else name a source that is not the pod's, and connect with another.
+func (s *clientSpace) settle() {
+	if s.file == nil {
+		return
+	}
+	defer func() { s.file = nil }()
+	defer s.file.Close()
+	if s.own {
+		return
+	}
+	leads := map[netip.Addr]bool{}
+	for to, source := range s.sources {
+		if to == source || to.IsUnspecified() {
+			continue
+		}
+		if _, asked := leads[source]; !asked {
+			leads[source] = leadsInto(source, s.file)
+		}
+		if !leads[source] {
+			delete(s.sources, to)
+		}
+	}
+}
+
+// leadsInto reports whether packets to an address leave the calling thread's network namespace
+// by a device that ends in another one, or by the bridge that such a device is a port of.
+func leadsInto(to netip.Addr, space *os.File) bool {
+	id, err := netlink.GetNetNsIdByFd(int(space.Fd()))
+	if err != nil || id < 0 { // no device leads there
+		return false
+	}
+	routes, err := netlink.RouteGet(to.AsSlice())
+	if err != nil || len(routes) == 0 {
+		return false
+	}
+	links, err := netlink.LinkList()
+	return err == nil && slices.ContainsFunc(links, func(l netlink.Link) bool {
+		a := l.Attrs()
+		return a.NetNsID == id && (a.Index == routes[0].LinkIndex || a.MasterIndex == routes[0].LinkIndex)
+	})
+}
+
+// clientSources returns which source address sockets have: by the address that they are bound
+// to; by the unspecified address, where there is one address of the family only; else by the
+// address that they speak to, as choose says.
+func clientSources(addrs, bound []netip.Addr, choose func(to netip.Addr) (netip.Addr, error)) map[netip.Addr]netip.Addr {
+	sources := map[netip.Addr]netip.Addr{}
+	for _, six := range []bool{false, true} {
+		mine := ofFamily(addrs, six)
+		for _, a := range mine[:min(len(mine), clientSpaceAddrs)] {
+			sources[a] = a
+		}
+		if len(mine) == 1 {
+			unspecified := netip.IPv4Unspecified()
+			if six {
+				unspecified = netip.IPv6Unspecified()
+			}
+			sources[unspecified] = mine[0]
+		}
+		if len(mine) < 2 {
+			continue
+		}
+		for _, to := range ofFamily(bound, six) {
+			if _, own := sources[to]; own {
+				continue // the kernel takes the address itself
+			}
+			if source, err := choose(to); err == nil { // else there is no way to it
+				sources[to] = source
+			}
+		}
+	}
+	return sources
+}
+
+func ofFamily(addrs []netip.Addr, six bool) []netip.Addr {
+	return slices.DeleteFunc(slices.Clone(addrs), func(a netip.Addr) bool { return a.Is6() != six })
+}
+
+// routeSource returns the source address that the kernel chooses for packets to an address,
+// in the network namespace of the calling thread.
+func routeSource(to netip.Addr) (netip.Addr, error) {
+	routes, err := netlink.RouteGet(to.AsSlice())
+	if err != nil {
+		return netip.Addr{}, fmt.Errorf("ask for the route to %s: %w", to, err)
+	}
+	for _, r := range routes {
+		if source, ok := netip.AddrFromSlice(r.Src); ok {
+			return source.Unmap(), nil
+		}
+	}
+	return netip.Addr{}, fmt.Errorf("the route to %s names no source address", to)
+}
