@@ -11,16 +11,33 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// requireOwn makes sure that nobody but this user can put, rename or remove anything in
-// the directory of pins, or anything on the way to it on its file system. It looks from
-// the top: what is below a directory that others can't change stays as it was seen.
+// requireOwn is CheckOwn for the daemon's own directory. One that others may read is closed:
+// who can open a directory can hold its lock.
 func requireOwn(dir string) error {
+	if err := CheckOwn(dir); err != nil {
+		return err
+	}
+	info, err := os.Lstat(dir)
+	if err == nil && info.Mode().Perm()&0o077 != 0 {
+		err = os.Chmod(dir, 0o700)
+	}
+	if err != nil {
+		return fmt.Errorf("--bpffs-root %s: close it for other users: %w", dir, err)
+	}
+	return nil
+}
+
+// CheckOwn reports an error where somebody else than this user can put, rename or remove
+// anything in the directory of pins, or anything on the way to it on its file system. It
+// looks from the top: what is below a directory that others can't change stays as it was
+// seen. It changes nothing.
+func CheckOwn(dir string) error {
 	var way []string // from the directory up to the mount's root
 	for at := dir; requireFS(at, unix.BPF_FS_MAGIC) == nil; at = filepath.Dir(at) {
 		way = append(way, at)
 	}
 	for _, at := range slices.Backward(way) {
-		if err := requireOwnDir(at, at == dir); err != nil {
+		if err := checkOwnDir(at, at == dir); err != nil {
 			return fmt.Errorf("--bpffs-root %s: %w", dir, err)
 		}
 	}
@@ -42,10 +59,9 @@ func requireOwn(dir string) error {
 	return nil
 }
 
-// requireOwnDir looks at one directory. Others may make files beside ours in one with
-// the sticky bit, as a bpf file system's root is by default, but not in our own. What may
-// only be read there is closed: who can open a directory can hold its lock.
-func requireOwnDir(at string, own bool) error {
+// checkOwnDir looks at one directory. Others may make files beside ours in one with the
+// sticky bit, as a bpf file system's root is by default, but not in our own.
+func checkOwnDir(at string, own bool) error {
 	info, err := os.Lstat(at)
 	if err != nil {
 		return err
@@ -60,10 +76,6 @@ func requireOwnDir(at string, own bool) error {
 	case info.Mode()&others != 0 && (own || info.Mode()&fs.ModeSticky == 0):
 		return fmt.Errorf("%s has mode %04o, so that other users could put, rename or remove pins there: look what is in it, "+
 			"and `chmod 0700 %s`", at, info.Mode().Perm(), at)
-	case own && info.Mode().Perm()&0o077 != 0:
-		if err := os.Chmod(at, 0o700); err != nil {
-			return fmt.Errorf("close %s for other users: %w", at, err)
-		}
 	}
 	return nil
 }

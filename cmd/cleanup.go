@@ -118,6 +118,10 @@ func cleanup(root string, dryRun bool) (*cleanupResult, error) {
 		if err := bpf.CheckBPFFS(root); err != nil {
 			return res, err
 		}
+		// Another user's directory may have links to what a daemon works with.
+		if err := bpf.CheckOwn(root); err != nil {
+			return res, err
+		}
 	}
 	if err := res.survey(); err != nil || dryRun {
 		return res, err
