@@ -99,46 +99,39 @@ static __noinline int source_is_socket(struct __sk_buff *skb, const struct flow_
 	return 1;
 }
 
-/* Finds and claims a port. Returns 0 with flow->node_port set, or -1. */
-static __noinline int source_claim_port(struct __sk_buff *skb, struct flow *flow, __u32 hash)
+/* Tries the i-th port on the wire. Returns whether it is claimed, in flow->node_port. */
+static __always_inline int source_try(struct __sk_buff *skb, struct flow *flow, __u32 hash, __u32 i)
 {
 	struct flow_key key;
 	struct flow *old;
 
-	for (int i = 0; i < SOURCE_TRIES; i++) {
-		flow->node_port = flow_source_port(hash, i);
-		flow_key_wire(&key, flow);
-		old = flow_peek(&key);
-		if (old && (i < SOURCE_PATIENT || !track_may_replace(old, flow, TRACK_FORGOTTEN)))
-			continue;
-		if (source_is_socket(skb, &key)) /* what the backend sends to that port */
-			continue;
-		if (old ? !track_replace(&key, flow, TRACK_FORGOTTEN) : !track_claim(&key, flow))
-			return 0;
-	}
-	flow->node_port = 0;
-	return -1;
+	flow->node_port = flow_source_port(hash, i);
+	flow_key_wire(&key, flow);
+	old = flow_peek(&key);
+	if (old && (i < SOURCE_PATIENT || !track_may_replace(old, flow, TRACK_FORGOTTEN)))
+		return 0;
+	if (source_is_socket(skb, &key)) /* what the backend sends to that port */
+		return 0;
+	return old ? !track_replace(&key, flow, TRACK_FORGOTTEN) : !track_claim(&key, flow);
 }
 
-/* Gives a flow its source on the wire, and says so in its other entries. Returns
- * REASON_SOURCE_TRANSLATED, or the reason why it got none. */
-static __noinline enum reason source_choose(struct __sk_buff *skb, struct flow *flow, __u32 hash)
+/* Sets flow->node. Returns 1, or 0 where no address is known. */
+static __always_inline int source_choose_addr(struct __sk_buff *skb, struct flow *flow)
+{
+	return flow->flags & FLOW_FLAG_DISPLACED || source_by_route(skb, &flow->backend, &flow->node) ||
+	       source_by_device(skb->ifindex, lb_addr_is_v4(&flow->backend), &flow->node);
+}
+
+/* Writes a flow's source on the wire to its other entries. Returns 0, or -1 without room. */
+static __noinline int source_record(const struct flow *flow)
 {
 	struct flow_key key;
 
-	if (!(flow->flags & FLOW_FLAG_DISPLACED) &&
-	    !source_by_route(skb, &flow->backend, &flow->node) &&
-	    !source_by_device(skb->ifindex, lb_addr_is_v4(&flow->backend), &flow->node))
-		return REASON_NO_NODE_ADDRESS;
-	if (source_claim_port(skb, flow, hash))
-		return REASON_PORTS_EXHAUSTED;
 	flow_key_out(&key, flow);
 	if (track_put_source(&key, flow))
-		return REASON_FLOW_UNRECORDED;
+		return -1;
 	flow_key_client(&key, flow);
-	if (track_is_clients(&key, flow) && track_put_source(&key, flow))
-		return REASON_FLOW_UNRECORDED;
-	return REASON_SOURCE_TRANSLATED;
+	return track_is_clients(&key, flow) && track_put_source(&key, flow) ? -1 : 0;
 }
 
 /* Whether the flow's port on the wire is still its own, or is again: one that is

@@ -138,48 +138,36 @@ static __always_inline int track_take_out(const struct flow_key *key, const stru
 	return track_replace(key, flow, TRACK_OVER);
 }
 
-/* Finds the client a port between itself and the backend at which no other flow and no
- * connection of it is: its own, if it can be. Two frontends may share a backend, and the
- * client may use one port for both, and for the backend itself. Fills flow->inner_port and claims the key. Returns 0,
- * or -1 where none was found. */
-static __noinline int track_claim_out(struct flow *flow, __u32 hash)
+/* Tries the i-th port for the client between itself and the backend: its own is the first. No other
+ * flow may have it there, and no connection without a flow: two frontends may share a backend, and
+ * the client may use one port for both, and for the backend itself. Sets flow->inner_port. Returns
+ * whether the flow's FLOW_KEY_OUT entry is claimed. */
+static __always_inline int track_try_out(struct flow *flow, __u32 hash, __u32 i)
 {
 	struct flow_key key;
 
-	for (int i = 0; i < FLOW_PORT_TRIES; i++) {
-		flow->inner_port = i ? flow_source_port(hash, i) : flow->client_port;
-		/* Through its own backend's port nobody speaks to himself. */
-		if (flow->inner_port == flow->backend_port &&
-		    lb_addr_equal(&flow->client, &flow->backend))
-			continue;
-		flow_key_out(&key, flow);
-		if (track_take_out(&key, flow))
-			continue;
-		/* After the claim: a connection that is noted later finds the flow. */
-		if ((!i && flow->flags & FLOW_FLAG_DIRECT) || !direct_is_there(flow))
-			return 0;
-		track_delete(&key);
-	}
-	return -1;
+	flow->inner_port = i ? flow_source_port(hash, i) : flow->client_port;
+	/* A backend that is its own client can't use the backend's port for both ends. */
+	if (flow->inner_port == flow->backend_port && lb_addr_equal(&flow->client, &flow->backend))
+		return 0;
+	flow_key_out(&key, flow);
+	if (track_take_out(&key, flow))
+		return 0;
+	/* After the claim: a connection that is noted later finds the flow. */
+	if ((!i && flow->flags & FLOW_FLAG_DIRECT) || !direct_is_there(flow))
+		return 1;
+	track_delete(&key);
+	return 0;
 }
 
-/* Remembers a new flow. `found` says whether its client had one. The entries say where the
- * client's SYN is, which the backend's answer has to acknowledge (track_is_answer); the flow
- * itself does not, as entries are made from it again that may be another connection's. Returns 0,
- * or -1 without room. */
-static __noinline int track_begin(struct flow *flow, const struct pkt *pkt, __u32 hash, int found)
+/* Adds the FLOW_KEY_IN entry of a new flow that has claimed its other one. `found` says whether its
+ * client had one. Returns 0, or -1 without room. */
+static __noinline int track_begin(const struct flow *flow, int found)
 {
 	struct flow_key key;
-	long err;
 
-	if (pkt->protocol == IPPROTO_TCP)
-		flow->client_at = pkt->at;
-	err = track_claim_out(flow, hash);
 	flow_key_client(&key, flow);
-	if (!err)
-		err = bpf_map_update_elem(&flows_new, &key, flow, BPF_ANY);
-	flow->client_at.seq = flow->client_at.ack = 0;
-	if (err)
+	if (bpf_map_update_elem(&flows_new, &key, flow, BPF_ANY))
 		return -1;
 	if (found)
 		bpf_map_delete_elem(&flows, &key);
