@@ -56,7 +56,8 @@ func TestStatusMetrics(t *testing.T) {
 		NoLocalEndpoints: map[lb.NoLocalKey]int{{Family: lb.IPv6, External: true}: 3, {Family: lb.IPv4}: 4},
 		Fill:             []maps.Fill{{Map: "slots", Used: 6, Size: 8}, {Map: "services", Used: 1, Size: 2}},
 		Failing:          2,
-		Problems:         lb.Problems{Services: map[lb.ProblemKind]int{maps.Conflict: 3, maps.NoRoom: 1}},
+		Exceptions:       9, ExceptionRoom: 4,
+		Problems: lb.Problems{Services: map[lb.ProblemKind]int{maps.Conflict: 3, maps.NoRoom: 1}},
 	}}
 	exposes(t, newTestServer(t, Options{}, st), `
 # HELP kubeproxy_sync_proxy_rules_endpoint_changes_pending Changes of EndpointSlices that are not in the maps yet.
@@ -91,6 +92,12 @@ shunt_map_entries{map="slots"} 6
 # TYPE shunt_map_max_entries gauge
 shunt_map_max_entries{map="services"} 2
 shunt_map_max_entries{map="slots"} 8
+# HELP shunt_service_cidr_exceptions Addresses of Services that are not in the maps: another proxy serves them, or they find no room. They are excepted from the service CIDRs.
+# TYPE shunt_service_cidr_exceptions gauge
+shunt_service_cidr_exceptions 9
+# HELP shunt_service_cidr_exceptions_max How many of these addresses there is room for. With more, addresses of the service CIDRs that no Service has are not refused.
+# TYPE shunt_service_cidr_exceptions_max gauge
+shunt_service_cidr_exceptions_max 4
 # HELP shunt_service_problems Services that are not served as they ask, by the kind of problem; one may have several.
 # TYPE shunt_service_problems gauge
 shunt_service_problems{kind="conflict"} 3
@@ -104,7 +111,8 @@ shunt_services_failing 2
 `, "kubeproxy_sync_proxy_rules_endpoint_changes_pending", "kubeproxy_sync_proxy_rules_endpoint_changes_total",
 		"kubeproxy_sync_proxy_rules_last_queued_timestamp_seconds", "kubeproxy_sync_proxy_rules_last_timestamp_seconds",
 		"kubeproxy_sync_proxy_rules_no_local_endpoints_total", "kubeproxy_sync_proxy_rules_service_changes_pending",
-		"kubeproxy_sync_proxy_rules_service_changes_total", "shunt_map_entries", "shunt_map_max_entries", "shunt_service_problems", "shunt_services_failing")
+		"kubeproxy_sync_proxy_rules_service_changes_total", "shunt_map_entries", "shunt_map_max_entries", "shunt_service_cidr_exceptions",
+		"shunt_service_cidr_exceptions_max", "shunt_service_problems", "shunt_services_failing")
 }
 
 func TestTimestampsBeforeAnything(t *testing.T) {

@@ -30,6 +30,10 @@ var (
 		"Services that could not be brought into the maps, and are tried again.")
 	serviceProblems = desc("shunt_service_problems",
 		"Services that are not served as they ask, by the kind of problem; one may have several.", "kind")
+	exceptions = desc("shunt_service_cidr_exceptions",
+		"Addresses of Services that are not in the maps: another proxy serves them, or they find no room. They are excepted from the service CIDRs.")
+	exceptionsMax = desc("shunt_service_cidr_exceptions_max",
+		"How many of these addresses there is room for. With more, addresses of the service CIDRs that no Service has are not refused.")
 	mapEntries   = desc("shunt_map_entries", "Entries in an eBPF map.", "map")
 	mapSize      = desc("shunt_map_max_entries", "Entries that an eBPF map has room for.", "map")
 	flowsExpired = desc("shunt_flows_expired_total",
@@ -52,6 +56,7 @@ var described = []*prometheus.Desc{
 	mapEntries, mapSize, reasonSeen, inEffect, flowsExpired, flowsEvicted,
 	lastTimestamp, lastQueued, endpointChanges, endpointChangesPending,
 	serviceChanges, serviceChangesPending, noLocalEndpoints, servicesFailing, serviceProblems, watchUp, watchLastEvent,
+	exceptions, exceptionsMax,
 }
 
 // counted are the metrics that are counted as things happen.
@@ -103,6 +108,8 @@ func (m *collector) collectStatus(out chan<- prometheus.Metric, st lb.Status) {
 		}
 	}
 	gauge(out, servicesFailing, float64(st.Failing))
+	gauge(out, exceptions, float64(st.Exceptions))
+	gauge(out, exceptionsMax, float64(st.ExceptionRoom))
 	for _, kind := range maps.ProblemKinds() {
 		gauge(out, serviceProblems, float64(st.Problems.Services[kind]), kind.String())
 	}

@@ -34,8 +34,9 @@ func newExceptions() exceptions {
 	return exceptions{of: map[ServiceName][]netip.Addr{}, users: map[netip.Addr]int{}, held: map[netip.Addr]bool{}}
 }
 
-// exceptionRoom is how many entries of map sources are kept for exceptions.
-func exceptionRoom(s maps.Sizes) int { return int(min(s.Sources/16, 1024)) }
+// exceptionRoom is how many entries of map sources are kept for exceptions. Another proxy
+// may serve much of a cluster.
+func exceptionRoom(s maps.Sizes) int { return int(s.Sources / 4) }
 
 // unserved returns the cluster IPs that a service is to have and that are not in the maps.
 func (r *reconciler) unserved(svc *Service) []netip.Addr {
@@ -75,8 +76,12 @@ func (r *reconciler) except(name ServiceName, want []netip.Addr) {
 // exceptNow writes what is to be excepted for a service, before its entries go. What
 // does not succeed is done with the others.
 func (r *reconciler) exceptNow(name ServiceName) {
+	room := exceptionRoom(r.tables.Sizes())
+	if len(r.excepted.users) > room {
+		return // no range is in effect
+	}
 	for _, a := range r.excepted.of[name] {
-		if !r.excepted.held[a] && len(r.excepted.held) < exceptionRoom(r.tables.Sizes()) {
+		if !r.excepted.held[a] && len(r.excepted.held) < room {
 			_ = r.addException(a) // see reconcileCIDRs
 		}
 	}

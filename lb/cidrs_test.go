@@ -131,7 +131,7 @@ func TestNotProgrammed(t *testing.T) {
 func TestNoRoomForExceptions(t *testing.T) {
 	clock := newTestClock()
 	sizes := roomy
-	sizes.Sources = 64 // room for four exceptions
+	sizes.Sources = 16 // room for four exceptions
 	r := newRig(t, newGuard(t, maps.NewFake(sizes), clock), clock)
 	r.store.SetServiceCIDRs(prefixes("10.96.0.0/16"))
 	r.mustStep()
@@ -140,6 +140,9 @@ func TestNoRoomForExceptions(t *testing.T) {
 	}
 	r.mustStep()
 	r.sameAs(r.fresh(), "without room")
+	if st := r.loop.Status(); st.Exceptions != 5 || st.ExceptionRoom != 4 {
+		t.Errorf("%d addresses to except are said, and room for %d", st.Exceptions, st.ExceptionRoom)
+	}
 	for _, a := range []string{"10.96.0.1", "10.96.1.1", "10.96.1.4"} {
 		if r.refused(a) {
 			t.Errorf("%s is refused", a)
@@ -153,11 +156,32 @@ func TestNoRoomForExceptions(t *testing.T) {
 	r.sameAs(r.fresh(), "with room again")
 }
 
+// TestManyServicesOfAnotherProxy: with the default sizes, another proxy may serve as many
+// as 16,384 addresses without an effect on the refusal of others.
+func TestManyServicesOfAnotherProxy(t *testing.T) {
+	r := newRig(t, maps.NewFake(maps.DefaultSizes()), newTestClock())
+	r.store.SetServiceCIDRs(prefixes("10.96.0.0/12"))
+	const many = 16384
+	for i := range many {
+		a := netip.AddrFrom4([4]byte{10, 97, byte(i >> 8), byte(i)})
+		r.store.SetService(&Service{Name: svcName(fmt.Sprint("s", i)), ClusterIPs: []netip.Addr{a}, NotServed: true})
+	}
+	r.mustStep()
+	if !r.refused("10.96.0.1") || r.refused("10.97.0.0") || r.refused("10.97.63.255") {
+		t.Error("an address that no service has is not refused, or one that a service has is")
+	}
+	r.store.SetService(&Service{Name: svcName("more"), ClusterIPs: addrs("10.98.0.0"), NotServed: true})
+	r.mustStep()
+	if r.refused("10.96.0.1") || r.refused("10.98.0.0") {
+		t.Error("with one more something is refused")
+	}
+}
+
 // TestNoRoomForExceptionsIsSaidOnce: one line of the log when it begins, however many
 // services come and go meanwhile.
 func TestNoRoomForExceptionsIsSaidOnce(t *testing.T) {
 	sizes := roomy
-	sizes.Sources = 64 // room for four exceptions
+	sizes.Sources = 16 // room for four exceptions
 	r := newRig(t, maps.NewFake(sizes), newTestClock())
 	core, logs := observer.New(zapcore.WarnLevel)
 	r.loop.r.log = zap.New(core)

@@ -62,6 +62,7 @@ func (l *Loop) note(report Report, node *Node) {
 	l.status.Node = node
 	l.status.NoLocalEndpoints = maps.Clone(l.r.noLocal)
 	l.status.Fill = l.fill()
+	l.status.Exceptions, l.status.ExceptionRoom = len(l.r.excepted.users), exceptionRoom(l.o.Tables.Sizes())
 	l.status.NodePortAddrs = l.r.nodePortAddrs()
 	l.status.Problems = l.r.problems.publish()
 	l.status.Failing = l.status.Problems.Failing

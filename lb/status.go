@@ -62,6 +62,10 @@ type Status struct {
 	Problems Problems
 	// Fill says how full the maps are that the loop fills.
 	Fill []maps.Fill
+	// Exceptions counts the addresses that are allocated to Services which the maps do not
+	// have: another proxy serves them, or they find no room. Of them ExceptionRoom can be told
+	// from those that no Service has; where there are more, no address is refused.
+	Exceptions, ExceptionRoom int
 	// Node is nil until this Node was seen.
 	Node *Node
 }
