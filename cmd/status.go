@@ -79,7 +79,8 @@ func newStatusCommand() *cobra.Command {
 		Long: "Status reads the pinned maps and links: it works with the daemon dead.\n\n" +
 			"The exit code is 0 when all is well, 1 when something does not serve as it should, such as a hook that is\n" +
 			"not in effect, or when there is nothing to read, and 3 when all serves and something is missing, such as\n" +
-			"the daemon.",
+			"the daemon. Services that are not served as their objects ask are listed and do not change it: it speaks\n" +
+			"of the node. A script finds them under problems in the output of -o json.",
 		RunE: func(c *cobra.Command, _ []string) error {
 			s, err := readStatus(c.Context(), root)
 			if err != nil {
