@@ -167,33 +167,19 @@ type used struct {
 
 func (r *rig) used() used {
 	rec := r.loop.r
-	text := r.dump().Text()
-	kept := strings.Count(text, unready+"\n") + strings.Count(text, renamed+"\n")
-	return used{rec.services.used, rec.records.used - uint32(kept), rec.slots.used, rec.entries, len(r.dump().Names), rec.sources, [4]int{
+	d := r.dump()
+	kept := len(d.Backends) - len(d.Lasting().Backends)
+	return used{rec.services.used, rec.records.used - uint32(kept), rec.slots.used, rec.entries, len(d.Names), rec.sources, [4]int{
 		rec.noLocal[NoLocalKey{IPv4, false}], rec.noLocal[NoLocalKey{IPv4, true}],
 		rec.noLocal[NoLocalKey{IPv6, false}], rec.noLocal[NoLocalKey{IPv6, true}],
 	}}
-}
-
-// How a dump's line of a record ends that is kept for connections from before.
-const unready, renamed = " unready", " renamed"
-
-// lasting is a dump's text but for those records: a fresh loop has none.
-func lasting(d *maps.Dump) string {
-	var lines []string
-	for line := range strings.SplitSeq(d.Text(), "\n") {
-		if !strings.HasSuffix(line, unready) && !strings.HasSuffix(line, renamed) {
-			lines = append(lines, line)
-		}
-	}
-	return strings.Join(lines, "\n")
 }
 
 // sameAs fails unless both loops have come to the same, in the maps and in what
 // they remember.
 func (r *rig) sameAs(f *rig, what string) {
 	r.t.Helper()
-	if got, want := lasting(r.dump()), lasting(f.dump()); got != want {
+	if got, want := r.dump().Lasting().Text(), f.dump().Lasting().Text(); got != want {
 		r.t.Fatalf("%s: the maps hold\n%s\na fresh loop makes\n%s", what, got, want)
 	}
 	if got, want := r.used(), f.used(); got != want {
