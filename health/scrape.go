@@ -31,7 +31,8 @@ var (
 	serviceProblems = desc("shunt_service_problems",
 		"Services that are not served as they ask, by the kind of problem; one may have several.", "kind")
 	exceptions = desc("shunt_service_cidr_exceptions",
-		"Addresses of Services that are not in the maps: another proxy serves them, or they find no room. They are excepted from the service CIDRs.")
+		"Addresses of Services that are not in the maps: another proxy serves them, or they find no room. "+
+			"They are excepted from the service CIDRs.")
 	exceptionsMax = desc("shunt_service_cidr_exceptions_max",
 		"How many of these addresses there is room for. With more, addresses of the service CIDRs that no Service has are not refused.")
 	mapEntries   = desc("shunt_map_entries", "Entries in an eBPF map.", "map")

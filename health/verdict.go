@@ -112,7 +112,8 @@ func (c *checker) verdict() Verdict {
 	}
 	if st.Exceptions > st.ExceptionRoom {
 		v.Warnings = append(v.Warnings, fmt.Sprintf("addresses that no Service has are not refused: of %d Services' addresses that are "+
-			"not in the maps there is room to except %d; start shunt run with a larger %s", st.Exceptions, st.ExceptionRoom, shuntmaps.FlagSources))
+			"not in the maps there is room to except %d; start shunt run with a larger %s",
+			st.Exceptions, st.ExceptionRoom, shuntmaps.FlagSources))
 	}
 	v.Warnings = append(v.Warnings, c.watchWarnings()...)
 	v.Warnings = append(v.Warnings, mapWarnings(c.fill(st))...)
