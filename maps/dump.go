@@ -2,6 +2,7 @@ package maps
 
 import (
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 	"strings"
@@ -102,6 +103,16 @@ func (d *Dump) Text() string {
 		fmt.Fprintf(&b, "allocated %s\n", a)
 	}
 	return b.String()
+}
+
+// Lasting returns the dump without the records that are kept for flows and connections
+// from before, of unready endpoints and of those that are listed under another name: a
+// daemon that starts with empty maps makes none.
+func (d *Dump) Lasting() *Dump {
+	lasting := *d
+	lasting.Backends = maps.Clone(d.Backends)
+	maps.DeleteFunc(lasting.Backends, func(_ uint32, b Backend) bool { return b.Flags&(Unready|Renamed) != 0 })
+	return &lasting
 }
 
 func (d *Dump) sourceTexts() []string {

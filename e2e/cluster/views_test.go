@@ -241,9 +241,8 @@ func mapsText(root string) ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
-	return slices.DeleteFunc(strings.Split(strings.TrimSpace(d.Text()), "\n"), func(line string) bool {
-		return strings.HasPrefix(line, "node-addr ") || strings.HasSuffix(line, " unready") ||
-			strings.HasSuffix(line, " renamed")
+	return slices.DeleteFunc(strings.Split(strings.TrimSpace(d.Lasting().Text()), "\n"), func(line string) bool {
+		return strings.HasPrefix(line, "node-addr ")
 	}), nil
 }
 

@@ -185,13 +185,15 @@ func (p *player) settle() {
 	}
 }
 
-func (p *player) dump() string {
+func (p *player) dump() string { p.t.Helper(); return p.read().Text() }
+
+func (p *player) read() *maps.Dump {
 	p.t.Helper()
 	d, err := p.tables.Dump()
 	if err != nil {
 		p.t.Fatal(err)
 	}
-	return d.Text()
+	return d
 }
 
 func (p *player) expect(s *section, got string) {
@@ -211,22 +213,10 @@ func (p *player) sameAsFresh(s *section) {
 	fresh := &player{t: p.t, tables: maps.NewFake(sizes), objects: p.objects}
 	fresh.start()
 	fresh.settle()
-	if got, want := lasting(p.dump()), lasting(fresh.dump()); got != want {
+	if got, want := p.read().Lasting().Text(), fresh.read().Lasting().Text(); got != want {
 		p.t.Errorf("%s: the maps hold\n%s\na fresh daemon's hold\n%s", s.title, got, want)
 	}
 	fresh.stop()
-}
-
-// lasting is a dump without the records of unready endpoints and of renamed ports, which are kept
-// for connections from before: a fresh daemon has none.
-func lasting(dump string) string {
-	var lines []string
-	for line := range strings.SplitSeq(dump, "\n") {
-		if !strings.HasSuffix(line, " unready") && !strings.HasSuffix(line, " renamed") {
-			lines = append(lines, line)
-		}
-	}
-	return strings.Join(lines, "\n")
 }
 
 func (p *player) note(warnings []watcher.Warning) {
