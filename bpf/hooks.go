@@ -338,7 +338,7 @@ func (p *hooksPass) prove(ctx context.Context) {
 		return
 	}
 	passed, err := prove(ctx, p.h.opts.Maps, p.h.cgroup)
-	if err != nil && !errors.Is(err, shuntmaps.ErrNoProbe) && p.problems[EffectCgroup] == "" {
+	if err != nil && p.problems[EffectCgroup] == "" {
 		p.problems[EffectCgroup] = err.Error()
 	}
 	for _, hook := range passed {

@@ -24,9 +24,8 @@ import (
 // hears whether it is refused. None of these calls sends a packet.
 const probeEnv = "SHUNT_PROBE_CONNECT"
 
-// probeAddrs are for documentation (RFC 5737, RFC 3849): no cluster can route them.
-var probeAddrs = [...]netip.AddrPort{netip.MustParseAddrPort("192.0.2.255:9"),
-	netip.MustParseAddrPort("[2001:db8:ffff:ffff:ffff:ffff:ffff:ffff]:9")}
+// probePort is that of discard (RFC 863). No port of a probe address leads anywhere.
+const probePort = 9
 
 // msgProbe is MSG_PROBE of the kernel's socket.h: look for the way, send nothing.
 const msgProbe = 0x10
@@ -55,9 +54,9 @@ func MaybeProbe() {
 // probe asks by each hook that can refuse, and gives those that did and those that
 // did not. A hook of a family that this kernel is without is in neither.
 func probe() (refused, passed []string) {
-	for i, to := range probeAddrs {
+	for i, to := range maps.ProbeAddrs {
 		domain, suffix := [...]int{unix.AF_INET, unix.AF_INET6}[i], [...]string{"4", "6"}[i]
-		address := sockaddrOf(to)
+		address := sockaddrOf(netip.AddrPortFrom(to, probePort))
 		for hook, ask := range map[string]func(fd int) error{
 			"connect": func(fd int) error { return unix.Connect(fd, address) },
 			// With both flags and no data the kernel goes all the way and sends nothing.
@@ -101,10 +100,8 @@ func Verify(ctx context.Context, k *maps.Kernel, cgroup string) error {
 
 // prove returns the hooks that do not act on processes below the cgroup.
 func prove(ctx context.Context, k *maps.Kernel, cgroup string) (passed []string, err error) {
-	for _, a := range probeAddrs {
-		if err := k.SetProbe(a.Addr()); err != nil {
-			return nil, fmt.Errorf("check that the hooks are in effect: %w", err)
-		}
+	if err := k.SetProbes(); err != nil {
+		return nil, fmt.Errorf("check that the hooks are in effect: %w", err)
 	}
 	refused, passed := probe()
 	if len(refused) > 0 { // this process is below the cgroup itself

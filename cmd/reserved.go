@@ -6,6 +6,7 @@ import (
 	"sync"
 
 	"shunt/lb"
+	"shunt/maps"
 )
 
 // mostAPIAddresses bounds how many addresses of API servers are kept from Services; a
@@ -23,7 +24,7 @@ type reserved struct {
 // newReserved keeps the addresses at which the daemon will listen from Services, and
 // externalIPs where those are switched off.
 func newReserved(store *lb.Store, c *Config) *reserved {
-	r := &reserved{store: store, now: lb.Reserved{NoExternalIPs: !c.ExternalIPs}}
+	r := &reserved{store: store, now: lb.Reserved{NoExternalIPs: !c.ExternalIPs, Probes: maps.ProbeAddrs[:]}}
 	for _, a := range []netip.AddrPort{c.healthz, c.metrics, c.probes} {
 		if a.IsValid() && a.Port() != 0 {
 			r.now.Listens = append(r.now.Listens, a)

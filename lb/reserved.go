@@ -3,8 +3,8 @@ package lb
 // Addresses and ports that no Service may take from this daemon, whoever asks: those
 // where it reaches the API server, and those where it listens itself. A tenant who names
 // them in externalIPs would cut the daemon off from what it is to do, or answer probes in
-// its place. Cluster IPs are not among them: the API server gives those out, and the
-// daemon may well use one of them.
+// its place. Cluster IPs are not among them, but for the addresses of probes: the API server
+// allocates those, and the daemon may well use one of them.
 
 import (
 	"fmt"
@@ -22,6 +22,9 @@ type Reserved struct {
 	// Listens are addresses where the daemon listens; an unspecified one stands for all
 	// of the node's. Those of healthCheckNodePorts are known without.
 	Listens []netip.AddrPort
+	// Probes are addresses at which the daemon asks whether its hooks act. No Service has one,
+	// at any port and in any rank, and no sync changes them.
+	Probes []netip.Addr
 	// NoExternalIPs: no spec.externalIPs are served at all.
 	NoExternalIPs bool
 }
@@ -29,6 +32,7 @@ type Reserved struct {
 // reservations is what is reserved on this node, at TCP ports.
 type reservations struct {
 	noExternalIPs bool
+	probes        []netip.Addr
 	byPort        map[uint16][]reservation
 	// node has the addresses of the node, takes those of them that take node ports.
 	node  []netip.Addr
@@ -56,7 +60,7 @@ func newReservations(of reservedFrom, node []netip.Addr, takes map[netip.Addr]ui
 		r.byPort[at.Port()] = append(r.byPort[at.Port()], reservation{at.Addr().Unmap(), why})
 	}
 	if of.reserved != nil {
-		r.noExternalIPs = of.reserved.NoExternalIPs
+		r.noExternalIPs, r.probes = of.reserved.NoExternalIPs, of.reserved.Probes
 		for _, at := range of.reserved.API {
 			add(at, fmt.Sprintf("this node reaches the API server at %s", at))
 		}
@@ -72,7 +76,12 @@ func newReservations(of reservedFrom, node []netip.Addr, takes map[netip.Addr]ui
 
 // refuses says why a service can't have an address and port, "" where it can.
 func (r *reservations) refuses(kind maps.FrontendKind, k maps.FrontendKey) string {
-	if r == nil || rankOf(kind) == rankClusterIP {
+	switch {
+	case r == nil:
+		return ""
+	case slices.Contains(r.probes, k.AddrPort().Addr()):
+		return fmt.Sprintf("shunt asks at %s whether its hooks act", k.AddrPort().Addr())
+	case rankOf(kind) == rankClusterIP:
 		return ""
 	}
 	if r.noExternalIPs && kind == maps.ExternalIP {

@@ -19,6 +19,7 @@ func reservedWorld(t *testing.T) *rig {
 	r.store.SetReserved(Reserved{
 		API:     []netip.AddrPort{addrPort("172.18.0.2:6443"), addrPort("192.168.0.1:30443"), addrPort("[fd00:18::2]:6443")},
 		Listens: []netip.AddrPort{addrPort("0.0.0.0:10256"), addrPort("127.0.0.1:10249")},
+		Probes:  addrs("192.0.2.255"),
 	})
 	return r
 }
@@ -56,6 +57,7 @@ func TestReserved(t *testing.T) {
 		{"our probes", "192.168.0.1 fd00:1::1", []string{"p:10256/TCP"}, ""},
 		{"the same port at an address that is not the node's", "192.168.0.9", []string{"p:10256/TCP"}, "192.168.0.9:10256/TCP"},
 		{"the port of metrics, which listen on loopback alone", "192.168.0.1", []string{"p:10249/TCP"}, "192.168.0.1:10249/TCP"},
+		{"where the hooks are asked, at any port", "192.0.2.255 192.0.2.254", []string{"p:80/TCP", "q:53/UDP"}, "192.0.2.254:53/UDP 192.0.2.254:80/TCP"},
 		{"another daemon of the node, as with kube-proxy", "192.168.0.1", []string{"p:10250/TCP"}, "192.168.0.1:10250/TCP"},
 		{"a node port where the API server is on this node", "1.1.1.1", []string{"p:80/TCP:30443"}, "1.1.1.1:80/TCP [*]:30443/TCP"},
 		{"a node port of our probes", "1.1.1.1", []string{"p:80/TCP:10256"}, "1.1.1.1:80/TCP"},

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 
 	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
@@ -67,7 +68,7 @@ func (k *Kernel) openAddrs() error {
 		}
 	}
 	for a, flags := range ix.flags {
-		if flags&addrProbe != 0 { // SetProbe's, which takes no room of services
+		if isProbe(a) { // SetProbe's, which takes no room of services
 			delete(ix.flags, a)
 		} else if flags&^addrBackend != 0 {
 			ix.known++
@@ -106,8 +107,12 @@ func (k *Kernel) markBackends() error {
 	return errors.Join(append(errs, k.forgetLeft())...)
 }
 
-// markAddr adds and takes away flags of an address.
+// markAddr adds and takes away flags of an address. It leaves the entries of ProbeAddrs alone,
+// whatever a Service, an EndpointSlice or the node says of these addresses.
 func (k *Kernel) markAddr(a netip.Addr, add, remove uint32) error {
+	if isProbe(a) {
+		return nil
+	}
 	old := k.addrs.flags[a]
 	flags := old&^remove | add
 	known := k.addrs.known - count(old&^addrBackend) + count(flags&^addrBackend)
@@ -303,24 +308,29 @@ func (k *Kernel) dumpAddrs(d *Dump) error {
 	return nil
 }
 
-// ErrNoProbe says that an address can't be used to ask whether the hooks act.
-var ErrNoProbe = errors.New("a service has the address")
+// ProbeAddrs are where the daemon asks whether the hooks act, one address of each family. They
+// are for documentation (RFC 5737, RFC 3849): no cluster can route them.
+var ProbeAddrs = [...]netip.Addr{netip.MustParseAddr("192.0.2.255"), netip.MustParseAddr("2001:db8:ffff:ffff:ffff:ffff:ffff:ffff")}
 
-// SetProbe makes sure that sockets are refused at an address that nobody has. The entry
-// stays, is in no dump, and belongs to no reconcile: SetProbe may be called from any
-// goroutine.
-func (k *Kernel) SetProbe(a netip.Addr) error {
-	addrs, key := k.set.maps[mapAddrs], newAddr(a)
-	err := addrs.Update(key, abiAddrInfo{Flags: addrClusterIP | addrProbe}, ebpf.UpdateNoExist)
-	if !errors.Is(err, ebpf.ErrKeyExist) {
-		return k.wrap(err, mapAddrs, "set probe address "+a.String())
-	}
-	var info abiAddrInfo
-	if err := addrs.Lookup(key, &info); err != nil {
-		return k.wrap(err, mapAddrs, "read probe address "+a.String())
-	}
-	if info.Flags&addrProbe == 0 {
-		return fmt.Errorf("set probe address %s: %w", a, ErrNoProbe)
+func isProbe(a netip.Addr) bool { return slices.Contains(ProbeAddrs[:], a) }
+
+// SetProbes makes sure that sockets are refused at ProbeAddrs. The entries stay, are in no
+// dump, and belong to no reconcile: SetProbes may be called from any goroutine.
+func (k *Kernel) SetProbes() error {
+	for _, a := range ProbeAddrs {
+		if err := k.setProbe(a); err != nil {
+			return err
+		}
 	}
 	return nil
+}
+
+func (k *Kernel) setProbe(a netip.Addr) error {
+	addrs, key := k.set.maps[mapAddrs], newAddr(a)
+	want := abiAddrInfo{Flags: addrClusterIP | addrProbe}
+	var is abiAddrInfo
+	if err := addrs.Lookup(key, &is); err == nil && is == want {
+		return nil
+	}
+	return k.wrap(addrs.Put(key, want), mapAddrs, "set probe address "+a.String())
 }

@@ -145,3 +145,46 @@ func TestFlappingAddressTakesOneMark(t *testing.T) {
 		t.Error("the one that left again is not marked")
 	}
 }
+
+// Nothing that a Service, a slice or the node says changes what is at ProbeAddrs: the proof that
+// the hooks act must not depend on a tenant's object.
+func TestProbesStay(t *testing.T) {
+	const isProbe = 32
+	root := mapstest.BPFFS(t)
+	k, _ := mapstest.Open(t, root, small)
+	set, _ := open(t, root, small)
+	for _, a := range maps.ProbeAddrs {
+		// As a daemon may have left it that served such a Service.
+		key, flags := a.As16(), uint32(isFrontend)
+		if err := set.Map("addrs").Put(key, flags); err != nil {
+			t.Fatal(err)
+		}
+	}
+	at := maps.ProbeAddrs
+	for _, c := range []struct {
+		what string
+		do   func() error
+	}{
+		{"nothing", func() error { return nil }},
+		{"a frontend", func() error {
+			return k.SetFrontend(maps.NewFrontendKey(at[0], 80, 6), maps.Service{Id: 1, Kind: uint8(maps.ExternalIP)})
+		}},
+		{"a backend", func() error {
+			return k.SetBackend(1, maps.NewBackend(netip.AddrPortFrom(at[1], 80), 6, maps.ClusterSet, 1))
+		}},
+		{"the node's", func() error { return k.SetNodeAddr(at[0], 0) }},
+		{"no longer the node's", func() error { return k.DeleteNodeAddr(at[0]) }},
+		{"no backend", func() error { return k.FreeBackend(1) }},
+		{"no frontend", func() error { return k.DeleteFrontend(maps.NewFrontendKey(at[0], 80, 6)) }},
+	} {
+		if err := errors.Join(k.SetProbes(), c.do()); err != nil {
+			t.Errorf("%s: %v", c.what, err)
+		}
+		all := marks(t, set)
+		for _, a := range at {
+			if all[a] != isClusterIP|isProbe {
+				t.Errorf("%s: %s is marked %#x, want %#x", c.what, a, all[a], isClusterIP|isProbe)
+			}
+		}
+	}
+}
