@@ -55,8 +55,8 @@ struct {
 	__type(value, struct service);
 } services SEC(".maps");
 
-/* Backend ids, in ranges; a range that an entry of `services` names is never
- * written, so a look-up sees one state of a service or the next. */
+/* Backend ids, in ranges. A range that an entry of `services` names is not written,
+ * but by its own service where the map has no room for another range. */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(map_flags, BPF_F_MMAPABLE);
