@@ -99,7 +99,7 @@ load-kernels: setup-kernels ## Maps and programs on every kernel of the matrix, 
 
 .PHONY: test-kernels
 test-kernels: setup-kernels ## The same, and the tests with packets and real sockets (hours)
-	@SHUNT_VM_SECONDS=5400 e2e/kernels/test.sh "$(KERNELS)" ./maps ./bpf ./kubeproxy ./e2e/packet ./e2e/lab ./e2e/socket ./e2e/node
+	@SHUNT_VM_SECONDS=5400 e2e/kernels/test.sh "$(KERNELS)" ./maps ./bpf ./kubeproxy ./e2e/packet ./lab ./e2e/socket ./e2e/node
 
 .PHONY: setup-kernels
 setup-kernels: # what VMs need

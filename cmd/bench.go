@@ -11,7 +11,7 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"shunt/e2e/bench"
+	"shunt/bench"
 )
 
 // benchFlags are those of `shunt bench`.

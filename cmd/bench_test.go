@@ -13,8 +13,8 @@ import (
 	"testing"
 	"time"
 
-	"shunt/e2e/bench"
-	"shunt/e2e/bench/benchtest"
+	"shunt/bench"
+	"shunt/bench/benchtest"
 )
 
 // TestBench runs all of it, small, and counts again what the report says. With an

@@ -11,7 +11,7 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"shunt/e2e/lab"
+	"shunt/lab"
 )
 
 // demoManifests holds the demo's Services and EndpointSlices.

@@ -11,7 +11,7 @@ import (
 	"syscall"
 	"time"
 
-	"shunt/e2e/lab"
+	"shunt/lab"
 )
 
 // demoExpect is what must come of a question.

@@ -13,7 +13,7 @@ import (
 	"sync"
 	"time"
 
-	"shunt/e2e/lab"
+	"shunt/lab"
 )
 
 // demoCluster is the nodes and pods that demo.yaml fits.

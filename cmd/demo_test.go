@@ -17,7 +17,7 @@ import (
 	"testing"
 	"time"
 
-	"shunt/e2e/lab"
+	"shunt/lab"
 )
 
 func needRoot(t *testing.T) {

@@ -5,9 +5,9 @@ import (
 	"strings"
 	"testing"
 
+	"shunt/bench"
 	"shunt/bpf"
-	"shunt/e2e/bench"
-	"shunt/e2e/lab"
+	"shunt/lab"
 )
 
 // TestMain lets the test binary be shunt: where the first argument is a command

@@ -14,9 +14,9 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"shunt/bench"
 	"shunt/bpf"
-	"shunt/e2e/bench"
-	"shunt/e2e/lab"
+	"shunt/lab"
 )
 
 // Exit codes of every command. For status, exitFailure says that something does not

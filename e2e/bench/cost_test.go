@@ -1,11 +1,11 @@
-package bench
+package bench_test
 
 import (
 	"net/netip"
 	"testing"
 
 	"shunt/bpf"
-	"shunt/e2e/lab"
+	"shunt/lab"
 	"shunt/lb"
 	"shunt/maps"
 )

@@ -1,4 +1,4 @@
-package bench
+package bench_test
 
 import (
 	"net/netip"
@@ -7,9 +7,14 @@ import (
 	"go.uber.org/zap"
 
 	"shunt/bpf"
-	"shunt/e2e/lab"
+	"shunt/lab"
 	"shunt/lb"
 	"shunt/maps"
+)
+
+const (
+	frontendPort = 80
+	podPort      = 8080
 )
 
 // BenchmarkPacketCost prints what a run of the packet path's programs takes by
@@ -28,8 +33,8 @@ func BenchmarkPacketCost(b *testing.B) {
 		s.(*lb.Store).SetNodeAddrs(addrs)
 		fillServices(s, 10_000, 10)
 		for pod, port := range ports {
-			pod.Serve("tcp4", backendPort)
-			pod.Serve("udp4", backendPort)
+			pod.Serve("tcp4", podPort)
+			pod.Serve("udp4", podPort)
 			setNodePort(s, pod, port)
 		}
 	})
@@ -75,12 +80,12 @@ func BenchmarkPacketCost(b *testing.B) {
 
 func setNodePort(s lb.Sink, pod *lab.Pod, port uint16) {
 	name := lb.ServiceName{Namespace: "bench", Name: pod.Name()}
-	svc := &lb.Service{Name: name, ClusterIPs: []netip.Addr{clusterIP(int(port))}}
+	svc := &lb.Service{Name: name, ClusterIPs: []netip.Addr{netip.AddrFrom4([4]byte{10, 96, byte(port >> 8), byte(port)})}}
 	slice := &lb.EndpointSlice{Service: name, Name: lb.SliceName{Namespace: "bench", Name: pod.Name() + "-0"},
 		Endpoints: []lb.Endpoint{{Addr: pod.Addr4(), Ready: true, Serving: true, Node: pod.Node().Name()}}}
 	for _, protocol := range []lb.Protocol{lb.TCP, lb.UDP} {
-		svc.Ports = append(svc.Ports, lb.ServicePort{Name: protocol.String(), Protocol: protocol, Port: servicePort, NodePort: port})
-		slice.Ports = append(slice.Ports, lb.EndpointPort{Name: protocol.String(), Protocol: protocol, Port: backendPort})
+		svc.Ports = append(svc.Ports, lb.ServicePort{Name: protocol.String(), Protocol: protocol, Port: frontendPort, NodePort: port})
+		slice.Ports = append(slice.Ports, lb.EndpointPort{Name: protocol.String(), Protocol: protocol, Port: podPort})
 	}
 	s.SetService(svc)
 	s.SetSlice(slice)

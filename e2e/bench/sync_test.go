@@ -1,4 +1,4 @@
-package bench
+package bench_test
 
 import (
 	"bufio"
@@ -22,7 +22,7 @@ import (
 
 	"shunt/bpf"
 	"shunt/e2e/kube"
-	"shunt/e2e/lab"
+	"shunt/lab"
 	"shunt/lb"
 	"shunt/maps"
 )

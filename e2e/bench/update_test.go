@@ -1,4 +1,4 @@
-package bench
+package bench_test
 
 import (
 	"context"
@@ -18,7 +18,7 @@ import (
 	"k8s.io/client-go/kubernetes"
 
 	"shunt/e2e/kube"
-	"shunt/e2e/lab"
+	"shunt/lab"
 	"shunt/lb"
 	"shunt/maps"
 	"shunt/watcher"

@@ -11,7 +11,7 @@ import (
 	"testing"
 
 	"shunt/e2e/kube"
-	"shunt/e2e/lab"
+	"shunt/lab"
 )
 
 // A real kube-proxy in every mode that this kernel has. With others' rules around it,

@@ -16,8 +16,8 @@ import (
 
 	"shunt/bpf"
 	"shunt/cmd"
-	"shunt/e2e/lab"
 	"shunt/kubeproxy"
+	"shunt/lab"
 )
 
 const (

@@ -9,7 +9,7 @@ import (
 	"k8s.io/utils/ptr"
 
 	"shunt/e2e/kube"
-	"shunt/e2e/lab"
+	"shunt/lab"
 )
 
 // nodeName is that of the first node of every lab, and of the API's Node.

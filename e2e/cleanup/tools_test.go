@@ -12,7 +12,7 @@ import (
 	"strings"
 	"testing"
 
-	"shunt/e2e/lab"
+	"shunt/lab"
 )
 
 // kubeProxyRules is the frame of what kube-proxy writes.

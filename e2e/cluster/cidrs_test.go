@@ -14,7 +14,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 
-	"shunt/e2e/lab"
+	"shunt/lab"
 )
 
 // unallocated wants to be told at once that nobody has the address.

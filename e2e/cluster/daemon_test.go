@@ -19,7 +19,7 @@ import (
 	"time"
 
 	"shunt/bpf"
-	"shunt/e2e/lab"
+	"shunt/lab"
 	"shunt/maps"
 )
 

@@ -13,7 +13,7 @@ import (
 	discoveryv1 "k8s.io/api/discovery/v1"
 	"k8s.io/client-go/tools/clientcmd"
 
-	"shunt/e2e/lab"
+	"shunt/lab"
 )
 
 // faulty is a service whose endpoints the tests of faults change, and a client that

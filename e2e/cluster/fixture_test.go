@@ -18,7 +18,7 @@ import (
 	"k8s.io/client-go/kubernetes"
 
 	"shunt/e2e/kube"
-	"shunt/e2e/lab"
+	"shunt/lab"
 )
 
 // within is the deadline of whatever is waited for.

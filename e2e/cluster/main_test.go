@@ -8,7 +8,7 @@ import (
 
 	"shunt/bpf"
 	"shunt/cmd"
-	"shunt/e2e/lab"
+	"shunt/lab"
 )
 
 // TestMain lets the test binary be shunt: where the first argument is a command

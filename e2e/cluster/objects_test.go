@@ -17,7 +17,7 @@ import (
 	typeddiscovery "k8s.io/client-go/kubernetes/typed/discovery/v1"
 	"k8s.io/client-go/util/retry"
 
-	"shunt/e2e/lab"
+	"shunt/lab"
 )
 
 // world is a test's namespace, and the fixture.

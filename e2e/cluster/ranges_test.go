@@ -13,7 +13,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"shunt/e2e/kube"
-	"shunt/e2e/lab"
+	"shunt/lab"
 )
 
 // rangesNode is a node of TestSourceRangesAsKubeProxy and who asks there.

@@ -16,7 +16,7 @@ import (
 	"k8s.io/apimachinery/pkg/runtime"
 
 	"shunt/e2e/kube"
-	"shunt/e2e/lab"
+	"shunt/lab"
 )
 
 // account is a service account of deploy/rbac.yaml with its cluster role.

@@ -11,7 +11,7 @@ import (
 	v1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 
-	"shunt/e2e/lab"
+	"shunt/lab"
 )
 
 // TestSlices has several slices for a service: endpoints move between them, are in

@@ -18,7 +18,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/yaml"
 
-	"shunt/e2e/lab"
+	"shunt/lab"
 )
 
 // mutations is how many mutated objects a storm has.

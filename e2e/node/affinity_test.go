@@ -4,8 +4,8 @@ import (
 	"testing"
 	"time"
 
-	"shunt/e2e/lab"
 	"shunt/e2e/rig"
+	"shunt/lab"
 )
 
 // TestAffinity: with session affinity ClientIP every client outside has its endpoint,

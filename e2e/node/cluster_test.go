@@ -8,8 +8,8 @@ import (
 	"testing"
 	"time"
 
-	"shunt/e2e/lab"
 	"shunt/e2e/rig"
+	"shunt/lab"
 )
 
 // cluster is what most tests need: nodes, each with a daemon, of which the first is

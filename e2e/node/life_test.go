@@ -10,8 +10,8 @@ import (
 	"testing"
 	"time"
 
-	"shunt/e2e/lab"
 	"shunt/e2e/rig"
+	"shunt/lab"
 )
 
 // TestKill: the daemon is killed and started again under traffic, and nobody outside

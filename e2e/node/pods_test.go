@@ -3,8 +3,8 @@ package node_test
 import (
 	"testing"
 
-	"shunt/e2e/lab"
 	"shunt/e2e/rig"
+	"shunt/lab"
 )
 
 // TestPodsOfOtherNodes: with the policy Local and no endpoint here, a pod of another

@@ -7,8 +7,8 @@ import (
 	"testing"
 	"time"
 
-	"shunt/e2e/lab"
 	"shunt/e2e/rig"
+	"shunt/lab"
 )
 
 // fewPorts leaves the daemon of the first node, which is still to be started, ports

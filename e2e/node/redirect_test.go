@@ -7,7 +7,7 @@ import (
 	"strings"
 	"testing"
 
-	"shunt/e2e/lab"
+	"shunt/lab"
 )
 
 // TestNoRedirects: a node that forwards by the link a packet came from tells the

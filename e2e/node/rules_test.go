@@ -11,7 +11,7 @@ import (
 	"sync"
 	"testing"
 
-	"shunt/e2e/lab"
+	"shunt/lab"
 )
 
 // ruleSet is what others install on a node. The texts are for iptables-restore and

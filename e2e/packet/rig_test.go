@@ -15,7 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"shunt/bpf"
-	"shunt/e2e/lab"
+	"shunt/lab"
 	"shunt/maps"
 	"shunt/maps/mapstest"
 )

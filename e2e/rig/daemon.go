@@ -15,7 +15,7 @@ import (
 	"testing"
 	"time"
 
-	"shunt/e2e/lab"
+	"shunt/lab"
 	"shunt/maps"
 )
 

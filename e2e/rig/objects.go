@@ -8,7 +8,7 @@ import (
 	discoveryv1 "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
-	"shunt/e2e/lab"
+	"shunt/lab"
 )
 
 // Every service here is dual-stack and has a TCP and a UDP port of the same

@@ -8,7 +8,7 @@ import (
 
 	"shunt/bpf"
 	"shunt/cmd"
-	"shunt/e2e/lab"
+	"shunt/lab"
 )
 
 // Main is TestMain: it runs the tests, or is one of three other programs: the

@@ -5,8 +5,8 @@ import (
 	"net/netip"
 	"time"
 
-	"shunt/e2e/lab"
 	"shunt/e2e/rig"
+	"shunt/lab"
 )
 
 // web is the service that is asked; the first cluster IP is the API server's.

@@ -15,8 +15,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"shunt/e2e/lab"
 	"shunt/e2e/rig"
+	"shunt/lab"
 )
 
 // TestBadFlags: flags that make no sense are refused in one line that names the

@@ -9,8 +9,8 @@ import (
 	"testing"
 	"time"
 
-	"shunt/e2e/lab"
 	"shunt/e2e/rig"
+	"shunt/lab"
 )
 
 // cluster is what most tests need: two nodes, of which the first runs a daemon,

@@ -14,8 +14,8 @@ import (
 	"syscall"
 	"testing"
 
-	"shunt/e2e/lab"
 	"shunt/e2e/rig"
+	"shunt/lab"
 )
 
 // without takes a flag and its value out of arguments.

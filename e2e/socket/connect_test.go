@@ -12,8 +12,8 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 
-	"shunt/e2e/lab"
 	"shunt/e2e/rig"
+	"shunt/lab"
 )
 
 // TestConnect asks every kind of frontend in every way, from a pod and from the

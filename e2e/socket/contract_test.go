@@ -11,8 +11,8 @@ import (
 	"time"
 
 	"shunt/e2e/contract"
-	"shunt/e2e/lab"
 	"shunt/e2e/rig"
+	"shunt/lab"
 )
 
 // TestContract goes through the whole table of e2e/contract with real sockets and

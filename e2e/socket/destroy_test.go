@@ -4,8 +4,8 @@ import (
 	"fmt"
 	"testing"
 
-	"shunt/e2e/lab"
 	"shunt/e2e/rig"
+	"shunt/lab"
 )
 
 // TestDestroyTCP: TCP connections to an endpoint that is gone end only where that

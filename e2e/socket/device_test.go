@@ -10,8 +10,8 @@ import (
 	"strings"
 	"testing"
 
-	"shunt/e2e/lab"
 	"shunt/e2e/rig"
+	"shunt/lab"
 )
 
 // packetsJSON is what `shunt status -o json` says of the packet path.

@@ -9,8 +9,8 @@ import (
 	"testing"
 	"time"
 
-	"shunt/e2e/lab"
 	"shunt/e2e/rig"
+	"shunt/lab"
 )
 
 // udpWays are the kinds of unconnected UDP sockets.

@@ -5,8 +5,8 @@ import (
 	"strings"
 	"testing"
 
-	"shunt/e2e/lab"
 	"shunt/e2e/rig"
+	"shunt/lab"
 )
 
 // TestHostNetworkEndpoints: an endpoint may have the address of a node, this one or

@@ -3,8 +3,8 @@ package socket_test
 import (
 	"testing"
 
-	"shunt/e2e/lab"
 	"shunt/e2e/rig"
+	"shunt/lab"
 )
 
 // TestKubeadmFile: a daemon with the file that kubeadm writes for kube-proxy serves,

@@ -6,8 +6,8 @@ import (
 	"syscall"
 	"testing"
 
-	"shunt/e2e/lab"
 	"shunt/e2e/rig"
+	"shunt/lab"
 	"shunt/maps"
 )
 

@@ -6,8 +6,8 @@ import (
 	"syscall"
 	"testing"
 
-	"shunt/e2e/lab"
 	"shunt/e2e/rig"
+	"shunt/lab"
 )
 
 // TestRefuse asks in every way for what nobody serves, and wants to hear of it at

@@ -12,8 +12,8 @@ import (
 	"go.uber.org/zap/zaptest"
 
 	"shunt/bpf"
-	"shunt/e2e/lab"
 	"shunt/e2e/rig"
+	"shunt/lab"
 	"shunt/lb"
 	"shunt/maps"
 )

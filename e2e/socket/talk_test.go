@@ -8,8 +8,8 @@ import (
 	"testing"
 	"time"
 
-	"shunt/e2e/lab"
 	"shunt/e2e/rig"
+	"shunt/lab"
 )
 
 // talker is one UDP (or TCP) socket in a pod that speaks to the lab's servers and

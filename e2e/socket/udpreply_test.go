@@ -4,8 +4,8 @@ import (
 	"net/netip"
 	"testing"
 
-	"shunt/e2e/lab"
 	"shunt/e2e/rig"
+	"shunt/lab"
 )
 
 // TestUDPReplies: servers reply from the pod's address, whether they are bound to

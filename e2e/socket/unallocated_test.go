@@ -10,8 +10,8 @@ import (
 	"testing"
 	"time"
 
-	"shunt/e2e/lab"
 	"shunt/e2e/rig"
+	"shunt/lab"
 )
 
 // TestUnallocated: an address of a service CIDR that no service has is refused, and

@@ -13,12 +13,12 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes"
 
+	"shunt/bench"
+	"shunt/bench/benchtest"
 	"shunt/bpf"
 	"shunt/cmd"
-	"shunt/e2e/bench"
-	"shunt/e2e/bench/benchtest"
 	"shunt/e2e/kube"
-	"shunt/e2e/lab"
+	"shunt/lab"
 )
 
 // TestMain lets the test binary be shunt itself, and the agent of a lab's pod.

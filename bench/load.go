@@ -8,7 +8,7 @@ import (
 	"slices"
 	"time"
 
-	"shunt/e2e/lab"
+	"shunt/lab"
 )
 
 // Limits of a load.

@@ -15,7 +15,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"shunt/e2e/lab"
+	"shunt/lab"
 )
 
 func TestMain(m *testing.M) {

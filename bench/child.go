@@ -15,7 +15,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"shunt/bpf"
-	"shunt/e2e/lab"
+	"shunt/lab"
 	"shunt/lb"
 	"shunt/maps"
 )

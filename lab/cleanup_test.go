@@ -14,7 +14,7 @@ import (
 	"testing"
 	"time"
 
-	"shunt/e2e/lab"
+	"shunt/lab"
 )
 
 // victimEnv makes the test binary a process that owns a lab and waits for its

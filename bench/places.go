@@ -9,7 +9,7 @@ import (
 	"path/filepath"
 	"slices"
 
-	"shunt/e2e/lab"
+	"shunt/lab"
 )
 
 // place is a node with a contender on it.

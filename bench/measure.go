@@ -6,7 +6,7 @@ import (
 	"fmt"
 	"net/netip"
 
-	"shunt/e2e/lab"
+	"shunt/lab"
 )
 
 // target is what one client asks in every round.

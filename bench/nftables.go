@@ -4,7 +4,7 @@ import (
 	"fmt"
 	"strings"
 
-	"shunt/e2e/lab"
+	"shunt/lab"
 )
 
 // nftablesHead is the table with no service in it.

@@ -4,7 +4,7 @@ import (
 	"fmt"
 	"net/netip"
 
-	"shunt/e2e/lab"
+	"shunt/lab"
 	"shunt/lb"
 )
 

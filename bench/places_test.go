@@ -10,7 +10,7 @@ import (
 	"strings"
 	"testing"
 
-	"shunt/e2e/lab"
+	"shunt/lab"
 )
 
 // TestRelay: a node's process reaches what the relay leads to, and nothing after

@@ -13,7 +13,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"shunt/e2e/lab"
+	"shunt/lab"
 )
 
 // Machine is where a run was.

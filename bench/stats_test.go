@@ -8,7 +8,7 @@ import (
 	"testing"
 	"time"
 
-	"shunt/e2e/lab"
+	"shunt/lab"
 )
 
 // slowQuantile is the definition: the smallest value that at least a part q of

@@ -7,7 +7,7 @@ import (
 	"testing"
 	"time"
 
-	"shunt/e2e/lab"
+	"shunt/lab"
 )
 
 func TestHammer(t *testing.T) {

@@ -9,7 +9,7 @@ import (
 	"strings"
 	"testing"
 
-	"shunt/e2e/bench"
+	"shunt/bench"
 )
 
 // Check fails the test where something of the report is missing or wrong.

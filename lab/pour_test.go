@@ -7,7 +7,7 @@ import (
 	"testing"
 	"time"
 
-	"shunt/e2e/lab"
+	"shunt/lab"
 )
 
 // TestKeep: one connection carries all exchanges of a thread.

@@ -10,7 +10,7 @@ import (
 	"path/filepath"
 	"strings"
 
-	"shunt/e2e/lab"
+	"shunt/lab"
 )
 
 // Names of contenders, in the order of the report. Those in the second half

@@ -10,7 +10,7 @@ import (
 	"runtime/debug"
 	"time"
 
-	"shunt/e2e/lab"
+	"shunt/lab"
 	"shunt/maps"
 )
 

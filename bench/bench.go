@@ -9,7 +9,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"shunt/e2e/lab"
+	"shunt/lab"
 )
 
 // Options of Run; the zero value of a field means its default.

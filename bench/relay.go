@@ -9,7 +9,7 @@ import (
 	"sync"
 	"time"
 
-	"shunt/e2e/lab"
+	"shunt/lab"
 )
 
 // relay lets the processes of a node reach the API server, which the node's

@@ -11,7 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"shunt/e2e/lab"
+	"shunt/lab"
 )
 
 // pin lets every thread of the pods' processes run on these CPUs only. Where a

@@ -5,7 +5,7 @@ import (
 	"testing"
 	"time"
 
-	"shunt/e2e/lab"
+	"shunt/lab"
 )
 
 // TestHold: connections stay, are asked again, share source ports, and one that is

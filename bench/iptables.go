@@ -6,7 +6,7 @@ import (
 	"fmt"
 	"strings"
 
-	"shunt/e2e/lab"
+	"shunt/lab"
 )
 
 // chainHash names the chains of a service or endpoint.

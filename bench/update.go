@@ -7,7 +7,7 @@ import (
 	"net/netip"
 	"time"
 
-	"shunt/e2e/lab"
+	"shunt/lab"
 )
 
 // Limits of one update.
