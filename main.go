@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Command shunt is a kube-proxy replacement and nothing else: see README.md.
 package main
 

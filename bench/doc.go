@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Package bench owns the measuring: what a connection and a change cost beside
 // what they cost without shunt, always in one run, interleaved, as ratios. It
 // never asserts a time, and changes nothing outside the lab that it makes.

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package cmd
 
 // field is a field of KubeProxyConfiguration, what kube-proxy's flag for it is

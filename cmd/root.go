@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Package cmd owns the command line: one file a command, flags into a checked
 // configuration, and the wiring of the other packages. It decides nothing about
 // traffic. Start reading at Main, then run.go.

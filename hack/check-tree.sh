@@ -29,6 +29,11 @@ while read -r f; do
 	[ "$lines" -le "$max_lines" ] || offend "$f: $lines lines, more than $max_lines: split it by concern"
 done < <(files '*.go')
 
+while read -r f; do
+	head -n 5 "$f" | grep -qE '^// (SPDX-License-Identifier: |Code generated .* DO NOT EDIT\.$)' ||
+		offend "$f: no SPDX-License-Identifier in its first lines (NOTICE says which)"
+done < <(files '*.go' '*.c' '*.h')
+
 # Everything that is text, but for this file, which has to name what it looks for.
 mapfile -t text < <(files | grep -vE '^(hack/check-tree\.sh|(.*/)?go\.sum)$')
 

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Package health owns what others ask of a running shunt over HTTP: healthz and
 // livez, the healthCheckNodePort of services, and the metrics. It reads what
 // package lb and package maps report and never changes what they hold; it never

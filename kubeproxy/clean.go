@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Package kubeproxy owns what a kube-proxy leaves on a node: it recognises rules,
 // tables, devices and running kube-proxies, and removes what they left. It never
 // touches anybody else's rules, and keeps those of kube-proxy's that somebody else's

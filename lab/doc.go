@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Package lab makes nodes and pods out of network namespaces and cgroups, with
 // real processes and real sockets in them, for tests, `shunt demo` and `shunt
 // bench`. It owns everything it makes and removes it; it never touches the

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package lb
 
 // Service CIDRs: addresses in them that no service has are refused. A service that is

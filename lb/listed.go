@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package lb
 
 // Endpoints that a service's slices list under the name of another port. When the name of a

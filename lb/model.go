@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Package lb owns the model of Services and endpoints, the policy that says
 // which endpoints this node uses, the plan of entries the eBPF maps must hold,
 // and the one loop that reconciles the maps with it. It never talks to a

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package lb
 
 // A second reading of the contract's §2, slow and by other means: endpoints are

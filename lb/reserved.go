@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package lb
 
 // Addresses and ports that no Service may take from this daemon, whoever asks: those

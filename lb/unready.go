@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package lb
 
 // Endpoints that are listed and neither ready nor serving. No client is sent there, but

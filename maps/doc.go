@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Package maps owns the eBPF maps as typed Go: it opens, sizes, pins, adopts
 // and dumps them, and ships an in-memory fake and a fault-injecting one that
 // are held to the same results. It never decides what a map should hold (that

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 package maps
 
 // The C types and map declarations of ../bpf/include are the only ones; this

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Package benchtest checks the report of a benchmark that has just been run: that
 // all of it is there, and that its numbers follow from its samples. It knows the
 // report and not how it is made; tests that run a benchmark call Check.

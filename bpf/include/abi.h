@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
 /* abi.h: the types that maps share with user space.
  *
  * Byte order: an address or a port is in network order, everything else in the

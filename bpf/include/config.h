@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
 /* config.h: constants that the loader sets before the verifier sees a program,
  * which then drops the branches that can't be taken. */
 #pragma once

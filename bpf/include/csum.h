@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
 /* csum.h: the Internet checksum (RFC 1071), by difference (RFC 1624). Sums are
  * unfolded, fields are as they stand in packets. */
 #pragma once

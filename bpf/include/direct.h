@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
 /* direct.h: notes of what goes to a backend's own address without a service. Most clients in
  * a cluster speak to backends so, as their own node has translated the socket. The same
  * client may use the same port for a service by packets: then two connections would be one

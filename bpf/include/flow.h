@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
 /* flow.h: which flow a packet is of. Knows the maps of flows and what packets say;
  * changes no packet.
  *

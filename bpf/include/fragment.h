@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
 /* fragment.h: the ports of datagrams in pieces. Only the first piece has them, and
  * the others are known by the datagram's id (RFC 791, RFC 8200 4.5). Both hooks see
  * pieces: before the stack has put them together, and after it has taken them apart

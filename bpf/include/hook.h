@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
 /* hook.h: how a program ends: with a reason, which it counts. */
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
 /* icmp.h: ICMP errors, and the packets that they quote. A sender must find its own
  * packet in them, by the ends that it gave it. Knows packets; knows no flows.
  *

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
 /* lb.h: which backend answers. Knows services, slots, backends and affinity;
  * knows no packet and no hook's context.
  *

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
 /* maps.h: the maps. One declaration each, shared by every compilation unit; the
  * sizes here are the defaults of the flags of `shunt run`. */
 #pragma once

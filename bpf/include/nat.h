@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
 /* nat.h: changes a packet's ends. Knows packets; knows neither flows nor services.
  *
  * Checksums are changed by difference. Whether a field holds one, or only the pseudo

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
 /* ownport.h: UDP of the node's own processes from a port that is a node port's number, so
  * that an answer to it is not taken for a client's datagram to the service. That a process
  * has the port is known from what it sends; what arrives only keeps an entry fresh that is

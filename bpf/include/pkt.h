@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
 /* pkt.h: what a packet says of itself. Knows headers; knows neither flows nor
  * services, and changes nothing.
  *

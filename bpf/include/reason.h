@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
 /* reason.h: why a program ended. Every run of every program ends by exactly one
  * of these, counted in `counters` (hook.h); lower-cased and without the prefix it
  * is the metric's label and the command line's word. New ones go to the end: the

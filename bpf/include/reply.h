@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
 /* reply.h: turns a packet that nobody serves into the answer that says so, and
  * sends it back by the device that it came from. Knows packets; knows no flows.
  *

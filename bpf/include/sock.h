@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
 /* sock.h: what a socket was told and what it really speaks to. Knows socket
  * storage; knows neither services nor how a hook spells an address. */
 #pragma once

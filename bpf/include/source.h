@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
 /* source.h: what a backend of another node sees for its client: an address of this
  * node, the one that the kernel itself would have chosen for that route, and a port
  * that no other flow to that backend has. */

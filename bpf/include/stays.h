@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
 /* stays.h: whether a flow of which the ids are out of date can keep its endpoint. An address can
  * go to another service, and an endpoint get another record, while the endpoint serves all the
  * time. Knows services, slots and backends; knows no flow. */

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
 /* summed.h: how far a packet's checksum is computed. The kernel keeps that beside the
  * packet, where __sk_buff does not show it; helpers that change a checksum look there. */
 #pragma once

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
 /* timeout.h: how long a flow is remembered after its last packet, by what its two
  * sides have said. The same for the programs and for the sweep (expire.c). */
 #pragma once

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
 /* track.h: keeps the entries of flows. Knows nothing of how packets are changed.
  *
  * A flow's entries are written in this order: what the stack sees (it decides

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Package bench_test measures parts: a hook, a packet's programs, a first sync, a change.
 // It prints figures and asserts no time. `shunt bench` is package bench.
 package bench_test

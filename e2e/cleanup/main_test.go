@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Package cleanup_test tests `shunt cleanup --kube-proxy` on what a real kube-proxy
 // writes: every mode that this kernel has, beside other people's rules and live
 // connections. It owns nothing but its tests. Start reading at kubeproxy_test.go.

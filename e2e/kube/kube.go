@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Package kube owns a real Kubernetes control plane for a test: etcd and
 // kube-apiserver as child processes, with keys, rights and addresses of their own.
 // It never stands in for either of them and knows nothing of shunt itself.

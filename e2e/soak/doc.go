@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Package soak has one daemon live through random faults under traffic of all kinds,
 // and looks at what is lost and at what is left. A failure is explained if the fault that
 // was there says so, for as long as it says; every other one fails the test. The faults

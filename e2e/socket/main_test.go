@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Package socket_test tests the whole socket path: the real daemon, on nodes and
 // pods of package lab, asked by real sockets. It owns nothing but its tests. Start
 // reading at cluster_test.go, then connect_test.go; what each test shows is named

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Command withapi runs a command beside a real API server that is there for it
 // alone: etcd and kube-apiserver, built where they are missing, ended with the
 // command. `{kubeconfig}` in the arguments is a file that leads to it, with an

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Package mapstest gives tests real maps, and a bpf file system of their own
 // to pin them in. It holds nothing that outlives the test process. Only tests
 // import it.
