@@ -62,7 +62,7 @@ while read -r page; do
 		[ -n "$path" ] || to=$page
 		if [ ! -e "$to" ]; then
 			offend "$page: a link to $path, which is not there"
-		elif [ -n "$section" ] && ! grep -qxE "#+ $section" "$to"; then
+		elif [ -n "$section" ] && ! sed -nE 's/^#+ //p' "$to" | grep -qxF "$section"; then
 			offend "$page: $path has no section \"$section\""
 		elif [ -n "$anchor" ] && ! sed -nE 's/^#+ //p' "$to" | tr 'A-Z ' 'a-z-' | grep -qx "$anchor"; then
 			offend "$page: $to has no section for #$anchor"
