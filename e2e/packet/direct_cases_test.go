@@ -107,10 +107,10 @@ var directCases = []packetCase{
 		c.load()
 		c.direct(c.local)
 		for range 2 {
-			c.rig.age(timeouts.UDPEstablished - time.Second)
+			c.rig.age(timeouts.UDPEstablished - slack)
 			c.arrives(c.continues(c.client, c.local)).passes("no_frontend")
 		}
-		c.rig.age(timeouts.UDPEstablished - time.Second)
+		c.rig.age(timeouts.UDPEstablished - slack)
 		c.arrives(c.opens(c.client, c.external)).becomes(c.opens(c.beside(), c.local), "translated")
 		c.rig.clear()
 		c.direct(c.local)

@@ -194,12 +194,12 @@ var flowCases = []packetCase{
 			c.backendSays(syn|ack, c.external, c.local)
 			c.clientSays(ack, c.external, c.local, "flow_kept")
 			// It is established, for as long as any: nothing of the first one's end is left.
-			c.rig.age(timeouts.TCPEstablished - time.Second)
+			c.rig.age(timeouts.TCPEstablished - slack)
 			c.clientSays(syn, c.external, c.local, "flow_kept")
 			c.clientSays(ack, c.external, c.local, "flow_kept")
 			// And one that is half closed is not one that is closed.
 			c.clientSays(fin|ack, c.external, c.local, "flow_kept")
-			c.rig.age(timeouts.TCPCloseWait - time.Second)
+			c.rig.age(timeouts.TCPCloseWait - slack)
 			c.clientSays(syn, c.external, c.local, "flow_kept")
 		}
 	}},
@@ -210,7 +210,7 @@ var flowCases = []packetCase{
 		c.backendSays(fin|ack, c.external, c.local)
 		c.clientSays(syn, c.external, c.local, "flow_kept")
 		c.backendSays(syn|ack, c.external, c.local)
-		c.rig.age(timeouts.TCPNew - time.Second)
+		c.rig.age(timeouts.TCPNew - slack)
 		c.clientSays(syn, c.external, c.local, "flow_kept")
 		c.rig.age(timeouts.TCPNew + time.Second)
 		c.clientSays(syn, c.external, c.local, "translated")
@@ -267,7 +267,7 @@ var flowCases = []packetCase{
 		c.leaves(udp(c.node, c.other, "question")).passes("egress_passed")
 		c.arrives(udp(c.other, c.node, "an answer")).passes("own_flow")
 		c.arrives(udp(c.client, c.node, "an answer")).becomes(udp(c.client, c.local, "an answer"), "translated")
-		c.rig.age(timeouts.UDPNew - time.Second)
+		c.rig.age(timeouts.UDPNew - slack)
 		c.arrives(udp(c.other, c.node, "an answer")).passes("own_flow")
 		c.rig.age(2 * time.Second)
 		c.arrives(udp(c.other, c.node, "an answer")).becomes(udp(c.other, c.local, "an answer"), "translated")

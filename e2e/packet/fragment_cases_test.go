@@ -85,7 +85,7 @@ var fragmentCases = []packetCase{
 		c.load()
 		p, want := c.pieces(c.client, c.external), c.pieces(c.client, c.local)
 		c.arrives(p[0]).becomes(want[0], "translated")
-		c.rig.age(pieceAge - time.Second)
+		c.rig.age(pieceAge - slack)
 		c.arrives(p[0]).becomes(want[0], "translated") // the flow's time is shorter
 		c.arrives(p[1]).becomes(want[1], "flow_kept")
 		c.rig.age(pieceAge + time.Second)

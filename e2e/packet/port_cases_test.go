@@ -202,7 +202,7 @@ var portCases = []packetCase{
 		}
 		c.arrives(c.continues(c.remote, second)).becomes(c.continues(c.remote, source), "source_restored")
 		// Its ports are another's when it is over, and its next connection is displaced anew.
-		c.rig.age(timeouts.UDPEstablished - time.Second)
+		c.rig.age(timeouts.UDPEstablished - slack)
 		c.arrives(c.continues(c.remote, c.source())).becomes(c.continues(c.remote, c.client), "source_restored")
 		if c.proto == protoTCP {
 			c.arrives(tcp(c.remote, second, rst)).becomes(tcp(c.remote, source, rst), "source_restored")

@@ -36,7 +36,7 @@ var stateCases = []packetCase{
 		timeout := map[uint8]time.Duration{protoTCP: timeouts.TCPNew, protoUDP: timeouts.UDPNew}[c.proto]
 		first := c.opens(c.client, c.external)
 		c.arrives(first).becomes(c.opens(c.client, c.local), "translated")
-		c.rig.age(timeout - time.Second)
+		c.rig.age(timeout - slack)
 		c.arrives(first).becomes(c.opens(c.client, c.local), "flow_kept")
 		c.rig.age(timeout + time.Second)
 		c.arrives(first).becomes(c.opens(c.client, c.local), "translated")
@@ -46,7 +46,7 @@ var stateCases = []packetCase{
 		c.load()
 		timeout := map[uint8]time.Duration{protoTCP: timeouts.TCPEstablished, protoUDP: timeouts.UDPEstablished}[c.proto]
 		c.open(c.client, c.external, c.local)
-		c.rig.age(timeout - time.Second)
+		c.rig.age(timeout - slack)
 		c.arrives(c.opens(c.client, c.external)).becomes(c.opens(c.client, c.local), "flow_kept")
 		c.rig.age(timeout + time.Second)
 		c.arrives(c.opens(c.client, c.external)).becomes(c.opens(c.client, c.local), "translated")
@@ -62,7 +62,7 @@ var stateCases = []packetCase{
 				if established {
 					c.arrives(c.continues(c.client, c.external)).becomes(c.continues(c.client, b), "flow_kept")
 				}
-				c.rig.age(c.lifetime(established) - time.Second)
+				c.rig.age(c.lifetime(established) - slack)
 				c.leaves(c.continues(b, c.client)).becomes(c.continues(c.external, c.client), "reply_restored")
 				c.rig.age(c.lifetime(established) + time.Second)
 				c.leaves(c.continues(b, c.client)).passes("egress_passed")
@@ -79,7 +79,7 @@ var stateCases = []packetCase{
 		c.load()
 		c.open(c.client, c.external, c.local)
 		c.clientSays(fin|ack, c.external, c.local, "flow_kept")
-		c.rig.age(timeouts.TCPCloseWait - time.Second)
+		c.rig.age(timeouts.TCPCloseWait - slack)
 		c.clientSays(syn, c.external, c.local, "flow_kept")
 		c.rig.age(timeouts.TCPCloseWait + time.Second)
 		c.arrives(tcp(c.client, c.external, ack)).passes("no_flow")
