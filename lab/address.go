@@ -10,11 +10,11 @@ import (
 	"github.com/vishvananda/netlink"
 )
 
-// AddAddr gives a pod one more address, which the node sends its way: one server
-// can so be many endpoints. The address must be of the node's pod range, and
-// nobody's else; the ones at its end are those of the last pods. Or it is of
-// SharedCIDR4: then other nodes may have it too, and the same services serve on
-// each of them.
+// AddAddr adds an address to a pod and routes it on the node to that pod, so that one
+// server can be many endpoints. The address must be in the node's pod range and unused (the
+// last addresses of the range are those of the last pods), or in SharedCIDR4. Pods of
+// several nodes may have the same address of SharedCIDR4: then the same services work on
+// each of these nodes.
 func (p *Pod) AddAddr(addr netip.Addr) {
 	p.lab.t.Helper()
 	if p.lab.Err() != nil {
@@ -34,13 +34,14 @@ func (p *Pod) addAddr(addr netip.Addr) error {
 		return fmt.Errorf("node %s has another range", p.node.name)
 	}
 	if err := p.space.addAddr("eth0", prefix); err != nil || p.lab.network.Bridge {
-		return err // on a bridge it is asked for
+		return err // on a bridge, ARP or neighbour discovery finds the pod
 	}
 	return p.node.space.route(prefix, netip.Addr{}, p.veth)
 }
 
-// BorrowAddr gives a pod an address that the node does not send its way, as the source of its
-// packets to another: what a process can do that may change the pod's own network.
+// BorrowAddr adds an address to a pod that the node does not route to it, and makes it the
+// source of the pod's packets to toward. A process that may change the pod's own network can
+// do the same.
 func (p *Pod) BorrowAddr(addr, toward netip.Addr) {
 	p.lab.t.Helper()
 	p.change(fmt.Sprintf("borrow the address %v for packets to %v", addr, toward), func() error {

@@ -31,7 +31,7 @@ func MaybeAgent() {
 	os.Exit(0)
 }
 
-// agent does, inside a pod, what a lab asks for.
+// agent runs a lab's requests inside a pod.
 type agent struct {
 	name string
 
@@ -85,7 +85,8 @@ var handlers = map[string]handler{
 	"flood":           handle((*agent).flood),
 }
 
-// serveAgent answers requests until in ends, which is when the lab is gone.
+// serveAgent answers requests until EOF on in, which means that the lab's process has
+// closed the pipe or ended.
 func serveAgent(name string, in io.Reader, out io.Writer) error {
 	a := &agent{
 		name:    name,
@@ -142,7 +143,7 @@ func (a *agent) answer(ctx context.Context, r request) {
 	}
 }
 
-// handle numbers are never used twice.
+// nextHandle returns a number that was never used as a handle before.
 func (a *agent) nextHandle() uint64 {
 	a.last++
 	return a.last

@@ -24,7 +24,7 @@ const (
 	udpSize   = 8
 )
 
-// floodTries is how often a packet is tried, on average, before the flood ends short.
+// floodTries bounds the flood: it ends early after floodTries send calls for each packet.
 const floodTries = 4
 
 func (a *agent) flood(ctx context.Context, args floodArgs) (int, error) {
@@ -39,7 +39,7 @@ func (a *agent) flood(ctx context.Context, args floodArgs) (int, error) {
 	if err != nil {
 		return 0, err
 	}
-	fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, 0) // hears nothing
+	fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, 0) // protocol 0: receives nothing
 	if err != nil {
 		return 0, failure("socket", err)
 	}
@@ -53,7 +53,7 @@ func (a *agent) flood(ctx context.Context, args floodArgs) (int, error) {
 		switch err := unix.Sendto(fd, f.bytes, 0, to); {
 		case err == nil:
 			sent++
-		case errors.Is(err, unix.ENOBUFS): // the device's queue is full, until the other end gets a CPU
+		case errors.Is(err, unix.ENOBUFS): // the device's queue is full until the receiver gets a CPU
 			time.Sleep(time.Millisecond)
 		case !errors.Is(err, unix.EINTR):
 			return sent, failure("sendto", err)
@@ -62,7 +62,7 @@ func (a *agent) flood(ctx context.Context, args floodArgs) (int, error) {
 	return sent, nil
 }
 
-// frame is one Ethernet frame of which the source varies.
+// frame is one Ethernet frame whose source address and port vary.
 type frame struct {
 	args  floodArgs
 	bytes []byte
@@ -100,7 +100,7 @@ func newFrame(args floodArgs) (*frame, error) {
 	return f, nil
 }
 
-// ipHeader gives the type of the frame and the IP header.
+// ipHeader returns the EtherType and the IP header.
 func (f *frame) ipHeader(payload int) []byte {
 	dst := f.args.Dst.Addr().AsSlice()
 	if f.six {
@@ -119,7 +119,7 @@ func (f *frame) ipHeader(payload int) []byte {
 	return h
 }
 
-// vary gives the frame another source and what follows from it.
+// vary writes a new random source into the frame and updates the checksums.
 func (f *frame) vary() {
 	ip := f.bytes[etherSize:f.l4]
 	src, dst := ip[12:16], ip[16:20]
@@ -143,12 +143,12 @@ func (f *frame) vary() {
 	clear(f.bytes[f.check : f.check+2])
 	check := fold(sum(src) + sum(dst) + uint32(f.proto) + uint32(len(l4)) + sum(l4))
 	if check == 0 {
-		check = 0xffff // 0 is for no checksum at all over UDP
+		check = 0xffff // over UDP, 0 means that there is no checksum
 	}
 	binary.BigEndian.PutUint16(f.bytes[f.check:], check)
 }
 
-// source writes an address of the prefix.
+// source writes a random address of the prefix args.From.
 func (f *frame) source(to []byte) {
 	var any [16]byte
 	binary.BigEndian.PutUint64(any[:], f.rand.Uint64())
@@ -161,7 +161,7 @@ func (f *frame) source(to []byte) {
 	}
 }
 
-// sum and fold are the Internet checksum (RFC 1071).
+// sum and fold compute the Internet checksum (RFC 1071).
 func sum(b []byte) (s uint32) {
 	for ; len(b) > 1; b = b[2:] {
 		s += uint32(b[0])<<8 | uint32(b[1])

@@ -21,8 +21,7 @@ import (
 // maxExchanges bounds one hammer, and so what it keeps in memory.
 const maxExchanges = 4 << 20
 
-// clock gives CLOCK_MONOTONIC by the runtime's own reading of it, which makes no
-// system call.
+// clock reads CLOCK_MONOTONIC through the runtime's clock, which makes no system call.
 type clock struct {
 	base   time.Time
 	offset int64 // of CLOCK_MONOTONIC at base
@@ -43,7 +42,7 @@ func newClock() clock {
 
 func (c clock) now() int64 { return c.offset + int64(time.Since(c.base)) }
 
-// asker makes exchanges from one thread and remembers them.
+// asker makes exchanges from one thread and records them.
 type asker struct {
 	*target
 	clock
@@ -58,8 +57,7 @@ func newAsker(t *target, c clock, room int) *asker {
 	return &asker{target: t, clock: c, buf: make([]byte, 1024), samples: make([]sample, 0, room), index: map[string]int32{}}
 }
 
-// ask makes one exchange. Between the readings of the clock are system calls
-// and nothing else.
+// ask makes one exchange. Only system calls happen between its readings of the clock.
 func (a *asker) ask() {
 	fd, op, err := a.open()
 	m := sample{Server: -1, Start: a.now()}
@@ -82,13 +80,13 @@ func (a *asker) ask() {
 	a.record(m, op, n, err)
 }
 
-// again is ask for a loop that goes on after failures.
+// again calls ask and returns true: a loop goes on after failures.
 func (a *asker) again() bool {
 	a.ask()
 	return true
 }
 
-// askOn makes one exchange on a connection that is there.
+// askOn makes one exchange on an open connection.
 func (a *asker) askOn(fd int) bool {
 	m := sample{Server: -1, Start: a.now()}
 	m.Connected = m.Start
@@ -103,7 +101,7 @@ func (a *asker) askOn(fd int) bool {
 	return err == nil
 }
 
-// record notes what came of an exchange, and who answered it.
+// record records the result of an exchange and the server that answered.
 func (a *asker) record(m sample, op string, n int, err error) {
 	if err == nil {
 		m.Server, err = a.who(a.buf[:n])
@@ -121,7 +119,7 @@ func (a *asker) record(m sample, op string, n int, err error) {
 	a.samples = append(a.samples, m)
 }
 
-// keep opens a connection for askOn. That it can't is noted as an exchange.
+// keep opens a connection for askOn. It records a failure as an exchange.
 func (a *asker) keep() (fd int, ok bool) {
 	fd, op, err := a.open()
 	if err == nil {
@@ -137,7 +135,7 @@ func (a *asker) keep() (fd int, ok bool) {
 	return -1, false
 }
 
-// who gives the index of the server's name in an answer.
+// who returns the index of the server's name in an answer.
 func (a *asker) who(line []byte) (int32, error) {
 	words, ok := parseAnswer(line)
 	if !ok || !bytes.Equal(words[0], a.token) {
@@ -204,7 +202,7 @@ func (a *agent) hammer(ctx context.Context, args hammerArgs) (*summaryReply, err
 	return summarize(askers, time.Since(start), o.Records), nil
 }
 
-// pace waits for the moment of the nth exchange; false: ctx has ended.
+// pace waits until the nth exchange is due. It returns false if ctx ended first.
 func pace(ctx context.Context, start time.Time, n int64, rate float64) bool {
 	if rate <= 0 {
 		return true
@@ -290,7 +288,7 @@ func summarize(askers []*asker, elapsed time.Duration, records bool) *summaryRep
 			m.Server += offset
 		}
 		if records {
-			// Cannot fail: a slice of a type of fixed size.
+			// It cannot fail: the elements have a fixed size.
 			r.Records, _ = binary.Append(r.Records, binary.LittleEndian, a.samples)
 		}
 	}
@@ -298,7 +296,7 @@ func summarize(askers []*asker, elapsed time.Duration, records bool) *summaryRep
 	return r
 }
 
-// distribution sorts its samples.
+// distribution computes a Latency. It sorts d in place.
 func distribution(d []time.Duration) (l Latency) {
 	if len(d) == 0 {
 		return l

@@ -16,8 +16,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// maxHeld bounds what one agent keeps open. A process may have 20,000 files or fewer
-// where it is not allowed to raise that.
+// maxHeld bounds the connections that one agent keeps open. A process that may not raise
+// its limit of open files may have 20,000 or fewer.
 const maxHeld = 100_000
 
 // held is the agent's end of a Held.
@@ -27,18 +27,18 @@ type held struct {
 	conns   []heldConn
 }
 
-// heldConn is one connection; fd is -1 once it has failed.
+// heldConn is one connection. fd is -1 after it has failed.
 type heldConn struct {
 	*target
 	fd     int
-	name   string // in tokens
+	name   string // the first part of its tokens
 	asked  int
 	tries  int
 	server string
-	seen   string // whom the server saw at first
+	seen   string // the client address that the server saw first
 }
 
-// tally is what one thread saw.
+// tally is what one thread counted.
 type tally struct {
 	HeldSummary
 	buf []byte
@@ -69,7 +69,7 @@ func (a *agent) hold(_ context.Context, args holdArgs) (holdReply, error) {
 	if h.threads <= 0 {
 		h.threads = 4
 	}
-	// By number first: connections of one source port are made one after the other.
+	// Ordered by source port: connections that share a port are made one after the other.
 	for i := range o.Count {
 		for j, dst := range args.Dsts {
 			opts := RequestOptions{Timeout: o.Timeout}
@@ -101,7 +101,7 @@ func (a *agent) hold(_ context.Context, args holdArgs) (holdReply, error) {
 	return holdReply{n, first}, nil
 }
 
-// begin connects.
+// begin opens and connects the socket. On failure, op is the call that failed.
 func (c *heldConn) begin() (op string, err error) {
 	fd, op, err := c.open()
 	if err != nil {
@@ -115,7 +115,8 @@ func (c *heldConn) begin() (op string, err error) {
 	return "", nil
 }
 
-// each does one thing with every connection, from several threads.
+// each calls do for every connection, from several threads, and returns the sum of their
+// tallies.
 func (h *held) each(do func(*heldConn, *tally)) HeldSummary {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -159,7 +160,7 @@ func (s *HeldSummary) add(t *HeldSummary) {
 	}
 }
 
-// ask asks once. A connection that fails is closed.
+// ask makes one exchange. It closes a connection that fails.
 func (c *heldConn) ask(t *tally) {
 	if c.fd < 0 {
 		return
@@ -188,8 +189,8 @@ func (c *heldConn) exchange(token string, t *tally) (op string, err error) {
 	return "recv", c.answered(token, t)
 }
 
-// answered waits for the answer to token. Over UDP one to an earlier question of
-// this socket, which had been given up, is passed over.
+// answered waits for the answer to token. Over UDP it skips answers to earlier requests of
+// this socket that timed out.
 func (c *heldConn) answered(token string, t *tally) error {
 	for {
 		n, err := c.receive(c.fd, t.buf)
@@ -244,7 +245,7 @@ func (a *agent) holdClose(_ context.Context, args heldCloseArgs) (none, error) {
 			return
 		}
 		if args.Reset && c.kind == unix.SOCK_STREAM {
-			// If it fails, the close is an ordinary one.
+			// If this fails, close sends a FIN instead of a RST.
 			_ = unix.SetsockoptLinger(c.fd, unix.SOL_SOCKET, unix.SO_LINGER, &abortOnClose)
 		}
 		unix.Close(c.fd)

@@ -15,10 +15,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// awaitPause is between two tries that failed.
+// awaitPause is the pause after a failed try.
 const awaitPause = time.Millisecond
 
-// pour writes until the time is over, then waits for the server to have read all.
+// pour writes for args.Duration, then waits until the server has read everything.
 func (a *agent) pour(ctx context.Context, args pourArgs) (Poured, error) {
 	if args.Duration <= 0 || args.Duration > time.Minute || args.Streams < 1 || args.Streams > 1024 {
 		return Poured{}, fmt.Errorf("%d streams for %v: 1 to 1024 for up to a minute are possible", args.Streams, args.Duration)
@@ -48,10 +48,10 @@ func (a *agent) pour(ctx context.Context, args pourArgs) (Poured, error) {
 	return Poured{Bytes: total.Load(), Elapsed: time.Since(start)}, errors.Join(errs...)
 }
 
-// pourByte is what a stream consists of. No line begins with it.
+// pourByte fills a stream. No request begins with it.
 const pourByte = 0
 
-// pour makes one stream, and gives the bytes that the server has read.
+// pour sends one stream and returns the number of bytes that the server has read.
 func (t *target) pour(stop *atomic.Bool) (sent int64, err error) {
 	fd, op, err := t.open()
 	if err != nil {

@@ -14,33 +14,33 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// maxLine bounds a request, and so what a server keeps of a connection.
+// maxLine bounds a request, and the bytes that a server buffers of a connection.
 const maxLine = 64 << 10
 
-// server serves one socket from one thread: an epoll loop of plain system
-// calls, so that what a client measures is little else than the network.
+// server serves one socket from one thread, with an epoll loop of plain system calls: a
+// client measures little but the network.
 type server struct {
 	name   string
 	kind   int // SOCK_STREAM or SOCK_DGRAM
 	fd     int
 	epoll  int
-	wakeup int // an eventfd: stop
+	wakeup int // an eventfd that stops run
 	addr   netip.AddrPort
 	conns  map[int]*conn
-	moving sync.Map // descriptors of connections that were handed over
+	moving sync.Map // descriptors of connections that handOver passed on
 	buf    []byte
 	line   []byte // the answer being written
 	count  atomic.Uint64
-	bulk   sync.WaitGroup // connections that were handed over
+	bulk   sync.WaitGroup // goroutines of connections that handOver passed on
 	closed atomic.Bool
 	done   chan struct{}
 }
 
-// conn is an accepted connection; both ends are written down as text once.
+// conn is an accepted connection. Its addresses are formatted once.
 type conn struct {
 	client, own string
-	partial     []byte // of a line
-	discard     bool   // it is one of Pour
+	partial     []byte // a line that has not arrived in full
+	discard     bool   // true for a connection of Pour
 }
 
 func (a *agent) serve(_ context.Context, args serveArgs) (serveReply, error) {
@@ -87,8 +87,8 @@ func (a *agent) serveStop(_ context.Context, args handleArgs) (none, error) {
 	return none{}, nil
 }
 
-// listen opens the socket. tcp and udp without an address are one IPv6 socket
-// for both families, as most servers have it.
+// listen opens the socket. For tcp and udp without an address it is one IPv6 socket for
+// both families, as most servers use.
 func (s *server) listen(args serveArgs) error {
 	domain, kind, err := socketKind(args.Network, args.Addr.Addr())
 	if err != nil {
@@ -143,7 +143,8 @@ func (s *server) prepare(domain int, args serveArgs) error {
 	return failureOrNil("epoll_ctl", s.watch(s.wakeup))
 }
 
-// failureOrNil is failure for where an interface is returned.
+// failureOrNil is failure for callers that return the interface error: it never returns a
+// typed nil.
 func failureOrNil(op string, err error) error {
 	if err == nil {
 		return nil
@@ -154,7 +155,7 @@ func failureOrNil(op string, err error) error {
 func (s *server) setOptions(domain int, oneFamily bool) error {
 	set := func(level, opt, value int) error { return unix.SetsockoptInt(s.fd, level, opt, value) }
 	if s.kind == unix.SOCK_STREAM {
-		// A restarted server must not wait for what the last one left.
+		// A restarted server must not wait for connections of the last one in TIME_WAIT.
 		if err := set(unix.SOL_SOCKET, unix.SO_REUSEADDR, 1); err != nil {
 			return err
 		}
@@ -182,7 +183,7 @@ func (s *server) watch(fd int) error {
 	return unix.EpollCtl(s.epoll, unix.EPOLL_CTL_ADD, fd, &unix.EpollEvent{Events: unix.EPOLLIN, Fd: int32(fd)})
 }
 
-// run ends when the server is stopped.
+// run serves until the server is stopped.
 func (s *server) run() {
 	defer close(s.done)
 	defer s.closeAll()
@@ -219,10 +220,10 @@ func (s *server) closeAll() {
 }
 
 func (s *server) accept() {
-	for range 64 { // then the others' turn
+	for range 64 { // then other descriptors are served
 		fd, sa, err := unix.Accept4(s.fd, unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK)
 		if err != nil {
-			return // none left, or the client gave up
+			return // no connection is waiting, or the client closed it
 		}
 		own, err := unix.Getsockname(fd)
 		if err == nil {
@@ -233,7 +234,7 @@ func (s *server) accept() {
 			continue
 		}
 		s.conns[fd] = &conn{client: unmap(fromSockaddr(sa)).String(), own: unmap(fromSockaddr(own)).String()}
-		s.converse(fd) // the request may be there already
+		s.converse(fd) // the request may have arrived already
 	}
 }
 
@@ -241,11 +242,11 @@ func (s *server) accept() {
 func (s *server) converse(fd int) {
 	c := s.conns[fd]
 	if c == nil {
-		return // hung up on since epoll told of it
+		return // closed or handed over since epoll_wait returned
 	}
 	n, err := unix.Read(fd, s.buf)
 	if err == unix.EAGAIN || err == unix.EINTR {
-		return // epoll tells again
+		return // epoll reports it again
 	}
 	if err != nil || n == 0 || len(c.partial)+n > maxLine {
 		s.hangUp(fd)
@@ -280,7 +281,7 @@ func (s *server) converse(fd int) {
 
 func (s *server) hangUp(fd int) {
 	delete(s.conns, fd)
-	unix.Close(fd) // leaves the epoll set, too
+	unix.Close(fd) // also removes it from the epoll set
 }
 
 func (s *server) answer(token []byte, client, own string) []byte {
@@ -306,7 +307,7 @@ func (s *server) datagrams() {
 		token := bytes.TrimSuffix(s.buf[:n], []byte{'\n'})
 		answer := s.answer(token, unmap(fromSockaddr(from)).String(), own.String())
 		s.count.Add(1)
-		// What cannot be sent is lost, as datagrams are.
+		// A datagram that cannot be sent is lost.
 		_, _ = unix.SendmsgN(s.fd, answer, control, from, 0)
 	}
 }

@@ -14,7 +14,7 @@ import (
 
 // socket is the agent's end of a Socket.
 type socket struct {
-	mu     sync.RWMutex // held for writing to close, so that no call meets another's descriptor
+	mu     sync.RWMutex // write-locked to close, so that no call uses a descriptor that was reused
 	fd     int
 	domain int
 	closed bool
@@ -122,7 +122,8 @@ func (s *socket) withAddr(args socketCallArgs) error {
 	return s.send(func() error { return unix.Sendto(s.fd, args.Data, 0, sa) })
 }
 
-// disconnect is connect(2) to a sockaddr of AF_UNSPEC, which package unix has no type for.
+// disconnect calls connect(2) with a sockaddr of AF_UNSPEC, for which package unix has no
+// type.
 func disconnect(fd int) error {
 	none := [unix.SizeofSockaddrInet4]byte{}
 	_, _, errno := unix.Syscall(unix.SYS_CONNECT, uintptr(fd), uintptr(unsafe.Pointer(&none[0])), uintptr(len(none)))

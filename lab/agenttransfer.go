@@ -21,16 +21,16 @@ import (
 )
 
 const (
-	// transferTimeout is how long nothing may move where no timeout is given.
+	// transferTimeout is how long a transfer may stall if no timeout is set.
 	transferTimeout = 20 * time.Second
-	// maxTransfer bounds one way of one transfer.
+	// maxTransfer bounds the bytes of one transfer in one direction.
 	maxTransfer = 8 << 30
 	blockSize   = 64 << 10
 )
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
-// order is a line that asks a server for bytes, or to take some.
+// order is a request line that asks a server to send bytes (give) or to receive them.
 type order struct {
 	give  bool
 	bytes int64
@@ -45,18 +45,18 @@ func parseOrder(line []byte) (o order, ok bool) {
 	return order{verb == "!give", n}, err == nil && n > 0 && n <= maxTransfer
 }
 
-// stream is a blocking socket, with what went through it.
+// stream is a blocking socket with a checksum and a count of the bytes it moved.
 type stream struct {
 	fd    int
-	ahead []byte // read already
+	ahead []byte // read already, together with the order
 	sum   uint32
 	moved *atomic.Int64
-	// pause is called before more is moved, at some place.
+	// pause is called once, when at bytes have moved and before more do.
 	pause func()
 	at    int64
 }
 
-// step gives how much to move at once: up to the place of the pause and not beyond.
+// step returns how many bytes to move at once: never beyond the point of the pause.
 func (s *stream) step(left int64) int64 {
 	n := min(left, blockSize)
 	if s.pause == nil {
@@ -102,7 +102,7 @@ func (s *stream) Write(p []byte) (n int, err error) {
 	return n, nil
 }
 
-// give sends bytes of which no two blocks are the same.
+// give sends bytes. No two blocks are the same.
 func (s *stream) give(bytes int64) error {
 	block := make([]byte, blockSize)
 	for i := range block {
@@ -139,7 +139,7 @@ func (s *stream) take(bytes int64) error {
 	return nil
 }
 
-// pathMTU is what the kernel has for the connection, 0 where it does not say.
+// pathMTU returns the kernel's path MTU for the connection, 0 if it reports none.
 func pathMTU(fd int) int {
 	info, err := unix.GetsockoptTCPInfo(fd, unix.IPPROTO_TCP, unix.TCP_INFO)
 	if err != nil {
@@ -148,11 +148,11 @@ func pathMTU(fd int) int {
 	return int(info.Pmtu)
 }
 
-// handOver gives a connection that moves bytes a goroutine of its own: the server's
-// thread goes on with the others.
+// handOver moves a connection that transfers bytes to a goroutine: the server's thread
+// continues with the other connections.
 func (s *server) handOver(fd int, c *conn, o order, ahead []byte) {
 	delete(s.conns, fd)
-	// Neither fails for a descriptor that is open and in the set.
+	// Neither call fails for a descriptor that is open and in the set.
 	_ = unix.EpollCtl(s.epoll, unix.EPOLL_CTL_DEL, fd, nil)
 	_ = unix.SetNonblock(fd, false)
 	s.moving.Store(fd, true)
@@ -166,13 +166,13 @@ func (s *server) handOver(fd int, c *conn, o order, ahead []byte) {
 		st := &stream{fd: fd, ahead: ahead, moved: &atomic.Int64{}}
 		for ok := true; ok; o, ok = st.nextOrder() {
 			if s.carryOut(st, c, o) != nil {
-				return // the client hears of it by the end of the connection
+				return // the client sees that the connection ends
 			}
 		}
 	})
 }
 
-// endBulk ends what connections that were handed over still do.
+// endBulk shuts down the connections that were handed over and waits for their goroutines.
 func (s *server) endBulk() {
 	s.moving.Range(func(fd, _ any) bool {
 		_ = unix.Shutdown(fd.(int), unix.SHUT_RDWR)
@@ -193,7 +193,7 @@ func (s *server) carryOut(st *stream, c *conn, o order) error {
 	return err
 }
 
-// line reads one line, its end left off.
+// line reads one line and returns it without its newline.
 func (s *stream) line() ([]byte, error) {
 	var all []byte
 	one := make([]byte, 1)
@@ -219,7 +219,7 @@ func (s *stream) nextOrder() (order, bool) {
 
 // transfer is the agent's end of a Transferring.
 type transfer struct {
-	report transferReply // once done is closed
+	report transferReply // complete once done is closed
 	moved  atomic.Int64
 	done   chan struct{}
 	paused chan struct{} // closed at the pause
@@ -301,7 +301,8 @@ func (x *transfer) run(s *stream, o TransferOptions) error {
 	return nil
 }
 
-// settle reads the server's answer and compares sums. It gives the server's MTU.
+// settle reads the server's answer and compares checksums. It returns the server's path
+// MTU.
 func (r *TransferReport) settle(s *stream) (mtu int, err error) {
 	line, err := s.line()
 	if err != nil {

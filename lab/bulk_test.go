@@ -10,8 +10,8 @@ import (
 	"shunt/lab"
 )
 
-// TestHold: connections stay, are asked again, share source ports, and one that is
-// broken is counted.
+// TestHold: connections stay open, can be asked again, share source ports, and a broken one
+// is counted.
 func TestHold(t *testing.T) {
 	c := newCluster(t)
 	for i, addr := range c.web.Addrs() {
@@ -44,8 +44,8 @@ func TestHold(t *testing.T) {
 	}
 }
 
-// TestTransfer: bytes arrive both ways, also where a router on the way takes only
-// smaller packets, of which both sides hear.
+// TestTransfer: bytes arrive in both directions, also where a router on the path has a
+// smaller MTU, which both ends learn.
 func TestTransfer(t *testing.T) {
 	c := newCluster(t)
 	router := c.Node("n3")
@@ -83,8 +83,8 @@ func TestTransfer(t *testing.T) {
 	}
 }
 
-// TestFlood: packets past the client's stack arrive, with right checksums, from
-// where they say.
+// TestFlood: packets that bypass the client's stack arrive, with correct checksums and the
+// sources asked for.
 func TestFlood(t *testing.T) {
 	c := newCluster(t)
 	host := c.n1.HostPod("kubelet")
@@ -114,7 +114,7 @@ func TestFlood(t *testing.T) {
 	}
 }
 
-// TestLink: a second network of a client, made while all is in use.
+// TestLink: a second network between a node and a client, made while the first is in use.
 func TestLink(t *testing.T) {
 	c := newCluster(t)
 	host := c.n1.HostPod("kubelet")
@@ -137,7 +137,7 @@ func TestLink(t *testing.T) {
 	}
 }
 
-// waitFor waits for what comes by itself.
+// waitFor polls until holds returns true.
 func waitFor(t *testing.T, holds func() bool) {
 	t.Helper()
 	for range 3000 {

@@ -16,8 +16,8 @@ import (
 	"time"
 )
 
-// mounts gives the fields of every line of /proc/self/mounts: source, mount
-// point, type, options.
+// mounts returns the fields of every line of /proc/self/mounts: source, mount point, type,
+// options.
 func mounts() ([][]string, error) {
 	data, err := os.ReadFile("/proc/self/mounts")
 	if err != nil {
@@ -32,7 +32,7 @@ func mounts() ([][]string, error) {
 	return all, nil
 }
 
-// findCgroup2 gives where the cgroup v2 hierarchy is mounted writable.
+// findCgroup2 returns the mount point of a writable cgroup v2 hierarchy.
 func findCgroup2() (string, error) {
 	all, err := mounts()
 	if err != nil {
@@ -53,12 +53,12 @@ func makeCgroup(path string) error {
 	return nil
 }
 
-// cgroupTree gives the cgroups below path, path included, deepest first.
+// cgroupTree returns the cgroups below path, and path itself, deepest first.
 func cgroupTree(path string) ([]string, error) {
 	var all []string
 	err := filepath.WalkDir(path, func(p string, d fs.DirEntry, err error) error {
 		if errors.Is(err, fs.ErrNotExist) {
-			return nil // went away while we looked
+			return nil // removed during the walk
 		}
 		if err == nil && d.IsDir() {
 			all = append(all, p)
@@ -69,10 +69,10 @@ func cgroupTree(path string) ([]string, error) {
 	return all, err
 }
 
-// killCgroup sends SIGKILL to every process in the cgroup and below it. Only
-// what a lab started is in there.
+// killCgroup sends SIGKILL to every process in the cgroup and below it. It holds only
+// processes that a lab started.
 func killCgroup(path string) error {
-	// Opened without O_CREATE, which on this file system is EACCES where a file is not.
+	// No O_CREATE: on this file system it returns EACCES where the file does not exist.
 	kill, err := os.OpenFile(filepath.Join(path, "cgroup.kill"), os.O_WRONLY, 0)
 	if err == nil {
 		_, err = kill.WriteString("1")
@@ -81,7 +81,7 @@ func killCgroup(path string) error {
 	if !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	// No cgroup.kill before Linux 5.14 (or no such cgroup at all).
+	// Before Linux 5.14 there is no cgroup.kill. Or the cgroup does not exist.
 	tree, err := cgroupTree(path)
 	if err != nil {
 		return err
@@ -93,15 +93,15 @@ func killCgroup(path string) error {
 		}
 		for pid := range bytes.FieldsSeq(data) {
 			if n, err := strconv.Atoi(string(pid)); err == nil && n > 1 {
-				_ = syscall.Kill(n, syscall.SIGKILL) // ESRCH: it ended by itself
+				_ = syscall.Kill(n, syscall.SIGKILL) // ESRCH: it has ended
 			}
 		}
 	}
 	return nil
 }
 
-// removeCgroup ends what still runs in the cgroup and below it and removes it.
-// A killed process needs a moment to leave: it tries for up to ten seconds.
+// removeCgroup kills the processes in the cgroup and below it, and removes it. A killed
+// process needs a moment to leave: removeCgroup retries for up to ten seconds.
 func removeCgroup(path string) error {
 	deadline := time.Now().Add(10 * time.Second)
 	for {

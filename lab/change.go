@@ -11,23 +11,24 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Changes of a topology that is in use.
+// Changes to a topology in use.
 
-// Route says how packets for a destination leave.
+// Route describes a route.
 type Route struct {
 	Dst netip.Prefix
-	// Via is a node on the wire; nil: the destination is on the link itself.
+	// Via is the next hop, a node on the wire. Nil means that the destination is on the
+	// link itself.
 	Via *Node
-	// Tunnel leads to Via's pods by the tunnel of the destination's family instead.
+	// Tunnel routes to Via's pods through the tunnel of the destination's family instead.
 	Tunnel bool
-	// Device is the link; empty: the wire's, eth0.
+	// Device is the output device. Empty means eth0, the wire's.
 	Device string
-	// MTU is the largest packet, in bytes, whatever the device takes: a router that
-	// has such a route tells senders of larger packets so. 0: the device's.
+	// MTU is the route's MTU in bytes: a router with such a route reports it to senders of
+	// larger packets. 0 means the device's MTU.
 	MTU int
 }
 
-// SetRoute makes or replaces a route of the pod's, or of the node's, given one of
+// SetRoute adds or replaces a route in the pod's network namespace: the node's, for one of
 // its HostPods.
 func (p *Pod) SetRoute(r Route) {
 	p.lab.t.Helper()
@@ -40,7 +41,7 @@ func (p *Pod) SetRoute(r Route) {
 	})
 }
 
-// DeleteRoute takes a route away that SetRoute made.
+// DeleteRoute deletes a route that SetRoute made.
 func (p *Pod) DeleteRoute(r Route) {
 	p.lab.t.Helper()
 	p.change("take away the route to "+r.Dst.String(), func() error {
@@ -81,13 +82,13 @@ func (p *Pod) kernelRoute(r Route) (*netlink.Route, error) {
 	return route, nil
 }
 
-// AddAddr gives one of the node's devices another address.
+// AddAddr adds an address to a device of the node.
 func (n *Node) AddAddr(device string, addr netip.Prefix) {
 	n.lab.t.Helper()
 	n.change(fmt.Sprintf("give %s the address %v", device, addr), func() error { return n.space.addAddr(device, addr) })
 }
 
-// RemoveAddr takes an address from one of the node's devices.
+// RemoveAddr removes an address from a device of the node.
 func (n *Node) RemoveAddr(device string, addr netip.Prefix) {
 	n.lab.t.Helper()
 	n.change(fmt.Sprintf("take the address %v from %s", addr, device), func() error {
@@ -99,9 +100,9 @@ func (n *Node) RemoveAddr(device string, addr netip.Prefix) {
 	})
 }
 
-// Link joins the node and an outside client by a device of that name at both ends,
-// beside the wire. The node's address is 192.168.101.<n> (and fd00:192:168:101::<n>),
-// the client's has its number on the wire.
+// Link connects the node and an outside client by another veth pair beside the wire. Its
+// device has the given name at both ends. The node's addresses are 192.168.101.<n> and
+// fd00:192:168:101::<n>; the client's have its number on the wire.
 func (n *Node) Link(client *Pod, device string) {
 	n.lab.t.Helper()
 	n.change(fmt.Sprintf("link with %s by %s", client.name, device), func() error {
@@ -121,16 +122,16 @@ func (n *Node) Link(client *Pod, device string) {
 	})
 }
 
-// LinkAddrs gives the node's addresses on links, IPv4 first; see Link.
+// LinkAddrs returns the node's addresses on links, IPv4 first. See Link.
 func (n *Node) LinkAddrs() []netip.Addr {
 	p := onLink(n.number)
 	return []netip.Addr{p.v4.Addr(), p.v6.Addr()}
 }
 
-// linkAddr is a client's address on links.
+// linkAddr returns a client's addresses on links.
 func (p *Pod) linkAddr() pair { return onLink(int(p.addrs.v4.Addr().As4()[3])) }
 
-// LinkAddrs gives a client's addresses on links, IPv4 first; see Node.Link.
+// LinkAddrs returns a client's addresses on links, IPv4 first. See Node.Link.
 func (p *Pod) LinkAddrs() []netip.Addr {
 	a := p.linkAddr()
 	return []netip.Addr{a.v4.Addr(), a.v6.Addr()}

@@ -19,8 +19,7 @@ import (
 	"shunt/lab"
 )
 
-// victimEnv makes the test binary a process that owns a lab and waits for its
-// end.
+// victimEnv makes the test binary a process that owns a lab and waits to be ended.
 const victimEnv = "SHUNT_LAB_TEST_VICTIM"
 
 func maybeVictim() {
@@ -50,8 +49,8 @@ func maybeVictim() {
 	select {}
 }
 
-// populate makes one of everything that a lab can leave behind: also a process
-// with a child that nobody knows of.
+// populate makes one of everything that a lab can leave behind, also a process with a child
+// that the lab does not know of.
 func populate(l *lab.Lab) {
 	n := l.Node("n1")
 	pod := n.Pod("web-0")
@@ -69,7 +68,7 @@ func populate(l *lab.Lab) {
 	<-ready
 }
 
-// chanWriter tells that something was written.
+// chanWriter signals that something was written.
 type chanWriter chan struct{}
 
 func (c chanWriter) Write(p []byte) (int, error) {
@@ -80,7 +79,7 @@ func (c chanWriter) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// processes gives the ids of the processes in a cgroup and below it.
+// processes returns the ids of the processes in a cgroup and below it.
 func processes(cgroup string) (pids []string) {
 	_ = filepath.WalkDir(cgroup, func(path string, _ os.DirEntry, err error) error {
 		if err == nil && filepath.Base(path) == "cgroup.procs" {
@@ -92,7 +91,7 @@ func processes(cgroup string) (pids []string) {
 	return pids
 }
 
-// left gives what there still is of a lab.
+// left returns what still exists of a lab.
 func left(t *testing.T, id string, pids []string) (rest []string) {
 	t.Helper()
 	for _, pattern := range []string{"/run/netns/shunt-" + id + "-*", "/run/shunt-lab/" + id} {
@@ -114,7 +113,7 @@ func left(t *testing.T, id string, pids []string) (rest []string) {
 		}
 	}
 	for _, pid := range pids {
-		// A zombie is dead; who reaps it is another's matter.
+		// A zombie is dead: its parent has to reap it.
 		stat, err := os.ReadFile("/proc/" + pid + "/stat")
 		if err == nil && !strings.Contains(string(stat), ") Z ") {
 			rest = append(rest, "process "+pid)
@@ -137,7 +136,7 @@ func TestCloseLeavesNothing(t *testing.T) {
 	if rest := left(t, l.ID(), pids); len(rest) > 0 {
 		t.Errorf("left: %v", rest)
 	}
-	check(t, l.Close()) // again
+	check(t, l.Close()) // a second time
 	if cmd := exec.Command("ip", "netns", "list"); true {
 		out, err := cmd.CombinedOutput()
 		check(t, err)
@@ -147,7 +146,7 @@ func TestCloseLeavesNothing(t *testing.T) {
 	}
 }
 
-// victim starts a process with a lab and gives the lab's id and processes.
+// victim starts a process with a lab, and returns the lab's id and processes.
 func victim(t *testing.T, mode string) (cmd *exec.Cmd, id string, pids []string) {
 	t.Helper()
 	if os.Geteuid() != 0 {
@@ -195,7 +194,7 @@ func TestKilledLabIsSwept(t *testing.T) {
 	if rest := left(t, id, nil); len(rest) == 0 {
 		t.Log("another lab's start has swept it already") // tests run beside each other
 	}
-	// Its direct children die with it, without anybody's help.
+	// Its direct children die with it (parent-death signal).
 	deadline := time.Now().Add(5 * time.Second)
 	for len(left(t, "no-such-lab", pids)) > 1 && time.Now().Before(deadline) {
 		time.Sleep(time.Millisecond)
@@ -224,7 +223,7 @@ func TestKilledLabIsSwept(t *testing.T) {
 	_ = alive.Wait()
 }
 
-// TestBesideEachOther has several processes make and close labs at once.
+// TestBesideEachOther lets several processes make and close labs at the same time.
 func TestBesideEachOther(t *testing.T) {
 	type end struct {
 		cmd *exec.Cmd

@@ -13,7 +13,7 @@ import (
 	"sync"
 )
 
-// agentConn speaks to the agent of one pod.
+// agentConn is the connection to the agent of one pod.
 type agentConn struct {
 	cmd    *Cmd
 	in     *os.File
@@ -25,7 +25,7 @@ type agentConn struct {
 	dead    bool
 }
 
-// startAgent gives the pod's agent; the first call starts it.
+// startAgent returns the pod's agent. The first call starts it.
 func (p *Pod) startAgent() (*agentConn, error) {
 	p.agentMu.Lock()
 	defer p.agentMu.Unlock()
@@ -38,7 +38,7 @@ func (p *Pod) startAgent() (*agentConn, error) {
 	if p.agent != nil {
 		return p.agent, nil
 	}
-	// The link to our own executable stays right when the file is replaced.
+	// /proc/self/exe names this executable even after its file was replaced.
 	cmd := p.Command(p.lab.ctx, "/proc/self/exe")
 	a := &agentConn{cmd: cmd, stderr: &Tail{}, pending: map[uint64]chan response{}}
 	inRead, inWrite, err := os.Pipe()
@@ -52,8 +52,8 @@ func (p *Pod) startAgent() (*agentConn, error) {
 		return nil, err
 	}
 	defer outWrite.Close()
-	// No collection within the memory that a run needs, no signals to preempt
-	// goroutines: neither may disturb what is measured.
+	// No garbage collection within the memory that a run needs, and no signals that preempt
+	// goroutines: both would disturb measurements.
 	cmd.Env = append(os.Environ(), agentEnv+"="+p.name,
 		"GOGC=off", "GOMEMLIMIT=256MiB", "GODEBUG=asyncpreemptoff=1")
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = inRead, outWrite, a.stderr
@@ -68,7 +68,7 @@ func (p *Pod) startAgent() (*agentConn, error) {
 	return a, nil
 }
 
-// read hands answers out until the agent ends.
+// read delivers responses until the agent ends.
 func (a *agentConn) read(out *os.File) {
 	defer out.Close()
 	lines := json.NewDecoder(out)
@@ -82,7 +82,7 @@ func (a *agentConn) read(out *os.File) {
 		delete(a.pending, r.ID)
 		a.mu.Unlock()
 		if ch != nil {
-			ch <- r // has room for one
+			ch <- r // has a buffer of one
 		}
 	}
 	a.mu.Lock()
@@ -95,8 +95,8 @@ func (a *agentConn) read(out *os.File) {
 	a.pending = nil
 }
 
-// call runs one operation in the pod. When ctx ends it asks the agent to come
-// to an end, and gives what it had until then: every operation is bounded.
+// call runs one operation in the pod. When ctx ends it asks the agent to cancel the
+// operation and returns the result up to then: every operation is bounded.
 func (p *Pod) call(ctx context.Context, op string, args, result any) error {
 	a, err := p.startAgent()
 	if err != nil {
@@ -113,7 +113,7 @@ func (p *Pod) call(ctx context.Context, op string, args, result any) error {
 		select {
 		case r, ok = <-answer:
 		case <-ctx.Done():
-			_ = a.write(request{ID: id, Cancel: true}) // a dead agent closes answer
+			_ = a.write(request{ID: id, Cancel: true}) // if the agent is dead, answer is closed
 			r, ok = <-answer
 		}
 		switch {
@@ -153,7 +153,7 @@ func (a *agentConn) write(r request) error {
 	return err
 }
 
-// Tail keeps the last of what a process writes to it.
+// Tail keeps the last bytes that a process wrote to it.
 type Tail struct {
 	mu  sync.Mutex
 	buf []byte
@@ -172,7 +172,7 @@ func (t *Tail) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// String is made to be put behind a message.
+// String returns the text with a prefix, to append it to a message.
 func (t *Tail) String() string {
 	t.mu.Lock()
 	defer t.mu.Unlock()

@@ -2,19 +2,18 @@
 
 // Package lab makes nodes and pods out of network namespaces and cgroups, with
 // real processes and real sockets in them, for tests, `shunt demo` and `shunt
-// bench`. It owns everything it makes and removes it; it never touches the
-// machine's own network and knows nothing of Services or eBPF. Start reading at
-// Lab, then Node and Pod; what runs inside a pod is in agent.go.
+// bench`. It removes everything it makes, never touches the machine's own network,
+// and knows nothing of Services or eBPF. Start reading at Lab, then Node and Pod;
+// the process inside a pod is in agent.go.
 //
 // # Shape
 //
 // Every node is a network namespace with a cgroup (v2) of its own. Every pod is
 // a namespace joined to its node by a veth pair, with a host route per pod on
-// the node's side and a default route by the node (what the CNI plugin "ptp"
-// and kindnet make), and a cgroup below its node's. The nodes' uplinks end in
-// one bridge, in a namespace of its own: the wire. Outside clients sit on the
-// wire too. Lab.Use makes it the bridge of a node instead, or VXLAN devices between
-// nodes.
+// the node's side and a default route through the node (as the CNI plugin "ptp"
+// and kindnet do), and a cgroup below its node's. The nodes' uplinks end in one
+// bridge, in its own namespace: the wire. Outside clients are on the wire too.
+// Lab.Use connects pods by a bridge per node instead, or nodes by VXLAN devices.
 //
 //	            shunt-lab-<id>/                       cgroups
 //	┌ n1 ────────────┐ ┌ n2 ────────────┐
@@ -28,20 +27,21 @@
 //
 // # IP plan
 //
-// The same in every lab, since no packet leaves it. <n> counts nodes, <p> the
-// pods of a node (from 2), <c> outside clients (from 201); hexadecimal in IPv6.
+// The plan is the same in every lab, since no packet leaves it. <n> is the number of
+// a node, <p> of a node's pod (from 2), <c> of an outside client (from 201). They
+// are hexadecimal in IPv6.
 //
 //	node        192.168.100.<n>/24    fd00:192:168:100::<n>/64
 //	client      192.168.100.<c>/24    fd00:192:168:100::<c>/64
-//	the wire    192.168.100.254/24    fd00:192:168:100::fe/64    default route of nodes; leads nowhere
+//	the wire    192.168.100.254/24    fd00:192:168:100::fe/64    default route of nodes; drops packets
 //	pods of n   10.244.<n>.0/24       fd00:10:244:<n>::/64
 //	pod         10.244.<n>.<p>/32     fd00:10:244:<n>::<p>/128
 //	node's end  10.244.<n>.1/32       fd00:10:244:<n>::1/128     of each of its pods' veth pairs; on a bridge /24 and /64
 //	tunnel      10.244.<n>.0/32       fd00:10:244:<n>::/128      of flannel.1 and flannel-v6.1, with VXLAN
 //	link        192.168.101.<n|c>/24  fd00:192:168:101::<n|c>/64 beside the wire, see Node.Link
 //
-// Addresses that a pod of every node may have at once, each node knowing its own
-// only (Pod.AddAddr): 10.245.0.0/16.
+// Addresses that pods of several nodes may have at once, each node with a route to
+// its own pod only (Pod.AddAddr): 10.245.0.0/16.
 //
 // Reserved for services (nothing answers there by itself): 10.96.0.0/16 and
 // fd00:10:96::/112 for cluster IPs, 198.51.100.0/24 and fd00:198:51:100::/112
@@ -49,18 +49,18 @@
 //
 // # The line protocol
 //
-// A server of a pod (Pod.Serve) reads one line, the token, and answers one line
-// of four words, over TCP on a connection that stays open for more, over UDP in
-// a datagram from the address that it was asked at:
+// A server of a pod (Pod.Serve) reads one line, the token, and answers one line of
+// four words: over TCP on a connection that stays open for more requests, over UDP
+// in a datagram from the destination address of the request:
 //
 //	TOKEN
 //	TOKEN SERVER CLIENT-ADDRESS:PORT OWN-ADDRESS:PORT
 //
-// What begins with a zero byte is read and not answered (Pod.Pour).
+// The server reads data that begins with a zero byte and does not answer (Pod.Pour).
 //
-// CLIENT is who the server saw, OWN where it was reached. An empty token comes
-// back as "-". Over TCP, a token "!take N" is followed by N bytes of any kind, which
-// the server reads before it answers, "!give N" by nothing: the server sends N bytes
-// before its answer. TOKEN is then SUM/MTU: the CRC-32C of the bytes, in hexadecimal,
-// and the path MTU that the server's kernel has for the connection.
+// CLIENT is the client that the server saw, OWN the address at which it was reached.
+// The answer to an empty token has "-" instead. Over TCP, the client sends N bytes
+// after a token "!take N", which the server reads before it answers. After "!give N"
+// the server sends N bytes before its answer. TOKEN is then SUM/MTU: the CRC-32C of
+// the bytes, in hexadecimal, and the server's path MTU for the connection.
 package lab

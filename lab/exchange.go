@@ -14,20 +14,20 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// target is a destination with everything that can be made before the clock
-// starts. Its methods use blocking system calls only and allocate nothing.
+// target is a destination, with everything that can be prepared before the clock starts.
+// Its methods make blocking system calls only and allocate nothing.
 type target struct {
 	domain, kind int
 	sa, bind     unix.Sockaddr // bind is nil where the kernel chooses
 	timeout      time.Duration
 	unconnected  bool
-	// abort closes TCP connections by a reset: thousands of them would else
-	// hold their ports for a minute (TIME_WAIT).
+	// abort closes TCP connections by a RST: thousands of them would otherwise occupy their
+	// ports for a minute (TIME_WAIT).
 	abort bool
-	// share lets other sockets have the same source port, over UDP too.
+	// share allows other sockets the same source port, over UDP too.
 	share   bool
 	request []byte
-	token   []byte // request without its end
+	token   []byte // request without its newline
 }
 
 func newTarget(args requestArgs) (*target, error) {
@@ -56,7 +56,7 @@ func newTarget(args requestArgs) (*target, error) {
 	return t, err
 }
 
-// open makes a socket that is ready to connect.
+// open makes a socket that is ready to connect. On failure, op is the call that failed.
 func (t *target) open() (fd int, op string, err error) {
 	if fd, err = unix.Socket(t.domain, t.kind|unix.SOCK_CLOEXEC, 0); err != nil {
 		return -1, "socket", err
@@ -85,7 +85,7 @@ func (t *target) setUp(fd int) (op string, err error) {
 	if t.bind == nil {
 		return "", nil
 	}
-	if t.kind == unix.SOCK_STREAM || t.share { // a fixed port again and again
+	if t.kind == unix.SOCK_STREAM || t.share { // a fixed port is used again and again
 		if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1); err != nil {
 			return "setsockopt", err
 		}
@@ -117,7 +117,7 @@ func (t *target) send(fd int) error {
 	}
 }
 
-// receive reads one answer: up to a newline over TCP, a datagram over UDP.
+// receive reads one answer: up to a newline over TCP, one datagram over UDP.
 func (t *target) receive(fd int, buf []byte) (n int, err error) {
 	for n < len(buf) {
 		m, err := unix.Read(fd, buf[n:])
@@ -141,7 +141,7 @@ func (t *target) receive(fd int, buf []byte) (n int, err error) {
 	return n, unix.EMSGSIZE
 }
 
-// parseAnswer splits an answer's words without copying them.
+// parseAnswer splits an answer into its words without copying them.
 func parseAnswer(line []byte) (words [4][]byte, ok bool) {
 	line = bytes.TrimSuffix(line, []byte{'\n'})
 	for i := range words {
@@ -168,7 +168,7 @@ func (a *agent) request(_ context.Context, args requestArgs) (requestReply, erro
 	return reply, nil
 }
 
-// converse asks once and fills in the answer.
+// converse makes one exchange and fills in the answer.
 func (t *target) converse(fd int, a *Answer) *Error {
 	start := time.Now()
 	defer func() { a.Total = time.Since(start) }()
@@ -191,8 +191,8 @@ func (t *target) converse(fd int, a *Answer) *Error {
 	return t.hear(fd, a)
 }
 
-// hear waits for the answer that carries the token: a datagram for an earlier
-// owner of the port is passed over.
+// hear waits for the answer with the token. It skips datagrams for an earlier owner of the
+// port.
 func (t *target) hear(fd int, a *Answer) *Error {
 	buf := make([]byte, maxLine)
 	deadline := time.Now().Add(t.timeout)

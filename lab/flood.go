@@ -9,17 +9,17 @@ import (
 	"net/netip"
 )
 
-// Packets are what a client sends past its own stack: whole IP packets, each the
-// first of a connection as far as anybody can tell, to a node that need not have
-// the destination's address.
+// Packets describes packets that a client sends past its own stack. Each is a whole IP
+// packet and looks like the first of a connection. The destination need not be an address
+// of the node that gets them.
 type Packets struct {
-	// Network is tcp (SYN without data) or udp (a question of the line protocol).
+	// Network is tcp (SYN without data) or udp (one request of the line protocol).
 	Network string
 	Dst     netip.AddrPort
-	// From holds the source addresses, of which each packet has one by chance; a
-	// prefix of full length is one address.
+	// From is the range of source addresses: each packet has a random one. A prefix of full
+	// length is one address.
 	From netip.Prefix
-	// FromPort is the source port; 0: one by chance.
+	// FromPort is the source port. 0 means a random one for each packet.
 	FromPort uint16
 	Count    int
 }
@@ -33,8 +33,8 @@ type floodArgs struct {
 // maxPackets bounds one call.
 const maxPackets = 16 << 20
 
-// Flood sends packets to a node, as fast as it can, and gives how many were sent.
-// The client must be on the wire.
+// Flood sends packets to a node as fast as it can, and returns how many were sent. The
+// client must be on the wire.
 func (p *Pod) Flood(ctx context.Context, to *Node, packets Packets) (sent int, err error) {
 	args := floodArgs{Packets: packets, Device: "eth0"}
 	if args.MAC, err = to.space.hardwareAddr("eth0"); err != nil {

@@ -13,63 +13,62 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// HammerOptions say how many exchanges to make. One of Count and Duration must
-// be set; with both, what comes first ends it.
+// HammerOptions say how many exchanges to make. At least one of Count and Duration must be
+// set. If both are, the first limit reached ends it.
 type HammerOptions struct {
 	Count    int
 	Duration time.Duration
-	// Concurrency is the number of threads that ask, each one exchange after
-	// the other; 0: one.
+	// Concurrency is the number of threads. Each makes one exchange after the other. 0
+	// means one thread.
 	Concurrency int
-	// Rate is exchanges a second, of all threads together; 0: as fast as it goes.
+	// Rate is exchanges per second of all threads together. 0 means no limit.
 	Rate float64
-	// Timeout is for connecting and for the answer, each; 0: five seconds.
+	// Timeout is for connect and for the answer, each. 0 means five seconds.
 	Timeout time.Duration
 	// Unconnected is as in RequestOptions.
 	Unconnected bool
-	// Keep makes all exchanges of a thread on one connection, which is there
-	// before the first: Start and Connected of a Record are the same then. A
-	// failure ends the thread.
+	// Keep makes all exchanges of a thread on one connection, opened before the first
+	// exchange: Start and Connected of a Record are equal then. A failure ends the thread.
 	Keep bool
-	// Records keeps every exchange, not only the sums.
+	// Records keeps every exchange, not only the totals.
 	Records bool
 }
 
-// Summary is what many exchanges came to.
+// Summary is the result of many exchanges.
 type Summary struct {
 	// Done counts exchanges, Answered those without an error.
 	Done, Answered int
-	// Servers counts answers by the name of who gave them.
+	// Servers counts answers by server name.
 	Servers map[string]int
-	// Errors counts the others by errno: ETIMEDOUT where the time ran out,
-	// EBADMSG where something other than a lab's server answered.
+	// Errors counts failed exchanges by errno: ETIMEDOUT after a timeout, EBADMSG if
+	// something other than a lab's server answered.
 	Errors map[syscall.Errno]int
-	// FirstError tells of the first of them.
+	// FirstError describes the first failure.
 	FirstError string
 	Elapsed    time.Duration
-	// Connect is of connect(2) alone, Total of connect, request and answer; of
-	// exchanges that were answered.
+	// Connect is the time of connect(2) alone, Total of connect, request and answer. Both
+	// cover answered exchanges only.
 	Connect, Total Latency
-	// Records is in the order of the threads, by time within each.
+	// Records is ordered by thread, and by time within each thread.
 	Records []Record
 }
 
-// Latency is a distribution; percentiles are samples, not interpolated.
+// Latency is a distribution. Percentiles are samples, not interpolated.
 type Latency struct {
 	Min, P50, P90, P99, Max, Mean time.Duration
 }
 
-// Record is one exchange. Times are of CLOCK_MONOTONIC in nanoseconds, the same
-// in all processes; see Monotonic.
+// Record is one exchange. Times are CLOCK_MONOTONIC in nanoseconds, comparable between
+// processes; see Monotonic.
 type Record struct {
-	// Start is before connect(2), Connected after it, End after the answer (or
-	// the failure, where Connected may be 0).
+	// Start is before connect(2), Connected after it, End after the answer or the failure.
+	// After a failure Connected may be 0.
 	Start, Connected, End int64
 	Server                string // empty if none answered
 	Errno                 syscall.Errno
 }
 
-// Monotonic is CLOCK_MONOTONIC, now, in nanoseconds.
+// Monotonic returns the current CLOCK_MONOTONIC in nanoseconds.
 func Monotonic() int64 {
 	var ts unix.Timespec
 	_ = unix.ClockGettime(unix.CLOCK_MONOTONIC, &ts) // cannot fail for this clock
@@ -82,14 +81,14 @@ type hammerArgs struct {
 	Options HammerOptions
 }
 
-// sample is a Record in the agent's memory and on its way out of it.
+// sample is a Record as the agent stores and sends it.
 type sample struct {
 	Start, Connected, End int64
 	Server                int32 // index of a name, -1: none
 	Errno                 int32
 }
 
-// summaryReply is a Summary with its records packed.
+// summaryReply is a Summary with packed records.
 type summaryReply struct {
 	Summary
 	Records []byte // of samples
@@ -115,10 +114,10 @@ func (r *summaryReply) unpack() (Summary, error) {
 	return s, nil
 }
 
-// Hammer makes many exchanges with dst, each with a socket of its own, as
-// Request does; TCP connections are closed by a reset, so that ports are free
-// at once. When ctx ends it stops and gives what it had. Errors of exchanges
-// are in the summary; the error is for what kept it from running.
+// Hammer makes many exchanges with dst, each on its own socket as Request does. TCP
+// connections are closed by a RST, so that their ports are free at once. When ctx ends,
+// Hammer stops and returns what it has. Failed exchanges are counted in the summary; the
+// error means that Hammer could not run.
 func (p *Pod) Hammer(ctx context.Context, network string, dst netip.AddrPort, opts HammerOptions) (Summary, error) {
 	var reply summaryReply
 	if err := p.call(ctx, "hammer", hammerArgs{network, dst, opts}, &reply); err != nil {
@@ -127,7 +126,7 @@ func (p *Pod) Hammer(ctx context.Context, network string, dst netip.AddrPort, op
 	return reply.unpack()
 }
 
-// Hammering is a Hammer that runs beside its caller.
+// Hammering is a Hammer that runs concurrently with its caller.
 type Hammering struct {
 	cancel  context.CancelFunc
 	done    chan struct{}
@@ -135,8 +134,8 @@ type Hammering struct {
 	err     error
 }
 
-// StartHammer starts a Hammer; its exchanges may begin some milliseconds later.
-// Call Wait or Stop.
+// StartHammer starts a Hammer. Its exchanges may begin some milliseconds later. The caller
+// must call Wait or Stop.
 func (p *Pod) StartHammer(network string, dst netip.AddrPort, opts HammerOptions) *Hammering {
 	ctx, cancel := context.WithCancel(p.lab.ctx)
 	h := &Hammering{cancel: cancel, done: make(chan struct{})}
@@ -147,29 +146,30 @@ func (p *Pod) StartHammer(network string, dst netip.AddrPort, opts HammerOptions
 	return h
 }
 
-// Wait waits for the Hammer's own end.
+// Wait waits until the Hammer ends by its own limits.
 func (h *Hammering) Wait() (Summary, error) {
 	<-h.done
 	h.cancel()
 	return h.summary, h.err
 }
 
-// Stop ends it after the exchanges that are under way.
+// Stop ends the Hammer after the exchanges in flight.
 func (h *Hammering) Stop() (Summary, error) {
 	h.cancel()
 	return h.Wait()
 }
 
-// CompareOptions of Compare.
+// CompareOptions are the options of Compare.
 type CompareOptions struct {
 	// Rounds is how often every destination is asked.
 	Rounds int
-	// Warmup is rounds before that which do not count; 0: a tenth of Rounds.
+	// Warmup is the number of rounds before those, which do not count. 0 means a tenth of
+	// Rounds.
 	Warmup int
 	// Timeout and Unconnected are as in HammerOptions.
 	Timeout     time.Duration
 	Unconnected bool
-	// Records keeps every exchange, one a round.
+	// Records keeps every exchange, one per round.
 	Records bool
 }
 
@@ -179,9 +179,9 @@ type compareArgs struct {
 	Options CompareOptions
 }
 
-// Compare asks several destinations in turn from one thread, one exchange each
-// in every round, the first another in every round: what disturbs the machine
-// meanwhile disturbs all alike. It gives a summary per destination.
+// Compare asks several destinations in turn from one thread, with one exchange each per
+// round. Every round starts at the next destination: disturbances of the machine affect all
+// alike. It returns a summary per destination.
 func (p *Pod) Compare(ctx context.Context, network string, dsts []netip.AddrPort, opts CompareOptions) ([]Summary, error) {
 	var replies []summaryReply
 	if err := p.call(ctx, "compare", compareArgs{network, dsts, opts}, &replies); err != nil {

@@ -92,8 +92,8 @@ func TestCompare(t *testing.T) {
 	}
 }
 
-// BenchmarkCompareSame is how far apart two looks at the same thing are: what
-// a comparison made with this machine can resolve.
+// BenchmarkCompareSame measures the difference between two measurements of the same thing:
+// the resolution of comparisons on this machine.
 func BenchmarkCompareSame(b *testing.B) {
 	l := lab.ForTest(b)
 	n1, n2 := l.Node("n1"), l.Node("n2")
@@ -112,7 +112,7 @@ func BenchmarkCompareSame(b *testing.B) {
 	}
 }
 
-// BenchmarkPod is what a pod costs to make, without its agent.
+// BenchmarkPod measures the time to make a pod, without its agent.
 func BenchmarkPod(b *testing.B) {
 	l := lab.ForTest(b)
 	n := l.Node("n1")

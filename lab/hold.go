@@ -9,19 +9,19 @@ import (
 	"time"
 )
 
-// HoldOptions say how many connections to make and how.
+// HoldOptions describe the connections to make.
 type HoldOptions struct {
 	// Count is the number of connections to each destination.
 	Count int
-	// FirstPort is the source port of the first connection to each destination, of
-	// the next ones the following numbers: connections to several destinations share
-	// them. 0: the kernel chooses.
+	// FirstPort is the source port of the first connection to each destination. The next
+	// ones have the following ports: connections to several destinations share source
+	// ports. 0 means that the kernel chooses.
 	FirstPort uint16
-	// Concurrency is the number of threads; 0: four.
+	// Concurrency is the number of threads. 0 means four.
 	Concurrency int
-	// Timeout is for connecting and for an answer, each; 0: five seconds.
+	// Timeout is for connect and for an answer, each. 0 means five seconds.
 	Timeout time.Duration
-	// Tries is how often a question is sent over UDP until an answer comes; 0: once.
+	// Tries is how often a request is sent over UDP until an answer arrives. 0 means once.
 	Tries int
 }
 
@@ -29,21 +29,21 @@ type HoldOptions struct {
 type Held struct {
 	pod    *Pod
 	handle uint64
-	// First is what came of making them: a connection counts as answered once a
-	// first question was. Those that failed are not kept.
+	// First is the result of making them: a connection counts as answered once its first
+	// request was. Failed connections are not kept.
 	First HeldSummary
 }
 
-// HeldSummary is what came of one question on each of many connections.
+// HeldSummary is the result of one request on each of many connections.
 type HeldSummary struct {
 	Asked, Answered int
-	// Servers counts answers by who gave them; Clients by the address, without port,
+	// Servers counts answers by server name; Clients by the client address, without port,
 	// that the server saw.
 	Servers map[string]int
 	Clients map[netip.Addr]int
-	// Errors counts what was not answered, by errno: EBADMSG where an answer was to
-	// another's question, ESTALE where another server answered than at first, or the same
-	// one saw another client (its address or port).
+	// Errors counts failures by errno: EBADMSG for an answer to another request, ESTALE if
+	// another server answered than at first, or if the same server saw another client
+	// address or port.
 	Errors     map[syscall.Errno]int
 	FirstError string
 }
@@ -64,8 +64,8 @@ type heldCloseArgs struct {
 	Reset  bool
 }
 
-// Hold opens connections, asks once on each and keeps them. The error is for what
-// kept it from trying; what failed for single ones is in Held.First.
+// Hold opens connections, makes one exchange on each and keeps them. The error means that
+// it could not try; failures of single connections are in Held.First.
 func (p *Pod) Hold(network string, opts HoldOptions, dsts ...netip.AddrPort) (*Held, error) {
 	var reply holdReply
 	if err := p.call(context.Background(), "hold", holdArgs{network, dsts, opts}, &reply); err != nil {
@@ -74,15 +74,15 @@ func (p *Pod) Hold(network string, opts HoldOptions, dsts ...netip.AddrPort) (*H
 	return &Held{pod: p, handle: reply.Handle, First: reply.First}, nil
 }
 
-// Ask asks once on every connection that has not failed, and drops those that fail
+// Ask makes one exchange on every connection that has not failed, and drops those that fail
 // now.
 func (h *Held) Ask() (s HeldSummary, err error) {
 	err = h.pod.call(context.Background(), "hold.ask", handleArgs{h.handle}, &s)
 	return s, err
 }
 
-// Close closes them, TCP by a FIN or, with reset, by a RST, which leaves their
-// ports free at once.
+// Close closes the connections: TCP by a FIN or, with reset, by a RST, which frees their
+// ports at once.
 func (h *Held) Close(reset bool) error {
 	return h.pod.call(context.Background(), "hold.close", heldCloseArgs{h.handle, reset}, &none{})
 }

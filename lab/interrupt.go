@@ -11,8 +11,8 @@ import (
 	"syscall"
 )
 
-// interrupts closes all labs of this process when it is told to end. Its
-// goroutine lives as long as there is a lab to close.
+// interrupts closes all labs of this process on SIGINT and SIGTERM. Its goroutine runs as
+// long as there is a lab to close.
 var interrupts interruptHandler
 
 type interruptHandler struct {

@@ -11,7 +11,7 @@ import (
 	"sync"
 )
 
-// T is what a lab needs of a test; *testing.T and *testing.B are one.
+// T is the part of a test that a lab needs. *testing.T and *testing.B implement it.
 type T interface {
 	Helper()
 	Cleanup(func())
@@ -22,19 +22,19 @@ type T interface {
 
 // Options of New.
 type Options struct {
-	// Logf gets what the processes of the lab itself have to say; nil: nobody.
+	// Logf receives the output of the lab's own processes. Nil discards it.
 	Logf func(format string, args ...any)
-	// CloseOnSignal closes the lab on SIGINT and SIGTERM and then lets the
-	// signal end this process. Without it the caller sees to it that Close runs.
+	// CloseOnSignal closes the lab on SIGINT and SIGTERM and then lets the signal end this
+	// process. Without it the caller must make sure that Close runs.
 	CloseOnSignal bool
 }
 
 // Lab is a set of nodes, pods and clients.
 //
-// Methods that make something (Node, Pod, Client, Serve, Socket, BPFFS …)
-// return only what they made. If one fails, the lab remembers the first error,
-// see Err, and everything made later is inert: a topology is written down in a
-// few lines and checked once. In a lab of ForTest the test fails at once.
+// Methods that make something (Node, Pod, Client, Serve, Socket, BPFFS …) return only what
+// they made. If one fails, the lab keeps the first error (see Err) and later calls do
+// nothing: a topology takes a few lines and one check. In a lab of ForTest the test fails
+// at once.
 type Lab struct {
 	t     T
 	state *state
@@ -44,7 +44,7 @@ type Lab struct {
 	cancel context.CancelFunc
 	close  func() error
 
-	mu      sync.Mutex // orders changes of the topology
+	mu      sync.Mutex // serializes changes to the topology
 	network Network
 	nodes   []*Node
 	clients int
@@ -56,15 +56,16 @@ type Lab struct {
 	err   error
 }
 
-// New makes an empty lab, after a Sweep. Ending ctx ends the processes in the
-// lab, not the lab: call Close for that, also after an error of anything else.
+// New makes an empty lab, after a Sweep. When ctx ends, the processes in the lab are
+// killed, but the lab remains: the caller must call Close, also after another call has
+// failed.
 func New(ctx context.Context, opts Options) (*Lab, error) {
 	return newLab(ctx, noTest{opts.Logf}, opts.CloseOnSignal)
 }
 
-// ForTest makes a lab that lives as long as the test and is also removed when
-// the test process is interrupted. Anything that cannot be made fails the test,
-// so it must be called from the test's own goroutine, like t.Fatal.
+// ForTest makes a lab that is closed with the test, and also when the test process is
+// interrupted. Anything that cannot be made fails the test, so ForTest must be called from
+// the test's own goroutine, like t.Fatal.
 func ForTest(t T) *Lab {
 	t.Helper()
 	if os.Geteuid() != 0 {
@@ -83,7 +84,7 @@ func ForTest(t T) *Lab {
 	return l
 }
 
-// noTest stands in for a test where there is none.
+// noTest is the T of a lab outside tests.
 type noTest struct{ logf func(string, ...any) }
 
 func (noTest) Helper()               {}
@@ -138,11 +139,11 @@ func (l *Lab) begin() error {
 	return l.makeWire()
 }
 
-// ID is in the name of everything that belongs to the lab.
+// ID returns the lab's id. It is part of the name of everything that belongs to the lab.
 func (l *Lab) ID() string { return l.state.id }
 
-// Dir is a directory of the lab's own, on no particular file system, that
-// goes with it.
+// Dir returns a directory of the lab, on no particular file system, which is removed with
+// it.
 func (l *Lab) Dir() string {
 	dir := filepath.Join(l.state.dir, "files")
 	if err := os.MkdirAll(dir, 0o755); err != nil {
@@ -152,10 +153,10 @@ func (l *Lab) Dir() string {
 	return dir
 }
 
-// Cgroup is the cgroup directory above all the lab's nodes and clients.
+// Cgroup returns the cgroup directory above those of all the lab's nodes and clients.
 func (l *Lab) Cgroup() string { return l.state.cgroup }
 
-// Err is the first failure to make something.
+// Err returns the first failure to make something.
 func (l *Lab) Err() error {
 	l.errMu.Lock()
 	defer l.errMu.Unlock()
@@ -172,8 +173,8 @@ func (l *Lab) fail(err error) {
 	l.t.Fatalf("lab: %v", err)
 }
 
-// Close ends every process in the lab and removes everything it made. It may
-// be called more than once and from several goroutines: all wait for the first.
+// Close ends every process in the lab and removes everything that the lab made. It may be
+// called more than once and from several goroutines: all wait for the first call.
 func (l *Lab) Close() error { return l.close() }
 
 func (l *Lab) closeOnce() error {
@@ -181,7 +182,8 @@ func (l *Lab) closeOnce() error {
 	l.cancel() // kills the commands
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	// Also what the commands started: it may hold the pipes that reap waits for.
+	// Also processes that the commands started: they may hold the pipes that reap waits
+	// for.
 	errs := []error{killCgroup(l.state.cgroup), l.reap()}
 	for _, n := range l.spaces {
 		errs = append(errs, n.remove())

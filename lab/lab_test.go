@@ -26,7 +26,7 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// cluster is two nodes with a pod each that serves tcp and udp on 8080.
+// cluster is two nodes, each with a pod that serves tcp and udp on 8080.
 type cluster struct {
 	*lab.Lab
 	n1, n2           *lab.Node
@@ -55,8 +55,8 @@ func newClusterOf(t *testing.T, network lab.Network) cluster {
 
 func at(a netip.Addr, port uint16) netip.AddrPort { return netip.AddrPortFrom(a, port) }
 
-// TestReach asks from every kind of place to every kind of place, by both
-// protocols and families, and checks who answered and whom the server saw.
+// TestReach asks from every kind of client to every kind of server, over both protocols and
+// families, and checks which server answered and which client it saw.
 func TestReach(t *testing.T) {
 	for name, network := range map[string]lab.Network{
 		"ptp and routes": {}, "bridge and routes": {Bridge: true}, "ptp and VXLAN": {VXLAN: true}, "bridge and VXLAN": {VXLAN: true, Bridge: true},
@@ -99,7 +99,7 @@ func reach(t *testing.T, joined lab.Network) {
 						t.Errorf("server saw %v, client is %v", a.ClientSeen, a.Local)
 					}
 					own := test.from.Addrs()[i]
-					if joined.VXLAN && test.from == host && test.to == c.web { // a node speaks to another's pods from its tunnel
+					if joined.VXLAN && test.from == host && test.to == c.web { // a node reaches pods of other nodes from its tunnel address
 						own = c.n2.PodCIDRs()[i].Addr()
 					}
 					if a.ClientSeen.Addr() != own {
@@ -114,8 +114,8 @@ func reach(t *testing.T, joined lab.Network) {
 	}
 }
 
-// TestNodeToItsPod is apart: the node speaks to its own pods from the address
-// of its end of the veth pair.
+// TestNodeToItsPod is separate from TestReach: the node reaches its own pods from the
+// address of its end of the veth pair.
 func TestNodeToItsPod(t *testing.T) {
 	c := newCluster(t)
 	host := c.n1.HostPod("kubelet")
@@ -197,7 +197,7 @@ func TestOutsideRoute(t *testing.T) {
 		c.outside.RouteVia(cidr, c.n1)
 	}
 	for _, addr := range c.web.Addrs() {
-		// Pods answer by their node, which has the client on its wire.
+		// Pods answer through their node, which has the client on its wire.
 		if a := c.outside.Ask("tcp", at(addr, 8080)); a.Err != nil || a.ClientSeen != a.Local {
 			t.Errorf("%v: %+v", addr, a)
 		}
@@ -231,7 +231,7 @@ func TestServer(t *testing.T) {
 		if a := pod.Ask(network[:3], dst); !errors.Is(a.Err, syscall.ECONNREFUSED) {
 			t.Errorf("%s answers after Stop: %+v", network, a)
 		}
-		pod.Serve(network, dst.Port()) // the port is free
+		pod.Serve(network, dst.Port()) // the port is free again
 	}
 	if err := l.Err(); err != nil {
 		t.Fatal(err)

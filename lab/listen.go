@@ -7,9 +7,9 @@ import (
 	"net/netip"
 )
 
-// Listen listens at an address of the node's network namespace, in this process
-// and so outside the node's cgroup: it lets what runs on the node reach something
-// beyond the lab, where the listener passes connections on.
+// Listen listens at an address in the node's network namespace. The socket belongs to this
+// process, outside the node's cgroup. A listener that forwards connections lets processes
+// of the node reach something beyond the lab.
 func (n *Node) Listen(addr netip.AddrPort) (listener net.Listener, err error) {
 	err = n.Do(func() (err error) {
 		listener, err = net.Listen("tcp", addr.String())

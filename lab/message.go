@@ -9,15 +9,14 @@ import (
 	"syscall"
 )
 
-// Error is what failed inside a pod. errors.Is finds its errno: ECONNREFUSED,
-// EHOSTUNREACH and so on as the system call gave it, and ETIMEDOUT where the
-// time that the caller allowed ran out.
+// Error is a failure inside a pod. errors.Is finds its errno: ECONNREFUSED, EHOSTUNREACH
+// and so on as the system call returned it, and ETIMEDOUT after the caller's timeout.
 type Error struct {
-	// Op is the system call, or what else was tried.
+	// Op is the system call, or the other operation that failed.
 	Op string
-	// Errno is 0 where no system call failed.
+	// Errno is 0 if no system call failed.
 	Errno syscall.Errno
-	// Detail says more, mostly where there is no errno.
+	// Detail is more text, mostly where there is no errno.
 	Detail string
 }
 
@@ -31,7 +30,7 @@ func (e *Error) Error() string {
 	return fmt.Sprintf("%s: %v", e.Op, e.Errno)
 }
 
-// Unwrap gives the errno.
+// Unwrap returns the errno, nil if it is 0.
 func (e *Error) Unwrap() error {
 	if e.Errno == 0 {
 		return nil
@@ -39,8 +38,8 @@ func (e *Error) Unwrap() error {
 	return e.Errno
 }
 
-// failure makes an Error of what a system call returned. nil stays nil, an
-// Error stays itself.
+// failure makes an Error from the error of a system call. It returns nil for nil, and an
+// Error unchanged.
 func failure(op string, err error) *Error {
 	if err == nil {
 		return nil
@@ -54,8 +53,8 @@ func failure(op string, err error) *Error {
 	return &Error{Op: op, Detail: err.Error()}
 }
 
-// request is one line to an agent. Several can be in flight. With Cancel it
-// asks for the early end of the one that has that ID, which still answers.
+// request is one line to an agent. Several can be in flight. With Cancel it ends the
+// request with that ID early, which is still answered.
 type request struct {
 	ID     uint64          `json:"id"`
 	Op     string          `json:"op,omitempty"`

@@ -13,18 +13,18 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// netnsDir is where iproute2 looks for named network namespaces.
+// netnsDir is the directory of iproute2's named network namespaces.
 const netnsDir = "/run/netns"
 
-// netns is a network namespace that a name in netnsDir keeps alive.
+// netns is a network namespace that its name in netnsDir keeps alive.
 type netns struct {
 	name   string
 	handle *os.File
-	// nl speaks rtnetlink inside the namespace, from any thread.
+	// nl sends rtnetlink requests inside the namespace, from any thread.
 	nl *netlink.Handle
 }
 
-// path is empty for what could not be made.
+// path returns the namespace's file, empty if the namespace could not be made.
 func (n *netns) path() string {
 	if n == nil {
 		return ""
@@ -32,10 +32,9 @@ func (n *netns) path() string {
 	return filepath.Join(netnsDir, n.name)
 }
 
-// onThread runs fn on an OS thread of its own and takes the thread back to the
-// network namespace it came from. A thread that does not get back is never
-// unlocked: the runtime ends it together with the goroutine, so no other
-// goroutine can find itself in the wrong namespace.
+// onThread runs fn on its own OS thread, then returns the thread to the network namespace
+// it came from. If that fails, the thread stays locked: the runtime ends it together with
+// the goroutine, so no other goroutine runs in the wrong namespace.
 func onThread(fn func() error) error {
 	done := make(chan error, 1)
 	go func() {
@@ -61,8 +60,8 @@ func onThread(fn func() error) error {
 	return <-done
 }
 
-// do runs fn on a thread that is inside the namespace. Sockets that fn opens,
-// and /proc/sys/net as it sees it, are the namespace's.
+// do runs fn on a thread in the namespace. Sockets that fn opens, and /proc/sys/net as fn
+// sees it, belong to the namespace.
 func (n *netns) do(fn func() error) error {
 	return onThread(func() error {
 		if err := unix.Setns(int(n.handle.Fd()), unix.CLONE_NEWNET); err != nil {
@@ -104,7 +103,7 @@ func newNetns(name string, sysctls map[string]string) (*netns, error) {
 	return n, nil
 }
 
-// pin gives the calling thread's namespace its name and opens it.
+// pin binds the calling thread's namespace to its name and opens it.
 func (n *netns) pin() error {
 	file, err := os.OpenFile(n.path(), os.O_CREATE|os.O_EXCL|os.O_RDONLY, 0o444)
 	if err != nil {
@@ -118,8 +117,8 @@ func (n *netns) pin() error {
 	return err
 }
 
-// remove takes the name away; the kernel ends the namespace when the last
-// process, socket and open file of it are gone.
+// remove removes the name. The kernel ends the namespace when its last process, socket and
+// open file are gone.
 func (n *netns) remove() error {
 	if n.nl != nil {
 		n.nl.Close()
@@ -141,9 +140,9 @@ func removeNetnsName(path string) error {
 	return nil
 }
 
-// ensureNetnsDir makes netnsDir a shared mount of its own, as `ip netns add`
-// does and with the same lock. Were it left to a later `ip netns add`, that
-// would mount the directory over our names, and they could not be removed.
+// ensureNetnsDir makes netnsDir a shared mount, as `ip netns add` does and with the same
+// lock. Otherwise a later `ip netns add` would mount the directory over the lab's names,
+// and they could not be removed.
 func ensureNetnsDir() error {
 	if err := os.MkdirAll(netnsDir, 0o755); err != nil {
 		return err

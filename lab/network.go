@@ -12,19 +12,19 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Network says what a lab's pods are joined by. The zero value is what the CNI
-// plugin "ptp" and plain routes make: a host route per pod, a route per node.
+// Network is how a lab's pods are connected. The zero value is what the CNI plugin "ptp"
+// and plain routes make: a host route per pod, a route per node.
 type Network struct {
-	// VXLAN carries what goes to other nodes' pods in a tunnel, as flannel does:
-	// flannel.1 over IPv4 and flannel-v6.1 over IPv6, which have the first address
-	// of the node's range, and nothing to learn. Pods' devices are 50 bytes smaller.
+	// VXLAN carries packets to other nodes' pods in a tunnel, as flannel does: flannel.1
+	// over IPv4 and flannel-v6.1 over IPv6. Each has the first address of the node's range
+	// and learns nothing. The MTU of pods' devices is 50 bytes smaller.
 	VXLAN bool
-	// Bridge joins a node's pods by a bridge, cni0, which has the gateway's address.
+	// Bridge connects a node's pods by a bridge, cni0, which has the gateway's address.
 	Bridge bool
 }
 
-// Use says how the pods of nodes made from now on are joined; call it before the
-// first node.
+// Use sets how the pods of nodes made from now on are connected. Call it before the first
+// node.
 func (l *Lab) Use(n Network) {
 	l.t.Helper()
 	l.mu.Lock()
@@ -44,7 +44,7 @@ const (
 	vxlanPort = 8472
 	vxlanID   = 1
 	wireMTU   = 1500
-	// vxlanHeader and vxlanHeader6 are what a tunnel takes off the MTU: Ethernet,
+	// vxlanHeader and vxlanHeader6 are the bytes that a tunnel takes off the MTU: Ethernet,
 	// VXLAN, UDP and IP.
 	vxlanHeader  = 50
 	vxlanHeader6 = 70
@@ -68,7 +68,7 @@ func (t tunnel) pick(p pair) netip.Prefix {
 	return p.v4
 }
 
-// addr is the first address of the node's pod range.
+// addr returns the first address of the node's pod range.
 func (t tunnel) addr() netip.Addr { return t.pick(podCIDR(t.node)).Addr() }
 
 func (t tunnel) mac() net.HardwareAddr {
@@ -108,8 +108,8 @@ func (n *Node) makeTunnels() error {
 	return nil
 }
 
-// tunnelTo sends traffic for the other node's pods through the tunnels. Who is
-// where is written down, not asked for.
+// tunnelTo routes traffic for the other node's pods through the tunnels. It writes the
+// neighbour and forwarding entries: the tunnels learn nothing.
 func (n *Node) tunnelTo(other *Node) error {
 	for _, t := range tunnelsOf(other.number) {
 		device, err := n.space.nl.LinkByName(t.name)
@@ -141,11 +141,11 @@ func (n *Node) makeBridge() error {
 	return n.space.address(cniBridge, n.gateway())
 }
 
-// gateway is the node's address towards its pods, with the prefix it is given with.
+// gateway returns the node's addresses towards its pods, with their prefix length.
 func (n *Node) gateway() pair { return n.onPodNet(podAddr(n.number, 1)) }
 
-// onPodNet gives addresses the prefix length that they have on the pods' network:
-// a bridge is one link, veth pairs are one each.
+// onPodNet returns the addresses with the prefix length of the pods' network: a bridge is
+// one link, and each veth pair is its own.
 func (n *Node) onPodNet(p pair) pair {
 	if !n.lab.network.Bridge {
 		return p
@@ -161,7 +161,7 @@ func (n *Node) podMTU() int {
 	return wireMTU
 }
 
-// joinPod joins a pod to its node, both ways.
+// joinPod connects a pod to its node, in both directions.
 func (n *Node) joinPod(p *Pod) error {
 	if err := connect(n.space, p.veth, p.space, "eth0"); err != nil {
 		return err
@@ -189,7 +189,7 @@ func (n *Node) joinPod(p *Pod) error {
 	return errors.Join(n.space.settle(device, gateway.v6.Addr()), p.space.settle("eth0", p.addrs.v6.Addr()))
 }
 
-// routePod makes the two host routes of a veth pair.
+// routePod adds the two host routes of a veth pair.
 func (n *Node) routePod(p *Pod) error {
 	gateway := n.gateway()
 	if err := n.space.address(p.veth, gateway); err != nil {
@@ -203,8 +203,8 @@ func (n *Node) routePod(p *Pod) error {
 	})
 }
 
-// bridgePod makes the pod's device a port, which sends back also to where it came
-// from: a pod may speak to itself by a service's address.
+// bridgePod makes the pod's device a port of the bridge in hairpin mode: a pod may reach
+// itself by a service's address.
 func (n *Node) bridgePod(p *Pod) error {
 	bridge, err := n.space.nl.LinkByName(cniBridge)
 	if err != nil {

@@ -15,7 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Node is a network namespace that forwards, with its pods behind it.
+// Node is a network namespace that forwards, with pods behind it.
 type Node struct {
 	lab    *Lab
 	name   string
@@ -26,8 +26,8 @@ type Node struct {
 	pods   int // made so far
 }
 
-// Node adds a node; all others get a route to its pods. Names are unique in
-// the lab, and short: they become part of a file name.
+// Node adds a node and routes from all others to its pods. Names are unique in the lab, and
+// short: they become part of a file name.
 func (l *Lab) Node(name string) *Node {
 	l.t.Helper()
 	l.mu.Lock()
@@ -83,8 +83,8 @@ func (n *Node) create() error {
 	return n.space.settle("eth0", n.Addr6())
 }
 
-// makePodNet makes what the node's pods are joined to, and the ways between them
-// and those of the nodes that there are.
+// makePodNet makes the network of the node's pods, and routes between them and the pods of
+// existing nodes.
 func (n *Node) makePodNet() error {
 	lead := (*Node).routePods
 	if n.lab.network.VXLAN {
@@ -104,7 +104,7 @@ func (n *Node) makePodNet() error {
 	return nil
 }
 
-// routePods sends traffic for the other node's pods to that node.
+// routePods routes traffic for the other node's pods to that node.
 func (n *Node) routePods(other *Node) error {
 	via := onWire(other.number)
 	return podCIDR(other.number).each(func(dst netip.Prefix) error {
@@ -112,7 +112,7 @@ func (n *Node) routePods(other *Node) error {
 	})
 }
 
-// of gives the address of the pair that has the prefix's family.
+// of returns the address of the pair in the prefix's family.
 func (p pair) of(family netip.Prefix) netip.Addr {
 	if family.Addr().Is4() {
 		return p.v4.Addr()
@@ -120,30 +120,30 @@ func (p pair) of(family netip.Prefix) netip.Addr {
 	return p.v6.Addr()
 }
 
-// Name is what the node was called.
+// Name returns the name that Lab.Node got.
 func (n *Node) Name() string { return n.name }
 
-// Addr4 and Addr6 are the node's addresses on the wire.
+// Addr4 returns the node's IPv4 address on the wire.
 func (n *Node) Addr4() netip.Addr { return onWire(n.number).v4.Addr() }
 
-// Addr6 is the node's IPv6 address on the wire.
+// Addr6 returns the node's IPv6 address on the wire.
 func (n *Node) Addr6() netip.Addr { return onWire(n.number).v6.Addr() }
 
-// PodCIDRs gives the ranges of the node's pods, IPv4 first.
+// PodCIDRs returns the ranges of the node's pods, IPv4 first.
 func (n *Node) PodCIDRs() []netip.Prefix {
 	c := podCIDR(n.number)
 	return []netip.Prefix{c.v4, c.v6}
 }
 
-// Cgroup is the node's cgroup directory; its pods' are below it.
+// Cgroup returns the node's cgroup directory. Its pods' cgroups are below it.
 func (n *Node) Cgroup() string { return n.cgroup }
 
-// NetnsPath can be given to `nsenter --net=` and to `ip netns exec` by its
-// last element (which hides cgroup and bpf file systems, though).
+// NetnsPath returns the file of the node's network namespace. `nsenter --net=` takes it,
+// and `ip netns exec` its last element (which hides cgroup and bpf file systems, though).
 func (n *Node) NetnsPath() string { return n.space.path() }
 
-// Do runs fn on a thread in the node's network namespace, in this process and
-// its cgroup. fn must not start goroutines that expect the same.
+// Do runs fn on a thread in the node's network namespace, in this process and its cgroup.
+// fn must not start goroutines that depend on the namespace.
 func (n *Node) Do(fn func() error) error {
 	if err := n.lab.Err(); err != nil {
 		return err
@@ -151,15 +151,15 @@ func (n *Node) Do(fn func() error) error {
 	return n.space.do(fn)
 }
 
-// DialContext connects from the node's network namespace, but from this process
-// and so from outside the node's cgroup: no socket hook of the node sees it. The
-// address must be an IP address and a port. It fits http.Transport.
+// DialContext connects from the node's network namespace, but from this process and so from
+// outside the node's cgroup: no socket hook of the node sees it. The address must be an IP
+// address and a port. It fits http.Transport.
 func (n *Node) DialContext(ctx context.Context, network, address string) (net.Conn, error) {
 	return dial(ctx, n.Do, network, address)
 }
 
 func dial(ctx context.Context, do func(func() error) error, network, address string) (conn net.Conn, err error) {
-	// A name would be looked up on another thread, in another namespace.
+	// A name would be resolved on another thread, in another namespace.
 	if _, err := netip.ParseAddrPort(address); err != nil {
 		return nil, fmt.Errorf("dial: %w", err)
 	}
@@ -171,8 +171,8 @@ func dial(ctx context.Context, do func(func() error) error, network, address str
 	return conn, err
 }
 
-// BPFFS is a bpf file system of the node's own, mounted at the first call and
-// unmounted with the lab; what is pinned there goes then, too.
+// BPFFS returns a bpf file system of the node, mounted by the first call and unmounted with
+// the lab. Objects pinned there are lost then.
 func (n *Node) BPFFS() string {
 	n.lab.t.Helper()
 	n.lab.mu.Lock()

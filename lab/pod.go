@@ -14,9 +14,8 @@ import (
 	"time"
 )
 
-// Pod is where processes run: a network namespace and a cgroup. A pod of the
-// node's own network (Node.HostPod) shares the node's namespace, an outside
-// client (Lab.Client) belongs to no node.
+// Pod is a network namespace and a cgroup in which processes run. A HostPod (Node.HostPod)
+// shares the node's namespace; an outside client (Lab.Client) belongs to no node.
 type Pod struct {
 	lab    *Lab
 	node   *Node // nil for a client
@@ -24,7 +23,7 @@ type Pod struct {
 	space  *netns
 	shared bool // the namespace is the node's
 	addrs  pair
-	veth   string // the node's end
+	veth   string // the name of the node's end
 	cgroup string
 
 	agentMu sync.Mutex
@@ -39,16 +38,16 @@ func (n *Node) Pod(name string) *Pod {
 	return p.made(p.makePod)
 }
 
-// Sandbox adds a pod whose processes are in no cgroup of the node's, as those of a
-// virtual machine: no socket hook of the node sees what they do.
+// Sandbox adds a pod whose processes are outside the node's cgroup, as those of a virtual
+// machine: no socket hook of the node sees their calls.
 func (n *Node) Sandbox(name string) *Pod {
 	n.lab.t.Helper()
 	p := &Pod{lab: n.lab, node: n, name: name, cgroup: filepath.Join(n.lab.state.cgroup, n.name+"-"+name)}
 	return p.made(p.makePod)
 }
 
-// HostPod adds a pod with hostNetwork: the node's namespace, a cgroup of its
-// own. It is also how a test runs the node's own processes.
+// HostPod adds a pod with hostNetwork: the node's network namespace, but its own cgroup.
+// Tests also use it to run the node's own processes.
 func (n *Node) HostPod(name string) *Pod {
 	n.lab.t.Helper()
 	p := &Pod{lab: n.lab, node: n, name: name, cgroup: filepath.Join(n.cgroup, name)}
@@ -56,8 +55,8 @@ func (n *Node) HostPod(name string) *Pod {
 	return p.made(func() error { return nil })
 }
 
-// Beside adds a process of its own to a pod or client: the same network namespace and
-// addresses, another name and cgroup. Remove it before the pod.
+// Beside adds another process with its own agent to a pod or client: the same network
+// namespace and addresses, another name and cgroup. Remove it before the pod.
 func (p *Pod) Beside(name string) *Pod {
 	p.lab.t.Helper()
 	b := &Pod{lab: p.lab, node: p.node, name: name, cgroup: filepath.Join(filepath.Dir(p.cgroup), name)}
@@ -65,8 +64,8 @@ func (p *Pod) Beside(name string) *Pod {
 	return b.made(func() error { return nil })
 }
 
-// Client adds a machine outside the cluster: on the wire, with no route to pods
-// or services (see RouteVia) and under no node's cgroup.
+// Client adds a machine outside the cluster: on the wire, without routes to pods or
+// services (see RouteVia), and outside every node's cgroup.
 func (l *Lab) Client(name string) *Pod {
 	l.t.Helper()
 	p := &Pod{lab: l, name: name, cgroup: filepath.Join(l.state.cgroup, name)}
@@ -117,7 +116,7 @@ func (p *Pod) makePod() error {
 	return n.joinPod(p)
 }
 
-// sameFamily gives the prefix of the pair that has the other's family.
+// sameFamily returns the prefix of the pair in the family of as.
 func (p pair) sameFamily(as netip.Prefix) netip.Prefix {
 	if as.Addr().Is4() {
 		return p.v4
@@ -143,32 +142,33 @@ func (p *Pod) makeClient() error {
 	return p.space.settle("eth0", p.addrs.v6.Addr())
 }
 
-// RouteVia sends a client's (or a node's, given one of its HostPods) traffic
-// for the range to a node, as a router outside the cluster does.
+// RouteVia routes a client's traffic for the range through a node, as a router outside the
+// cluster does. Called on a HostPod it routes the node's traffic.
 func (p *Pod) RouteVia(dst netip.Prefix, n *Node) {
 	p.lab.t.Helper()
 	p.SetRoute(Route{Dst: dst, Via: n})
 }
 
-// Name is what the pod was called; its servers answer with it.
+// Name returns the pod's name. Its servers answer with it.
 func (p *Pod) Name() string { return p.name }
 
-// Node is nil for an outside client.
+// Node returns the pod's node, nil for an outside client.
 func (p *Pod) Node() *Node { return p.node }
 
-// Addr4 is the pod's IPv4 address.
+// Addr4 returns the pod's IPv4 address.
 func (p *Pod) Addr4() netip.Addr { return p.addrs.v4.Addr() }
 
-// Addr6 is the pod's IPv6 address.
+// Addr6 returns the pod's IPv6 address.
 func (p *Pod) Addr6() netip.Addr { return p.addrs.v6.Addr() }
 
-// Addrs gives both addresses, IPv4 first.
+// Addrs returns both addresses, IPv4 first.
 func (p *Pod) Addrs() []netip.Addr { return []netip.Addr{p.Addr4(), p.Addr6()} }
 
-// Veth is the name of the device at the node's end; empty where there is none.
+// Veth returns the name of the node's end of the veth pair, empty if there is none.
 func (p *Pod) Veth() string { return p.veth }
 
-// NodeDevice is the node's device that leads to the pod; empty where there is none.
+// NodeDevice returns the name of the node's device that leads to the pod, empty if there is
+// none.
 func (p *Pod) NodeDevice() string {
 	if p.veth != "" && p.lab.network.Bridge {
 		return cniBridge
@@ -176,13 +176,13 @@ func (p *Pod) NodeDevice() string {
 	return p.veth
 }
 
-// Cgroup is the pod's cgroup directory.
+// Cgroup returns the pod's cgroup directory.
 func (p *Pod) Cgroup() string { return p.cgroup }
 
-// NetnsPath is as for a node.
+// NetnsPath returns the file of the pod's network namespace, see Node.NetnsPath.
 func (p *Pod) NetnsPath() string { return p.space.path() }
 
-// Do runs fn on a thread in the pod's network namespace, as Node.Do does.
+// Do runs fn on a thread in the pod's network namespace, see Node.Do.
 func (p *Pod) Do(fn func() error) error {
 	if err := p.lab.Err(); err != nil {
 		return err
@@ -195,8 +195,8 @@ func (p *Pod) DialContext(ctx context.Context, network, address string) (net.Con
 	return dial(ctx, p.Do, network, address)
 }
 
-// Remove ends the pod's processes and takes its namespace and cgroup away, as
-// when a pod is deleted: connections to it end in silence.
+// Remove kills the pod's processes and removes its namespace and cgroup, as when a pod is
+// deleted: peers of its connections get no FIN or RST.
 func (p *Pod) Remove() {
 	p.lab.t.Helper()
 	if p.lab.Err() != nil {
@@ -218,7 +218,7 @@ func (p *Pod) remove() error {
 	if p.shared {
 		return errors.Join(errs...)
 	}
-	if p.veth != "" { // at once; with the namespace it goes some time later
+	if p.veth != "" { // at once: the kernel ends the namespace some time later
 		link, err := p.node.space.nl.LinkByName(p.veth)
 		if err == nil {
 			err = p.node.space.nl.LinkDel(link)
@@ -229,5 +229,5 @@ func (p *Pod) remove() error {
 	return errors.Join(append(errs, p.space.remove())...)
 }
 
-// requestTimeout is what an exchange may take where no timeout is given.
+// requestTimeout is the timeout of an exchange if none is set.
 const requestTimeout = 5 * time.Second

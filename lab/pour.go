@@ -9,12 +9,12 @@ import (
 	"time"
 )
 
-// Poured is what a Pour brought across: of Transfer, the way to measure and not to
-// prove, without sums and for a time instead of a size.
+// Poured is the result of a Pour, which measures throughput: it runs for a time instead of
+// a size and computes no checksums, as Transfer does.
 type Poured struct {
-	// Bytes that the server has read, of all streams together.
+	// Bytes is what the server has read, of all streams together.
 	Bytes int64
-	// Elapsed is from the first byte's way out to the server's having read all.
+	// Elapsed is from the start of the streams until the server has read everything.
 	Elapsed time.Duration
 }
 
@@ -24,8 +24,8 @@ type pourArgs struct {
 	Streams  int
 }
 
-// Pour sends to a server for so long, as much as goes, on so many connections at
-// once, each by a thread of its own. The server reads and answers nothing.
+// Pour sends to a server for a duration, as fast as it can, on several connections at once,
+// each with its own thread. The server reads and answers nothing.
 func (p *Pod) Pour(ctx context.Context, dst netip.AddrPort, duration time.Duration, streams int) (poured Poured, err error) {
 	err = p.call(ctx, "pour", pourArgs{dst, duration, streams}, &poured)
 	return poured, err
@@ -38,10 +38,9 @@ type awaitArgs struct {
 	Deadline time.Duration
 }
 
-// Await asks one destination after the other, each until it answers, with a new
-// socket for each try, and gives the moment (see Monotonic) at which the last of
-// them had answered. A try ends after the time given, and all of it at the
-// deadline, which is an error.
+// Await asks one destination after the other until each has answered, with a new socket for
+// each try. It returns the time (see Monotonic) at which the last one had answered. Each
+// try ends after try. After deadline Await returns an error.
 func (p *Pod) Await(ctx context.Context, network string, dsts []netip.AddrPort, try, deadline time.Duration) (at int64, err error) {
 	if err := p.call(ctx, "await", awaitArgs{network, dsts, try, deadline}, &at); err != nil {
 		return 0, fmt.Errorf("wait for %d destinations to answer: %w", len(dsts), err)

@@ -35,7 +35,7 @@ func TestKeep(t *testing.T) {
 	}
 }
 
-// TestPour: what was sent has been read when it ends.
+// TestPour: when Pour returns, the server has read everything that was sent.
 func TestPour(t *testing.T) {
 	c := newCluster(t)
 	const long = 30 * time.Millisecond
@@ -49,7 +49,7 @@ func TestPour(t *testing.T) {
 	}
 }
 
-// TestAwait: it goes on when all have answered, and not before.
+// TestAwait: it returns once all have answered, and not before.
 func TestAwait(t *testing.T) {
 	c := newCluster(t)
 	late := at(c.api.Addr4(), 9191)
@@ -71,7 +71,8 @@ func TestAwait(t *testing.T) {
 	}
 }
 
-// TestSharedAddress: two nodes have one address, each its own.
+// TestSharedAddress: pods of two nodes have the same address, and each node reaches its own
+// pod.
 func TestSharedAddress(t *testing.T) {
 	l := lab.ForTest(t)
 	shared := lab.SharedCIDR4.Addr().Next()

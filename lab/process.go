@@ -17,10 +17,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// forker starts processes from one OS thread that lives as long as the lab.
-// A child inherits the network namespace of the thread that forks it, and its
-// parent-death signal comes when that thread ends, not the process: a thread of
-// the runtime's own choosing may end at any time.
+// forker starts processes from one OS thread that lives as long as the lab. A child
+// inherits the network namespace of the thread that forks it, and it gets its parent-death
+// signal when that thread ends, not when the process does: a thread of the runtime's choice
+// may end at any time.
 type forker struct {
 	mu     sync.Mutex
 	closed bool
@@ -48,7 +48,7 @@ func (f *forker) run(ready chan error) {
 	for job := range f.jobs {
 		job()
 	}
-	// If it cannot go home the thread ends with this goroutine.
+	// If this fails the thread ends with this goroutine.
 	if unix.Setns(int(f.home.Fd()), unix.CLONE_NEWNET) == nil {
 		runtime.UnlockOSThread()
 	}
@@ -78,22 +78,22 @@ func (f *forker) start(cmd *exec.Cmd, space *netns) error {
 			return
 		}
 		err := cmd.Start()
-		// Should this fail, the next job goes where it needs to all the same.
+		// If this fails, the next job still switches to the namespace it needs.
 		_ = unix.Setns(int(f.home.Fd()), unix.CLONE_NEWNET)
 		done <- err
 	}
 	return <-done
 }
 
-// stopTimeout is how long killed processes may take to be gone.
+// stopTimeout is how long killed processes may take to end.
 const stopTimeout = 10 * time.Second
 
-// Cmd is a process to be started in a pod, like exec.Cmd. It is killed when its
-// context, the lab, or this process ends.
+// Cmd is a process in a pod, like exec.Cmd. It is killed when its context, the lab, or this
+// process ends.
 type Cmd struct {
-	// Env is the environment; nil: this process's own.
+	// Env is the environment. Nil means this process's own.
 	Env []string
-	// Dir is the working directory; empty: this process's own.
+	// Dir is the working directory. Empty means this process's own.
 	Dir string
 	// Stdin, Stdout and Stderr are as in exec.Cmd.
 	Stdin          io.Reader
@@ -106,12 +106,12 @@ type Cmd struct {
 	cancel func()
 }
 
-// Command prepares a process in the pod's network namespace and cgroup. All
-// else it shares with this process: mounts, file systems, process ids.
+// Command prepares a process in the pod's network namespace and cgroup. It shares
+// everything else with this process: mounts, file systems, process ids.
 func (p *Pod) Command(ctx context.Context, path string, args ...string) *Cmd {
 	ctx, cancel := context.WithCancel(ctx)
 	c := &Cmd{pod: p, cmd: exec.CommandContext(ctx, path, args...), done: make(chan struct{}), cancel: cancel}
-	// Pipes that a grandchild holds open must not keep Wait from returning.
+	// Wait must return even if a grandchild holds a pipe open.
 	c.cmd.WaitDelay = 2 * time.Second
 	return c
 }
@@ -142,7 +142,7 @@ func (c *Cmd) start() error {
 		UseCgroupFD: true,
 		CgroupFD:    int(dir.Fd()),
 	}
-	// With the lock, so that Close finds every process that was started.
+	// Under the lock, so that Close finds every process that was started.
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if err := l.ctx.Err(); err != nil {
@@ -183,13 +183,13 @@ func (c *Cmd) Done() <-chan struct{} { return c.done }
 // PID is the process id; it is only valid once Start has returned without error.
 func (c *Cmd) PID() int { return c.cmd.Process.Pid }
 
-// Signal sends a signal; os.ErrProcessDone if the process has ended.
+// Signal sends a signal. It returns os.ErrProcessDone if the process has ended.
 func (c *Cmd) Signal(sig os.Signal) error { return c.cmd.Process.Signal(sig) }
 
-// Stop sends SIGTERM, then, after the grace period, SIGKILL, and waits for the
-// end. It gives the error of Wait.
+// Stop sends SIGTERM and, after the grace period, SIGKILL. It waits for the end and returns
+// the error of Wait.
 func (c *Cmd) Stop(grace time.Duration) error {
-	_ = c.Signal(syscall.SIGTERM) // it has ended if this fails
+	_ = c.Signal(syscall.SIGTERM) // fails if it has ended
 	timer := time.NewTimer(grace)
 	defer timer.Stop()
 	select {

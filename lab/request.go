@@ -8,30 +8,31 @@ import (
 	"time"
 )
 
-// RequestOptions say how to ask; the zero value is the usual way.
+// RequestOptions describe a request. The zero value is usual.
 type RequestOptions struct {
-	// Timeout is for connecting and for the answer, each; 0: five seconds.
+	// Timeout is for connect and for the answer, each. 0 means five seconds.
 	Timeout time.Duration
-	// Local is what to bind to; the zero value leaves it to the kernel. Port 0
-	// takes any, an unspecified address (0.0.0.0, ::) leaves that to the kernel.
+	// Local is the address to bind to. With the zero value the socket is not bound. With
+	// port 0 the kernel chooses the port, with an unspecified address (0.0.0.0, ::) the
+	// address.
 	Local netip.AddrPort
 	// Unconnected asks over UDP by sendto(2) instead of connect(2).
 	Unconnected bool
 }
 
-// Answer is what came of a request.
+// Answer is the result of a request.
 type Answer struct {
 	// Server is the name of the pod that answered, empty if none did.
 	Server string
-	// ClientSeen is who the server saw, ServedAt where it was reached.
+	// ClientSeen is the client address that the server saw, ServedAt the address at which
+	// it was reached.
 	ClientSeen, ServedAt netip.AddrPort
-	// Local and Peer are what getsockname(2) and getpeername(2) said; From is
-	// who the datagram came from, by recvfrom(2) (UDP). v4-mapped addresses are
-	// left as they are.
+	// Local and Peer are the results of getsockname(2) and getpeername(2). From is the
+	// datagram's source by recvfrom(2) (UDP). v4-mapped addresses are not changed.
 	Local, Peer, From netip.AddrPort
-	// Connect is how long connect(2) took, Total that and the exchange.
+	// Connect is the time of connect(2), Total that of connect(2) and the exchange.
 	Connect, Total time.Duration
-	// Err is nil if an answer came; see Error.
+	// Err is nil if an answer arrived; see Error.
 	Err error
 }
 
@@ -41,15 +42,15 @@ type requestArgs struct {
 	Options RequestOptions
 }
 
-// requestReply is Answer as it crosses the pipe.
+// requestReply is an Answer on the pipe from the agent.
 type requestReply struct {
 	Answer
 	Err *Error
 }
 
-// Request opens a socket, asks dst once and closes the socket. The network is as
-// in package net; tcp6 and udp6 speak to an IPv4 dst as v4-mapped, from an IPv6
-// socket. It asks once: there is no second try, over UDP either.
+// Request opens a socket, makes one exchange with dst and closes the socket. Networks are
+// named as in package net; tcp6 and udp6 use an IPv4 dst as v4-mapped, from an IPv6 socket.
+// There is no retry, over UDP either.
 func (p *Pod) Request(network string, dst netip.AddrPort, opts RequestOptions) Answer {
 	var reply requestReply
 	if err := p.call(context.Background(), "request", requestArgs{network, dst, opts}, &reply); err != nil {
@@ -61,13 +62,13 @@ func (p *Pod) Request(network string, dst netip.AddrPort, opts RequestOptions) A
 	return reply.Answer
 }
 
-// Ask is Request with its usual options.
+// Ask is Request with default options.
 func (p *Pod) Ask(network string, dst netip.AddrPort) Answer {
 	return p.Request(network, dst, RequestOptions{})
 }
 
-// NetnsCookie is the kernel's number for the pod's network namespace
-// (SO_NETNS_COOKIE), the one that eBPF programs see.
+// NetnsCookie returns the cookie of the pod's network namespace (SO_NETNS_COOKIE), which
+// eBPF programs see too.
 func (p *Pod) NetnsCookie() (cookie uint64, err error) {
 	err = p.call(context.Background(), "netns.cookie", none{}, &cookie)
 	return cookie, err

@@ -8,8 +8,7 @@ import (
 	"net/netip"
 )
 
-// Server is a process's server in a pod; see the package's doc comment for what
-// it answers.
+// Server is a server in a pod. The package's doc comment describes its answers.
 type Server struct {
 	pod    *Pod
 	handle uint64
@@ -29,17 +28,17 @@ type serveReply struct {
 
 type handleArgs struct{ Handle uint64 }
 
-// Serve starts a server on all the pod's addresses. The network is in the words
-// of package net: tcp and udp serve both families, tcp4, tcp6, udp4 and udp6
-// one. Port 0 takes any, see Server.Addr.
+// Serve starts a server on all the pod's addresses. Networks are named as in package net:
+// tcp and udp serve both families, tcp4, tcp6, udp4 and udp6 one. With port 0 the kernel
+// chooses, see Server.Addr.
 func (p *Pod) Serve(network string, port uint16) *Server {
 	p.lab.t.Helper()
 	return p.serve(serveArgs{Network: network, Addr: anyAddr(network, port)})
 }
 
-// ServeShared is Serve beside others that do the same in the same network namespace
-// (see Beside), which share what comes in: one process may hold only so many
-// connections.
+// ServeShared is Serve with SO_REUSEPORT: servers in the same network namespace (see
+// Beside) share the port and its connections, since one process may hold only a limited
+// number.
 func (p *Pod) ServeShared(network string, port uint16) *Server {
 	p.lab.t.Helper()
 	return p.serve(serveArgs{Network: network, Addr: anyAddr(network, port), Share: true})
@@ -66,17 +65,16 @@ func (p *Pod) serve(args serveArgs) *Server {
 	return s
 }
 
-// Addr is what the server is bound to.
+// Addr returns the address that the server is bound to.
 func (s *Server) Addr() netip.AddrPort { return s.addr }
 
-// Count is how many requests it has answered. What it had before it was
-// stopped stays.
+// Count returns how many requests the server has answered, also after it was stopped.
 func (s *Server) Count() (n uint64, err error) {
 	err = s.pod.call(context.Background(), "serve.count", handleArgs{s.handle}, &n)
 	return n, err
 }
 
-// Stop closes the server and its connections. The port is free when it returns.
+// Stop closes the server and its connections. The port is free when Stop returns.
 func (s *Server) Stop() error {
 	return s.pod.call(context.Background(), "serve.stop", handleArgs{s.handle}, &none{})
 }

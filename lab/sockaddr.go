@@ -13,9 +13,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// socketKind gives what socket(2) wants for a network in the words of package
-// net: tcp, tcp4, tcp6, udp, udp4, udp6. Without a digit the family is that of
-// addr. With 6 an IPv4 address is spoken to as v4-mapped.
+// socketKind returns the arguments of socket(2) for a network named as in package net: tcp,
+// tcp4, tcp6, udp, udp4, udp6. Without a digit the family is that of addr. With 6 an IPv4
+// address is used as v4-mapped.
 func socketKind(network string, addr netip.Addr) (domain, kind int, err error) {
 	proto, family := strings.TrimRight(network, "46"), strings.TrimLeft(network, "tcpud")
 	switch proto {
@@ -36,7 +36,7 @@ func socketKind(network string, addr netip.Addr) (domain, kind int, err error) {
 	return domain, kind, nil
 }
 
-// anyAddr is the wildcard address of a network, with a port.
+// anyAddr returns the unspecified address of a network, with a port.
 func anyAddr(network string, port uint16) netip.AddrPort {
 	if strings.HasSuffix(network, "4") {
 		return netip.AddrPortFrom(netip.IPv4Unspecified(), port)
@@ -44,8 +44,8 @@ func anyAddr(network string, port uint16) netip.AddrPort {
 	return netip.AddrPortFrom(netip.IPv6Unspecified(), port)
 }
 
-// toSockaddr gives the address as a socket of that domain takes it: an IPv4
-// address becomes v4-mapped where the socket is an IPv6 one.
+// toSockaddr returns the address for a socket of that domain: for an IPv6 socket, an IPv4
+// address becomes v4-mapped.
 func toSockaddr(domain int, a netip.AddrPort) (unix.Sockaddr, error) {
 	if !a.IsValid() || domain == unix.AF_INET && !a.Addr().Unmap().Is4() {
 		return nil, fmt.Errorf("%v is no address for a socket of that family", a)
@@ -56,8 +56,8 @@ func toSockaddr(domain int, a netip.AddrPort) (unix.Sockaddr, error) {
 	return &unix.SockaddrInet6{Port: int(a.Port()), Addr: a.Addr().As16()}, nil
 }
 
-// fromSockaddr keeps v4-mapped addresses as they are; the zero value stands for
-// no address at all.
+// fromSockaddr returns the address and port. v4-mapped addresses are not changed. The zero
+// value means no address.
 func fromSockaddr(sa unix.Sockaddr) netip.AddrPort {
 	switch sa := sa.(type) {
 	case *unix.SockaddrInet4:
@@ -72,8 +72,8 @@ func unmap(a netip.AddrPort) netip.AddrPort {
 	return netip.AddrPortFrom(a.Addr().Unmap(), a.Port())
 }
 
-// setTimeouts bounds connect, send and receive on a blocking socket. Zero is
-// for ever to the kernel, so a duration below a microsecond becomes one.
+// setTimeouts bounds connect, send and receive on a blocking socket. To the kernel 0 means
+// no timeout, so a duration below a microsecond is rounded up to one.
 func setTimeouts(fd int, d time.Duration) error {
 	tv := unix.NsecToTimeval(max(d, time.Microsecond).Nanoseconds())
 	if err := unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_SNDTIMEO, &tv); err != nil {
@@ -82,8 +82,8 @@ func setTimeouts(fd int, d time.Duration) error {
 	return unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &tv)
 }
 
-// timedOut gives ETIMEDOUT for what a blocking socket says when its own timeout
-// has passed.
+// timedOut returns ETIMEDOUT for the errors that a blocking socket returns after its own
+// timeout.
 func timedOut(err error) error {
 	if errors.Is(err, unix.EAGAIN) || errors.Is(err, unix.EINPROGRESS) {
 		return unix.ETIMEDOUT
@@ -91,7 +91,7 @@ func timedOut(err error) error {
 	return err
 }
 
-// pollFor waits for events on fd; 0 events: the time is over.
+// pollFor waits for events on fd. It returns 0 after the timeout.
 func pollFor(fd int, events int16, timeout time.Duration) (int16, error) {
 	deadline := time.Now().Add(timeout)
 	for {
@@ -109,8 +109,8 @@ func pollFor(fd int, events int16, timeout time.Duration) (int16, error) {
 	}
 }
 
-// connectTo is connect(2) on a blocking socket with timeouts. A signal does not
-// undo a connect that has begun: it goes on, and is waited for.
+// connectTo calls connect(2) on a blocking socket with timeouts. A signal does not stop a
+// connect that has begun: connectTo waits for it.
 func connectTo(fd int, sa unix.Sockaddr, timeout time.Duration) error {
 	err := unix.Connect(fd, sa)
 	if !errors.Is(err, unix.EINTR) {
@@ -130,14 +130,13 @@ func connectTo(fd int, sa unix.Sockaddr, timeout time.Duration) error {
 	return err
 }
 
-// netnsCookie gives the kernel's number for the network namespace that the
-// socket is in.
+// netnsCookie returns the cookie of the socket's network namespace.
 func netnsCookie(fd int) (uint64, error) {
 	return unix.GetsockoptUint64(fd, unix.SOL_SOCKET, unix.SO_NETNS_COOKIE)
 }
 
-// packetInfo finds the address that a datagram was sent to among its control
-// messages, and makes the control message that sends a reply from there.
+// packetInfo returns a datagram's destination address, from its control messages, and the
+// control message that sends a reply from that address.
 func packetInfo(oob []byte) (self netip.Addr, reply []byte) {
 	msgs, err := unix.ParseSocketControlMessage(oob)
 	if err != nil {
@@ -146,8 +145,8 @@ func packetInfo(oob []byte) (self netip.Addr, reply []byte) {
 	for _, m := range msgs {
 		switch {
 		case m.Header.Level == unix.IPPROTO_IP && m.Header.Type == unix.IP_PKTINFO && len(m.Data) >= unix.SizeofInet4Pktinfo:
-			// ipi_spec_dst is the address to reply from, ipi_addr what the
-			// packet's header says; they differ for broadcasts only.
+			// ipi_spec_dst is the address to reply from, ipi_addr the destination in the
+			// packet's header. They differ for broadcasts only.
 			addr := [4]byte(m.Data[4:8])
 			return netip.AddrFrom4(addr), unix.PktInfo4(&unix.Inet4Pktinfo{Spec_dst: addr})
 		case m.Header.Level == unix.IPPROTO_IPV6 && m.Header.Type == unix.IPV6_PKTINFO && len(m.Data) >= unix.SizeofInet6Pktinfo:

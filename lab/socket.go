@@ -10,10 +10,9 @@ import (
 	"time"
 )
 
-// Socket is a socket in a pod, held by a handle. Its methods are the system
-// calls of the same name, one each, on a blocking socket with timeouts: what
-// the kernel says comes back as it is (see Error), with two exceptions: running
-// out of time is ETIMEDOUT, and an interrupted call is made again.
+// Socket is a socket in a pod. Its methods are the system calls of the same name, one each,
+// on a blocking socket with timeouts. They return what the kernel returned (see Error),
+// with two exceptions: a timeout is ETIMEDOUT, and an interrupted call is repeated.
 type Socket struct {
 	pod    *Pod
 	handle uint64
@@ -27,8 +26,7 @@ const (
 	PollHup = 0x10
 )
 
-// socketCallArgs is one call on a socket: Call names it, the rest are its
-// arguments.
+// socketCallArgs is one call on a socket: Call is its name, the rest are its arguments.
 type socketCallArgs struct {
 	Handle  uint64
 	Call    string
@@ -45,8 +43,8 @@ type socketReply struct {
 	Events int16
 }
 
-// Socket opens a socket: tcp4, tcp6, udp4 or udp6. IPv6 sockets have
-// IPV6_V6ONLY off and take IPv4 addresses as v4-mapped ones.
+// Socket opens a socket: tcp4, tcp6, udp4 or udp6. IPv6 sockets have IPV6_V6ONLY off and
+// take IPv4 addresses as v4-mapped ones.
 func (p *Pod) Socket(network string) *Socket {
 	p.lab.t.Helper()
 	s := &Socket{pod: p}
@@ -74,13 +72,13 @@ func (s *Socket) Bind(addr netip.AddrPort) error {
 	return err
 }
 
-// Connect connects the socket; within five seconds.
+// Connect connects the socket, with a timeout of five seconds.
 func (s *Socket) Connect(dst netip.AddrPort) error {
 	_, err := s.call(socketCallArgs{Call: "connect", Addr: dst})
 	return err
 }
 
-// Disconnect takes the peer of a UDP socket away: connect(2) to AF_UNSPEC.
+// Disconnect removes the peer of a UDP socket: connect(2) to AF_UNSPEC.
 func (s *Socket) Disconnect() error {
 	_, err := s.call(socketCallArgs{Call: "disconnect"})
 	return err
@@ -98,9 +96,9 @@ func (s *Socket) SendTo(dst netip.AddrPort, data []byte) error {
 	return err
 }
 
-// Recv receives one datagram, or what there is of a stream, within the timeout.
-// The address is who it came from; for TCP it is the zero value, and no data
-// without an error is the end of the stream.
+// Recv receives one datagram, or the available bytes of a stream, within the timeout. The
+// address is the datagram's source, the zero value for TCP. Over TCP, no data without an
+// error means the end of the stream.
 func (s *Socket) Recv(timeout time.Duration) ([]byte, netip.AddrPort, error) {
 	r, err := s.call(socketCallArgs{Call: "recv", Timeout: timeout})
 	return r.Data, r.Addr, err
@@ -118,26 +116,26 @@ func (s *Socket) LocalName() (netip.AddrPort, error) {
 	return r.Addr, err
 }
 
-// SockError takes the socket's pending error (SO_ERROR), 0 where there is none.
+// SockError returns and clears the socket's pending error (SO_ERROR), 0 if there is none.
 func (s *Socket) SockError() (syscall.Errno, error) {
 	r, err := s.call(socketCallArgs{Call: "getsockerror"})
 	return r.Errno, err
 }
 
-// Poll waits for events and gives those that are there, PollErr and PollHup
-// among them without being asked for; 0: none within the timeout.
+// Poll waits for events and returns those that are set, including PollErr and PollHup,
+// which are always polled for. It returns 0 after the timeout.
 func (s *Socket) Poll(events int16, timeout time.Duration) (int16, error) {
 	r, err := s.call(socketCallArgs{Call: "poll", Events: events, Timeout: timeout})
 	return r.Events, err
 }
 
-// Cookie is the socket's number (SO_COOKIE), the one that eBPF programs see.
+// Cookie returns the socket's cookie (SO_COOKIE), which eBPF programs see too.
 func (s *Socket) Cookie() (cookie uint64, err error) {
 	err = s.pod.call(context.Background(), "socket.cookie", handleArgs{s.handle}, &cookie)
 	return cookie, err
 }
 
-// Close closes the socket, after a call on it that is still in flight.
+// Close closes the socket, after the calls on it that are in flight.
 func (s *Socket) Close() error {
 	return s.pod.call(context.Background(), "socket.close", handleArgs{s.handle}, &none{})
 }

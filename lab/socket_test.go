@@ -85,7 +85,7 @@ func TestRawTCP(t *testing.T) {
 	if cookie, err := s.Cookie(); cookie == 0 || err != nil {
 		t.Errorf("cookie %d, %v", cookie, err)
 	}
-	// A call in flight does not hold up others of the same pod.
+	// A call in flight does not block other calls in the same pod.
 	waiting := make(chan error, 1)
 	go func() { _, _, err := s.Recv(time.Second); waiting <- err }()
 	if a := c.client.Ask("tcp", dst); a.Err != nil {

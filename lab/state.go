@@ -17,28 +17,27 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// runDir holds a directory per lab. The file "owner" in it is locked (flock)
-// for as long as the lab's process lives: the kernel drops the lock with the
-// process, however it ends, so nothing has to be guessed from process ids.
-// The lock on runDir/lock orders making a lab's directory and looking for dead
-// ones; it is only ever held for a moment.
+// runDir holds a directory per lab. The file "owner" in it is locked (flock) as long as the
+// lab's process lives: the kernel drops the lock with the process, however it ends, so that
+// nothing is guessed from process ids. The lock on runDir/lock serializes making a lab's
+// directory and looking for dead labs; it is held only for a moment.
 const runDir = "/run/shunt-lab"
 
-// owner is what the owner file says: for people, and for Sweep, where the
-// lab's cgroup is.
+// owner is the content of the owner file: information for people and, for Sweep, the lab's
+// cgroup.
 type owner struct {
 	PID     int       `json:"pid"`
 	Started time.Time `json:"started"`
 	Cgroup  string    `json:"cgroup"`
 }
 
-// state is a lab's directory and the lock that says it is alive.
+// state is a lab's directory, and the lock that shows that its process is alive.
 type state struct {
 	id, dir, cgroup string
 	lock            *os.File
 }
 
-// netnsName is the name of one of the lab's namespaces.
+// netnsName returns the name of one of the lab's namespaces.
 func (s *state) netnsName(name string) string { return netnsPrefix(s.id) + name }
 
 func netnsPrefix(id string) string { return "shunt-" + id + "-" }
@@ -94,8 +93,8 @@ func newState(cgroupRoot string) (*state, error) {
 	return s, nil
 }
 
-// remove takes away everything that carries the lab's id. What is not there is
-// no error: a lab that was killed half way leaves a part of it.
+// remove removes everything that carries the lab's id. It ignores what does not exist: a
+// lab that was killed early left only a part.
 func (s *state) remove() error {
 	var errs []error
 	if s.cgroup != "" {
@@ -107,8 +106,8 @@ func (s *state) remove() error {
 	for _, name := range names {
 		errs = append(errs, removeNetnsName(name))
 	}
-	// The directory goes last and only if the rest went: a later Sweep finds
-	// what is left by it.
+	// The directory is removed last, and only if the rest was: a later Sweep finds the
+	// remains by it.
 	if err := errors.Join(errs...); err != nil {
 		return errors.Join(err, s.lock.Close())
 	}
@@ -132,8 +131,8 @@ func unmountBelow(dir string) error {
 	return errors.Join(errs...)
 }
 
-// Sweep removes what labs left whose process died without cleaning up, and
-// gives their ids. New does it first, too.
+// Sweep removes the remains of labs whose process ended without cleaning up, and returns
+// their ids. New calls it first.
 func Sweep() (ids []string, err error) {
 	dead, err := lockDead()
 	errs := []error{err}
@@ -144,7 +143,7 @@ func Sweep() (ids []string, err error) {
 	return ids, errors.Join(errs...)
 }
 
-// lockDead takes over every lab that nobody holds.
+// lockDead locks and returns every lab whose process is dead.
 func lockDead() ([]*state, error) {
 	all, err := lockRunDir()
 	if err != nil {
@@ -184,8 +183,8 @@ func lockDead() ([]*state, error) {
 	return dead, errors.Join(errs...)
 }
 
-// readOwner gives the zero owner for a file that was never written: its lab had
-// made nothing yet.
+// readOwner returns the zero owner for a file that was never written: its lab had made
+// nothing yet.
 func readOwner(f *os.File) (who owner) {
 	_ = json.NewDecoder(f).Decode(&who)
 	return who

@@ -12,8 +12,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Sysctls of every namespace. IPv6 addresses are usable at once (no duplicate
-// address detection), and nothing is filtered by the way it came in.
+// sysctls returns the settings of a namespace: the common ones and more. IPv6 addresses are
+// usable at once (no duplicate address detection), and there is no reverse-path filter.
 func sysctls(more map[string]string) map[string]string {
 	all := map[string]string{
 		"ipv6/conf/all/accept_dad":     "0",
@@ -34,8 +34,8 @@ var routerSysctls = sysctls(map[string]string{
 
 const bridgeName = "wire"
 
-// makeWire makes the bridge that all nodes and clients are joined to. Its
-// namespace forwards nothing: what is sent to it by default vanishes.
+// makeWire makes the bridge of all nodes and clients. Its namespace does not forward:
+// packets on the default route are dropped there.
 func (l *Lab) makeWire() error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -64,7 +64,7 @@ func (l *Lab) newSpace(name string, sysctls map[string]string) (*netns, error) {
 	return n, nil
 }
 
-// plug joins a namespace to the wire: its eth0 gets the address of that host.
+// plug connects a namespace to the wire: its eth0 gets the address of that host number.
 func (l *Lab) plug(n *netns, host int) error {
 	bridge, err := l.wire.nl.LinkByName(bridgeName)
 	if err != nil {
@@ -111,7 +111,7 @@ func (n *netns) up(device string) error {
 	return nil
 }
 
-// address gives a device one address of each family and brings it up.
+// address adds one address of each family to a device and brings it up.
 func (n *netns) address(device string, p pair) error {
 	if err := n.up(device); err != nil {
 		return err
@@ -119,8 +119,8 @@ func (n *netns) address(device string, p pair) error {
 	return p.each(func(prefix netip.Prefix) error { return n.addAddr(device, prefix) })
 }
 
-// route sends what is for dst to a gateway behind the device; no gateway: dst
-// is on the link itself.
+// route adds a route to dst through a gateway behind the device. Without a gateway, dst is
+// on the link itself.
 func (n *netns) route(dst netip.Prefix, via netip.Addr, device string) error {
 	link, err := n.nl.LinkByName(device)
 	if err != nil {
@@ -138,9 +138,8 @@ func (n *netns) route(dst netip.Prefix, via netip.Addr, device string) error {
 	return nil
 }
 
-// settle waits until the kernel, which works on IPv6 addresses after the call
-// that made them has returned, answers to own and can ask for neighbours on
-// the device.
+// settle waits until the kernel answers at own and can resolve neighbours on the device: it
+// works on IPv6 addresses after the call that added them has returned.
 func (n *netns) settle(device string, own netip.Addr) error {
 	link, err := n.nl.LinkByName(device)
 	if err != nil {

@@ -8,27 +8,27 @@ import (
 	"time"
 )
 
-// TransferOptions say how much to move over one TCP connection.
+// TransferOptions describe what to move over one TCP connection.
 type TransferOptions struct {
-	// Up is sent by the client, then Down by the server; bytes. Both sides sum up
-	// what they sent and what they got.
+	// Up is the number of bytes that the client sends first, Down what the server sends
+	// then. Both sides compute checksums of what they sent and received.
 	Up, Down int64
-	// Pause stops the client when it has sent and received so many, until Resume; 0:
-	// it goes through.
+	// Pause stops the client after so many bytes, sent and received, until Resume. 0 means
+	// no pause.
 	Pause int64
-	// Timeout is how long nothing may move; 0: twenty seconds.
+	// Timeout is how long the transfer may stall. 0 means twenty seconds.
 	Timeout time.Duration
 }
 
-// TransferReport is what came of a transfer.
+// TransferReport is the result of a transfer.
 type TransferReport struct {
-	// Up and Down are what the receivers got with the sums that the senders had.
+	// Up and Down are the bytes that were received with the sender's checksum.
 	Up, Down int64
 	Server   string
-	// ClientSeen is who the server saw.
+	// ClientSeen is the client address that the server saw.
 	ClientSeen netip.AddrPort
-	// ClientMTU and ServerMTU are the path MTU that each side's kernel had for the
-	// connection when it had sent its last byte, 0 where it sent none.
+	// ClientMTU and ServerMTU are each side's path MTU in bytes, as its kernel had it after
+	// the last byte was sent. 0 means that the side sent nothing.
 	ClientMTU, ServerMTU int
 	Elapsed              time.Duration
 }
@@ -38,36 +38,36 @@ type transferArgs struct {
 	Options TransferOptions
 }
 
-// Transferring is a transfer that runs beside its caller.
+// Transferring is a transfer that runs concurrently with its caller.
 type Transferring struct {
 	pod    *Pod
 	handle uint64
 }
 
-// StartTransfer connects to a server and begins. Call Wait.
+// StartTransfer connects to a server and begins the transfer. The caller must call Wait.
 func (p *Pod) StartTransfer(dst netip.AddrPort, opts TransferOptions) (*Transferring, error) {
 	t := &Transferring{pod: p}
 	return t, p.call(context.Background(), "transfer", transferArgs{dst, opts}, &t.handle)
 }
 
-// Bytes is how much the client has sent and received until now.
+// Bytes returns how many bytes the client has sent and received so far.
 func (t *Transferring) Bytes() (n int64, err error) {
 	err = t.pod.call(context.Background(), "transfer.bytes", handleArgs{t.handle}, &n)
 	return n, err
 }
 
-// Paused waits until the client stands still as Pause says, or has failed.
+// Paused waits until the client has stopped at Pause, or has failed.
 func (t *Transferring) Paused() error {
 	return t.pod.call(context.Background(), "transfer.paused", handleArgs{t.handle}, &none{})
 }
 
-// Resume lets it go on.
+// Resume continues a paused transfer.
 func (t *Transferring) Resume() error {
 	return t.pod.call(context.Background(), "transfer.resume", handleArgs{t.handle}, &none{})
 }
 
-// Wait waits for the end. An error is a failure of the connection, of a timeout or
-// of a sum that differs; the report says how far it came.
+// Wait waits for the end. The error is a failure of the connection, a timeout or a
+// different checksum. The report holds what was done until then.
 func (t *Transferring) Wait() (TransferReport, error) {
 	var r transferReply
 	if err := t.pod.call(context.Background(), "transfer.wait", handleArgs{t.handle}, &r); err != nil {
@@ -79,7 +79,7 @@ func (t *Transferring) Wait() (TransferReport, error) {
 	return r.TransferReport, nil
 }
 
-// transferReply is the report as it crosses the pipe.
+// transferReply is the report on the pipe from the agent.
 type transferReply struct {
 	TransferReport
 	Err *Error
