@@ -1,18 +1,18 @@
 //go:build ignore
 
 // SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
-/* tc.c: the packet path. A program on what comes in by a device and one on what
- * goes out: a packet to a service becomes one to a backend before the stack sees
- * it, and what the backend answers becomes the service's after. In between, the
- * stack, netfilter and every rule of a CNI see a client that speaks to a pod.
+/* tc.c: the packet path. One program runs on a device's ingress, and one on its egress. A packet
+ * to a frontend goes to a backend before the stack sees it. The backend's reply gets the frontend
+ * as its source after the stack. In between, the stack, netfilter and every rule of a CNI see a
+ * client that speaks to a pod.
  *
  *   in    client → frontend       becomes client → backend
- *   out   client → backend        becomes node → backend, where that is elsewhere
- *   in    backend → node          becomes backend → client
+ *   out   client → backend        becomes SNAT address → backend, if the flow has FLOW_FLAG_SNAT
+ *   in    backend → SNAT address  becomes backend → client
  *   out   backend → client        becomes frontend → client
  *
- * Whatever is not ours is passed on with TC_ACT_UNSPEC: to the next program, the
- * next filter, the stack. */
+ * All other packets are passed with TC_ACT_UNSPEC: to the next program, the next filter, the
+ * stack. */
 #include <linux/bpf.h>
 #include <linux/pkt_cls.h>
 #include <bpf/bpf_endian.h>
@@ -29,31 +29,31 @@
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
-/* What a run works with. Not on the stack, of which a chain of calls has 512 bytes,
- * and not followed by the verifier byte by byte: with both on the stack, 5.10 looked
- * at 755,000 instructions of the 1,000,000 that it is ready to. A program is not
- * interrupted by another run of it on the same CPU. */
+/* The state of a run. It is not on the stack, of which a chain of calls has 512 bytes, and the
+ * verifier does not follow it byte by byte: with packet and flow on the stack, 5.10 looked at
+ * 755,000 instructions, and its limit is 1,000,000. A program is not interrupted by another run of
+ * it on the same CPU. */
 struct tc_work {
 	struct pkt pkt;
-	struct pkt quoted; /* that an ICMP error is about */
+	struct pkt quoted; /* which an ICMP error quotes */
 	struct flow flow;
 	struct flow_key key;
-	/* How the packet is to be changed, and for what reason: TC_TRANSLATE. */
+	/* With TC_TRANSLATE: how the packet is to be changed, and the reason to count. */
 	struct nat nat;
 	enum reason reason;
-	/* What is known of a packet that begins a flow: whether its client had one, and what
-	 * its destination means here (enum addr_flag). Not arguments: the verifier would
-	 * follow all that comes for each of their values. */
+	/* Of a packet that begins a flow: whether an earlier flow has its key, and what its
+	 * destination means here (enum addr_flag). They are no arguments: the verifier would
+	 * follow the rest of the program for each of their values. */
 	__u32 found, meaning;
-	/* Of a flow that begins: pkt_hash, and which port is tried (tc_try_out, tc_try_source). */
+	/* Of a flow that begins: pkt_hash, and the number of the port to try (tc_try_out,
+	 * tc_try_source). */
 	__u32 hash, attempt;
 	__u64 tick, now; /* tc_now */
 	struct reply_limit limit;
 };
 
-/* What a function gives that leaves the packet's fate to others, where it would give a
- * verdict: change the packet as the work says; look further, it begins a flow; give it the
- * flow's source. */
+/* Returned instead of a verdict where the packet is not done yet: change the packet as the work
+ * says; go on, the packet begins a flow; translate the source. */
 #define TC_TRANSLATE -2
 #define TC_BEGINS -3
 #define TC_REPLACE_SOURCE -4
@@ -72,9 +72,9 @@ static __always_inline struct tc_work *tc_begin_work(void)
 	return bpf_map_lookup_elem(&work, &key);
 }
 
-/* ns, CLOCK_MONOTONIC, as of the beginning of this tick of the machine's (1 to 10 ms):
- * all that is timed here is in seconds, and a reading of the clock costs as much as
- * finding the flow. */
+/* Returns the time of the first call in this kernel tick (1 to 10 ms) on this CPU, in ns of
+ * CLOCK_MONOTONIC. All that is timed here is in seconds, and a reading of the clock costs as much
+ * as finding the flow. */
 static __always_inline __u64 tc_now(struct tc_work *w)
 {
 	__u64 tick = bpf_jiffies64();
@@ -92,8 +92,8 @@ static __always_inline int tc_end(enum reason reason, int verdict)
 	return verdict;
 }
 
-/* The end of every program: a verdict, or TC_TRANSLATE. The packet gets the ends in
- * w->nat; half changed, it is of no use. */
+/* Ends a run. `verdict` is a verdict or TC_TRANSLATE, with which the packet gets the ends in
+ * w->nat. A packet that is half changed is dropped. */
 static __always_inline int tc_finish(struct __sk_buff *skb, struct tc_work *w, int verdict)
 {
 	if (verdict != TC_TRANSLATE)
@@ -120,7 +120,7 @@ static __always_inline int tc_to_backend(struct tc_work *w, enum reason reason)
 	return tc_translate(w, NAT_DESTINATION, &w->flow.backend, reason);
 }
 
-/* in, backend → node: back to the client. */
+/* in, backend → SNAT address: back to the client. */
 static __always_inline int tc_restore_source(struct tc_work *w)
 {
 	w->nat.sport = w->flow.backend_port;
@@ -128,8 +128,8 @@ static __always_inline int tc_restore_source(struct tc_work *w)
 	return tc_translate(w, NAT_DESTINATION, &w->flow.client, REASON_SOURCE_RESTORED);
 }
 
-/* Turns a packet into the answer that refuses it. A reset is never longer than what it
- * answers; an ICMP error is, and is limited. */
+/* Turns a packet into the answer that refuses it. A reset is never longer than the packet that it
+ * answers. An ICMP error is longer, and is rate limited. */
 static __noinline int tc_answer(struct __sk_buff *skb, struct tc_work *w, enum reason reason)
 {
 	const struct pkt *pkt = &w->pkt;
@@ -145,7 +145,7 @@ static __noinline int tc_answer(struct __sk_buff *skb, struct tc_work *w, enum r
 	return tc_end(reason, verdict);
 }
 
-/* What a packet that gets no backend meets. */
+/* Passes, answers or drops a packet that gets no backend. */
 static __always_inline int tc_refuse(struct __sk_buff *skb, struct tc_work *w, enum reason reason)
 {
 	if (reason == REASON_NO_FRONTEND)
@@ -172,7 +172,7 @@ static __always_inline int tc_from_cluster(const struct pkt *pkt)
 	return 0;
 }
 
-/* A backend for a packet, in flow. Returns as lb_select. */
+/* Chooses a backend for a packet, and fills *flow. Returns as lb_select. */
 static __noinline enum reason tc_choose(const struct pkt *pkt, struct flow *flow, __u32 hash,
 					int forgetful)
 {
@@ -193,18 +193,18 @@ static __noinline enum reason tc_choose(const struct pkt *pkt, struct flow *flow
 	flow->backend_port = to.port;
 	flow->backend_id = to.backend_id;
 	flow->service_id = to.service_id;
-	/* The reply has to come by here: it does from this node's backends, and to this
-	 * node's pods; not from somebody who finds himself to be his client. */
+	/* The reply has to come through this node. It does from this node's backends, and to this
+	 * node's pods. A backend that is its own client would not send it to this node. */
 	if (lb_addr_equal(&flow->client, &flow->backend) ||
 	    (!config_pod_device && !(to.flags & BACKEND_FLAG_ON_NODE)))
 		flow->flags = FLOW_FLAG_SNAT;
 	return reason;
 }
 
-/* track_try_out with w->flow. Global, as is tc_try_source: the verifier looks at such a function
- * once, where it followed the loop around it sixteen times, for each way that leads there. Linux
- * 5.10 takes no argument but numbers and the context; clang leaves out one that is not used. On
- * 6.18 both programs together went from 308,000 instructions to 141,000. */
+/* track_try_out with w->flow. It is global, as is tc_try_source: the verifier checks such a
+ * function once, where it followed the loop around it sixteen times, for each path that leads
+ * there. Linux 5.10 takes no argument but numbers and the context; clang leaves out one that is
+ * not used. On 6.18 both programs together went from 308,000 instructions to 141,000. */
 __noinline int tc_try_out(struct __sk_buff *skb)
 {
 	struct tc_work *w = tc_begin_work();
@@ -213,10 +213,10 @@ __noinline int tc_try_out(struct __sk_buff *skb)
 	return w ? track_try_out(&w->flow, w->hash, w->attempt) : 0;
 }
 
-/* Remembers w->flow, which the packet begins. The entries say where the client's SYN is, which the
- * backend's answer has to acknowledge (track_is_answer); the flow itself does not, as entries are
- * made from it again that may be another connection's. Returns 0, or -1 where no port or no room
- * was found. */
+/* Records w->flow, which the packet begins. Its entries have the number of the client's SYN, which
+ * the backend's answer has to acknowledge (track_is_answer). w->flow itself does not keep it:
+ * entries that are made from it again may be another connection's. Returns 0, or -1 if no port or
+ * no room was found. */
 static __noinline int tc_record(struct __sk_buff *skb, struct tc_work *w)
 {
 	struct flow *flow = &w->flow;
@@ -234,9 +234,9 @@ static __noinline int tc_record(struct __sk_buff *skb, struct tc_work *w)
 	return err;
 }
 
-/* in, TCP in the middle of a connection that the client's entry is lost of: the same
- * packet leads to the same backend while the service stays as it is, and the entry
- * there tells whether that was so. Returns REASON_FLOW_KEPT, or why there is no flow. */
+/* in, TCP in the middle of a connection whose client's entry is lost. The same packet leads to the
+ * same backend while the service does not change, and the FLOW_KEY_OUT entry shows whether the
+ * connection had that backend. Returns REASON_FLOW_KEPT, or why there is no flow. */
 static __noinline enum reason tc_remember(struct flow *flow, enum reason reason, __u64 now)
 {
 	struct flow found = {};
@@ -252,10 +252,10 @@ static __noinline enum reason tc_remember(struct flow *flow, enum reason reason,
 	return track_put(&key, flow, BPF_ANY) ? REASON_FLOW_UNRECORDED : REASON_FLOW_KEPT;
 }
 
-/* in, TCP in the middle of a connection that has no flow, of which a choice gave `reason`. To
- * the node's own addresses and sockets it is the stack's, which knows what to do with it. To any
- * other address it would be forwarded to where it came from; where nobody else translates
- * connections to frontends, its client is to hear at once that there is none. */
+/* in, TCP in the middle of a connection that has no flow. `reason` is that of tc_choose. To the
+ * node's own addresses and sockets the packet is passed: the stack knows what to do with it. To
+ * any other address the stack would forward it to where it came from. With DEVICE_FLAG_RESETS
+ * nothing else translates connections to frontends, so the client gets a reset at once. */
 static __noinline int tc_unknown(struct __sk_buff *skb, struct tc_work *w, enum reason reason)
 {
 	__u32 ifindex = skb->ifindex;
@@ -273,11 +273,12 @@ static __noinline int tc_unknown(struct __sk_buff *skb, struct tc_work *w, enum 
 	return tc_answer(skb, w, REASON_CONNECTION_UNKNOWN);
 }
 
-/* in, to a backend's address and no service, of no flow. Where a flow has, or had, these ends
- * before the stack, the backend's answers would be taken for that one's: what begins here
- * becomes a flow itself, with the backend for its frontend, and another port where it
- * needs one. Everything else is only noted: also a datagram from that flow's backend to its
- * client, which can be a backend too. It is an answer, and gets the frontend where it leaves. */
+/* in, to a backend's own address, of no service and no flow. If a flow has, or had, the same ends
+ * before the stack, the backend's answers would be taken for that flow's. The direct connection
+ * then becomes a flow itself, with the backend as its frontend, and with another port where it
+ * needs one. Anything else is only noted. That includes a datagram from the other flow's backend
+ * to its client, which can be a backend too: it is an answer, and gets the frontend as its source
+ * on egress. */
 static __noinline int tc_direct(struct __sk_buff *skb, struct tc_work *w)
 {
 	const struct pkt *pkt = &w->pkt;
@@ -286,7 +287,8 @@ static __noinline int tc_direct(struct __sk_buff *skb, struct tc_work *w)
 
 	if (!pkt_begins(pkt))
 		return tc_end(REASON_NO_FRONTEND, TC_ACT_UNSPEC);
-	/* Noted first: a flow that begins at once on another CPU sees the note, or is seen. */
+	/* Noted first: a flow that begins on another CPU at the same time finds the note, or is
+	 * found here. */
 	direct_note(&w->key, tc_now(w));
 	flow_key_ends(&w->key, pkt->protocol, &pkt->src, pkt->sport, &pkt->dst, pkt->dport);
 	there = flow_peek(&w->key);
@@ -312,7 +314,7 @@ static __noinline int tc_direct(struct __sk_buff *skb, struct tc_work *w)
 	return tc_to_backend(w, REASON_DIRECT_DISPLACED);
 }
 
-/* in, client → frontend, and begins a flow. */
+/* in, client → frontend, of no flow. */
 static __always_inline int tc_begin(struct __sk_buff *skb, struct tc_work *w)
 {
 	const struct pkt *pkt = &w->pkt;
@@ -343,9 +345,10 @@ static __always_inline int tc_begin(struct __sk_buff *skb, struct tc_work *w)
 	return tc_to_backend(w, reason);
 }
 
-/* A piece of a datagram of which the first was not seen, or led nowhere. To the
- * node itself it may be anything; to any other address of a frontend there is
- * nobody who could put it together. `meaning` is the address's (enum addr_flag). */
+/* A fragment whose first fragment was not seen, or leads to no flow. To an address that takes node
+ * ports it may be for a process of the node, and is passed. To any other address of a frontend it
+ * is dropped, as no host has that address to reassemble it. `meaning` is the address's enum
+ * addr_flag. */
 static __always_inline int tc_lost_piece(__u32 meaning)
 {
 	if (meaning & ADDR_FLAG_FRONTEND && !(meaning & ADDR_FLAG_NODE_PORTS))
@@ -353,7 +356,7 @@ static __always_inline int tc_lost_piece(__u32 meaning)
 	return tc_end(REASON_FRAGMENT_PASSED, TC_ACT_UNSPEC);
 }
 
-/* What an address means to this node: enum addr_flag, 0 for nothing. */
+/* Returns what an address means to this node: enum addr_flag, 0 for nothing. */
 static __always_inline __u32 tc_meaning(const struct addr *addr)
 {
 	struct addr_info *info = bpf_map_lookup_elem(&addrs, addr);
@@ -361,8 +364,9 @@ static __always_inline __u32 tc_meaning(const struct addr *addr)
 	return info ? info->flags : 0;
 }
 
-/* in, for this node's stack. A port of our range is a masqueraded client's for as long as it
- * is answered; a node port's number a socket's only while that sends. */
+/* in, of a local flow: for this node's stack. A flow with a port of the SNAT range is a
+ * masqueraded client's, and packets that arrive keep it. A flow with a node port's number is a
+ * socket's, and only what the socket sends keeps it. */
 static __always_inline int tc_follow_own(struct tc_work *w)
 {
 	struct flow *flow = &w->flow;
@@ -376,8 +380,7 @@ static __always_inline int tc_follow_own(struct tc_work *w)
 	return tc_end(REASON_OWN_FLOW, TC_ACT_UNSPEC);
 }
 
-/* in, of the flow in w: the packet goes where the others went, unless it begins
- * another. */
+/* in, of the flow in w: the packet goes where the flow leads, unless it begins another flow. */
 static __always_inline int tc_follow(struct tc_work *w, struct flow *entry)
 {
 	const struct pkt *pkt = &w->pkt;
@@ -409,7 +412,8 @@ static __always_inline int tc_follow(struct tc_work *w, struct flow *entry)
 	return TC_BEGINS;
 }
 
-/* in, of no flow, or of one that is over: then the address was not looked at yet. */
+/* in, of no flow, or of one that has ended (w->found). In the second case the destination was not
+ * looked up yet. */
 static __noinline int tc_in_new(struct __sk_buff *skb, struct tc_work *w)
 {
 	const struct pkt *pkt = &w->pkt;
@@ -428,8 +432,8 @@ static __noinline int tc_in_new(struct __sk_buff *skb, struct tc_work *w)
 	return tc_begin(skb, w);
 }
 
-/* in, to an address that only backends have, and not of a confirmed flow: whether it is known
- * to be of none. */
+/* in, not of a confirmed flow: reports whether the packet is known to be of a direct connection
+ * that has no flow, so that `flows_new` need not be searched. */
 static __always_inline int tc_is_direct(struct tc_work *w)
 {
 	const struct pkt *pkt = &w->pkt;
@@ -441,8 +445,8 @@ static __always_inline int tc_is_direct(struct tc_work *w)
 	return !pkt_is_syn(pkt) && !direct_may_wait(tc_now(w)) && !flow_is_source_port(pkt->dport);
 }
 
-/* in: most packets are of a flow that is confirmed, or of none. What is looked at
- * after that is for the others: `flows_new` only if the destination can be theirs. */
+/* in: most packets are of a confirmed flow, or of none. `flows_new` is searched only for the
+ * others, and only if the destination can be that of an unconfirmed flow. */
 static __always_inline int tc_in(struct __sk_buff *skb, struct tc_work *w)
 {
 	const struct pkt *pkt = &w->pkt;
@@ -464,7 +468,8 @@ static __always_inline int tc_in(struct __sk_buff *skb, struct tc_work *w)
 	return verdict == TC_BEGINS ? tc_in_new(skb, w) : verdict;
 }
 
-/* in, an error about a packet that left by here: its sender is to know it again. */
+/* in, an ICMP error about a packet that left this node. The quoted packet gets back the ends that
+ * its sender gave it. */
 static __noinline int tc_icmp_in(struct __sk_buff *skb, struct tc_work *w)
 {
 	struct nat nat = { .end = NAT_SOURCE }, outer = { .end = NAT_DESTINATION };
@@ -476,12 +481,13 @@ static __noinline int tc_icmp_in(struct __sk_buff *skb, struct tc_work *w)
 	__builtin_memset(&w->quoted, 0, sizeof(w->quoted));
 	if (!icmp_quoted(skb, pkt, &w->quoted))
 		return tc_end(REASON_ICMP_PASSED, TC_ACT_UNSPEC);
-	/* What left is the other way round what arrives. */
+	/* The quoted packet left, and the key is of packets that arrive: the ends are swapped. */
 	flow_key_set(&key, FLOW_KEY_IN, quoted->protocol, &quoted->dst, quoted->dport, &quoted->src,
 		     quoted->sport);
 	if (!flow_find(&key, flow) || flow->flags & FLOW_FLAG_OWN || flow_is_expired(flow, tc_now(w)))
 		return tc_end(REASON_ICMP_PASSED, TC_ACT_UNSPEC);
-	/* frontend → client was backend → client; node → backend was client → backend. */
+	/* Quoted frontend → client was backend → client before the translation, and SNAT address →
+	 * backend was client → backend. */
 	to_backend = flow->frontend_port == quoted->sport && lb_addr_equal(&flow->frontend, &quoted->src);
 	nat.addr = outer.addr = to_backend ? flow->backend : flow->client;
 	nat.sport = to_backend ? flow->backend_port : flow->inner_port;
@@ -491,8 +497,8 @@ static __noinline int tc_icmp_in(struct __sk_buff *skb, struct tc_work *w)
 	return tc_end(REASON_ICMP_TRANSLATED, TC_ACT_UNSPEC);
 }
 
-/* Gets the packet's ports: of a piece those of its first, which are noted. Returns 0
- * where that was not seen. */
+/* Completes the packet's ports. A later fragment gets those of its first, which are noted. Returns
+ * 0 if the first was not seen. */
 static __always_inline int tc_ports(struct tc_work *w, enum pkt_kind kind, int egress)
 {
 	if (kind == PKT_PIECE)
@@ -508,7 +514,8 @@ int shunt_ingress(struct __sk_buff *skb)
 	struct tc_work *w = tc_begin_work();
 	enum pkt_kind kind;
 
-	/* Overheard, or to everybody; without link addresses there is no such thing. */
+	/* Not addressed to this host, or broadcast or multicast. Without link addresses there is
+	 * no such packet. */
 	if (!w || (config_ethernet && skb->pkt_type != PKT_TYPE_HOST))
 		return tc_end(REASON_PROTOCOL, TC_ACT_UNSPEC);
 	kind = pkt_parse(skb, &w->pkt);
@@ -528,7 +535,7 @@ int shunt_ingress(struct __sk_buff *skb)
 	return tc_end(REASON_PROTOCOL, TC_ACT_UNSPEC);
 }
 
-/* source_try with w->flow. Global as tc_try_out. */
+/* source_try with w->flow. It is global for the same reason as tc_try_out. */
 __noinline int tc_try_source(struct __sk_buff *skb)
 {
 	struct tc_work *w = tc_begin_work();
@@ -536,8 +543,8 @@ __noinline int tc_try_source(struct __sk_buff *skb)
 	return w ? source_try(skb, &w->flow, w->hash, w->attempt) : 0;
 }
 
-/* Gives w->flow its source on the wire, and writes it to the flow's other entries. Returns
- * REASON_SOURCE_TRANSLATED, or the reason why it got none. */
+/* Chooses the SNAT address and SNAT port of w->flow, and writes them to its other entries. Returns
+ * REASON_SOURCE_TRANSLATED, or the reason why there is none. */
 static __noinline enum reason tc_choose_source(struct __sk_buff *skb, struct tc_work *w)
 {
 	int claimed = 0;
@@ -554,7 +561,7 @@ static __noinline enum reason tc_choose_source(struct __sk_buff *skb, struct tc_
 	return source_record(&w->flow) ? REASON_FLOW_UNRECORDED : REASON_SOURCE_TRANSLATED;
 }
 
-/* out, client → backend of another node: from an address of this one. */
+/* out, client → backend: translates the source, if the flow has FLOW_FLAG_SNAT. */
 static __always_inline int tc_replace_source(struct __sk_buff *skb, struct tc_work *w)
 {
 	enum reason reason = REASON_SOURCE_TRANSLATED;
@@ -578,13 +585,14 @@ static __always_inline int tc_replace_source(struct __sk_buff *skb, struct tc_wo
 	return tc_translate(w, NAT_SOURCE, &flow->node, reason);
 }
 
-/* out, backend → client: from the frontend. */
+/* out, backend → client: the frontend becomes the source. */
 static __always_inline int tc_restore_frontend(struct tc_work *w, struct flow *entry)
 {
 	struct flow *flow = &w->flow;
 
 	if (!track_is_answer(entry, flow, &w->pkt)) {
-		if (!(w->pkt.tcp_flags & TCP_RST)) /* after which the port is the flow's alone */
+		if (!(w->pkt.tcp_flags & TCP_RST)) /* a reset ends the other connection: the port
+						    * is the flow's alone */
 			track_yield(flow, tc_now(w));
 		return tc_end(REASON_EGRESS_PASSED, TC_ACT_UNSPEC);
 	}
@@ -595,7 +603,8 @@ static __always_inline int tc_restore_frontend(struct tc_work *w, struct flow *e
 	return tc_translate(w, NAT_SOURCE, &flow->frontend, REASON_REPLY_RESTORED);
 }
 
-/* The flow of a packet that leaves, and of one that an error is about: in w->flow. */
+/* Finds the flow of a packet that leaves, or that an ICMP error quotes: w->flow is the copy,
+ * *entry the entry. Returns which side sent the packet. */
 static __always_inline enum flow_side tc_find_out(struct tc_work *w, const struct pkt *pkt,
 						  struct flow **entry)
 {
@@ -603,14 +612,14 @@ static __always_inline enum flow_side tc_find_out(struct tc_work *w, const struc
 	*entry = flow_find(&w->key, &w->flow);
 	if (!*entry)
 		return FLOW_NONE;
-	/* tc_follow_displaced removes what is past its time itself. */
+	/* tc_follow_displaced removes an expired flow itself. */
 	if (!(w->flow.flags & FLOW_FLAG_DISPLACED) && flow_is_expired(&w->flow, tc_now(w)))
 		return FLOW_NONE;
 	return flow_side_out(&w->flow, pkt);
 }
 
-/* out, of no flow, and begins something, from a port that a flow to the same host has on
- * the wire: it gets another, as from netfilter. */
+/* out, a new local flow that collides with another flow's SNAT port towards the same host. It is
+ * remapped to another port, as netfilter would do. */
 static __always_inline int tc_displace(struct tc_work *w)
 {
 	const struct pkt *pkt = &w->pkt;
@@ -624,7 +633,7 @@ static __always_inline int tc_displace(struct tc_work *w)
 	return TC_REPLACE_SOURCE;
 }
 
-/* Whether a datagram comes from the number of a node port. */
+/* Reports whether a datagram's source has the number of a UDP node port. */
 static __noinline int tc_is_node_port(const struct pkt *pkt)
 {
 	struct frontend_key from = { .addr = pkt->src, .port = pkt->sport, .protocol = IPPROTO_UDP };
@@ -635,8 +644,8 @@ static __noinline int tc_is_node_port(const struct pkt *pkt)
 	       lb_frontend(&from, 0, &undefined, &svc) != LB_NOBODYS;
 }
 
-/* Whether a packet comes from an address and a port that a flow has on the wire, or may get.
- * w->key is that of what comes back. */
+/* Reports whether a packet's source is, or may become, a flow's SNAT address and SNAT port. w->key
+ * is the key of its replies. */
 static __always_inline int tc_is_source(struct __sk_buff *skb, struct tc_work *w)
 {
 	const struct pkt *pkt = &w->pkt;
@@ -645,10 +654,11 @@ static __always_inline int tc_is_source(struct __sk_buff *skb, struct tc_work *w
 	       (source_is_device(skb->ifindex, &pkt->src) || flow_peek(&w->key));
 }
 
-/* out, of no flow, and begins something. From a port of our range: netfilter has chosen that
- * for a client that it masquerades, and knows of no flow. From a node port's number by UDP
- * (what answers a TCP connection of ours is no SYN): a socket. What comes back is for the
- * stack, and for no flow and no service. */
+/* out, of no flow, and begins one. If its source port is of the SNAT range, netfilter has chosen
+ * it for a client that it masquerades, and netfilter does not know the flows. If it is UDP from a
+ * node port's number, a socket sent it. (TCP needs no such look: an answer to a connection of a
+ * service is no SYN.) Replies to such packets are noted as a local flow: they are for the stack,
+ * and for no other flow and no service. */
 static __noinline int tc_out_new(struct __sk_buff *skb, struct tc_work *w)
 {
 	const struct pkt *pkt = &w->pkt;
@@ -672,7 +682,7 @@ static __noinline int tc_out_new(struct __sk_buff *skb, struct tc_work *w)
 	return tc_end(REASON_EGRESS_PASSED, TC_ACT_UNSPEC);
 }
 
-/* out, of a displaced flow, whose client is on this side. */
+/* out, of a remapped flow: its client is this node's end. */
 static __noinline int tc_follow_displaced(struct tc_work *w)
 {
 	struct flow *entry = flow_peek(&w->key);
@@ -719,7 +729,7 @@ static __always_inline int tc_out(struct __sk_buff *skb, struct tc_work *w)
 	return verdict == TC_REPLACE_SOURCE ? tc_replace_source(skb, w) : verdict;
 }
 
-/* out, an error about a packet between client and backend. */
+/* out, an ICMP error about a packet between client and backend. */
 static __noinline int tc_icmp_out(struct __sk_buff *skb, struct tc_work *w)
 {
 	struct nat nat = {}, outer = { .end = NAT_SOURCE };
@@ -734,13 +744,14 @@ static __noinline int tc_icmp_out(struct __sk_buff *skb, struct tc_work *w)
 	if (side != FLOW_NONE && flow_is_expired(flow, tc_now(w)))
 		side = FLOW_NONE;
 	nat.end = NAT_DESTINATION;
-	if (side == FLOW_FROM_CLIENT) { /* the client spoke to the frontend */
+	if (side == FLOW_FROM_CLIENT) { /* the client sent to the frontend */
 		nat.addr = outer.addr = flow->frontend;
 		nat.sport = flow->client_port;
 		nat.dport = flow->frontend_port;
 		if (!lb_addr_equal(&pkt->src, &flow->backend))
-			outer.addr = pkt->src; /* it is a router's or this node's word */
-	} else if (side == FLOW_FROM_BACKEND && flow->node_port) { /* the backend spoke to us */
+			outer.addr = pkt->src; /* a router or this node sent the error */
+	} else if (side == FLOW_FROM_BACKEND && flow->node_port) { /* the backend sent to the SNAT
+								    * address */
 		nat.addr = flow->node;
 		nat.sport = flow->backend_port;
 		nat.dport = flow->node_port;

@@ -1,9 +1,8 @@
 // SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
-/* flow.h: which flow a packet is of. Knows the maps of flows and what packets say;
- * changes no packet.
+/* flow.h: finds the flow of a packet. It reads the maps of flows, and changes no packet.
  *
- * An entry of `flows_new` can be pushed out and its memory be another flow's while
- * we read it, so what a packet follows is a copy, compared with the packet. */
+ * An entry of `flows_new` can be evicted and reused for another flow while it is read. So a packet
+ * follows a copy, which is compared with the packet. */
 #pragma once
 
 #include <stddef.h>
@@ -12,14 +11,15 @@
 #include "stays.h"
 #include "timeout.h"
 
-/* How long a backend has to answer a SYN: a little less than its client waits (1 s) until it
- * sends it again. */
+/* How long a backend has to answer a SYN, in ns: a little less than the second after which its
+ * client sends it again. */
 #define FLOW_ANSWER (FLOW_TOUCH / 10 * 9)
 
-/* Ports that are tried where two flows would be one. */
+/* How many ports are tried for a flow that collides with another at the backend. */
 #define FLOW_PORT_TRIES 16
 
-/* Ports of a range that is tried one after the other: no more than are tried. */
+/* The largest range of ports that is tried whole, one port after the other. It is not larger than
+ * SOURCE_TRIES. */
 #define FLOW_PORTS_WHOLE 64
 
 enum flow_side {
@@ -41,13 +41,13 @@ static __always_inline void flow_key_set(struct flow_key *key, enum flow_key_kin
 	key->pad = 0;
 }
 
-/* A packet as it arrives. */
+/* The key of a packet that arrives. */
 static __always_inline void flow_key_in(struct flow_key *key, const struct pkt *pkt)
 {
 	flow_key_set(key, FLOW_KEY_IN, pkt->protocol, &pkt->src, pkt->sport, &pkt->dst, pkt->dport);
 }
 
-/* Both directions of what the stack sees, under one key. */
+/* The key of a packet that leaves the stack. It is the same for both directions. */
 static __always_inline void flow_key_ends(struct flow_key *key, __u8 protocol,
 					  const struct addr *a, __be16 aport,
 					  const struct addr *b, __be16 bport)
@@ -58,8 +58,8 @@ static __always_inline void flow_key_ends(struct flow_key *key, __u8 protocol,
 		flow_key_set(key, FLOW_KEY_OUT, protocol, b, bport, a, aport);
 }
 
-/* The keys of a flow: as its client's packets arrive, as the stack sees it, and as
- * replies of another node's backend arrive. */
+/* The keys of a flow: of its client's packets as they arrive, of both directions as they leave the
+ * stack, and of a backend's replies to the SNAT port as they arrive. */
 static __always_inline void flow_key_client(struct flow_key *key, const struct flow *flow)
 {
 	flow_key_set(key, FLOW_KEY_IN, flow->protocol, &flow->client, flow->client_port,
@@ -78,7 +78,7 @@ static __always_inline void flow_key_wire(struct flow_key *key, const struct flo
 		     &flow->node, flow->node_port);
 }
 
-/* The entry of that key itself, to compare with. */
+/* Returns the entry itself, which another flow may reuse at any time. NULL: there is none. */
 static __always_inline struct flow *flow_peek(const struct flow_key *key)
 {
 	struct flow *flow = bpf_map_lookup_elem(&flows, key);
@@ -91,7 +91,8 @@ static __always_inline void flow_copy(struct flow *out, const struct flow *flow)
 	__builtin_memcpy(out, flow, offsetof(struct flow, client_at));
 }
 
-/* Copies the entry of that key, which is returned. NULL: there is none. */
+/* Copies the entry of that key, without client_at and backend_at. Returns the entry itself. NULL:
+ * there is none. */
 static __always_inline struct flow *flow_find_in(void *map, const struct flow_key *key,
 						 struct flow *out)
 {
@@ -118,7 +119,7 @@ static __always_inline int flow_is_between(const struct addr *a, __be16 aport, c
 	       lb_addr_equal(&pkt->dst, b);
 }
 
-/* Which side's packet it is, as it arrives. */
+/* Returns which side sent a packet that arrives. */
 static __always_inline enum flow_side flow_side_in(const struct flow *flow, const struct pkt *pkt)
 {
 	if (flow_is_between(&flow->client, flow->client_port, &flow->frontend, flow->frontend_port,
@@ -130,7 +131,7 @@ static __always_inline enum flow_side flow_side_in(const struct flow *flow, cons
 	return FLOW_NONE;
 }
 
-/* Which side's packet it is, as it leaves the stack. */
+/* Returns which side sent a packet that leaves the stack. */
 static __always_inline enum flow_side flow_side_out(const struct flow *flow, const struct pkt *pkt)
 {
 	if (flow_is_between(&flow->backend, flow->backend_port, &flow->client, flow->inner_port, pkt))
@@ -140,27 +141,27 @@ static __always_inline enum flow_side flow_side_out(const struct flow *flow, con
 	return FLOW_NONE;
 }
 
-/* Whether the client means the same connection, wherever it led to. */
+/* Reports whether both have the same client and frontend, whatever their backends are. */
 static __always_inline int flow_same_client(const struct flow *a, const struct flow *b)
 {
 	return a->client_port == b->client_port && a->frontend_port == b->frontend_port &&
 	       lb_addr_equal(&a->client, &b->client) && lb_addr_equal(&a->frontend, &b->frontend);
 }
 
-/* Whether it also leads to the same backend, with the same ports before the stack. */
+/* Reports whether both also have the same backend, and the same ports before the stack. */
 static __always_inline int flow_same_ends(const struct flow *a, const struct flow *b)
 {
 	return a->inner_port == b->inner_port && a->backend_port == b->backend_port &&
 	       flow_same_client(a, b) && lb_addr_equal(&a->backend, &b->backend);
 }
 
-/* Whether two entries are of one flow. */
+/* Reports whether two entries are of one flow. */
 static __always_inline int flow_same(const struct flow *a, const struct flow *b)
 {
 	return a->node_port == b->node_port && flow_same_ends(a, b);
 }
 
-/* Whether the backend still is one: serving, in the sets or not. */
+/* Reports whether the flow's backend still serves, in a set or not. */
 static __always_inline int flow_serves(const struct flow *flow)
 {
 	struct backend *be = lb_backend(flow->backend_id, flow->service_id);
@@ -169,7 +170,7 @@ static __always_inline int flow_serves(const struct flow *flow)
 	       lb_addr_equal(&be->addr, &flow->backend);
 }
 
-/* Whether the flow's frontend still is its service's. */
+/* Reports whether the flow's frontend still belongs to its service. */
 static __noinline int flow_leads(const struct flow *flow)
 {
 	struct frontend_key key = { .addr = flow->frontend, .port = flow->frontend_port,
@@ -178,7 +179,8 @@ static __noinline int flow_leads(const struct flow *flow)
 	return lb_leads(&key, 0, flow->service_id);
 }
 
-/* Whether the service that has the frontend now has the flow's backend, by another record. */
+/* Reports whether the service that has the frontend now has the flow's backend too, with another
+ * id. */
 static __always_inline int flow_stays(const struct flow *flow)
 {
 	struct frontend_key key = { .addr = flow->frontend, .port = flow->frontend_port,
@@ -189,18 +191,18 @@ static __always_inline int flow_stays(const struct flow *flow)
 	return stays_with(&key, &client, &to);
 }
 
-/* Whether a client's packet goes where the flow's went, or begins a new one. After its
- * timeout a flow is no more, though its entries may still be there. TCP
- * ends by itself, so that only a SYN can be new: the client has its port from a
- * connection that is over, or its backend or its service is gone. A UDP flow must not
- * lead to what serves no more, nor from an address that is another's by now.
+/* Reports whether a client's packet follows its flow. Otherwise it begins a new one. An expired
+ * flow has ended, though its entries may still be there. A TCP connection ends by itself, so that
+ * only a SYN can begin another: the client reuses the port of a connection that has ended, or the
+ * backend or the service is gone. A UDP flow must not lead to a backend that no longer serves, nor
+ * from a frontend that belongs to another service by now.
  *
  * Anybody can send a SYN, so that it ends no established connection: a backend that left its
  * service gets the SYN, and the flow goes on if it answers. The SYN begins another flow if the
  * client had ended the connection, or if two SYNs got no answer for FLOW_ANSWER each. One would
- * not do: Linux answers a SYN on an established connection at most every 500 ms, and a packet
- * that was sent before can have used that up. The first SYN's silence shows that for the second
- * it was not. */
+ * not do: Linux answers a SYN on an established connection at most every 500 ms, and a packet that
+ * was sent before can have used up that limit. That the first SYN got no answer shows that it did
+ * not use up the limit for the second. */
 static __always_inline int flow_goes_on(const struct flow *flow, const struct pkt *pkt, __u64 now)
 {
 	if (flow_is_expired(flow, now))
@@ -218,9 +220,9 @@ static __always_inline int flow_goes_on(const struct flow *flow, const struct pk
 	return !(flow->client_said & FLOW_SAID_ASKED_AGAIN) || (__s64)(now - flow->used) < FLOW_ANSWER;
 }
 
-/* The i-th port to try of the range for translated sources, in network order. One
- * has nothing to do with the next: ports that were taken together, or that a client
- * has in a row itself, are not tried in a row. A range that can be tried whole, is. */
+/* Returns the i-th port to try of the range for SNAT ports, in network order. Candidates that
+ * follow each other are unrelated: ports that were taken in a row, or that a client uses in a row,
+ * are not tried in a row. A range of at most FLOW_PORTS_WHOLE ports is tried whole. */
 static __always_inline __be16 flow_source_port(__u32 hash, __u32 i)
 {
 	__u32 count = config_source_port_count, port;

@@ -1,18 +1,18 @@
 // SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
-/* track.h: keeps the entries of flows. Knows nothing of how packets are changed.
+/* track.h: writes, updates and removes the entries of flows. It changes no packet.
  *
- * A flow's entries are written in this order: what the stack sees (it decides
- * which port the client has there), what the client's packets look for, and what
- * replies of another node look for, once there is a source. An entry in `flows`
- * replaces one in `flows_new`, which is looked at second. */
+ * A flow's entries are written in this order: FLOW_KEY_OUT, which decides the client's inner port;
+ * FLOW_KEY_IN of the client's packets; and FLOW_KEY_IN of the backend's replies to the SNAT port,
+ * once the flow has one. An entry in `flows` takes precedence over one in `flows_new`: look-ups
+ * try `flows` first. */
 #pragma once
 
 #include <linux/errno.h>
 
 #include "direct.h"
 
-/* Writes an entry to the map where the flow belongs. Returns 0, or what the kernel
- * says (-E2BIG: full). */
+/* Writes an entry to `flows` if the flow is confirmed, else to `flows_new`. Returns 0, or the
+ * helper's error (-E2BIG: the map is full). */
 static __always_inline long track_put(const struct flow_key *key, const struct flow *flow,
 				      __u64 flags)
 {
@@ -27,15 +27,15 @@ static __always_inline void track_delete(const struct flow_key *key)
 	bpf_map_delete_elem(&flows_new, key);
 }
 
-/* Claims a place that was found free, for a flow that is not confirmed. Returns 0, or -1
- * where somebody else has it. Where `flows` has somebody, it must not be tried: another
- * CPU may be replacing him, and would find us there. */
+/* Inserts an entry of an unconfirmed flow under a key that has none. Returns 0, or -1 if the key
+ * is taken. It must not be called where `flows` has an entry of that key: another CPU may be
+ * replacing that entry, and both would write the same key of `flows_new`. */
 static __noinline int track_claim(const struct flow_key *key, const struct flow *flow)
 {
 	if (bpf_map_update_elem(&flows_new, key, flow, BPF_NOEXIST))
 		return -1;
-	/* A flow is in `flows` before it leaves `flows_new`: if it was confirmed
-	 * between our looking there and our writing, it shows now. */
+	/* track_move writes `flows` before it deletes from `flows_new`. So a flow that was
+	 * confirmed between the caller's look-up and this insert shows in `flows` now. */
 	if (!bpf_map_lookup_elem(&flows, key))
 		return 0;
 	bpf_map_delete_elem(&flows_new, key);
@@ -44,16 +44,19 @@ static __noinline int track_claim(const struct flow_key *key, const struct flow 
 
 /* Which flows may be replaced. */
 enum track_replace {
-	TRACK_OVER,       /* such that are over, or the same client's same connection */
-	TRACK_FORGOTTEN,  /* such that the backend has forgotten */
+	TRACK_OVER,       /* closed or expired ones, and one with the same client and frontend */
+	TRACK_FORGOTTEN,  /* expired ones, and those whose port is reusable (track_is_forgotten) */
 };
 
-/* A backend forgets a connection that its client ended first, or that was reset;
- * where it ended first, it waits for late packets (TIME_WAIT) and might take a new
- * connection for the old one. One that is half open it does not forget, but its
- * answer to another's SYN makes that one's client reset it, and try again: a flood
- * with false sources must not keep all ports for a minute. UDP has nothing that
- * would keep a late answer from the wrong client. */
+/* Reports whether a flow's port is reusable: its connection is over at the backend too. That holds
+ * after a reset, and after a close that the client began. A backend that closed first waits for
+ * late packets (TIME_WAIT), and might take a new connection for the old one.
+ *
+ * The port of a half-open connection (unconfirmed and not local) is reusable after FLOW_TOUCH,
+ * though the backend still has that connection. The backend's answer to another client's SYN makes
+ * that client reset it, and try again. Otherwise a flood of SYNs with false sources would keep all
+ * ports for a minute. UDP has nothing that would keep a late answer from the wrong client, so that
+ * a UDP flow's port is not reusable before the flow expires. */
 static __always_inline int track_is_forgotten(const struct flow *flow, __u64 now)
 {
 	if (flow->protocol == IPPROTO_TCP && !(flow->flags & (FLOW_FLAG_CONFIRMED | FLOW_FLAG_OWN)) &&
@@ -73,9 +76,9 @@ static __always_inline int track_may_replace(const struct flow *old, const struc
 	return flow_is_closed(old) || flow_same_client(old, flow);
 }
 
-/* Claims a place from the flow that has it, if that may be replaced. Two CPUs may
- * find the same old flow at once: the one whose key is in `claims` looks again, and
- * no other replaces it meanwhile. Returns 0, or -1. */
+/* Replaces the entry of that key with one of `flow`, if track_may_replace allows it. Two CPUs may
+ * find the same old flow at once: the one that locks the key in `claims` looks again, and no other
+ * CPU replaces the entry meanwhile. Returns 0, or -1. */
 static __noinline int track_replace(const struct flow_key *key, const struct flow *flow,
 				    enum track_replace what)
 {
@@ -94,8 +97,8 @@ static __noinline int track_replace(const struct flow_key *key, const struct flo
 	return err;
 }
 
-/* Notes that what comes back is for nobody but this node's stack (FLOW_FLAG_OWN). Returns
- * 0, or -1 where a flow has that place. */
+/* Inserts or refreshes a local flow (FLOW_FLAG_OWN): packets that arrive with this key are for
+ * this node's stack. Returns 0, or -1 if another flow keeps the key. */
 static __noinline int track_own(const struct flow_key *key, const struct flow *own)
 {
 	struct flow *old = flow_peek(key);
@@ -110,7 +113,7 @@ static __noinline int track_own(const struct flow_key *key, const struct flow *o
 	return 0;
 }
 
-/* The port of an earlier connection between the same ends is free again. */
+/* Deletes an old flow's entry for replies to its SNAT port. That frees the port. */
 static __noinline void track_drop_wire(const struct flow *old)
 {
 	struct flow_key key;
@@ -124,8 +127,8 @@ static __noinline void track_drop_wire(const struct flow *old)
 		track_delete(&key);
 }
 
-/* Takes the flow's place before the stack, if it can be had from who has it. Returns 0,
- * or -1. */
+/* Inserts the flow's FLOW_KEY_OUT entry, or replaces another flow's where TRACK_OVER allows it.
+ * Returns 0, or -1. */
 static __always_inline int track_take_out(const struct flow_key *key, const struct flow *flow)
 {
 	struct flow *old = flow_peek(key);
@@ -139,30 +142,30 @@ static __always_inline int track_take_out(const struct flow_key *key, const stru
 	return track_replace(key, flow, TRACK_OVER);
 }
 
-/* Tries the i-th port for the client between itself and the backend: its own is the first. No other
- * flow may have it there, and no connection without a flow: two frontends may share a backend, and
- * the client may use one port for both, and for the backend itself. Sets flow->inner_port. Returns
- * whether the flow's FLOW_KEY_OUT entry is claimed. */
+/* Tries the i-th candidate for flow->inner_port. The first (i == 0) is the client's own port.
+ * Neither another flow nor a direct connection may have it between client and backend: two
+ * frontends may share a backend, and the client may use one port for both, and for the backend
+ * itself. Returns 1 if the flow's FLOW_KEY_OUT entry is inserted, else 0. */
 static __always_inline int track_try_out(struct flow *flow, __u32 hash, __u32 i)
 {
 	struct flow_key key;
 
 	flow->inner_port = i ? flow_source_port(hash, i) : flow->client_port;
-	/* A backend that is its own client can't use the backend's port for both ends. */
+	/* A backend that is its own client cannot have one port at both ends. */
 	if (flow->inner_port == flow->backend_port && lb_addr_equal(&flow->client, &flow->backend))
 		return 0;
 	flow_key_out(&key, flow);
 	if (track_take_out(&key, flow))
 		return 0;
-	/* After the claim: a connection that is noted later finds the flow. */
+	/* Checked after the insert: a direct connection that is noted later finds the flow. */
 	if ((!i && flow->flags & FLOW_FLAG_DIRECT) || !direct_is_there(flow))
 		return 1;
 	track_delete(&key);
 	return 0;
 }
 
-/* Adds the FLOW_KEY_IN entry of a new flow that has claimed its other one. `found` says whether its
- * client had one. Returns 0, or -1 without room. */
+/* Writes the client's FLOW_KEY_IN entry of a new flow, which has its FLOW_KEY_OUT entry already.
+ * `found` says whether an earlier flow had that key. Returns 0, or -1 without room. */
 static __noinline int track_begin(const struct flow *flow, int found)
 {
 	struct flow_key key;
@@ -175,13 +178,13 @@ static __noinline int track_begin(const struct flow *flow, int found)
 	return 0;
 }
 
-/* What a packet changes in what is noted of both sides: bits. */
+/* The bits of client_said and backend_said that a packet sets and clears. */
 struct track_note {
 	__u8 client_set, client_clear, backend_set, backend_clear;
 };
 
-/* Notes in an entry, or a copy. Of a byte only what changes is written: both directions' packets
- * may note something at once. */
+/* Applies a note to an entry, or to a copy of one. A byte that does not change is not written:
+ * packets of both directions may be noted at once. */
 static __always_inline void track_write(struct flow *to, const struct track_note *note, __u64 now)
 {
 	to->used = now;
@@ -191,9 +194,9 @@ static __always_inline void track_write(struct flow *to, const struct track_note
 		to->backend_said = (to->backend_said & ~note->backend_clear) | note->backend_set;
 }
 
-/* One entry of a flow that was used now: made anew if it was lost. An entry of another flow is
- * let alone. While the flow is confirmed (track_confirm), the entry that was found may have been
- * copied to `flows` already: then the copy gets the note as well. */
+/* Applies a note to one entry of a flow, and sets `used`. A lost entry is made anew; an entry of
+ * another flow is left alone. While another CPU confirms the flow (track_confirm), the entry that
+ * was found may have been copied to `flows` already: then the copy gets the note as well. */
 static __noinline void track_refresh(const struct flow_key *key, const struct flow *flow,
 				     const struct track_note *note)
 {
@@ -213,7 +216,7 @@ static __noinline void track_refresh(const struct flow_key *key, const struct fl
 		track_write(there, note, flow->used);
 }
 
-/* Notes in all entries what a packet changes. */
+/* Applies a note to the flow and to all of its entries. */
 static __noinline void track_note(struct flow *flow, const struct track_note *note, __u64 now)
 {
 	struct flow_key key;
@@ -229,13 +232,13 @@ static __noinline void track_note(struct flow *flow, const struct track_note *no
 	track_refresh(&key, flow, note);
 }
 
-/* So far can a side be ahead of what the other has acknowledged: what a receive window is. And
- * so many bytes can the other's last packet have. */
+/* In bytes: how far a side can be ahead of what the other has acknowledged (what a receive window
+ * is), and how long a packet can be. */
 #define TRACK_WINDOW (1 << 24)
 #define TRACK_SEGMENT (1 << 19)
 
-/* Returns the point of the other side than `from`, from the entry that its packets are found by, or
- * zero where it is not known. */
+/* Returns where the side opposite to `from` is, from the entry by which that side's packets are
+ * found, or zero if that is not known. */
 static __always_inline struct tcp_point track_other(const struct flow *flow, enum flow_side from)
 {
 	int displaced = flow->flags & FLOW_FLAG_DISPLACED;
@@ -255,9 +258,11 @@ static __always_inline struct tcp_point track_other(const struct flow *flow, enu
 	return from == FLOW_FROM_CLIENT ? there->backend_at : there->client_at;
 }
 
-/* Whether a packet of an established connection, whose numbers are far from those of its side's last
- * one, is within both windows of what the other side has shown. A SYN never is: its numbers are
- * another connection's. The SYN-ACK that follows shows that the backend has that other one. */
+/* Reports whether a packet of an established connection is within both windows of what the other
+ * side has shown. Its numbers are far from those of its side's last packet. A SYN is never within:
+ * its numbers are another connection's. The SYN-ACK that answers it is, as it shows that the
+ * backend has that other connection. Returns 1 for an unconfirmed flow, and where the other side's
+ * numbers are not known. */
 static __noinline int track_is_within(const struct flow *flow, const struct pkt *pkt,
 				      enum flow_side from)
 {
@@ -280,15 +285,15 @@ static __noinline int track_is_within(const struct flow *flow, const struct pkt 
 	       acked + TRACK_WINDOW <= TRACK_WINDOW + TRACK_SEGMENT;
 }
 
-/* Whether a number is at most one packet's bytes from another. */
+/* Reports whether two numbers are at most one packet (TRACK_SEGMENT) apart. */
 static __always_inline int track_is_near(__be32 a, __be32 b)
 {
 	return bpf_ntohl(a) - bpf_ntohl(b) + TRACK_SEGMENT <= 2 * TRACK_SEGMENT;
 }
 
-/* Notes where a side is, in the entry that its packet was found by. Anybody can send a packet with
- * the side's address: its numbers are noted only if they can be the connection's, or the other
- * side's end would not be believed afterwards. */
+/* Notes a side's sequence and acknowledgement numbers in the entry by which its packet was found.
+ * Anybody can send a packet with the side's address, so only numbers that can be the connection's
+ * are noted. With others, the other side's FIN or reset would not be believed (track_believes). */
 static __always_inline void track_point(struct flow *entry, const struct flow *flow,
 					const struct pkt *pkt, enum flow_side from)
 {
@@ -301,12 +306,13 @@ static __always_inline void track_point(struct flow *entry, const struct flow *f
 		*at = pkt->at;
 }
 
-/* Whether the end of an established connection is to be believed. Anybody can send a FIN or a
- * reset with the client's address, but has to guess where the connection is: a reset has to be
- * at the very byte that the other side expects (RFC 5961, 3.2), or within the window and with
- * an acknowledgement of the other's last packet, as from a sender that gives up; a FIN within
- * both windows. A backend that knows nothing of the connection resets a SYN with number 0 (RFC
- * 9293, 3.10.7.1). */
+/* Reports whether a FIN or a reset of an established connection is to be believed. Anybody can
+ * send one with the side's address, but has to guess the sequence number. A reset has to be at the
+ * very byte that the other side expects (RFC 5961, 3.2), or within the window and with an
+ * acknowledgement of the other side's last packet, as from a sender that gives up. A FIN has to be
+ * within both windows. A backend that does not know the connection resets a SYN with number 0 (RFC
+ * 9293, 3.10.7.1). Returns 1 for an unconfirmed flow, and 0 where the other side's numbers are not
+ * known. */
 static __noinline int track_believes(const struct flow *flow, const struct pkt *pkt, enum flow_side from)
 {
 	struct tcp_point other;
@@ -331,7 +337,8 @@ static __noinline int track_believes(const struct flow *flow, const struct pkt *
 	return acked + TRACK_WINDOW <= TRACK_WINDOW + TRACK_SEGMENT;
 }
 
-/* Returns what a packet says of its side's end that is news and to be believed. */
+/* Returns the bits of enum flow_said that a FIN or a reset adds to what its side has said, or 0 if
+ * it adds none or is not believed. */
 static __noinline __u8 track_end(const struct flow *flow, const struct pkt *pkt, enum flow_side from)
 {
 	__u8 said = from == FLOW_FROM_CLIENT ? flow->client_said : flow->backend_said;
@@ -345,12 +352,12 @@ static __noinline __u8 track_end(const struct flow *flow, const struct pkt *pkt,
 	return end && track_believes(flow, pkt, from) ? end : 0;
 }
 
-/* The client's SYNs on an established connection that the backend has not answered yet. */
+/* Set while the backend has not answered the client's SYNs on an established connection. */
 #define TRACK_ASKED (FLOW_SAID_ASKED | FLOW_SAID_ASKED_AGAIN)
 
-/* What a client's packet changes. A client can use its port again while the flow of the last
- * connection is half closed, or established as far as we know. Its SYN alone proves nothing:
- * anybody can send one, and a backend that still has the connection does not accept it. */
+/* Notes a client's packet. A client can use its port again while the last connection's flow is
+ * half closed, or established as far as shunt knows. Its SYN alone proves nothing: anybody can
+ * send one, and a backend that still has the connection does not accept it. */
 static __always_inline void track_hear_client(const struct flow *flow, const struct pkt *pkt,
 					      struct track_note *note, __u64 now)
 {
@@ -369,8 +376,9 @@ static __always_inline void track_hear_client(const struct flow *flow, const str
 	note->client_set = set & ~said;
 }
 
-/* What a backend's packet changes. Its SYN-ACK after a SYN on a half-closed connection proves
- * that a new one has replaced that, of whose end nothing is kept. */
+/* Notes a backend's packet. Its SYN-ACK after the client's SYN on a half-closed connection proves
+ * that a new connection has replaced the old one. What was noted of the old one's end is
+ * cleared. */
 static __always_inline void track_hear_backend(const struct flow *flow, const struct pkt *pkt,
 					       struct track_note *note)
 {
@@ -388,7 +396,7 @@ static __always_inline void track_hear_backend(const struct flow *flow, const st
 	note->backend_set = set & ~said;
 }
 
-/* Notes what a packet says, if that is news, or if nothing was noted for a while. */
+/* Notes what a packet says, if that is new, or if nothing was noted for FLOW_TOUCH. */
 static __always_inline void track_hear(struct flow *flow, const struct pkt *pkt,
 				       enum flow_side from, __u64 now)
 {
@@ -401,8 +409,8 @@ static __always_inline void track_hear(struct flow *flow, const struct pkt *pkt,
 	if (!(note.client_set | note.client_clear | note.backend_set | note.backend_clear)) {
 		if ((__s64)(now - flow->used) < FLOW_TOUCH)
 			return;
-		/* A side that goes on after a reset did not believe it: it was not of this
-		 * connection. What was under way when it came is here within FLOW_TOUCH. */
+		/* This side still sends after its reset: the reset was not of this connection.
+		 * Packets that were under way when the reset came arrive within FLOW_TOUCH. */
 		if (pkt->tcp_flags & TCP_RST)
 			;
 		else if (from == FLOW_FROM_CLIENT)
@@ -413,8 +421,8 @@ static __always_inline void track_hear(struct flow *flow, const struct pkt *pkt,
 	track_note(flow, &note, now);
 }
 
-/* Two functions: in one that is told the side, clang chooses the address of a note's byte by
- * arithmetic on pointers to the stack, which no verifier lets pass. */
+/* Two functions: in one with the side as an argument, clang chooses the address of a note's byte
+ * by arithmetic on pointers to the stack, which no verifier accepts. */
 static __noinline void track_from_client(struct flow *flow, const struct pkt *pkt, __u64 now)
 {
 	track_hear(flow, pkt, FLOW_FROM_CLIENT, now);
@@ -425,7 +433,7 @@ static __noinline void track_from_backend(struct flow *flow, const struct pkt *p
 	track_hear(flow, pkt, FLOW_FROM_BACKEND, now);
 }
 
-/* track_hear, for the packets that can be news: most cannot, and cost no more than to see that. */
+/* Calls track_hear for packets that can be news. Most cannot, and cost only this check. */
 static __always_inline void track_touch(struct flow *flow, const struct pkt *pkt,
 					enum flow_side from, __u64 now)
 {
@@ -444,8 +452,8 @@ static __always_inline void track_touch(struct flow *flow, const struct pkt *pkt
 		track_from_backend(flow, pkt, now);
 }
 
-/* Whether the client's packets follow this flow, or may: it can have gone on to
- * another backend, and what the first one says late is no news then. */
+/* Reports whether the client's FLOW_KEY_IN entry is this flow's, or missing. The client may have
+ * begun another flow to another backend; a late packet of this flow must not change that entry. */
 static __always_inline int track_is_clients(const struct flow_key *key, const struct flow *flow)
 {
 	struct flow *there = flow_peek(key);
@@ -453,8 +461,8 @@ static __always_inline int track_is_clients(const struct flow_key *key, const st
 	return !there || flow_same_ends(there, flow);
 }
 
-/* Whether the flow's place before the stack is still its own: where the client had
- * its port from this one, it has the same for a newer flow by now. */
+/* Reports whether the flow's FLOW_KEY_OUT entry has its client and frontend, or is missing.
+ * Otherwise a newer flow has that entry, and its client's port with it. */
 static __noinline int track_is_out(const struct flow *flow)
 {
 	struct flow_key key;
@@ -465,22 +473,23 @@ static __noinline int track_is_out(const struct flow *flow)
 	return !there || flow_same_client(there, flow);
 }
 
-/* Whether a client's packet shows that it has heard the backend: after an answer it
- * goes on, and does not begin. An answer alone would not do: anybody gets one for
- * an address that he does not have. */
+/* Reports whether a client's packet shows that the client has received the backend's answer: it is
+ * no SYN, and the backend has sent something. The answer alone proves nothing, as a sender with a
+ * false source address causes one too. */
 static __always_inline int track_is_confirmation(const struct flow *flow, const struct pkt *pkt)
 {
 	return !(flow->flags & FLOW_FLAG_CONFIRMED) && flow->backend_said & FLOW_SAID_ANYTHING &&
 	       !pkt_is_syn(pkt);
 }
 
-/* How many bytes a SYN can have, and itself. */
+/* How many sequence numbers a SYN and its data can have. */
 #define TRACK_SYN_SIZE (1 << 16)
 
-/* TCP: whether what leaves is the backend's answer to the flow, which has none yet: a SYN-ACK or a
- * reset that acknowledges its SYN. Else it is of a connection that the backend has between the
- * same ends: one that no note tells of. What a backend with such a connection sends on a SYN is an
- * ACK (RFC 9293, 3.10.7.4). `entry` is the one that the packet was found by. */
+/* Reports whether a TCP packet that leaves is the backend's answer to the flow's SYN: a SYN-ACK or
+ * a reset that acknowledges it. Otherwise it is of a direct connection between the same ends that
+ * is not noted. What a backend with such a connection sends on a SYN is an ACK (RFC 9293,
+ * 3.10.7.4). `entry` is the one by which the packet was found. Returns 1 for UDP, and for a flow
+ * that is confirmed or has its answer. */
 static __always_inline int track_is_answer(const struct flow *entry, const struct flow *flow,
 					   const struct pkt *pkt)
 {
@@ -495,8 +504,8 @@ static __always_inline int track_is_answer(const struct flow *entry, const struc
 	return !asked || bpf_ntohl(pkt->at.ack) - bpf_ntohl(asked) - 1 < TRACK_SYN_SIZE;
 }
 
-/* The flow's port is another connection's at the backend: its client's next SYN gets the flow
- * another one. */
+/* Notes a direct connection that has the flow's port at the backend, and removes the flow. The
+ * client's next SYN then gets another port. */
 static __noinline void track_yield(const struct flow *flow, __u64 now)
 {
 	struct flow_key key;
@@ -510,7 +519,7 @@ static __noinline void track_yield(const struct flow *flow, __u64 now)
 		track_delete(&key);
 }
 
-/* Removes a direct flow that is over. */
+/* Removes the flow of a direct connection that has ended. */
 static __noinline void track_drop_direct(const struct flow *flow)
 {
 	struct flow_key key;
@@ -524,7 +533,7 @@ static __noinline void track_drop_direct(const struct flow *flow)
 	track_delete(&key);
 }
 
-/* Whether nobody else has the flow's port on the wire: a handshake that went on too
+/* Reports whether the flow's SNAT port is its own, or unused. A flow whose handshake went on too
  * late may have lost it. */
 static __noinline int track_is_wire(const struct flow *flow)
 {
@@ -536,10 +545,10 @@ static __noinline int track_is_wire(const struct flow *flow)
 	return !there || flow_same(there, flow);
 }
 
-/* Says a flow's source on the wire in an entry that has none yet. In place, which
- * costs a fifth of an update and keeps what was noted meanwhile: should an entry of `flows_new` be
- * pushed out and another flow's at this very moment, that one finds the port on the
- * wire not to be its own, and chooses again. Returns 0, or what the kernel says. */
+/* Writes a flow's SNAT address and SNAT port to an entry that has none yet. It writes in place,
+ * which costs a fifth of an update and keeps what was noted meanwhile. If an entry of `flows_new`
+ * is evicted and reused for another flow at this very moment, that flow finds that the SNAT port
+ * is not its own, and chooses again. Returns 0, or the helper's error. */
 static __always_inline long track_put_source(const struct flow_key *key, const struct flow *flow)
 {
 	struct flow *there;
@@ -555,7 +564,7 @@ static __always_inline long track_put_source(const struct flow_key *key, const s
 	return 0;
 }
 
-/* Moves an entry of a flow to `flows`, with what is noted in it until it is gone where it was.
+/* Moves a flow's entry to `flows`, with what is noted in it until it is deleted from `flows_new`.
  * Returns 0, or -1 without room. */
 static __noinline int track_move(const struct flow_key *key, const struct flow *flow)
 {
@@ -574,9 +583,9 @@ static __noinline int track_move(const struct flow_key *key, const struct flow *
 	return 0;
 }
 
-/* The client has heard the backend: from now on nothing but the flow's own end, its
- * time or want of room removes it. The client's entry goes first: if that has no room, all
- * stay where they are. Returns 0, or -1 without room. */
+/* Confirms a flow: its client has answered the backend. From now on its entries are removed only
+ * when it ends, when it expires, or for want of room. The client's entry is moved first: if there
+ * is no room for it, all entries stay in `flows_new`. Returns 0, or -1 without room. */
 static __noinline int track_confirm(struct flow *flow)
 {
 	struct flow_key key;
@@ -602,9 +611,10 @@ static __noinline int track_confirm(struct flow *flow)
 	return 0;
 }
 
-/* Whether a TCP client's packet acknowledges what the backend sent last, or nearly. A sender with
- * a false source address has not seen the backend's sequence number. A SYN that comes again may be
- * another connection's: it is the one that the backend's answer has to acknowledge. */
+/* Reports whether a TCP client's packet acknowledges the backend's last packet, to within
+ * TRACK_SEGMENT. A sender with a false source address has not seen the backend's sequence number.
+ * A SYN that comes again may be another connection's: the backend's answer then has to acknowledge
+ * that one. */
 static __noinline int track_acknowledges(const struct flow *flow, const struct pkt *pkt)
 {
 	struct flow_key key;
@@ -625,7 +635,7 @@ static __noinline int track_acknowledges(const struct flow *flow, const struct p
 	       acked + TRACK_SEGMENT <= 2 * TRACK_SEGMENT;
 }
 
-/* A client's packet of a flow that is not confirmed. Returns 0, or -1 where it confirms the flow
+/* Handles a client's packet of an unconfirmed flow. Returns 0, or -1 where it confirms the flow
  * and there is no room. */
 static __always_inline int track_advance(struct flow *flow, const struct pkt *pkt)
 {
