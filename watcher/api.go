@@ -24,26 +24,27 @@ import (
 	"shunt/lb"
 )
 
-// nodeGrace is how long SetSynced waits for this Node after Services and
-// EndpointSlices are there: endpoints are chosen by the Node's zone, and a
-// first reconcile without it would move every flow that follows zone hints,
-// and back. A Node that can't be read must not keep the proxy from starting.
+// nodeGrace is how long SetSynced waits for this Node and the ServiceCIDRs after
+// Services and EndpointSlices are known. Endpoints are chosen by the Node's zone: a
+// first reconcile without it would move every flow that follows zone hints, and the
+// next would move it back. A Node that can't be read must not keep the proxy from
+// starting.
 const nodeGrace = 5 * time.Second
 
-// APIOptions says what NewAPI watches and whom it tells.
+// APIOptions are the options of NewAPI.
 type APIOptions struct {
 	Client kubernetes.Interface
 	// NodeName is metadata.name of this node's Node.
 	NodeName string
-	// FixedCIDRs: the service CIDRs are known without the API server, which is not
-	// asked for ServiceCIDRs.
+	// FixedCIDRs is set where the service CIDRs are configured: ServiceCIDRs are not
+	// watched then.
 	FixedCIDRs bool
 	Sink       lb.Sink
 	Log        *zap.Logger
-	// Hint says what is missing where no API server answers; nil or "": the errors
-	// say it.
+	// Hint returns what is missing while no API server answers. Where it is nil or
+	// returns "", the log has a hint that follows from the error.
 	Hint func() string
-	// Recorder records Events; nil: they are only logged.
+	// Recorder records Events. Where it is nil, warnings are only logged.
 	Recorder Recorder
 }
 
@@ -55,12 +56,12 @@ type API struct {
 	slices    *store[lb.SliceName, lb.EndpointSlice]
 	node      *store[string, lb.Node]
 	cidrs     *cidrs
-	// links follow the watches, in the order of Watches.
+	// Each link follows the watch of one resource.
 	nodeLink, serviceLink, sliceLink, cidrLink *link
 	grace                                      time.Duration // nodeGrace
 }
 
-// NewAPI checks the options; nothing is asked of the API server before Run.
+// NewAPI checks the options. It sends no request: Run does.
 func NewAPI(o APIOptions) (*API, error) {
 	switch {
 	case o.Client == nil || o.Sink == nil:
@@ -98,7 +99,7 @@ func (a *API) service(obj any) (item[lb.ServiceName, lb.Service], bool) {
 	return item[lb.ServiceName, lb.Service]{lb.ServiceName{Namespace: s.Namespace, Name: s.Name}, s.UID, m, w}, true
 }
 
-// slice leaves the UID out: nobody asks for a slice's.
+// slice leaves the UID empty: no Event is recorded on a slice.
 func (a *API) slice(obj any) (item[lb.SliceName, lb.EndpointSlice], bool) {
 	s, ok := obj.(*discoveryv1.EndpointSlice)
 	if !ok {
@@ -108,7 +109,7 @@ func (a *API) slice(obj any) (item[lb.SliceName, lb.EndpointSlice], bool) {
 	return item[lb.SliceName, lb.EndpointSlice]{lb.SliceName{Namespace: s.Namespace, Name: s.Name}, "", m, w}, true
 }
 
-// ownNode takes no other Node, should a server not know the field selector.
+// ownNode ignores other Nodes, in case the server does not apply the field selector.
 func (a *API) ownNode(obj any) (item[string, lb.Node], bool) {
 	n, ok := obj.(*v1.Node)
 	if !ok {
@@ -121,15 +122,15 @@ func (a *API) ownNode(obj any) (item[string, lb.Node], bool) {
 	return item[string, lb.Node]{n.Name, n.UID, m, w}, true
 }
 
-// ServiceWarning records a Warning on a Service, by the UID that it has now.
-// It is for other packages; without a Recorder it does nothing.
+// ServiceWarning records an Event of type Warning on a Service, with the Service's
+// current UID. It is for other packages. Without a Recorder it does nothing.
 func (a *API) ServiceWarning(service lb.ServiceName, reason, note string) {
 	if a.Recorder != nil {
 		a.Recorder.ServiceWarning(service, a.services.uid(service), reason, note)
 	}
 }
 
-// Watches returns how the watches go. It may be called at any time.
+// Watches returns the state of every watch. It may be called at any time.
 func (a *API) Watches() []WatchState {
 	links := []*link{a.serviceLink, a.sliceLink, a.nodeLink}
 	if !a.FixedCIDRs && a.cidrs.asked.Load() {
@@ -142,8 +143,8 @@ func (a *API) Watches() []WatchState {
 	return states
 }
 
-// Run watches until ctx is done, whatever the API server does: what fails is
-// logged and retried. It returns nil, after all that it started has ended.
+// Run watches until ctx is done. It logs failures and retries. It returns nil, after
+// all goroutines that it started have ended.
 func (a *API) Run(ctx context.Context) error {
 	all := func(*metav1.ListOptions) {}
 	ours := func(o *metav1.ListOptions) { o.LabelSelector = sliceSelector }
@@ -167,10 +168,10 @@ func (a *API) Run(ctx context.Context) error {
 	return nil
 }
 
-// reflect runs one reflector until ctx is done. Its retries are quicker than a
-// controller's (at most 10–20 s apart, for 30–60 s): a proxy that is not told
-// of endpoints sends connections to dead ones. What it logs is for debugging;
-// link says what an operator must know.
+// reflect runs one reflector until ctx is done. It retries sooner than a controller's
+// reflector: at most 10–20 s apart instead of 30–60 s. A proxy with outdated endpoints
+// sends connections to dead ones. The reflector's own log lines have debug level; link
+// logs what an operator must know.
 func (a *API) reflect(ctx context.Context, lw cache.ListerWatcher, example any, s cache.ReflectorStore) {
 	logger := zapr.NewLogger(a.Log.WithOptions(zap.WrapCore(func(c zapcore.Core) zapcore.Core { return demoted{c} })))
 	r := cache.NewReflectorWithOptions(lw, example, s, cache.ReflectorOptions{
@@ -201,7 +202,7 @@ func (a *API) announce(ctx context.Context) {
 	case <-late.Done():
 		a.Log.Warn("this Node could not be read yet: zone hints are not followed until it is", zap.String("node", a.NodeName))
 	}
-	if !a.FixedCIDRs && !a.cidrs.await(late) { // external IPs in them would serve for a moment
+	if !a.FixedCIDRs && !a.cidrs.await(late) { // else external IPs in them would be served for a moment
 		a.Log.Warn("the service CIDRs could not be read yet: until they are, external IPs and " +
 			"load-balancer IPs in them are not refused, unless an earlier daemon knew them")
 	}
@@ -213,8 +214,8 @@ func (a *API) announce(ctx context.Context) {
 	a.Sink.SetSynced()
 }
 
-// endingClock lets a reflector's wait for a retry end with its context, which
-// client-go forgets while it waits for the first streamed list.
+// endingClock ends a reflector's wait for a retry when ctx is done. client-go does not
+// do so while it waits for the first streamed list.
 type endingClock struct {
 	clock.RealClock
 	ctx context.Context
@@ -235,7 +236,7 @@ func (c endingClock) After(d time.Duration) <-chan time.Time {
 	return ch
 }
 
-// demoted logs everything at debug level.
+// demoted is a Core that logs every entry at debug level.
 type demoted struct{ zapcore.Core }
 
 func (d demoted) Enabled(zapcore.Level) bool { return d.Core.Enabled(zapcore.DebugLevel) }

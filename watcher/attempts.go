@@ -11,18 +11,17 @@ import (
 	"k8s.io/apimachinery/pkg/watch"
 )
 
-// client-go tries a request again that a reset, an end of file or a timeout ended,
-// ten times with a second between them, and where that was a watch it then pretends
-// that there was one which ended at once. A reflector takes that for an answer and
-// begins anew, so that an API server which can't be reached (through a load
-// balancer that has lost it, say) would never be heard of. attempts tells of every
-// attempt that failed.
+// attempts reports every attempt of a request that failed. client-go retries a request
+// ten times, a second apart, if a reset, an end of file or a timeout ended it. If a
+// watch still fails then, client-go returns an empty watch that ends at once. A
+// reflector takes that for an answer and starts again. An API server that can't be
+// reached (behind a load balancer that has lost it, for example) would never show.
 type attempts struct {
 	next http.RoundTripper
 }
 
-// failedKey is where the context of a request has a func(error) that hears of
-// attempts which got no answer at all.
+// failedKey is the key of a func(error) in the context of a request. The function is
+// called for each attempt that got no answer at all.
 type failedKey struct{}
 
 func withFailed(ctx context.Context, failed func(error)) context.Context {
@@ -37,12 +36,12 @@ func (a attempts) RoundTrip(r *http.Request) (*http.Response, error) {
 	return resp, err
 }
 
-// WrappedRoundTripper lets client-go look for what it knows behind us.
+// WrappedRoundTripper lets client-go find the transport that it made.
 func (a attempts) WrappedRoundTripper() http.RoundTripper { return a.next }
 
 var errNoWatch = errors.New("the watch ended before it began")
 
 var typeOfNoWatch = reflect.TypeOf(watch.NewEmptyWatch())
 
-// noWatch says that a watch is the pretended one.
+// noWatch reports whether a watch is the empty one that client-go returns for a failure.
 func noWatch(w watch.Interface) bool { return reflect.TypeOf(w) == typeOfNoWatch }

@@ -29,8 +29,9 @@ func equalServiceCIDR(a, b *serviceCIDR) bool {
 	return a.name == b.name && slices.Equal(a.ranges, b.ranges)
 }
 
-// serviceCIDR converts a ServiceCIDR; never nil. One that is being deleted counts
-// as long as it is there: the API server keeps it while services use its addresses.
+// serviceCIDR converts a ServiceCIDR; the result is never nil. One that is being
+// deleted counts until it is gone: the API server keeps it while services use its
+// addresses.
 func (c *Converter) serviceCIDR(s *networkingv1.ServiceCIDR) (*serviceCIDR, []Warning) {
 	p := &problems{of: Warning{Kind: kindServiceCIDR, Name: s.Name}}
 	out := &serviceCIDR{name: s.Name}
@@ -50,7 +51,7 @@ func (c *Converter) serviceCIDR(s *networkingv1.ServiceCIDR) (*serviceCIDR, []Wa
 type cidrs struct {
 	store *store[string, serviceCIDR]
 	pass  func([]netip.Prefix)
-	// asked: the API server has ServiceCIDRs, which are watched.
+	// asked is set when the API server has ServiceCIDRs and they are watched.
 	asked atomic.Bool
 
 	// announced is closed when the ranges are known.
@@ -80,7 +81,7 @@ func (c *cidrs) change(change func()) {
 	}
 }
 
-// announce passes on what is there, and every change from now on.
+// announce passes on the current ranges, and from now on every change.
 func (c *cidrs) announce() {
 	c.change(func() { c.known = true })
 	c.once.Do(func() { close(c.announced) })
@@ -94,7 +95,7 @@ func (c *cidrs) await(ctx context.Context) bool {
 	case <-ctx.Done():
 	}
 	select {
-	case <-c.announced: // both were: select has no order
+	case <-c.announced: // both were ready, and the first select chose ctx
 		return true
 	default:
 		return false
@@ -110,19 +111,19 @@ func (a *API) serviceCIDR(obj any) (item[string, serviceCIDR], bool) {
 	return item[string, serviceCIDR]{s.Name, s.UID, m, w}, true
 }
 
-// cidrsInterval is how often an API server that has no ServiceCIDRs is asked
-// whether it has some by now: it may have been replaced by a newer one.
+// cidrsInterval is how often an API server without the resource ServiceCIDR is asked
+// again: a newer one may have replaced it.
 const cidrsInterval = 10 * time.Minute
 
-// followCIDRs watches ServiceCIDRs, from when the API server has them: since
-// Kubernetes 1.33. The first sync waits for it, as for the Node, but not for long:
-// until ranges are known, those that are programmed stay.
+// followCIDRs watches ServiceCIDRs once the API server has that resource (since
+// Kubernetes 1.33). The first sync waits for the ranges as it does for the Node, for
+// nodeGrace at most: until ranges are known, the programmed ones stay.
 func (a *API) followCIDRs(ctx context.Context) {
 	api := a.Client.NetworkingV1().ServiceCIDRs()
 	wait, said := time.Second, false
 	for {
 		_, err := api.List(ctx, metav1.ListOptions{Limit: 1})
-		if err == nil || apierrors.IsForbidden(err) { // which link says better
+		if err == nil || apierrors.IsForbidden(err) { // Forbidden: link logs it, with a hint
 			break
 		}
 		if apierrors.IsNotFound(err) {

@@ -19,12 +19,12 @@ import (
 	"k8s.io/client-go/tools/clientcmd"
 )
 
-// The environment variables that name the API server. It can't be found through
-// the kubernetes Service: nothing serves that before we do.
+// The environment variables that name the API server. The kubernetes Service can't be
+// used to reach it: no proxy serves that Service before shunt does.
 const (
 	// EnvAPIServer is the default of ClientOptions.APIServer.
 	EnvAPIServer = "SHUNT_APISERVER"
-	// envControlPlane is what kind and kindnet call it, as HOST:PORT.
+	// envControlPlane is the variable of kind and kindnet, as HOST:PORT.
 	envControlPlane = "CONTROL_PLANE_ENDPOINT"
 	envServiceHost  = "KUBERNETES_SERVICE_HOST"
 	envServicePort  = "KUBERNETES_SERVICE_PORT"
@@ -43,14 +43,14 @@ type ClientOptions struct {
 	// $CONTROL_PLANE_ENDPOINT and then
 	// $KUBERNETES_SERVICE_HOST:$KUBERNETES_SERVICE_PORT are tried after them.
 	APIServer string
-	// Servers dials and follows which server answers; nil: it is made.
+	// Servers dials the servers and records which of them answer; nil: a new one.
 	Servers *Servers
 	// QPS and Burst limit requests, not watch events; 0: client-go's defaults.
 	QPS   float32
 	Burst int
-	// ContentType is of what is sent, AcceptContentTypes, a list with commas, of
-	// what is asked for: application/vnd.kubernetes.protobuf and
-	// application/json. Empty: protobuf, and JSON where a server has no other.
+	// ContentType is the encoding of request bodies, AcceptContentTypes (separated by
+	// commas) the accepted encodings of responses: application/vnd.kubernetes.protobuf
+	// and application/json. Empty: protobuf; JSON is accepted as the second choice.
 	ContentType, AcceptContentTypes string
 	// UserAgent is "shunt" where it is empty.
 	UserAgent string
@@ -58,8 +58,9 @@ type ClientOptions struct {
 	serviceAccount string // the directory; for tests
 }
 
-// NewClient makes a client that speaks protobuf unless the options say otherwise. It reads files and nothing
-// else: whether the API server can be reached shows when it is asked.
+// NewClient returns a client that uses protobuf unless the options say otherwise, and
+// its configuration. It reads files but does not connect: an API server that can't be
+// reached shows with the first request.
 func NewClient(o ClientOptions) (kubernetes.Interface, *rest.Config, error) {
 	if o.APIServer == "" {
 		o.APIServer = os.Getenv(EnvAPIServer)
@@ -85,11 +86,11 @@ func NewClient(o ClientOptions) (kubernetes.Interface, *rest.Config, error) {
 	return client, cfg, nil
 }
 
-// tune sets what does not depend on where the API server is. There is no
-// timeout of a whole request, which would cut every watch. A connection to a
-// server that hangs is found dead by client-go's HTTP/2 pings within 45 s
-// (HTTP2_READ_IDLE_TIMEOUT_SECONDS, HTTP2_PING_TIMEOUT_SECONDS), one to a server
-// that died without a word by its keepalive (Servers).
+// tune sets what does not depend on the API server's address. There is no timeout for
+// a whole request: it would end every watch. client-go's HTTP/2 pings find a connection
+// to a server that hangs dead within 45 s (HTTP2_READ_IDLE_TIMEOUT_SECONDS,
+// HTTP2_PING_TIMEOUT_SECONDS). TCP keepalive finds one to a server that has vanished
+// (Servers.dialer).
 func tune(cfg *rest.Config, o ClientOptions) {
 	cfg.ContentType = runtime.ContentTypeProtobuf
 	cfg.AcceptContentTypes = runtime.ContentTypeProtobuf + "," + runtime.ContentTypeJSON
@@ -166,7 +167,7 @@ func inCluster(o ClientOptions) (*rest.Config, error) {
 	u, dir := urls[0].String(), o.serviceAccount
 	cfg := &rest.Config{Host: u}
 	if strings.HasPrefix(u, "http://") {
-		return cfg, nil // nothing secret goes over it
+		return cfg, nil // without TLS, no credentials are sent
 	}
 	if dir == "" {
 		dir = serviceAccountDir
@@ -183,9 +184,9 @@ func inCluster(o ClientOptions) (*rest.Config, error) {
 	return cfg, nil
 }
 
-// ServerURLs reads a list of addresses with commas between them, each as for
-// ServerURL; none where it is empty. Credentials that are for https must not go to a
-// server without it: all must have one scheme.
+// ServerURLs returns the URLs of a comma-separated list of addresses, each as for
+// ServerURL; none for an empty list. All must have the same scheme: credentials that
+// are for https must not go to a server without it.
 func ServerURLs(list string) ([]*url.URL, error) {
 	var urls []*url.URL
 	for one := range strings.SplitSeq(list, ",") {
@@ -208,7 +209,8 @@ func ServerURLs(list string) ([]*url.URL, error) {
 	return urls, nil
 }
 
-// ServerURL makes a URL of a URL, HOST:PORT or HOST; https is the default.
+// ServerURL returns the URL for s, which is a URL, HOST:PORT or HOST. The default
+// scheme is https.
 func ServerURL(s string) (string, error) {
 	full := s
 	if !strings.Contains(s, "://") {
@@ -227,7 +229,7 @@ func ServerURL(s string) (string, error) {
 	return u.String(), nil
 }
 
-// isPort takes no port, too.
+// isPort reports whether s is a port number from 1 to 65535, or empty.
 func isPort(s string) bool {
 	port, err := strconv.ParseUint(s, 10, 16)
 	return s == "" || err == nil && port > 0

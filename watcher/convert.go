@@ -11,11 +11,10 @@ import (
 	"shunt/lb"
 )
 
-// The labels by which an object says that it is none of our business. Of slices the
-// API server applies them for us (see api.go); manifest files have ignored(). Services
-// of another proxy are watched too: their addresses are allocated, and to know of them by
-// a watch of their own would leave a moment in which a service whose label changes is in
-// neither.
+// Labels of objects that shunt does not serve. The API server leaves such slices out
+// (sliceSelector); ignored does so for manifest files. Services of another proxy are
+// watched all the same, since their addresses are allocated. A second watch for them
+// would leave a moment in which a service whose label changes is in neither watch.
 const (
 	// labelProxyName: another proxy implements this Service (KEP-2447).
 	labelProxyName = "service.kubernetes.io/service-proxy-name"
@@ -24,15 +23,14 @@ const (
 	labelHeadless = v1.IsHeadlessService
 )
 
-// Converter turns API objects into the model of package lb. It is pure but for
-// a memory of strings that many objects share. The zero value is ready; safe
-// for concurrent use. No method keeps or changes the object that it is given.
+// Converter converts API objects to the model of package lb. It is pure, except that
+// it remembers strings that many objects share. The zero value is ready. It is safe for
+// concurrent use. No method keeps or changes the object that it converts.
 type Converter struct {
 	shared interner
 }
 
-// ignored reports whether the server-side selector would not have shown a slice with
-// these labels.
+// ignored reports whether sliceSelector leaves out a slice with these labels.
 func ignored(labels map[string]string) bool {
 	_, headless := labels[labelHeadless]
 	return headless || ofAnotherProxy(labels)
@@ -60,7 +58,7 @@ func (p *problems) named() bool {
 	if !p.validName("metadata.name", p.of.Name) {
 		return false
 	}
-	// Of a Service it is a label, which is shorter, and what the maps have room for.
+	// A Service's name is a DNS label, which is shorter: the maps have no room for more.
 	if msgs := validation.IsDNS1123Label(p.of.Name); p.of.Kind == kindService && len(msgs) > 0 {
 		p.add("metadata.name", "%s: object ignored: %s", show(p.of.Name), msgs[0])
 		return false
@@ -80,7 +78,8 @@ func (p *problems) validName(field, name string) bool {
 	return true
 }
 
-// protocol reads a protocol; the API's default is TCP.
+// protocol converts a protocol; "" is TCP, the API's default. The text says why a
+// protocol is not supported.
 func protocol(p v1.Protocol) (lb.Protocol, string) {
 	switch p {
 	case v1.ProtocolTCP, "":
@@ -93,7 +92,7 @@ func protocol(p v1.Protocol) (lb.Protocol, string) {
 	return 0, show(string(p)) + " is not TCP or UDP"
 }
 
-// port says whether n can be a port number.
+// port reports whether n is a port number.
 func port(n int32) bool { return n >= 1 && n <= 65535 }
 
 func family(f v1.IPFamily) (lb.Family, bool) {

@@ -7,12 +7,12 @@ import (
 	"strings"
 )
 
-// use is what an address is to be used for: it decides which are refused.
+// use is what an address is used for. It decides which addresses are refused.
 type use uint8
 
 const (
-	// asFrontend: a cluster IP or load-balancer IP, which the API server itself
-	// or a controller gave.
+	// asFrontend: a cluster IP or load-balancer IP, assigned by the API server or a
+	// controller.
 	asFrontend use = iota
 	// asExternalIP: a frontend that a user wrote.
 	asExternalIP
@@ -22,10 +22,10 @@ const (
 	asNode
 )
 
-// readAddr reads an address for a use. Forms that kube-proxy accepts and that
-// are not canonical (IPv4-mapped IPv6, leading zeros) are accepted with a
-// warning that says how they were read; what can't be programmed is refused
-// with one.
+// readAddr parses an address for a use, and reports whether it is usable. Forms that
+// kube-proxy accepts but that are not canonical (IPv4-mapped IPv6, leading zeros) are
+// accepted; a warning says how they were read. An address that can't be programmed is
+// refused with a warning.
 func (p *problems) readAddr(field path, s string, u use) (netip.Addr, bool) {
 	a, note := parseAddr(s)
 	if !a.IsValid() {
@@ -42,8 +42,8 @@ func (p *problems) readAddr(field path, s string, u use) (netip.Addr, bool) {
 	return a, true
 }
 
-// parseAddr reads an address, unmapped. The note says why it is none, or how a
-// form that is not canonical was read.
+// parseAddr returns the address in s; an IPv4-mapped one is unmapped. The note says why
+// s is refused, or how a form that is not canonical was read.
 func parseAddr(s string) (netip.Addr, string) {
 	a, err := netip.ParseAddr(s)
 	switch {
@@ -60,9 +60,9 @@ func parseAddr(s string) (netip.Addr, string) {
 	return a, ""
 }
 
-// trimZeros removes leading zeros from the numbers of a dotted quad. Old
-// objects may have them; Go, and the API server that let them in, have always
-// read them as decimal (CVE-2021-29923 is about those who did not).
+// trimZeros removes leading zeros from the numbers of a dotted quad. Old objects may
+// have them. Go before 1.17, and the API server that accepted them, read them as
+// decimal; other programs read them as octal (CVE-2021-29923).
 func trimZeros(s string) string {
 	parts := strings.Split(s, ".")
 	if len(parts) != 4 || len(s) > 64 {
@@ -77,11 +77,10 @@ func trimZeros(s string) string {
 	return strings.Join(parts, ".")
 }
 
-// unusable says why an address can't have this use, "" if it can. It follows
-// what API validation refuses for externalIPs and endpoints (no unspecified,
-// loopback or link-local address, no multicast group); for what controllers
-// write it refuses only what could not work, or would capture this node's own
-// loopback traffic.
+// unusable returns why an address can't have this use, "" if it can. For externalIPs
+// and endpoints it refuses what API validation refuses: unspecified, loopback,
+// link-local and multicast addresses. For addresses that controllers write it refuses
+// only those that could not work or would capture this node's own loopback traffic.
 func unusable(a netip.Addr, u use) string {
 	switch {
 	case a.IsUnspecified():
@@ -98,7 +97,8 @@ func unusable(a netip.Addr, u use) string {
 	return ""
 }
 
-// parseRange reads a CIDR, masked and unmapped; the note says why it is none.
+// parseRange returns the CIDR in s, masked; an IPv4-mapped one is unmapped. The note
+// says why s is not a CIDR.
 func parseRange(s string) (netip.Prefix, string) {
 	r, err := netip.ParsePrefix(s)
 	if err != nil {

@@ -10,11 +10,11 @@ import (
 	"shunt/lb"
 )
 
-// taintAutoscaler is put on a node by the cluster autoscaler before it deletes
-// it: load balancers should stop choosing the node (KEP-3836).
+// taintAutoscaler is the taint that the cluster autoscaler sets on a node before it
+// deletes the node: load balancers should stop choosing it (KEP-3836).
 const taintAutoscaler = "ToBeDeletedByClusterAutoscaler"
 
-// Node converts a Node; never nil.
+// Node converts a Node; the result is never nil.
 func (c *Converter) Node(n *v1.Node) (*lb.Node, []Warning) {
 	p := &problems{of: Warning{Kind: kindNode, Name: n.Name}}
 	out := &lb.Node{
@@ -25,7 +25,8 @@ func (c *Converter) Node(n *v1.Node) (*lb.Node, []Warning) {
 			return t.Key == taintAutoscaler
 		}),
 	}
-	// In any order in the object; the first InternalIP is the primary one.
+	// Internal addresses go first, whatever their order in the object: the first
+	// InternalIP is the primary one.
 	for _, kind := range []v1.NodeAddressType{v1.NodeInternalIP, v1.NodeExternalIP} {
 		for i, a := range n.Status.Addresses {
 			if a.Type != kind {

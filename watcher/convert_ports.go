@@ -12,12 +12,12 @@ import (
 	"shunt/lb"
 )
 
-// trimSpace is what source ranges, and nothing else, are forgiven.
+// trimSpace removes blanks around a source range. No other field may have them.
 func trimSpace(s string) string { return strings.TrimSpace(s) }
 
-// servicePorts converts spec.ports. As API validation has it, a number is used
-// once per protocol, a name (with its protocol: together they join endpoints)
-// once, and a port without a name is the only one; what breaks that is left out.
+// servicePorts converts spec.ports by the rules of API validation. A number occurs once
+// per protocol. So does a name: the name and protocol together join endpoints. A port
+// without a name must be the only port. A port that breaks a rule is left out.
 func (c *Converter) servicePorts(p *problems, spec *v1.ServiceSpec) []lb.ServicePort {
 	const field = "spec.ports"
 	var out []lb.ServicePort
@@ -58,8 +58,8 @@ func (c *Converter) servicePorts(p *problems, spec *v1.ServiceSpec) []lb.Service
 	return named
 }
 
-// taken says, with a warning, that a port before this one has its number or its
-// name.
+// taken reports whether an earlier port has the number or the name of this one, and
+// adds a warning if so.
 func (p *problems) taken(before []lb.ServicePort, at []int, i int, sp lb.ServicePort) bool {
 	for j, b := range before {
 		sameProtocol := b.Protocol == sp.Protocol
@@ -75,7 +75,8 @@ func (p *problems) taken(before []lb.ServicePort, at []int, i int, sp lb.Service
 	return false
 }
 
-// nodePort is 0 where none is to be served; the port's other frontends are.
+// nodePort returns the node port to serve, 0 for none. The service port's other
+// frontends do not depend on it.
 func (p *problems) nodePort(before []lb.ServicePort, at path, t v1.ServiceType, proto lb.Protocol, n int32) uint16 {
 	if n == 0 {
 		return 0
@@ -97,8 +98,8 @@ func (p *problems) nodePort(before []lb.ServicePort, at path, t v1.ServiceType, 
 	return uint16(n)
 }
 
-// endpointPorts converts the ports of a slice. A nil name (an empty one is a
-// name), and a nil or zero number, mean no port that a Service could join.
+// endpointPorts converts the ports of a slice. No service port can join a port whose
+// name is nil (an empty one is a name) or whose number is nil or 0.
 func (c *Converter) endpointPorts(p *problems, ports []discoveryv1.EndpointPort) []lb.EndpointPort {
 	const field = "ports"
 	if len(ports) == 0 {
@@ -141,7 +142,8 @@ func (c *Converter) endpointPorts(p *problems, ports []discoveryv1.EndpointPort)
 	return out
 }
 
-// sameJoin finds the port that joins the same service port, -1 if none does.
+// sameJoin returns the index of the port that joins the same service port as ep, -1 if
+// there is none.
 func sameJoin(ports []lb.EndpointPort, ep lb.EndpointPort) int {
 	for j, o := range ports {
 		if o.Name == ep.Name && o.Protocol == ep.Protocol {

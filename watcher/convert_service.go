@@ -18,9 +18,10 @@ const (
 	defaultAffinitySeconds = v1.DefaultClientIPServiceAffinitySeconds
 )
 
-// Service converts a Service. It returns nil for one that has no address: without a
-// cluster IP, headless (no warning), or without a usable name. Of one that is not for us
-// to serve, another proxy's or of type ExternalName, it takes the cluster IPs alone.
+// Service converts a Service. It returns nil for a Service that is headless or has no
+// cluster IP (without a warning), and for one without a usable name. Of a Service that
+// shunt does not serve (another proxy's, or of type ExternalName) it uses only the
+// cluster IPs.
 func (c *Converter) Service(s *v1.Service) (*lb.Service, []Warning) {
 	if s.Spec.ClusterIP == "" || s.Spec.ClusterIP == v1.ClusterIPNone {
 		return nil, nil
@@ -33,7 +34,7 @@ func (c *Converter) Service(s *v1.Service) (*lb.Service, []Warning) {
 	name.Namespace = c.shared.string(name.Namespace)
 	if ofAnotherProxy(s.Labels) || s.Spec.Type == v1.ServiceTypeExternalName {
 		out := &lb.Service{Name: name, ClusterIPs: p.clusterIPs(&s.Spec), NotServed: true}
-		return out, nil // its mistakes are not for us to name
+		return out, nil // no warnings: shunt does not serve it
 	}
 	out := &lb.Service{
 		Name:            name,
@@ -54,7 +55,8 @@ func (c *Converter) Service(s *v1.Service) (*lb.Service, []Warning) {
 	return out, p.list
 }
 
-// clusterIPs takes the cluster IP of each family by its place in ipFamilies.
+// clusterIPs returns at most one cluster IP of each family. An address is ignored if
+// ipFamilies has another family at its index.
 func (p *problems) clusterIPs(spec *v1.ServiceSpec) []netip.Addr {
 	list := spec.ClusterIPs
 	if len(list) == 0 {
@@ -93,9 +95,8 @@ func (p *problems) clusterIPs(spec *v1.ServiceSpec) []netip.Addr {
 	return out
 }
 
-// families are those that the service has: the ones of ipFamilies, or where
-// that says nothing (an object that no API server has completed) those of its
-// cluster IPs.
+// families returns the families of a service: those of ipFamilies or, where that is
+// empty (an object that no API server has completed), those of its cluster IPs.
 func families(spec *v1.ServiceSpec, clusterIPs []netip.Addr) []lb.Family {
 	var out []lb.Family
 	for _, s := range spec.IPFamilies {
@@ -112,8 +113,8 @@ func families(spec *v1.ServiceSpec, clusterIPs []netip.Addr) []lb.Family {
 	return out
 }
 
-// frontend appends an address, once, if it is valid and of a family that the
-// service has.
+// frontend appends an address if it is valid, not in the list yet, and of a family that
+// the service has.
 func (p *problems) frontend(to []netip.Addr, at path, s string, u use, families []lb.Family) []netip.Addr {
 	a, ok := p.readAddr(at, s, u)
 	if !ok || slices.Contains(to, a) {
@@ -146,7 +147,7 @@ func (p *problems) ingress(to []netip.Addr, i int, in *v1.LoadBalancerIngress, f
 	return p.frontend(to, path{field, i, "ip"}, in.IP, asFrontend, families)
 }
 
-// affinity is 0 for none.
+// affinity returns the timeout of session affinity, 0 for no affinity.
 func (p *problems) affinity(spec *v1.ServiceSpec) time.Duration {
 	switch spec.SessionAffinity {
 	case v1.ServiceAffinityNone, "":
@@ -196,9 +197,9 @@ func (p *problems) local(field, policy string) bool {
 	return false
 }
 
-// sourceRanges sets the ranges, and fails closed: a range that can't be read
-// must not open the service to everyone. The load-balancer IPs of a family for
-// which nothing readable is left are not served at all.
+// sourceRanges sets the source ranges, and fails closed: a range that can't be read must
+// not open the service to everyone. If there is one, the load-balancer IPs of a family
+// without a valid range are not served at all.
 func (p *problems) sourceRanges(out *lb.Service, list []string) {
 	const field = "spec.loadBalancerSourceRanges"
 	wrong := false

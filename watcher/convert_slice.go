@@ -13,9 +13,9 @@ import (
 	"shunt/lb"
 )
 
-// Slice converts an EndpointSlice. It returns nil for one that is not ours:
-// without the label of a Service (no warning), of no IP family, with nothing
-// but addresses of the other family, or without a usable name.
+// Slice converts an EndpointSlice. It returns nil for a slice that can't be used: without
+// the label of a Service (no warning), of no IP family, with addresses of the other family
+// only, or without a usable name.
 func (c *Converter) Slice(s *discoveryv1.EndpointSlice) (*lb.EndpointSlice, []Warning) {
 	service := s.Labels[discoveryv1.LabelServiceName]
 	if service == "" {
@@ -51,8 +51,9 @@ func (c *Converter) Slice(s *discoveryv1.EndpointSlice) (*lb.EndpointSlice, []Wa
 	return out, p.list
 }
 
-// lastChange is zero where the annotation is not there, or no time: then the
-// change is not counted in the programming latency, and nothing else is lost.
+// lastChange returns the time in the annotation EndpointsLastChangeTriggerTime, zero
+// where it is missing or unreadable. Without it the change is not counted in the
+// programming latency; nothing else is lost.
 func (p *problems) lastChange(annotations map[string]string) time.Time {
 	s, ok := annotations[v1.EndpointsLastChangeTriggerTime]
 	if !ok {
@@ -66,8 +67,8 @@ func (p *problems) lastChange(annotations map[string]string) time.Time {
 	return t.UTC()
 }
 
-// endpoints converts the endpoints of a slice of family f; wrong counts those
-// that were left out because their address is of the other one.
+// endpoints converts the endpoints of a slice of family f. wrong is the number of
+// endpoints that were left out because their address is of the other family.
 func (c *Converter) endpoints(p *problems, in []discoveryv1.Endpoint, f lb.Family) (out []lb.Endpoint, wrong int) {
 	if len(in) == 0 {
 		return nil, 0
@@ -104,7 +105,7 @@ func (c *Converter) endpoints(p *problems, in []discoveryv1.Endpoint, f lb.Famil
 	return out, wrong
 }
 
-// or is *b, or what the API says that nil means.
+// or returns *b, or for nil the API's default otherwise.
 func or(b *bool, otherwise bool) bool {
 	if b == nil {
 		return otherwise
@@ -112,7 +113,7 @@ func or(b *bool, otherwise bool) bool {
 	return *b
 }
 
-// hints is nil where there are none.
+// hints converts hints; nil where there are none.
 func (c *Converter) hints(p *problems, i int, in *discoveryv1.EndpointHints) *lb.Hints {
 	if in == nil {
 		return nil

@@ -18,11 +18,11 @@ import (
 )
 
 // dialDelay is how long an attempt to connect may take before the next address is
-// tried beside it: an address whose packets are lost must not hold up the others.
+// tried at the same time: an address whose packets are lost must not delay the others.
 const dialDelay = 500 * time.Millisecond
 
-// dialer returns the dialer of one address. A connection to a server that died
-// without a word is found dead by TCP keepalive within 25 s.
+// dialer returns the dialer of one address. TCP keepalive finds a connection to a server
+// that has vanished dead within 25 s.
 func (s *Servers) dialer() *net.Dialer {
 	d := &net.Dialer{
 		Timeout:         dialTimeout,
@@ -37,8 +37,9 @@ func (s *Servers) dialer() *net.Dialer {
 	return d
 }
 
-// DialContext connects to HOST:PORT of a server by the first of its ways that
-// accepts.
+// DialContext connects to a server, given as HOST:PORT. It dials the server's addresses
+// in the order of ways: the next one after dialDelay, or at once when one has failed. It
+// returns the first connection that is accepted.
 func (s *Servers) DialContext(ctx context.Context, network, host string) (net.Conn, error) {
 	ways := s.ways(ctx, host)
 	ctx, cancel := context.WithCancel(ctx)
@@ -74,7 +75,7 @@ func (s *Servers) DialContext(ctx context.Context, network, host string) (net.Co
 		}
 	}
 	cancel()
-	for ; ended < started; ended++ { // the others end at once
+	for ; ended < started; ended++ { // cancelled: the other attempts end at once
 		if a := <-results; a.err == nil {
 			_ = a.conn.Close()
 		}
@@ -89,7 +90,7 @@ type attempt struct {
 	err     error
 }
 
-// unreachable is the error of a server none of whose addresses takes a connection.
+// unreachable is the error for a server of which no address accepts a connection.
 type unreachable struct {
 	ways int
 	err  error // of the last of them
@@ -104,8 +105,8 @@ func (u *unreachable) Error() string {
 
 func (u *unreachable) Unwrap() error { return u.err }
 
-// serverConn is a connection that is proven once an API server has answered on it:
-// what merely accepts may be anything that has the address now.
+// serverConn is a connection that is proven once an API server has answered on it. A
+// connection that is only accepted may lead to any program that has the address now.
 type serverConn struct {
 	net.Conn
 	servers       *Servers
@@ -114,7 +115,8 @@ type serverConn struct {
 	proven        atomic.Bool
 }
 
-// Close notes a connection on which nothing was answered.
+// Close also records a failure of the address if no API server answered on the
+// connection.
 func (c *serverConn) Close() error {
 	if !c.proven.Load() {
 		c.servers.wayFailed(c.address, c.dialled)
@@ -128,15 +130,15 @@ func (c *serverConn) prove() {
 	}
 }
 
-// failover sends requests to the current server, and where it does not answer to the
-// others, each once. A server that accepts connections at several addresses is tried
-// at three of them.
+// failover sends a request to the current server and, where that does not answer, to
+// each of the others. A server that accepts connections, and has several addresses, is
+// tried three times.
 type failover struct {
 	next    http.RoundTripper
 	servers *Servers
 }
 
-// WrappedRoundTripper lets client-go look for what it knows behind us.
+// WrappedRoundTripper lets client-go find the transport that it made.
 func (f failover) WrappedRoundTripper() http.RoundTripper { return f.next }
 
 func (f failover) RoundTrip(r *http.Request) (*http.Response, error) {
@@ -159,7 +161,7 @@ func (f failover) RoundTrip(r *http.Request) (*http.Response, error) {
 	}
 }
 
-// rewind makes a request ready to be sent again, and reports whether it could.
+// rewind prepares a request for another attempt, and reports whether it could.
 func rewind(r *http.Request) bool {
 	if r.Body == nil || r.Body == http.NoBody {
 		return true
@@ -172,14 +174,14 @@ func rewind(r *http.Request) bool {
 	return err == nil
 }
 
-// once sends a request to one server, and proves the connection that it used.
+// once sends a request to one server, and proves the connection if there is an answer.
 func (f failover) once(r *http.Request, server *url.URL) (*http.Response, error) {
 	var conn net.Conn
 	ctx := httptrace.WithClientTrace(r.Context(), &httptrace.ClientTrace{
 		GotConn: func(info httptrace.GotConnInfo) { conn = info.Conn }})
 	out := r.Clone(ctx)
 	out.URL.Scheme, out.URL.Host, out.Host = server.Scheme, server.Host, ""
-	if first := f.servers.first(); first.Path != server.Path { // the API may lie below a path
+	if first := f.servers.first(); first.Path != server.Path { // the API may be below a path
 		out.URL.Path = server.Path + strings.TrimPrefix(out.URL.Path, first.Path)
 		out.URL.RawPath = ""
 	}

@@ -8,8 +8,8 @@ import (
 	"shunt/lb"
 )
 
-// The three below say whether two models would program the same: then the new
-// one is dropped, and the store behind the Sink never wakes.
+// The functions below report whether two models are equal. The new one is dropped then,
+// and the Sink is not called.
 
 func equalService(a, b *lb.Service) bool {
 	return a.Name == b.Name && a.NotServed == b.NotServed && a.Created.Equal(b.Created) &&

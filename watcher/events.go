@@ -19,7 +19,7 @@ import (
 )
 
 const (
-	// reportingController is what Events say that they come from.
+	// reportingController is the field of that name in the Events that shunt records.
 	reportingController = "shunt"
 	// maxNote is the API's limit for the note of an Event, in bytes.
 	maxNote = 1024
@@ -27,10 +27,10 @@ const (
 	queuedEvents = 256
 )
 
-// Events records Events (events.k8s.io/v1) through the API server: equal ones
-// are folded into a series, and what can't be written is logged. Methods may be
-// called at any time and return at once; Events from before Run wait for it, and
-// are dropped beyond queuedEvents.
+// Events records Events (events.k8s.io/v1) through the API server. Equal Events become
+// a series. An Event that can't be written is logged. Its methods, except Run, may be
+// called at any time and return at once. Events wait in a queue for Run; those beyond
+// queuedEvents are dropped.
 type Events struct {
 	node        string
 	log         *zap.Logger
@@ -46,7 +46,7 @@ type event struct {
 
 var _ Recorder = (*Events)(nil)
 
-// NewEvents makes a recorder for the proxy of a node.
+// NewEvents returns a recorder for the proxy on a node. log may be nil.
 func NewEvents(client kubernetes.Interface, nodeName string, log *zap.Logger) *Events {
 	if log == nil {
 		log = zap.NewNop()
@@ -61,7 +61,7 @@ func NewEvents(client kubernetes.Interface, nodeName string, log *zap.Logger) *E
 	}
 }
 
-// Run writes Events until ctx is done; what is not written then is lost.
+// Run writes Events until ctx is done. Events that are not written by then are lost.
 func (e *Events) Run(ctx context.Context) error {
 	defer e.broadcaster.Shutdown()
 	ctx = klog.NewContext(ctx, zapr.NewLogger(e.log))
@@ -78,15 +78,15 @@ func (e *Events) Run(ctx context.Context) error {
 	}
 }
 
-// ServiceWarning records a Warning on a Service.
+// ServiceWarning records an Event of type Warning on a Service.
 func (e *Events) ServiceWarning(service lb.ServiceName, uid types.UID, reason, note string) {
 	e.record(v1.EventTypeWarning, reason, note, &v1.ObjectReference{
 		APIVersion: "v1", Kind: kindService, Namespace: service.Namespace, Name: service.Name, UID: uid,
 	})
 }
 
-// Starting records on the Node that the proxy starts. The UID is the node's
-// name: that is where kubectl describe looks for what runs on a node.
+// Starting records on the Node that the proxy starts. The Event's UID is the node's
+// name: kubectl describe looks there for Events of programs that run on a node.
 func (e *Events) Starting() {
 	e.record(v1.EventTypeNormal, EventStarting, "shunt starts to serve Services on this node", &v1.ObjectReference{
 		APIVersion: "v1", Kind: kindNode, Name: e.node, UID: types.UID(e.node),

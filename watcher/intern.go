@@ -9,13 +9,13 @@ import (
 	"shunt/lb"
 )
 
-// interned is how many distinct values an interner remembers. Beyond, it starts
-// over: that costs only that a value may be in memory twice.
+// interned is how many distinct values an interner remembers. When it is full it starts
+// over; a value may then be in memory twice.
 const interned = 1 << 16
 
-// interner gives equal strings and equal hints one place in memory: 100,000
-// endpoints name a few thousand nodes, a few dozen ports and a handful of zones.
-// The zero value is ready; safe for concurrent use.
+// interner keeps one copy of equal strings and of equal hints: 100,000 endpoints name a
+// few thousand nodes, a few dozen ports and a handful of zones. The zero value is ready.
+// It is safe for concurrent use.
 type interner struct {
 	mu      sync.Mutex
 	strings map[string]string
@@ -23,7 +23,7 @@ type interner struct {
 	key     []byte // scratch for the key of hints
 }
 
-// string returns the one copy of s, which shares no memory with what s was cut from.
+// string returns the one copy of s. It shares no memory with the text that s is part of.
 func (t *interner) string(s string) string {
 	if s == "" {
 		return ""
@@ -45,8 +45,8 @@ func (t *interner) stringLocked(s string) string {
 	return s
 }
 
-// hintSet returns the one copy of hints for these nodes and zones, nil where
-// both are empty. Nobody may write to what it returns.
+// hintSet returns the one copy of hints for these nodes and zones, nil where both are
+// empty. The caller must not change it.
 func (t *interner) hintSet(nodes, zones []string) *lb.Hints {
 	if len(nodes) == 0 && len(zones) == 0 {
 		return nil

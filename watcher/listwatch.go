@@ -19,7 +19,7 @@ import (
 // sliceSelector selects slices at the API server. Services are not selected: see convert.go.
 const sliceSelector = "!" + labelProxyName + ",!" + labelHeadless
 
-// failureInterval is how often a failure that lasts is said again.
+// failureInterval is how often a failure that lasts is logged again.
 const failureInterval = 30 * time.Second
 
 // resource is the typed client of one kind of object.
@@ -28,10 +28,10 @@ type resource[L runtime.Object] interface {
 	Watch(context.Context, metav1.ListOptions) (watch.Interface, error)
 }
 
-// listWatch lists and watches what sel selects, and tells link how that went.
-// It stands between reflector and client since a reflector keeps quiet about a
-// watch that can't be made again. The client says whether streamed lists work
-// with it (a fake one can't).
+// listWatch returns a ListerWatcher that lists and watches what sel selects, and that
+// reports the outcome of each request to link: a reflector does not report a watch that
+// can't be opened again. client determines whether streamed lists are used (a fake
+// client has none).
 func listWatch[L runtime.Object](r resource[L], sel func(*metav1.ListOptions), link *link, client any) cache.ListerWatcher {
 	return cache.ToListWatcherWithWatchListSemantics(&cache.ListWatch{
 		ListWithContextFunc: func(ctx context.Context, o metav1.ListOptions) (list runtime.Object, err error) {
@@ -55,38 +55,39 @@ func listWatch[L runtime.Object](r resource[L], sel func(*metav1.ListOptions), l
 	}, client)
 }
 
-// link follows whether the API server answers for one resource and says so in
-// the log: a failure at once, then at most every failureInterval; an end of it
-// once.
+// link records whether the API server answers for one resource, and logs it: a failure
+// at once and then at most every failureInterval, its end once.
 type link struct {
 	resource string
 	log      *zap.Logger
-	// hint says what is missing where it knows; nil or "": the error's own hint.
+	// hint returns what is missing, if it knows. Where it is nil or returns "", the hint
+	// follows from the error.
 	hint func() string
 
 	mu       sync.Mutex
-	since    time.Time // of the failure; zero while all is well
+	since    time.Time // the failure's begin; zero without one
 	said     time.Time
 	failures int // since said
-	// noWatches: a watch has failed, so that a list, which may still be
-	// allowed, does not end the failure.
+	// noWatches is set when a watch has failed: a list that succeeds does not end the
+	// failure, since an account may be allowed to list but not to watch.
 	noWatches bool
-	// up: a watch is open as far as we know; last is when something came by it.
+	// up is set while a watch is open, as far as is known. last is when the API server
+	// last sent something.
 	up      bool
 	last    time.Time
 	lastErr string
 }
 
-// WatchState is how the watch of one resource goes.
+// WatchState is the state of the watch of one resource.
 type WatchState struct {
 	// Resource is the plural name, such as endpointslices.
 	Resource string
-	// Up: a watch was opened, and no request has failed since.
+	// Up is set when a watch was opened and no request has failed since.
 	Up bool
 	// LastEvent is when the API server last sent anything for it, a bookmark too.
 	LastEvent time.Time
-	// FailingSince is when requests began to fail, Error what the latest failed with;
-	// zero and empty where they do not.
+	// FailingSince is when requests began to fail, Error the error of the latest one;
+	// zero and empty while requests succeed.
 	FailingSince time.Time
 	Error        string
 }
@@ -97,14 +98,14 @@ func (l *link) state() WatchState {
 	return WatchState{Resource: l.resource, Up: l.up, LastEvent: l.last, FailingSince: l.since, Error: l.lastErr}
 }
 
-// heard notes that something came from the API server.
+// heard records that the API server sent something.
 func (l *link) heard() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.last = time.Now()
 }
 
-// ask makes a request and follows how it goes, with all its attempts.
+// ask makes a request, and records its outcome and that of each attempt.
 func (l *link) ask(ctx context.Context, verb string, request func(context.Context) error) {
 	heard := false
 	err := request(withFailed(ctx, func(err error) {
@@ -129,7 +130,7 @@ func (l *link) did(ctx context.Context, verb string, err error) {
 		return
 	}
 	if expired(err) {
-		return // the server has forgotten where our watch was: a new list follows
+		return // the watch's resource version is too old: the reflector lists again
 	}
 	if l.since.IsZero() {
 		l.since = now
@@ -162,7 +163,7 @@ func expired(err error) bool {
 	return apierrors.IsResourceExpired(err) || apierrors.IsGone(err)
 }
 
-// hint says what to do about an error of the API server.
+// hint returns what to do about an error of the API server.
 func hint(err error, resource string) string {
 	switch {
 	case apierrors.IsForbidden(err):

@@ -13,15 +13,15 @@ import (
 	"shunt/lb"
 )
 
-// fileKey is an object as one file has it.
+// fileKey identifies an object within one file.
 type fileKey struct {
 	file string
 	objectKey
 }
 
-// apply passes on what differs between the objects that now count and those
-// that did. New ones are set before old ones are removed: an endpoint that
-// moved from one slice to another is never missing from both.
+// apply passes the difference between the objects that count now and those applied
+// before to the Sink. It sets new objects before it removes old ones: an endpoint that
+// moves from one slice to another is never missing from both.
 func (m *Manifests) apply() {
 	desired, node := m.winners()
 	m.usable = len(desired)
@@ -47,8 +47,8 @@ func (m *Manifests) apply() {
 		zap.Int("set", set), zap.Int("removed", removed))
 }
 
-// winners gives the models that count, the first object of each name; node is
-// the one of this node, or nil. What is wrong with any object is reported.
+// winners returns the models that count: of objects with the same name, the first one.
+// node is the Node of this node, or nil. It reports the warnings of every object.
 func (m *Manifests) winners() (desired map[objectKey]any, node *lb.Node) {
 	desired = make(map[objectKey]any)
 	first := make(map[objectKey]string)
@@ -62,7 +62,7 @@ func (m *Manifests) winners() (desired map[objectKey]any, node *lb.Node) {
 					Problem: "is ignored: " + filepath.Base(winner) + " has it already",
 				})
 				if winner == path {
-					key.file += "#2" // what the first of them earned is reported apart
+					key.file += "#2" // the first one's warnings are reported under its own key
 				}
 			} else {
 				first[o.key] = path
@@ -84,7 +84,7 @@ func (m *Manifests) winners() (desired map[objectKey]any, node *lb.Node) {
 	return desired, node
 }
 
-// set passes a model on if it is not the one that is there, and says whether it
+// set passes a model to the Sink unless an equal one is applied, and reports whether it
 // did.
 func (m *Manifests) set(key objectKey, model any) bool {
 	old := m.applied[key]
@@ -113,8 +113,8 @@ func (m *Manifests) remove(key objectKey) {
 	}
 }
 
-// setNode passes this node on. Where no file has it, it is known by its name:
-// a machine without an API server is a node all the same.
+// setNode passes this node's Node to the Sink. Where no file has one, it is a Node that
+// has only a name: a machine without an API server is a node all the same.
 func (m *Manifests) setNode(node *lb.Node) {
 	if node == nil && m.NodeName != "" {
 		node = &lb.Node{Name: m.NodeName}
@@ -126,7 +126,7 @@ func (m *Manifests) setNode(node *lb.Node) {
 	m.Sink.SetNode(node)
 }
 
-// sorted gives the keys of objects in a fixed order: services, then slices.
+// sorted returns the keys of objects in a fixed order: services, then slices.
 func sorted(objects map[objectKey]any) []objectKey {
 	return slices.SortedFunc(maps.Keys(objects), func(a, b objectKey) int {
 		return cmp.Or(-cmp.Compare(a.kind, b.kind), cmp.Compare(a.namespace, b.namespace), cmp.Compare(a.name, b.name))

@@ -13,8 +13,9 @@ import (
 	kjson "sigs.k8s.io/json"
 )
 
-// decode reads data into into, an API object. Fields that the API does not know
-// become warnings; what can't be read is a failure that names the field.
+// decode decodes data to into, an API object, and reports whether it could. Fields that
+// the API does not have become warnings. A value that can't be decoded is a failure that
+// names its field.
 func (p *parsed) decode(o *object, data []byte, into any, fresh func() any) bool {
 	if o.key.name == "" {
 		p.failures = append(p.failures, failure{err: fmt.Errorf("%s: metadata.name: is missing", o.key.kind)})
@@ -39,13 +40,13 @@ func (p *parsed) decode(o *object, data []byte, into any, fresh func() any) bool
 	return true
 }
 
-// locateTries bounds the work that locate does for one object.
+// locateTries bounds how often locate decodes one object.
 const locateTries = 2000
 
-// locate finds the field that decode fails on, "" if that can't be told: the
-// decoder's own message often gives the field's type, and not its place in a
-// list. It decodes again with one value after another blanked; where that
-// helps, the fault is there or below.
+// locate returns the path of the field that decode fails on, "" if it can't be found.
+// The decoder's own message often has the field's type, but not its index in a list.
+// locate decodes again with one value after another set to null: where that succeeds,
+// the fault is in that value.
 func locate(data []byte, decode func([]byte) error) string {
 	var root any
 	if json.Unmarshal(data, &root) != nil {
@@ -71,8 +72,8 @@ func locate(data []byte, decode func([]byte) error) string {
 	return found
 }
 
-// blankChild finds the child of a node without which all is well, and its step
-// in a field path; "" if there is none.
+// blankChild returns the child of a node without which decoding succeeds, and its step
+// in the field path; "" if there is none.
 func blankChild(node any, helps func() bool) (string, any) {
 	switch n := node.(type) {
 	case map[string]any:

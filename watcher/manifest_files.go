@@ -19,14 +19,14 @@ import (
 
 const (
 	// missingGrace is how long a file must have been gone, or empty, before its
-	// objects are: some editors remove or truncate it first, and write it then.
+	// objects are removed: some editors remove or truncate a file before they write it.
 	missingGrace = 100 * time.Millisecond
-	// racy is how old a modification must be before an equal time of it means
-	// an equal file (the coarsest clock among file systems).
+	// racy is how old a modification must be before an unchanged modification time
+	// means an unchanged file: the resolution of the coarsest file system's clock.
 	racy = 2 * time.Second
 )
 
-// file is what was last read of a file, and good.
+// file is the last good content of a file.
 type file struct {
 	is      identity
 	read    time.Time
@@ -37,22 +37,22 @@ type file struct {
 	said    string                        // the last error of reading it
 }
 
-// identity tells one state of a file from the next without reading it.
+// identity distinguishes the states of a file without reading it.
 type identity struct {
 	device, inode    uint64
 	size             int64
 	modified, status int64 // nanoseconds since 1970
 }
 
-// look reads what changed since the last look and passes the difference on. It
-// says whether to look again after missingGrace.
+// look reads the files that have changed since the last look, and passes the difference
+// to the Sink. It reports whether to look again after missingGrace.
 func (m *Manifests) look() (again bool) {
 	paths, err := m.list()
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		m.sayOnce("cannot read manifests: what was read stays", err)
 		return false
 	}
-	changed, bad := m.applied == nil, false // at first, even nothing is news
+	changed, bad := m.applied == nil, false // the first look applies an empty result too
 	for _, p := range paths {
 		c, a := m.readFile(p)
 		changed, again = changed || c, again || a
@@ -66,7 +66,7 @@ func (m *Manifests) look() (again bool) {
 		}
 		bad = bad || f.failed()
 	}
-	if !again { // otherwise a missing path may be back in a moment
+	if !again { // else a missing path may exist again in a moment
 		m.sayOnce("the manifests are gone, and so is what they said", err)
 	}
 	if changed {
@@ -83,7 +83,7 @@ func (m *Manifests) look() (again bool) {
 	return again
 }
 
-// sayOnce logs an error of the path as a whole, unless it was the last one.
+// sayOnce logs an error of the path as a whole, unless it is equal to the last one.
 func (m *Manifests) sayOnce(what string, err error) {
 	now := ""
 	if err != nil {
@@ -95,7 +95,8 @@ func (m *Manifests) sayOnce(what string, err error) {
 	m.said = now
 }
 
-// gone says that the file has been gone for long enough.
+// gone reports whether a missing or empty file counts as gone: after missingGrace, or at
+// once if it had no objects. The first call starts the time.
 func (f *file) gone() bool {
 	if f.missing.IsZero() {
 		f.missing = time.Now()
@@ -103,7 +104,7 @@ func (f *file) gone() bool {
 	return time.Since(f.missing) >= missingGrace || len(f.objects) == 0
 }
 
-// failed says whether something in the file could not be used.
+// failed reports whether anything in the file could not be used.
 func (f *file) failed() bool {
 	if f.said != "" {
 		return true
@@ -116,8 +117,8 @@ func (f *file) failed() bool {
 	return false
 }
 
-// readFile reads one file if it is not what it was. It says whether its objects
-// may have changed, and whether it must be looked at again soon.
+// readFile reads one file if it has changed. It reports whether the file's objects may
+// have changed, and whether it must be read again soon.
 func (m *Manifests) readFile(path string) (changed, again bool) {
 	f := m.files[path]
 	if f == nil {
@@ -126,9 +127,9 @@ func (m *Manifests) readFile(path string) (changed, again bool) {
 	}
 	data, fresh, err := f.load(path)
 	if errors.Is(err, errWritten) {
-		return false, true // the next look will tell
+		return false, true // the next look reads it
 	}
-	if errors.Is(err, fs.ErrNotExist) { // removed since it was listed, or a link that leads nowhere
+	if errors.Is(err, fs.ErrNotExist) { // removed since it was listed, or a dangling link
 		if !f.gone() {
 			return false, true
 		}
@@ -157,10 +158,11 @@ func (m *Manifests) readFile(path string) (changed, again bool) {
 	return true, false
 }
 
-// errWritten says that a file changed while it was read.
+// errWritten is the error for a file that changed while it was read.
 var errWritten = errors.New("is being written")
 
-// load gives the content of the file if it is not the one that was read last.
+// load returns the content of the file. fresh reports whether it differs from what was
+// read last.
 func (f *file) load(path string) (data []byte, fresh bool, err error) {
 	info, err := os.Stat(path)
 	if err != nil {
@@ -193,12 +195,12 @@ func identify(info fs.FileInfo) identity {
 	return is
 }
 
-// readDocuments replaces the objects of a file by those of its new content.
-// Documents that are as they were are not parsed again, nor complained of.
+// readDocuments replaces the objects of a file by those of its new content. Unchanged
+// documents are not parsed again, and their failures are not logged again.
 func (m *Manifests) readDocuments(path string, f *file, data []byte) {
 	docs := make(map[[sha256.Size]byte]*parsed)
 	var objects []*object
-	unknown := false // a bad document may be any object
+	unknown := false // there is a bad document, which may hold any object
 	kept := make(map[objectKey]bool)
 	for _, d := range splitDocuments(data) {
 		sum := sha256.Sum256(d.text)
@@ -243,5 +245,5 @@ func (m *Manifests) complain(path string, d document, failures []failure) {
 	}
 }
 
-// sortedFiles gives the paths of the files in the order in which they count.
+// sortedFiles returns the paths of the files in the order in which they count.
 func (m *Manifests) sortedFiles() []string { return slices.Sorted(maps.Keys(m.files)) }

@@ -20,35 +20,35 @@ import (
 // maxListDepth bounds Lists within Lists.
 const maxListDepth = 4
 
-// objectKey names an object as manifest files see it.
+// objectKey identifies an object in manifest files.
 type objectKey struct{ kind, namespace, name string }
 
 func (k objectKey) String() string {
 	return Warning{Kind: k.kind, Namespace: k.namespace, Name: k.name}.Object()
 }
 
-// object is what one document, or one item of its List, says.
+// object is the object in one document, or in one item of its List.
 type object struct {
 	key  objectKey
-	line int // where its document begins, from 1
+	line int // the first line of its document, from 1
 	// model is *lb.Service, *lb.EndpointSlice or *lb.Node; nil where nothing of
-	// it is to be programmed.
+	// the object is programmed.
 	model    any
 	warnings []Warning
 }
 
-// ours says whether the object is of a kind that we read.
+// ours reports whether the object is of a kind that shunt reads.
 func (o *object) ours() bool {
 	return o.key.kind == kindService || o.key.kind == kindSlice || o.key.kind == kindNode
 }
 
 // failure is a document, or an item of its List, that could not be used.
 type failure struct {
-	key objectKey // the zero key: whose it is can't be told
+	key objectKey // zero: which object it holds is not known
 	err error
 }
 
-// parsed is what one document gave.
+// parsed is the result of reading one document.
 type parsed struct {
 	objects  []*object
 	failures []failure
@@ -88,7 +88,8 @@ func splitDocuments(data []byte) []document {
 	return append(out, cur)
 }
 
-// marker says whether a line is a document marker, and what follows on it.
+// marker reports whether a line is the document marker mark, and returns the rest of the
+// line.
 func marker(line []byte, mark string) ([]byte, bool) {
 	rest, ok := bytes.CutPrefix(line, []byte(mark))
 	if !ok || (len(rest) > 0 && !bytes.ContainsRune([]byte(" \t\r\n"), rune(rest[0]))) {
@@ -97,7 +98,7 @@ func marker(line []byte, mark string) ([]byte, bool) {
 	return bytes.Clone(rest), true
 }
 
-// parse reads a document. It keeps nothing of the text.
+// parse reads a document. The result shares no memory with the text.
 func (c *Converter) parse(d document) *parsed {
 	out := &parsed{}
 	data, duplicate, err := toJSON(d)
@@ -115,8 +116,8 @@ func (c *Converter) parse(d document) *parsed {
 
 var yamlLine = regexp.MustCompile(`\bline (\d+)\b`)
 
-// toJSON makes JSON of a document. What only a strict reader minds (a key that
-// is there twice) comes as second result. Lines in errors are those of the file.
+// toJSON converts a document to JSON. strict is an error that only a strict parser
+// reports, such as a duplicate key. Errors have line numbers of the file.
 func toJSON(d document) (data []byte, strict, err error) {
 	if t := bytes.TrimSpace(d.text); len(t) > 0 && t[0] == '{' && json.Valid(t) {
 		return t, nil, nil
@@ -131,7 +132,7 @@ func toJSON(d document) (data []byte, strict, err error) {
 	return data, strict, nil
 }
 
-// inFile turns the lines that an error of a document names into the file's.
+// inFile converts the line numbers in an error of a document to those of the file.
 func inFile(err error, first int) error {
 	return errors.New(yamlLine.ReplaceAllStringFunc(err.Error(), func(s string) string {
 		n, _ := strconv.Atoi(strings.TrimPrefix(s, "line "))
@@ -139,7 +140,7 @@ func inFile(err error, first int) error {
 	}))
 }
 
-// head is what any object says of itself.
+// head has the fields of any API object, and the items of a List.
 type head struct {
 	APIVersion string `json:"apiVersion"`
 	Kind       string `json:"kind"`
@@ -150,8 +151,8 @@ type head struct {
 	Items []json.RawMessage `json:"items"`
 }
 
-// parseObject reads an object, or the items of a List, which of has the kind
-// of: items of a typed list need not repeat it.
+// parseObject reads an object, or the items of a List. of has the defaults for apiVersion
+// and kind: the items of a typed list need not repeat them.
 func (c *Converter) parseObject(out *parsed, line int, data []byte, of head, depth int) {
 	if t := bytes.TrimSpace(data); len(t) == 0 || bytes.Equal(t, []byte("null")) {
 		return
@@ -194,9 +195,9 @@ func (c *Converter) parseObject(out *parsed, line int, data []byte, of head, dep
 	}
 }
 
-// unknown deals with a kind that is none of ours: an object without a kind, or
-// one of ours in a version that is none, is an error; any other is ignored with
-// a warning.
+// unknown handles a kind or version that shunt does not read. An object without a kind,
+// or a known kind in an unknown version, is a failure. Any other kind is ignored with a
+// warning.
 func (p *parsed) unknown(line int, h head) {
 	switch h.Kind {
 	case "":
@@ -218,7 +219,7 @@ func (p *parsed) unknown(line int, h head) {
 	}
 }
 
-// key is the object's; a namespace that is not written is "default".
+// key returns the object's key. A missing namespace is "default"; a Node has none.
 func (h head) key(kind string) objectKey {
 	k := objectKey{kind, h.Metadata.Namespace, h.Metadata.Name}
 	if kind == kindNode {
@@ -235,7 +236,7 @@ func (c *Converter) parseService(out *parsed, line int, data []byte, h head) {
 		return
 	}
 	s.Namespace = o.key.namespace
-	// As the API server completes what is not written.
+	// The API server would set these defaults.
 	if s.Spec.Type == "" {
 		s.Spec.Type = v1.ServiceTypeClusterIP
 	}

@@ -19,59 +19,61 @@ import (
 )
 
 const (
-	// quiet is how long a path must have been left alone before it is read: an
-	// editor's or kubectl's writes come in bursts, and a file is not whole in
-	// the midst of one. burst bounds the wait.
+	// quiet is how long a path must have been unchanged before it is read: editors
+	// and kubectl write in bursts, and a file is incomplete during one. burst bounds
+	// the wait.
 	quiet = 20 * time.Millisecond
 	burst = 500 * time.Millisecond
-	// pollInterval is how often files are looked at without being told: file
-	// systems without inotify, and links into directories that are not watched.
+	// pollInterval is how often files are looked at without an event, for file systems
+	// without inotify and for links into directories that are not watched.
 	pollInterval = 5 * time.Second
 )
 
-// ManifestsOptions says what NewManifests reads and whom it tells.
+// ManifestsOptions are the options of NewManifests.
 type ManifestsOptions struct {
 	// Path is a file, or a directory whose *.yaml, *.yml and *.json are read
 	// (not those of its subdirectories, nor hidden ones).
 	Path string
-	// NodeName is this node's name: of the Nodes in the files only that one
-	// counts, and where there is none the node is known by its name alone.
+	// NodeName is this node's name. Of the Nodes in the files only the one of that
+	// name counts; where there is none, the Node has only its name. If NodeName is
+	// empty, the first Node counts.
 	NodeName string
 	Sink     lb.Sink
 	Log      *zap.Logger
 }
 
 // Manifests reads Services, EndpointSlices and this node's Node from files, and
-// again whenever they change. A change of a file is a difference of objects:
+// again whenever they change. Only the objects that differ are passed to the Sink:
 //
-//   - Documents stand for themselves. One that can't be used is logged with its
-//     file, number, line and field, and the object that it was keeps its last
-//     good version; the file's other documents apply.
-//   - Where it can't be told which object a bad document was (it is not YAML, or
-//     has no kind or name), every object of the file that is no longer seen
-//     stays until the document is mended: it may be the one.
-//   - A file that can't be read keeps its objects; one that is gone, or empty,
-//     for missingGrace loses them.
-//   - Of two objects of one name the first counts, by file name and place in the
-//     file; the other takes over when the first is gone.
-//   - Objects are completed and selected as the API server would for a proxy:
-//     the namespace is "default" where none is written, and those with the label
-//     of another proxy, and slices with that of a headless Service, are not seen.
+//   - Documents are independent. One that can't be used is logged with its file,
+//     number, line and field. Its object keeps its last good version, and the
+//     file's other documents apply.
+//   - Where it is not known which object a bad document holds (it is not YAML, or
+//     has no kind or name), every object that is missing from the file stays until
+//     the document is repaired: the document may hold it.
+//   - A file that can't be read keeps its objects. One that is gone, or empty, for
+//     missingGrace loses them.
+//   - Of two objects with the same name the first counts, by file name and position
+//     in the file. The other one counts when the first is gone.
+//   - Defaults and selection are those of the API server for a proxy. The namespace
+//     is "default" where it is missing. Slices with the label of another proxy or of
+//     a headless Service are left out. Of a Service with the label of another proxy
+//     only the cluster IPs are used.
 type Manifests struct {
 	ManifestsOptions
 	converter Converter
 	reports   reporter[fileKey]
 	files     map[string]*file // by path
 
-	applied map[objectKey]any // what the Sink was told: *lb.Service, *lb.EndpointSlice
-	node    *lb.Node          // the same of SetNode
+	applied map[objectKey]any // what the Sink has: *lb.Service, *lb.EndpointSlice
+	node    *lb.Node          // what SetNode was called with last
 	usable  int               // services and slices that count
 	synced  bool
 	said    string        // the last error of the path as a whole
 	poll    time.Duration // pollInterval
 }
 
-// NewManifests checks that the path can be read.
+// NewManifests checks the options, and that the path can be read.
 func NewManifests(o ManifestsOptions) (*Manifests, error) {
 	if o.Sink == nil {
 		return nil, errors.New("read manifests: no sink given")
@@ -88,8 +90,8 @@ func NewManifests(o ManifestsOptions) (*Manifests, error) {
 	return m, nil
 }
 
-// list gives the paths to read, sorted. A path that is missing is an error that
-// wraps fs.ErrNotExist.
+// list returns the paths to read, sorted. Its error wraps fs.ErrNotExist where the path
+// is missing.
 func (m *Manifests) list() ([]string, error) {
 	info, err := os.Stat(m.Path)
 	if err != nil {
@@ -114,11 +116,10 @@ func (m *Manifests) list() ([]string, error) {
 	return out, nil // ReadDir sorts by name
 }
 
-// Run reads until ctx is done, and returns nil then. It returns an error only
-// if the path can't be read at the start. SetSynced is called after the first
-// look, or where nothing at all in the files could be used, after the first
-// that finds something: bad files must not empty what an earlier process
-// programmed.
+// Run reads the files until ctx is done, and returns nil then. It returns an error only
+// if the path can't be read at the start. It calls SetSynced after the first look. If
+// that look finds bad files and no object, it waits for one that finds an object: bad
+// files must not empty what an earlier process programmed.
 func (m *Manifests) Run(ctx context.Context) error {
 	if _, err := m.list(); err != nil {
 		return err
@@ -150,24 +151,24 @@ func (m *Manifests) Run(ctx context.Context) error {
 			}
 			timer.Reset(max(0, min(quiet, burst-time.Since(began))))
 			continue
-		case <-faults: // events were lost: look for oneself
+		case <-faults: // events were lost: read the files
 			timer.Reset(quiet)
 			continue
 		case <-timer.C:
 		case <-poll.C:
 			if !began.IsZero() {
-				continue // in the midst of a burst: the timer is set
+				continue // during a burst: the timer is set
 			}
 		}
 		began = time.Time{}
-		m.follow(watched) // before the look: what changes after it is an event
+		m.follow(watched) // before the look, so that each later change is an event
 		if m.look() {
 			timer.Reset(missingGrace)
 		}
 	}
 }
 
-// concerns says whether an event of this path can mean a change.
+// concerns reports whether an event of this path can mean a change.
 func (m *Manifests) concerns(path string) bool {
 	if _, ok := m.files[path]; ok {
 		return true
@@ -176,7 +177,7 @@ func (m *Manifests) concerns(path string) bool {
 		return true
 	}
 	base := filepath.Base(path)
-	// ..data is what a ConfigMap volume swaps.
+	// A ConfigMap volume replaces its link ..data.
 	return base == filepath.Base(m.Path) || base == "..data" || path == resolved(m.Path)
 }
 
@@ -187,9 +188,9 @@ func resolved(path string) string {
 	return path
 }
 
-// follow watches the directories whose changes matter: editors replace a file
-// by another, which ends a watch of the file itself; and a file may be a link
-// into another directory.
+// follow watches the directories whose changes matter. It does not watch the files: an
+// editor replaces a file by another, which ends a watch of the file. And a file may be a
+// link into another directory.
 func (m *Manifests) follow(w *fsnotify.Watcher) {
 	if w == nil {
 		return
@@ -206,7 +207,7 @@ func (m *Manifests) follow(w *fsnotify.Watcher) {
 	want = slices.Compact(want)
 	for _, dir := range w.WatchList() {
 		if !slices.Contains(want, dir) {
-			_ = w.Remove(dir) // gone already, or not ours any more
+			_ = w.Remove(dir) // an error means that the watch has ended already
 		}
 	}
 	for _, dir := range want {

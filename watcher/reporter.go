@@ -15,15 +15,15 @@ import (
 	"shunt/lb"
 )
 
-// How many lines one object can put in the log: so many at once, and then one in so
-// long a time, each of which counts the warnings that were left out before it.
+// Limits of the log lines about one object: mostSaid at once, and then one every
+// sayAgainIn. A line has the number of warnings that were left out before it.
 const (
 	mostSaid   = 10
 	sayAgainIn = 10 * time.Minute
 )
 
-// The same for all objects together, and for the Events about them: an object may be made
-// again and again, each time under a new name.
+// Limits of the log lines about all objects together, and of the Events about them: an
+// object may be created again and again, each time under a new name.
 const (
 	mostSaidOfAll   = 300
 	sayAgainOfAllIn = 10 * time.Second
@@ -31,7 +31,7 @@ const (
 	eventAgainIn    = 10 * time.Second
 )
 
-// budget is what all objects of several reporters may put in the log and record.
+// budget is how many log lines and Events all objects of several reporters may have.
 type budget struct {
 	mu            sync.Mutex
 	lines, events *rate.Limiter
@@ -43,8 +43,8 @@ func newBudget() *budget {
 		events: rate.NewLimiter(rate.Every(eventAgainIn), mostEvents)}
 }
 
-// line reports whether a line may be logged now, with the number of those that were left
-// out before it. first: this is the first that is left out.
+// line reports whether a line may be logged now. before is the number of lines that were
+// left out before it. first is set for the first line that is left out.
 func (b *budget) line(now time.Time) (ok, first bool, before int) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -61,18 +61,18 @@ func (b *budget) event(now time.Time) bool { return b.events.AllowN(now, 1) }
 
 // Recorder records Events (the API's objects). Its methods return at once.
 type Recorder interface {
-	// ServiceWarning records a Warning on a Service. The UID may be empty.
+	// ServiceWarning records an Event of type Warning on a Service. The UID may be empty.
 	ServiceWarning(service lb.ServiceName, uid types.UID, reason, note string)
 }
 
-// reporter says every warning once: neither a relist nor a newer version of the
-// object with the same fault says it again.
+// reporter logs every warning once. A relist, or a newer version of the object with the
+// same fault, does not log it again.
 type reporter[K comparable] struct {
 	log      *zap.Logger
 	recorder Recorder // nil: none
 	uidOf    func(lb.ServiceName) types.UID
 
-	// all is shared with other reporters; nil: it is not.
+	// all is shared with other reporters; nil: report makes one.
 	all *budget
 	// now is the clock; nil: time.Now.
 	now func() time.Time
@@ -81,8 +81,8 @@ type reporter[K comparable] struct {
 	said map[K]*saidOf
 }
 
-// saidOf is what was said of one object. It is kept while the object is there: one
-// that is mended and broken again does not begin anew.
+// saidOf is what was logged about one object. It is kept as long as the object exists:
+// one that is repaired and broken again does not start with new limits.
 type saidOf struct {
 	// warnings are those of its newest version.
 	warnings map[string]struct{}
@@ -90,8 +90,8 @@ type saidOf struct {
 	unsaid   int
 }
 
-// report says what is new in the warnings of an object, and forgets those that
-// it no longer earns. The fields go with each line of the log.
+// report logs the new warnings of an object, records their Events, and forgets warnings
+// that the object no longer has. Each log line has the fields.
 func (r *reporter[K]) report(key K, warnings []Warning, fields ...zap.Field) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -135,13 +135,13 @@ func (r *reporter[K]) report(key K, warnings []Warning, fields ...zap.Field) {
 			r.recorder.ServiceWarning(w.Service, r.uidOf(w.Service), w.Event, w.String())
 		}
 	}
-	if unsaid > 0 && of.unsaid == 0 && !full { // later versions only count
+	if unsaid > 0 && of.unsaid == 0 && !full { // for later versions they are only counted
 		r.say(warnings[0].Object()+": and more of the like", append(slices.Clone(fields), zap.Int("warnings", unsaid)))
 	}
 	of.unsaid += unsaid
 }
 
-// say logs a line if all objects together may have one, and reports whether it did.
+// say logs a line if the budget allows, and reports whether it did.
 func (r *reporter[K]) say(text string, fields []zap.Field) bool {
 	ok, first, before := r.all.line(r.time())
 	switch {
@@ -163,14 +163,14 @@ func (r *reporter[K]) time() time.Time {
 	return time.Now()
 }
 
-// forget drops what was said of an object that is gone.
+// forget drops the state of an object that is gone.
 func (r *reporter[K]) forget(key K) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	delete(r.said, key)
 }
 
-// retain forgets all objects but those that keep says are still there.
+// retain forgets all objects for which keep returns false.
 func (r *reporter[K]) retain(keep func(K) bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -181,8 +181,8 @@ func (r *reporter[K]) retain(keep func(K) bool) {
 	}
 }
 
-// identity is the warning without the indices of its field: the same fault is
-// not news because another entry of the list came or went.
+// identity returns the warning without the indices in its field: another entry of the
+// list that is added or removed does not make the same fault a new one.
 func (w Warning) identity() string {
 	var b strings.Builder
 	in := false

@@ -19,61 +19,61 @@ import (
 )
 
 const (
-	// mostRemembered bounds the endpoints that are remembered for one address.
+	// mostRemembered bounds the endpoints that Servers remembers for one address.
 	mostRemembered = 8
 	// learnInterval is how often the endpoints of a Service's address are read.
 	learnInterval = time.Second
-	// dialTimeout bounds the attempt at one endpoint.
+	// dialTimeout bounds the attempt to connect to one endpoint.
 	dialTimeout = 10 * time.Second
 )
 
-// Endpoints maps the address of the API server, HOST:PORT as it was configured, to
-// addresses at which an API server was found behind it, the newest first.
+// Endpoints maps an address of the API server, HOST:PORT as it was configured, to the
+// endpoints that were found for it, the newest first.
 type Endpoints map[string][]netip.AddrPort
 
 // ServersOptions are what NewServers needs; every field may be nil.
 type ServersOptions struct {
 	// Leads returns the endpoints to which this node translates connections to an
-	// address; none where it does not. It may be called at any time.
+	// address; none where it translates none. It may be called at any time.
 	Leads func(netip.AddrPort) []netip.AddrPort
-	// Save keeps Endpoints for the next daemon, whose Recall gets them.
+	// Save stores Endpoints for the next daemon, which passes them to Recall.
 	Save func(Endpoints) error
-	// Room is how many bytes Save has for them as JSON; 0: any number.
+	// Room is how many bytes of JSON Save can store; 0: no limit.
 	Room int
-	// Uses is called with each address of an API server that is used: those that are
-	// configured, and others when a server has answered there. nil: it is not wanted.
+	// Uses is called with each address of an API server that is used: a configured one,
+	// and any other when a server has answered there.
 	Uses func(netip.AddrPort)
 	// Control is called for each socket before it connects.
 	Control func(fd uintptr) error
 	Log     *zap.Logger
 }
 
-// Servers knows the addresses of the API server and several ways to each.
+// Servers has the addresses of the API server, and other addresses to dial for each.
 //
-// An address may be that of a Service which shunt itself serves: then the
-// connection goes where the Service's EndpointSlices lead, and those are learned
-// over that very connection. A slice that was wrong once would never be corrected.
-// So the endpoints are dialled directly, and the ones at which an API server was
-// found before are remembered, over restarts too, and tried after the current ones.
+// An address may be that of a Service which shunt itself serves. A connection to it then
+// goes to an endpoint from the Service's EndpointSlices, and shunt reads those over that
+// same connection: a slice that was wrong once would never be corrected. So Servers
+// dials the endpoints directly. It remembers endpoints, over restarts too, and tries
+// earlier ones after the current ones.
 type Servers struct {
 	o    ServersOptions
 	dial func(ctx context.Context, network, address string) (net.Conn, error)
 
 	mu   sync.Mutex
 	urls []*url.URL
-	// service: the only address is that of the kubernetes Service.
+	// service is set when the only address is that of the kubernetes Service.
 	service bool
 	// current is the server of the next request.
 	current    int
 	answered   bool
 	remembered Endpoints
-	// unsaved: what is remembered is not what was saved last.
+	// unsaved is set when remembered differs from what was saved last.
 	unsaved bool
 	// failed and proven are times by the address that was dialled.
 	failed, proven map[string]time.Time
 }
 
-// NewServers makes Servers for one client. ClientOptions gives them addresses.
+// NewServers returns Servers for one client. NewClient sets their addresses.
 func NewServers(o ServersOptions) *Servers {
 	if o.Log == nil {
 		o.Log = zap.NewNop()
@@ -83,8 +83,8 @@ func NewServers(o ServersOptions) *Servers {
 	return s
 }
 
-// Recall takes over the endpoints that an earlier daemon found. Call it before anything is
-// dialled.
+// Recall sets the endpoints that an earlier daemon found. It must be called before
+// anything is dialled.
 func (s *Servers) Recall(found Endpoints) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -116,14 +116,15 @@ func (s *Servers) setURLs(urls []*url.URL, service bool) {
 	}
 }
 
-// uses says of an address that it is an API server's; of a name nothing is known yet.
+// uses reports an address of an API server to ServersOptions.Uses. It ignores a host
+// name, of which no address is known yet.
 func (s *Servers) uses(address string) {
 	if ap, err := netip.ParseAddrPort(address); err == nil && s.o.Uses != nil {
 		s.o.Uses(netip.AddrPortFrom(ap.Addr().Unmap(), ap.Port()))
 	}
 }
 
-// hostPort is what a transport dials for a URL.
+// hostPort returns the HOST:PORT that a transport dials for a URL.
 func hostPort(u *url.URL) string {
 	port := u.Port()
 	if port == "" {
@@ -155,8 +156,8 @@ func (s *Servers) Run(ctx context.Context) error {
 	}
 }
 
-// Hint says what is missing where no server has answered yet; empty where the
-// error of the request says it.
+// Hint returns what is missing as long as no server has answered. It is empty where the
+// error of the request is enough.
 func (s *Servers) Hint() string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -175,14 +176,14 @@ func (s *Servers) leads(ap netip.AddrPort) []netip.AddrPort {
 	return s.o.Leads(ap)
 }
 
-// remember notes endpoints of a server's address, for save.
+// remember adds endpoints of a server's address, which save then stores.
 func (s *Servers) remember(host string, endpoints []netip.AddrPort) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	endpoints = endpoints[:min(len(endpoints), mostRemembered)]
 	old := s.remembered[host]
 	if !slices.ContainsFunc(endpoints, func(a netip.AddrPort) bool { return !slices.Contains(old, a) }) {
-		return // the order is of no use
+		return // a new order alone is not saved
 	}
 	now := slices.Clone(endpoints)
 	for _, a := range old {
@@ -194,22 +195,22 @@ func (s *Servers) remember(host string, endpoints []netip.AddrPort) {
 	s.unsaved = true
 }
 
-// save writes down what is remembered, where something of it is new.
+// save stores the remembered endpoints if they have changed.
 func (s *Servers) save() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if !s.unsaved || s.o.Save == nil {
 		return
 	}
-	s.unsaved = false // or an error would be logged every second
+	s.unsaved = false // also on failure: an error would be logged every second
 	if err := s.o.Save(s.fitting()); err != nil {
 		s.o.Log.Warn("cannot remember the endpoints of the API server: a restart may not find it", zap.Error(err))
 	}
 }
 
-// fitting returns what is remembered without what there is no room for: the oldest
-// endpoint of the address with the most of them goes first, of addresses that have as many
-// that of the one which was configured last.
+// fitting returns the remembered endpoints that fit in Room. While there are too many, it
+// drops the oldest endpoint of the address with the most of them; among addresses with as
+// many, of the one that was configured last.
 func (s *Servers) fitting() Endpoints {
 	kept := maps.Clone(s.remembered)
 	for s.o.Room > 0 {
@@ -232,9 +233,9 @@ func (s *Servers) fitting() Endpoints {
 	return kept
 }
 
-// ways returns the addresses to dial for a server's HOST:PORT: its endpoints as this
-// node knows them, the address itself, and the endpoints of earlier times. Those that
-// failed come last, the latest failure at the end.
+// ways returns the addresses to dial for a server's HOST:PORT: its current endpoints on
+// this node, the address itself, and remembered endpoints. Addresses that failed come
+// last, the latest failure at the end.
 func (s *Servers) ways(ctx context.Context, host string) []string {
 	var ways []string
 	add := func(address string) {
@@ -251,7 +252,7 @@ func (s *Servers) ways(ctx context.Context, host string) []string {
 		add(ap.String())
 	}
 	if len(ways) == 0 {
-		add(host) // the dialer's own error says why it can't be resolved
+		add(host) // dialling it returns an error that says why it can't be resolved
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -262,7 +263,7 @@ func (s *Servers) ways(ctx context.Context, host string) []string {
 	return ways
 }
 
-// resolve returns the addresses of HOST:PORT; none where the name has none.
+// resolve returns the addresses of HOST:PORT; none if the name can't be resolved.
 func resolve(ctx context.Context, host string) []netip.AddrPort {
 	if ap, err := netip.ParseAddrPort(host); err == nil {
 		return []netip.AddrPort{netip.AddrPortFrom(ap.Addr().Unmap(), ap.Port())}
@@ -295,21 +296,21 @@ func (s *Servers) server() *url.URL {
 	return s.urls[s.current]
 }
 
-// first returns the server for which requests are made.
+// first returns the server whose URL client-go puts into requests.
 func (s *Servers) first() *url.URL {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.urls[0]
 }
 
-// count is how many servers there are.
+// count returns the number of servers.
 func (s *Servers) count() int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return len(s.urls)
 }
 
-// serverFailed makes another server the current one.
+// serverFailed makes the next server the current one, if u is the current one.
 func (s *Servers) serverFailed(u *url.URL) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -318,8 +319,8 @@ func (s *Servers) serverFailed(u *url.URL) {
 	}
 }
 
-// wayFailed notes that an address did not lead to an API server, unless it has since
-// the connection was made: clients drop connections that they have no use for.
+// wayFailed records a failure of an address, unless an API server has answered there
+// since dialled: clients also close connections that they do not use.
 func (s *Servers) wayFailed(address string, dialled time.Time) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -328,7 +329,7 @@ func (s *Servers) wayFailed(address string, dialled time.Time) {
 	}
 }
 
-// wayProven notes that an API server answered at an address.
+// wayProven records that an API server answered at an address.
 func (s *Servers) wayProven(host, address string) {
 	s.mu.Lock()
 	s.answered = true

@@ -10,8 +10,7 @@ import (
 	"k8s.io/client-go/tools/cache"
 )
 
-// item is an API object on its way from the wire to a store: already converted,
-// with nothing left of the original.
+// item is a converted API object for a store. It holds nothing of the original.
 type item[K comparable, M any] struct {
 	key      K
 	uid      types.UID
@@ -21,31 +20,30 @@ type item[K comparable, M any] struct {
 
 // handling is what differs between the kinds of object.
 type handling[K comparable, M any] struct {
-	// convert makes an item of an API object; not ok if it is of another type.
+	// convert converts an API object, and returns false for one of another type.
 	convert func(obj any) (item[K, M], bool)
 	equal   func(a, b *M) bool
-	// set and remove pass a change on; they return at once.
+	// set and remove pass a change to the Sink. They return at once.
 	set    func(*M)
 	remove func(K)
 }
 
-// store is where a reflector puts the objects of one kind, in place of an
-// informer's queue and cache: what it holds is the model itself, which the Sink
-// shares, so nothing is in memory twice. It compares what arrives with what it
-// has, so that neither a relist (after an API server's restart, a cut watch)
-// nor a change of a field that we don't use reaches the Sink; what was deleted
-// meanwhile is found by Replace. An object that was deleted and made again
-// between two looks is a replacement with another UID: it is set, never removed
-// first, so that no moment without it is programmed.
+// store holds the objects of one kind that a reflector delivers. It replaces an
+// informer's queue and cache: it holds the model, which it shares with the Sink, so
+// nothing is in memory twice. It compares a new model with the one that it holds.
+// Neither a relist (after a restart of the API server, or a lost watch) nor a change of
+// a field that shunt does not use reaches the Sink. Replace finds what was deleted in
+// between. An object that was deleted and created again between two lists has another
+// UID. It is set without being removed first, so that it is programmed all the time.
 //
-// A reflector calls it from one goroutine; the lock is for uid.
+// A reflector calls it from one goroutine; the lock is for other callers of uid and len.
 type store[K comparable, M any] struct {
 	handling[K, M]
 	reports reporter[K]
 
 	mu   sync.RWMutex
 	held map[K]entry[M]
-	// heard is called for whatever the API server sends.
+	// heard is called each time the API server has sent something.
 	heard  func()
 	once   sync.Once
 	synced chan struct{} // closed when the initial list has been passed on
@@ -73,8 +71,8 @@ func (s *store[K, M]) Transformer() cache.TransformFunc {
 	return func(obj any) (any, error) { return s.item(obj) }
 }
 
-// item converts an API object; an item it returns as it is, since a streamed
-// list passes through here twice.
+// item converts an API object. It returns an item unchanged: the objects of a streamed
+// list pass through it twice.
 func (s *store[K, M]) item(obj any) (item[K, M], error) {
 	if it, ok := obj.(item[K, M]); ok {
 		return it, nil
@@ -88,7 +86,7 @@ func (s *store[K, M]) item(obj any) (item[K, M], error) {
 // UpdateResourceVersion is called for each event of the watch, bookmarks included.
 func (s *store[K, M]) UpdateResourceVersion(string) { s.heard() }
 
-// Add is called for an object that the watch saw appear.
+// Add is called for an object that was created, or that the selector now matches.
 func (s *store[K, M]) Add(obj any) error {
 	it, err := s.item(obj)
 	if err == nil {
@@ -97,7 +95,7 @@ func (s *store[K, M]) Add(obj any) error {
 	return err
 }
 
-// Update is called for an object that the watch saw change.
+// Update is called for an object that has changed.
 func (s *store[K, M]) Update(obj any) error { return s.Add(obj) }
 
 // Delete is called for an object that is gone, or that the selector no longer
@@ -111,9 +109,9 @@ func (s *store[K, M]) Delete(obj any) error {
 	return err
 }
 
-// Replace is called with a whole list: first at start, then after each relist.
-// What is there is set before what is gone is removed: endpoints that moved
-// from one slice to another are never missing from both.
+// Replace is called with a whole list: at start, and for each relist. It sets the
+// objects of the list before it removes those that are gone: endpoints that moved from
+// one slice to another are never missing from both.
 func (s *store[K, M]) Replace(list []any, _ string) error {
 	seen := make(map[K]struct{}, len(list))
 	for _, obj := range list {
@@ -136,7 +134,7 @@ func (s *store[K, M]) Replace(list []any, _ string) error {
 	return nil
 }
 
-// Resync has nothing to do: the Sink keeps its own promise to retry.
+// Resync does nothing: the reconcile loop behind the Sink retries by itself.
 func (s *store[K, M]) Resync() error { return nil }
 
 func (s *store[K, M]) put(it item[K, M]) {
@@ -148,7 +146,7 @@ func (s *store[K, M]) put(it item[K, M]) {
 	s.reports.report(it.key, it.warnings)
 }
 
-// keep holds the item and says whether that changed anything.
+// keep stores the item, and reports whether its model has changed.
 func (s *store[K, M]) keep(it item[K, M]) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -187,7 +185,7 @@ func (s *store[K, M]) len() int {
 	return len(s.held)
 }
 
-// uid is empty for an object that is not held.
+// uid returns the UID of an object, empty for one that the store does not hold.
 func (s *store[K, M]) uid(key K) types.UID {
 	s.mu.RLock()
 	defer s.mu.RUnlock()

@@ -12,8 +12,8 @@ import (
 
 // The reasons of the Events that shunt records, as kube-proxy's users know them.
 const (
-	// EventIncorrectIPVersion (Warning, on a Service): an address is of another
-	// IP family than its place in the object says.
+	// EventIncorrectIPVersion (Warning, on a Service): an address is not of the IP
+	// family that the object specifies for it.
 	EventIncorrectIPVersion = "KubeProxyIncorrectIPVersion"
 	// EventFailedHealthCheck (Warning, on a Service): the server on its
 	// healthCheckNodePort could not be started.
@@ -35,8 +35,8 @@ const (
 	EventStarting = "Starting"
 )
 
-// Warning says that a part of an object is not used as it is written, and why.
-// Everything else of the object is.
+// Warning says which part of an object is not used as it is written, and why. The rest of
+// the object is used.
 type Warning struct {
 	// Kind is Service, EndpointSlice, Node or ServiceCIDR; Namespace is empty for
 	// the last two.
@@ -44,7 +44,7 @@ type Warning struct {
 	// Field is the path of the field within the object, like
 	// spec.externalIPs[1]; empty where the whole object is meant.
 	Field string
-	// Problem says what is wrong and what became of it.
+	// Problem says what is wrong, and what is done instead.
 	Problem string
 	// Event is the reason of the Event to record on Service, empty for none.
 	Event string
@@ -52,7 +52,7 @@ type Warning struct {
 	Service lb.ServiceName
 }
 
-// Object gives "Kind namespace/name", or "Kind name" for what has no namespace.
+// Object returns "Kind namespace/name", or "Kind name" for a kind without namespace.
 func (w Warning) Object() string {
 	if w.Namespace == "" {
 		return w.Kind + " " + w.Name
@@ -60,7 +60,7 @@ func (w Warning) Object() string {
 	return w.Kind + " " + w.Namespace + "/" + w.Name
 }
 
-// String gives the warning as one line: object, field, problem.
+// String returns the warning as one line: object, field, problem.
 func (w Warning) String() string {
 	if w.Field == "" {
 		return w.Object() + ": " + w.Problem
@@ -80,20 +80,20 @@ func (p *problems) add(field, format string, args ...any) {
 	p.list = append(p.list, w)
 }
 
-// event is add with the reason of an Event.
+// event adds a warning for which an Event of that reason is recorded.
 func (p *problems) event(reason, field, format string, args ...any) {
 	p.add(field, format, args...)
 	p.list[len(p.list)-1].Event = reason
 }
 
-// path is a field path that is spelled out only if there is something to say.
+// path is a field path. It is formatted only when a warning needs it.
 type path struct {
 	list string
 	i    int
 	leaf string
 }
 
-// noIndex makes a path of a field that is no list.
+// noIndex is the index in the path of a field that is not a list.
 const noIndex = -1
 
 func (p path) String() string {
@@ -107,7 +107,7 @@ func (p path) String() string {
 	return s
 }
 
-// show quotes a value for a message and cuts it where it is absurdly long.
+// show quotes a value for a message, and cuts it after 64 bytes.
 func show(s string) string {
 	const most = 64
 	if len(s) > most {
