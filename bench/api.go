@@ -24,20 +24,20 @@ import (
 	clientcmdapi "k8s.io/client-go/tools/clientcmd/api"
 )
 
-// apiServer holds the workload as objects, for the contenders that watch it.
+// apiServer holds the workload as objects, for contenders that watch an API server.
 type apiServer struct {
 	client   kubernetes.Interface
-	config   *clientcmdapi.Config // of the one context, with all files in it
+	config   *clientcmdapi.Config // with one context, and the content of all files it names
 	cluster  *clientcmdapi.Cluster
 	upstream string // HOST:PORT
-	// there is what was created, by number of the service: as text, to compare.
+	// there holds what was created, by the service's number, as text to compare.
 	there map[int]string
 }
 
 // apiParallel is how many objects are written at once.
 const apiParallel = 32
 
-// leaveDeadline is how long the removal of all objects may take.
+// leaveDeadline bounds the removal of all objects.
 const leaveDeadline = 5 * time.Minute
 
 // openAPI connects to the API server of a kubeconfig file.
@@ -64,7 +64,7 @@ func openAPI(kubeconfig string) (*apiServer, error) {
 	if err != nil {
 		return fail(err)
 	}
-	rest.QPS = -1 // no limit on our side
+	rest.QPS = -1 // no client-side rate limit
 	rest.ContentType = runtime.ContentTypeProtobuf
 	rest.AcceptContentTypes = runtime.ContentTypeProtobuf + "," + runtime.ContentTypeJSON
 	if a.client, err = kubernetes.NewForConfig(rest); err != nil {
@@ -73,7 +73,7 @@ func openAPI(kubeconfig string) (*apiServer, error) {
 	return a, nil
 }
 
-// hostPort gives where a cluster's API server is, and keeps its name for TLS.
+// hostPort returns the HOST:PORT of a cluster's API server, and sets the TLS server name.
 func hostPort(c *clientcmdapi.Cluster) (string, error) {
 	u, err := url.Parse(c.Server)
 	if err != nil {
@@ -92,8 +92,7 @@ func hostPort(c *clientcmdapi.Cluster) (string, error) {
 	return net.JoinHostPort(u.Hostname(), port), nil
 }
 
-// kubeconfig writes a file for processes that reach the API server at an address
-// of their own.
+// kubeconfig writes a file for processes that reach the API server at addr (HOST:PORT).
 func (a *apiServer) kubeconfig(path, addr string) error {
 	config := a.config.DeepCopy()
 	config.Clusters[config.Contexts[config.CurrentContext].Cluster].Server = "https://" + addr
@@ -107,8 +106,8 @@ func (a *apiServer) kubeconfig(path, addr string) error {
 	return nil
 }
 
-// idle refuses an API server that is at work: thousands of services are put into
-// it, with fixed addresses.
+// idle refuses an API server that is in use: the benchmark creates thousands of services
+// with fixed addresses.
 func (a *apiServer) idle(ctx context.Context) error {
 	nodes, err := a.client.CoreV1().Nodes().List(ctx, metav1.ListOptions{})
 	if err != nil {
@@ -133,7 +132,7 @@ func (a *apiServer) idle(ctx context.Context) error {
 	return nil
 }
 
-// prepare removes what an earlier run left, and makes what services need.
+// prepare removes the objects of an earlier run, and creates the node and the namespace.
 func (a *apiServer) prepare(ctx context.Context) error {
 	if err := a.idle(ctx); err != nil {
 		return err
@@ -147,7 +146,8 @@ func (a *apiServer) prepare(ctx context.Context) error {
 		return fmt.Errorf("prepare the API server: %w", err)
 	}
 	node := &v1.Node{ObjectMeta: metav1.ObjectMeta{Name: nodeName}, Status: v1.NodeStatus{Addresses: []v1.NodeAddress{
-		// No contender's own: their node ports are at the addresses that --nodeport-addresses says.
+		// An address of no contender: their node ports are at the addresses of
+		// --nodeport-addresses.
 		{Type: v1.NodeInternalIP, Address: "192.0.2.1"}}}}
 	if _, err := a.client.CoreV1().Nodes().Create(ctx, node, metav1.CreateOptions{}); err != nil && !apierrors.IsAlreadyExists(err) {
 		return fmt.Errorf("prepare the API server: %w", err)
@@ -155,8 +155,8 @@ func (a *apiServer) prepare(ctx context.Context) error {
 	return nil
 }
 
-// clear removes all that is the benchmark's but the empty namespace: where no
-// controller runs, one that is deleted never goes, and takes nothing in.
+// clear removes all objects of the benchmark except the empty namespace: without a
+// controller, a deleted namespace stays terminating and accepts no objects.
 func (a *apiServer) clear(ctx context.Context) error {
 	services := a.client.CoreV1().Services(namespace)
 	list, err := services.List(ctx, metav1.ListOptions{})
@@ -180,15 +180,15 @@ func (a *apiServer) clear(ctx context.Context) error {
 	return nil
 }
 
-// leave clears it at the end of a run, also of one that was interrupted.
+// leave clears the API server at the end of a run, also of an interrupted one.
 func (a *apiServer) leave(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), leaveDeadline)
 	defer cancel()
 	return a.clear(ctx)
 }
 
-// fill makes the API server hold the workload, which has at least the services
-// that are there. What has another role now is made anew.
+// fill makes the API server hold the workload. The workload has no fewer services than the
+// API server. Services whose role changed are created anew.
 func (a *apiServer) fill(ctx context.Context, w *workload, done func(int)) error {
 	group, ctx := errgroup.WithContext(ctx)
 	group.SetLimit(apiParallel)
@@ -224,7 +224,7 @@ func (a *apiServer) replace(ctx context.Context, svc *v1.Service, slice *discove
 	return err
 }
 
-// move writes the slice of the moving service as it is now.
+// move writes the slice of the moving service as it is in w.
 func (a *apiServer) move(ctx context.Context, w *workload) error {
 	_, slice := apiObjects(w, w.moving())
 	a.there[w.moving()] = fmt.Sprint(w.frontends(w.moving()))
@@ -232,7 +232,7 @@ func (a *apiServer) move(ctx context.Context, w *workload) error {
 	return err
 }
 
-// apiObjects gives a service and its slice as the API has them.
+// apiObjects returns a service and its slice as API objects.
 func apiObjects(w *workload, i int) (*v1.Service, *discoveryv1.EndpointSlice) {
 	name := nameOf(i).Name
 	svc := &v1.Service{ObjectMeta: metav1.ObjectMeta{Name: name, Namespace: namespace},

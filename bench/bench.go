@@ -17,25 +17,25 @@ import (
 // Options of Run; the zero value of a field means its default.
 type Options struct {
 	// Services are the numbers of services to measure at, each with every number of
-	// Endpoints that a service has.
+	// endpoints per service in Endpoints.
 	Services  []int
 	Endpoints []int
-	// Rounds of connections; Exchanges of each kind in a round.
+	// Rounds of connections, and Exchanges of each kind in a round.
 	Rounds, Exchanges int
-	// Burst is how long a round counts connections per second.
+	// Burst is how long each round counts connections per second.
 	Burst time.Duration
 	// Updates of an endpoint and Loads of everything, for each number of services.
 	Updates, Loads int
 	Contenders     []string
-	// Kubeconfig is a file that leads to an API server, for the contenders that
-	// watch one; KubeProxy is the program. Empty: those do not take part.
+	// Kubeconfig leads to an API server, for contenders that watch one. KubeProxy is
+	// kube-proxy's program. If empty, those contenders do not take part.
 	Kubeconfig, KubeProxy string
-	// KeepObjects leaves the services in the API server: it ends with the run.
+	// KeepObjects leaves the services in the API server, for one that ends with the run.
 	KeepObjects bool
-	// Progress is told what is being done, and the part of the whole that is
-	// behind; nil: nobody is.
+	// Progress receives what is being done and the part of the run that is done (0 to 1).
+	// It may be nil.
 	Progress func(part float64, what string)
-	// Logf gets what the lab has to say.
+	// Logf receives the log of the lab.
 	Logf func(format string, args ...any)
 }
 
@@ -66,7 +66,7 @@ func (o *Options) setDefaults() {
 	}
 }
 
-// Check fills in defaults and says what makes no sense.
+// Check fills in defaults and returns an error for impossible values.
 func (o *Options) Check() error {
 	o.setDefaults()
 	for _, n := range o.Services {
@@ -98,12 +98,12 @@ func (o *Options) Check() error {
 		return errors.New("a kube-proxy without an API server: give --kubeconfig too (`make bench` starts one)")
 	}
 	if !slices.Contains(o.Contenders, nameDirect) {
-		o.Contenders = append([]string{nameDirect}, o.Contenders...) // all ratios are to it
+		o.Contenders = append([]string{nameDirect}, o.Contenders...) // all ratios are relative to it
 	}
 	return nil
 }
 
-// setup is what the report says of them.
+// setup returns the options as the report has them.
 func (o *Options) setup() Setup {
 	return Setup{API: slices.ContainsFunc(o.Contenders, needsAPI) && o.Kubeconfig != "", Services: o.Services, Endpoints: o.Endpoints,
 		Rounds: o.Rounds, Warmup: o.warmup(), Exchanges: o.Exchanges, Burst: o.Burst.Seconds(), Updates: o.Updates, Loads: o.Loads}
@@ -114,16 +114,16 @@ type runner struct {
 	Options
 	report *Report
 	lab    *lab.Lab
-	api    *apiServer  // nil: no contender watches one
+	api    *apiServer  // nil: no contender watches an API server
 	cpus   unix.CPUSet // that this process may use
 	places []*place
 	out    outside
-	done   float64 // work behind, of total
+	done   float64 // work done, of total
 	total  float64
 }
 
-// Run makes a lab, measures every contender in it, and removes it. With an
-// error the report is of no use; context.Canceled says that all was removed.
+// Run makes a lab, measures every contender in it, and removes it. With an error the report
+// is of no use. context.Canceled means that everything was removed.
 func Run(ctx context.Context, o Options) (_ *Report, err error) {
 	if err := o.Check(); err != nil {
 		return nil, err
@@ -170,7 +170,7 @@ func Run(ctx context.Context, o Options) (_ *Report, err error) {
 
 var errNotRemoved = errors.New("interrupted, and not all was removed")
 
-// afterwards joins what a run ended by with what its clean-up gave.
+// afterwards joins the error of a run with that of its clean-up.
 func afterwards(ctx context.Context, err, cleanUp error) error {
 	switch {
 	case ctx.Err() == nil:
@@ -180,25 +180,25 @@ func afterwards(ctx context.Context, err, cleanUp error) error {
 	case errors.Is(err, errNotRemoved):
 		return err
 	}
-	return ctx.Err() // whatever failed did so since its processes were ended
+	return ctx.Err() // an interrupt ended the processes: other errors follow from that
 }
 
-// warmup rounds come before those that count.
+// warmup returns the number of rounds before those that count.
 func (o *Options) warmup() int { return max(1, o.Rounds/10) }
 
-// Costs of the parts of a run beside a round of one destination, as guessed for
-// the progress bar.
+// Estimated costs of the parts of a run, for the progress bar. The unit is a round of one
+// destination.
 const (
 	loadCost   = 5.0
 	updateCost = 0.5
 	fillCost   = 10.0
 )
 
-// weight of a size, by which costs grow: 1 for a thousand services of ten
-// endpoints, and no less.
+// weight returns the factor by which costs grow with a size: 1 for a thousand services of
+// ten endpoints, and never less.
 func (s Size) weight() float64 { return max(1, float64(s.Services*(s.Endpoints+10))/20_000) }
 
-// plan adds up what there is to do.
+// plan adds up the work to do.
 func (r *runner) plan() {
 	for _, size := range r.report.Setup.Sizes() {
 		loaders := float64(len(r.places) - 1)
@@ -216,11 +216,11 @@ func (r *runner) progress(cost float64, format string, args ...any) {
 	r.Progress(min(r.done/r.total, 1), fmt.Sprintf(format, args...))
 }
 
-// measure does everything at one size.
+// measure runs all measurements at one size.
 func (r *runner) measure(ctx context.Context, size Size) error {
 	w := workload{Size: size, Far: r.out.server.Addr4()}
 	loads := map[*place]*workload{}
-	inAPI := w // one for all that watch it
+	inAPI := w // one for all that watch the API server
 	for _, p := range r.places {
 		own := w
 		loads[p] = &own

@@ -25,10 +25,10 @@ import (
 // proxyEnv makes a process shunt's contender.
 const proxyEnv = "SHUNT_BENCH_PROXY"
 
-// proxyTask is what the process is to do: a line of JSON; the answer is another.
+// proxyTask is a task for the process: a line of JSON. The answer is another line.
 type proxyTask struct {
-	// Op is prepare (make the objects), load (put them into effect), update
-	// (move the endpoint of the moving service) or stop (take all away).
+	// Op is prepare (make the objects), load (put them into effect), update (move the
+	// endpoint of the moving service) or stop (remove everything).
 	Op           string
 	Workload     workload
 	Root, Cgroup string
@@ -38,10 +38,10 @@ type proxyTask struct {
 
 type proxyAnswer struct{ Err string }
 
-// MaybeProxy turns this process into shunt's contender if a benchmark started
-// it as one, and then never returns. A program that runs benchmarks calls it
-// first in main, as lab.MaybeAgent. The process is the daemon's inside, with
-// objects from memory where the daemon has a watcher.
+// MaybeProxy turns this process into shunt's contender if a benchmark started it as one,
+// and then never returns. A program that runs benchmarks calls it first in main, as
+// lab.MaybeAgent. The process runs the parts of the daemon, with objects from memory
+// instead of a watcher.
 func MaybeProxy() {
 	if os.Getenv(proxyEnv) == "" {
 		return
@@ -71,7 +71,7 @@ type inside struct {
 	held     *recorder
 }
 
-// recorder holds objects until they are wanted.
+// recorder holds objects until load.
 type recorder struct {
 	services []*lb.Service
 	slices   []*lb.EndpointSlice
@@ -108,7 +108,7 @@ func (p *inside) do(t proxyTask) error {
 	case "load":
 		return p.load()
 	case "update":
-		select { // what nobody waited for says nothing of this change
+		select { // a report that nothing waited for is not about this change
 		case <-p.reports:
 		default:
 		}
@@ -121,8 +121,8 @@ func (p *inside) do(t proxyTask) error {
 	return fmt.Errorf("no such task: %q", t.Op)
 }
 
-// load puts everything into effect, as the daemon does: maps, programs, the
-// first reconcile, then the hooks.
+// load puts everything into effect in the daemon's order: maps, programs, the first
+// reconcile, then the hooks.
 func (p *inside) load() error {
 	if err := p.open(); err != nil {
 		return err
@@ -163,7 +163,7 @@ func (p *inside) load() error {
 	return nil
 }
 
-// open brings maps and programs into the kernel.
+// open creates the maps and loads the programs.
 func (p *inside) open() (err error) {
 	if err := bpf.RequireBPFFS(p.task.Root, false); err != nil {
 		return err
@@ -190,7 +190,7 @@ func (p *inside) open() (err error) {
 	return err
 }
 
-// reconciled waits for the loop to have taken what was set.
+// reconciled waits for the loop's next report.
 func (p *inside) reconciled() error {
 	select {
 	case r := <-p.reports:
@@ -201,18 +201,18 @@ func (p *inside) reconciled() error {
 	}
 }
 
-// Reconciled is called by the loop; the task that waits reads it.
+// Reconciled is called by the loop. It passes the report to the waiting task.
 func (p *inside) Reconciled(r lb.Report) {
 	select {
 	case p.reports <- r:
-	default: // a repetition that nobody asked for
+	default: // no task waits: the loop repeated a reconcile
 	}
 }
 
 // SetHealthChecks is not measured.
 func (p *inside) SetHealthChecks([]lb.HealthCheck) {}
 
-// stop takes away what load brought.
+// stop removes what load created.
 func (p *inside) stop() error {
 	var errs []error
 	if p.cancel != nil {

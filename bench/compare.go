@@ -8,31 +8,31 @@ import (
 	"text/tabwriter"
 )
 
-// Change is what became of one series between two reports.
+// Change compares one series between two reports.
 type Change struct {
 	Key  Key    `json:"key"`
 	Unit string `json:"unit"`
-	// Of says which number is compared: the ratio to direct where there is one,
-	// since it is less a matter of the machine, else the value itself.
+	// Of is the number compared: the ratio to direct if there is one, since it depends less
+	// on the machine, else the value itself.
 	Of  string   `json:"of"`
 	Old Interval `json:"old"`
 	New Interval `json:"new"`
-	// Factor is new by old. Beyond says that the intervals do not overlap.
+	// Factor is New divided by Old. Beyond means that the intervals do not overlap.
 	Factor float64 `json:"factor"`
 	Beyond bool    `json:"beyondNoise"`
 }
 
 // Comparison of two reports.
 type Comparison struct {
-	// Warnings name what makes them hard to compare.
+	// Warnings name differences that make the reports hard to compare.
 	Warnings []string `json:"warnings"`
 	Changes  []Change `json:"changes"`
-	// Only one of them has these.
+	// OnlyOld and OnlyNew are the series of one report only.
 	OnlyOld []Key `json:"onlyOld"`
 	OnlyNew []Key `json:"onlyNew"`
 }
 
-// Compare tells what changed from old to new, and whether beyond noise.
+// Compare returns what changed from old to new, and whether it is beyond noise.
 func Compare(old, new *Report) *Comparison {
 	c := &Comparison{Warnings: differences(old, new), Changes: []Change{}}
 	for _, a := range old.Series {
@@ -59,7 +59,7 @@ func Compare(old, new *Report) *Comparison {
 	return c
 }
 
-// differences between machines and setups.
+// differences returns the differences between machines and setups.
 func differences(a, b *Report) []string {
 	all := []string{}
 	differ := func(what string, x, y any) {

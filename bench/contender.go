@@ -15,8 +15,7 @@ import (
 	"shunt/lab"
 )
 
-// Names of contenders, in the order of the report. Those in the second half
-// take the services from an API server.
+// Names of contenders, in the order of the report. The second half watches an API server.
 const (
 	nameDirect   = "direct"
 	nameShunt    = "shunt"
@@ -31,11 +30,12 @@ const (
 	nameKubeIPVS     = kubeProxyPrefix + nameIPVS
 )
 
-// Names of all contenders there are.
+// Names are the names of all contenders.
 var Names = []string{nameDirect, nameShunt, nameIPTables, nameNFTables, nameIPVS,
 	nameShuntAPI, nameKubeIPTables, nameKubeNFTables, nameKubeIPVS}
 
-// Defaults take part where nobody says who does; api: there is an API server.
+// Defaults returns the contenders of a run whose options name none. api: there is an API
+// server.
 func Defaults(api bool) []string {
 	if api {
 		return []string{nameDirect, nameShuntAPI, nameKubeIPTables, nameKubeNFTables, nameKubeIPVS}
@@ -43,35 +43,36 @@ func Defaults(api bool) []string {
 	return []string{nameDirect, nameShunt, nameIPTables, nameNFTables, nameIPVS}
 }
 
-// needsAPI says that a contender watches an API server.
+// needsAPI reports whether a contender watches an API server.
 func needsAPI(name string) bool {
 	return name == nameShuntAPI || strings.HasPrefix(name, kubeProxyPrefix)
 }
 
-// step is something prepared, to be done while a clock runs.
+// step is prepared work, to be done while a clock runs.
 type step func(context.Context) error
 
-// contender makes services work on one node. To add one: a type, a name, a
-// case in newContender.
+// contender is a service proxy of one node. To add one: a type, a name, a case in
+// newContender.
 type contender interface {
-	// load prepares to put the workload into effect on a node that has nothing.
-	// The step begins it; it may end later.
+	// load prepares to put the workload into effect on an empty node. The step starts that,
+	// and may return before it is done.
 	load(context.Context, *workload) (step, error)
-	// update prepares what the moved endpoint takes.
+	// update prepares to move the endpoint.
 	update(before, after *workload) (step, error)
-	// memory is what it has for itself, in MiB; see memoryUse.
+	// memory returns the memory that it uses.
 	memory() (memoryUse, error)
-	// unload takes everything away again.
+	// unload removes everything.
 	unload(context.Context) error
 }
 
-// memoryUse of a contender in MiB; negative: it can't tell by itself.
+// memoryUse is a contender's memory in MiB. A negative number means that the contender
+// cannot measure it.
 type memoryUse struct{ process, kernel float64 }
 
 var cannotTell = memoryUse{-1, -1}
 
-// newContender gives the contender of that name for a node; nil and the reason
-// where it cannot run here.
+// newContender returns the contender of that name for a node, or nil and the reason why it
+// cannot run here.
 func (r *runner) newContender(name string, n *lab.Node) (contender, ContenderInfo) {
 	i := ContenderInfo{Name: name}
 	switch name {
@@ -105,7 +106,7 @@ func (r *runner) newContender(name string, n *lab.Node) (contender, ContenderInf
 
 const noAPI = "it needs an API server: --kubeconfig (`make bench` starts one)"
 
-// newKubeProxy gives the real kube-proxy in the mode that the name ends with.
+// newKubeProxy returns the real kube-proxy in the mode that the name ends with.
 func (r *runner) newKubeProxy(name string, n *lab.Node) (contender, ContenderInfo) {
 	mode := strings.TrimPrefix(name, kubeProxyPrefix)
 	i := ContenderInfo{Name: name, What: "the real kube-proxy in " + mode + " mode, which watches the API server"}
@@ -131,7 +132,7 @@ func (r *runner) newKubeProxy(name string, n *lab.Node) (contender, ContenderInf
 	return &subscriber{name: name, node: n, api: r.api, args: kubeProxyArgs(r.KubeProxy, mode), clean: cleanRules}, i
 }
 
-// noIPVS says why there is none, if so.
+// noIPVS returns why there is no IPVS, empty if there is.
 func noIPVS() string {
 	if _, err := os.Stat("/proc/net/ip_vs"); err != nil {
 		return "this kernel has no IPVS (no /proc/net/ip_vs: not built in, or the module ip_vs is not loaded)"
@@ -139,7 +140,7 @@ func noIPVS() string {
 	return ""
 }
 
-// direct is the limit: a node with no proxy and no rules.
+// direct is the limit of all others: a node with no proxy and no rules.
 type direct struct{}
 
 func (direct) load(context.Context, *workload) (step, error) { return nil, nil }
@@ -147,8 +148,8 @@ func (direct) update(_, _ *workload) (step, error)           { return nil, nil }
 func (direct) memory() (memoryUse, error)                    { return cannotTell, nil }
 func (direct) unload(context.Context) error                  { return nil }
 
-// rules is a contender of rule sets, written here with the structure that
-// kube-proxy gives them and loaded by the same tools.
+// rules is a contender of rule sets. This package writes them with kube-proxy's structure,
+// and the same tools load them.
 type rules struct {
 	name string
 	node *lab.Node
@@ -168,7 +169,7 @@ func newRules(name string, n *lab.Node) (contender, ContenderInfo) {
 	return r, i
 }
 
-// toolOf is the program that loads rules of a mode.
+// toolOf returns the program that loads the rules of a mode.
 func toolOf(mode string) string {
 	if mode == nameIPTables {
 		return "iptables-restore"
@@ -176,7 +177,7 @@ func toolOf(mode string) string {
 	return "nft"
 }
 
-// toolVersion gives the version of a mode's tool, or why there is none.
+// toolVersion returns the version of a mode's tool, or why the tool is missing.
 func toolVersion(mode string) (version, missing string) {
 	tool := toolOf(mode)
 	path, err := exec.LookPath(tool)
@@ -190,7 +191,7 @@ func toolVersion(mode string) (version, missing string) {
 	return strings.TrimSpace(string(out)), ""
 }
 
-// probe loads and unloads a few services, and says why that can't be done.
+// probe loads and unloads a few services. It returns why that fails, empty if it does not.
 func (r *rules) probe() string {
 	w := &workload{Size: Size{minServices, 2}, Far: lab.ClusterCIDR4.Addr()}
 	ctx := context.Background()
@@ -227,7 +228,7 @@ func (r *rules) unload(ctx context.Context) error {
 
 func (r *rules) memory() (memoryUse, error) { return cannotTell, nil }
 
-// toolStep runs a tool in a pod's network namespace, with that on its input.
+// toolStep returns a step that runs a tool with that input in a pod's network namespace.
 func toolStep(host *lab.Pod, input, tool string, args ...string) step {
 	return func(ctx context.Context) error {
 		path, err := exec.LookPath(tool)

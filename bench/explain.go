@@ -4,7 +4,7 @@ package bench
 
 import "fmt"
 
-// explain says what the numbers mean, what they don't, and what is not there.
+// explain adds notes on what the numbers mean, what they do not mean, and what is missing.
 func (r *Report) explain() {
 	r.Notes = append(r.connectionNotes(), r.controlNotes()...)
 	r.NotMeasured = append(r.NotMeasured, []NotMeasured{

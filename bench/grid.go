@@ -9,7 +9,7 @@ import (
 	"text/tabwriter"
 )
 
-// grid is a table, for the terminal and the page alike.
+// grid is a table, for the terminal and for the page.
 type grid struct {
 	Title string
 	Head  []string
@@ -25,7 +25,7 @@ func (g *grid) write(w io.Writer) {
 	tw.Flush()
 }
 
-// grids of one size; those without a row are left out.
+// grids returns the tables of one size, without empty ones.
 func (r *Report) grids(size Size) []grid {
 	var all []grid
 	for _, g := range []grid{r.connectionGrid(size), r.establishedGrid(size), r.controlGrid(size)} {
@@ -36,11 +36,11 @@ func (r *Report) grids(size Size) []grid {
 	return all
 }
 
-// allPaths in the order of tables.
+// allPaths is in the order of the tables.
 var allPaths = []Path{PathPod, PathFirst, PathLast, PathNear, PathNearFirst, PathNearLast, PathFar, PathFarFirst, PathFarLast}
 
-// pathRows gives a row for every contender and path that have a measure, by
-// path: what is to be compared is below each other.
+// pathRows returns a row for every contender and path with a measure. It orders them by
+// path: rows to compare are next to each other.
 func (r *Report) pathRows(size Size, m Measure, cells func(of func(Measure) *Series) []string) [][]string {
 	var rows [][]string
 	for _, path := range allPaths {

@@ -14,8 +14,8 @@ import (
 	"shunt/bpf"
 )
 
-// Preflight refuses where a run could do harm or would measure something else.
-// pins is the directory in which a daemon of this machine has its maps.
+// Preflight refuses a run that could do harm or would measure something else. pins is the
+// directory of the maps of a daemon on this machine.
 func Preflight(o Options, pins string) error {
 	if err := o.Check(); err != nil {
 		return err
@@ -53,9 +53,9 @@ func Preflight(o Options, pins string) error {
 	return lock.Release()
 }
 
-// needMiB is a rough upper bound, mostly of iptables-restore and what the
-// kernel makes of its rules; with an API server also of the daemons that watch it,
-// and of the server itself.
+// needMiB returns a rough upper bound of memory in MiB, mostly for iptables-restore and the
+// kernel's form of its rules; with an API server also for the daemons that watch it and the
+// server itself.
 func needMiB(o *Options) int {
 	endpoints := slices.Max(o.Services) * slices.Max(o.Endpoints)
 	need := 400 + endpoints*12/1024 + slices.Max(o.Services)*16/1024
@@ -65,8 +65,8 @@ func needMiB(o *Options) int {
 	return need
 }
 
-// noProxy fails if a proxy is at work in this network namespace. Those of other
-// namespaces (a test's, a node of kind) are not this machine's own.
+// noProxy returns an error if a service proxy runs in this network namespace. Those in
+// other namespaces (a test's, a node of kind) do not count.
 func noProxy(proc string) error {
 	own, err := os.Readlink(filepath.Join(proc, "self/ns/net"))
 	if err != nil {
@@ -95,7 +95,8 @@ func noProxy(proc string) error {
 	return nil
 }
 
-// proxyName tells a service proxy by its command line; empty: it is none.
+// proxyName returns the name of the service proxy with that command line, empty if it is
+// none.
 func proxyName(args []string) string {
 	switch base := filepath.Base(args[0]); {
 	case base == "kube-proxy":

@@ -16,19 +16,19 @@ var pageText string
 
 var page = template.Must(template.New("page").Parse(pageText))
 
-// figure is a plot with what it says.
+// figure is a plot with its title and text.
 type figure struct {
 	Title, Text string
 	SVG         template.HTML
 }
 
-// tile is a contender in one look.
+// tile summarizes a contender.
 type tile struct {
 	Name, Class, Ratio string
 	Facts              [][2]string
 }
 
-// WriteHTML writes the report as one page that needs nothing else.
+// WriteHTML writes the report as one self-contained page.
 func (r *Report) WriteHTML(path string) error {
 	var b bytes.Buffer
 	last := r.Setup.largest()
@@ -47,8 +47,7 @@ func (r *Report) WriteHTML(path string) error {
 	return nil
 }
 
-// kind is a bundle of paths of one sort: where a contender is at its worst, and
-// the limit of all.
+// kind is a kind of path: last is a contender's worst case, limit the path of direct.
 type kind struct {
 	last, limit Path
 }
@@ -58,7 +57,7 @@ var (
 	farNodePorts = kind{PathFarLast, PathFar}
 )
 
-// of gives the path of a contender.
+// of returns the path of a contender.
 func (k kind) of(name string) Path {
 	if name == nameDirect {
 		return k.limit
@@ -109,7 +108,7 @@ func (r *Report) figures(size Size) []figure {
 	add := func(title, text string, p plot) {
 		p.title = title
 		if svg := p.svg(); svg != "" {
-			// Drawn here, with every text escaped.
+			// svg made this markup, and it escapes every text.
 			all = append(all, figure{title, text, template.HTML(svg)})
 		}
 	}
@@ -154,7 +153,7 @@ func (r *Report) figures(size Size) []figure {
 	return all
 }
 
-// axis is what measures are shown against: sizes of which one number grows.
+// axis is a sequence of sizes in which one number grows.
 type axis struct {
 	name  string
 	sizes []Size
@@ -177,7 +176,7 @@ func (s Setup) byEndpoints() axis {
 	return a
 }
 
-// growth shows a measure as sizes grow.
+// growth plots a measure over growing sizes.
 func (r *Report) growth(a axis, m Measure, of kind, unit string, yLog bool) plot {
 	p := plot{x: a.name, y: unit, xLog: true, yLog: yLog}
 	if yLog {
@@ -195,7 +194,7 @@ func (r *Report) growth(a axis, m Measure, of kind, unit string, yLog bool) plot
 			}
 			iv := s.Result.Rounds
 			if yLog {
-				iv.Low = math.Max(iv.Low, iv.Value/10) // a logarithm has no 0
+				iv.Low = math.Max(iv.Low, iv.Value/10) // a logarithmic axis has no 0
 			}
 			l.points = append(l.points, point{a.at(size), iv.Value, iv.Low, iv.High})
 		}
@@ -204,7 +203,7 @@ func (r *Report) growth(a axis, m Measure, of kind, unit string, yLog bool) plot
 	return p
 }
 
-// distributionPlot shows quantiles, spread so that the tail can be seen.
+// distributionPlot plots quantiles, spread so that the tail can be seen.
 func (r *Report) distributionPlot(size Size, of kind) plot {
 	p := plot{x: "percentile", y: "µs (log)", yLog: true}
 	for _, name := range r.took() {
@@ -224,7 +223,7 @@ func (r *Report) distributionPlot(size Size, of kind) plot {
 	return p
 }
 
-// pageTable has the tables of one size.
+// pageTable holds the tables of one size.
 type pageTable struct {
 	Size  Size
 	Grids []grid

@@ -11,7 +11,7 @@ import (
 	"shunt/lab"
 )
 
-// chainHash names the chains of a service or endpoint.
+// chainHash returns the hash in the names of a service's or endpoint's chains.
 func chainHash(parts ...string) string {
 	sum := sha256.Sum256([]byte(strings.Join(parts, " ")))
 	return base32.StdEncoding.EncodeToString(sum[:])[:16]
@@ -27,8 +27,8 @@ func (f *frontend) endpointChain(i int) string {
 	return "KUBE-SEP-" + chainHash(f.Name, f.proto(), f.Backends[i].String())
 }
 
-// iptablesHead is what is there with no service at all: where packets enter,
-// the mark for masquerade, and the filter table's part for established traffic.
+// iptablesHead is the rule set without services: where packets enter, the masquerade mark,
+// and the filter table's rules for established traffic.
 const iptablesHead = `*filter
 :KUBE-SERVICES - [0:0]
 :KUBE-FORWARD - [0:0]
@@ -54,7 +54,7 @@ COMMIT
 -A KUBE-MARK-MASQ -j MARK --or-mark 0x4000
 `
 
-// iptablesLoad gives all rules, for iptables-restore.
+// iptablesLoad returns all rules, as input of iptables-restore.
 func iptablesLoad(w *workload) string {
 	var chains, dispatch, ports, rules strings.Builder
 	for i := range w.Services {
@@ -67,9 +67,9 @@ func iptablesLoad(w *workload) string {
 	return iptablesHead + chains.String() + dispatch.String() + ports.String() + rules.String() + "COMMIT\n"
 }
 
-// iptablesUpdate gives what one changed endpoint takes, for iptables-restore
-// --noflush: the rule of every service anew, and the chains of the one that
-// changed. before is the workload with the endpoint where it was.
+// iptablesUpdate returns the change of one endpoint, as input of iptables-restore
+// --noflush: the rules that lead to every service, and the chains of the changed one.
+// before is the workload with the endpoint's previous address.
 func iptablesUpdate(before, after *workload) string {
 	var chains, dispatch, ports, rules, gone strings.Builder
 	for i := range after.Services {
@@ -91,8 +91,8 @@ func iptablesUpdate(before, after *workload) string {
 		rules.String() + gone.String() + "COMMIT\n"
 }
 
-// iptablesDispatch gives the rules that lead to a service: by its cluster IP,
-// and by its node port.
+// iptablesDispatch writes the rules that lead to a service: by its cluster IP, and by its
+// node port.
 func iptablesDispatch(b, ports *strings.Builder, f *frontend) {
 	if f.NodePort != 0 {
 		fmt.Fprintf(ports, "-A KUBE-NODEPORTS -m comment --comment %q -m %s -p %s --dport %d -j %s\n",
@@ -107,9 +107,9 @@ func iptablesNodePorts(b *strings.Builder) {
 		" -m addrtype --dst-type LOCAL -j KUBE-NODEPORTS\n")
 }
 
-// iptablesService gives a service's chain, which draws an endpoint, the one by
-// which its node port comes to that, and those of its endpoints, which mark a
-// hairpin and translate.
+// iptablesService writes a service's chain, which chooses an endpoint, the chain from its
+// node port to that one, and the endpoints' chains, which mark hairpin packets and
+// translate.
 func iptablesService(chains, rules *strings.Builder, f *frontend) {
 	p, svc := f.proto(), f.serviceChain()
 	fmt.Fprintf(chains, ":%s - [0:0]\n", svc)

@@ -15,24 +15,25 @@ import (
 
 // Limits of a load.
 const (
-	// loadBudget is the time after which a contender is not loaded once more for a
-	// number of services: the report's counts say how often it was.
+	// loadBudget is the time after which a contender is not loaded again for a number of
+	// services. The report has the counts.
 	loadBudget = 30 * time.Second
-	// tryTime is how long one try to reach a service may take: what is sent before
-	// the service is there gets no answer.
+	// tryTime bounds one try to reach a service: a SYN sent before the service works gets
+	// no answer.
 	tryTime = 50 * time.Millisecond
-	// answerDeadline is for all services to answer.
+	// answerDeadline is when all services must answer.
 	answerDeadline = 10 * time.Minute
-	// sampleSize is how many services are asked while the clock runs, spread over
-	// all of them; proofSize how many once it has stopped.
+	// sampleSize is how many services are asked while the clock runs, spread over all of
+	// them, and proofSize after it has stopped.
 	sampleSize, proofSize = 100, 10_000
 )
 
 // errTooLong: services did not all answer within answerDeadline.
 var errTooLong = fmt.Errorf("not all services answered within %v", answerDeadline)
 
-// loadAll loads every contender as often as asked, in turn; they are loaded
-// when it returns. One for which that takes too long is out from this size on.
+// loadAll loads every contender Loads times, or until loadBudget is spent, in turn. All are
+// loaded when it returns. A contender that exceeds answerDeadline takes no part from this
+// size on.
 func (r *runner) loadAll(ctx context.Context, size Size, loads map[*place]*workload) error {
 	spent := map[*place]time.Duration{}
 	for i := range r.Loads {
@@ -60,7 +61,7 @@ func (r *runner) loadAll(ctx context.Context, size Size, loads map[*place]*workl
 	return nil
 }
 
-// giveUp takes a contender out, and says so in the report.
+// giveUp removes a contender from the run, and notes that in the report.
 func (r *runner) giveUp(ctx context.Context, p *place, size Size) error {
 	r.report.NotMeasured = append(r.report.NotMeasured, NotMeasured{fmt.Sprintf("%s from %v on", p.name, size), errTooLong.Error()})
 	r.places = slices.DeleteFunc(r.places, func(x *place) bool { return x == p })
@@ -122,7 +123,8 @@ func (r *runner) measureLoad(ctx context.Context, p *place, w *workload, first b
 	return nil
 }
 
-// await asks services of the place until each has answered; it gives the moment.
+// await asks services of the place until each has answered. It returns the time at which
+// the last one did.
 func (p *place) await(ctx context.Context, services []int) (int64, error) {
 	if w, ok := p.contender.(*subscriber); ok {
 		var cancel context.CancelFunc
@@ -138,14 +140,14 @@ func (p *place) await(ctx context.Context, services []int) (int64, error) {
 	switch cause := context.Cause(ctx); {
 	case err == nil:
 	case cause != nil:
-		err = cause // why nobody answers
+		err = cause // why no service answers
 	case lab.Monotonic()-start >= answerDeadline.Nanoseconds():
 		err = errTooLong
 	}
 	return at, err
 }
 
-// provePaths asks once by every path that is to be measured.
+// provePaths makes one exchange over every path to be measured.
 func (r *runner) provePaths(p *place, size Size) error {
 	for _, t := range r.targets(size) {
 		if t.place != p {
@@ -162,8 +164,8 @@ func (r *runner) provePaths(p *place, size Size) error {
 	return nil
 }
 
-// spread gives so many numbers of services, or fewer where there are fewer: the
-// first, the last, and others at equal distances.
+// spread returns size numbers of services, or fewer if there are fewer: the first, the
+// last, and others at equal distances. size must be at least 2.
 func spread(services, size int) []int {
 	size = min(size, services)
 	all := make([]int, size)

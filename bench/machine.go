@@ -18,17 +18,17 @@ import (
 	"shunt/lab"
 )
 
-// Machine is where a run was.
+// Machine describes where a run was.
 type Machine struct {
 	Kernel string `json:"kernel"`
 	CPU    string `json:"cpu"`
 	CPUs   int    `json:"cpus"`
-	// MemoryMiB is all of it, AvailableMiB what was free for use at the start.
+	// MemoryMiB is the total, AvailableMiB what was available at the start.
 	MemoryMiB    int    `json:"memoryMiB"`
 	AvailableMiB int    `json:"availableMiB"`
 	Go           string `json:"go"`
 	Arch         string `json:"arch"`
-	// Load is the load average of a minute at the start: others that work.
+	// Load is the one-minute load average at the start: the load of other processes.
 	Load string `json:"loadAverage"`
 }
 
@@ -53,7 +53,7 @@ func readMachine() (Machine, error) {
 	return m, nil
 }
 
-// fields reads "name SEPARATOR value" lines; the first of a name counts.
+// fields reads lines of "name SEPARATOR value". The first line of a name counts.
 func fields(path, separator string) (map[string]string, error) {
 	data, err := os.ReadFile(path)
 	if err != nil {
@@ -70,14 +70,14 @@ func fields(path, separator string) (map[string]string, error) {
 	return all, nil
 }
 
-// kib reads "123 kB".
+// kib parses "123 kB".
 func kib(text string) float64 {
 	v, _ := strconv.ParseFloat(strings.TrimSuffix(text, " kB"), 64)
 	return v
 }
 
-// kernelMemory is what the kernel has taken for itself, in MiB, and will not
-// give back under pressure: where rules of netfilter are.
+// kernelMemory returns the memory in MiB that the kernel uses and cannot reclaim, which
+// includes netfilter's rules.
 func kernelMemory() (float64, error) {
 	mem, err := fields("/proc/meminfo", ":")
 	if err != nil {
@@ -86,13 +86,14 @@ func kernelMemory() (float64, error) {
 	return (kib(mem["SUnreclaim"]) + kib(mem["VmallocUsed"]) + kib(mem["Percpu"])) / 1024, nil
 }
 
-// residentMemory of a process in MiB; maps that it has mapped are in it.
+// residentMemory returns the resident memory of a process in MiB. It includes eBPF maps
+// that the process has mapped.
 func residentMemory(pid int) (float64, error) {
 	status, err := fields(fmt.Sprintf("/proc/%d/status", pid), ":")
 	return kib(status["VmRSS"]) / 1024, err
 }
 
-// mapMemory is that of the eBPF maps that a process has open, in MiB.
+// mapMemory returns the memory of the eBPF maps that a process has open, in MiB.
 func mapMemory(pid int) (float64, error) {
 	dir := fmt.Sprintf("/proc/%d/fdinfo", pid)
 	entries, err := os.ReadDir(dir)
@@ -103,7 +104,7 @@ func mapMemory(pid int) (float64, error) {
 	for _, e := range entries {
 		info, err := fields(filepath.Join(dir, e.Name()), ":")
 		if errors.Is(err, fs.ErrNotExist) {
-			continue // closed meanwhile
+			continue // closed since ReadDir
 		}
 		if err != nil {
 			return 0, err
@@ -120,8 +121,8 @@ func mapMemory(pid int) (float64, error) {
 	return sum, nil
 }
 
-// busyTime is the CPU time that the machine has spent since it started, in
-// seconds of all CPUs together, interrupts included; by the kernel's ticks.
+// busyTime returns the CPU time that the machine has spent since boot, in seconds of all
+// CPUs together, interrupts included. Its resolution is the kernel's tick.
 func busyTime() (float64, error) {
 	f, err := os.Open("/proc/stat")
 	if err != nil {
@@ -151,18 +152,18 @@ func busyTime() (float64, error) {
 	return sum / userHZ, nil
 }
 
-// userHZ is the unit of /proc/stat on every architecture that Go runs on.
+// userHZ is the unit of /proc/stat on every architecture of Go.
 const userHZ = 100
 
-// packetsOf is how many packets a pod's device has sent and received.
+// packetsOf returns how many packets a pod's device has sent and received.
 func packetsOf(p *lab.Pod) (n float64, err error) {
 	err = p.Do(func() error {
 		devices, err := fields("/proc/thread-self/net/dev", ":")
 		if err != nil {
 			return err
 		}
-		// Eight numbers of what was received (bytes, packets, ...), then as many of
-		// what was sent.
+		// Eight numbers of received traffic (bytes, packets, ...), then eight of sent
+		// traffic.
 		words := strings.Fields(devices["eth0"])
 		if len(words) < 10 {
 			return fmt.Errorf("no eth0 in /proc/net/dev of %s", p.Name())

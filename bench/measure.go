@@ -15,13 +15,13 @@ import (
 type target struct {
 	place *place
 	path  Path
-	// client asks dst, and server is to answer.
+	// client asks dst, and server must answer.
 	client, server *lab.Pod
 	dst            netip.AddrPort
 }
 
-// established says whether connections that are there already are measured too:
-// of each kind of path one, since they do not care how many services there are.
+// established reports whether open connections are measured too: only for one path of each
+// kind, since the number of services does not matter to them.
 func (t *target) established() bool {
 	switch t.path {
 	case PathLast, PathNear, PathFar, PathNearLast, PathFarLast:
@@ -32,9 +32,9 @@ func (t *target) established() bool {
 	return false
 }
 
-// targets at a size: from a pod every contender's own pod (what
-// the node costs connections to no service), its first and its last service;
-// from outside node ports, or with direct the pods behind them.
+// targets returns the targets at a size. From a pod: every contender's own pod (the node's
+// cost for connections to no service), its first and its last service. From outside: node
+// ports, or with direct the pods behind them.
 func (r *runner) targets(size Size) []target {
 	var all []target
 	for _, p := range r.places {
@@ -59,8 +59,8 @@ func (r *runner) targets(size Size) []target {
 	return all
 }
 
-// measureConnections asks every target in every round, each round beginning
-// with another, so that drift of the machine hits all alike.
+// measureConnections asks every target in every round. Each round starts at the next
+// target, so that drift of the machine affects all alike.
 func (r *runner) measureConnections(ctx context.Context, size Size) error {
 	all := r.targets(size)
 	for _, t := range all {
@@ -80,10 +80,10 @@ func (r *runner) measureConnections(ctx context.Context, size Size) error {
 	return nil
 }
 
-// putter takes what a target's part of a round gave.
+// putter receives the result of a target's part of a round.
 type putter func(m Measure, values []float64, errors int)
 
-// ask makes one target's part of a round; rounds below 0 warm up.
+// ask runs one target's part of a round. Rounds below 0 warm up.
 func (r *runner) ask(ctx context.Context, size Size, t target, round int) error {
 	put := func(m Measure, values []float64, errors int) {
 		if round >= 0 {
@@ -104,8 +104,8 @@ func (r *runner) ask(ctx context.Context, size Size, t target, round int) error 
 	return errors.Join(r.packets(ctx, t, put), r.pour(ctx, t, put))
 }
 
-// exchanges measures one after the other: with a socket each, and where that is
-// asked for on one connection.
+// exchanges measures one exchange at a time: each with its own socket, and for
+// EstablishedTCP on one connection.
 func (r *runner) exchanges(ctx context.Context, t target, put putter) error {
 	for _, m := range []Measure{ExchangeTCP, ExchangeUDP, EstablishedTCP} {
 		o := lab.HammerOptions{Count: r.Exchanges, Records: true, Keep: m == EstablishedTCP}
@@ -135,13 +135,13 @@ func (r *runner) exchanges(ctx context.Context, t target, put putter) error {
 	return nil
 }
 
-// burst counts connections, and what CPU time the machine spends meanwhile.
+// burst counts connections, and the CPU time of the machine meanwhile.
 func (r *runner) burst(ctx context.Context, t target, put putter) error {
 	s, spent, err := r.hammer(ctx, t, false)
 	if err != nil {
 		return err
 	}
-	if s.Answered == 0 { // a rate of 0 is one; nothing can be said of a connection
+	if s.Answered == 0 { // 0 is a valid rate, but there is no cost per connection
 		put(RateTCP, []float64{0}, s.Done)
 		put(CPUTCP, nil, 0)
 		return nil
@@ -151,8 +151,8 @@ func (r *runner) burst(ctx context.Context, t target, put putter) error {
 	return nil
 }
 
-// packets does the same on connections that are kept, and counts the packets of
-// both directions where the client sees them.
+// packets counts exchanges on connections that are kept, and packets in both directions at
+// the client.
 func (r *runner) packets(ctx context.Context, t target, put putter) error {
 	before, err := packetsOf(t.client)
 	if err != nil {
@@ -170,8 +170,8 @@ func (r *runner) packets(ctx context.Context, t target, put putter) error {
 	return nil
 }
 
-// hammer asks with a thread for each CPU for the time of a burst, and gives the
-// CPU time in seconds that the machine spent meanwhile.
+// hammer asks with one thread per CPU for the duration of a burst. It returns the CPU time
+// in seconds that the machine spent meanwhile.
 func (r *runner) hammer(ctx context.Context, t target, keep bool) (s lab.Summary, spent float64, err error) {
 	before, err := busyTime()
 	if err != nil {
@@ -185,7 +185,7 @@ func (r *runner) hammer(ctx context.Context, t target, keep bool) (s lab.Summary
 	return s, after - before, err
 }
 
-// pour measures what one connection brings across.
+// pour measures the throughput of one connection.
 func (r *runner) pour(ctx context.Context, t target, put putter) error {
 	p, err := t.client.Pour(ctx, t.dst, r.Burst, 1)
 	if err = r.whole(ctx, err, true); err != nil {
@@ -195,7 +195,7 @@ func (r *runner) pour(ctx context.Context, t target, put putter) error {
 	return nil
 }
 
-// whole passes an error on; a part that an interrupt cut short is one.
+// whole returns err, or an error if an interrupt cut the part short (whole is false).
 func (r *runner) whole(ctx context.Context, err error, whole bool) error {
 	if err == nil {
 		err = ctx.Err()

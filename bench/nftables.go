@@ -9,7 +9,7 @@ import (
 	"shunt/lab"
 )
 
-// nftablesHead is the table with no service in it.
+// nftablesHead is the table without services.
 const nftablesHead = `add table ip kube-proxy
 add map ip kube-proxy service-ips { type ipv4_addr . inet_proto . inet_service : verdict ; }
 add map ip kube-proxy service-nodeports { type inet_proto . inet_service : verdict ; }
@@ -55,7 +55,7 @@ func (f *frontend) nftEndpoint(i int) string {
 	return fmt.Sprintf("endpoint-%s-%d", chainHash(f.Name, f.proto(), f.Backends[i].String())[:8], f.Index)
 }
 
-// nftablesLoad gives the whole table, for nft -f.
+// nftablesLoad returns the whole table, as input of nft -f.
 func nftablesLoad(w *workload) string {
 	var b strings.Builder
 	b.WriteString(nftablesHead)
@@ -77,8 +77,8 @@ func nftablesLoad(w *workload) string {
 	return b.String()
 }
 
-// nftablesUpdate gives what one changed endpoint takes: its own chain and that
-// of its service; nothing of the other services.
+// nftablesUpdate returns the change of one endpoint: its chain and that of its service,
+// nothing of other services.
 func nftablesUpdate(before, after *workload) string {
 	var b strings.Builder
 	for _, f := range after.frontends(after.moving()) {
@@ -107,9 +107,8 @@ func nftChains(b *strings.Builder, f *frontend) {
 	}
 }
 
-// nftRules gives the rules of a service's chain, which draws an endpoint by a
-// verdict map, the one by which its node port comes to that, and those of its
-// endpoints.
+// nftRules writes the rules of a service's chain, which chooses an endpoint by a verdict
+// map, of the chain from its node port to that one, and of its endpoints' chains.
 func nftRules(b *strings.Builder, f *frontend) {
 	if f.NodePort != 0 {
 		fmt.Fprintf(b, "add rule ip kube-proxy %s jump mark-for-masquerade\nadd rule ip kube-proxy %s goto %s\n",

@@ -16,9 +16,9 @@ import (
 	"shunt/lab"
 )
 
-// pin lets every thread of the pods' processes run on these CPUs only. Where a
-// client and a server share one, the time of an exchange is the sum of the work
-// on the way; else it depends more on which CPU the scheduler woke the server on.
+// pin restricts every thread of the pods' processes to these CPUs. If a client and a server
+// share one CPU, the time of an exchange is the sum of the work on its path. Otherwise it
+// depends more on which CPU the scheduler wakes the server on.
 func pin(cpus *unix.CPUSet, pods ...*lab.Pod) error {
 	for _, p := range pods {
 		err := eachThread(p.Cgroup(), func(tid int) error { return unix.SchedSetaffinity(tid, cpus) })
@@ -29,9 +29,9 @@ func pin(cpus *unix.CPUSet, pods ...*lab.Pod) error {
 	return nil
 }
 
-// yielding makes a server never push its client off their CPU when it is woken
-// (SCHED_BATCH). Else connect(2) takes as long again whenever the scheduler
-// lets the server accept before connect has returned.
+// yielding makes a server never preempt its client when it is woken (SCHED_BATCH).
+// Otherwise connect(2) takes twice as long whenever the scheduler lets the server accept
+// before connect has returned.
 func yielding(p *lab.Pod) error {
 	err := eachThread(p.Cgroup(), func(tid int) error {
 		return unix.SchedSetAttr(tid, &unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: unix.SCHED_BATCH}, 0)
@@ -42,8 +42,8 @@ func yielding(p *lab.Pod) error {
 	return nil
 }
 
-// eachThread calls fn for every thread of the processes in a cgroup; ESRCH says
-// that it has ended.
+// eachThread calls fn for every thread of the processes in a cgroup. It ignores ESRCH from
+// fn: the thread has ended.
 func eachThread(dir string, fn func(tid int) error) error {
 	procs, err := os.ReadFile(filepath.Join(dir, "cgroup.procs"))
 	if err != nil {
@@ -70,7 +70,7 @@ func eachThread(dir string, fn func(tid int) error) error {
 	return nil
 }
 
-// oneOf gives the nth CPU of a set, counted around.
+// oneOf returns the nth CPU of a set, modulo its size.
 func oneOf(all *unix.CPUSet, n int) *unix.CPUSet {
 	var one unix.CPUSet
 	n %= all.Count()

@@ -14,32 +14,31 @@ import (
 	"shunt/lab"
 )
 
-// place is a node with a contender on it.
+// place is a node with a contender.
 type place struct {
 	contender
 	name   string
 	node   *lab.Node
 	client *lab.Pod
-	// prober asks while something changes.
+	// prober asks while a change is made.
 	prober       *lab.Pod
 	server, next *lab.Pod
-	// servers count what each end of the move answered.
+	// servers count the answers of each server of the moving endpoint.
 	servers map[netip.Addr]*lab.Server
 }
 
-// outside is what all places share: a node without a proxy, and clients beyond
-// all nodes.
+// outside is shared by all places: a node without a proxy, and clients outside all nodes.
 type outside struct {
 	node   *lab.Node
 	server *lab.Pod // on that node
 	client *lab.Pod
-	// routed is a client that reaches pods by way of the node of `direct`, and is
-	// answered by the same way.
+	// routed is a client with routes to pods through the node of `direct`, which carries
+	// the replies too.
 	routed *lab.Pod
 }
 
-// makePlaces makes a node for each contender, all of one shape, and drops those
-// that can't run here.
+// makePlaces makes a node of the same shape for each contender, and drops contenders that
+// cannot run here.
 func (r *runner) makePlaces() error {
 	if err := r.makeOutside(); err != nil {
 		return err
@@ -109,9 +108,9 @@ func (r *runner) makeOutside() error {
 	return nil
 }
 
-// noRedirects has a network namespace neither send ICMP redirects nor follow
-// them: all nodes and clients are on one link, and a client that was told so
-// would go past the node that is to be measured.
+// noRedirects makes a network namespace neither send nor accept ICMP redirects: all nodes
+// and clients are on one link, and a redirect would take a client past the node to be
+// measured.
 func noRedirects(do func(func() error) error) error {
 	return do(func() error {
 		for _, device := range []string{"all", "default", "eth0"} {
@@ -126,7 +125,7 @@ func noRedirects(do func(func() error) error) error {
 	})
 }
 
-// closePlaces ends what the lab does not know of.
+// closePlaces ends what the lab does not own.
 func (r *runner) closePlaces() {
 	for _, p := range r.places {
 		p.closeRelay()
@@ -139,8 +138,8 @@ func (p *place) closeRelay() {
 	}
 }
 
-// rest waits for a contender that watches to have nothing left to do, and stops
-// it until it is needed: it is not to take time from others.
+// rest waits until a contender that watches is idle, and stops its process until it is
+// needed, so that it takes no CPU from others.
 func (p *place) rest(ctx context.Context) error {
 	w, ok := p.contender.(*subscriber)
 	if !ok {
@@ -152,7 +151,7 @@ func (p *place) rest(ctx context.Context) error {
 	return w.pause()
 }
 
-// wake has it go on, and waits for it to have caught up.
+// wake resumes the process, and waits until it has caught up.
 func (p *place) wake(ctx context.Context) error {
 	w, ok := p.contender.(*subscriber)
 	if !ok {

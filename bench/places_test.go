@@ -15,8 +15,8 @@ import (
 	"shunt/lab"
 )
 
-// TestRelay: a node's process reaches what the relay leads to, and nothing after
-// it was closed.
+// TestRelay: a process of a node reaches the relay's upstream, and nothing once the relay
+// is closed.
 func TestRelay(t *testing.T) {
 	upstream, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -59,7 +59,7 @@ func TestRelay(t *testing.T) {
 	}
 }
 
-// TestNoRedirects: neither end of a namespace speaks of shorter ways.
+// TestNoRedirects: a namespace neither sends nor accepts ICMP redirects.
 func TestNoRedirects(t *testing.T) {
 	node := lab.ForTest(t).Node("n1")
 	if err := noRedirects(node.Do); err != nil {
@@ -78,7 +78,7 @@ func TestNoRedirects(t *testing.T) {
 	}
 }
 
-// TestPackets: an exchange is counted in both directions, where the client is.
+// TestPackets: an exchange is counted in both directions, at the client.
 func TestPackets(t *testing.T) {
 	node := lab.ForTest(t).Node("n1")
 	server, client := node.Pod("server"), node.Pod("client")
@@ -93,12 +93,13 @@ func TestPackets(t *testing.T) {
 		t.Fatalf("%v, %+v", err, s)
 	}
 	after, err := packetsOf(client)
-	if n := after - before; err != nil || n < 2*exchanges || n > 2*exchanges+20 { // neighbours are asked for
+	if n := after - before; err != nil || n < 2*exchanges || n > 2*exchanges+20 { // ARP adds packets
 		t.Errorf("%v packets of %d exchanges, %v", n, exchanges, err)
 	}
 }
 
-// TestAfterwards: a run that was interrupted says that, and what was not removed.
+// TestAfterwards: the error of an interrupted run says that it was interrupted, and what
+// was not removed.
 func TestAfterwards(t *testing.T) {
 	ended, cancel := context.WithCancel(t.Context())
 	cancel()
@@ -123,7 +124,7 @@ func TestAfterwards(t *testing.T) {
 	}
 }
 
-// TestSpentBy: a process's own time, and that of its children that have ended.
+// TestSpentBy: the time of a process, and of its children that have ended.
 func TestSpentBy(t *testing.T) {
 	before, err := spentBy(os.Getpid())
 	if err != nil {

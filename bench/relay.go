@@ -14,8 +14,8 @@ import (
 	"shunt/lab"
 )
 
-// relay lets the processes of a node reach the API server, which the node's
-// network does not lead to.
+// relay lets processes of a node reach the API server, to which the node's network has no
+// route.
 type relay struct {
 	listener net.Listener
 	upstream string // HOST:PORT, reached from this process's own network
@@ -37,10 +37,10 @@ func newRelay(n *lab.Node, upstream string) (*relay, error) {
 	return r, nil
 }
 
-// addr is where the node's processes connect to.
+// addr returns the address that the node's processes connect to.
 func (r *relay) addr() string { return r.listener.Addr().String() }
 
-// close ends all connections and waits for what carries them.
+// close ends all connections and waits for the goroutines that copy them.
 func (r *relay) close() {
 	r.cancel()
 	r.listener.Close()
@@ -57,13 +57,13 @@ func (r *relay) serve() {
 	}
 }
 
-// pass copies both ways until either side ends.
+// pass copies in both directions until either side ends.
 func (r *relay) pass(near net.Conn) {
 	defer near.Close()
 	d := net.Dialer{Timeout: relayDialTimeout}
 	far, err := d.DialContext(r.ctx, "tcp", r.upstream)
 	if err != nil {
-		return // the client sees its connection end, and tries again
+		return // the client sees that its connection ends, and tries again
 	}
 	defer far.Close()
 	ctx, cancel := context.WithCancel(r.ctx)
@@ -76,7 +76,7 @@ func (r *relay) pass(near net.Conn) {
 	for _, way := range [][2]net.Conn{{near, far}, {far, near}} {
 		both.Go(func() {
 			defer cancel()
-			_, _ = io.Copy(way[0], way[1]) // how it ended is for its two ends to judge
+			_, _ = io.Copy(way[0], way[1]) // the two ends handle errors
 		})
 	}
 	both.Wait()

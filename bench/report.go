@@ -13,24 +13,24 @@ import (
 // reportFormat changes when a field changes its meaning.
 const reportFormat = 2
 
-// Report is what a run found: what --json writes and --compare reads.
+// Report is the result of a run: --json writes it and --compare reads it.
 type Report struct {
 	Format  int       `json:"format"`
 	Started time.Time `json:"started"`
-	// Seconds that the run took.
+	// Seconds is the duration of the run.
 	Seconds float64 `json:"seconds"`
 	Machine Machine `json:"machine"`
 	Setup   Setup   `json:"setup"`
 	// Contenders holds all that were asked for, also those that could not run.
 	Contenders  []ContenderInfo `json:"contenders"`
 	NotMeasured []NotMeasured   `json:"notMeasured"`
-	// Notes say what numbers mean and what they don't.
+	// Notes say what numbers mean and what they do not mean.
 	Notes          []string  `json:"notes"`
 	QuantilePoints []float64 `json:"quantilePoints"`
 	Series         []*Series `json:"series"`
 }
 
-// Setup is what the run was asked for.
+// Setup is the configuration of a run.
 type Setup struct {
 	// API: services came from an API server, for the contenders that watch one.
 	API       bool  `json:"api"`
@@ -45,37 +45,37 @@ type Setup struct {
 	Loads     int     `json:"loads"`
 }
 
-// ContenderInfo says who took part.
+// ContenderInfo describes a contender.
 type ContenderInfo struct {
 	Name string `json:"name"`
-	// What it is here, in a sentence; Version of its parts.
+	// What describes it in a sentence. Version names the versions of its parts.
 	What    string `json:"what"`
 	Version string `json:"version,omitempty"`
-	// Missing is why it did not take part; empty: it did.
+	// Missing is why it did not take part, empty if it did.
 	Missing string `json:"missing,omitempty"`
 }
 
-// NotMeasured names what a reader may look for.
+// NotMeasured names a measurement that a reader may miss.
 type NotMeasured struct {
 	What string `json:"what"`
 	Why  string `json:"why"`
 }
 
-// Measure is a kind of number; see its Unit.
+// Measure is a kind of number. Series.Unit is its unit.
 type Measure string
 
 // The measures of a run.
 const (
 	ConnectTCP     Measure = "connect-tcp"     // µs of connect(2)
 	ExchangeTCP    Measure = "exchange-tcp"    // µs of connect, request and reply
-	ExchangeUDP    Measure = "exchange-udp"    // the same with a datagram each way
-	EstablishedTCP Measure = "established-tcp" // µs of request and reply on a connection that is there
+	ExchangeUDP    Measure = "exchange-udp"    // the same with a datagram in each direction
+	EstablishedTCP Measure = "established-tcp" // µs of request and reply on an open connection
 	RateTCP        Measure = "rate-tcp"        // connections with an exchange, a second
 	Throughput     Measure = "throughput"      // Gbit/s of one connection
-	CPUTCP         Measure = "cpu-tcp"         // µs of CPU a connection, whole machine
-	CPUPacket      Measure = "cpu-packet"      // µs of CPU a packet of established connections, whole machine
-	Update         Measure = "update"          // ms from a changed endpoint to the first connection
-	Load           Measure = "load"            // ms from nothing to all services answering
+	CPUTCP         Measure = "cpu-tcp"         // µs of CPU per connection, whole machine
+	CPUPacket      Measure = "cpu-packet"      // µs of CPU per packet of established connections, whole machine
+	Update         Measure = "update"          // ms from an endpoint's change to the first connection to the new one
+	Load           Measure = "load"            // ms from an empty node until all services answer
 	KernelMem      Measure = "memory-kernel"
 	ProcessMem     Measure = "memory-process"
 )
@@ -84,28 +84,28 @@ var measureUnits = map[Measure]string{ConnectTCP: "µs", ExchangeTCP: "µs", Exc
 	RateTCP: "1/s", Throughput: "Gbit/s", CPUTCP: "µs", CPUPacket: "µs", Update: "ms", Load: "ms", KernelMem: "MiB",
 	ProcessMem: "MiB"}
 
-// Path is where connections go.
+// Path is the path of connections.
 type Path string
 
 // The paths of a run. First and last are the services that were loaded first
 // and last.
 const (
-	// From a pod to a pod of its node: by the pod's own address, or by cluster IP.
+	// From a pod to a pod of its node: to the pod's own address, or to a cluster IP.
 	PathPod   Path = "pod"
 	PathFirst Path = "first"
 	PathLast  Path = "last"
-	// From a client outside through a node to a pod of it (near), or of another
-	// node (far): routed to the pod's own address, or by node port.
+	// From an outside client through a node to a pod of that node (near) or of another one
+	// (far): routed to the pod's own address, or to a node port.
 	PathNear      Path = "near-pod"
 	PathNearFirst Path = "near-first"
 	PathNearLast  Path = "near-last"
 	PathFar       Path = "far-pod"
 	PathFarFirst  Path = "far-first"
 	PathFarLast   Path = "far-last"
-	PathNone      Path = "" // no connection is meant
+	PathNone      Path = "" // a measure without connections
 )
 
-// limit gives the path of `direct` that a path is compared with.
+// limit returns the path of `direct` that a path is compared with.
 func (p Path) limit() Path {
 	switch p {
 	case PathNear, PathNearFirst, PathNearLast:
@@ -116,13 +116,13 @@ func (p Path) limit() Path {
 	return PathPod
 }
 
-// Size is what is measured at: so many services of so many endpoints each.
+// Size is a number of services, and of endpoints per service.
 type Size struct {
 	Services  int `json:"services"`
 	Endpoints int `json:"endpoints"`
 }
 
-// Sizes are all that a run measures at.
+// Sizes returns all sizes of a run.
 func (s Setup) Sizes() []Size {
 	var all []Size
 	for _, services := range s.Services {
@@ -133,15 +133,15 @@ func (s Setup) Sizes() []Size {
 	return all
 }
 
-// largest of them.
+// largest returns the largest number of services with the largest number of endpoints.
 func (s Setup) largest() Size { return Size{slices.Max(s.Services), slices.Max(s.Endpoints)} }
 
-// String gives "1,000 services of 10 endpoints".
+// String returns for instance "1,000 services of 10 endpoints".
 func (s Size) String() string {
 	return fmt.Sprintf("%s services of %d endpoints", tick(float64(s.Services)), s.Endpoints)
 }
 
-// Key tells a series from the others.
+// Key identifies a series.
 type Key struct {
 	Size
 	Contender string  `json:"contender"`
@@ -149,8 +149,8 @@ type Key struct {
 	Measure   Measure `json:"measure"`
 }
 
-// Series is one measure, by rounds. Rounds of one number belong together: they
-// were measured one after the other.
+// Series holds one measure by round. Rounds with the same number were measured one after
+// the other.
 type Series struct {
 	Key
 	Unit   string  `json:"unit"`
@@ -165,7 +165,7 @@ func (s *Series) add(values []float64, errors int) {
 	s.Rounds = append(s.Rounds, sumUp(values, errors))
 }
 
-// series gives that of a key, made if missing.
+// series returns the series of a key, and adds it if it is missing.
 func (r *Report) series(k Key) *Series {
 	if s := r.Find(k); s != nil {
 		return s
@@ -175,7 +175,7 @@ func (r *Report) series(k Key) *Series {
 	return s
 }
 
-// Find gives the series of a key, nil where there is none.
+// Find returns the series of a key, nil if there is none.
 func (r *Report) Find(k Key) *Series {
 	if i := slices.IndexFunc(r.Series, func(s *Series) bool { return s.Key == k }); i >= 0 {
 		return r.Series[i]
@@ -183,11 +183,11 @@ func (r *Report) Find(k Key) *Series {
 	return nil
 }
 
-// Values gives what a series was made of, by round; nil once it was read from
-// a file.
+// Values returns the values of a series by round, nil for a report that was read from a
+// file.
 func (s *Series) Values() [][]float64 { return s.values }
 
-// conclude fills in all results.
+// conclude computes all results.
 func (r *Report) conclude() {
 	for _, s := range r.Series {
 		base := s.Key
@@ -196,7 +196,7 @@ func (r *Report) conclude() {
 	}
 }
 
-// took says which contenders took part, in the order of the report.
+// took returns the contenders that took part, in the order of the report.
 func (r *Report) took() []string {
 	var names []string
 	for _, c := range r.Contenders {
@@ -207,7 +207,7 @@ func (r *Report) took() []string {
 	return names
 }
 
-// Write writes the report as JSON: a line for each series.
+// Write writes the report as JSON.
 func (r *Report) Write(path string) error {
 	data, err := r.encode()
 	if err == nil {
@@ -219,8 +219,8 @@ func (r *Report) Write(path string) error {
 	return nil
 }
 
-// encode indents the head, and gives every series one line: hundreds of rounds
-// on a line each are for nobody.
+// encode indents the head, and writes every series on one line: hundreds of rounds with a
+// line each are unreadable.
 func (r *Report) encode() ([]byte, error) {
 	head := *r
 	head.Series = []*Series{}

@@ -18,7 +18,7 @@ import (
 
 var ofNoPath = []Measure{Update, Load, KernelMem, ProcessMem}
 
-// sampleReport has every kind of series, with numbers made up.
+// sampleReport returns a report with every kind of series and invented numbers.
 func sampleReport(factor float64) *Report {
 	r := &Report{Format: reportFormat, Started: time.Unix(0, 0).UTC(), QuantilePoints: quantilePoints,
 		Setup: Setup{Services: []int{10, 10_000}, Endpoints: []int{2, 10}, Rounds: 8}, Machine: Machine{Kernel: "6.18", CPU: "<cpu>", CPUs: 2, Load: "0.10"}}
@@ -99,7 +99,7 @@ func TestCompare(t *testing.T) {
 		t.Errorf("warnings %v, only in the first %v", twice.Warnings, twice.OnlyOld)
 	}
 	for _, c := range twice.Changes {
-		// A machine half as fast changes values, and no ratio.
+		// A machine that is half as fast changes values, but no ratio.
 		if isValue := c.Of == "value"; c.Beyond != isValue || isValue && c.Factor != 2 {
 			t.Errorf("%+v", c)
 		}
@@ -124,7 +124,7 @@ func TestTable(t *testing.T) {
 	if strings.Contains(out.String(), "NOT ANSWERED") {
 		t.Error("errors are told of where there are none")
 	}
-	for _, m := range []Measure{ConnectTCP, ExchangeTCP} { // the same ones
+	for _, m := range []Measure{ConnectTCP, ExchangeTCP} { // the same exchanges
 		r.Find(Key{Size{10, 10}, nameShunt, PathLast, m}).Result.Errors = 3
 	}
 	r.Table(&out)
@@ -133,7 +133,7 @@ func TestTable(t *testing.T) {
 	}
 }
 
-// TestHTML: one page, nothing loaded from elsewhere, pictures that are XML.
+// TestHTML: one page that loads nothing from elsewhere, with valid XML as pictures.
 func TestHTML(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "r.html")
 	if err := sampleReport(1).WriteHTML(file); err != nil {

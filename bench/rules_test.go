@@ -16,12 +16,12 @@ func testWorkload(services int) *workload {
 	return &workload{Size: Size{services, 4}, Far: netip.MustParseAddr("10.244.1.2")}
 }
 
-// TestIPTablesDraw follows every service through the rules: the endpoints are
-// the workload's, each with the same chance.
+// TestIPTablesDraw follows every service through the rules: it reaches the workload's
+// endpoints, each with the same chance.
 func TestIPTablesDraw(t *testing.T) {
 	w := testWorkload(9)
 	text := iptablesLoad(w)
-	draws := map[string]map[string]float64{} // chance of an endpoint chain by service chain
+	draws := map[string]map[string]float64{} // chances of endpoint chains by service chain
 	rest := map[string]float64{}
 	target := map[string]string{}
 	declared := map[string]bool{}
@@ -80,8 +80,8 @@ func TestIPTablesDraw(t *testing.T) {
 	}
 }
 
-// TestUpdatesTouchOneService: an update holds what changed, and of iptables the
-// dispatch of all services, in the order of before.
+// TestUpdatesTouchOneService: an update holds the changed service only, and for iptables
+// the dispatch rules of all services, in the same order as before.
 func TestUpdatesTouchOneService(t *testing.T) {
 	before := testWorkload(9)
 	after := *before
@@ -117,8 +117,8 @@ func TestUpdatesTouchOneService(t *testing.T) {
 	}
 }
 
-// TestNFTablesNames: what rules jump to is there, and chains are of one
-// endpoint each.
+// TestNFTablesNames: the target of every jump exists, and each chain belongs to one
+// endpoint.
 func TestNFTablesNames(t *testing.T) {
 	text := nftablesLoad(testWorkload(9))
 	chains := map[string]bool{}
@@ -143,8 +143,7 @@ func TestNFTablesNames(t *testing.T) {
 	}
 }
 
-// TestWorkloadEqual: what shunt gets, and what the API server gets, is what the
-// rules say.
+// TestWorkloadEqual: shunt and the API server get the same services as the rules have.
 func TestWorkloadEqual(t *testing.T) {
 	w := testWorkload(1009)
 	nodePorts := map[string]bool{}
@@ -184,7 +183,7 @@ func TestWorkloadEqual(t *testing.T) {
 	}
 }
 
-// TestSpread: first and last are in it, each once.
+// TestSpread: the first and the last service are in it, each number once.
 func TestSpread(t *testing.T) {
 	for services := range 300 {
 		if services < minServices {

@@ -16,8 +16,7 @@ import (
 	"shunt/maps"
 )
 
-// shunt is the contender of our own: its inside in a process of its own, see
-// MaybeProxy.
+// shunt is shunt's contender, without a watcher: its process is MaybeProxy.
 type shunt struct {
 	node *lab.Node
 	host *lab.Pod
@@ -34,10 +33,10 @@ type running struct {
 	root string
 }
 
-// endDeadline is how long the process may take to end once it has been told.
+// endDeadline bounds the end of a process that was told to stop.
 const endDeadline = 10 * time.Second
 
-// buildVersion is the revision that this program was built from.
+// buildVersion returns the revision from which this program was built.
 func buildVersion() string {
 	version, dirty := "unknown revision", ""
 	if info, ok := debug.ReadBuildInfo(); ok {
@@ -53,7 +52,7 @@ func buildVersion() string {
 	return version + dirty + ", " + runtime.Version()
 }
 
-// sizesFor gives maps that the workload fits in, twice over while it changes.
+// sizesFor returns map sizes that fit the workload twice, for the time of a change.
 func sizesFor(w *workload) maps.Sizes {
 	d := maps.DefaultSizes()
 	grow := func(size *uint32, need int) {
@@ -100,7 +99,7 @@ func (s *shunt) memory() (memoryUse, error) {
 	return memoryUse{process, kernel}, err
 }
 
-// unload ends the process, which takes its hooks away, and removes the pins.
+// unload ends the process, which detaches its hooks, and removes the pins.
 func (s *shunt) unload(context.Context) error {
 	if s.run == nil {
 		return nil
@@ -108,7 +107,7 @@ func (s *shunt) unload(context.Context) error {
 	r := s.run
 	s.run = nil
 	err := r.do(proxyTask{Op: "stop"})
-	r.in.Close() // at which it ends by itself
+	r.in.Close() // at EOF it ends
 	timer := time.NewTimer(endDeadline)
 	defer timer.Stop()
 	select {
@@ -134,7 +133,7 @@ func startRunning(ctx context.Context, host *lab.Pod) (*running, error) {
 	}
 	defer outWrite.Close()
 	r := &running{in: inWrite, out: outRead, read: json.NewDecoder(outRead)}
-	// The link to our own executable stays right when the file is replaced.
+	// /proc/self/exe names this executable even after its file was replaced.
 	r.cmd = host.Command(ctx, "/proc/self/exe")
 	r.cmd.Env = append(os.Environ(), proxyEnv+"=1")
 	r.cmd.Stdin, r.cmd.Stdout, r.cmd.Stderr = inRead, outWrite, &r.said
@@ -146,7 +145,7 @@ func startRunning(ctx context.Context, host *lab.Pod) (*running, error) {
 	return r, nil
 }
 
-// do has the process do something and waits for it.
+// do sends a task to the process and waits for the answer.
 func (r *running) do(t proxyTask) error {
 	var a proxyAnswer
 	err := json.NewEncoder(r.in).Encode(t)
@@ -154,7 +153,7 @@ func (r *running) do(t proxyTask) error {
 		err = r.read.Decode(&a)
 	}
 	if err != nil {
-		_ = r.cmd.Stop(time.Second) // its log is whole then
+		_ = r.cmd.Stop(time.Second) // then its log is complete
 		return fmt.Errorf("shunt's process of the benchmark ended (%s): %w%s", t.Op, err, &r.said)
 	}
 	if a.Err != "" {

@@ -7,27 +7,26 @@ import (
 	"slices"
 )
 
-// quantilePoints are those that a Distribution holds, as parts of one.
+// quantilePoints are the quantiles of a Distribution, as fractions of 1.
 var quantilePoints = []float64{0, 0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 0.999, 1}
 
-// confidence is what intervals are for, where there are rounds enough.
+// confidence is the level of intervals, if there are enough rounds.
 const confidence = 0.95
 
-// Interval is a median and what it may be off by.
+// Interval is a median with its confidence interval.
 type Interval struct {
 	Value float64 `json:"value"`
 	Low   float64 `json:"low"`
 	High  float64 `json:"high"`
-	// Level is the confidence: the chance that [Low, High] holds the true
-	// median. It is below 0.95 where there are less than six values, and they
-	// span the interval.
+	// Level is the confidence: the probability that [Low, High] holds the true median. With
+	// fewer than six values it is below 0.95, and the interval is their whole range.
 	Level float64 `json:"level"`
 	// N is the number of values.
 	N int `json:"n"`
 }
 
-// quantile gives the value of a sorted list that a part q of it is not above:
-// always one of the values, none in between (nearest rank). NaN of no values.
+// quantile returns the smallest value of a sorted list such that at least a part q of the
+// list is not above it (nearest rank, no interpolation). It returns NaN for an empty list.
 func quantile(sorted []float64, q float64) float64 {
 	if len(sorted) == 0 {
 		return math.NaN()
@@ -36,7 +35,7 @@ func quantile(sorted []float64, q float64) float64 {
 	return sorted[min(max(rank, 1), len(sorted))-1]
 }
 
-// middle is the median: of an even number of values the mean of the two in the
+// middle returns the median: of an even number of values, the mean of the two in the
 // middle.
 func middle(sorted []float64) float64 {
 	n := len(sorted)
@@ -46,10 +45,10 @@ func middle(sorted []float64) float64 {
 	return (sorted[(n-1)/2] + sorted[n/2]) / 2
 }
 
-// medianInterval gives the median with an interval by order statistics, which
-// presumes nothing of how the values are distributed: the k-th smallest and the
-// k-th largest hold the true median between them with a chance of
-// 1 - 2·P(B < k), where B counts heads in n throws of a coin.
+// medianInterval returns the median with an interval by order statistics, which presumes
+// nothing of how the values are distributed: the k-th smallest and the k-th largest hold
+// the true median between them with a probability of 1 - 2·P(B < k), where B counts heads
+// in n throws of a coin.
 func medianInterval(values []float64) Interval {
 	sorted := slices.Sorted(slices.Values(values))
 	n := len(sorted)
@@ -69,18 +68,18 @@ func medianInterval(values []float64) Interval {
 	return iv
 }
 
-// coin is the chance of exactly k heads in n throws.
+// coin returns the probability of exactly k heads in n throws.
 func coin(n, k int) float64 {
 	lg := func(x int) float64 { v, _ := math.Lgamma(float64(x) + 1); return v }
 	return math.Exp(lg(n) - lg(k) - lg(n-k) - float64(n)*math.Ln2)
 }
 
-// apart says that two intervals do not overlap: the difference is beyond noise.
+// apart reports whether two intervals do not overlap: the difference is beyond noise.
 func (iv Interval) apart(other Interval) bool {
 	return iv.High < other.Low || other.High < iv.Low
 }
 
-// Round is what one round gave, all of it: nothing is taken for an outlier.
+// Round summarizes all values of one round: no outliers are removed.
 type Round struct {
 	N    int     `json:"n"`
 	Min  float64 `json:"min"`
@@ -89,11 +88,11 @@ type Round struct {
 	P99  float64 `json:"p99"`
 	Max  float64 `json:"max"`
 	Mean float64 `json:"mean"`
-	// Errors counts what was asked and not answered; not among N.
+	// Errors counts unanswered exchanges, which N does not include.
 	Errors int `json:"errors,omitempty"`
 }
 
-// sumUp makes a Round of its values.
+// sumUp summarizes the values of a round.
 func sumUp(values []float64, errors int) Round {
 	r := Round{N: len(values), Errors: errors}
 	if r.N == 0 {
@@ -108,9 +107,9 @@ func sumUp(values []float64, errors int) Round {
 	return r
 }
 
-// Result is a series in numbers.
+// Result summarizes a series.
 type Result struct {
-	// N values, Errors beside them, of all rounds together.
+	// N values and Errors failures of all rounds together.
 	N      int     `json:"n"`
 	Errors int     `json:"errors"`
 	P50    float64 `json:"p50"`
@@ -121,13 +120,13 @@ type Result struct {
 	Distribution []float64 `json:"distribution,omitempty"`
 	// Rounds is the median of the rounds' medians.
 	Rounds Interval `json:"rounds"`
-	// Ratio is the median over rounds of a round's median, by that of `direct`
-	// in the same round; nil where there is nothing to compare with.
+	// Ratio is the median, over rounds, of a round's median divided by that of `direct` in
+	// the same round. Nil means that there is nothing to compare with.
 	Ratio *Interval `json:"ratio,omitempty"`
 }
 
-// conclude makes the numbers of a series of its values by round; base is the
-// series of `direct` that it is compared with, nil: none.
+// conclude computes the result of a series from its values by round. base is the series of
+// `direct` to compare with, nil for none.
 func conclude(s *Series, base *Series) Result {
 	var all, medians []float64
 	var r Result
@@ -158,7 +157,7 @@ func conclude(s *Series, base *Series) Result {
 	return r
 }
 
-// ratiosOf compares round by round; rounds that either lacks are left out.
+// ratiosOf compares round by round. It omits rounds that are missing in either series.
 func ratiosOf(s, base *Series) []float64 {
 	if base == nil || base == s {
 		return nil

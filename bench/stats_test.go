@@ -13,8 +13,8 @@ import (
 	"shunt/lab"
 )
 
-// slowQuantile is the definition: the smallest value that at least a part q of
-// all are not above.
+// slowQuantile follows the definition: the smallest value such that at least a part q of
+// all values is not above it.
 func slowQuantile(values []float64, q float64) float64 {
 	best := math.Inf(1)
 	for _, v := range values {
@@ -50,7 +50,7 @@ func TestQuantile(t *testing.T) {
 	}
 }
 
-// TestMedianInterval counts by Pascal's triangle what the interval claims.
+// TestMedianInterval computes the interval's level by Pascal's triangle.
 func TestMedianInterval(t *testing.T) {
 	for n := 1; n <= 40; n++ {
 		values := make([]float64, n)
@@ -67,7 +67,7 @@ func TestMedianInterval(t *testing.T) {
 			}
 			row = next
 		}
-		level := func(k int) float64 { // of the kth and the kth last
+		level := func(k int) float64 { // of the kth smallest and the kth largest
 			below := 0.0
 			for i := range k {
 				below += row[i]
@@ -111,7 +111,7 @@ func TestConclude(t *testing.T) {
 	other := r.series(Key{Size{10, 10}, nameShunt, PathLast, ExchangeTCP})
 	direct.add([]float64{10, 20, 30}, 0)
 	direct.add([]float64{40}, 0)
-	direct.add(nil, 2) // nobody answered in this round
+	direct.add(nil, 2) // no answer in this round
 	other.add([]float64{30, 10, 50}, 1)
 	other.add([]float64{60, 1000}, 0)
 	other.add([]float64{7}, 0)
@@ -122,7 +122,7 @@ func TestConclude(t *testing.T) {
 	if o.N != 6 || o.Errors != 1 || o.P50 != 30 || o.P99 != 1000 || math.Abs(o.Mean-1157.0/6) > 1e-9 {
 		t.Errorf("%+v", o)
 	}
-	// Rounds: 30/20, 60/40; the third has no direct.
+	// Ratios by round: 30/20 and 60/40. The third round has no direct.
 	if o.Ratio == nil || o.Ratio.N != 2 || o.Ratio.Value != 1.5 || o.Rounds.Value != 30 || o.Rounds.N != 3 {
 		t.Errorf("ratio %+v, rounds %+v", o.Ratio, o.Rounds)
 	}

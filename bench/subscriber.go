@@ -20,28 +20,27 @@ import (
 	"shunt/maps"
 )
 
-// subscriber is a contender that is a program of its own and takes the services
-// from the API server.
+// subscriber is a contender that is a separate program and watches the API server.
 type subscriber struct {
 	name string
 	node *lab.Node
 	api  *apiServer
-	// args are the command for a workload; clean takes away what it leaves.
+	// args returns the command line for a workload. clean removes what the program leaves.
 	args  func(w *workload, kubeconfig string) []string
 	clean func(context.Context, *lab.Pod) error
 
-	host  *lab.Pod // where the program runs; of one load
-	tools *lab.Pod // where clean does
+	host  *lab.Pod // the pod of the program, one for each load
+	tools *lab.Pod // the pod in which clean runs
 	relay *relay
 	cmd   *lab.Cmd
 	said  *lab.Tail
 }
 
-// errLabClosed: an interrupt came first.
+// errLabClosed means that an interrupt closed the lab first.
 var errLabClosed = errors.New("the lab is closed")
 
-// What kube-proxy is told so that it can work in a network namespace, where not
-// all sysctls are, and does as in any cluster otherwise.
+// kubeProxyArgs returns kube-proxy's arguments. They differ from a cluster's only so that
+// it can work in a network namespace, where some sysctls are missing.
 func kubeProxyArgs(program, mode string) func(*workload, string) []string {
 	return func(_ *workload, kubeconfig string) []string {
 		return []string{program, "--kubeconfig", kubeconfig, "--hostname-override", nodeName, "--proxy-mode", mode,
@@ -101,18 +100,18 @@ func (s *subscriber) unload(ctx context.Context) error {
 	cmd := s.cmd
 	s.cmd = nil
 	err := cmd.Signal(syscall.SIGCONT)
-	_ = cmd.Stop(endDeadline) // SIGTERM ends kube-proxy with that as its status
-	s.host.Remove()           // ends also a tool that it still runs
+	_ = cmd.Stop(endDeadline) // after SIGTERM, kube-proxy's exit status reports the signal
+	s.host.Remove()           // also ends a tool that it still runs
 	return errors.Join(err, s.clean(ctx, s.tools))
 }
 
-// pause stops the process, so that it takes no time from others; what it made
-// the kernel do goes on.
+// pause stops the process, so that it takes no CPU from others. Its rules and programs stay
+// in the kernel.
 func (s *subscriber) pause() error { return s.cmd.Signal(syscall.SIGSTOP) }
 
 func (s *subscriber) resume() error { return s.cmd.Signal(syscall.SIGCONT) }
 
-// ended gives a context that ends with the process, by the reason of that.
+// ended returns a context that ends with the process, with the reason as its cause.
 func (s *subscriber) ended(ctx context.Context) (context.Context, context.CancelFunc) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	cmd := s.cmd
@@ -126,10 +125,10 @@ func (s *subscriber) ended(ctx context.Context) (context.Context, context.Cancel
 	return ctx, func() { cancel(nil) }
 }
 
-// Limits of settle: to be idle is to spend less than a tenth of a CPU in each of
-// three periods, which together are longer by far than kube-proxy waits between
-// two syncs (a second): a small sync in the first of them is over, and the next
-// change need not wait.
+// Limits of settle. A process is idle if it uses less than a tenth of a CPU in each of
+// three periods. Together these are much longer than kube-proxy's pause between two syncs
+// (a second): a small sync in the first period has finished, and the next change need not
+// wait.
 const (
 	idlePeriod   = 600 * time.Millisecond
 	idlePeriods  = 3
@@ -137,7 +136,7 @@ const (
 	idleDeadline = time.Minute
 )
 
-// settle waits until the process has nothing left to do.
+// settle waits until the process is idle.
 func (s *subscriber) settle(ctx context.Context) error {
 	deadline := time.Now().Add(idleDeadline)
 	before, err := spentBy(s.cmd.PID())
@@ -157,7 +156,7 @@ func (s *subscriber) settle(ctx context.Context) error {
 		}
 		before = now
 		if time.Now().After(deadline) {
-			return nil // busy is how it is
+			return nil // it may always be busy
 		}
 	}
 	if err != nil {
@@ -166,15 +165,15 @@ func (s *subscriber) settle(ctx context.Context) error {
 	return nil
 }
 
-// spentBy is the CPU time in seconds of a process and of its children that have
-// ended.
+// spentBy returns the CPU time of a process and of its children that have ended, in
+// seconds.
 func spentBy(pid int) (float64, error) {
 	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {
 		return 0, err
 	}
-	// The name, in brackets, may have spaces in it. Behind it are the fields from
-	// the third on: utime, stime, cutime and cstime are 14 to 17.
+	// The name, in brackets, may contain spaces. After it come the fields from the third
+	// on: utime, stime, cutime and cstime are 14 to 17.
 	_, rest, _ := strings.Cut(string(data), ") ")
 	words := strings.Fields(rest)
 	if len(words) < 15 {
@@ -191,7 +190,7 @@ func spentBy(pid int) (float64, error) {
 	return sum / userHZ, nil
 }
 
-// shuntArgs run this program's own daemon.
+// shuntArgs returns the command line of this program's own daemon.
 func shuntArgs(node *lab.Node) func(*workload, string) []string {
 	return func(w *workload, kubeconfig string) []string {
 		size := sizesFor(w)
@@ -214,14 +213,14 @@ func cleanShunt(node *lab.Node) func(context.Context, *lab.Pod) error {
 	}
 }
 
-// cleanRules takes all rules out of the node's network namespace.
+// cleanRules removes all rules from the node's network namespace.
 func cleanRules(ctx context.Context, host *lab.Pod) error {
 	empty := "*mangle\nCOMMIT\n*filter\nCOMMIT\n*nat\nCOMMIT\n"
 	var errs []error
 	for _, t := range []struct{ input, tool string }{
 		{empty, "iptables-restore"}, {empty, "ip6tables-restore"}, {"flush ruleset\n", "nft"}} {
 		if _, err := exec.LookPath(t.tool); err != nil {
-			continue // nobody has used it then
+			continue // then there are no such rules
 		}
 		args := []string{"-w", "5"}
 		if t.tool == "nft" {

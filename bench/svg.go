@@ -10,7 +10,7 @@ import (
 	"strings"
 )
 
-// plot is a picture with lines; colours come from the page's style by class.
+// plot is a picture with lines. The page's style has the colours by class.
 type plot struct {
 	title, x, y string // y in the units of the axis
 	xLog, yLog  bool
@@ -25,10 +25,10 @@ type line struct {
 	points      []point
 }
 
-// point has an interval around y where low < high.
+// point has an interval around y if low < high.
 type point struct{ x, y, low, high float64 }
 
-// Sizes of a picture, in its own units.
+// Dimensions of a picture, in its own units.
 const (
 	plotWidth, plotHeight   = 580.0, 320.0
 	plotLeft, plotRight     = 62.0, 152.0
@@ -55,8 +55,8 @@ func (s *scale) at(v float64) float64 {
 	return s.from + (v-lo)/(hi-lo)*(s.to-s.from)
 }
 
-// newScale holds all values, with room at both ends, and ticks of its own
-// choice: powers of ten with others between, or multiples of 1, 2 or 5.
+// newScale returns a scale that covers all values with room at both ends, and chooses its
+// ticks: powers of ten with others between, or multiples of 1, 2 or 5.
 func newScale(log bool, values []float64, from, to float64) scale {
 	s := scale{log: log, min: slices.Min(values), max: slices.Max(values), from: from, to: to}
 	if log {
@@ -84,7 +84,8 @@ func newScale(log bool, values []float64, from, to float64) scale {
 	return s
 }
 
-// mantissas of ticks of a logarithmic scale, by its end over its beginning.
+// mantissas returns the mantissas of ticks on a logarithmic scale whose end divided by its
+// beginning is width.
 func mantissas(width float64) []float64 {
 	switch {
 	case width > 300:
@@ -95,7 +96,7 @@ func mantissas(width float64) []float64 {
 	return []float64{1, 2, 5}
 }
 
-// svg draws it. A plot without a point is empty.
+// svg draws the plot. It returns an empty string for a plot without points.
 func (p *plot) svg() string {
 	var xs, ys []float64
 	for _, l := range p.lines {
@@ -106,8 +107,8 @@ func (p *plot) svg() string {
 	if len(xs) == 0 {
 		return ""
 	}
-	// Intervals count up to twice the highest point, and down to half the lowest:
-	// one that is wider is cut off, and does not press all lines together.
+	// The range covers intervals up to twice the highest point and down to half the lowest:
+	// a wider interval is cut off and does not compress all lines.
 	top, bottom := 2*slices.Max(ys), slices.Min(ys)/2
 	for _, l := range p.lines {
 		for i := range l.points {
@@ -151,8 +152,7 @@ func (p *plot) axes(b *strings.Builder, x, y *scale) {
 	fmt.Fprintf(b, `<text class="label" x="0" y="%.1f">%s</text>`, plotTop-10, html.EscapeString(p.y))
 }
 
-// draw draws the line, its points with their intervals, and what a pointer over
-// them tells.
+// draw draws the line, its points with their intervals, and tooltips.
 func (l *line) draw(b *strings.Builder, x, y *scale) {
 	dashed := ""
 	if l.dashed {
@@ -173,8 +173,7 @@ func (l *line) draw(b *strings.Builder, x, y *scale) {
 	}
 }
 
-// names writes the lines' names at their ends, moved apart where they would
-// cover each other.
+// names writes the lines' names at their ends, and separates those that would overlap.
 func (p *plot) names(b *strings.Builder, y *scale) {
 	type label struct {
 		at   float64
@@ -207,7 +206,7 @@ func (p *plot) names(b *strings.Builder, y *scale) {
 	}
 }
 
-// tick writes a round number short.
+// tick formats a round number in a short form.
 func tick(v float64) string {
 	if v >= 1000 && v == math.Trunc(v) {
 		return number(v)

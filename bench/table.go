@@ -34,7 +34,7 @@ func (r *Report) Table(w io.Writer) {
 	}
 }
 
-// errors counts what was not answered.
+// errors counts the exchanges without an answer.
 func (r *Report) errors() int {
 	n := 0
 	for _, s := range r.Series {
@@ -49,10 +49,10 @@ var pathWords = map[Path]string{PathPod: "pod itself", PathFirst: "first service
 	PathNear: "routed, pod here", PathNearFirst: "first node port, pod here", PathNearLast: "last node port, pod here",
 	PathFar: "routed, pod elsewhere", PathFarFirst: "first node port, pod elsewhere", PathFarLast: "last node port, pod elsewhere"}
 
-// words for a reader.
+// words returns the path's description.
 func (p Path) words() string { return pathWords[p] }
 
-// String gives "1.02 (1.00–1.04)", empty for nil.
+// String returns for instance "1.02 (1.00–1.04)", and "-" for nil.
 func (iv *Interval) String() string {
 	if iv == nil {
 		return "-"
@@ -74,7 +74,7 @@ func mebibytes(s *Series) string {
 	return number(value(s)) + " MiB"
 }
 
-// number gives three digits that count, and thousands apart.
+// number formats a value with three significant digits and thousands separators.
 func number(v float64) string {
 	switch a := math.Abs(v); {
 	case math.IsNaN(v):

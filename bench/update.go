@@ -14,14 +14,14 @@ import (
 
 // Limits of one update.
 const (
-	probeRate     = 2000 // exchanges a second: the time is known to half a millisecond
+	probeRate     = 2000 // exchanges per second: a resolution of half a millisecond
 	probeDeadline = 2 * time.Minute
 	probePoll     = 2 * time.Millisecond
 )
 
-// measureUpdates moves the moving service's endpoint to and fro, one contender
-// after the other in every round. Of those that watch the API server one is
-// awake at a time, and has caught up with what the others were told.
+// measureUpdates moves the moving service's endpoint back and forth, one contender after
+// the other in every round. Only one of the contenders that watch the API server is awake
+// at a time, and it first catches up with the changes made for the others.
 func (r *runner) measureUpdates(ctx context.Context, loads map[*place]*workload) error {
 	for round := range r.Updates {
 		for i := range r.places {
@@ -45,9 +45,8 @@ func (r *runner) measureUpdates(ctx context.Context, loads map[*place]*workload)
 	return nil
 }
 
-// update moves the endpoint while a client asks the service, and gives the time
-// from the start of the change to the end of the first connect() that led to
-// the new endpoint.
+// update moves the endpoint while a client asks the service. It returns the time from the
+// start of the change to the end of the first connect() to the new endpoint.
 func (r *runner) update(ctx context.Context, p *place, before, after *workload) (time.Duration, error) {
 	do, err := p.update(before, after)
 	if err != nil {
@@ -67,7 +66,7 @@ func (r *runner) update(ctx context.Context, p *place, before, after *workload) 
 	}
 	probe := p.prober.StartHammer("tcp4", dst, lab.HammerOptions{Rate: probeRate, Duration: probeDeadline,
 		Timeout: time.Second, Records: true})
-	// The clock may only start once the client asks.
+	// The clock must not start before the client asks.
 	err = r.answers(ctx, oldServer)
 	start := lab.Monotonic()
 	if err == nil {
@@ -89,7 +88,7 @@ func (r *runner) update(ctx context.Context, p *place, before, after *workload) 
 	return firstOf(s.Records, to.Name(), start)
 }
 
-// reaches waits until the service leads to a server.
+// reaches waits until a server answers at the service's address.
 func (p *place) reaches(ctx context.Context, dst netip.AddrPort, server *lab.Pod) error {
 	deadline := time.Now().Add(probeDeadline)
 	for {
@@ -108,7 +107,7 @@ func (p *place) reaches(ctx context.Context, dst netip.AddrPort, server *lab.Pod
 	}
 }
 
-// firstOf finds the first connection to a server since start.
+// firstOf returns the time from start to the first connection to a server.
 func firstOf(records []lab.Record, server string, start int64) (time.Duration, error) {
 	asked := false
 	for _, rec := range records {
@@ -123,7 +122,7 @@ func firstOf(records []lab.Record, server string, start int64) (time.Duration, e
 	return 0, fmt.Errorf("none of %d connections was answered by %s", len(records), server)
 }
 
-// answers waits until a server has answered once more than now.
+// answers waits until a server has answered once more.
 func (r *runner) answers(ctx context.Context, s *lab.Server) error {
 	first, err := s.Count()
 	if err != nil {

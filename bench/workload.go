@@ -10,56 +10,55 @@ import (
 	"shunt/lb"
 )
 
-// workload is what every contender gets: the same services with the same
-// endpoints, in the same order. It crosses a pipe as JSON.
+// workload is the same for every contender: services with endpoints, in the same order. It
+// is sent to a process as JSON.
 //
-// Every service answers: its endpoints are addresses of the node's pod "server",
-// which are the same on every contender's node. Those of the second service and
-// the last but one are addresses of a pod on another node, which all share. The
-// one endpoint of the service in the middle moves between two pods.
+// Every service answers: its endpoints are addresses of the node's pod "server", the same
+// on every contender's node. Those of the second service and the last but one are addresses
+// of a pod on another node, which all contenders share. The one endpoint of the service in
+// the middle moves between two pods.
 type workload struct {
 	Size
 	// Far is the first address of the pod on the other node, see farEndpoint.
 	Far netip.Addr
-	// Moved: the moving service's endpoint is at nextAddr now.
+	// Moved: the endpoint of the moving service is at nextAddr.
 	Moved bool
 }
 
 const (
 	backendPort = 8080
-	// maxEndpoints: each is an address of the server's pod.
+	// maxEndpoints is bounded by the addresses of the server's pod.
 	maxEndpoints = 100
 	maxServices  = 100_000
 	minServices  = 5 // first and last of two kinds, and the moving one
 	servicePort  = 80
-	// firstNodePort and how many services have one beside the measured ones: the
+	// firstNodePort, and how many services have a node port besides the measured ones: the
 	// API server's range of node ports ends at 32767.
 	firstNodePort = 30_000
 	nodePorts     = 1000
 )
 
-// Names that API objects and proxies have for nodes; each contender's node has
-// the first one.
+// Names of nodes in API objects and for proxies. Each contender's node has the first one.
 const (
 	nodeName    = "bench"
 	farNodeName = "bench-far"
 )
 
-// serverAddr and nextAddr are the pods between which the endpoint moves.
+// serverAddr and nextAddr are the addresses between which the endpoint moves.
 var (
 	serverAddr = endpoint(0)
 	nextAddr   = netip.AddrFrom4([4]byte{10, 245, 1, 1})
 )
 
-// endpoint is an address of the pod that serves, one of many: a single server
-// behind all, so that who is drawn makes no difference.
+// endpoint returns an address of the pod "server". One server is behind all of them, so
+// that the choice of an endpoint makes no difference.
 func endpoint(e int) netip.Addr {
 	b := lab.SharedCIDR4.Addr().As4()
 	b[3] = byte(1 + e)
 	return netip.AddrFrom4(b)
 }
 
-// farEndpoint is the same of the pod on the other node.
+// farEndpoint returns an address of the pod on the other node.
 func farEndpoint(far netip.Addr, e int) netip.Addr {
 	b := far.As4()
 	if e > 0 {
@@ -70,7 +69,7 @@ func farEndpoint(far netip.Addr, e int) netip.Addr {
 
 // frontend is one port of a service.
 type frontend struct {
-	// Index of the service, Name of it as NAMESPACE/NAME:PORT.
+	// Index of the service, Name of the service port as NAMESPACE/NAME:PORT.
 	Index    int
 	Name     string
 	Protocol lb.Protocol
@@ -80,23 +79,23 @@ type frontend struct {
 	Node     string // of the backends
 }
 
-// moving is the index of the service whose one endpoint moves.
+// moving returns the index of the service whose one endpoint moves.
 func (w *workload) moving() int { return w.Services / 2 }
 
-// far says that a service's endpoints are on the other node.
+// far reports whether a service's endpoints are on the other node.
 func (w *workload) far(i int) bool { return i == 1 || i == w.Services-2 }
 
-// measured services are connected to by every path.
+// measured reports whether connections to the service are measured.
 func (w *workload) measured(i int) bool { return i < 2 || i >= w.Services-2 }
 
-// clusterIP is a service's address: 10.96.1.0 and on, without a gap. (Those
-// before are an API server's own.)
+// clusterIP returns a service's address: 10.96.1.0 and on, without a gap. (Lower addresses
+// are for the API server's own services.)
 func clusterIP(i int) netip.Addr {
 	n := i + 256
 	return netip.AddrFrom4([4]byte{10, 96 + byte(n>>16), byte(n >> 8), byte(n)})
 }
 
-// nodePort is that of a service, 0 where it has none.
+// nodePort returns a service's node port, 0 if it has none.
 func (w *workload) nodePort(i int) uint16 {
 	switch {
 	case i < nodePorts:
@@ -107,8 +106,7 @@ func (w *workload) nodePort(i int) uint16 {
 	return 0
 }
 
-// frontends gives those of one service; the measured ones are served over UDP
-// too.
+// frontends returns the ports of one service. The measured services also serve UDP.
 func (w *workload) frontends(i int) []frontend {
 	f := frontend{Index: i, Name: fmt.Sprintf("%s:tcp", nameOf(i)), Protocol: lb.TCP, NodePort: w.nodePort(i),
 		Addr: netip.AddrPortFrom(clusterIP(i), servicePort), Node: nodeName}
@@ -142,16 +140,16 @@ func nameOf(i int) lb.ServiceName {
 	return lb.ServiceName{Namespace: namespace, Name: fmt.Sprintf("svc-%d", i)}
 }
 
-// namespace of all services.
+// namespace holds all services.
 const namespace = "shunt-bench"
 
-// objectSink is the part of lb.Sink that a workload fills.
+// objectSink is the part of lb.Sink that a workload uses.
 type objectSink interface {
 	SetService(*lb.Service)
 	SetSlice(*lb.EndpointSlice)
 }
 
-// fill gives the services as shunt's store takes them.
+// fill passes all services to shunt's store.
 func (w *workload) fill(sink objectSink) {
 	for i := range w.Services {
 		svc, slice := w.objects(i)
@@ -160,7 +158,7 @@ func (w *workload) fill(sink objectSink) {
 	}
 }
 
-// objects gives a service and its slice.
+// objects returns a service and its slice.
 func (w *workload) objects(i int) (*lb.Service, *lb.EndpointSlice) {
 	svc := &lb.Service{Name: nameOf(i), ClusterIPs: []netip.Addr{clusterIP(i)}}
 	slice := &lb.EndpointSlice{Service: svc.Name, Name: lb.SliceName{Namespace: namespace, Name: svc.Name.Name + "-1"}}

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package bench_test measures parts: a hook, a packet's programs, a first sync, a change.
-// It prints figures and asserts no time. `shunt bench` is package bench.
+// Package bench_test measures parts of shunt: a hook, the packet programs, a first sync, a
+// change. It prints figures and asserts no time. `shunt bench` is package bench.
 package bench_test
 
 import (
@@ -28,8 +28,8 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// proxy is the daemon's inside without a watcher: services go straight into the
-// store. Its hooks act on one node's cgroup.
+// proxy runs the parts of the daemon without a watcher: services go straight into the
+// store. Its hooks are attached to one node's cgroup.
 type proxy struct {
 	root, cgroup string
 	set          *maps.Set
@@ -40,7 +40,7 @@ type proxy struct {
 	reports      chan lb.Report
 }
 
-// startProxy fills the maps of a node; its hooks are not attached yet.
+// startProxy fills the maps of a node. It does not attach the hooks.
 func startProxy(b *testing.B, node *lab.Node, sizes maps.Sizes, fill func(lb.Sink)) *proxy {
 	b.Helper()
 	root := filepath.Join(node.BPFFS(), "shunt")
@@ -75,11 +75,11 @@ func startProxy(b *testing.B, node *lab.Node, sizes maps.Sizes, fill func(lb.Sin
 	return p
 }
 
-// Reconciled hands reports to the benchmark.
+// Reconciled passes reports to the benchmark.
 func (p *proxy) Reconciled(r lb.Report) {
 	select {
 	case p.reports <- r:
-	default: // nobody waits for this one
+	default: // the benchmark does not wait for this one
 	}
 }
 
@@ -104,8 +104,8 @@ func check(b *testing.B, err error) {
 	}
 }
 
-// fillServices sets n services of `endpoints` each that nobody connects to, and
-// gives the service that is measured its own backends.
+// fillServices sets n services of `endpoints` each that get no connections. The measured
+// service has its own backends.
 func fillServices(s lb.Sink, n, endpoints int) {
 	for i := range n {
 		s.SetService(service(i))
@@ -125,7 +125,7 @@ func service(i int) *lb.Service {
 	}
 }
 
-// slice gives endpoints that depend on a version: one of them changes with it.
+// slice returns a slice of a version: the address of one endpoint changes with the version.
 func slice(i, endpoints, version int) *lb.EndpointSlice {
 	sl := &lb.EndpointSlice{
 		Name:    lb.SliceName{Namespace: "bench", Name: fmt.Sprintf("svc-%d-0", i)},
@@ -146,7 +146,7 @@ func slice(i, endpoints, version int) *lb.EndpointSlice {
 	return sl
 }
 
-// median of samples; they are sorted in place.
+// median returns the median, and sorts the samples in place.
 func median(samples []float64) float64 {
 	slices.Sort(samples)
 	return samples[len(samples)/2]

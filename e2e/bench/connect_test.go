@@ -14,19 +14,18 @@ import (
 )
 
 const (
-	// rounds are how many there are at least: the machine's moods last longer than
-	// one, and the median goes by the rounds between them.
+	// rounds is the least number of rounds. The machine's speed changes more slowly than
+	// rounds do, and the median compares the sides of each round.
 	rounds = 30
-	// A round asks this often without hooks, and as often through the service; each
-	// after as many as warm up what attaching and detaching left cold.
+	// A round makes so many exchanges without hooks, and as many through the service. Each
+	// is preceded by as many to warm up after attaching and detaching.
 	perRound = 200
 )
 
-// BenchmarkConnect measures connect, request and reply from a pod to a pod of
-// its node: directly while the node has no hook, and through a ClusterIP while
-// it has. Rounds alternate, and which of both comes first in them, so that whatever
-// else the machine does hits both.
-// The ratio is the median over rounds of the medians' ratio.
+// BenchmarkConnect measures connect, request and reply from a pod to a pod of its node:
+// directly while no hook is attached, and through a ClusterIP while hooks are. Both are
+// measured in every round, in alternating order, so that other load on the machine affects
+// both. The ratio is the median over rounds of the medians' ratio.
 func BenchmarkConnect(b *testing.B) {
 	for _, network := range []string{"tcp4", "tcp6", "udp4"} {
 		for _, services := range []int{10, 100_000} {
@@ -84,7 +83,7 @@ func benchmarkConnect(b *testing.B, network string, services int) {
 		}
 		direct, through, ratios = append(direct, d), append(through, s), append(ratios, s/d)
 	}
-	b.ReportMetric(0, "ns/op") // a round means nothing
+	b.ReportMetric(0, "ns/op") // ns/op of a round means nothing
 	b.ReportMetric(median(direct)/1e3, "direct-p50-µs")
 	b.ReportMetric(median(through)/1e3, "service-p50-µs")
 	b.ReportMetric(median(ratios), "ratio")

@@ -12,11 +12,10 @@ import (
 	"shunt/maps"
 )
 
-// BenchmarkHookCost prints what a run of each hook takes by the kernel's own
-// count, with 100,000 services loaded: through a service (connect, sendto), and
-// on sockets that speak to no service; those again with service CIDRs known, in
-// which an address that means nothing is then looked for. The count itself costs
-// some 20 ns a run.
+// BenchmarkHookCost prints the time of a run of each hook by the kernel's statistics, with
+// 100,000 services loaded: through a service (connect, sendto), and on sockets that use no
+// service. The latter also with known service CIDRs, so that an address without a frontend
+// is looked up in them. The statistics cost some 20 ns a run.
 func BenchmarkHookCost(b *testing.B) {
 	l := lab.ForTest(b)
 	node := l.Node("n1")
@@ -45,7 +44,7 @@ func BenchmarkHookCost(b *testing.B) {
 		{"connect-service", "connect4", "tcp4", local, vip, false, false},
 		{"connect-other", "connect4", "tcp4", local, backend, false, false},
 		{"sendto-service", "sendmsg4", "udp4", local, vip, true, false},
-		// The server's replies: sendto() to an address that is no service's.
+		// The server's replies: sendto() to an address of no service.
 		{"sendto-other", "sendmsg6", "udp4", client, backend, true, false},
 		{"recvfrom-other", "recvmsg6", "udp4", client, backend, true, false},
 		{"connect-other-cidrs", "connect4", "tcp4", local, backend, false, true},

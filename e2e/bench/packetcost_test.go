@@ -19,11 +19,10 @@ const (
 	podPort      = 8080
 )
 
-// BenchmarkPacketCost prints what a run of the packet path's programs takes by
-// the kernel's own count, with 10,000 services loaded: for packets of established
-// flows through a node port, to a backend of this node and of another one, and
-// for first packets (ingress, a flow for each datagram). The count itself costs
-// some 20 ns a run.
+// BenchmarkPacketCost prints the time of a run of each packet program by the kernel's
+// statistics, with 10,000 services loaded: for packets of established flows through a node
+// port, to a backend of this node and of another one, and for first packets (ingress, a new
+// flow for each datagram). The statistics cost some 20 ns a run.
 func BenchmarkPacketCost(b *testing.B) {
 	l := lab.ForTest(b)
 	node, far := l.Node("n1"), l.Node("n2")

@@ -29,19 +29,20 @@ import (
 	"shunt/maps"
 )
 
-// BenchmarkFirstSync measures a start with all services already there: e2e is
-// the real daemon, built as it is shipped, against a real API server; store is
-// ten times as many services straight into the store, with maps made for it.
+// BenchmarkFirstSync measures a start with all services already there. e2e runs the real
+// daemon, built as it is shipped, against a real API server. store puts ten times as many
+// services straight into the store, with maps of that size.
 func BenchmarkFirstSync(b *testing.B) {
 	b.Run("e2e/services=10000", func(b *testing.B) { benchmarkDaemon(b, 10_000, 10) })
 	b.Run("store/services=100000", func(b *testing.B) { benchmarkStore(b, 100_000, 10) })
 }
 
-// settle is how long the daemon is left alone before its memory is measured: it
-// gives back what only the sync needed.
+// settle is how long the benchmark waits before it measures the daemon's memory: the daemon
+// frees what only the sync needed.
 const settle = 2 * time.Second
 
-// changes are made after the sync, before memory is measured a second time.
+// changes is how many changes are made after the sync, before memory is measured a second
+// time.
 const changes = 200
 
 func benchmarkDaemon(b *testing.B, services, endpoints int) {
@@ -83,7 +84,7 @@ func benchmarkDaemon(b *testing.B, services, endpoints int) {
 	figures.report(b)
 }
 
-// benchmarkStore shows that a large cluster fits where the maps are made for it.
+// benchmarkStore shows that a large cluster fits into maps of its size.
 func benchmarkStore(b *testing.B, services, endpoints int) {
 	node := lab.ForTest(b).Node("n1")
 	sizes := maps.DefaultSizes()
@@ -131,7 +132,7 @@ func (p *proxy) reconcileOnce(b *testing.B, node *lab.Node, sizes maps.Sizes) lb
 
 func liveHeap() int64 {
 	runtime.GC()
-	runtime.GC() // what finalizers held
+	runtime.GC() // frees what finalizers held
 	var m runtime.MemStats
 	runtime.ReadMemStats(&m)
 	return int64(m.HeapAlloc)
@@ -147,7 +148,7 @@ type daemon struct {
 	tail []string
 }
 
-// logLine is what the benchmark reads of a line of the daemon's log.
+// logLine has the fields of the daemon's log that the benchmark reads.
 type logLine struct {
 	Time     time.Time `json:"time"`
 	Msg      string    `json:"msg"`
@@ -179,7 +180,7 @@ func startDaemon(b *testing.B, node *lab.Node, name, binary string, args ...stri
 	return d
 }
 
-// read hands the lines out that somebody may wait for, until the daemon ends.
+// read passes on the log lines that await waits for, until the daemon ends.
 func (d *daemon) read(out io.ReadCloser) {
 	defer close(d.lines)
 	defer out.Close()
@@ -217,7 +218,7 @@ func (d *daemon) await(b *testing.B, msg string) logLine {
 
 func (d *daemon) stop() error { return d.cmd.Stop(10 * time.Second) }
 
-// awaitBackend waits until the pinned maps hold an endpoint.
+// awaitBackend waits until the pinned maps hold a backend with that address.
 func awaitBackend(b *testing.B, root, addr string) {
 	b.Helper()
 	set, err := maps.Load(root)
@@ -239,7 +240,7 @@ func awaitBackend(b *testing.B, root, addr string) {
 	b.Fatalf("endpoint %s is not in the maps after a minute", addr)
 }
 
-// samples collect figures by name; the median of each is reported.
+// samples collects figures by name and reports the median of each.
 type samples struct {
 	names  []string
 	values map[string][]float64
@@ -256,14 +257,14 @@ func (s *samples) add(name string, v float64) {
 }
 
 func (s *samples) report(b *testing.B) {
-	b.ReportMetric(0, "ns/op") // a round means nothing
+	b.ReportMetric(0, "ns/op") // ns/op of a round means nothing
 	for _, name := range s.names {
 		b.ReportMetric(median(s.values[name]), name)
 	}
 }
 
-// addMemory notes what a process holds in memory, in MB of 10^6 bytes. RssFile
-// has the arrays of the maps, which the kernel counts for whoever maps them.
+// addMemory adds the memory of a process, in MB of 10^6 bytes. RssFile includes mapped eBPF
+// arrays, which the kernel counts for every process that maps them.
 func (s *samples) addMemory(b *testing.B, when string, pid int) {
 	b.Helper()
 	for _, field := range []string{"VmRSS", "RssAnon", "RssFile"} {

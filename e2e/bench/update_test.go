@@ -29,11 +29,11 @@ import (
 // updates is how many changes a round of BenchmarkEndpointUpdate makes.
 const updates = 300
 
-// BenchmarkEndpointUpdate measures how long it takes one changed endpoint in
-// the API server to get into the eBPF maps, with few and with many services
-// there: event- from the arrival of the watch event's last byte in this process,
-// api- from when the API server has answered the change, which it may do after it
-// has told the watchers. The writes are those of one change, by kind of map.
+// BenchmarkEndpointUpdate measures how long one changed endpoint in the API server takes to
+// reach the eBPF maps, with few and with many services: event- from the arrival of the
+// watch event's last byte in this process, api- from the API server's answer to the change,
+// which it may send after it has notified watchers. The writes are those of one change, by
+// kind of map.
 func BenchmarkEndpointUpdate(b *testing.B) {
 	cluster := kube.ForTest(b)
 	there, version := 0, 0
@@ -59,7 +59,7 @@ func benchmarkUpdate(b *testing.B, cluster *kube.Cluster, services int, version 
 	var writes maps.Writes
 	for range b.N {
 		for range updates {
-			*version++ // an address that was never there before
+			*version++ // an address that was never used before
 			called := time.Now()
 			updateSlice(b, cluster.Client(), *version%services, perService, *version)
 			answered := time.Now()
@@ -76,7 +76,7 @@ func benchmarkUpdate(b *testing.B, cluster *kube.Cluster, services int, version 
 		}
 	}
 	n := float64(len(event))
-	b.ReportMetric(0, "ns/op") // a round means nothing
+	b.ReportMetric(0, "ns/op") // ns/op of a round means nothing
 	b.ReportMetric(median(event), "event-p50-ms")
 	b.ReportMetric(percentile(event, 99), "event-p99-ms")
 	b.ReportMetric(median(api), "api-p50-ms")
@@ -88,8 +88,8 @@ func benchmarkUpdate(b *testing.B, cluster *kube.Cluster, services int, version 
 	b.ReportMetric(float64(writes.Names)/n, "name-writes")
 }
 
-// reportOfChange gives the reconcile that brought an endpoint into the maps which
-// arrived then: others, of other objects, may come before it.
+// reportOfChange returns the report of the reconcile that wrote the endpoint that arrived
+// then. It skips reports about objects that arrived earlier.
 func (p *proxy) reportOfChange(b *testing.B, arrived time.Time) lb.Report {
 	b.Helper()
 	for {
@@ -103,13 +103,13 @@ func (p *proxy) reportOfChange(b *testing.B, arrived time.Time) lb.Report {
 
 func ms(d time.Duration) float64 { return float64(d.Microseconds()) / 1e3 }
 
-// percentile is a sample, not interpolated; they are sorted in place.
+// percentile returns a sample, not interpolated, and sorts the samples in place.
 func percentile(samples []float64, p int) float64 {
 	slices.Sort(samples)
 	return samples[min(len(samples)-1, len(samples)*p/100)]
 }
 
-// watching is the daemon's watcher in this process, with a clock at its wire.
+// watching runs the daemon's watcher in this process, with a clock on its connection.
 type watching struct {
 	lb.Sink
 	lastRead atomic.Int64 // Unix time in nanoseconds
@@ -150,10 +150,10 @@ func (w *watching) start(b *testing.B, cluster *kube.Cluster, sink lb.Sink) {
 	}
 }
 
-// SetSynced is passed on by startProxy.
+// SetSynced does not call the sink's: startProxy does.
 func (w *watching) SetSynced() { close(w.synced) }
 
-// SetSlice notes when the bytes arrived that the slice was decoded from.
+// SetSlice sends the time at which the slice's bytes arrived.
 func (w *watching) SetSlice(s *lb.EndpointSlice) {
 	if w.live.Load() {
 		w.arrived <- time.Unix(0, w.lastRead.Load())
@@ -161,7 +161,7 @@ func (w *watching) SetSlice(s *lb.EndpointSlice) {
 	w.Sink.SetSlice(s)
 }
 
-// clockedConn notes when bytes last came in.
+// clockedConn records when bytes were last read.
 type clockedConn struct {
 	net.Conn
 	last *atomic.Int64
@@ -173,8 +173,8 @@ func (c *clockedConn) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// fillCluster makes services from one number up to another, of so many endpoints
-// each, with a slice as the controller writes it.
+// fillCluster creates the services from number `from` up to `to`, with so many endpoints
+// each, in a slice as the controller writes it.
 func fillCluster(b *testing.B, client kubernetes.Interface, from, to, endpoints int) {
 	b.Helper()
 	ctx := b.Context()
@@ -213,7 +213,7 @@ func apiService(i int) *v1.Service {
 	}
 }
 
-// apiSlice is a slice of a version: that is in the address of its first endpoint.
+// apiSlice returns a slice of a version, which is in the address of its first endpoint.
 func apiSlice(i, endpoints, version int) *discoveryv1.EndpointSlice {
 	service := fmt.Sprintf("svc-%d", i)
 	s := &discoveryv1.EndpointSlice{
@@ -240,7 +240,7 @@ func apiSlice(i, endpoints, version int) *discoveryv1.EndpointSlice {
 	return s
 }
 
-// changedEndpoint is the address that the first endpoint has in a version.
+// changedEndpoint returns the address of the first endpoint in a version.
 func changedEndpoint(version int) string {
 	return fmt.Sprintf("11.%d.%d.%d", version>>16&255, version>>8&255, version&255)
 }
