@@ -14,8 +14,8 @@ import (
 	"go.uber.org/zap"
 )
 
-// Addrs gives the addresses of this network namespace's interfaces, sorted.
-// Link-local IPv6 addresses are left out: they mean nothing without a device.
+// Addrs returns the addresses of this network namespace's interfaces, sorted and without
+// duplicates. It leaves out link-local IPv6 addresses: they mean nothing without a device.
 func Addrs() ([]netip.Addr, error) {
 	list, err := netlink.AddrList(nil, netlink.FAMILY_ALL)
 	if err != nil {
@@ -34,15 +34,15 @@ func Addrs() ([]netip.Addr, error) {
 	return slices.Compact(addrs), nil
 }
 
-// How often addresses are read again though nothing was heard, and how long to
-// wait before listening again after a failure.
+// addrResync is how often the addresses are read again without a notice of a change, addrRetry
+// how long to wait before subscribing again after a failure.
 const (
 	addrResync = time.Minute
 	addrRetry  = time.Second
 )
 
-// WatchAddrs gives the addresses now and whenever they change, until the context
-// ends. It returns nil then.
+// WatchAddrs calls set with the addresses of Addrs: once at the start, at every change, and
+// every addrResync. It returns nil when the context ends.
 func WatchAddrs(ctx context.Context, set func([]netip.Addr), log *zap.Logger) error {
 	for ctx.Err() == nil {
 		if err := watchAddrs(ctx, set, log); err != nil {
@@ -67,7 +67,7 @@ func watchAddrs(ctx context.Context, set func([]netip.Addr), log *zap.Logger) er
 	}
 	defer func() {
 		close(done)
-		for range updates { // until the library's goroutine is done with it
+		for range updates { // until the library's goroutine has ended
 		}
 	}()
 	resync := time.NewTicker(addrResync)

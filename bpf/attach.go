@@ -14,22 +14,22 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// hookState is what became of a hook in one look at it.
+// hookState is the result of one scan of a hook.
 type hookState struct {
 	hook string
-	// found says what was wrong; empty: nothing. foundOut: it was not in effect.
+	// found describes what was wrong; empty: nothing. foundOut: the hook was not in effect.
 	found    string
 	foundOut bool
-	// problem says what is wrong now, since it could not be mended.
+	// problem describes what is still wrong, because the repair failed.
 	problem string
-	// out: it is not in effect now.
+	// out: the hook is not in effect now.
 	out bool
 }
 
-// Attach puts the programs into effect for the cgroup and all below it, and pins
-// the links below root. A link that an earlier daemon pinned for this cgroup is
-// updated in place: there is no moment without a program. Where all is as it should
-// be, nothing is done.
+// Attach attaches the programs to the cgroup, which puts them into effect for it and all
+// cgroups below, and pins the links below root. A link that an earlier daemon pinned for this
+// cgroup is updated in place: there is no moment without a program. Attach changes nothing
+// where everything is as it should be. The error has a line for every hook with a problem.
 func (p *Programs) Attach(root, cgroup string) error {
 	states, err := p.mend(root, cgroup)
 	if err != nil {
@@ -44,7 +44,7 @@ func (p *Programs) Attach(root, cgroup string) error {
 	return errors.Join(errs...)
 }
 
-// mend looks at all hooks and puts right what is wrong.
+// mend scans all hooks and repairs those that are wrong.
 func (p *Programs) mend(root, cgroup string) ([]hookState, error) {
 	dir := filepath.Join(root, linkDir)
 	if err := os.MkdirAll(dir, 0o700); err != nil {
@@ -70,7 +70,7 @@ func (p *Programs) mend(root, cgroup string) ([]hookState, error) {
 	})
 }
 
-// look is mend without mending.
+// look scans all hooks and repairs none.
 func (p *Programs) look(root, cgroup string) ([]hookState, error) {
 	return p.each(cgroup, func(h hook, at *os.File, want hookWant) hookState {
 		plan := planHook(p.view(h, filepath.Join(root, linkDir), at, want), want)
@@ -78,7 +78,7 @@ func (p *Programs) look(root, cgroup string) ([]hookState, error) {
 	})
 }
 
-// lookHeld says of the links alone, with no cgroup at hand, whether they are attached.
+// lookHeld scans only the links that this process holds, for when the cgroup can't be opened.
 func (p *Programs) lookHeld() (all []hookState) {
 	for _, h := range p.hooks() {
 		s := hookState{hook: h.pin}
@@ -90,7 +90,8 @@ func (p *Programs) lookHeld() (all []hookState) {
 	return all
 }
 
-// each calls for every hook, in the order of hooks.
+// each calls do for every hook, in the order of hooks, with the opened cgroup and the state
+// that the hook should have.
 func (p *Programs) each(cgroup string, do func(hook, *os.File, hookWant) hookState) ([]hookState, error) {
 	at, err := os.Open(cgroup)
 	if err != nil {
@@ -112,7 +113,7 @@ func (p *Programs) each(cgroup string, do func(hook, *os.File, hookWant) hookSta
 	return all, nil
 }
 
-// view asks the kernel about a hook.
+// view reads a hook's state from the kernel.
 func (p *Programs) view(h hook, dir string, cgroup *os.File, want hookWant) (v hookView) {
 	if l := p.links[h.pin]; l != nil {
 		v.held = viewLink(l)
@@ -134,7 +135,7 @@ func viewLink(l link.Link) linkView {
 	return linkView{id: info.ID, cgroup: linkCgroup(l), program: info.Program}
 }
 
-// carryOut does what the plan says.
+// carryOut executes a plan.
 func (p *Programs) carryOut(plan hookPlan, h hook, pin, cgroup string) error {
 	if plan.take {
 		l, err := link.LoadPinnedLink(pin, nil)
@@ -151,7 +152,7 @@ func (p *Programs) carryOut(plan hookPlan, h hook, pin, cgroup string) error {
 		if err != nil {
 			return err
 		}
-		if old := p.links[h.pin]; old != nil { // the new one is in effect now
+		if old := p.links[h.pin]; old != nil { // the new link is in effect now
 			_ = detach(old) // which fails where it was detached already
 		}
 		p.hold(h, l)
@@ -174,8 +175,8 @@ func (p *Programs) hold(h hook, l link.Link) {
 	p.links[h.pin] = l
 }
 
-// pinLink puts a link in its place, and takes out of effect what else is there: a
-// program of ours for another cgroup, or of one that was removed.
+// pinLink pins a link. It detaches the link that is pinned there already: it has a program of
+// shunt for another cgroup, or for one that was removed.
 func pinLink(l link.Link, pin string) error {
 	if old, err := link.LoadPinnedLink(pin, nil); err == nil {
 		if viewLink(old).id != viewLink(l).id {
@@ -186,7 +187,7 @@ func pinLink(l link.Link, pin string) error {
 	if err := os.Remove(pin); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("remove what is in the place of the link's pin: %w", err)
 	}
-	if err := l.Unpin(); err != nil { // it remembers where it was
+	if err := l.Unpin(); err != nil { // the link object keeps the path of its last pin
 		return fmt.Errorf("pin the link: %w", err)
 	}
 	if err := l.Pin(pin); err != nil {
@@ -195,9 +196,9 @@ func pinLink(l link.Link, pin string) error {
 	return nil
 }
 
-// detach takes a link out of effect at once: when its last pin and file are gone,
-// the kernel does so too, but some time later. A link of a cgroup that was removed
-// is out of effect already.
+// detach takes a link out of effect at once. The kernel does so too when the link's last pin
+// and file descriptor are gone, but some time later. A link of a removed cgroup is out of
+// effect already.
 func detach(l link.Link) error {
 	if linkCgroup(l) == 0 {
 		return nil
@@ -205,7 +206,7 @@ func detach(l link.Link) error {
 	return l.Detach()
 }
 
-// cgroupID is the id of a cgroup v2 directory: its inode number.
+// cgroupID returns the id of a cgroup v2 directory: its inode number.
 func cgroupID(dir string) (uint64, error) {
 	var st unix.Stat_t
 	if err := unix.Stat(dir, &st); err != nil {
@@ -214,8 +215,8 @@ func cgroupID(dir string) (uint64, error) {
 	return st.Ino, nil
 }
 
-// linkCgroup is the id of the cgroup that a link is attached to; 0 where that
-// can't be told or the cgroup is gone.
+// linkCgroup returns the id of the cgroup that a link is attached to; 0 where the kernel does
+// not report it, or the cgroup is gone.
 func linkCgroup(l link.Link) uint64 {
 	info, err := l.Info()
 	if err != nil {

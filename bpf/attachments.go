@@ -15,7 +15,7 @@ import (
 	"shunt/maps"
 )
 
-// Attachment is one hook as it is now.
+// Attachment is the current state of one hook.
 type Attachment struct {
 	Hook     string `json:"hook"`
 	Attached bool   `json:"attached"`
@@ -25,8 +25,8 @@ type Attachment struct {
 	Problem string `json:"problem,omitempty"`
 }
 
-// Attachments reads the pinned links below root, and compares their programs with the
-// set of maps that is pinned; nil: with none.
+// Attachments returns the state of every hook from the pinned links below root. It checks that
+// their programs use the maps of set; a nil set skips that check.
 func Attachments(root string, set *maps.Set) []Attachment {
 	var all []Attachment
 	for _, h := range (&Programs{}).hooks() {
@@ -61,7 +61,7 @@ func (a *Attachment) read(l link.Link, set *maps.Set) {
 	a.Attached = a.Problem == ""
 }
 
-// programProblem says why a program is not the one of that hook.
+// programProblem returns why a program is not the one that belongs to the hook; empty: it is.
 func programProblem(hook string, id ebpf.ProgramID, set *maps.Set) string {
 	prog, err := ebpf.NewProgramFromID(id)
 	if err != nil {
@@ -89,7 +89,8 @@ func programProblem(hook string, id ebpf.ProgramID, set *maps.Set) string {
 	return ""
 }
 
-// foreignMap returns the name of a map that has the name of one of the set, and is another.
+// foreignMap returns the name of the map if set has a different map of that name; else it
+// returns "".
 func foreignMap(id ebpf.MapID, set *maps.Set) string {
 	m, err := ebpf.NewMapFromID(id)
 	if err != nil {

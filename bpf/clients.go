@@ -18,29 +18,31 @@ import (
 	"shunt/maps"
 )
 
-// Clients keeps map client_addrs: which source address a socket of this node has for an
-// address that loadBalancerSourceRanges bind, by the socket's network namespace. It is the
-// only writer of that map. While there are no such addresses the map is empty, nothing is
-// looked at, and no netlink socket is open.
+// Clients maintains map client_addrs: by the network namespace of a socket of this node and by
+// destination address, the source address that the socket will have. It covers the addresses of
+// frontends with loadBalancerSourceRanges (the bound addresses). Clients is the map's only
+// writer. While there are no bound addresses the map is empty, no namespace is scanned, and no
+// netlink socket is open.
 //
-// Every scan asks the kernel. What it did not see has no entry, and is refused.
+// Every scan asks the kernel. A client that no scan has seen has no entry, and the programs
+// refuse it.
 type Clients struct {
 	o     ClientsOptions
 	asked chan clientsRequest
 	ended chan struct{}
 
-	// What follows belongs to Run's goroutine.
+	// The following fields belong to Run's goroutine.
 	bound  []netip.Addr
 	spaces map[uint64]*clientSpace // by the inode number of the namespace's file
 	held   map[maps.ClientKey]netip.Addr
-	// said is the problem that the log has.
+	// said is the problem that was logged last.
 	said string
-	// full is when all namespaces were read last, and fullTook how long that took.
+	// full is when all namespaces were last read, fullTook how long that took.
 	full     time.Time
 	fullTook time.Duration
 }
 
-// ClientsOptions is what Clients needs.
+// ClientsOptions are the options of NewClients. All are needed.
 type ClientsOptions struct {
 	Maps *maps.Kernel
 	Log  *zap.Logger
@@ -51,17 +53,17 @@ type clientsRequest struct {
 	done  chan struct{}
 }
 
-// When to look.
+// When to scan.
 const (
 	// clientsWait is how long Want waits for the map.
 	clientsWait = time.Second
-	// clientsPoll is how often new network namespaces are looked for though nothing was
-	// heard, clientsResync how often all are read.
+	// clientsPoll is how often new network namespaces are looked for without a notice of a
+	// change, clientsResync how often all are read.
 	clientsPoll   = 5 * time.Second
 	clientsResync = time.Minute
-	// A scan is followed by a pause of clientsShare times what it took, between these bounds,
-	// and one of all namespaces not sooner by another than that, so that scans use a tenth of a
-	// CPU at most, however often something changes.
+	// After a scan Clients pauses for clientsShare times the scan's duration, between the two
+	// bounds. A scan of all namespaces waits for clientsShare times the duration of the last
+	// one. So scans use a tenth of a CPU at most, however often something changes.
 	clientsShare        = 10
 	clientsPause        = 5 * time.Millisecond
 	clientsLongestPause = 100 * time.Millisecond
@@ -70,22 +72,23 @@ const (
 	clientYoung = 30 * time.Second
 )
 
-// clientsAgain is when to look again after something was heard: a container runtime may make
-// a network namespace known after all its devices are there.
+// clientsAgain is when to scan again after a notice: a container runtime may make a network
+// namespace known after all its devices are there.
 var clientsAgain = []time.Duration{50 * time.Millisecond, 200 * time.Millisecond, 500 * time.Millisecond, time.Second, 3 * time.Second}
 
-// NewClients makes one; Run it.
+// NewClients returns a Clients that does nothing until Run.
 func NewClients(o ClientsOptions) *Clients {
 	return &Clients{o: o, asked: make(chan clientsRequest, 1), ended: make(chan struct{})}
 }
 
-// Want sets the addresses that source ranges bind, which may not be written to afterwards. It
-// returns when the map follows them, at the latest after a second, so that clients that may
-// use an address can be known before it is bound. Only one goroutine may call it.
+// Want sets the bound addresses: those of frontends with source ranges. The caller may not
+// write to the slice afterwards. Want returns when the map covers them, or after clientsWait
+// (one second), so that the clients of an address can be known before its frontend is
+// programmed. Only one goroutine may call it.
 func (c *Clients) Want(bound []netip.Addr) {
 	r := clientsRequest{bound: bound, done: make(chan struct{})}
 	select {
-	case <-c.asked: // nobody waits for it any more
+	case <-c.asked: // its caller has timed out
 	default:
 	}
 	c.asked <- r
@@ -100,8 +103,8 @@ func (c *Clients) Want(bound []netip.Addr) {
 	}
 }
 
-// Run follows the network namespaces of this machine, while Want asked for that, until the
-// context ends. It returns nil then.
+// Run keeps the map in step with the network namespaces of this machine while there are bound
+// addresses. It returns nil when the context ends.
 func (c *Clients) Run(ctx context.Context) error {
 	defer close(c.ended)
 	for {
@@ -121,21 +124,23 @@ func (c *Clients) Run(ctx context.Context) error {
 	}
 }
 
-// answer makes the map follow a request.
+// answer brings the map in line with a request, and lets Want return.
 func (c *Clients) answer(ctx context.Context, r clientsRequest) {
 	c.bound = r.bound
 	c.scan(ctx, func(s *clientSpace) bool { return s.several() })
 	close(r.done)
 }
 
-// follow hears of changes until the context ends, no address is bound any more, or that fails.
+// follow subscribes to changes and scans. It returns nil when the context ends or no address is
+// bound any more, and an error when the subscription fails.
 func (c *Clients) follow(ctx context.Context) error {
 	socket, err := nl.Subscribe(unix.NETLINK_ROUTE, unix.RTNLGRP_LINK, unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV6_IFADDR,
 		unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV6_ROUTE, unix.RTNLGRP_NSID)
 	if err != nil {
 		return fmt.Errorf("subscribe to changes of devices, addresses and routes: %w", err)
 	}
-	// Namespaces to which a device of this one leads have an id here.
+	// The kernel numbers the namespaces to which a device of this one leads. This option adds
+	// their notices.
 	if err := unix.SetsockoptInt(socket.GetFd(), unix.SOL_NETLINK, unix.NETLINK_LISTEN_ALL_NSID, 1); err != nil {
 		c.o.Log.Debug("changes in other network namespaces are not heard of", zap.Error(err))
 	}
@@ -147,16 +152,16 @@ func (c *Clients) follow(ctx context.Context) error {
 	}()
 	defer func() {
 		socket.Close()
-		for range ended { // until the goroutine is done with it
+		for range ended { // until the goroutine has ended
 		}
 	}()
 	return c.keep(ctx, heard, ended)
 }
 
-// listenAll wakes at every message, until the socket is closed.
+// listenAll signals heard at every message, until the socket is closed.
 func listenAll(socket *nl.NetlinkSocket, heard chan<- struct{}) error {
 	for {
-		if _, _, err := socket.Receive(); err != nil && !errors.Is(err, unix.ENOBUFS) { // then some were lost
+		if _, _, err := socket.Receive(); err != nil && !errors.Is(err, unix.ENOBUFS) { // messages were lost
 			return err
 		}
 		select {
@@ -166,15 +171,15 @@ func listenAll(socket *nl.NetlinkSocket, heard chan<- struct{}) error {
 	}
 }
 
-// keep scans at once, when something was heard, a few times after that, and now and
-// then.
+// keep scans at once, at every notice, at the times of clientsAgain after that, and every
+// clientsPoll.
 func (c *Clients) keep(ctx context.Context, heard <-chan struct{}, ended <-chan error) error {
 	again, since, changed := 0, time.Now(), true
 	for len(c.bound) > 0 {
 		started := time.Now()
 		all := changed && started.Sub(c.full) > clientsShare*c.fullTook || started.Sub(c.full) > clientsResync
 		if started.Sub(c.full) > clientsResync {
-			c.held = nil // read it again
+			c.held = nil // write reads the map again
 		}
 		c.scan(ctx, func(s *clientSpace) bool { return all || s.own || started.Sub(s.since) < clientYoung })
 		if all {
@@ -201,12 +206,12 @@ func (c *Clients) keep(ctx context.Context, heard <-chan struct{}, ended <-chan 
 	return nil
 }
 
-// scan reads the network namespaces that are new, and those that again asks for, and writes
-// what has changed.
+// scan reads the network namespaces that are new and those for which again returns true, and
+// writes the differences to the map.
 func (c *Clients) scan(ctx context.Context, again func(*clientSpace) bool) {
 	err := c.read(ctx, again)
 	if ctx.Err() != nil {
-		return // half a look says nothing
+		return // an incomplete scan proves nothing
 	}
 	err = errors.Join(err, c.write())
 	text := ""
@@ -220,7 +225,7 @@ func (c *Clients) scan(ctx context.Context, again func(*clientSpace) bool) {
 	c.said = text
 }
 
-// read brings spaces up to date. A network namespace that can't be read is left out.
+// read brings spaces up to date. It leaves out a network namespace that can't be read.
 func (c *Clients) read(ctx context.Context, again func(*clientSpace) bool) error {
 	if len(c.bound) == 0 {
 		c.spaces = nil
@@ -228,7 +233,7 @@ func (c *Clients) read(ctx context.Context, again func(*clientSpace) bool) error
 	}
 	own, err := NetnsCookie()
 	if err != nil {
-		c.spaces = nil // none can be told from another
+		c.spaces = nil // the namespaces can't be told apart
 		return err
 	}
 	found := map[uint64]*clientSpace{}
@@ -262,8 +267,8 @@ func (c *Clients) read(ctx context.Context, again func(*clientSpace) bool) error
 	return firstErrors(append(errs, err))
 }
 
-// write makes the map hold what spaces say: first what comes, so that who is known stays
-// known, then what goes; what found no room is tried once more.
+// write brings the map in line with spaces. It adds before it deletes, so that a known client
+// stays known. If the map was full, it adds once more after deleting.
 func (c *Clients) write() error {
 	if c.held == nil {
 		held, err := c.o.Maps.ClientAddrs()
@@ -305,8 +310,8 @@ func (c *Clients) add(wants map[maps.ClientKey]netip.Addr) error {
 	return nil
 }
 
-// clientEntries returns the entries of network namespaces. Where there is no room for all, it
-// returns those of the oldest, and an error.
+// clientEntries returns the entries of the network namespaces. Where there is no room for all,
+// it returns those of the oldest namespaces, and an error.
 func clientEntries(spaces map[uint64]*clientSpace, room int) (map[maps.ClientKey]netip.Addr, error) {
 	wants, left := map[maps.ClientKey]netip.Addr{}, 0
 	for _, s := range slices.SortedFunc(gomaps.Values(spaces), (*clientSpace).compare) {
@@ -325,7 +330,7 @@ func clientEntries(spaces map[uint64]*clientSpace, room int) (map[maps.ClientKey
 	return wants, nil
 }
 
-// firstErrors joins three errors and counts the rest.
+// firstErrors joins the first three errors and counts the rest.
 func firstErrors(errs []error) error {
 	errs = slices.DeleteFunc(errs, func(err error) bool { return err == nil })
 	const most = 3

@@ -13,22 +13,23 @@ import (
 	"github.com/vishvananda/netlink"
 )
 
-// clientSpace is what is known of one network namespace. It is not changed, but replaced.
+// clientSpace describes one network namespace. A new scan replaces it; only settle changes it.
 type clientSpace struct {
 	cookie uint64
-	// own: it is the daemon's, and the node's.
+	// own: it is the daemon's namespace, which is the node's.
 	own   bool
 	since time.Time
 	addrs []netip.Addr
-	// file is open until the reader has looked whose addresses these are; nil where there is
-	// no choice.
+	// file is the opened namespace until settle has checked its sources; nil where the kernel
+	// has no choice of source addresses.
 	file *os.File
-	// sources are the entries of map client_addrs, without the cookie.
+	// sources are the entries for map client_addrs, without the cookie: destination or bound
+	// address → source address.
 	sources map[netip.Addr]netip.Addr
 }
 
-// clientSpaceAddrs bounds the addresses of one network namespace: a pod with many must not
-// take the room of others. Sockets that are bound to further ones are refused.
+// clientSpaceAddrs limits the addresses of one network namespace, so that a pod with many does
+// not use up the map. Sockets that are bound to further addresses are refused.
 const clientSpaceAddrs = 64
 
 // several reports whether the kernel has a choice of source addresses.
@@ -36,11 +37,11 @@ func (s *clientSpace) several() bool {
 	return len(ofFamily(s.addrs, true)) > 1 || len(ofFamily(s.addrs, false)) > 1
 }
 
-// compare orders by age: cookies are numbers that go up.
+// compare orders by age: the kernel assigns cookies in ascending order.
 func (s *clientSpace) compare(o *clientSpace) int { return cmp.Compare(s.cookie, o.cookie) }
 
-// readClientSpace reads the network namespace of the calling thread. bound are the addresses
-// that source ranges bind.
+// readClientSpace reads the network namespace of the calling thread. bound are the addresses of
+// frontends with source ranges.
 func readClientSpace(bound []netip.Addr) (*clientSpace, error) {
 	cookie, err := NetnsCookie()
 	if err != nil {
@@ -50,7 +51,7 @@ func readClientSpace(bound []netip.Addr) (*clientSpace, error) {
 	if err != nil {
 		return nil, err
 	}
-	// The kernel takes a loopback address for loopback only.
+	// The kernel uses a loopback address for loopback only.
 	addrs := slices.DeleteFunc(all, netip.Addr.IsLoopback)
 	s := &clientSpace{cookie: cookie, addrs: addrs, sources: clientSources(addrs, bound, routeSource)}
 	if s.several() {
@@ -59,9 +60,10 @@ func readClientSpace(bound []netip.Addr) (*clientSpace, error) {
 	return s, err
 }
 
-// settle is called in the node's network namespace. Of a pod's it leaves out the choices that
-// the node would not route back to that pod: who may add addresses and routes in there could
-// else name a source that is not the pod's, and connect with another.
+// settle runs in the node's network namespace. From a pod's sources it removes those that the
+// node would not route back to that pod. Otherwise a process that may add addresses and routes
+// in the pod could make the kernel name a source that is not the pod's, and connect with
+// another.
 func (s *clientSpace) settle() {
 	if s.file == nil {
 		return
@@ -86,10 +88,10 @@ func (s *clientSpace) settle() {
 }
 
 // leadsInto reports whether packets to an address leave the calling thread's network namespace
-// by a device that ends in another one, or by the bridge that such a device is a port of.
+// by a device whose peer is in space, or by the bridge that such a device is a port of.
 func leadsInto(to netip.Addr, space *os.File) bool {
 	id, err := netlink.GetNetNsIdByFd(int(space.Fd()))
-	if err != nil || id < 0 { // no device leads there
+	if err != nil || id < 0 { // no device of this namespace leads there
 		return false
 	}
 	routes, err := netlink.RouteGet(to.AsSlice())
@@ -103,9 +105,9 @@ func leadsInto(to netip.Addr, space *os.File) bool {
 	})
 }
 
-// clientSources returns which source address sockets have: by the address that they are bound
-// to; by the unspecified address, where there is one address of the family only; else by the
-// address that they speak to, as choose says.
+// clientSources returns the source addresses of a namespace's sockets. The keys are: the
+// address that a socket is bound to; the unspecified address, where the family has one address
+// only; else the destination address, with the source that choose returns.
 func clientSources(addrs, bound []netip.Addr, choose func(to netip.Addr) (netip.Addr, error)) map[netip.Addr]netip.Addr {
 	sources := map[netip.Addr]netip.Addr{}
 	for _, six := range []bool{false, true} {
@@ -125,9 +127,9 @@ func clientSources(addrs, bound []netip.Addr, choose func(to netip.Addr) (netip.
 		}
 		for _, to := range ofFamily(bound, six) {
 			if _, own := sources[to]; own {
-				continue // the kernel takes the address itself
+				continue // for its own address the kernel uses that address as source
 			}
-			if source, err := choose(to); err == nil { // else there is no way to it
+			if source, err := choose(to); err == nil { // else there is no route to it
 				sources[to] = source
 			}
 		}

@@ -12,22 +12,22 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// clsact attaches by filters of a qdisc, which every kernel has. A filter is ours
-// if it has our handle and our name, which says where and why: shunt_DIRECTION WHY.
+// clsact attaches by filters of qdisc clsact, which every supported kernel has. A filter is
+// shunt's if it has filterHandle and a name of the form "shunt_DIRECTION WHY".
 type clsact struct{}
 
 var _ way = clsact{}
 
-// String is the name of the qdisc.
+// String returns the name of the qdisc.
 func (clsact) String() string { return "clsact" }
 
-// filterHandle is unlikely to be anybody else's.
+// filterHandle is "SHUN" in ASCII: no other program is likely to use it.
 const filterHandle = 0x5348554e
 
-// Filters run by their priority, the lowest first: like a TCX link's, ours is the
-// first for what comes in, and the last for what leaves, behind those whose
-// priority the kernel chose (0xC000 and less). Where a filter of another kind has
-// the priority, the next one is tried.
+// filterPriority is where to start: filters run by ascending priority. As with TCX links,
+// shunt's filter is the first at ingress and the last at egress, behind the filters whose
+// priority the kernel chose (0xC000 and less). Where a filter of another kind has the priority,
+// attach tries the next.
 var filterPriority = [directions]uint16{ingress: 1, egress: 0xC001}
 
 const prioritiesTried = 16
@@ -36,12 +36,12 @@ var filterParent = [directions]uint32{ingress: netlink.HANDLE_MIN_INGRESS, egres
 
 func filterName(dir direction, why Why) string { return fmt.Sprintf("shunt_%s %s", dir, why) }
 
-// linkOf gives what the netlink library wants to have instead of an index.
+// linkOf returns the form in which the netlink library takes an index.
 func linkOf(index int) netlink.Link {
 	return &netlink.Device{LinkAttrs: netlink.LinkAttrs{Index: index}}
 }
 
-// list looks at the devices that have the qdisc: a question for each.
+// list dumps the filters of each device that has the qdisc: two requests per device.
 func (c clsact) list() ([]attachment, error) {
 	qdiscs, err := netlink.QdiscList(nil)
 	if err = complete(err); err != nil {
@@ -70,7 +70,7 @@ func (c clsact) list() ([]attachment, error) {
 
 func listFilters(index int, dir direction) ([]netlink.Filter, error) {
 	filters, err := netlink.FilterList(linkOf(index), filterParent[dir])
-	if err != nil { // also one that was interrupted: no foreign filter may be missed
+	if err != nil { // also an interrupted list: no foreign filter may be missed
 		return nil, fmt.Errorf("list %s filters of device %d: %w", dir, index, err)
 	}
 	return filters, nil
@@ -114,7 +114,7 @@ func (c clsact) attach(at point, why Why, prog loadedProgram, old *attachment) e
 	return c.verify(at, prog)
 }
 
-// addQdisc makes the qdisc unless there is one.
+// addQdisc adds qdisc clsact unless the device has it.
 func addQdisc(index int) error {
 	err := netlink.QdiscAdd(clsactOf(index))
 	if !errors.Is(err, unix.EEXIST) {
@@ -141,7 +141,7 @@ func clsactOf(index int) netlink.Qdisc {
 		Parent: netlink.HANDLE_CLSACT, Handle: netlink.MakeHandle(0xffff, 0)}}
 }
 
-// verify asks the kernel whether the filter is there.
+// verify returns an error unless the kernel lists the filter.
 func (c clsact) verify(at point, prog loadedProgram) error {
 	filters, err := listFilters(at.index, at.dir)
 	if err != nil {
@@ -155,8 +155,8 @@ func (c clsact) verify(at point, prog loadedProgram) error {
 	return fmt.Errorf("%w: the kernel does not list the filter that it has just made", errNotInEffect)
 }
 
-// remove takes the filter away, and the qdisc with the last filter: whoever made
-// it, an empty one does nothing.
+// remove deletes the filter, and the qdisc when no filter is left: an empty clsact does
+// nothing, whichever program added it.
 func (c clsact) remove(a attachment) error {
 	if err := netlink.FilterDel(a.handle.(netlink.Filter)); err != nil && !gone(err) {
 		return fmt.Errorf("remove the %s filter of device %d: %w", a.dir, a.index, err)
@@ -182,7 +182,8 @@ func (c clsact) remove(a attachment) error {
 	return nil
 }
 
-// gone says that the filter, its qdisc or the device is no more.
+// gone reports whether the error means that the filter, its qdisc or the device no longer
+// exists.
 func gone(err error) bool {
 	return errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENODEV) || errors.Is(err, unix.EINVAL)
 }

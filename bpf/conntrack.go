@@ -17,24 +17,25 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// conntrackPeriod is the least time between two looks at all that conntrack knows.
+// conntrackPeriod is the least time between two dumps of conntrack's table.
 const conntrackPeriod = 10 * time.Second
 
-// strangers finds out whether somebody else translates connections to frontends: a
-// kube-proxy that shunt has replaced leaves those that it had set up to conntrack (or to
-// IPVS, which notes its own there), and they must go on. As programs translate before
-// conntrack sees a packet, none are added while they are attached: frontends that were seen
-// to have none are not looked at again. One that shunt learns later may have some.
+// strangers finds out whether conntrack translates connections to frontends. kube-proxy, when
+// shunt replaces it, leaves its connections to conntrack (or to IPVS, which records them there
+// too), and they must go on. shunt's programs translate before conntrack sees a packet, so no
+// such connections are added while the programs are attached: frontends without any are not
+// checked again. A frontend that is added later may have some.
 type strangers struct {
 	gone bool
-	// frontends is maps.Kernel.NewFrontends of the last look.
+	// frontends is the value of maps.Kernel.NewFrontends at the last check.
 	frontends uint64
 	last      time.Time
-	// count is of the last look.
+	// count is the number of connections at the last check.
 	count int
 }
 
-// look reports whether there are none. frontends and isFrontend are maps.Kernel's.
+// look reports whether there are none. It reads conntrack at most once in conntrackPeriod.
+// frontends is the value of maps.Kernel.NewFrontends, isFrontend is maps.Kernel.IsFrontend.
 func (s *strangers) look(frontends uint64, isFrontend func(netip.AddrPort, uint8) bool, log *zap.Logger) bool {
 	s.gone = s.gone && s.frontends == frontends
 	if s.gone || time.Since(s.last) < conntrackPeriod {
@@ -59,11 +60,11 @@ func (s *strangers) look(frontends uint64, isFrontend func(netip.AddrPort, uint8
 	return s.gone
 }
 
-// countTranslated counts the TCP connections to frontends that conntrack translates in
-// the network namespace of the calling thread.
+// countTranslated returns how many TCP connections to frontends conntrack translates in the
+// network namespace of the calling thread.
 func countTranslated(isFrontend func(netip.AddrPort, uint8) bool) (n int, err error) {
-	// A network namespace without connections has nothing to list, and a kernel without
-	// conntrack should not load it for the question.
+	// A namespace without connections has nothing to list, and a kernel must not load conntrack
+	// because of this check.
 	known, err := os.ReadFile("/proc/sys/net/netfilter/nf_conntrack_count")
 	if errors.Is(err, os.ErrNotExist) || err == nil && strings.TrimSpace(string(known)) == "0" {
 		return 0, nil
@@ -83,7 +84,7 @@ func countTranslated(isFrontend func(netip.AddrPort, uint8) bool) (n int, err er
 	return n, nil
 }
 
-// conntrackTries is how often a list is read that changed meanwhile.
+// conntrackTries is how often a list is read when it changes during the read.
 const conntrackTries = 5
 
 func listConntrack(family netlink.InetFamily) (flows []*netlink.ConntrackFlow, err error) {
@@ -97,8 +98,8 @@ func listConntrack(family netlink.InetFamily) (flows []*netlink.ConntrackFlow, e
 	return flows, nil
 }
 
-// translatedFrom returns the destination of a TCP connection whose answers come from
-// another end.
+// translatedFrom returns the original destination of a TCP connection, if its replies come from
+// another address or port: if it is translated.
 func translatedFrom(f *netlink.ConntrackFlow) (to netip.AddrPort, ok bool) {
 	if f.Forward.Protocol != unix.IPPROTO_TCP ||
 		f.Forward.DstIP.Equal(f.Reverse.SrcIP) && f.Forward.DstPort == f.Reverse.SrcPort {

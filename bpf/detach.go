@@ -18,23 +18,24 @@ import (
 	"shunt/maps"
 )
 
-// Left is what a daemon has left in effect, and where.
+// Left is what a daemon has left attached and pinned.
 type Left struct {
-	// Pins are those of our links and seed, Foreign paths that nothing shows to be ours.
+	// Pins are the paths of shunt's links and seed. Foreign are the other paths in the
+	// directory of links.
 	Pins, Foreign []string
-	// Attached are links in effect, pinned or not, and filters of devices in this network
-	// namespace.
+	// Attached describes the links in effect, pinned or not, and the filters of devices in this
+	// network namespace.
 	Attached []string
 
 	links   []link.ID
 	filters []attachment
 }
 
-// FindLeft looks for what belongs to the daemon of that directory. A link is ours when
-// its program has a name of ours, and either is pinned where a daemon pins links or
-// works with a map that is pinned below root: a pin may be gone, or have been moved. A
-// filter outlives all pins: it is ours unless it works with the maps of a daemon of another
-// directory, whose links are in effect.
+// FindLeft finds what belongs to the daemon whose directory of pins is root. A link belongs to
+// it if its program has a name of shunt's, and the link is pinned in the directory of links or
+// the program uses a map that is pinned below root: a pin may have been removed or moved. A
+// filter outlives all pins: it belongs to root's daemon unless its program uses maps of a
+// daemon of another directory, whose links are in effect.
 func FindLeft(root string) (left Left, err error) {
 	set, err := maps.FindLeft(root)
 	if err != nil {
@@ -57,7 +58,7 @@ func FindLeft(root string) (left Left, err error) {
 	if path := filepath.Join(root, seedPin); isSeed(path) {
 		left.Pins = append(left.Pins, path)
 	}
-	var others []ebpf.MapID // of daemons of other directories
+	var others []ebpf.MapID // used by daemons of other directories
 	err = kernelLinks.each(func(id link.ID, l link.Link) {
 		left.addLink(l, id, func(info *link.Info) bool {
 			if pinned[id] || worksWith(info.Program, set.IDs) {
@@ -81,11 +82,11 @@ func FindLeft(root string) (left Left, err error) {
 	return left, err
 }
 
-// addLink adds a link that is in effect, if it is ours.
+// addLink adds a link that is in effect if ours returns true.
 func (l *Left) addLink(of link.Link, id link.ID, ours func(*link.Info) bool) {
 	info, err := of.Info()
 	if err != nil {
-		return // gone meanwhile
+		return // the link was freed meanwhile
 	}
 	where := ""
 	if cg := info.Cgroup(); cg != nil && cg.CgroupId != 0 {
@@ -101,7 +102,7 @@ func (l *Left) addLink(of link.Link, id link.ID, ours func(*link.Info) bool) {
 	l.Attached = append(l.Attached, fmt.Sprintf("link %d, program %s, of %s", id, programName(info.Program), where))
 }
 
-// ourPin reports whether a link of ours is pinned there.
+// ourPin reports whether a link of a shunt program is pinned at path, and returns its id.
 func ourPin(path string) (link.ID, bool) {
 	l, err := link.LoadPinnedLink(path, nil)
 	if err != nil {
@@ -112,7 +113,7 @@ func ourPin(path string) (link.ID, bool) {
 	return info.ID, err == nil && strings.HasPrefix(programName(info.Program), programPrefix)
 }
 
-// programPrefix begins the names of our programs.
+// programPrefix is the prefix of the names of shunt's programs.
 const programPrefix = "shunt_"
 
 func programName(id ebpf.ProgramID) string {
@@ -128,12 +129,12 @@ func programName(id ebpf.ProgramID) string {
 	return info.Name
 }
 
-// worksWith reports whether a program of ours uses one of the maps.
+// worksWith reports whether the program is shunt's and uses one of the maps.
 func worksWith(id ebpf.ProgramID, ids []ebpf.MapID) bool {
 	return slices.ContainsFunc(mapsOf(id), func(m ebpf.MapID) bool { return slices.Contains(ids, m) })
 }
 
-// mapsOf returns the maps that a program of ours uses; none where it is not ours.
+// mapsOf returns the maps that a program of shunt uses; nil for other programs.
 func mapsOf(id ebpf.ProgramID) []ebpf.MapID {
 	p, err := ebpf.NewProgramFromID(id)
 	if err != nil {
@@ -158,15 +159,15 @@ func isSeed(path string) bool {
 	return err == nil && info.Name == "flow_seed"
 }
 
-// Detach takes the programs of the daemon of that directory out of effect, and removes
-// their pins; of the packet path's filters, those of this network namespace. The error
-// says what is still attached at the end.
+// Detach detaches the programs of the daemon whose directory of pins is root, and removes their
+// pins. Of the packet path's filters it removes those in this network namespace. It returns an
+// error that lists what is still attached at the end.
 func Detach(root string) error {
 	left, err := FindLeft(root)
 	if err != nil {
 		return err
 	}
-	for _, id := range slices.Backward(left.links) { // the kernel's order is that of attaching
+	for _, id := range slices.Backward(left.links) { // the kernel lists links in the order of attaching
 		if err := detachID(id); err != nil {
 			return err
 		}
@@ -206,7 +207,7 @@ func detachID(id link.ID) error {
 		return fmt.Errorf("take link %d out of effect: %w", id, err)
 	}
 	defer l.Close()
-	if err := l.Detach(); err != nil && !errors.Is(err, unix.ENOLINK) { // its device is gone
+	if err := l.Detach(); err != nil && !errors.Is(err, unix.ENOLINK) { // ENOLINK: its device is gone
 		return fmt.Errorf("take link %d out of effect: %w", id, err)
 	}
 	return nil

@@ -10,78 +10,78 @@ import (
 	"strings"
 )
 
-// device is a network device as far as it decides whether packets there are ours.
+// device has the properties of a network device that decide whether shunt serves its packets.
 type device struct {
 	index int
 	name  string
-	// kind is the kernel's word for what made it; "device" for hardware.
+	// kind is the kernel's name for the device's type (IFLA_INFO_KIND); "device" for hardware.
 	kind   string
 	header header
-	// master is the index of the device that it is a port of, 0: of none; bridged
-	// says that packets which arrive are then that one's, as of bridges and bonds.
+	// master is the index of the device that this one is a port of; 0: of none. bridged:
+	// packets that arrive here belong to the master, as with bridges and bonds.
 	master  int
 	bridged bool
 	// addrs are in the kernel's order.
 	addrs []deviceAddr
-	// gateway: a route leads to a gateway behind it.
+	// gateway: a route leads through this device to a gateway.
 	gateway bool
 }
 
 // deviceAddr is an address of a device.
 type deviceAddr struct {
-	// prefix has the address itself, unmasked.
+	// prefix is the address with its prefix length, unmasked.
 	prefix netip.Prefix
-	// source: the kernel chooses it for packets on its own account. It is global,
-	// neither tentative nor deprecated nor temporary nor (IPv4) a secondary one.
+	// source: the kernel may choose it as the source of packets. It is of global scope, neither
+	// tentative nor deprecated nor temporary (IPv6) nor secondary (IPv4).
 	source bool
 }
 
-// header is what a device's packets begin with.
+// header is the link-layer header of a device's packets.
 type header uint8
 
 const (
 	headerUnknown header = iota
 	headerEthernet
-	headerNone // that of IP
+	headerNone // packets begin with the IP header
 )
 
-// Why says in a word why a device is attached to, or is not.
+// Why is the reason why a device is attached to, or is not: one word.
 type Why string
 
-// Why a device is attached to: what has been asked for wins, then the first.
+// Why a device is attached to. Where several apply, it is the first that choose and automatic
+// check.
 const (
 	WhyAsked       Why = "asked"        // --devices names it
 	WhyPod         Why = "pod"          // --pod-devices names it
-	WhyTunnel      Why = "tunnel"       // it is of a kind that leads to other nodes
-	WhyAddress     Why = "address"      // it has an address of a network, not only of a host
-	WhyGateway     Why = "gateway"      // a route by a gateway leads there
+	WhyTunnel      Why = "tunnel"       // its kind is one of tunnelKinds: it leads to other nodes
+	WhyAddress     Why = "address"      // it has an address with a prefix shorter than /32 or /128
+	WhyGateway     Why = "gateway"      // a route leads through it to a gateway
 	WhyNodeAddress Why = "node-address" // it has an address of the Node
 )
 
 // Why a device is not attached to.
 const (
-	whyLoopback  Why = "loopback"    // what is sent there was never outside
+	whyLoopback  Why = "loopback"    // its packets never come from outside
 	whyKind      Why = "kind"        // dummy, netkit: no packets from outside arrive there
-	whyPort      Why = "port"        // its packets are the bridge's or bond's
-	whyHeader    Why = "link-header" // packets begin with what the programs can't read
+	whyPort      Why = "port"        // its packets belong to its bridge or bond
+	whyHeader    Why = "link-header" // the programs can't parse its link-layer header
 	whyNotAsked  Why = "not-asked"   // --devices names others
-	whyNoNetwork Why = "no-network"  // nothing of the above: a pod's veth, an unused device
+	whyNoNetwork Why = "no-network"  // no rule applies: a pod's veth, an unused device
 )
 
-// decision is what becomes of a device.
+// decision is whether to attach to a device, and why.
 type decision struct {
 	attach bool
 	why    Why
 }
 
-// pod says that what arrives there comes from pods of this node.
+// pod reports whether packets that arrive at the device come from pods of this node.
 func (d decision) pod() bool { return d.why == WhyPod }
 
-// DeviceNames are the names that --devices or --pod-devices gives, with the
-// wildcards of a shell.
+// DeviceNames are the names of --devices or --pod-devices, with the wildcards of a shell.
 type DeviceNames []string
 
-// Validate refuses what can't be a device's name or a pattern of one.
+// Validate returns an error for what can't be a device's name or a pattern of names.
 func (n DeviceNames) Validate() error {
 	for _, p := range n {
 		if _, err := path.Match(p, ""); err != nil || p == "" || strings.ContainsAny(p, "/ \t") {
@@ -98,11 +98,11 @@ func (n DeviceNames) match(name string) bool {
 	})
 }
 
-// chooser decides which devices are attached to.
+// chooser decides which devices to attach to.
 type chooser struct {
-	// asked empty: by the rule of automatic.
+	// asked are --devices, pods --pod-devices. Without asked the rules of automatic apply.
 	asked, pods DeviceNames
-	// node has the addresses of the Node.
+	// node are the addresses of the Node object.
 	node []netip.Addr
 }
 
@@ -110,7 +110,7 @@ func (c chooser) choose(d device) decision {
 	switch {
 	case d.kind == kindLoopback:
 		return decision{false, whyLoopback}
-	case c.pods.match(d.name): // also a port: a bridge has what pods say to each other
+	case c.pods.match(d.name): // also a bridge's port: only ports see what its pods send to each other
 		return unlessUnreadable(d, WhyPod)
 	case d.bridged:
 		return decision{false, whyPort}
@@ -129,16 +129,16 @@ func unlessUnreadable(d device, why Why) decision {
 	return decision{true, why}
 }
 
-// kindLoopback stands for the loopback device, which has no kind.
+// kindLoopback is the kind of the loopback device here: the kernel has no name for it.
 const kindLoopback = "loopback"
 
-// tunnelKinds lead to other nodes, whatever their addresses; also tun, but no tap,
-// which leads to a virtual machine.
+// tunnelKinds are the kinds that lead to other nodes, whatever their addresses. A tun device
+// counts too, but not a tap, which leads to a virtual machine.
 var tunnelKinds = []string{"vxlan", "geneve", "ipip", "sit", "gre", "gretap", "erspan", "ip6tnl",
 	"ip6gre", "ip6gretap", "ip6erspan", "vti", "vti6", "xfrm", "wireguard"}
 
-// automatic is the rule where --devices is not given. A bridge's addresses are its
-// pods' gateways, so that it takes more to make one an uplink.
+// automatic decides where --devices is not given. A bridge's address is usually the gateway of
+// its pods, so that an address alone does not make a bridge an uplink.
 func (c chooser) automatic(d device) decision {
 	switch {
 	case d.kind == "dummy" || d.kind == "netkit":
@@ -155,14 +155,14 @@ func (c chooser) automatic(d device) decision {
 	return decision{false, whyNoNetwork}
 }
 
-// ofNetwork tells the addresses of uplinks from those of pods' veths, whose host
-// end has a host's address or none.
+// ofNetwork reports whether the address has a subnet and can be a source. Uplinks have such
+// addresses; the host end of a pod's veth has a single-host address or none.
 func (a deviceAddr) ofNetwork() bool { return a.source && !a.prefix.IsSingleIP() }
 
-// sources gives the addresses that packets which leave by the device may have for
-// their source, per family: the one that the kernel itself would take for a host on
-// the link, or of another device where the device has none, as of tunnels without
-// numbers. devices are all, in the kernel's order. Not valid: there is none.
+// sources returns the SNAT address of each family for packets that leave by d: d's own, as the
+// kernel would choose it for a host on the link. Where d has none, as with unnumbered tunnels,
+// it is another device's. devices are all devices in the kernel's order. An invalid address:
+// there is none.
 func sources(d device, devices []device) (addr4, addr6 netip.Addr) {
 	addr4, addr6 = d.source(netip.Addr.Is4), d.source(netip.Addr.Is6)
 	for _, other := range devices {
@@ -176,9 +176,9 @@ func sources(d device, devices []device) (addr4, addr6 netip.Addr) {
 	return addr4, addr6
 }
 
-// source gives the device's first address of a family that the kernel would take; one
-// with a network before one of a host alone: the kernel goes by what the destination, or
-// the gateway to it, is the nearest to, and lists the IPv6 address first that was added last.
+// source returns the device's first address of a family that can be a source. An address with a
+// subnet comes before a single-host one: the kernel chooses the address nearest to the
+// destination or its gateway, and lists the newest IPv6 address first.
 func (d device) source(family func(netip.Addr) bool) netip.Addr {
 	var alone netip.Addr
 	for _, a := range d.addrs {

@@ -12,8 +12,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// diagID is struct inet_diag_sockid: ports, addresses, interface and cookie of a
-// socket, as the kernel wants them back.
+// diagID is struct inet_diag_sockid: a socket's ports, addresses, interface and cookie, in the
+// layout that the kernel expects in a request.
 type diagID [48]byte
 
 func (id diagID) cookie() uint64 {
@@ -30,10 +30,10 @@ type diagRequest struct {
 
 var _ nl.NetlinkRequestData = (*diagRequest)(nil)
 
-// Len is the structure's size.
+// Len returns the structure's size in bytes.
 func (r *diagRequest) Len() int { return 8 + len(r.id) }
 
-// Serialize lays the request out; numbers are in the machine's order.
+// Serialize returns the request's bytes. Numbers are in host byte order.
 func (r *diagRequest) Serialize() []byte {
 	b := make([]byte, r.Len())
 	b[0], b[1] = r.family, r.protocol
@@ -46,13 +46,13 @@ func (r *diagRequest) Serialize() []byte {
 type diagSocket struct {
 	family uint8
 	id     diagID
-	// peer is the address that the kernel sends to, unmapped.
+	// peer is the address that the kernel sends to, IPv4-mapped addresses as IPv4.
 	peer netip.AddrPort
-	// cgroup is the id of the cgroup that the socket was made in; 0: unknown.
+	// cgroup is the id of the cgroup that the socket was created in; 0: unknown.
 	cgroup uint64
 }
 
-// parseDiag reads struct inet_diag_msg and its attributes.
+// parseDiag parses struct inet_diag_msg and its attributes.
 func parseDiag(msg []byte) (diagSocket, bool) {
 	if len(msg) < inetDiagMsgLength {
 		return diagSocket{}, false
@@ -67,7 +67,8 @@ func parseDiag(msg []byte) (diagSocket, bool) {
 	return s, true
 }
 
-// peerOf reads a socket's peer from its id.
+// peerOf returns a socket's peer from its id. Ports and addresses there are in network byte
+// order.
 func peerOf(family uint8, id diagID) netip.AddrPort {
 	port := binary.BigEndian.Uint16(id[2:])
 	if family == unix.AF_INET {
@@ -76,7 +77,7 @@ func peerOf(family uint8, id diagID) netip.AddrPort {
 	return netip.AddrPortFrom(netip.AddrFrom16([16]byte(id[20:36])).Unmap(), port)
 }
 
-// eachAttr goes through netlink attributes (struct nlattr).
+// eachAttr calls visit for each netlink attribute (struct nlattr) in b.
 func eachAttr(b []byte, visit func(kind uint16, value []byte)) {
 	for len(b) >= unix.SizeofNlAttr {
 		length := int(binary.NativeEndian.Uint16(b))
@@ -89,8 +90,8 @@ func eachAttr(b []byte, visit func(kind uint16, value []byte)) {
 	}
 }
 
-// cgroupsBelow gives the ids of a cgroup and of all below it. One that goes away
-// meanwhile is left out.
+// cgroupsBelow returns the ids of a cgroup and of all cgroups below it. It leaves out those
+// that are removed meanwhile.
 func cgroupsBelow(root string) map[uint64]bool {
 	ids := map[uint64]bool{}
 	_ = filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {

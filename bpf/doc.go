@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package bpf owns the eBPF programs and what loads, attaches, upgrades and
-// detaches them, and the sockets that a change leaves behind. It never decides
-// what the maps hold. Start reading at sock.c for the programs, load.go for how
+// Package bpf has the eBPF programs and the code that loads, attaches, upgrades and detaches
+// them. It also destroys sockets whose backend is gone, and removes expired flows. It never
+// decides what the maps hold. Start reading at sock.c for the programs, and at load.go for how
 // they get into the kernel.
 package bpf

@@ -18,64 +18,64 @@ import (
 	"shunt/maps"
 )
 
-// Expiry removes flows of the packet path from map flows: those that are past
-// their time, and when the map is nearly full those that ended, and then those
-// that were used the longest ago, UDP before TCP. It asks the map as it is: what a pass has missed
-// is made good by the next.
+// Expiry removes flows of the packet path from map flows. It removes expired flows; when the
+// map is nearly full it removes closed ones too, and then evicts those that were not used for
+// the longest time, UDP before TCP. Every scan reads the map as it is: a later scan removes
+// what an earlier one missed.
 type Expiry struct {
 	o     ExpiryOptions
 	flows *ebpf.Map
 	table *flowTable
-	// timeouts are those of the programs.
+	// timeouts are the ones that the programs are loaded with.
 	timeouts flowTimeouts
-	iter     *flowIter // nil: the kernel has none
+	iter     *flowIter // nil: the kernel has no iterators over maps
 	size     uint32
-	// most is expiryStep, iterFrom the number of entries from which on the iterator is
-	// used; less in tests.
+	// most is expiryStep. iterFrom is the number of entries from which on the iterator is used.
+	// Tests set less.
 	most     int
 	iterFrom uint32
 
 	used             atomic.Uint32
 	expired, evicted atomic.Uint64
-	// pressed: the last pass found the map nearly full.
+	// pressed: the last scan found the map nearly full.
 	pressed bool
 }
 
-// ExpiryOptions is what an Expiry needs.
+// ExpiryOptions are the options of NewExpiry.
 type ExpiryOptions struct {
-	// Set has the maps that the programs use; Timeouts are theirs.
+	// Set has the maps that the programs use. Timeouts are the ones that they are loaded with.
 	Set      *maps.Set
 	Timeouts Timeouts
 	Log      *zap.Logger
 }
 
 const (
-	// expiryPeriod is the time between two passes, expiryPressed where there was not
-	// enough room after one.
+	// expiryPeriod is the time between two scans, expiryPressed the time after a scan that did
+	// not make enough room.
 	expiryPeriod  = 5 * time.Second
 	expiryPressed = 500 * time.Millisecond
-	// A step looks at so many entries to be removed at most, and the next begins after a
-	// pause: that is 2 MB to remember, and some 50 ms. A pass has so many steps at most.
+	// A scan is done in at most expirySteps steps, with a pause of expiryPause between them. A
+	// step removes at most expiryStep entries: that takes 2 MB of memory and some 50 ms.
 	expiryStep  = 16384
 	expirySteps = 64
 	expiryPause = 20 * time.Millisecond
-	// The kernel's iterator takes its time for every bucket, an empty one too, and a
-	// system call that reads many entries only for those. They are equal where one
-	// bucket of so many has an entry (BenchmarkExpiryPass).
+	// The kernel's iterator takes time for every bucket, also an empty one; a system call that
+	// reads a batch of entries takes time only for these. Both take the same time when one
+	// bucket in iterFill has an entry (BenchmarkExpiryPass).
 	iterFill = 8
-	// Above so many percent of its size the map is under pressure, until it is below
-	// as many again.
+	// The map is under pressure from pressureHigh percent of its size on, until it is at
+	// pressureLow percent.
 	pressureHigh, pressureLow = 90, 80
 )
 
-// NewExpiry makes one; Run it.
+// NewExpiry returns an Expiry that does nothing until Run.
 func NewExpiry(o ExpiryOptions) *Expiry {
 	flows := o.Set.Map(maps.NameFlows)
 	size := flows.MaxEntries()
 	return &Expiry{o: o, flows: flows, size: size, most: expiryStep, iterFrom: size / iterFill}
 }
 
-// FlowStats is safe from any goroutine.
+// FlowStats returns the counters and the fill of map flows. It is safe from any goroutine.
 func (e *Expiry) FlowStats() maps.FlowStats {
 	return maps.FlowStats{
 		Expired: e.expired.Load(), Evicted: e.evicted.Load(),
@@ -83,8 +83,8 @@ func (e *Expiry) FlowStats() maps.FlowStats {
 	}
 }
 
-// Run removes flows until the context ends. It returns nil then. A pass that fails
-// is worth a warning: the next tries again.
+// Run scans until the context ends, and returns nil then. It logs a warning when a scan fails:
+// the next one tries again. It returns an error when it can't read the timeouts.
 func (e *Expiry) Run(ctx context.Context) error {
 	if err := e.open(); err != nil {
 		return err
@@ -105,7 +105,7 @@ func (e *Expiry) Run(ctx context.Context) error {
 	}
 }
 
-// open finds out what the kernel has.
+// open reads the timeouts and opens the iterator, if the kernel has one.
 func (e *Expiry) open() (err error) {
 	if e.timeouts, err = e.o.Timeouts.effective(); err != nil {
 		return fmt.Errorf("read how long flows are remembered: %w", err)
@@ -126,7 +126,7 @@ func (e *Expiry) close() {
 	}
 }
 
-// sleep waits, and says whether the context is still good.
+// sleep waits, and returns false if the context has ended before that.
 func sleep(ctx context.Context, d time.Duration) bool {
 	select {
 	case <-ctx.Done():
@@ -136,7 +136,7 @@ func sleep(ctx context.Context, d time.Duration) bool {
 	}
 }
 
-// pass goes through the whole map, and says whether there is room enough.
+// pass scans the whole map, and reports whether there is room enough.
 func (e *Expiry) pass(ctx context.Context) (enough bool, err error) {
 	for range expirySteps {
 		count, removed, err := e.step()
@@ -154,8 +154,8 @@ func (e *Expiry) pass(ctx context.Context) (enough bool, err error) {
 	return true, nil
 }
 
-// step removes flows that are past their time, as many as fit into one step. Count
-// is that of all entries before, -1 where there is more to remove.
+// step removes expired flows, as many as one step may. count is the number of entries in the
+// map before; -1 where more expired entries are left.
 func (e *Expiry) step() (count, removed int, err error) {
 	var found []flowRecord
 	visit := func(r *flowRecord) bool {
@@ -176,8 +176,8 @@ func (e *Expiry) step() (count, removed int, err error) {
 	return count, removed, err
 }
 
-// remove removes those flows of which ended says that they have, until so many
-// entries are gone, and counts the flows.
+// remove removes the flows for which ended returns true, until at least most entries are gone.
+// It adds the number of removed flows to counter, and returns the number of removed entries.
 func (e *Expiry) remove(found []flowRecord, counter *atomic.Uint64, most int, ended func(*maps.Flow) bool) (entries int, err error) {
 	for i := range found {
 		if entries >= most {
@@ -195,7 +195,7 @@ func (e *Expiry) remove(found []flowRecord, counter *atomic.Uint64, most int, en
 	return entries, nil
 }
 
-// relieve makes room where the map is under pressure, a step of it, and says
+// relieve makes room where the map is under pressure, as much as one step may, and reports
 // whether that was enough.
 func (e *Expiry) relieve() (enough bool, err error) {
 	used, limit := uint64(e.used.Load()), uint64(pressureHigh)
@@ -225,7 +225,8 @@ func (e *Expiry) relieve() (enough bool, err error) {
 	return used*100 <= uint64(e.size)*pressureLow, err
 }
 
-// evict removes so many entries of these flows, in their order, unless a flow was used since.
+// evict removes at most about so many entries of these flows, in their order. It keeps a flow
+// that was used since the scan.
 func (e *Expiry) evict(oldest []flowRecord, most int) (evicted int, err error) {
 	firstTCP := slices.IndexFunc(oldest, func(r flowRecord) bool { return r.flow.Protocol == unix.IPPROTO_TCP })
 	if firstTCP < 0 {
@@ -245,9 +246,10 @@ func (e *Expiry) evict(oldest []flowRecord, most int) (evicted int, err error) {
 	return evicted, nil
 }
 
-// byEviction orders flows that have not ended: UDP before TCP, and the oldest first. A flood of
-// datagrams with false sources can fill the map, which takes a connection a handshake; and the
-// next datagram of a flow that had to go begins it anew, while a connection would be lost.
+// byEviction orders flows that are not closed: UDP before TCP, then the least recently used
+// first. Datagrams with forged sources can fill the map, while a TCP flow needs a handshake to
+// stay. And the next datagram makes an evicted UDP flow anew, while an evicted TCP connection
+// is lost.
 func byEviction(a, b flowRecord) int {
 	isTCP := func(r flowRecord) int {
 		if r.flow.Protocol == unix.IPPROTO_TCP {
@@ -258,9 +260,9 @@ func byEviction(a, b flowRecord) int {
 	return cmp.Or(cmp.Compare(isTCP(a), isTCP(b)), cmp.Compare(a.flow.Used, b.flow.Used))
 }
 
-// candidates finds flows that may go, by the one entry of theirs that each has:
-// those that ended, and of the others the first by byEviction, sorted, which have so many
-// entries at least; no more of either than a step removes.
+// candidates returns flows that may be removed, each by its FlowKeyOut entry: the closed ones;
+// and the first of the others by byEviction, sorted, enough of them for so many entries.
+// Neither list is longer than a step may remove.
 func (e *Expiry) candidates(entries int) (closed, oldest []flowRecord, err error) {
 	flows := min((entries+1)/2, e.most)
 	err = maps.EachFlow(e.flows, func(k *maps.FlowKey, f *maps.Flow) error {

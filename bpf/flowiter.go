@@ -15,14 +15,13 @@ import (
 	"shunt/maps"
 )
 
-// flowIter asks the kernel which entries of map flows are past their time
-// (expire.c).
+// flowIter reads the expired entries of map flows by an iterator in the kernel (expire.c).
 type flowIter struct {
 	objects expirePrograms
 	iter    *link.Iter
 }
 
-// openFlowIter loads the iterator. Close it.
+// openFlowIter loads and attaches the iterator. The caller closes it.
 func openFlowIter(flows *ebpf.Map, t flowTimeouts) (*flowIter, error) {
 	spec, err := loadExpire()
 	if err != nil {
@@ -42,7 +41,7 @@ func openFlowIter(flows *ebpf.Map, t flowTimeouts) (*flowIter, error) {
 	return it, nil
 }
 
-// Close lets go of the iterator.
+// Close closes the iterator and its program.
 func (it *flowIter) Close() error { return errors.Join(it.iter.Close(), it.objects.Close()) }
 
 // flowRecord is struct expired of expire.c.
@@ -53,12 +52,12 @@ type flowRecord struct {
 
 const (
 	flowRecordSize = int(unsafe.Sizeof(flowRecord{}))
-	// flowChunk is how much is read by one system call: the kernel's own buffer.
+	// flowChunk is how many bytes one system call reads: the size of the kernel's own buffer.
 	flowChunk = 32 << 10
 )
 
-// each visits the expired entries until visit says no, and gives the number of all
-// entries of the map; -1 where it did not come to the end.
+// each calls visit for the expired entries until it returns false. It returns the number of all
+// entries in the map, expired or not; -1 where visit ended it.
 func (it *flowIter) each(visit func(*flowRecord) bool) (count int, err error) {
 	r, err := it.iter.Open()
 	if err != nil {
@@ -75,7 +74,7 @@ func (it *flowIter) each(visit func(*flowRecord) bool) (count int, err error) {
 				return -1, errors.New("read the iterator over map flows: it ended without a count")
 			}
 			return count, nil
-		case errors.Is(err, unix.EAGAIN): // a million entries of which none has expired: there are more
+		case errors.Is(err, unix.EAGAIN): // the kernel's limit of a million entries without output: there are more
 		case err != nil:
 			return -1, fmt.Errorf("read the iterator over map flows: %w", err)
 		}
@@ -93,8 +92,8 @@ func (it *flowIter) each(visit func(*flowRecord) bool) (count int, err error) {
 	}
 }
 
-// eachExpired is flowIter.each for kernels that have no such iterator: every entry
-// is read by system calls.
+// eachExpired does the same as flowIter.each on kernels without such iterators: it reads every
+// entry by system calls.
 func eachExpired(flows *ebpf.Map, t *flowTimeouts, visit func(*flowRecord) bool) (count int, err error) {
 	now := monotonic()
 	stop := errors.New("stop")
@@ -111,11 +110,11 @@ func eachExpired(flows *ebpf.Map, t *flowTimeouts, visit func(*flowRecord) bool)
 	return count, err
 }
 
-// monotonic is bpf_ktime_get_ns().
+// monotonic returns the same clock as bpf_ktime_get_ns(), in ns.
 func monotonic() uint64 {
 	var ts unix.Timespec
 	if unix.ClockGettime(unix.CLOCK_MONOTONIC, &ts) != nil {
-		return 0 // every kernel has it; nothing expires at 0
+		return 0 // every kernel has this clock; at time 0 nothing expires
 	}
 	return uint64(ts.Nano())
 }

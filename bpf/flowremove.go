@@ -14,34 +14,34 @@ import (
 
 // flowTable removes flows from map flows while programs use them.
 //
-// A flow has two or three entries, and one of them past its time says nothing: it
-// may have been lost and made again, or be older than the others. All are looked
-// at, and the flow is as late as the latest. Between that look and the deletion of
-// an entry it may be used again: the entry is taken out and looked at in one
-// step, where the kernel has one (5.14), and put back.
+// A flow has one to three entries (maps.Flow.Keys). A single expired entry does not mean that
+// the flow has expired: the entry may have been lost and made again, or be older than the
+// others. So all entries are read, and the latest use counts. A packet may use the flow between
+// that read and the deletion of an entry. Therefore an entry is read and deleted in one step,
+// where the kernel can (5.14), and put back if it has changed.
 type flowTable struct {
 	m *ebpf.Map
-	// takes: the kernel can look at an entry and delete it in one step.
+	// takes: the kernel can read and delete an entry in one step.
 	takes bool
-	// before is called before an entry is deleted; tests use the flow there. nil
-	// otherwise.
+	// before is called before an entry is deleted or refreshed, so that tests can use the flow
+	// at that moment; else nil.
 	before func(maps.FlowKey)
 }
 
 func newFlowTable(m *ebpf.Map) *flowTable {
 	var none maps.Flow
-	err := m.LookupAndDelete(maps.FlowKey{}, &none) // of no kind: never there
+	err := m.LookupAndDelete(maps.FlowKey{}, &none) // a key without a kind is never in the map
 	return &flowTable{m: m, takes: errors.Is(err, ebpf.ErrKeyNotExist)}
 }
 
-// entries gives those that are there of the flow of which one is known by its key,
-// and the flow as the latest has it: a packet notes what it says, and when, in all
-// of them (track.h). An entry under one of the keys that is another flow's is left
-// out, also one of an earlier connection between the same ends.
+// entries returns the entries that a flow has now, and the state of the flow in its latest one:
+// a packet notes what its side has said, and when, in all entries (track.h). known is one entry
+// of the flow, read earlier. Entries of another flow under the same keys are left out, among
+// them those of an earlier connection with the same five-tuple.
 func (t *flowTable) entries(known *flowRecord) (all []flowRecord, flow maps.Flow, err error) {
 	keys := known.flow.Keys()
 	if !slices.Contains(keys, known.key) {
-		keys = append(keys, known.key) // of a flow that was given another place since
+		keys = append(keys, known.key) // the flow has another key since
 	}
 	for _, key := range keys {
 		rec := flowRecord{key: key}
@@ -63,9 +63,9 @@ func (t *flowTable) entries(known *flowRecord) (all []flowRecord, flow maps.Flow
 	return all, flow, nil
 }
 
-// remove deletes all entries of a flow if ended says so of it, else gives the
-// latest use to those that are past their time. It gives how many entries it
-// deleted: 0 where the flow stays.
+// remove deletes all entries of a flow if ended returns true for its latest state. If not, it
+// writes the latest use to the expired entries. It returns the number of deleted entries: 0
+// where the flow stays.
 func (t *flowTable) remove(known *flowRecord, timeouts *flowTimeouts, ended func(*maps.Flow) bool) (int, error) {
 	all, flow, err := t.entries(known)
 	if err != nil || len(all) == 0 {
@@ -82,16 +82,16 @@ func (t *flowTable) remove(known *flowRecord, timeouts *flowTimeouts, ended func
 		if err != nil {
 			return i, err
 		}
-		if used != nil { // since we looked: it is alive
+		if used != nil { // used since the read
 			return 0, t.putBack(all[:i], used)
 		}
 	}
 	return len(all), nil
 }
 
-// refresh gives the flow's latest use, and what its sides have said, to entries
-// that would expire for the lack of it. Each is read again right before: a packet that was
-// noted meanwhile has given it all that itself, and is not to be overwritten.
+// refresh writes the flow's latest use, and what its sides have said, to the expired entries.
+// It reads each again right before: if a packet has updated the entry meanwhile, it must not be
+// overwritten.
 func (t *flowTable) refresh(all []flowRecord, flow maps.Flow, timeouts *flowTimeouts) error {
 	now := monotonic()
 	for i := range all {
@@ -114,8 +114,8 @@ func (t *flowTable) refresh(all []flowRecord, flow maps.Flow, timeouts *flowTime
 	return nil
 }
 
-// removeOne deletes an entry unless it is another than it was; what it is now is
-// given then, and is there, unless that is another flow's.
+// removeOne deletes an entry unless it has changed since it was read. A changed entry stays in
+// the map, and removeOne returns it if it is still of the same flow.
 func (t *flowTable) removeOne(was *flowRecord) (used *maps.Flow, err error) {
 	var now maps.Flow
 	if t.takes {
@@ -147,7 +147,7 @@ func (t *flowTable) removeOne(was *flowRecord) (used *maps.Flow, err error) {
 	return nil, nil
 }
 
-// putBack makes entries again that were deleted, of a flow that is in use.
+// putBack inserts the deleted entries of a flow that is in use again.
 func (t *flowTable) putBack(deleted []flowRecord, flow *maps.Flow) error {
 	var errs []error
 	for i := range deleted {
@@ -156,7 +156,7 @@ func (t *flowTable) putBack(deleted []flowRecord, flow *maps.Flow) error {
 	return errors.Join(errs...)
 }
 
-// put adds an entry where there is none: one that a program has made meanwhile is
+// put inserts an entry where there is none: an entry that a program has made meanwhile is
 // newer.
 func (t *flowTable) put(k maps.FlowKey, f *maps.Flow) error {
 	err := t.m.Update(k, f, ebpf.UpdateNoExist)

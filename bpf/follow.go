@@ -17,8 +17,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// When to look at the devices though nothing was heard, how soon after a failure,
-// and how long to let changes gather after a pass.
+// deviceResync is how often the devices are scanned without a notice of a change, deviceRetry
+// how soon after a failure, devicePause how long changes gather after a scan.
 const (
 	deviceResync = time.Minute
 	deviceRetry  = 2 * time.Second
@@ -26,8 +26,8 @@ const (
 )
 
 // Run follows the devices, addresses, routes and filters of the network namespace of the
-// calling thread, from Start on until the context ends. It returns nil then. All but
-// the waiting is done on the calling goroutine.
+// calling thread. It begins after Start, and returns nil when the context ends. All work but
+// the listening is done on the calling goroutine.
 func (p *PacketPath) Run(ctx context.Context) error {
 	select {
 	case <-ctx.Done():
@@ -50,7 +50,8 @@ func pause(ctx context.Context, d time.Duration) {
 	}
 }
 
-// follow hears of changes until the context ends, or until that fails.
+// follow subscribes to changes and scans. It returns nil when the context ends, and an error
+// when the subscription fails.
 func (p *PacketPath) follow(ctx context.Context) error {
 	socket, err := nl.Subscribe(unix.NETLINK_ROUTE, unix.RTNLGRP_LINK, unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV6_IFADDR,
 		unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV6_ROUTE, unix.RTNLGRP_TC)
@@ -64,11 +65,11 @@ func (p *PacketPath) follow(ctx context.Context) error {
 	}()
 	defer func() {
 		socket.Close()
-		for range ended { // until the goroutine is done with it
+		for range ended { // until the goroutine has ended
 		}
 	}()
 	for {
-		// Only now, with the subscription in place, can no change be missed.
+		// The first scan comes after the subscription, so that no change is missed.
 		next := deviceResync
 		if !p.sync() {
 			next = deviceRetry
@@ -87,14 +88,14 @@ func (p *PacketPath) follow(ctx context.Context) error {
 	}
 }
 
-// look asks the kernel whether every device that the last pass chose has its programs,
-// and says what is wrong by direction. It costs much less than a pass, which it asks for
-// where a program is gone: nobody tells of a TCX link that was detached.
+// look asks the kernel whether every device that the last scan chose has its programs, and
+// returns a problem by direction; empty: none. It costs much less than a scan. It asks for a
+// scan where a program is gone: the kernel sends no notice when a TCX link is detached.
 func (p *PacketPath) look() (problems [directions]string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.wanted == nil {
-		return problems // nothing is attached yet
+		return problems // tests only: NewPacketPath sets it
 	}
 	found, err := listAll(p.ways)
 	for dir := range direction(directions) {
@@ -124,19 +125,19 @@ func (p *PacketPath) look() (problems [directions]string) {
 	return problems
 }
 
-// deviceGone reports whether no device has the index any more: the pass that takes it off
-// the list is on its way.
+// deviceGone reports whether no device has the index any more: the scan that takes it off the
+// list is due.
 func deviceGone(index int) bool {
 	_, err := net.InterfaceByIndex(index)
 	return err != nil
 }
 
-// listen wakes Run at changes that can matter, until the socket is closed.
+// listen wakes Run at changes that matter, until the socket is closed.
 func (p *PacketPath) listen(socket *nl.NetlinkSocket) error {
 	for {
 		messages, _, err := socket.Receive()
 		switch {
-		case errors.Is(err, unix.ENOBUFS): // some were lost
+		case errors.Is(err, unix.ENOBUFS): // messages were lost
 			p.wake()
 		case err != nil:
 			return err
@@ -150,7 +151,8 @@ func (p *PacketPath) listen(socket *nl.NetlinkSocket) error {
 	}
 }
 
-// matters leaves out routes without a gateway: each pod has one.
+// matters reports whether a message may change what is attached. Routes without a gateway do
+// not: every pod has one.
 func matters(m syscall.NetlinkMessage) bool {
 	if m.Header.Type != unix.RTM_NEWROUTE && m.Header.Type != unix.RTM_DELROUTE {
 		return true

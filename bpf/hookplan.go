@@ -9,46 +9,47 @@ import (
 	"github.com/cilium/ebpf/link"
 )
 
-// linkView is what the kernel says of a link.
+// linkView is the kernel's state of a link.
 type linkView struct {
-	id link.ID // 0: there is none
-	// cgroup is 0 where the link was detached, or its cgroup removed.
+	id link.ID // 0: there is no link
+	// cgroup is the id of the link's cgroup; 0 where the link was detached or its cgroup
+	// removed.
 	cgroup  uint64
 	program ebpf.ProgramID
 }
 
-// hookView is what the kernel says of a hook.
+// hookView is the kernel's state of a hook.
 type hookView struct {
-	// held is the link that this process has open, pinned the one in its place on the
-	// bpf file system.
+	// held is the link that this process has open, pinned the one that is pinned under the
+	// hook's name.
 	held, pinned linkView
-	// listed: the cgroup lists the program that is wanted.
+	// listed: the wanted program is in the cgroup's list for this hook.
 	listed bool
 }
 
-// hookWant is how a hook should be.
+// hookWant is the state that a hook should have.
 type hookWant struct {
 	cgroup  uint64
 	program ebpf.ProgramID
 }
 
-// hookPlan is what makes it so, in this order.
+// hookPlan is what to do to get there. Its steps are executed in this order.
 type hookPlan struct {
-	// take holds the pinned link, which an earlier daemon has left.
+	// take opens and holds the pinned link of an earlier daemon.
 	take bool
-	// attach makes a new link, in the place of any other.
+	// attach makes a new link, and detaches the one that is held.
 	attach bool
 	// update replaces the link's program.
 	update bool
-	// pin puts the link in its place.
+	// pin pins the link under the hook's name.
 	pin bool
-	// wrong says what the plan mends; empty: nothing.
+	// wrong describes what the plan repairs; empty: nothing.
 	wrong string
-	// out: the program is not in effect until that is mended.
+	// out: the program is not in effect before the repair.
 	out bool
 }
 
-// planHook decides what to do about a hook. It is a pure function.
+// planHook decides how to repair a hook. It is a pure function.
 func planHook(v hookView, want hookWant) hookPlan {
 	var p hookPlan
 	cur := v.held

@@ -17,79 +17,80 @@ import (
 	shuntmaps "shunt/maps"
 )
 
-// hooksResync is how often hooks are looked at. Nothing in the kernel tells of a link
-// that was detached.
+// hooksResync is how often the hooks are scanned. The kernel sends no notice when a link is
+// detached.
 const hooksResync = 5 * time.Second
 
-// The names beside those of the programs, in what Hooks reports.
+// What Hooks reports has the names of the programs and these:
 const (
 	// EffectCgroup: the hooks act on the cgroup that holds this node's pods.
 	EffectCgroup = "cgroup"
-	// EffectPins: what is in effect outlives the daemon.
+	// EffectPins: links, maps and seed are pinned, so that they outlive the daemon.
 	EffectPins = "pins"
-	// EffectIngress and EffectEgress: the packet path's programs see the packets of
-	// every device that they should.
+	// EffectIngress and EffectEgress: the packet path's programs are attached to every device
+	// that they should be attached to.
 	EffectIngress = "ingress"
 	EffectEgress  = "egress"
 )
 
-// HooksOptions of NewHooks. All fields are needed.
+// HooksOptions are the options of NewHooks. All fields but Earlier are needed.
 type HooksOptions struct {
 	Root string
-	// MountBPFFS mounts a bpf file system again where Root's was unmounted.
+	// MountBPFFS mounts a bpf file system again where that of Root was unmounted.
 	MountBPFFS bool
 	Lock       *Lock
 	Set        *shuntmaps.Set
 	Maps       *shuntmaps.Kernel
-	// FindCgroup returns the directory that hooks are attached to.
+	// FindCgroup returns the directory of the cgroup to attach to.
 	FindCgroup func() (string, error)
 	Programs   *Programs
 	Packets    *PacketPath
 	FlowSeed   uint64
 	Memory     *shuntmaps.Memory
 	Log        *zap.Logger
-	// Repaired counts what was wrong and was put right, by the name.
+	// Repaired is called for each repair, with the name of what was repaired.
 	Repaired func(name string)
-	// Lost is told when a hook was out of effect for a time: sockets may have been
-	// connected past it.
+	// Lost is called when a hook was out of effect for a time: sockets may have connected
+	// without translation.
 	Lost func()
-	// Earlier may be the zero value: there was no daemon before this one.
+	// Earlier is the zero value where there was no earlier daemon.
 	Earlier Earlier
 }
 
-// Hooks keeps the socket path's programs in effect, and watches over the packet
-// path's, which PacketPath keeps. It believes nothing that it did before: each pass
-// asks the kernel for links, programs, cgroup and pins, puts right what somebody
-// changed, and proves by calls of connect() and sendto() that the hooks act.
+// Hooks keeps the socket path's programs in effect, and reports problems of the packet path's,
+// which PacketPath keeps. It does not rely on what it did before: each scan asks the kernel for
+// links, programs, cgroup and pins, repairs what somebody changed, and checks by connect() and
+// sendto() that the hooks act.
 type Hooks struct {
 	opts HooksOptions
-	// podCgroup is in the name of pods' cgroups.
+	// podCgroup is the part of a cgroup's name that shows that it is a pod's.
 	podCgroup string
 	started   chan struct{}
 	poke      chan struct{}
 
-	mu     sync.Mutex // orders passes
+	mu     sync.Mutex // held during a scan
 	cgroup string
-	// first: no pass has ended yet, so that what is missing was not lost, and the programs
-	// in effect are an earlier daemon's.
+	// first: no scan has ended yet. So what is missing was not lost, and the programs in effect
+	// are an earlier daemon's.
 	first bool
-	// missed are problems of the packet path that a look found since the last pass, and
-	// PacketPath may have mended until the next.
+	// missed are problems of the packet path that Now found since the last scan. PacketPath may
+	// have repaired them before the next.
 	missed map[string]string
 
 	stateMu sync.Mutex
-	// problems are what the last pass left, by name; a name without a problem has "".
-	// A map that was stored here is not written again.
+	// problems are what the last scan left, by name, with "" for a name without a problem. A
+	// map that was stored here is not written again.
 	problems map[string]string
 }
 
-// NewHooks attaches nothing yet.
+// NewHooks returns a Hooks that attaches nothing before Start.
 func NewHooks(opts HooksOptions) *Hooks {
 	return &Hooks{opts: opts, podCgroup: podCgroup, started: make(chan struct{}), poke: make(chan struct{}, 1), first: true}
 }
 
-// Start puts the programs into effect and proves that they are. A problem of pins or of
-// the cgroup's scope is logged and shown, and does not keep the rest from working.
+// Start attaches the programs and checks that they act. It returns an error if a program is not
+// in effect or there is no cgroup. Other problems, of pins or of the cgroup's scope, are logged
+// and reported, and do not stop the daemon.
 func (h *Hooks) Start(ctx context.Context) error {
 	problems := h.pass(ctx)
 	for _, hook := range h.opts.Programs.hooks() {
@@ -104,8 +105,8 @@ func (h *Hooks) Start(ctx context.Context) error {
 	return nil
 }
 
-// Run looks again and again until the context ends, and returns nil then. Before Start it
-// looks at what an earlier daemon left.
+// Run scans every hooksResync until the context ends, and returns nil then. Before Start it
+// watches the hooks of an earlier daemon.
 func (h *Hooks) Run(ctx context.Context) error {
 	tick := time.NewTicker(hooksResync)
 	defer tick.Stop()
@@ -125,16 +126,17 @@ func (h *Hooks) Run(ctx context.Context) error {
 	}
 }
 
-// Last returns what was wrong when the hooks were last looked at, by name, with "" for
-// what was in effect. Before Start that is what an earlier daemon left; nil: nothing.
+// Last returns the problems that the last scan left, by name, with "" for what is in effect.
+// Before Start it is about an earlier daemon's hooks; nil: there are none. The caller must not
+// write to the map.
 func (h *Hooks) Last() map[string]string {
 	h.stateMu.Lock()
 	defer h.stateMu.Unlock()
 	return h.problems
 }
 
-// Now is Last after another look, which mends nothing by itself: where something is
-// wrong, a pass follows.
+// Now returns what Last would return after a scan at this moment. It repairs nothing itself,
+// but wakes Run where the result differs from Last.
 func (h *Hooks) Now() map[string]string {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -164,7 +166,7 @@ func (h *Hooks) Now() map[string]string {
 	return h.changed(now, last)
 }
 
-// changed returns what a look found, and asks for a pass where that is news.
+// changed returns now, and asks for a scan where it differs from last.
 func (h *Hooks) changed(now, last map[string]string) map[string]string {
 	if !maps.Equal(now, last) {
 		select {
@@ -175,7 +177,7 @@ func (h *Hooks) changed(now, last map[string]string) map[string]string {
 	return now
 }
 
-// pass looks at everything, mends what it can, and gives what is left.
+// pass scans everything, repairs what it can, and returns the problems that are left.
 func (h *Hooks) pass(ctx context.Context) map[string]string {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -188,20 +190,20 @@ func (h *Hooks) pass(ctx context.Context) map[string]string {
 	maps.Copy(p.problems, h.packets())
 	maps.Copy(p.found, h.missed)
 	h.missed = nil
-	if ctx.Err() == nil { // else what failed says nothing
+	if ctx.Err() == nil { // else the failures mean nothing
 		h.report(&p)
 		h.first = false
 	}
 	return p.problems
 }
 
-// packets returns the packet path's problems by direction. PacketPath mends them.
+// packets returns the packet path's problems by direction. PacketPath repairs them.
 func (h *Hooks) packets() map[string]string {
 	by := h.opts.Packets.look()
 	return map[string]string{EffectIngress: by[ingress], EffectEgress: by[egress]}
 }
 
-// report logs what has changed, counts and stores it.
+// report logs the changes, counts the repairs and stores the problems.
 func (h *Hooks) report(p *hooksPass) {
 	before := h.Last()
 	for _, name := range slices.Sorted(maps.Keys(p.problems)) {
@@ -226,16 +228,17 @@ func (h *Hooks) report(p *hooksPass) {
 	h.problems = p.problems
 }
 
-// hooksPass is one pass of Hooks.
+// hooksPass is one scan of Hooks.
 type hooksPass struct {
 	h *Hooks
-	// problems are what is wrong at the end, found what was and was mended.
+	// problems are what is wrong at the end, found what was wrong and was repaired; both by
+	// name.
 	problems, found map[string]string
 	// lost: a hook was out of effect.
 	lost bool
 }
 
-// findCgroup looks whether the cgroup is still there, and for where it is now.
+// findCgroup finds the directory of the cgroup, which may have moved.
 func (p *hooksPass) findCgroup() {
 	dir, err := p.h.opts.FindCgroup()
 	if err != nil {
@@ -245,7 +248,8 @@ func (p *hooksPass) findCgroup() {
 	p.h.cgroup = dir
 }
 
-// keepPins puts back the directory, the maps and the seed on the bpf file system.
+// keepPins restores what is missing on the bpf file system: the directory, and the pins of
+// maps, seed and the daemon's memory.
 func (p *hooksPass) keepPins() {
 	o := &p.h.opts
 	var did []string
@@ -278,7 +282,7 @@ func (p *hooksPass) keepPins() {
 	p.found[EffectPins] = strings.Join(did, "; ")
 }
 
-// attach mends links and programs.
+// attach repairs links and programs.
 func (p *hooksPass) attach() {
 	if p.h.cgroup == "" {
 		return
@@ -293,7 +297,7 @@ func (p *hooksPass) attach() {
 	for _, s := range states {
 		name := s.hook
 		p.lost = p.lost || s.foundOut
-		if !s.foundOut && !s.out && s.found+s.problem != "" { // in effect, and would end with the daemon
+		if !s.foundOut && !s.out && s.found+s.problem != "" { // only its pin is wrong
 			name = EffectPins
 			s.found, s.problem = join(s.hook, s.found), join(s.hook, s.problem)
 		}
@@ -309,16 +313,17 @@ func (p *hooksPass) attach() {
 func (p *hooksPass) mend() ([]hookState, error) {
 	programs := p.h.opts.Programs
 	switch {
-	case p.problems[EffectCgroup] != "": // there is nothing to attach to
+	case p.problems[EffectCgroup] != "": // there is no cgroup to attach to
 		return programs.lookHeld(), nil
-	case p.problems[EffectPins] != "": // there is no place for links
+	case p.problems[EffectPins] != "": // there is no directory for links
 		return programs.look(p.h.opts.Root, p.h.cgroup)
 	}
 	states, err := programs.mend(p.h.opts.Root, p.h.cgroup)
 	if err == nil {
 		return states, nil
 	}
-	// Something may be in the place of the links' directory, which says nothing of hooks.
+	// Something else may be at the path of the links' directory, which does not mean that the
+	// hooks are out of effect.
 	looked, failed := programs.look(p.h.opts.Root, p.h.cgroup)
 	if failed == nil {
 		p.problems[EffectPins] = err.Error()
@@ -326,7 +331,7 @@ func (p *hooksPass) mend() ([]hookState, error) {
 	return looked, failed
 }
 
-// join puts what a text is about before it.
+// join prefixes a text with its subject; an empty text stays empty.
 func join(what, text string) string {
 	if text == "" {
 		return ""
@@ -334,7 +339,7 @@ func join(what, text string) string {
 	return what + ": " + text
 }
 
-// prove asks by system calls.
+// prove checks by system calls that the hooks act.
 func (p *hooksPass) prove(ctx context.Context) {
 	if p.h.cgroup == "" || p.problems[EffectCgroup] != "" {
 		return
@@ -351,7 +356,7 @@ func (p *hooksPass) prove(ctx context.Context) {
 	}
 }
 
-// readScope compares the cgroup with where pods are.
+// readScope checks that pods are below the cgroup.
 func (p *hooksPass) readScope() {
 	if p.h.cgroup == "" || p.problems[EffectCgroup] != "" {
 		return
@@ -361,5 +366,5 @@ func (p *hooksPass) readScope() {
 		p.problems[EffectCgroup] = err.Error()
 		return
 	}
-	p.problems[EffectCgroup] = scope.summary() // probes show it to everybody; status names a process
+	p.problems[EffectCgroup] = scope.summary() // anybody can read it by a probe: no process is named
 }

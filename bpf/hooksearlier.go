@@ -9,22 +9,20 @@ import (
 	"strings"
 )
 
-// Earlier is what an earlier daemon left, over which Hooks keeps watch until Start: that
-// may have to wait as long as an outage of the API server lasts.
+// Earlier describes the hooks that an earlier daemon left. Hooks watches them until Start,
+// which may wait as long as an outage of the API server lasts.
 type Earlier struct {
-	// InEffect: its hooks were in effect when this daemon began. Else there is nothing to
-	// watch.
+	// InEffect: they were in effect when this daemon began. If not, there is nothing to watch.
 	InEffect bool
-	// Adopted: Programs work with its maps, which are filled. Else what is out of effect
-	// can't be put right before Start.
+	// Adopted: Programs work with the earlier daemon's maps, which have its entries. If not, a
+	// hook that goes out of effect can't be repaired before Start.
 	Adopted bool
-	// Lasts is told after each look whether they still are.
+	// Lasts is called after each scan with whether they are still in effect.
 	Lasts func(bool)
 }
 
-// watchEarlier looks at the earlier daemon's hooks. Where one is out of effect, the
-// programs of this one take their place, if they work with the same maps, and are looked
-// after by passes from then on.
+// watchEarlier scans the earlier daemon's hooks. If one is out of effect and the maps were
+// adopted, this daemon attaches its own programs; from then on it scans these.
 func (h *Hooks) watchEarlier(ctx context.Context) {
 	if !h.opts.Earlier.InEffect {
 		return
@@ -32,7 +30,7 @@ func (h *Hooks) watchEarlier(ctx context.Context) {
 	ok, own := h.lookEarlier()
 	if own || !ok && h.opts.Earlier.Adopted {
 		h.pass(ctx)
-		if !own { // report does not count as lost what an earlier daemon had
+		if !own { // report does not call Lost at the first scan
 			h.opts.Lost()
 		}
 		ok, _ = h.lookEarlier()
@@ -42,8 +40,8 @@ func (h *Hooks) watchEarlier(ctx context.Context) {
 	}
 }
 
-// lookEarlier publishes what is wrong, and reports whether all pinned links are in effect.
-// own: a pass has put this daemon's programs into effect, and knows more.
+// lookEarlier stores the problems, and reports whether all pinned links are in effect. own:
+// this daemon has attached its own programs, so that its scans store the problems.
 func (h *Hooks) lookEarlier() (ok, own bool) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -56,7 +54,7 @@ func (h *Hooks) lookEarlier() (ok, own bool) {
 	return ok, !h.first
 }
 
-// pinnedProblems returns what is wrong with the pinned links, by hook.
+// pinnedProblems returns the problems of the pinned links, by hook.
 func pinnedProblems(root string) map[string]string {
 	problems := map[string]string{}
 	for _, a := range Attachments(root, nil) {

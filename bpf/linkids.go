@@ -13,19 +13,19 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// linkIDs is the kernel's list of links.
+// linkIDs iterates over the kernel's links.
 type linkIDs struct {
-	// next returns the first ID after that one, fs.ErrNotExist after the last.
+	// next returns the first ID after another, fs.ErrNotExist after the last.
 	next func(link.ID) (link.ID, error)
 	open func(link.ID) (link.Link, error)
-	// wait is how long an ID may take to become a link.
+	// wait is how long to wait for an ID to become a link.
 	wait time.Duration
 }
 
 var kernelLinks = linkIDs{nextLinkID, link.NewFromID, 500 * time.Millisecond}
 
-// each goes through the links. One that is being made or freed meanwhile, by whomever,
-// isn't there. link.Iterator instead ends at one that is being made.
+// each calls do for every link. It leaves out links that are being made or freed meanwhile.
+// (link.Iterator ends at the first link that is being made.)
 func (k linkIDs) each(do func(link.ID, link.Link)) error {
 	for id := link.ID(0); ; {
 		next, err := k.next(id)
@@ -48,9 +48,9 @@ func (k linkIDs) each(do func(link.ID, link.Link)) error {
 	}
 }
 
-// get opens a link. EAGAIN means that its ID is taken, and it is not attached yet: it is
-// waited for, and not there (fs.ErrNotExist) after that. An ID that is gone is given to
-// no other link soon.
+// get opens a link. EAGAIN means that the ID is allocated, but the link is not attached yet:
+// get waits for it, and then returns fs.ErrNotExist. The kernel does not soon reuse the ID of a
+// link that is gone.
 func (k linkIDs) get(id link.ID) (link.Link, error) {
 	for end := time.Now().Add(k.wait); ; time.Sleep(5 * time.Millisecond) {
 		l, err := k.open(id)

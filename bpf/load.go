@@ -13,25 +13,27 @@ import (
 	"shunt/maps"
 )
 
-// Programs are the loaded programs of the socket path, not attached yet.
+// Programs are the loaded programs of the socket path, and their links once they are attached.
 type Programs struct {
 	objects sockPrograms
-	// HasSetRetval: a refusal can say why (see Features).
+	// HasSetRetval: the kernel has bpf_set_retval, so that a refused connect() fails with
+	// ECONNREFUSED instead of EPERM (see Features).
 	HasSetRetval bool
-	// links are those that were attached, by their pins' names. They are kept open: a
-	// pin that somebody removes takes nothing out of effect while this process lives.
+	// links are the attached links, by the names of their pins. They are kept open: while this
+	// process lives, removing a pin takes no program out of effect.
 	links map[string]link.Link
 }
 
-// hook is where one program goes and what its link's pin is called.
+// hook is one program, its attach type and the name of its link's pin.
 type hook struct {
 	pin    string
 	attach ebpf.AttachType
 	prog   *ebpf.Program
 }
 
-// hooks are in the order in which they are attached: what shows a translated socket its
-// service comes before what translates it. They are detached in the opposite order.
+// hooks returns the hooks in the order in which they are attached: those that show the
+// service's address to a translated socket come before those that translate. They are detached
+// in the opposite order.
 func (p *Programs) hooks() []hook {
 	return []hook{
 		{"getpeername4", ebpf.AttachCgroupInet4GetPeername, p.objects.ShuntGetpeername4},
@@ -45,11 +47,12 @@ func (p *Programs) hooks() []hook {
 	}
 }
 
-// linkDir is where links are pinned, below the daemon's directory.
+// linkDir is the directory of pinned links, below the daemon's directory of pins.
 const linkDir = "links"
 
-// Load loads the programs with these maps. The network namespace of the calling
-// process is the node's.
+// Load loads the programs with the maps of set. The calling process must be in the node's
+// network namespace. Where the kernel has no bpf_set_retval it loads them without. The error
+// names the needed feature that the kernel lacks, if that is the cause.
 func Load(set *maps.Set) (*Programs, error) {
 	cookie, err := NetnsCookie()
 	if errors.Is(err, unix.ENOPROTOOPT) {
@@ -96,8 +99,8 @@ func (p *Programs) load(set *maps.Set, cookie uint64) error {
 	return spec.LoadAndAssign(&p.objects, &ebpf.CollectionOptions{MapReplacements: replacements(spec, set)})
 }
 
-// replacements gives the set's maps for those that a program's object declares,
-// which take over their sizes.
+// replacements returns the maps of set that spec declares, by name, and sets their sizes in
+// spec to those of the real maps.
 func replacements(spec *ebpf.CollectionSpec, set *maps.Set) map[string]*ebpf.Map {
 	replaced := map[string]*ebpf.Map{}
 	for name, declared := range spec.Maps {
@@ -109,7 +112,7 @@ func replacements(spec *ebpf.CollectionSpec, set *maps.Set) map[string]*ebpf.Map
 	return replaced
 }
 
-// Close closes the programs and links; pins keep those in effect that are attached.
+// Close closes the programs and links. Programs whose links are pinned stay in effect.
 func (p *Programs) Close() error {
 	errs := []error{p.objects.Close()}
 	for _, l := range p.links {
@@ -119,7 +122,8 @@ func (p *Programs) Close() error {
 	return errors.Join(errs...)
 }
 
-// NetnsCookie is the kernel's cookie of the calling process's network namespace.
+// NetnsCookie returns the kernel's cookie of the calling thread's network namespace
+// (SO_NETNS_COOKIE). Before Linux 5.14 it returns an error that wraps unix.ENOPROTOOPT.
 func NetnsCookie() (uint64, error) {
 	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {

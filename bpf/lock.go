@@ -12,18 +12,19 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Lock is held by the one daemon that works on a directory of pins.
+// Lock is the lock on a directory of pins. One daemon can hold it.
 type Lock struct{ dir *os.File }
 
-// ErrLocked says that a daemon is at work.
+// ErrLocked means that another daemon holds the lock.
 var ErrLocked = errors.New("another shunt daemon is at work")
 
-// lockPatience is how long TakeLock tries: IsLocked has the lock for a moment, and
-// so does a daemon that is just ending.
+// lockPatience is how long TakeLock tries: IsLocked holds the lock for a moment, and so does a
+// daemon that is exiting.
 const lockPatience = 200 * time.Millisecond
 
-// TakeLock locks the directory itself (flock): the kernel lets go of it however
-// the process ends, and nothing is left on the bpf file system.
+// TakeLock locks the directory itself (flock): the kernel releases the lock however the process
+// ends, and nothing is left on the bpf file system. It returns ErrLocked if a daemon holds the
+// lock for longer than lockPatience.
 func TakeLock(root string) (*Lock, error) {
 	deadline := time.Now().Add(lockPatience)
 	for {
@@ -35,11 +36,11 @@ func TakeLock(root string) (*Lock, error) {
 	}
 }
 
-// IsLocked says whether a daemon is at work on the directory.
+// IsLocked reports whether a daemon holds the lock on the directory.
 func IsLocked(root string) bool {
 	l, err := tryLock(root)
 	if err == nil {
-		_ = l.Release() // it was only asked for
+		_ = l.Release() // it was taken only to see whether it is free
 	}
 	return errors.Is(err, ErrLocked)
 }
@@ -60,12 +61,12 @@ func tryLock(root string) (*Lock, error) {
 	return nil, fmt.Errorf("lock %s: %w", root, err)
 }
 
-// Release lets go of the lock.
+// Release releases the lock.
 func (l *Lock) Release() error { return l.dir.Close() }
 
-// Keep makes sure that root is the locked directory, and says what it did. A directory
-// that was renamed gets its name back. Where it was removed, or its file system
-// unmounted, a new one is made as RequireBPFFS does, and locked.
+// Keep makes sure that root is the locked directory, and returns what it did; empty: nothing.
+// It renames a directory that was renamed back to root. Where the directory was removed, or its
+// file system unmounted, it makes a new one as RequireBPFFS does, and locks that.
 func (l *Lock) Keep(root string, mount bool) (did string, err error) {
 	ours, err := l.dir.Stat()
 	if err != nil {
@@ -90,12 +91,12 @@ func (l *Lock) Keep(root string, mount bool) (did string, err error) {
 	return "it was removed or unmounted, and was made anew", nil
 }
 
-// path returns where the locked directory is now.
+// path returns the current path of the locked directory.
 func (l *Lock) path(ours os.FileInfo) (string, bool) {
 	path, err := os.Readlink(fmt.Sprintf("/proc/self/fd/%d", l.dir.Fd()))
 	if err != nil {
 		return "", false
 	}
-	there, err := os.Stat(path) // another one, where the file system was unmounted
+	there, err := os.Stat(path) // another directory, where the file system was unmounted
 	return path, err == nil && os.SameFile(ours, there)
 }

@@ -15,9 +15,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// readDevices gives the devices of the calling thread's network namespace, by
-// index. A list that changed while it was read is taken as it is: a notice of the
-// change is on its way.
+// readDevices returns the devices of the calling thread's network namespace, sorted by index.
+// It uses a list that changed during the read as it is: a notice of the change follows.
 func readDevices() ([]device, error) {
 	links, err := netlink.LinkList()
 	if err = complete(err); err != nil {
@@ -44,7 +43,7 @@ func readDevices() ([]device, error) {
 	return devices, readGateways(devices)
 }
 
-// complete is nil for a list that is as good as it gets.
+// complete returns nil for an error that only says that the list changed during the read.
 func complete(err error) error {
 	if errors.Is(err, netlink.ErrDumpInterrupted) {
 		return nil
@@ -52,8 +51,8 @@ func complete(err error) error {
 	return err
 }
 
-// headerOf: what packets of this type of hardware begin with, by the netlink
-// library's word for it (ARPHRD_*).
+// headerOf returns the link-layer header of a hardware type (ARPHRD_*), by the netlink
+// library's name for it.
 func headerOf(encap string) header {
 	switch encap {
 	case "ether":
@@ -73,8 +72,8 @@ func deviceOf(devices []device, index int) *device {
 	return &devices[i]
 }
 
-// notSource are the flags of addresses that the kernel does not choose by itself.
-// IPv6 has no secondary addresses: the bit means a temporary one there.
+// notSource are the flags of addresses that the kernel does not choose as a source. IPv6 has no
+// secondary addresses: there the same bit means a temporary one.
 const notSource = unix.IFA_F_SECONDARY | unix.IFA_F_DEPRECATED | unix.IFA_F_TENTATIVE | unix.IFA_F_DADFAILED
 
 func readDeviceAddrs(devices []device) error {
@@ -95,7 +94,7 @@ func readDeviceAddrs(devices []device) error {
 		}
 		flags := a.Flags
 		if flags&unix.IFA_F_OPTIMISTIC != 0 {
-			flags &^= unix.IFA_F_TENTATIVE // in use while its uniqueness is still asked for
+			flags &^= unix.IFA_F_TENTATIVE // usable while duplicate address detection still runs (RFC 4429)
 		}
 		d.addrs = append(d.addrs, deviceAddr{prefix: netip.PrefixFrom(ip, bits),
 			source: a.Scope == unix.RT_SCOPE_UNIVERSE && flags&notSource == 0})
@@ -103,7 +102,7 @@ func readDeviceAddrs(devices []device) error {
 	return nil
 }
 
-// readGateways marks the devices that routes of any table lead to by a gateway.
+// readGateways marks the devices that have a route to a gateway, in any table.
 func readGateways(devices []device) error {
 	mark := func(index int, gw net.IP, via netlink.Destination) {
 		if d := deviceOf(devices, index); d != nil && (len(gw) > 0 && !gw.IsUnspecified() || via != nil) {
@@ -126,14 +125,14 @@ func readGateways(devices []device) error {
 	return nil
 }
 
-// The sysctls that let this network namespace pass packets on that are not for itself.
+// The sysctls that make this network namespace forward packets.
 const (
 	sysctlForward4 = "net.ipv4.ip_forward"
 	sysctlForward6 = "net.ipv6.conf.all.forwarding"
 )
 
-// ForwardingProblems says in a line for each family that is in use here whether
-// packets are not passed on, without which nobody outside reaches a pod.
+// ForwardingProblems returns a line for each family in use here whose packets are not
+// forwarded. Without forwarding, clients from outside can't reach pods.
 func ForwardingProblems() ([]string, error) {
 	addrs, err := Addrs()
 	if err != nil {
@@ -159,7 +158,7 @@ func ForwardingProblems() ([]string, error) {
 	return problems, nil
 }
 
-// readSysctl reads a value of the calling thread's network namespace.
+// readSysctl returns a sysctl's value in the calling thread's network namespace.
 func readSysctl(name string) (string, error) {
 	text, err := os.ReadFile("/proc/sys/" + strings.ReplaceAll(name, ".", "/"))
 	if err != nil {

@@ -13,29 +13,29 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// ownNetns is the network namespace of the thread that looks at it: that of
-// /proc/self is the first thread's.
+// ownNetns is the network namespace of the thread that opens it. /proc/self would be that of
+// the process's first thread.
 const ownNetns = "/proc/thread-self/ns/net"
 
-// InOtherNetns says whether a process is known to have another network namespace
-// than the calling thread.
+// InOtherNetns reports whether a process is known to be in another network namespace than the
+// calling thread.
 func InOtherNetns(pid uint32) bool {
 	var here, there unix.Stat_t
 	return unix.Stat(ownNetns, &here) == nil && unix.Stat(fmt.Sprintf("/proc/%d/ns/net", pid), &there) == nil &&
 		here.Ino != there.Ino
 }
 
-// netnsGlobs is where network namespaces are found: those of processes, and
-// those that are mounted without one. With a pid namespace of its own the daemon
-// sees only its own processes: its pod has hostPID.
+// netnsGlobs are the paths of network namespaces: those of processes, and those that are
+// mounted without a process. In a pid namespace of its own the daemon would see only its own
+// processes: therefore its pod has hostPID.
 var netnsGlobs = []string{ownNetns, "/proc/[0-9]*/ns/net", "/run/netns/*", "/run/docker/netns/*"}
 
-// threadGlobs finds those of threads that went where the rest of their process is
-// not: many files, for what is not to be found otherwise.
+// threadGlobs are the paths of threads that have left their process's namespace. These are many
+// files, so they are read only for namespaces that netnsGlobs do not have.
 var threadGlobs = []string{"/proc/[0-9]*/task/[0-9]*/ns/net"}
 
-// eachNetns runs visit once in each network namespace that is wanted, by the
-// inode number of its file, on a thread of its own.
+// eachNetns calls visit once in each network namespace for which wanted returns true, by the
+// inode number of its file. visit runs on a thread of its own.
 func eachNetns(ctx context.Context, globs []string, wanted func(inode uint64) bool, visit func(inode uint64, path string)) error {
 	done := make(chan error, 1)
 	go func() {
@@ -48,8 +48,8 @@ func eachNetns(ctx context.Context, globs []string, wanted func(inode uint64) bo
 		}
 		defer home.Close()
 		err = visitNetns(ctx, globs, wanted, visit)
-		// A thread that can't go home is left locked: it ends with this goroutine,
-		// and no other one can find itself in a foreign network namespace.
+		// A thread that can't return to its namespace stays locked: it ends with this
+		// goroutine, so that no other goroutine runs in a foreign network namespace.
 		if back := unix.Setns(int(home.Fd()), unix.CLONE_NEWNET); back == nil {
 			runtime.UnlockOSThread()
 		}
@@ -79,8 +79,9 @@ func visitNetns(ctx context.Context, globs []string, wanted func(uint64) bool, v
 	return nil
 }
 
-// splitGlob cuts off what follows a pattern's last wildcard. Glob would read a directory for
-// each part of that, and the kernel fills in a process's directories as they are read.
+// splitGlob cuts off what follows a pattern's last wildcard. filepath.Glob would read a
+// directory for each part of that, and the kernel creates the entries of a process's
+// directories when they are read.
 func splitGlob(glob string) (dirs, rest string) {
 	last := strings.LastIndexAny(glob, "*?[]")
 	if i := strings.IndexByte(glob[last+1:], '/'); last >= 0 && i >= 0 {
@@ -89,8 +90,8 @@ func splitGlob(glob string) (dirs, rest string) {
 	return glob, ""
 }
 
-// enterNetns moves the thread into a network namespace that is wanted and was not
-// seen yet. One that is gone by now is not worth an error.
+// enterNetns moves the thread into a network namespace that is wanted and was not visited yet.
+// It returns false for one that is gone by now.
 func enterNetns(path string, seen map[uint64]bool, wanted func(uint64) bool) (inode uint64, ok bool) {
 	var st unix.Stat_t
 	if unix.Stat(path, &st) != nil || seen[st.Ino] || !wanted(st.Ino) {
@@ -101,12 +102,12 @@ func enterNetns(path string, seen map[uint64]bool, wanted func(uint64) bool) (in
 		return 0, false
 	}
 	defer f.Close()
-	// The path may lead to another one by now.
+	// The path may name another namespace by now.
 	if unix.Fstat(int(f.Fd()), &st) != nil || seen[st.Ino] || !wanted(st.Ino) {
 		return 0, false
 	}
 	if unix.Setns(int(f.Fd()), unix.CLONE_NEWNET) != nil {
-		return 0, false // not a network namespace: an unmounted leftover of a name
+		return 0, false // not a network namespace: the file is left over from an unmounted name
 	}
 	seen[st.Ino] = true
 	return st.Ino, true

@@ -13,8 +13,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// requireOwn is CheckOwn for the daemon's own directory. One that others may read is closed:
-// who can open a directory can hold its lock.
+// requireOwn does what CheckOwn does for the daemon's own directory, and removes the
+// permissions of group and others: a process that can open a directory can hold its lock.
 func requireOwn(dir string) error {
 	if err := CheckOwn(dir); err != nil {
 		return err
@@ -29,10 +29,10 @@ func requireOwn(dir string) error {
 	return nil
 }
 
-// CheckOwn reports an error where somebody else than this user can put, rename or remove
-// anything in the directory of pins, or anything on the way to it on its file system. It
-// looks from the top: what is below a directory that others can't change stays as it was
-// seen. It changes nothing.
+// CheckOwn returns an error if another user can create, rename or remove anything in the
+// directory of pins, or in its parents on the same file system. It checks the parents first,
+// from the mount's root down: what is below a directory that others can't change stays as it
+// was checked. It changes nothing.
 func CheckOwn(dir string) error {
 	var way []string // from the directory up to the mount's root
 	for at := dir; requireFS(at, unix.BPF_FS_MAGIC) == nil; at = filepath.Dir(at) {
@@ -61,8 +61,8 @@ func CheckOwn(dir string) error {
 	return nil
 }
 
-// checkOwnDir looks at one directory. Others may make files beside ours in one with the
-// sticky bit, as a bpf file system's root is by default, but not in our own.
+// checkOwnDir checks one directory. A parent may be writable for others if it has the sticky
+// bit, as a bpf file system's root has by default; the daemon's own directory (own) may not.
 func checkOwnDir(at string, own bool) error {
 	info, err := os.Lstat(at)
 	if err != nil {

@@ -21,67 +21,70 @@ import (
 	shuntmaps "shunt/maps"
 )
 
-// PacketPathOptions of NewPacketPath.
+// PacketPathOptions are the options of NewPacketPath.
 type PacketPathOptions struct {
 	Root string
 	Set  *shuntmaps.Set
-	// Maps are those of Set; of them, map devices is written here.
+	// Maps are the maps of Set. PacketPath writes map devices.
 	Maps *shuntmaps.Kernel
-	// Devices empty: those that the rule chooses, see chooser.
+	// Devices and PodDevices are --devices and --pod-devices. With no Devices, automatic
+	// chooses.
 	Devices, PodDevices DeviceNames
 	Programs            PacketOptions
 	Log                 *zap.Logger
-	// Failed counts devices that could not be attached to, at each attempt.
+	// Failed is called for each device that could not be attached to, at each attempt. It may
+	// be nil.
 	Failed func()
-	// noTCX attaches as on a kernel without it.
+	// noTCX attaches as on a kernel without TCX.
 	noTCX bool
 }
 
-// PacketPath keeps the programs attached to the devices of the network namespace
-// that it is made in, and map devices in step with them. What it attached stays in
-// effect when it is closed.
+// PacketPath attaches the packet path's programs to the devices of its network namespace,
+// follows changes of devices, and keeps map devices in step with them. What it attached stays
+// in effect after Close.
 type PacketPath struct {
 	opts     PacketPathOptions
 	programs *packetPrograms
-	// ways: the first attaches, what the others have is removed.
+	// ways are the methods of attaching. The first is used; attachments by the others are
+	// removed.
 	ways []way
 	poke chan struct{}
 	// started is closed by Start.
 	started chan struct{}
 
 	nodeMu sync.Mutex
-	node   []netip.Addr // published as a whole
+	node   []netip.Addr // replaced as a whole
 
-	mu sync.Mutex // orders passes
-	// problems are those of the pass before, by device, so that each is said once.
+	mu sync.Mutex // held during a scan
+	// problems are those of the last scan, by device, so that each is logged once.
 	problems map[string]string
-	// inEffect: a pass has attached to all devices, so that connections that begin now are
-	// ours, and strangers are counted.
+	// inEffect: a scan has attached to all devices. From then on new connections are shunt's,
+	// and strangers counts connections of others.
 	inEffect  bool
 	strangers strangers
-	counted   atomic.Uint64 // maps.Kernel.NewFrontends as of the last pass
-	// wanted are the devices that the last pass chose, by index. Before the first they are
+	counted   atomic.Uint64 // maps.Kernel.NewFrontends as of the last scan
+	// wanted are the devices that the last scan chose, by index. Before the first scan they are
 	// those that an earlier daemon has attached to.
 	wanted map[int]wantedDevice
-	// held are TCX links in effect. They are kept open: a pin that somebody removes takes
-	// no program from a device while this process lives.
+	// held are the TCX links in effect. They are kept open: while this process lives, removing
+	// a pin detaches no program.
 	held map[point]link.Link
 }
 
 // wantedDevice is a device that should have programs.
 type wantedDevice struct {
 	name string
-	// programs are which; 0: any of ours.
+	// programs are the ids of the programs by direction; 0: any program of shunt.
 	programs [directions]ebpf.ProgramID
 }
 
-// NewPacketPath loads the programs, and attaches nothing yet.
+// NewPacketPath loads the programs for Ethernet devices, and attaches nothing before Start.
 func NewPacketPath(opts PacketPathOptions) (*PacketPath, error) {
 	programs, err := newPacketPrograms(opts.Set, opts.Programs)
 	if err != nil {
 		return nil, err
 	}
-	// What can't be loaded is known before anything is in effect.
+	// Loading early reports a failure before anything is in effect.
 	if _, err := programs.get(variant{ethernet: true}); err != nil {
 		return nil, err
 	}
@@ -109,7 +112,7 @@ func (p *PacketPath) attached() (map[int]wantedDevice, error) {
 	return devices, nil
 }
 
-// waysBelow gives the ways with the one first that this kernel takes.
+// waysBelow returns the methods of attaching, first the one to use on this kernel.
 func waysBelow(root string, noTCX bool) []way {
 	ways := []way{tcx{filepath.Join(root, linkDir)}, clsact{}}
 	if noTCX || haveTCX() != nil {
@@ -118,17 +121,17 @@ func waysBelow(root string, noTCX bool) []way {
 	return ways
 }
 
-// Close closes the programs; those that are attached stay in effect.
+// Close closes the programs and links. What is attached stays in effect.
 func (p *PacketPath) Close() error {
 	p.letGo(nil)
 	return p.programs.close()
 }
 
-// hold keeps the link at a point open, unless it is.
+// hold opens the pinned TCX link of a point and keeps it open.
 func (p *PacketPath) hold(at point, why Why) error {
 	t, ok := p.ways[0].(tcx)
 	if !ok {
-		return nil // filters have no owner
+		return nil // a filter needs no open file descriptor
 	}
 	if l := p.held[at]; l != nil {
 		if _, ok := inEffect(l, at); ok {
@@ -145,7 +148,7 @@ func (p *PacketPath) hold(at point, why Why) error {
 	return nil
 }
 
-// letGo closes the links of devices that are not among those.
+// letGo closes the links of devices that were not chosen.
 func (p *PacketPath) letGo(chosen map[int]bool) {
 	for at, l := range p.held {
 		if !chosen[at.index] {
@@ -155,8 +158,7 @@ func (p *PacketPath) letGo(chosen map[int]bool) {
 	}
 }
 
-// Start puts the programs into effect, and lets Run begin. Problems of devices are
-// logged, and Run tries again.
+// Start scans once, and lets Run begin. Problems of devices are logged, and Run tries again.
 func (p *PacketPath) Start() {
 	p.sync()
 	p.mu.Lock()
@@ -168,8 +170,8 @@ func (p *PacketPath) Start() {
 	}
 }
 
-// SetNodeAddrs says what addresses the Node has, whose devices are attached to. It
-// does not wait for a pass that is under way.
+// SetNodeAddrs sets the addresses of the Node object, whose devices are attached to. It does
+// not wait for a scan under way.
 func (p *PacketPath) SetNodeAddrs(addrs []netip.Addr) {
 	p.nodeMu.Lock()
 	defer p.nodeMu.Unlock()
@@ -185,17 +187,17 @@ func (p *PacketPath) nodeAddrs() []netip.Addr {
 	return p.node
 }
 
-// wake asks for a pass.
+// wake asks for a scan.
 func (p *PacketPath) wake() {
 	select {
 	case p.poke <- struct{}{}:
-	default: // one is asked for already
+	default: // a scan is asked for already
 	}
 }
 
-// sync brings what is attached in line with the devices that there are now. It asks
-// the kernel for everything, and so mends too what somebody else has removed. ok
-// says that nothing is left to try again.
+// sync scans: it attaches to the devices that exist now, and detaches from others. It asks the
+// kernel for everything, so that it also repairs what somebody else removed. It reports whether
+// there were no problems; else it is to be called again.
 func (p *PacketPath) sync() (ok bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -219,30 +221,31 @@ func (p *PacketPath) sync() (ok bool) {
 	p.problems = problems
 	if len(problems) == 0 && !p.inEffect {
 		p.inEffect = true
-		p.wake() // unknown connections can be reset now
+		p.wake() // The next scan may let unknown connections be reset.
 	}
 	return len(problems) == 0
 }
 
-// settled reports whether nothing is left to wait for but changes.
+// settled reports whether no scan is due without a change: conntrack translates no connection
+// to any frontend.
 func (p *PacketPath) settled() bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.strangers.gone && p.strangers.frontends == p.opts.Maps.NewFrontends()
 }
 
-// Reconciled says that frontends may have been added. It asks for a pass if conntrack was
-// not asked about some, and does not wait for one that is under way.
+// Reconciled is called when frontends may have been added. It asks for a scan if conntrack was
+// not checked for some of them, and does not wait for a scan under way.
 func (p *PacketPath) Reconciled() {
 	if p.opts.Maps.NewFrontends() != p.counted.Load() {
 		p.wake()
 	}
 }
 
-// everyDevice stands for a device's name in problems that are of none.
+// everyDevice is the name under which problems of no particular device are reported.
 const everyDevice = "all"
 
-// pass does the work of sync; problems of a device go to problems, by its name.
+// pass does one scan for sync. It puts a device's problems into problems, by its name.
 func (p *PacketPath) pass(problems map[string]string) error {
 	devices, err := readDevices()
 	if err != nil {
@@ -287,7 +290,7 @@ func (p *PacketPath) pass(problems map[string]string) error {
 	return errors.Join(err, p.removeUnwanted(found, chosen), p.forget(chosen))
 }
 
-// attachments are what was found, by way.
+// attachments are the attachments that were found, by method.
 type attachments map[way][]attachment
 
 func listAll(ways []way) (attachments, error) {
@@ -301,7 +304,7 @@ func listAll(ways []way) (attachments, error) {
 	return found, nil
 }
 
-// removeStale removes what is not in effect any more.
+// removeStale removes the attachments that are no longer in effect.
 func (a attachments) removeStale() error {
 	var errs []error
 	for w := range a {
@@ -315,7 +318,7 @@ func (a attachments) removeStale() error {
 	return errors.Join(errs...)
 }
 
-// at gives the first attachment of a way at a point, nil where there is none.
+// at returns the first attachment by a method at a point, nil where there is none.
 func (a attachments) at(w way, at point) *attachment {
 	i := slices.IndexFunc(a[w], func(one attachment) bool { return one.point == at })
 	if i < 0 {
@@ -324,8 +327,8 @@ func (a attachments) at(w way, at point) *attachment {
 	return &a[w][i]
 }
 
-// serve writes down a device's addresses, and whether unknown connections are reset, and
-// then puts both programs into effect.
+// serve writes a device's entry to map devices (its SNAT addresses, and whether unknown
+// connections are reset), and then attaches both programs.
 func (p *PacketPath) serve(d device, choice decision, devices []device, found attachments, resets bool) error {
 	programs, err := p.programs.get(variant{ethernet: d.header == headerEthernet, pod: choice.pod()})
 	if err != nil {
@@ -357,8 +360,8 @@ func (p *PacketPath) serve(d device, choice decision, devices []device, found at
 	return errors.Join(errs...)
 }
 
-// removeUnwanted takes away what was found and was not attached to now: of devices
-// that are gone or no longer chosen, and what another way has attached.
+// removeUnwanted removes attachments to devices that are gone or not chosen, second ones at one
+// point, and those by other methods.
 func (p *PacketPath) removeUnwanted(found attachments, chosen map[int]bool) error {
 	var errs []error
 	for i, w := range p.ways {
@@ -376,7 +379,7 @@ func (p *PacketPath) removeUnwanted(found attachments, chosen map[int]bool) erro
 	return errors.Join(errs...)
 }
 
-// forget removes the entries of devices that are not attached to.
+// forget removes the map's entries of devices that were not chosen.
 func (p *PacketPath) forget(chosen map[int]bool) error {
 	known, err := p.opts.Maps.Devices()
 	if err != nil {

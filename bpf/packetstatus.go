@@ -10,18 +10,18 @@ import (
 	"shunt/maps"
 )
 
-// DeviceAttachment is one direction of a device as it is now.
+// DeviceAttachment is the current state of one direction of a device.
 type DeviceAttachment struct {
 	Device string `json:"device"`
 	Index  int    `json:"ifindex"`
-	// Why it was chosen; for one that is not attached, why the rule would.
+	// Why the device was chosen. For one that is not attached: why automatic would choose it.
 	Why       Why    `json:"why"`
 	Direction string `json:"direction"`
-	// By is TCX or clsact; empty: not attached.
+	// By is the method, "TCX" or "clsact"; empty: not attached.
 	By      string `json:"by,omitempty"`
 	Program uint32 `json:"program,omitempty"`
-	// Source4 and Source6 are what packets that leave there may have for their
-	// source; not valid: nothing.
+	// Source4 and Source6 are the SNAT addresses of packets that leave by the device; invalid:
+	// none.
 	Source4 netip.Addr `json:"source4,omitzero"`
 	Source6 netip.Addr `json:"source6,omitzero"`
 	Problem string     `json:"problem,omitempty"`
@@ -29,8 +29,8 @@ type DeviceAttachment struct {
 	inEffect bool
 }
 
-// DeviceAttachments reads what is attached in this network namespace from the
-// kernel and the pins below root, with no daemon, sorted by device.
+// DeviceAttachments returns what is attached in this network namespace, sorted by device. It
+// reads the kernel and the pins below root, and needs no running daemon.
 func DeviceAttachments(root string, k *maps.Kernel) ([]DeviceAttachment, error) {
 	devices, err := readDevices()
 	if err != nil {
@@ -76,8 +76,9 @@ func newDeviceAttachment(a attachment, w way, devices []device, known map[uint32
 	return s
 }
 
-// missing gives the directions that lack a program: one of a device that has the
-// other, or both of one that the rule chooses, unless devices were asked for by name.
+// missing returns the directions that lack a program: the second one of a device with one
+// program, and both of a device that automatic would choose, unless devices were named by
+// --devices.
 func missing(all []DeviceAttachment, devices []device) []DeviceAttachment {
 	asked := slices.ContainsFunc(all, func(a DeviceAttachment) bool { return a.Why == WhyAsked })
 	var lacking []DeviceAttachment

@@ -8,20 +8,19 @@ import (
 	"strings"
 )
 
-// SourcePorts are those that translated packets leave with: Count of them from
-// First on, in host byte order; after 65535 comes 1024.
+// SourcePorts are the SNAT ports: Count of them from First on, in host byte order. Port 1024
+// follows 65535.
 type SourcePorts struct {
 	First, Count uint32
-	// Shared: they are also ports that the kernel gives to sockets of this node,
-	// since it left too few. Two such connections to one endpoint may then be
-	// mistaken for one another.
+	// Shared: the kernel assigns these ports to sockets of this node too, because it leaves too
+	// few others. Two such connections to one endpoint may be mistaken for one another.
 	Shared bool
 }
 
-// portSpan is the ports from first to last, both included.
+// portSpan is the ports from first to last, inclusive.
 type portSpan struct{ first, last uint32 }
 
-// The ports that anybody may use, and those of services of type NodePort.
+// portFirst to portLast are the ports that need no privilege.
 const (
 	portFirst = 1024
 	portLast  = 65535
@@ -30,12 +29,13 @@ const (
 
 var nodePortSpan = portSpan{30000, 32767}
 
-// enoughPorts is how many connections to one endpoint there must be room for
-// before the ports are shared with the node's own sockets.
+// enoughPorts is the number of connections to one endpoint for which there must be SNAT ports;
+// with fewer, they are shared with the node's own sockets.
 const enoughPorts = 1024
 
-// chooseSourcePorts gives the longest run that has none of the ports that the
-// kernel chooses from (ephemeral), node ports and reserved ones.
+// chooseSourcePorts returns the longest run of ports without node ports, reserved ports and
+// those that the kernel assigns (ephemeral). If that is too short, ephemeral ports are used
+// too.
 func chooseSourcePorts(ephemeral portSpan, reserved []portSpan) SourcePorts {
 	taken := append([]portSpan{nodePortSpan}, reserved...)
 	first, count := longestRun(append(taken, ephemeral))
@@ -46,7 +46,8 @@ func chooseSourcePorts(ephemeral portSpan, reserved []portSpan) SourcePorts {
 	return SourcePorts{First: first, Count: count, Shared: true}
 }
 
-// longestRun gives the longest run of ports on the circle that no span has.
+// longestRun returns the longest run of ports that are in no span, on the circle where 1024
+// follows 65535.
 func longestRun(taken []portSpan) (first, count uint32) {
 	var used [portCount]bool
 	for _, s := range taken {
@@ -68,8 +69,8 @@ func longestRun(taken []portSpan) (first, count uint32) {
 	return first, count
 }
 
-// parseSpans reads ports as sysctls have them: "8080,30000-32767", or, separated
-// by blanks, the two ends of one span.
+// parseSpans parses ports as sysctls print them: "8080,30000-32767", or the two ends of one
+// span, separated by blanks.
 func parseSpans(text string) ([]portSpan, error) {
 	var all []portSpan
 	for part := range strings.SplitSeq(text, ",") {
@@ -93,9 +94,9 @@ func parseSpans(text string) ([]portSpan, error) {
 	return all, nil
 }
 
-// skippedPorts returns the ports that the kernel chooses for sockets of this network
-// namespace, of which the programs know without a look-up that none is a node port; an
-// empty range where some may be.
+// skippedPorts returns the range of ports that the kernel assigns to sockets of this network
+// namespace. None of them is a node port, so the programs skip the look-up for them. If the
+// range overlaps with that of node ports it returns an empty one.
 func skippedPorts() (first, last uint32, err error) {
 	text, err := readSysctl(sysctlEphemeral)
 	if err != nil {
@@ -114,7 +115,7 @@ func skippedPorts() (first, last uint32, err error) {
 	return 1, 0, nil
 }
 
-// ReadSourcePorts works out the ports from this network namespace's sysctls.
+// ReadSourcePorts chooses the SNAT ports by this network namespace's sysctls.
 func ReadSourcePorts() (SourcePorts, error) {
 	spans := map[string][]portSpan{}
 	for _, name := range []string{sysctlEphemeral, sysctlReserved} {

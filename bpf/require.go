@@ -18,7 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// RequireRoot says in one line what rights are missing.
+// RequireRoot returns an error that names a missing capability: CAP_SYS_ADMIN or CAP_NET_ADMIN.
 func RequireRoot() error {
 	head := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
 	var data [2]unix.CapUserData
@@ -36,9 +36,10 @@ func RequireRoot() error {
 	return nil
 }
 
-// RequireBPF says in one line why the bpf system call can't be used at all.
+// RequireBPF returns an error where the bpf system call does not exist or is not permitted at
+// all.
 func RequireBPF() error {
-	const noCommand = 0xffff // no kernel knows it: EINVAL
+	const noCommand = 0xffff // no kernel has this command: EINVAL where bpf() is permitted
 	switch _, _, errno := unix.Syscall(unix.SYS_BPF, noCommand, 0, 0); errno {
 	case unix.ENOSYS:
 		return fmt.Errorf("this kernel has no bpf system call: shunt needs one with CONFIG_BPF_SYSCALL and CONFIG_CGROUP_BPF (%w)", errno)
@@ -49,8 +50,8 @@ func RequireBPF() error {
 	return nil
 }
 
-// FindCgroupRoot gives the first cgroup v2 mount point, or checks the directory
-// that was asked for.
+// FindCgroupRoot returns the first mount point of cgroup v2, or checks that the directory asked
+// for is on one and returns that.
 func FindCgroupRoot(asked string) (string, error) {
 	if asked != "" {
 		if err := requireFS(asked, unix.CGROUP2_SUPER_MAGIC); err != nil {
@@ -73,7 +74,7 @@ func FindCgroupRoot(asked string) (string, error) {
 		"or boot with systemd.unified_cgroup_hierarchy=1, or name a directory with --cgroup-root")
 }
 
-// cgroupMounts returns where cgroup v2 is mounted, in the order of the mounts.
+// cgroupMounts returns the mount points of cgroup v2, in the order of /proc/self/mounts.
 func cgroupMounts() (roots []string, err error) {
 	f, err := os.Open("/proc/self/mounts")
 	if err != nil {
@@ -93,9 +94,10 @@ func cgroupMounts() (roots []string, err error) {
 	return roots, nil
 }
 
-// RequireBPFFS makes the directory for pins if it is missing, and checks that it
-// is on a bpf file system. With mount, one is mounted first where there is none: at
-// its parent, or at the directory itself if that is a place for it in /sys.
+// RequireBPFFS creates the directory for pins if it is missing, and checks that it is on a bpf
+// file system and closed to other users. With mount, it first mounts a bpf file system where
+// there is none: at the directory's parent, or at the directory itself if that exists on sysfs
+// (/sys/fs/bpf).
 func RequireBPFFS(dir string, mount bool) error {
 	if !filepath.IsAbs(dir) {
 		return fmt.Errorf("--bpffs-root %q: give an absolute path", dir)
@@ -124,7 +126,7 @@ func RequireBPFFS(dir string, mount bool) error {
 	return requireOwn(dir)
 }
 
-// CheckBPFFS says why a directory is not on a bpf file system, and makes nothing.
+// CheckBPFFS returns an error if the directory is not on a bpf file system. It creates nothing.
 func CheckBPFFS(dir string) error {
 	if err := requireFS(dir, unix.BPF_FS_MAGIC); err != nil {
 		return fmt.Errorf("--bpffs-root %s: not on a bpf file system: %w", dir, err)
@@ -132,7 +134,7 @@ func CheckBPFFS(dir string) error {
 	return nil
 }
 
-// existing gives the path or the nearest parent of it that is there.
+// existing returns the path, or its nearest parent that exists.
 func existing(path string) string {
 	for {
 		if _, err := os.Stat(path); !errors.Is(err, fs.ErrNotExist) || path == "/" {
@@ -153,22 +155,23 @@ func requireFS(path string, magic int64) error {
 	return nil
 }
 
-// Feature is something of the kernel that shunt uses.
+// Feature is a feature of the kernel that shunt uses.
 type Feature struct {
 	Name string
-	// Needed: without it nothing works. Without what names what is lost otherwise.
+	// Needed: shunt does not work without it. Else Without says what is lost without it.
 	Needed  bool
 	Without string
 	// Err is nil where the kernel has it.
 	Err error
 }
 
-// Features probes the kernel by trying, never by its version.
+// Features checks the kernel for each feature, by trying it and never by the kernel's version.
 func Features() []Feature {
-	// A process that has made no maps, as of shunt status, may load nothing where the kernel
-	// counts programs as locked memory, and probes would tell of that. No right to lift it: so be it.
+	// Where the kernel counts programs as locked memory, a process that has made no maps, such
+	// as shunt status, may load none, and the feature checks would fail for that reason.
+	// Without the right to lift the limit nothing can be done.
 	_ = rlimit.RemoveMemlock()
-	lacks := func(err error) error { // a probe that fails otherwise got as far as the feature itself
+	lacks := func(err error) error { // with any other error the check got as far as the feature itself
 		if errors.Is(err, ebpf.ErrNotSupported) || errors.Is(err, unix.ENOPROTOOPT) {
 			return err
 		}
@@ -199,8 +202,8 @@ func Features() []Feature {
 	}
 }
 
-// haveIter loads the least iterator over a kind of thing, as sweep.c and expire.c
-// are.
+// haveIter loads a minimal iterator over one kind of object. sweep.c and expire.c are such
+// iterators.
 func haveIter(over string) error {
 	p, err := ebpf.NewProgram(&ebpf.ProgramSpec{
 		Type: ebpf.Tracing, AttachType: ebpf.AttachTraceIter, AttachTo: over,
@@ -212,7 +215,7 @@ func haveIter(over string) error {
 	return p.Close()
 }
 
-// haveKernCtx loads the least program that sees how far a packet's checksum is computed
+// haveKernCtx loads a minimal program that reads how far a packet's checksum is computed
 // (summed.h).
 func haveKernCtx() error {
 	var objects probePrograms
@@ -226,8 +229,8 @@ func haveKernCtx() error {
 	return objects.Close()
 }
 
-// Explain turns a failure to make maps or load programs into what the kernel lacks,
-// if that is why.
+// Explain returns an error that names the feature that the kernel lacks, if one is needed and
+// missing; else it returns err.
 func Explain(err error) error {
 	for _, f := range Features() {
 		if f.Needed && f.Err != nil {

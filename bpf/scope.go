@@ -16,30 +16,30 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// podCgroup is in the name of the cgroup that a kubelet makes for all pods, with either
-// of its cgroup drivers and below any --cgroup-root.
+// podCgroup is part of the name of the cgroup that a kubelet makes for all pods, with either of
+// its cgroup drivers and below any --cgroup-root.
 const podCgroup = "kubepods"
 
-// scope is where the hooks act and where processes are, by paths as /proc gives them:
-// relative to the root of the reader's cgroup namespace, so that a cgroup outside of it
-// begins with "/..".
+// scope has the cgroup that the hooks are attached to and those of processes. Paths are those
+// of /proc: relative to the root of the reader's cgroup namespace, so that a cgroup outside of
+// it begins with "/..".
 type scope struct {
 	attached string
 	// own is this process's cgroup.
 	own string
-	// childless: there is no cgroup below the attached one.
+	// childless: there is no cgroup below attached.
 	childless bool
 	pods      []podProcess
 }
 
-// podProcess is a process of a pod that can be seen here.
+// podProcess is a process of a pod, with its cgroup's path.
 type podProcess struct {
 	pid    int
 	cgroup string
 }
 
-// problem says why the hooks don't act on this node's pods; empty where nothing says
-// that they don't. It is a pure function, as are the two that it puts together.
+// problem returns why the hooks don't act on this node's pods; empty if there is no sign of
+// that. It is a pure function, as are summary and outside.
 func (s scope) problem() string {
 	text := s.summary()
 	if outside := s.outside(); len(outside) > 0 {
@@ -48,8 +48,8 @@ func (s scope) problem() string {
 	return text
 }
 
-// summary is problem without what tells one pod from another, for those who may only ask
-// how the node is.
+// summary is problem without the name of a pod's process, for clients that may only ask for the
+// node's state.
 func (s scope) summary() string {
 	if outside := len(s.outside()); outside > 0 {
 		return fmt.Sprintf("%d of the %d processes of pods here are not below the cgroup %s that the hooks act on: "+
@@ -72,19 +72,19 @@ func (s scope) outside() (all []podProcess) {
 	return all
 }
 
-// isBelow reports whether a cgroup is the other one or below it, or may be: the names of
-// the cgroups above the namespace's root are hidden, so that of a way down from there
-// nobody can tell whether it leads back.
+// isBelow reports whether a cgroup is root or below it, or may be. The names of cgroups above
+// the namespace's root are hidden ("/.."): if root's path goes up further than path's and down
+// again, path may be below root.
 func isBelow(path, root string) bool {
 	up, rest := ups(path)
 	rootUp, rootRest := ups(root)
-	if rootRest == "" || up < rootUp { // above path, or perhaps
+	if rootRest == "" || up < rootUp { // root is above path, or may be
 		return up <= rootUp
 	}
 	return up == rootUp && (rest == rootRest || strings.HasPrefix(rest, rootRest+"/"))
 }
 
-// ups counts the leading ".." of a cgroup's path, and gives what follows.
+// ups returns the number of leading ".." of a cgroup's path, and the rest.
 func ups(path string) (n int, rest string) {
 	rest = strings.Trim(path, "/")
 	for rest == ".." || strings.HasPrefix(rest, "../") {
@@ -94,15 +94,15 @@ func ups(path string) (n int, rest string) {
 	return n, rest
 }
 
-// scopeProblem is the problem of a cgroup directory's scope.
+// scopeProblem returns the problem of a cgroup directory's scope.
 func scopeProblem(cgroup, named string) (string, error) {
 	s, err := scopeOf(cgroup, named)
 	return s.problem(), err
 }
 
-// scopeOf reads the scope of a cgroup directory. named is in the name of pods' cgroups.
-// The root of the whole hierarchy holds every process, and costs no search: its scope is
-// the zero value.
+// scopeOf reads the scope of a cgroup directory. named is part of the names of pods' cgroups.
+// The root of the whole hierarchy holds every process: for it, scopeOf returns the zero value
+// and does not list processes.
 func scopeOf(cgroup, named string) (s scope, err error) {
 	if _, err := os.Stat(filepath.Join(cgroup, "cgroup.type")); errors.Is(err, fs.ErrNotExist) {
 		if _, err := os.Stat(filepath.Join(cgroup, "cgroup.procs")); err == nil {
@@ -135,8 +135,8 @@ func readScope(cgroup string) (s scope, err error) {
 	return s, nil
 }
 
-// cgroupPath returns a cgroup directory's path as /proc/PID/cgroup has it: the root of
-// the mount, which may be any cgroup, and the way from there.
+// cgroupPath returns a cgroup directory's path in the form of /proc/PID/cgroup: the root of the
+// mount, which may be any cgroup, and the path below.
 func cgroupPath(dir string) (string, error) {
 	f, err := os.Open(dir)
 	if err != nil {
@@ -169,12 +169,12 @@ func cgroupPath(dir string) (string, error) {
 	return "", fmt.Errorf("no mount of cgroup %s is in /proc/self/mountinfo", dir)
 }
 
-// unescape undoes what the kernel does to blanks in tables of mounts.
+// unescape replaces the octal escapes that the kernel writes to tables of mounts.
 func unescape(s string) string {
 	return strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`).Replace(s)
 }
 
-// readPods returns the processes whose cgroup, in any hierarchy, is one of pods.
+// readPods returns the processes that have a pod's cgroup in any hierarchy.
 func readPods(proc, named string) ([]podProcess, error) {
 	dir, err := os.Open(proc)
 	if err != nil {
@@ -194,7 +194,7 @@ func readPods(proc, named string) ([]podProcess, error) {
 		}
 		n, err := readInto(filepath.Join(proc, name, "cgroup"), text)
 		if err != nil {
-			continue // it has ended
+			continue // the process has ended
 		}
 		if path, isPod := parseCgroups(text[:n], named); isPod {
 			pods = append(pods, podProcess{pid, path})
@@ -203,7 +203,7 @@ func readPods(proc, named string) ([]podProcess, error) {
 	return pods, nil
 }
 
-// readInto reads a small file by three system calls.
+// readInto reads a small file by three system calls: os.ReadFile makes more.
 func readInto(path string, to []byte) (int, error) {
 	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
@@ -213,8 +213,8 @@ func readInto(path string, to []byte) (int, error) {
 	return unix.Read(fd, to)
 }
 
-// parseCgroups returns the path in the cgroup v2 hierarchy from the lines of
-// /proc/PID/cgroup, and whether a path in any hierarchy is a pod's.
+// parseCgroups parses the lines of /proc/PID/cgroup. It returns the path in the cgroup v2
+// hierarchy, and whether a path in any hierarchy is a pod's.
 func parseCgroups(text []byte, named string) (path string, isPod bool) {
 	for line := range strings.Lines(string(text)) {
 		f := strings.SplitN(strings.TrimSuffix(line, "\n"), ":", 3)
@@ -229,14 +229,14 @@ func parseCgroups(text []byte, named string) (path string, isPod bool) {
 	return path, isPod
 }
 
-// ScopeProblem says why hooks that are attached to the cgroup of that id don't act on
-// this node's pods, as far as that shows here; empty where nothing says so.
+// ScopeProblem returns why hooks attached to the cgroup with that id (inode number) don't act
+// on this node's pods, as far as this process can see; empty if there is no sign of that.
 func ScopeProblem(id uint64) (string, error) {
 	roots, err := cgroupMounts()
 	if err != nil {
 		return "", err
 	}
-	for _, root := range roots { // one may show more than another
+	for _, root := range roots { // one mount may show more of the hierarchy than another
 		if text, err := scopeProblemBelow(root, id); text != "" || err != nil {
 			return text, err
 		}
@@ -262,6 +262,6 @@ func scopeProblemBelow(root string, id uint64) (string, error) {
 	return scopeProblem(fmt.Sprintf("/proc/self/fd/%d", fd), podCgroup)
 }
 
-// fileIDKernfs is FILEID_KERNFS of the kernel's header of file handles: a handle of eight bytes, which
-// are the id.
+// fileIDKernfs is FILEID_KERNFS of linux/exportfs.h: a file handle of eight bytes, which are
+// the cgroup's id.
 const fileIDKernfs = 0xfe

@@ -18,25 +18,27 @@ import (
 	"shunt/maps"
 )
 
-// sockIters ask the kernel which connected sockets speak to a backend that serves
-// no more, and which are translated at all (sweep.c).
+// sockIters are the iterators in the kernel (sweep.c) over connected sockets: stale finds those
+// whose backend serves no more, translated all UDP sockets that are translated.
 type sockIters struct {
 	objects           sweepPrograms
 	stale, translated []*link.Iter
 }
 
-// staleSocket is one of them, as sock_diag has to be told of it.
+// staleSocket is a socket whose backend serves no more, with what sock_diag needs to destroy
+// it.
 type staleSocket struct {
 	diagSocket
 	protocol uint8
 	// netns is the inode number of its network namespace.
 	netns uint64
-	// frontend is what it was connected to, service who had that then.
+	// frontend is the address that it was connected to, service the id of the service port that
+	// had that address then.
 	frontend netip.AddrPort
 	service  uint32
 }
 
-// openIters loads the iterators. Close them.
+// openIters loads and attaches the iterators. The caller closes them.
 func openIters(set *maps.Set) (*sockIters, error) {
 	spec, err := loadSweep()
 	if err != nil {
@@ -69,7 +71,7 @@ func (s *sockIters) attach(storage *ebpf.Map) error {
 	return nil
 }
 
-// Close lets go of the iterators.
+// Close closes the iterators and their programs.
 func (s *sockIters) Close() error {
 	errs := []error{s.objects.Close()}
 	for _, it := range slices.Concat(s.stale, s.translated) {
@@ -78,13 +80,13 @@ func (s *sockIters) Close() error {
 	return errors.Join(errs...)
 }
 
-// readStale returns the sockets of which the backend serves no more, as far as ids tell.
+// readStale returns the sockets whose backend serves no more, judged by ids (see judge).
 func (s *sockIters) readStale() ([]staleSocket, error) {
 	data, err := readIters(s.stale)
 	return parseStale(data), err
 }
 
-// readTranslated gives the cookies of all translated UDP sockets.
+// readTranslated returns the cookies of all translated UDP sockets.
 func (s *sockIters) readTranslated() (map[uint64]bool, error) {
 	data, err := readIters(s.translated)
 	cookies := map[uint64]bool{}
@@ -94,7 +96,7 @@ func (s *sockIters) readTranslated() (map[uint64]bool, error) {
 	return cookies, err
 }
 
-// readIters reads what the iterators say, each over all sockets that have its storage.
+// readIters reads the output of several iterators, each over all sockets that have its storage.
 func readIters(all []*link.Iter) (data []byte, err error) {
 	for _, it := range all {
 		more, failed := readIter(it)
@@ -103,7 +105,7 @@ func readIters(all []*link.Iter) (data []byte, err error) {
 	return data, err
 }
 
-// readIter goes through all sockets once.
+// readIter reads the output of one iterator over all sockets.
 func readIter(it *link.Iter) ([]byte, error) {
 	r, err := it.Open()
 	if err != nil {
@@ -116,7 +118,7 @@ func readIter(it *link.Iter) ([]byte, error) {
 	return data, nil
 }
 
-// parseStale reads an array of struct stale_socket.
+// parseStale parses an array of struct stale_socket.
 func parseStale(data []byte) []staleSocket {
 	var all []staleSocket
 	var raw sweepStaleSocket
@@ -131,20 +133,20 @@ func parseStale(data []byte) []staleSocket {
 func newStaleSocket(raw *sweepStaleSocket) staleSocket {
 	s := staleSocket{protocol: raw.Protocol, netns: uint64(raw.Netns), service: raw.ServiceId}
 	var port [2]byte
-	binary.NativeEndian.PutUint16(port[:], raw.FrontendPort) // in network order as it is
+	binary.NativeEndian.PutUint16(port[:], raw.FrontendPort) // the field's bytes are in network order
 	s.frontend = netip.AddrPortFrom(netip.AddrFrom16(raw.Frontend.B).Unmap(), binary.BigEndian.Uint16(port[:]))
 	s.family = uint8(raw.Family)
 	from := 0
 	if s.family == unix.AF_INET {
-		from = 12 // sock_diag has it in the first word
+		from = 12 // sock_diag has an IPv4 address in the first word
 	}
-	binary.NativeEndian.PutUint16(s.id[0:], raw.LocalPort) // in network order as they are
+	binary.NativeEndian.PutUint16(s.id[0:], raw.LocalPort) // the fields' bytes are in network order
 	binary.NativeEndian.PutUint16(s.id[2:], raw.PeerPort)
 	copy(s.id[4:20], raw.Local.B[from:])
 	copy(s.id[20:36], raw.Peer.B[from:])
 	cookie := raw.Cookie
 	if cookie == 0 {
-		cookie = ^uint64(0) // INET_DIAG_NOCOOKIE: whoever has these addresses
+		cookie = ^uint64(0) // INET_DIAG_NOCOOKIE: any socket with these addresses
 	}
 	binary.NativeEndian.PutUint32(s.id[36:], raw.Device)
 	binary.NativeEndian.PutUint32(s.id[40:], uint32(cookie))

@@ -11,14 +11,14 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// RunStats is what the kernel counts of one program while something has asked it
-// to (BPF_ENABLE_STATS, or sysctl kernel.bpf_stats_enabled).
+// RunStats is what the kernel has counted for one program, while counting is enabled
+// (BPF_ENABLE_STATS, or sysctl kernel.bpf_stats_enabled).
 type RunStats struct {
 	Runs uint64
 	Time time.Duration
 }
 
-// PerRun is the mean time of a run; 0 without runs.
+// PerRun returns the mean time of a run; 0 without runs.
 func (s RunStats) PerRun() time.Duration {
 	if s.Runs == 0 {
 		return 0
@@ -26,8 +26,8 @@ func (s RunStats) PerRun() time.Duration {
 	return s.Time / time.Duration(s.Runs)
 }
 
-// EnableRunStats asks the kernel to count until the closer is closed. It costs
-// every program some 20 ns a run.
+// EnableRunStats enables counting until the closer is closed. Counting costs every program some
+// 20 ns a run.
 func EnableRunStats() (io.Closer, error) {
 	c, err := ebpf.EnableStats(uint32(unix.BPF_STATS_RUN_TIME))
 	if err != nil {
@@ -36,7 +36,7 @@ func EnableRunStats() (io.Closer, error) {
 	return c, nil
 }
 
-// RunStats gives the counts by hook.
+// RunStats returns the counts by hook.
 func (p *Programs) RunStats() (map[string]RunStats, error) {
 	all := map[string]RunStats{}
 	for _, h := range p.hooks() {
@@ -49,8 +49,8 @@ func (p *Programs) RunStats() (map[string]RunStats, error) {
 	return all, nil
 }
 
-// RunStats gives the counts of the packet path's programs by direction, "ingress"
-// and "egress", all devices together.
+// RunStats returns the counts of the packet path's programs by direction ("ingress" and
+// "egress"), summed over all kinds of devices.
 func (p *PacketPath) RunStats() (map[string]RunStats, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()

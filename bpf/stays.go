@@ -11,29 +11,29 @@ import (
 	"shunt/maps"
 )
 
-// What ids say of a socket is not all: an address can go to another service, and an endpoint can
-// get another record, while the endpoint serves all the time. Here sockets are judged by
-// addresses.
+// The ids in a socket's storage do not decide alone: an address can move to another service
+// port, and an endpoint can get another id in map backends, while the endpoint serves all the
+// time. So sockets that are stale by their ids are judged by addresses here.
 
-// movePause is how long an address may lead elsewhere, or nowhere, before the UDP sockets that
-// were connected by it to an endpoint which still serves are destroyed. An address goes from one
-// Service to another by two changes of objects, one after the other.
+// movePause is how long an address may lead to another service port or to none before the UDP
+// sockets that are connected by it to a serving endpoint are destroyed. An address moves from
+// one Service to another by two changes of objects, one after the other.
 const movePause = 500 * time.Millisecond
 
-// verdict says what becomes of a socket.
+// verdict is the decision about a stale socket.
 type verdict uint8
 
 const (
-	// stays: the endpoint serves at the address that the socket was connected to.
+	// stays: the endpoint serves behind the address that the socket was connected to.
 	stays verdict = iota
-	// waits: the endpoint serves, but not at that address.
+	// waits: the endpoint serves, but not behind that address.
 	waits
 	// ends: no client may send to the endpoint.
 	ends
 )
 
-// judge says what becomes of a socket that is stale by its ids. all has the records of its
-// backend's address.
+// judge decides about a socket that is stale by its ids. all are the records of map backends
+// that have its peer's address and port.
 func judge(s *staleSocket, frontends frontends, all []maps.Backend) verdict {
 	owner := uint32(0)
 	if v, has := frontends.Frontend(s.frontend, s.protocol); has {
@@ -44,7 +44,8 @@ func judge(s *staleSocket, frontends frontends, all []maps.Backend) verdict {
 		if be.Protocol != s.protocol || s.protocol == unix.IPPROTO_UDP && be.Flags&maps.Unready != 0 {
 			continue
 		}
-		// A TCP connection lasts as long as its endpoint, whoever has the address.
+		// A TCP connection lasts as long as its endpoint, whichever service port has the
+		// address now.
 		if be.ServiceId == owner || s.protocol == unix.IPPROTO_TCP && be.ServiceId == s.service {
 			return stays
 		}
@@ -55,12 +56,12 @@ func judge(s *staleSocket, frontends frontends, all []maps.Backend) verdict {
 	return serves
 }
 
-// frontends says who has an address now; maps.Kernel does.
+// frontends looks up the frontend of an address; maps.Kernel implements it.
 type frontends interface {
 	Frontend(addr netip.AddrPort, protocol uint8) (maps.Service, bool)
 }
 
-// confirm returns the sockets among these that are to be destroyed now.
+// confirm returns the sockets that are to be destroyed now, and remembers those that wait.
 func (s *Sweeper) confirm(all []staleSocket, now time.Time) []staleSocket {
 	if len(all) == 0 {
 		clear(s.waiting)

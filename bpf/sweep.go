@@ -16,55 +16,57 @@ import (
 	"shunt/maps"
 )
 
-// Sweeper destroys sockets that speak to nobody: a connected socket is never
-// translated again, so when its backend stops serving only an error can tell its
-// owner to connect anew. It looks at the sockets of every network namespace and
-// asks the maps as they are now, so that a sweep that was missed is made good by
-// the next, and repeats what was asked for.
+// Sweeper destroys sockets whose backend serves no more. A connected socket is never translated
+// again, so only an error makes its owner connect anew. Sweeper looks at the sockets of every
+// network namespace and reads the maps as they are: a later sweep destroys what an earlier one
+// missed, and a sweep may be repeated.
 type Sweeper struct {
 	o     SweeperOptions
 	poked chan Sweep
-	iters *sockIters // nil: the kernel has none
-	// waiting are UDP sockets that a pass has found and left alone, by cookie, since when (stays.go).
+	iters *sockIters // nil: the kernel has no such iterators
+	// waiting are the UDP sockets that a sweep has found and left (see waits in stays.go), by
+	// cookie, with the time of the first such sweep.
 	waiting map[uint64]time.Time
 }
 
-// Sweep says which sockets to look for.
+// Sweep is which sockets to look for.
 type Sweep struct {
-	// TCP and UDP are sockets of which the backend serves no more.
+	// TCP and UDP are the sockets of that protocol whose backend serves no more.
 	TCP, UDP bool
-	// Untranslated are UDP sockets that were connected to an address before it was
-	// a frontend.
+	// Untranslated are the UDP sockets that were connected to an address before it was a
+	// frontend.
 	Untranslated bool
 }
 
-// SweeperOptions is what a Sweeper needs.
+// SweeperOptions are the options of NewSweeper.
 type SweeperOptions struct {
-	// Set has the maps that the programs use, Maps is the same.
+	// Set has the maps that the programs use. Maps reads the same maps.
 	Set  *maps.Set
 	Maps *maps.Kernel
-	// Cgroup is the root below which processes are clients of this node.
+	// Cgroup is the directory of the cgroup that the hooks are attached to: only processes
+	// below are clients.
 	Cgroup string
-	// Destroyed hears of each destroyed socket's IP protocol; it must not block.
+	// Destroyed is called with each destroyed socket's IP protocol. It must not block, and may
+	// be nil.
 	Destroyed func(protocol uint8)
 	Log       *zap.Logger
 }
 
-// sweepPause is the least time between two sweeps: the first is at once, a burst
-// of changes together.
+// sweepPause is the least time between two sweeps: the first is at once, and requests that
+// arrive during a pause are swept together.
 const sweepPause = 20 * time.Millisecond
 
-// sweepAgain is when to look again after what was asked for. A socket inside connect() has
-// been told its backend and has no peer yet: no sweep finds it before the call returns, for
+// sweepAgain is when to sweep again after a request. A socket inside connect() may have been
+// assigned its backend and have no peer yet: no sweep finds it before the call returns, for
 // which its thread needs a CPU.
 var sweepAgain = []time.Duration{100 * time.Millisecond, time.Second, 10 * time.Second}
 
-// NewSweeper makes a sweeper; Run it.
+// NewSweeper returns a Sweeper that does nothing until Run.
 func NewSweeper(o SweeperOptions) *Sweeper {
 	return &Sweeper{o: o, poked: make(chan Sweep, 1)}
 }
 
-// Poke asks for a sweep. Never blocks; safe from any goroutine.
+// Poke asks for a sweep. It never blocks, and is safe from any goroutine.
 func (s *Sweeper) Poke(what Sweep) {
 	for {
 		select {
@@ -76,13 +78,13 @@ func (s *Sweeper) Poke(what Sweep) {
 	}
 }
 
-// and returns what either looks for.
+// and returns the union of both.
 func (w Sweep) and(o Sweep) Sweep {
 	return Sweep{TCP: w.TCP || o.TCP, UDP: w.UDP || o.UDP, Untranslated: w.Untranslated || o.Untranslated}
 }
 
-// Run sweeps when asked until the context ends. It returns nil then. A kernel that
-// can't say which sockets are stale is worth a warning: everything else works.
+// Run sweeps on request until the context ends, and returns nil then. Where the kernel lacks
+// the iterators it logs a warning, and finds only untranslated sockets.
 func (s *Sweeper) Run(ctx context.Context) error {
 	var err error
 	if s.iters, err = openIters(s.o.Set); err != nil {
@@ -92,8 +94,8 @@ func (s *Sweeper) Run(ctx context.Context) error {
 	}
 	var what Sweep
 	var asked time.Time
-	var again <-chan time.Time // nil: nothing is left to look at again
-	left := 0                  // of sweepAgain
+	var again <-chan time.Time // nil: no sweep is due again
+	left := 0                  // how many times of sweepAgain are left
 	for {
 		select {
 		case <-ctx.Done():
@@ -151,9 +153,10 @@ func (s *Sweeper) sweep(ctx context.Context, what Sweep) error {
 // sweepPass is one sweep.
 type sweepPass struct {
 	s *Sweeper
-	// stale sockets by network namespace, without those that were seen to.
+	// stale are the stale sockets by the inode number of their network namespace, without those
+	// that were destroyed.
 	stale map[uint64][]staleSocket
-	// What only a candidate for untranslated is asked about; nil: not read yet.
+	// The following are read only when an untranslated candidate is found; nil: not read yet.
 	ours       map[uint64]bool // cgroup ids
 	translated map[uint64]bool // socket cookies
 }
@@ -172,8 +175,8 @@ func (p *sweepPass) findStale(what Sweep) error {
 	return err
 }
 
-// destroyStale destroys what was found in the network namespace of the calling
-// thread.
+// destroyStale destroys the stale sockets of the calling thread's network namespace, whose
+// inode number is inode.
 func (p *sweepPass) destroyStale(inode uint64) error {
 	var errs []error
 	for _, sock := range p.stale[inode] {
@@ -183,8 +186,8 @@ func (p *sweepPass) destroyStale(inode uint64) error {
 	return errors.Join(errs...)
 }
 
-// destroyUntranslated looks at all UDP sockets in the network namespace of the
-// calling thread.
+// destroyUntranslated destroys the untranslated UDP sockets in the calling thread's network
+// namespace.
 func (p *sweepPass) destroyUntranslated() error {
 	var errs []error
 	for _, family := range []uint8{unix.AF_INET, unix.AF_INET6} {
@@ -204,7 +207,7 @@ func (p *sweepPass) destroyUntranslated() error {
 	return errors.Join(errs...)
 }
 
-// isOurs says whether a cgroup is the root that we are attached to or below it.
+// isOurs reports whether a cgroup is the one that the hooks are attached to or below it.
 func (p *sweepPass) isOurs(id uint64) bool {
 	if p.ours == nil {
 		p.ours = cgroupsBelow(p.s.o.Cgroup)
@@ -212,8 +215,9 @@ func (p *sweepPass) isOurs(id uint64) bool {
 	return p.ours[id]
 }
 
-// isTranslated says whether a socket's peer is a backend that was chosen for it: a
-// host's process can be behind a service that has the host's own address.
+// isTranslated reports whether a socket's peer is a backend that was chosen for it. A socket
+// whose peer is a frontend's address can still be translated: a host process can be the
+// endpoint of a service that has the host's own address.
 func (p *sweepPass) isTranslated(sock diagSocket) (bool, error) {
 	if p.translated == nil && p.s.iters != nil {
 		var err error
@@ -228,7 +232,7 @@ func (p *sweepPass) isTranslated(sock diagSocket) (bool, error) {
 func (p *sweepPass) destroy(sock diagSocket, proto uint8) error {
 	err := destroySocket(sock, proto)
 	if errors.Is(err, unix.ENOENT) {
-		return nil // closed meanwhile
+		return nil // ENOENT: the socket was closed meanwhile
 	}
 	if err != nil {
 		return fmt.Errorf("destroy a %s socket to %s: %w", maps.ProtocolName(proto), sock.peer, err)
@@ -250,8 +254,8 @@ const (
 	inetDiagMsgLength = 72
 )
 
-// dumpUDP asks for all connected UDP sockets of a family in the calling thread's
-// network namespace.
+// dumpUDP returns all connected UDP sockets of a family in the calling thread's network
+// namespace.
 func dumpUDP(family uint8) ([]diagSocket, error) {
 	req := nl.NewNetlinkRequest(sockDiagByFamily, unix.NLM_F_DUMP)
 	req.AddData(&diagRequest{family: family, protocol: unix.IPPROTO_UDP, states: 1 << stateEstablished})

@@ -19,38 +19,39 @@ import (
 	"shunt/maps"
 )
 
-// PacketOptions are what the packet path's programs are loaded with (config.h).
+// PacketOptions are the constants that the packet path's programs are loaded with (config.h).
 type PacketOptions struct {
 	SourcePorts SourcePorts
-	// FlowSeed is a secret of this node, see FlowSeed.
+	// FlowSeed is a secret of this node, see function FlowSeed.
 	FlowSeed uint64
-	// ClusterCIDRs are the pods' of all nodes; config.h says how many fit.
+	// ClusterCIDRs are the ranges of all nodes' pods: at most CONFIG_CLUSTER_CIDRS (4).
 	ClusterCIDRs []netip.Prefix
 	Timeouts     Timeouts
-	// UnreachableInterval is the least time between two ICMP errors of one CPU, after a
-	// second's worth of them. Zero: what config.h says.
+	// UnreachableInterval is the least time between two ICMP errors of one CPU; a burst of one
+	// second's worth may go at once. Zero: the default of config.h.
 	UnreachableInterval time.Duration
-	// edit changes the programs before they are loaded, for tests; nil: not at all.
+	// edit changes the programs before they are loaded, in tests; else nil.
 	edit func(*ebpf.CollectionSpec)
 }
 
-// variant is a sort of device, which has programs of its own.
+// variant is a kind of device. Each kind has its own loaded programs.
 type variant struct {
 	ethernet, pod bool
 }
 
-// packetPrograms are the packet path's programs, loaded for each sort of device
-// when the first of it comes.
+// packetPrograms are the packet path's programs. Those of a variant are loaded when the first
+// such device appears.
 type packetPrograms struct {
 	set    *maps.Set
 	opts   PacketOptions
 	cookie uint64
-	// kernCtx: programs may see how far a checksum is computed (see Features).
+	// kernCtx: the kernel lets programs read how far a packet's checksum is computed (see
+	// Features).
 	kernCtx bool
 	loaded  map[variant]*loadedPrograms
 }
 
-// loadedPrograms are those of one variant, by direction.
+// loadedPrograms are the programs of one variant, by direction.
 type loadedPrograms struct {
 	objects tcPrograms
 	by      [directions]loadedProgram
@@ -61,7 +62,8 @@ type loadedProgram struct {
 	id ebpf.ProgramID
 }
 
-// newPacketPrograms is for the network namespace of the calling thread.
+// newPacketPrograms returns programs for the network namespace of the calling thread, and loads
+// none.
 func newPacketPrograms(set *maps.Set, opts PacketOptions) (*packetPrograms, error) {
 	cookie, err := NetnsCookie()
 	if err != nil && !errors.Is(err, unix.ENOPROTOOPT) { // see config.h
@@ -71,7 +73,7 @@ func newPacketPrograms(set *maps.Set, opts PacketOptions) (*packetPrograms, erro
 		loaded: map[variant]*loadedPrograms{}}, nil
 }
 
-// get gives the programs for a sort of device.
+// get returns the programs for a variant, and loads them at the first call.
 func (p *packetPrograms) get(v variant) (*loadedPrograms, error) {
 	if l := p.loaded[v]; l != nil {
 		return l, nil
@@ -89,8 +91,8 @@ func (p *packetPrograms) get(v variant) (*loadedPrograms, error) {
 	l := &loadedPrograms{}
 	opts := ebpf.CollectionOptions{MapReplacements: replacements(spec, p.set)}
 	if !p.kernCtx {
-		// What would be read of the kernel is in branches that are not taken. The kernel
-		// may not tell its types at all: any will do.
+		// The kernel's types are read only in branches that are not taken then. The kernel may
+		// have no type information at all, so any types will do.
 		opts.Programs.KernelTypes = spec.Types
 	}
 	err = spec.LoadAndAssign(&l.objects, &opts)
@@ -115,7 +117,7 @@ func newLoadedProgram(p *ebpf.Program) (loadedProgram, error) {
 	return loadedProgram{p, id}, nil
 }
 
-// configure sets the constants of config.h.
+// configure sets the constants of config.h in spec.
 func (p *packetPrograms) configure(spec *ebpf.CollectionSpec, v variant) error {
 	var cidrs []tcCidr
 	for _, c := range p.opts.ClusterCIDRs {
@@ -180,7 +182,7 @@ func newCidr(p netip.Prefix) tcCidr {
 	return c
 }
 
-// close closes the programs; those that are attached stay so.
+// close closes the programs. Those that are attached stay attached.
 func (p *packetPrograms) close() error {
 	var errs []error
 	for _, l := range p.loaded {
@@ -190,13 +192,13 @@ func (p *packetPrograms) close() error {
 	return errors.Join(errs...)
 }
 
-// seedPin is the one-element map below root that keeps the seed: on a bpf file
-// system there are no files.
+// seedPin is the name of the pinned one-element map below root that has the seed: a bpf file
+// system has no regular files.
 const seedPin = "flow-seed"
 
-// FlowSeed gives the node's secret by which clients are led to backends: that of
-// the daemon before, so that a flow whose entry is lost stays where it is, or one
-// that is made now.
+// FlowSeed returns the node's secret that goes into the hash of a flow's addresses and ports,
+// by which a backend is chosen. It is the pinned one of an earlier daemon, so that a flow whose
+// entry is lost keeps its backend; or else a new one, which FlowSeed pins.
 func FlowSeed(root string) (uint64, error) {
 	pin := filepath.Join(root, seedPin)
 	m, err := ebpf.LoadPinnedMap(pin, nil)
@@ -216,13 +218,13 @@ func FlowSeed(root string) (uint64, error) {
 
 func newFlowSeed(pin string) (uint64, error) {
 	var b [8]byte
-	_, _ = rand.Read(b[:]) // never fails
+	_, _ = rand.Read(b[:]) // crypto/rand.Read never returns an error
 	seed := binary.NativeEndian.Uint64(b[:])
 	return seed, pinFlowSeed(pin, seed)
 }
 
-// keepFlowSeed pins the seed again where somebody has removed the pin, and reports
-// whether that was so.
+// keepFlowSeed pins the seed again if somebody removed the pin, and reports whether that was
+// so.
 func keepFlowSeed(root string, seed uint64) (mended bool, err error) {
 	pin := filepath.Join(root, seedPin)
 	if _, err := os.Lstat(pin); !errors.Is(err, fs.ErrNotExist) {

@@ -17,7 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// direction is which packets of a device a program sees.
+// direction is which packets of a device a program sees: those that arrive or those that leave.
 type direction int
 
 const (
@@ -26,7 +26,7 @@ const (
 	directions = 2
 )
 
-// String gives the word of `tc`.
+// String returns the name that `tc` uses.
 func (d direction) String() string { return [directions]string{"ingress", "egress"}[d] }
 
 func parseDirection(s string) (direction, bool) {
@@ -34,43 +34,44 @@ func parseDirection(s string) (direction, bool) {
 	return direction(i), i >= 0
 }
 
-// point is where a program goes.
+// point is a direction of a device: where a program can be attached.
 type point struct {
 	index int // of the device, in the calling thread's network namespace
 	dir   direction
 }
 
-// attachment is a program of ours at a point, as it was found.
+// attachment is a program of shunt at a point, as it was found.
 type attachment struct {
 	point
 	why     Why
 	program ebpf.ProgramID
-	// inEffect: packets of the device that has the index now go through it.
+	// inEffect: the program runs for packets of the device that has the index now.
 	inEffect bool
-	// handle is what the way itself knows it by.
+	// handle identifies the attachment for its method: a pin's path (tcx), a filter (clsact).
 	handle any
 }
 
-// way is one way to attach programs to devices. All work on the network namespace
-// of the calling thread, and what they attach outlives the process.
+// way is a method of attaching programs to devices: tcx or clsact. Methods work on the network
+// namespace of the calling thread. What they attach outlives the process.
 type way interface {
 	String() string
-	// list gives what is of ours there, also what is no longer in effect.
+	// list returns the attachments of shunt's programs, including those that are no longer in
+	// effect.
 	list() ([]attachment, error)
-	// attach puts the program into effect, in place of old if that is not nil, which
-	// is in effect: there is no moment without one.
+	// attach attaches the program. old is the attachment at this point that is in effect, nil
+	// if there is none. It is replaced: there is no moment without a program.
 	attach(at point, why Why, prog loadedProgram, old *attachment) error
-	// remove takes an attachment out of effect, and every trace of it away.
+	// remove detaches a program and removes its pin or filter.
 	remove(attachment) error
 }
 
-// tcx attaches by links (Linux 6.6), which are pinned in dir. The pin's name says
-// where and why: tcx_DIRECTION_IFINDEX_WHY.
+// tcx attaches by TCX links (Linux 6.6), which are pinned in dir. A pin's name has the point
+// and the reason: tcx_DIRECTION_IFINDEX_WHY.
 type tcx struct{ dir string }
 
 var _ way = tcx{}
 
-// String is how the command line calls it.
+// String returns the name that shunt's output has for the method.
 func (tcx) String() string { return "TCX" }
 
 const tcxPrefix = "tcx"
@@ -106,19 +107,20 @@ func (t tcx) list() ([]attachment, error) {
 			a.program, a.inEffect = inEffect(l, at)
 			l.Close()
 		}
-		all = append(all, a) // also what can't be opened: remove takes the file away
+		all = append(all, a) // also a pin that can't be opened: remove deletes it
 	}
 	return all, nil
 }
 
-// attachType is the kernel's word for the direction.
+// attachType returns the kernel's attach type for the direction.
 func (d direction) attachType() ebpf.AttachType {
 	return [directions]ebpf.AttachType{ebpf.AttachTCXIngress, ebpf.AttachTCXEgress}[d]
 }
 
-// inEffect says whether the link is among those that the device with this index in
-// this network namespace has. Its own word for where it is would not do: a device
-// that is gone leaves its index to others, and one that was moved takes its along.
+// inEffect reports whether the link is in the kernel's list for the point, in the calling
+// thread's network namespace, and returns its program's id. The index in the link's own
+// information is not enough: another device can get the index of one that is gone, and a device
+// that moves to another namespace takes its links along.
 func inEffect(l link.Link, at point) (ebpf.ProgramID, bool) {
 	info, err := l.Info()
 	if err != nil {
@@ -157,15 +159,15 @@ func (t tcx) attach(at point, why Why, prog loadedProgram, old *attachment) erro
 	return nil
 }
 
-// attachNew goes before others where packets come in, and after them where they
-// leave: they see what the stack does, client and endpoint.
+// attachNew attaches a new link: before other programs at ingress, and after them at egress. So
+// other programs see packets as the stack does, with the addresses of client and endpoint.
 func (t tcx) attachNew(at point, why Why, prog loadedProgram) error {
 	if err := os.MkdirAll(t.dir, 0o700); err != nil {
 		return fmt.Errorf("make directory %s for pinned links: %w", t.dir, err)
 	}
 	l, err := link.AttachTCX(link.TCXOptions{Interface: at.index, Program: prog.Program, Attach: at.dir.attachType(),
 		Anchor: [directions]link.Anchor{link.Head(), link.Tail()}[at.dir]})
-	if errors.Is(err, unix.EEXIST) { // it is attached, and somebody removed the pin
+	if errors.Is(err, unix.EEXIST) { // it is attached, but its pin was removed
 		l, err = findLink(at, prog.id)
 	}
 	if err != nil {
@@ -195,7 +197,7 @@ func findLink(at point, prog ebpf.ProgramID) (link.Link, error) {
 	return nil, errors.New("the program is attached, and not by a link")
 }
 
-// hold opens the link that is pinned for a point.
+// hold opens the pinned link of a point.
 func (t tcx) hold(at point, why Why) (link.Link, error) {
 	return link.LoadPinnedLink(t.pin(at, why), nil)
 }
@@ -206,8 +208,8 @@ func (t tcx) remove(a attachment) error {
 	pin := a.handle.(string)
 	l, err := link.LoadPinnedLink(pin, nil)
 	if err == nil {
-		// Closing alone would leave it in effect for a while, or for good where
-		// somebody else has it open. ENOLINK: the device is gone.
+		// Closing alone would leave it in effect for a while, or as long as another process has
+		// it open. ENOLINK: the device is gone.
 		err = l.Detach()
 		l.Close()
 		if err != nil && !errors.Is(err, unix.ENOLINK) {
@@ -220,8 +222,8 @@ func (t tcx) remove(a attachment) error {
 	return nil
 }
 
-// haveTCX says whether the kernel has it: it refuses to look, or it refuses this
-// device, which nobody has.
+// haveTCX returns nil if the kernel has TCX. A kernel with TCX answers ENODEV for this index,
+// which no device has.
 func haveTCX() error {
 	_, err := link.QueryPrograms(link.QueryOptions{Target: 1<<31 - 1, Attach: ebpf.AttachTCXIngress})
 	if errors.Is(err, unix.ENODEV) {

@@ -8,25 +8,26 @@ import (
 	"shunt/maps"
 )
 
-// PacketPrograms are the packet path's programs for one sort of device, loaded and
-// not attached: what tests run on packets with BPF_PROG_TEST_RUN.
+// PacketPrograms are the packet path's programs for one kind of device, loaded and not
+// attached. Tests run them on packets by BPF_PROG_TEST_RUN.
 type PacketPrograms struct {
 	Ingress, Egress *ebpf.Program
 	programs        *packetPrograms
 }
 
-// PacketDevice is a sort of device.
+// PacketDevice is a kind of device.
 type PacketDevice struct {
 	// NoEthernet: packets begin with their IP header.
 	NoEthernet bool
-	// Pod: what comes in is from a pod of this node.
+	// Pod: packets that arrive come from a pod of this node.
 	Pod bool
-	// NoKernCtx: as on a kernel that has no "checksum state in tc programs" (Features).
+	// NoKernCtx: the programs are those for a kernel without "checksum state in tc programs"
+	// (Features).
 	NoKernCtx bool
 }
 
-// LoadPacketPrograms loads the programs with these maps, for the network namespace
-// of the calling thread.
+// LoadPacketPrograms loads the programs with the maps of set, for the network namespace of the
+// calling thread.
 func LoadPacketPrograms(set *maps.Set, opts PacketOptions, d PacketDevice) (*PacketPrograms, error) {
 	p, err := newPacketPrograms(set, opts)
 	if err != nil {

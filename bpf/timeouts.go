@@ -10,18 +10,17 @@ import (
 	"shunt/maps"
 )
 
-// Timeouts say how long a flow is remembered after its last packet. Zero: what
-// config.h says.
+// Timeouts are how long a flow is kept after its last packet. Zero: the default of config.h.
 type Timeouts struct {
 	TCPNew, TCPEstablished, TCPCloseWait, TCPClosed time.Duration
 	UDPNew, UDPEstablished                          time.Duration
 }
 
-// MinTimeout is the least time that a flow in use may be given: programs note about
-// once a second that it is used (FLOW_TOUCH), not with every packet.
+// MinTimeout is the least timeout of a flow: the programs update its time of last use about
+// once a second (FLOW_TOUCH), not with every packet.
 const MinTimeout = 2 * time.Second
 
-// apply replaces the defaults that are not asked for by zero.
+// apply writes the timeouts that are not zero to to, in ns.
 func (t Timeouts) apply(to *tcTimeouts) {
 	for _, f := range []struct {
 		to    *uint64
@@ -34,10 +33,11 @@ func (t Timeouts) apply(to *tcTimeouts) {
 	}
 }
 
-// flowTimeouts are config_timeouts as a program has them, in ns.
+// flowTimeouts are config_timeouts of config.h, in ns.
 type flowTimeouts = expireTimeouts
 
-// effective gives the timeouts that programs are loaded with.
+// effective returns the timeouts that programs are loaded with: the defaults of config.h,
+// changed by t.
 func (t Timeouts) effective() (flowTimeouts, error) {
 	var all flowTimeouts
 	spec, err := loadExpire()
@@ -51,7 +51,8 @@ func (t Timeouts) effective() (flowTimeouts, error) {
 	return all, nil
 }
 
-// of is flow_timeout of timeout.h, in ns.
+// of returns a flow's timeout in ns. It is flow_timeout of timeout.h, except that it ignores
+// SaidSYN: that function returns the timeout of a new flow there.
 func (t *expireTimeouts) of(f *maps.Flow) uint64 {
 	confirmed := f.Flags&maps.FlowConfirmed != 0
 	switch {
@@ -69,7 +70,7 @@ func (t *expireTimeouts) of(f *maps.Flow) uint64 {
 	return t.TcpNew
 }
 
-// expired is flow_is_expired of timeout.h; now is in ns of CLOCK_MONOTONIC.
+// expired is flow_is_expired of timeout.h. now is in ns of CLOCK_MONOTONIC.
 func (t *expireTimeouts) expired(f *maps.Flow, now uint64) bool {
 	return int64(now-f.Used) >= int64(t.of(f))
 }

@@ -20,27 +20,27 @@ import (
 	"shunt/maps"
 )
 
-// A link that exists need not be in effect: the cgroup may not be the one that
-// pods are below, or another program may end the chain. So the daemon asks for
-// an address that nobody has but an entry of ours that refuses everything, and
-// hears whether it is refused. None of these calls sends a packet.
+// An attached link need not be in effect: its cgroup may not be the one that pods are below, or
+// another program may end the chain. So the daemon runs a hook check: it calls connect() and
+// sendto() with an address that only an entry of shunt's has, which refuses everything, and
+// checks that the calls are refused. None of them sends a packet.
 const probeEnv = "SHUNT_PROBE_CONNECT"
 
-// probePort is that of discard (RFC 863). No port of a probe address leads anywhere.
+// probePort is that of discard (RFC 863). A hook check's address has no frontend on any port.
 const probePort = 9
 
-// msgProbe is MSG_PROBE of the kernel's socket.h: look for the way, send nothing.
+// msgProbe is MSG_PROBE of the kernel's socket.h: look up the route, send nothing.
 const msgProbe = 0x10
 
-// exit codes of the probing child.
+// Exit codes of the child that runs the hook check, and how long it may take.
 const (
 	probeRefused = 0
 	probePassed  = 3
 	probeTimeout = 10 * time.Second
 )
 
-// MaybeProbe makes this process the probing child if it was started as one, and
-// does not return then. To be called first thing in main and in TestMain.
+// MaybeProbe runs the hook check and exits if this process was started as its child; else it
+// returns. main and TestMain must call it first.
 func MaybeProbe() {
 	if os.Getenv(probeEnv) == "" {
 		return
@@ -49,19 +49,20 @@ func MaybeProbe() {
 	if len(passed) == 0 {
 		os.Exit(probeRefused)
 	}
-	_, _ = os.Stdout.WriteString(strings.Join(passed, " ")) // the parent has gone if it fails
+	_, _ = os.Stdout.WriteString(strings.Join(passed, " ")) // it fails only if the parent is gone
 	os.Exit(probePassed)
 }
 
-// probe asks by each hook that can refuse, and gives those that did and those that
-// did not. A hook of a family that this kernel is without is in neither.
+// probe runs the hook check in this process, once for each hook that can refuse. It returns the
+// hooks that refused and those that let the call pass. Hooks of a family that this kernel lacks
+// are in neither.
 func probe() (refused, passed []string) {
 	for i, to := range maps.ProbeAddrs {
 		domain, suffix := [...]int{unix.AF_INET, unix.AF_INET6}[i], [...]string{"4", "6"}[i]
 		address := sockaddrOf(netip.AddrPortFrom(to, probePort))
 		for hook, ask := range map[string]func(fd int) error{
 			"connect": func(fd int) error { return unix.Connect(fd, address) },
-			// With both flags and no data the kernel goes all the way and sends nothing.
+			// With both flags and no data the kernel does all of sendto() but sending.
 			"sendmsg": func(fd int) error { return unix.Sendto(fd, nil, unix.MSG_CONFIRM|msgProbe, address) },
 		} {
 			fd, err := unix.Socket(domain, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
@@ -70,7 +71,7 @@ func probe() (refused, passed []string) {
 			}
 			err = ask(fd)
 			unix.Close(fd)
-			if errors.Is(err, unix.ECONNREFUSED) || errors.Is(err, unix.EPERM) { // the kernel has no bpf_set_retval
+			if errors.Is(err, unix.ECONNREFUSED) || errors.Is(err, unix.EPERM) { // EPERM: without bpf_set_retval
 				refused = append(refused, hook+suffix)
 			} else {
 				passed = append(passed, hook+suffix)
@@ -89,7 +90,7 @@ func sockaddrOf(ap netip.AddrPort) unix.Sockaddr {
 	return &unix.SockaddrInet6{Addr: ap.Addr().As16(), Port: int(ap.Port())}
 }
 
-// Verify says whether the hooks act on processes below the cgroup.
+// Verify returns an error unless the hooks act on processes below the cgroup.
 func Verify(ctx context.Context, k *maps.Kernel, cgroup string) error {
 	passed, err := prove(ctx, k, cgroup)
 	if err == nil && len(passed) > 0 {
@@ -100,7 +101,8 @@ func Verify(ctx context.Context, k *maps.Kernel, cgroup string) error {
 	return err
 }
 
-// prove returns the hooks that do not act on processes below the cgroup.
+// prove returns the hooks that do not act on processes below the cgroup. If at least one hook
+// refuses this process's own calls, the process is below the cgroup, and no child is needed.
 func prove(ctx context.Context, k *maps.Kernel, cgroup string) (passed []string, err error) {
 	if err := k.SetProbes(); err != nil {
 		return nil, fmt.Errorf("check that the hooks are in effect: %w", err)
@@ -112,10 +114,10 @@ func prove(ctx context.Context, k *maps.Kernel, cgroup string) (passed []string,
 	return proveBelow(ctx, cgroup)
 }
 
-// proveBelow asks from a child process in a cgroup of its own.
+// proveBelow runs the hook check in a child process, in a cgroup of its own below cgroup.
 func proveBelow(ctx context.Context, cgroup string) (passed []string, err error) {
 	leaf := filepath.Join(cgroup, fmt.Sprintf("shunt-probe-%d", os.Getpid()))
-	if err := os.Mkdir(leaf, 0o700); err != nil && !errors.Is(err, os.ErrExist) { // left by one that was killed
+	if err := os.Mkdir(leaf, 0o700); err != nil && !errors.Is(err, os.ErrExist) { // a killed daemon left it
 		return nil, fmt.Errorf("check that the hooks are in effect: make a cgroup below %s: %w", cgroup, err)
 	}
 	defer func() { err = errors.Join(err, removeCgroup(leaf)) }()
@@ -140,8 +142,8 @@ func proveBelow(ctx context.Context, cgroup string) (passed []string, err error)
 	return nil, fmt.Errorf("check that the hooks are in effect: run a child in cgroup %s: %w", leaf, err)
 }
 
-// removeCgroup removes an empty cgroup; a process that has just ended may still
-// be in it for a moment.
+// removeCgroup removes an empty cgroup. A process that has just exited may still be in it for a
+// moment.
 func removeCgroup(dir string) error {
 	var err error
 	for range 50 {
