@@ -1,12 +1,10 @@
 // SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
 /* abi.h: the types that maps share with user space.
  *
- * Byte order: an address or a port is in network order, everything else in the
- * machine's. Every layout is asserted here; Go's side of it is generated from
- * this file (maps/abi_bpfel.go). SHUNT_ABI goes up whenever a daemon could no
- * longer work with the maps that an older one left: it then builds new ones
- * beside them and switches.
- */
+ * Byte order: addresses and ports are in network order, everything else is in the machine's,
+ * unless its comment says otherwise. Every layout is asserted here; the Go types are generated
+ * from this file (maps/abi_bpfel.go). SHUNT_ABI goes up whenever a daemon could no longer work
+ * with the maps that an older one left. The daemon then makes new maps beside them and switches. */
 #pragma once
 
 #include <linux/bpf.h>
@@ -14,14 +12,14 @@
 
 #define SHUNT_ABI 4
 
-/* An IPv6 address, or an IPv4 one as ::ffff:a.b.c.d (RFC 4291, 2.5.5.2): one
- * form, so that there is one code path and one set of maps for both families. */
+/* An IPv6 address, or an IPv4 one as ::ffff:a.b.c.d (RFC 4291, 2.5.5.2). With one form there is
+ * one code path and one set of maps for both families. */
 struct addr {
 	__u8 b[16];
 } __attribute__((aligned(4)));
 _Static_assert(sizeof(struct addr) == 16, "struct addr");
 
-/* Key of `services`. Two shapes:
+/* Key of `services`: a frontend. Two shapes:
  *   address, port, protocol   a cluster IP, external IP or load-balancer IP
  *   any,     port, protocol   a node port: `any` is :: or ::ffff:0.0.0.0 */
 struct frontend_key {
@@ -38,17 +36,17 @@ enum frontend_kind {
 	FRONTEND_KIND_NODE_PORT,
 	FRONTEND_KIND_LOAD_BALANCER_IP,
 	FRONTEND_KIND_EXTERNAL_IP,
-	/* A cluster IP as a whole, of which the ports that no service has are refused.
-	 * It has no entry in `services` but a flag in `addrs`. */
+	/* A cluster IP as a whole: ports that no service has are refused. It has no entry in
+	 * `services` but a flag in `addrs`. */
 	FRONTEND_KIND_UNDEFINED_PORT,
 };
 
 enum service_flag {
 	SERVICE_FLAG_INSIDE_LOCAL = 1,  /* `inside` holds endpoints of this node only */
-	SERVICE_FLAG_OUTSIDE_LOCAL = 2, /* `outside` does */
-	SERVICE_FLAG_ELSEWHERE = 4,     /* usable endpoints exist, here or elsewhere:
-					 * where a Local range is empty, drop, don't refuse */
-	SERVICE_FLAG_SOURCE_RANGES = 8, /* only clients that `sources` has */
+	SERVICE_FLAG_OUTSIDE_LOCAL = 2, /* `outside` holds endpoints of this node only */
+	SERVICE_FLAG_ELSEWHERE = 4,     /* usable endpoints exist, here or elsewhere: where a Local
+					 * range is empty, drop, don't refuse */
+	SERVICE_FLAG_SOURCE_RANGES = 8, /* only clients in a source range */
 };
 
 /* `count` slots from `base` on. */
@@ -59,8 +57,8 @@ struct slot_range {
 
 /* Value of `services`: one frontend of a service port. */
 struct service {
-	struct frontend_key key; /* the entry's own: it may be another's by the time that it is read */
-	__u32 id;               /* of the service port and family, never 0 */
+	struct frontend_key key; /* compared last: the entry may be reused while it is read */
+	__u32 id;               /* service id: of the service port and family, never 0 */
 	__u32 affinity_seconds; /* 0: no session affinity */
 	struct slot_range inside;  /* for clients on this node */
 	struct slot_range outside; /* for packets from a network */
@@ -71,17 +69,19 @@ struct service {
 _Static_assert(sizeof(struct service) == 48, "struct service");
 
 enum backend_flag {
-	BACKEND_FLAG_CLUSTER_SET = 1, /* new connections may take it: cluster set */
-	BACKEND_FLAG_LOCAL_SET = 2,   /* the same: local set */
+	BACKEND_FLAG_CLUSTER_SET = 1, /* in the cluster set: new connections with policy Cluster
+				       * may take it */
+	BACKEND_FLAG_LOCAL_SET = 2,   /* in the local set: those with policy Local may */
 	BACKEND_FLAG_ON_NODE = 4,     /* the endpoint is on this node */
 	BACKEND_FLAG_TERMINATING = 8,
-	BACKEND_FLAG_UNREADY = 16,    /* of TCP: serves nobody, but is not gone: connections go on */
-	BACKEND_FLAG_RENAMED = 32,    /* serves, under the name of another port: in no set, for a
+	BACKEND_FLAG_UNREADY = 16,    /* TCP: takes no new connections, but is not gone:
+				       * connections go on */
+	BACKEND_FLAG_RENAMED = 32,    /* serves under the name of another port: in no set, for a
 				       * moment */
 };
 
-/* Element of `backends`, one per endpoint of a service port. service_id 0: the
- * record is free, and whoever still names its id must choose again. */
+/* Element of `backends`, one per endpoint of a service port. With service_id 0 the record is free,
+ * and a reader that still has its id must choose again. */
 struct backend {
 	struct addr addr;
 	__be16 port;
@@ -91,8 +91,8 @@ struct backend {
 };
 _Static_assert(sizeof(struct backend) == 24, "struct backend");
 
-/* One flow of a socket: what the program that owns it called its peer, and
- * what that was translated to. */
+/* One flow of a socket: the peer that its process asked for, and the backend that this was
+ * translated to. */
 struct sock_flow {
 	struct addr frontend_addr;
 	struct addr backend_addr;
@@ -104,31 +104,31 @@ struct sock_flow {
 };
 _Static_assert(sizeof(struct sock_flow) == 48, "struct sock_flow");
 
-/* How many services one unconnected UDP socket can speak to at once and still
- * have every reply come from the address that it wrote to. */
+/* How many frontends an unconnected UDP socket can send to at once, so that every reply still
+ * comes from the address that it sent to. */
 #define SOCK_FLOWS 16
 
 struct sock_flows {
 	struct bpf_spin_lock lock; /* two threads may send on one socket */
 	__u32 clock; /* counts uses */
-	__u32 hand;  /* where the last flow that had to go was looked for */
+	__u32 hand;  /* where the search for a flow to replace stopped */
 	__u32 pad;
 	struct sock_flow flow[SOCK_FLOWS];
 };
 _Static_assert(sizeof(struct sock_flows) == 16 + SOCK_FLOWS * 48, "struct sock_flows");
 
-/* Key of `own_ports`: the two ports of a datagram from a socket in the node's own network
- * namespace. */
+/* Key of `own_ports`: the two ports of a datagram that a socket of the node's own network
+ * namespace sent. */
 struct own_port_key {
-	__be16 own;   /* the socket's, which is a node port's number too */
-	__be16 other; /* of who it was sent to */
+	__be16 own;   /* the socket's, which is the number of a node port too */
+	__be16 other; /* the destination's */
 };
 _Static_assert(sizeof(struct own_port_key) == 4, "struct own_port_key");
 
-/* Key of `affinity`. A client of this node is its network namespace's cookie
- * in the last 8 bytes, machine order, after 8 zero bytes; one from outside is
- * its address. No host has an address below ::/64 but ::1, which no packet from
- * outside can carry: the two can't be mistaken for one another. */
+/* Key of `affinity`. A client on this node is its network namespace's cookie in the last 8 bytes,
+ * after 8 zero bytes: the cookie's upper half comes first, and each half is in the machine's
+ * order. A client from outside is its address. No host has an address in ::/64 but ::1, which no
+ * packet from outside can have, so the two cannot be confused. */
 struct affinity_key {
 	__u32 service_id;
 	struct addr client;
@@ -142,10 +142,11 @@ struct affinity_value {
 };
 _Static_assert(sizeof(struct affinity_value) == 16, "struct affinity_value");
 
-/* Key of `sources`: loadBalancerSourceRanges of a service port, and, with service
- * id 0, which is nobody's, the service CIDRs. */
+/* Key of `sources`: source ranges (loadBalancerSourceRanges) of a service port. Service id 0,
+ * which no service has, stands for the service CIDRs. */
 struct source_key {
-	__u32 prefix_bits; /* 32 for service_id and those of the range, as of an IPv6 one */
+	__u32 prefix_bits; /* 32 for service_id, and the bits of the range, counted as in an IPv6
+			    * address */
 	__u32 service_id;
 	struct addr addr;
 };
@@ -153,28 +154,28 @@ _Static_assert(sizeof(struct source_key) == 24, "struct source_key");
 
 /* Key of `client_addrs`: a network namespace, and
  *
- *   the address of a family that it has only one of   :: or ::ffff:0.0.0.0
- *   an address that it has                             that address
- *   an address that source ranges bind                 that address, where it has several
+ *   ::, or ::ffff:0.0.0.0   where it has only one address of that family
+ *   an address              that it has
+ *   a frontend's address    that source ranges bind, where it has several addresses
  *
- * The value is what sockets there have for their source: the only address, the address itself,
- * or the one that the kernel chooses for packets to there. */
+ * The value is the source of packets from sockets there: the only address; the address itself; the
+ * address that the kernel chooses for that destination. */
 struct client_key {
-	__u64 netns; /* its cookie */
+	__u64 netns; /* cookie of the network namespace */
 	struct addr addr;
 };
 _Static_assert(sizeof(struct client_key) == 24, "struct client_key");
 
 struct client_addr {
-	__u64 netns; /* the entry's own: it may be another's by the time that it is read */
+	__u64 netns; /* compared last: the entry may be reused while it is read */
 	struct addr addr;
 };
 _Static_assert(sizeof(struct client_addr) == 24, "struct client_addr");
 
-/* The flows of the packet path. A client speaks to a frontend; between the two
- * ends of this node's stack the same packets are between `client`, with
- * inner_port, and `backend`; on the wire to a backend of another node they are
- * between `node`, with node_port, and `backend`. So a flow is found by
+/* The flows of the packet path. A client sends to a frontend. Between the ingress and the egress
+ * program the same packets are between `client`, with inner_port, and `backend`. On the network to
+ * a backend of another node they are between `node`, with node_port (SNAT address and SNAT port),
+ * and `backend`. So a flow is found by
  *
  *   FLOW_KEY_IN   a packet as it arrives: client → frontend, or, where the source
  *                 is translated, backend → node. Source and destination are the
@@ -183,7 +184,7 @@ _Static_assert(sizeof(struct client_addr) == 24, "struct client_addr");
  *                 inner_port and backend. The lower of the two ends, byte by byte
  *                 and then by port, is src.
  *
- * Every entry holds the whole flow: one that was lost is made again from another. */
+ * Every entry holds the whole flow, so that a lost entry is made again from another. */
 enum flow_key_kind {
 	FLOW_KEY_UNSPEC,
 	FLOW_KEY_IN,
@@ -200,34 +201,35 @@ struct flow_key {
 _Static_assert(sizeof(struct flow_key) == 40, "struct flow_key");
 
 enum flow_flag {
-	FLOW_FLAG_SNAT = 1,      /* to the backend, the source becomes node:node_port */
+	FLOW_FLAG_SNAT = 1,      /* SNAT: to the backend, the source becomes node:node_port */
 	FLOW_FLAG_CONFIRMED = 2, /* the client has answered the backend; in `flows`, not in
 				  * `flows_new` */
-	FLOW_FLAG_OWN = 4,       /* of a socket of this node or a client that its netfilter
-				  * masquerades, not to be translated: client is the other host,
-				  * frontend this node's end */
-	FLOW_FLAG_DISPLACED = 8, /* the same, but from a port that another flow has on the wire,
-				  * and gets another: client is this node's end, frontend the
-				  * other host, as is backend */
-	FLOW_FLAG_DIRECT = 16,   /* the client speaks to the backend itself, frontend is backend:
-				  * another flow has, or had, the client's port there */
+	FLOW_FLAG_OWN = 4,       /* a local flow: of a socket of this node, or of a client that its
+				  * netfilter masquerades. It is not translated. client is the
+				  * other host, frontend this node's end */
+	FLOW_FLAG_DISPLACED = 8, /* a local flow that is remapped, as its port is another flow's
+				  * SNAT port. client is this node's end, frontend and backend are
+				  * the other host */
+	FLOW_FLAG_DIRECT = 16,   /* a direct connection, frontend is backend: another flow has, or
+				  * had, the client's port there */
 };
 
-/* What one side of a flow has said. Each side has a byte of its own, and a note changes
- * only its own bits there, so that packets of both directions can be noted at once. */
+/* What one side of a flow has said. Each side has a byte of its own, and a note changes only its
+ * own bits there, so that packets of both directions can be noted at once. */
 enum flow_said {
-	FLOW_SAID_FIN = 1,       /* its last byte is sent */
-	FLOW_SAID_FIN_LATER = 2, /* and the other's was before */
+	FLOW_SAID_FIN = 1,       /* it has sent its last byte */
+	FLOW_SAID_FIN_LATER = 2, /* and the other side had done so before */
 	FLOW_SAID_RST = 4,
-	FLOW_SAID_ANYTHING = 8,  /* noted of the backend */
-	FLOW_SAID_SYN = 16,      /* noted of the client: a SYN, after one side had sent its last
-				  * byte, and nothing else since */
-	FLOW_SAID_ASKED = 32,    /* noted of the client: a SYN, and the backend has said nothing since */
+	FLOW_SAID_ANYTHING = 8,  /* of the backend: it has sent a packet */
+	FLOW_SAID_SYN = 16,      /* of the client: a SYN, after one side had sent its last byte,
+				  * and nothing else since */
+	FLOW_SAID_ASKED = 32,    /* of the client: a SYN on a confirmed flow, and no answer of the
+				  * backend since */
 	FLOW_SAID_ASKED_AGAIN = 64, /* and another SYN, FLOW_ANSWER or more after that */
 };
 
-/* Where a side was with its last packet but resets: in its own bytes, and in those that it
- * has got of the other. Zero: not known. Aligned, to be copied at once. */
+/* A side's last packet that was no reset: its sequence number, and the number that it
+ * acknowledged. Zero: not known. Aligned, so that both are copied at once. */
 struct tcp_point {
 	__be32 seq, ack;
 } __attribute__((aligned(8)));
@@ -235,11 +237,11 @@ struct tcp_point {
 /* Value of `flows` and `flows_new`. */
 struct flow {
 	struct addr client, frontend, backend;
-	struct addr node;          /* source on the wire; zero until it is chosen */
+	struct addr node;          /* SNAT address; zero until it is chosen */
 	__be16 client_port, frontend_port, backend_port;
-	__be16 inner_port;         /* the client's port as the backend's side has it: its own,
-				    * unless two flows of it would be one there */
-	__be16 node_port;          /* 0 until it is chosen */
+	__be16 inner_port;         /* the client's port between the two programs: client_port,
+				    * unless two flows would collide at the backend */
+	__be16 node_port;          /* SNAT port; 0 until it is chosen */
 	__u8 protocol;
 	__u8 flags;                /* enum flow_flag */
 	__u32 service_id;
@@ -247,24 +249,25 @@ struct flow {
 	__u8 client_said, backend_said; /* enum flow_said */
 	__u16 pad;
 	__u64 used;                /* ns, CLOCK_MONOTONIC, to within FLOW_TOUCH */
-	/* TCP. Written with each packet, only in the entry that it is found by, and not copied with
-	 * the others. */
+	/* TCP. Written with each packet, only in the entry by which it is found, and not copied
+	 * with the other fields. */
 	struct tcp_point client_at, backend_at;
 };
 _Static_assert(sizeof(struct flow) == 112, "struct flow");
 
-/* Key of `fragments`: a datagram in pieces (RFC 791; RFC 8200 4.5, which knows no
- * protocol here), by hook, as both see the pieces and with other addresses. */
+/* Key of `fragments`: a datagram in fragments (RFC 791; RFC 8200 4.5, where the protocol is no
+ * part of the key). `egress` is the hook: both hooks see the fragments, with different
+ * addresses. */
 struct fragment_key {
 	struct addr src, dst;
 	__u32 id; /* network order; of IPv4 in the last two bytes */
-	__u8 protocol; /* of IPv4 */
+	__u8 protocol; /* IPv4's; 0 for IPv6 */
 	__u8 egress;
 	__u16 pad;
 };
 _Static_assert(sizeof(struct fragment_key) == 40, "struct fragment_key");
 
-/* Value of `fragments`: what only the first piece says. */
+/* Value of `fragments`: what only the first fragment has. */
 struct fragment {
 	__be16 sport, dport;
 	__u8 protocol;
@@ -274,12 +277,13 @@ struct fragment {
 _Static_assert(sizeof(struct fragment) == 16, "struct fragment");
 
 enum device_flag {
-	DEVICE_FLAG_RESETS = 1, /* conntrack and IPVS translate no connection to a frontend: TCP of
-				 * a connection that has no flow is nobody's */
+	DEVICE_FLAG_RESETS = 1, /* conntrack and IPVS translate no connection to a frontend. So TCP
+				 * to a frontend, in the middle of a connection that has no flow,
+				 * belongs to nothing on this node */
 };
 
-/* Value of `devices`, by interface index: what packets that leave there may have
- * for their source. Zero: the device has no address of that family. */
+/* Value of `devices`, by interface index: the source addresses of packets that leave there. Zero:
+ * the device has no address of that family. */
 struct device {
 	struct addr addr4, addr6;
 	__u32 flags; /* enum device_flag */
@@ -289,12 +293,13 @@ _Static_assert(sizeof(struct device) == 36, "struct device");
 enum addr_flag {
 	ADDR_FLAG_FRONTEND = 1,   /* frontends have this address */
 	ADDR_FLAG_CLUSTER_IP = 2, /* a cluster IP: ports that no service has are refused */
-	ADDR_FLAG_NODE_PORTS = 4, /* an address of this node that takes node ports, */
-	ADDR_FLAG_OWN_NETNS = 8,  /* but for sockets of the node's own network namespace
-				   * only: loopback, which a pod has for itself */
+	ADDR_FLAG_NODE_PORTS = 4, /* an address of this node that takes node ports */
+	ADDR_FLAG_OWN_NETNS = 8,  /* with NODE_PORTS: only for sockets of the node's own network
+				   * namespace, as each pod has a loopback of its own */
 	ADDR_FLAG_BACKEND = 16,   /* backends have this address, or had it lately */
-	ADDR_FLAG_PROBE = 32,     /* with CLUSTER_IP: the address at which the daemon asks whether
-				   * the hooks act. A refusal is counted by a reason of its own */
+	ADDR_FLAG_PROBE = 32,     /* hook check: the daemon connects to this cluster IP to see
+				   * whether the hooks act. Its refusals have a reason of their
+				   * own */
 };
 
 /* Value of `addrs`. */
@@ -302,9 +307,9 @@ struct addr_info {
 	__u32 flags; /* enum addr_flag */
 };
 
-/* Value of `names`: what a service id stands for, so that a new daemon adopts
- * ids by name and the command line has names without a daemon. Zero-padded;
- * the lengths are those that the API allows (RFC 1123 labels). */
+/* Value of `names`: what a service id stands for. A new daemon adopts ids by name, and the command
+ * line has names without a daemon. Zero-padded. The lengths are those that the API allows (RFC
+ * 1123 labels). */
 struct service_name {
 	__u8 namespace[64];
 	__u8 name[64];
@@ -315,19 +320,20 @@ struct service_name {
 };
 _Static_assert(sizeof(struct service_name) == 196, "struct service_name");
 
-/* Element 0 of `meta`: what the daemon says of itself, for `shunt status`, and of
- * the maps as a whole, for the programs. */
+/* Element 0 of `meta`: the state of the daemon, for `shunt status`, and of the maps as a whole,
+ * for the programs. */
 struct meta_value {
 	__u32 abi;      /* SHUNT_ABI */
 	__u32 pid;      /* in the daemon's pid namespace */
 	__s64 started;  /* ns, Unix time */
-	__s64 synced;   /* ns, Unix time, of the last reconcile that left nothing; 0: none */
-	__u32 pending;  /* services whose change is not in the maps */
-	__u32 service_cidrs; /* how many `sources` has; programs look there only if any */
-	__u32 problems; /* how many there are; `problems` has the first of them */
+	__s64 synced;   /* ns, Unix time, of the last reconcile that left nothing to do; 0: none */
+	__u32 pending;  /* services with a change that is not in the maps yet */
+	__u32 service_cidrs; /* service CIDRs in `sources`; programs search it for them only if
+			      * there are any */
+	__u32 problems; /* how many there are; `problems` holds the first of them */
 	__u32 problems_version; /* odd while `problems` is written */
-	/* ns, CLOCK_MONOTONIC. Programs write them, and look into a map only if it can have
-	 * something that is new enough. The last two are precise to a second. */
+	/* ns, CLOCK_MONOTONIC. Programs write them, and search a map only if it can have an entry
+	 * that is new enough. The last two are precise to a second. */
 	__u64 direct;          /* when a TCP flow with FLOW_FLAG_DIRECT last began */
 	__u64 direct_noted;    /* when an entry of `directs` was last written */
 	__u64 own_port_noted;  /* when an entry of `own_ports` was last written */
@@ -337,18 +343,20 @@ _Static_assert(sizeof(struct meta_value) == 64, "struct meta_value");
 enum problem_kind {
 	PROBLEM_KIND_NONE,
 	PROBLEM_KIND_CONFLICT, /* another service has the frontend */
-	PROBLEM_KIND_CUT,      /* the service asks for more frontends than one may have */
+	PROBLEM_KIND_CUT,      /* the service asks for more frontends than it may have */
 	PROBLEM_KIND_NO_ROOM,  /* a map is full */
 	PROBLEM_KIND_FAILED,   /* a write to a map failed for another reason */
 	PROBLEM_KIND_REFUSED,  /* the frontend is one that is never programmed */
 };
 
-/* Value of `problems`: a service that is not served as its object asks. No program
- * reads it: it is there for `shunt status` after the daemon has died. */
+/* Value of `problems`: a service that is not served as its object asks. No program reads it: it is
+ * for `shunt status` after the daemon has died. */
 struct problem {
-	struct service_name service; /* of no certain port: port, protocol and family are zero */
-	struct service_name owner;   /* of a conflict: the namespace and name of who has it */
-	struct frontend_key frontend; /* of no certain frontend: zero */
+	struct service_name service; /* port, protocol and family are zero if the problem is not of
+				      * one port */
+	struct service_name owner;   /* of a conflict: namespace and name of the service that has
+				      * the frontend */
+	struct frontend_key frontend; /* zero if the problem is not of one frontend */
 	__u8 kind; /* enum problem_kind; PROBLEM_KIND_NONE: the element is not used */
 	__u8 pad[3];
 	__u32 attempts;

@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
-/* icmp.h: ICMP errors, and the packets that they quote. A sender must find its own
- * packet in them, by the ends that it gave it. Knows packets; knows no flows.
+/* icmp.h: ICMP errors, and the packets that they quote. A sender must recognize its own packet in
+ * them, by the addresses and ports that it gave the packet. Knows packets; knows no flows.
  *
- * Errors are few: fields are computed here and stored with BPF_F_RECOMPUTE_CSUM,
- * which keeps a device's sum over the packet right. */
+ * Errors are rare, so fields are computed here and stored with BPF_F_RECOMPUTE_CSUM, which keeps a
+ * device's sum over the packet right. */
 #pragma once
 
 #include "nat.h"
 
-/* Types of ICMP errors and the code that we send; linux/icmp.h needs a C library. */
+/* Types of ICMP errors, and the code that shunt sends. linux/icmp.h needs a C library. */
 #define ICMP_DEST_UNREACH 3
 #define ICMP_SOURCE_QUENCH 4
 #define ICMP_TIME_EXCEEDED 11
@@ -29,8 +29,8 @@ static __always_inline int icmp_is_error(const struct pkt *pkt, __u8 type)
 	       type == ICMP_PARAMETERPROB || type == ICMP_SOURCE_QUENCH;
 }
 
-/* The packet that an ICMP error is about. Returns 1 with *quoted filled, if it is an
- * error, and about a packet with ports. */
+/* Parses the packet that an ICMP error quotes. Returns 1 with *quoted filled, or 0 if pkt is no
+ * error or quotes no packet with ports. */
 static __always_inline int icmp_quoted(struct __sk_buff *skb, const struct pkt *pkt,
 				       struct pkt *quoted)
 {
@@ -49,8 +49,8 @@ static __always_inline long icmp_store16(struct __sk_buff *skb, __u32 offset, __
 	return bpf_skb_store_bytes(skb, offset, &value, sizeof(value), BPF_F_RECOMPUTE_CSUM);
 }
 
-/* Replaces an address of a header at pkt->l3, and an IPv4 header's checksum.
- * Returns 0, with what the address changes in sums of it added to *diff. */
+/* Replaces an address in the header at pkt->l3, and updates an IPv4 header's checksum. Returns 0,
+ * with the change of the address added to *diff, or -1. */
 static __always_inline long icmp_address(struct __sk_buff *skb, const struct pkt *pkt, __u8 end,
 					 const struct addr *to, __u32 *diff)
 {
@@ -71,8 +71,8 @@ static __always_inline long icmp_address(struct __sk_buff *skb, const struct pkt
 	return bpf_skb_store_bytes(skb, offset, &word, sizeof(word), BPF_F_RECOMPUTE_CSUM);
 }
 
-/* Brings the quoted packet's own checksum up to date, if it was quoted and is one.
- * Adds what that changes in sums to *diff. */
+/* Updates the quoted packet's own checksum, if it has one and the error quotes it. Adds the change
+ * of that field to *diff. */
 static __always_inline long icmp_quoted_check(struct __sk_buff *skb, const struct pkt *quoted,
 					      __u32 change, __u32 *diff)
 {
@@ -90,8 +90,8 @@ static __always_inline long icmp_quoted_check(struct __sk_buff *skb, const struc
 	return icmp_store16(skb, offset, new);
 }
 
-/* Changes one end of the quoted packet, and one of the error itself if `outer` is
- * given. Returns 0, or -1 where the kernel refused. */
+/* Changes one address and the ports of the quoted packet, and one address of the error itself if
+ * `outer` is set. Returns 0, or -1 where the kernel refused. */
 static __noinline long icmp_apply(struct __sk_buff *skb, const struct pkt *pkt,
 				  const struct pkt *quoted, const struct nat *nat,
 				  const struct nat *outer)
@@ -105,7 +105,7 @@ static __noinline long icmp_apply(struct __sk_buff *skb, const struct pkt *pkt,
 	__builtin_memcpy(&new, to, sizeof(new));
 	if (icmp_address(skb, quoted, nat->end, &nat->addr, &change))
 		return -1;
-	/* An IPv4 header sums up to nothing, before and after; the rest counts. */
+	/* An IPv4 header sums up to nothing, before and after. All else counts. */
 	diff = quoted->is_v4 ? 0 : change;
 	if (bpf_skb_store_bytes(skb, quoted->l4, &new, sizeof(new), BPF_F_RECOMPUTE_CSUM))
 		return -1;

@@ -1,13 +1,12 @@
 // SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
-/* lb.h: which backend answers. Knows services, slots, backends and affinity;
+/* lb.h: chooses the backend of a new connection. Knows services, slots, backends and affinity;
  * knows no packet and no hook's context.
  *
- * Entries may change under a reader in two ways. A hash element can be reused
- * for another key while we read it: it names its key, which is looked at last. A
- * slot can belong to somebody else when we come to it late: the backend that we
- * arrive at does not name the service that we started from. Either way we look
- * again. An entry without backends leads to none that could tell, so it has to be
- * seen twice. */
+ * Entries may change in two ways while they are read. An element of a hash can be reused for
+ * another key: the value names its key, which is compared last. A slot can belong to another
+ * service by the time that it is read: the backend that it leads to does not name the service that
+ * the search began with. In both cases the look-up begins again. An entry without backends leads
+ * to no record that could be compared, so it has to be seen twice. */
 #pragma once
 
 #include <linux/errno.h>
@@ -15,16 +14,17 @@
 
 #include "maps.h"
 
-/* Look-ups of one entry before we give up: it would have to change within each
- * of as many fractions of a microsecond. */
+/* Look-ups of one entry before the choice fails: it would have to change within each of as many
+ * fractions of a microsecond. */
 #define LB_TRIES 4
 
 enum lb_side { LB_INSIDE, LB_OUTSIDE };
 
-/* Who asks. */
+/* The client of a choice. */
 struct lb_client {
-	struct addr addr; /* as abi.h's affinity_key has it */
-	struct addr bound; /* of a socket: the source address that it has already; unspecified: none */
+	struct addr addr; /* as in affinity_key of abi.h */
+	struct addr bound; /* of a socket: the source address that it has already; unspecified:
+			    * none */
 	__u8 side;        /* enum lb_side */
 	__u8 own_netns;   /* a socket in the node's own network namespace */
 	__u8 by_packet;   /* addr is a packet's source */
@@ -69,7 +69,7 @@ static __always_inline int lb_end_below(const struct addr *a, __be16 aport,
 	return bpf_ntohs(aport) < bpf_ntohs(bport);
 }
 
-/* Makes an address the unspecified one of its family. */
+/* Replaces an address by the unspecified one of its family. */
 static __always_inline void lb_addr_any(struct addr *a)
 {
 	if (lb_addr_is_v4(a))
@@ -84,11 +84,11 @@ enum lb_found {
 	LB_CHANGED, /* while it was read: look again */
 };
 
-/* Copies the entry of that key. A program of a process's can be interrupted anywhere, and
- * an element that was replaced is used again at once: what was looked up for one frontend
- * would be another's by the time that it is read, as a whole, and of another family perhaps.
- * The kernel writes a value from its beginning on, so a copy that has anything of another
- * entry's was made when that one's key was there. */
+/* Copies the entry of that key. A program in a process's context can be interrupted anywhere, and
+ * a replaced element is reused at once. What was looked up for one frontend would then be
+ * another's by the time that it is read, perhaps as a whole, and of another family. The kernel
+ * writes a value from its beginning on, and the key is its first field. So if a copy has anything
+ * of another entry, that entry's key was there by then, and the comparison below finds it. */
 static __always_inline enum lb_found lb_read(const struct frontend_key *key, struct service *out)
 {
 	const struct service *entry = bpf_map_lookup_elem(&services, key);
@@ -101,10 +101,9 @@ static __always_inline enum lb_found lb_read(const struct frontend_key *key, str
 			       entry->key.protocol == key->protocol ? LB_FOUND : LB_CHANGED;
 }
 
-/* The service that a frontend belongs to: its own entry, else the node port of
- * a node address, where own_netns says that the client is in the node's own
- * network namespace. Where it is nobody's, *undefined says whether it is a port of a
- * cluster IP all the same. */
+/* Finds the service of a frontend: by the frontend's own entry, or else as a node port on an
+ * address of the node. own_netns says that the client is in the node's own network namespace. If
+ * there is no service, *undefined says whether the address is a cluster IP all the same. */
 static __always_inline enum lb_found lb_frontend(const struct frontend_key *dst, int own_netns,
 						 __u32 *undefined, struct service *out)
 {
@@ -131,7 +130,7 @@ static __always_inline enum lb_found lb_frontend(const struct frontend_key *dst,
 	return lb_read(&any, out);
 }
 
-/* The backend of that id if it is still that service's. */
+/* Returns the backend of that id if it still belongs to that service, else NULL. */
 static __always_inline struct backend *lb_backend(__u32 id, __u32 service_id)
 {
 	struct backend *be = bpf_map_lookup_elem(&backends, &id);
@@ -149,9 +148,9 @@ static __always_inline void lb_choose(struct lb_choice *out, __u32 id, const str
 	out->service_id = service_id;
 }
 
-/* Session affinity: the client's backend if its time is not over and new
- * connections may still take it. The rule is the Service API's:
- * sessionAffinityConfig.clientIP.timeoutSeconds after the last connection. */
+/* Session affinity: finds the client's backend, if affinity has not timed out and new connections
+ * may still take that backend. The rule is the Service API's: timeoutSeconds of
+ * sessionAffinityConfig.clientIP after the last connection. Returns 1 with *out filled. */
 static __always_inline int lb_affinity_find(const struct service *svc, __u8 set,
 					    const struct affinity_key *key, __u64 now,
 					    int forgetful, struct lb_choice *out)
@@ -160,7 +159,7 @@ static __always_inline int lb_affinity_find(const struct service *svc, __u8 set,
 	struct backend *be;
 	__u32 id;
 
-	/* Another CPU may have used it after our `now`: the difference has a sign. */
+	/* Another CPU may have written last_used after this `now`: the difference has a sign. */
 	if (!aff || (__s64)(now - aff->last_used) >= (__s64)(svc->affinity_seconds * 1000000000ULL))
 		return 0;
 	id = aff->backend_id;
@@ -173,15 +172,14 @@ static __always_inline int lb_affinity_find(const struct service *svc, __u8 set,
 	return 1;
 }
 
-/* Remember a choice. Of two first connections at once, both take the backend of
- * the one that was remembered first. */
+/* Stores a choice for session affinity. If two first connections come at once, both take the
+ * backend that was stored first. */
 static __always_inline void lb_affinity_store(const struct service *svc, __u8 set,
 					      const struct affinity_key *key, __u64 now,
 					      struct lb_choice *out)
 {
 	struct affinity_value value = { .last_used = now, .backend_id = out->backend_id };
-	/* An int: before Linux 6.4 the upper half of what comes back is not that of the
-	 * number's sign. */
+	/* An int: before Linux 6.4, the upper half of the returned value is not the sign's. */
 	int err = bpf_map_update_elem(&affinity, key, &value, BPF_NOEXIST);
 
 	if (err != -EEXIST)
@@ -190,14 +188,14 @@ static __always_inline void lb_affinity_store(const struct service *svc, __u8 se
 		bpf_map_update_elem(&affinity, key, &value, BPF_ANY);
 }
 
-/* What a new connection to a service without a usable backend meets. */
+/* Returns the reason for a new connection to a service without a usable backend. */
 static __always_inline enum reason lb_no_backend(const struct service *svc)
 {
 	return svc->flags & SERVICE_FLAG_ELSEWHERE ? REASON_NO_LOCAL_ENDPOINT : REASON_NO_ENDPOINT;
 }
 
-/* Whether the address is in a range that `sources` has for a service id. An entry of
- * value 0 takes its address out of the ranges around it. */
+/* Reports whether the address is in a range that `sources` has for a service id. An entry of value
+ * 0 excepts its address from the ranges around it. */
 static __always_inline int lb_in_range(__u32 service_id, const struct addr *addr)
 {
 	struct source_key key = {
@@ -211,8 +209,8 @@ static __always_inline int lb_in_range(__u32 service_id, const struct addr *addr
 	return bits && *bits;
 }
 
-/* What `client_addrs` has for a socket's network namespace and an address. Returns 1 with *out
- * filled. The entry may be another's while it is read, as in lb_read. */
+/* Looks up a network namespace's source address in `client_addrs`. Returns 1 with *out filled. The
+ * entry may be reused while it is read, as in lb_read. */
 static __always_inline int lb_client_addr(const struct client_key *key, struct addr *out)
 {
 	const struct client_addr *entry = bpf_map_lookup_elem(&client_addrs, key);
@@ -224,9 +222,9 @@ static __always_inline int lb_client_addr(const struct client_key *key, struct a
 	return entry->netns == key->netns;
 }
 
-/* Which source address the client's packets to dst have. Returns 1 with *out filled, 0 where it
- * is not known. What a socket is bound to counts where its network namespace has that address:
- * a socket that is bound to a broadcast or multicast address gets another. */
+/* Finds the source address of the client's packets to dst. Returns 1 with *out filled, 0 if it is
+ * not known. The address that a socket is bound to counts only if its network namespace has that
+ * address: a socket that is bound to a broadcast or multicast address sends from another. */
 static __always_inline int lb_source(const struct frontend_key *dst, const struct lb_client *client,
 				     struct addr *out)
 {
@@ -240,7 +238,7 @@ static __always_inline int lb_source(const struct frontend_key *dst, const struc
 		*out = client->addr;
 		return 1;
 	}
-	/* One branch: three double what the verifier looks at. */
+	/* One branch: three double the instructions that the verifier checks. */
 	if (lb_word(bound, 0) | lb_word(bound, 1) | lb_word(bound, 3)) {
 		key.addr = *bound;
 		return lb_client_addr(&key, out) && lb_addr_equal(out, bound);
@@ -252,7 +250,7 @@ static __always_inline int lb_source(const struct frontend_key *dst, const struc
 	return lb_client_addr(&key, out);
 }
 
-/* Whether source ranges keep a client from the service. Returns REASON_UNSPEC where not. */
+/* Returns REASON_UNSPEC if source ranges let the client in, else the reason why not. */
 static __always_inline enum reason lb_source_refused(const struct service *svc,
 						     const struct frontend_key *dst,
 						     const struct lb_client *client)
@@ -266,8 +264,7 @@ static __always_inline enum reason lb_source_refused(const struct service *svc,
 	return lb_in_range(svc->id, &source) ? REASON_UNSPEC : REASON_SOURCE_RANGE;
 }
 
-/* What the daemon and the programs say of the maps. This costs a load: the kernel inlines
- * look-ups in arrays. */
+/* Returns the element of `meta`. That costs a load: the kernel inlines look-ups in arrays. */
 static __always_inline struct meta_value *lb_meta(void)
 {
 	__u32 zero = 0;
@@ -275,8 +272,8 @@ static __always_inline struct meta_value *lb_meta(void)
 	return bpf_map_lookup_elem(&meta, &zero);
 }
 
-/* Whether an address that is no frontend's is in a service CIDR, and is not known to be
- * allocated, so that no service has it. Where no range is known, the trie is not asked. */
+/* Reports whether an address that is no frontend's is in a service CIDR and of no service. Without
+ * service CIDRs the trie is not searched. */
 static __always_inline int lb_unallocated(const struct addr *addr)
 {
 	struct meta_value *m = lb_meta();
@@ -284,10 +281,10 @@ static __always_inline int lb_unallocated(const struct addr *addr)
 	return m && m->service_cidrs && lb_in_range(0, addr);
 }
 
-/* One look at dst's entry, for a new connection: a backend of the client's side.
- * `pick` is any number: the slot is pick modulo the range. `empty` counts the looks that
- * found no backend. Returns REASON_TRANSLATED or REASON_AFFINITY_KEPT with *out
- * filled, REASON_ENTRY_CHANGED to look again, or the reason why there is none. */
+/* Looks once at dst's entry, for a new connection, and chooses a backend of the client's side.
+ * `pick` is any number: the slot is pick modulo the range. `empty` counts the looks that found no
+ * backend. Returns REASON_TRANSLATED or REASON_AFFINITY_KEPT with *out filled,
+ * REASON_ENTRY_CHANGED to look again, or the reason why there is no backend. */
 static __always_inline enum reason lb_try(const struct frontend_key *dst,
 					  const struct lb_client *client, __u32 pick,
 					  int *empty, struct lb_choice *out)
@@ -340,8 +337,8 @@ static __always_inline enum reason lb_try(const struct frontend_key *dst,
 	return REASON_TRANSLATED;
 }
 
-/* Choose a backend for a new connection to dst: lb_try until the entry holds
- * still. Returns as lb_try; REASON_ENTRY_CHANGED where it never did. */
+/* Chooses a backend for a new connection to dst: calls lb_try until the entry does not change
+ * meanwhile. Returns as lb_try, and REASON_ENTRY_CHANGED if it changed LB_TRIES times. */
 static __always_inline enum reason lb_select(const struct frontend_key *dst,
 					     const struct lb_client *client, __u32 pick,
 					     struct lb_choice *out)
@@ -354,9 +351,9 @@ static __always_inline enum reason lb_select(const struct frontend_key *dst,
 	return reason;
 }
 
-/* Whether a flow's frontend still is its service's: the address may be another's by
- * now, or nobody's, while the backend serves on. Looks twice, since an entry that
- * changes under us can look like another's. */
+/* Reports whether a flow's frontend still belongs to its service. The address may be another
+ * service's by now, or of no service, while the backend still serves. It looks twice, since an
+ * entry that changes while it is read can look like another's. */
 static __always_inline int lb_leads(const struct frontend_key *dst, int own_netns,
 				    __u32 service_id)
 {
@@ -370,7 +367,7 @@ static __always_inline int lb_leads(const struct frontend_key *dst, int own_netn
 	return 0;
 }
 
-/* Count one connection, or one flow begun, for a backend. */
+/* Counts one connection, or one new flow, for a backend. */
 static __always_inline void lb_count(__u32 backend_id)
 {
 	__u64 *n = bpf_map_lookup_elem(&backend_stats, &backend_id);

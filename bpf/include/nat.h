@@ -1,11 +1,10 @@
 // SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
-/* nat.h: changes a packet's ends. Knows packets; knows neither flows nor services.
+/* nat.h: changes a packet's addresses and ports. Knows packets; knows neither flows nor services.
  *
- * Checksums are changed by difference. Whether a field holds one, or only the pseudo
- * header's sum for a device that is to finish it (CHECKSUM_PARTIAL), the kernel's helpers
- * know. Two calls of them were a third of what an established packet costs: where the
- * kernel lets us see it ourselves (summed.h), all that changes in a plain packet is
- * written at once. */
+ * Checksums are updated by difference. A field holds either a checksum, or only the pseudo
+ * header's sum for a device to complete (CHECKSUM_PARTIAL). The kernel's helpers know which. Two
+ * calls of them were a third of the cost of an established packet. So where the kernel shows it to
+ * programs too (summed.h), all that changes in a plain packet is written at once. */
 #pragma once
 
 #include <stddef.h>
@@ -38,16 +37,16 @@ static __always_inline __u32 nat_check_offset(const struct pkt *pkt)
 							 offsetof(struct udphdr, check));
 }
 
-/* A UDP checksum of 0 means none, and stays. */
+/* A UDP checksum of 0 means that there is none. It stays 0. */
 static __always_inline __u64 nat_check_flags(const struct pkt *pkt)
 {
 	return pkt->protocol == IPPROTO_UDP ? BPF_F_MARK_MANGLED_0 : 0;
 }
 
-/* The fields of a packet that are written, in a row. Where a header has options or
- * extensions, the transport's are further on. */
+/* The fields of a packet that are written, as they follow each other in it. Where the IP header
+ * has options or extensions, the transport header is further on. */
 union nat_l4 {
-	struct udphdr udp; /* TCP's ports are at the same places */
+	struct udphdr udp; /* TCP's ports have the same offsets */
 	struct tcphdr tcp;
 };
 
@@ -65,7 +64,7 @@ struct nat_row6 {
 
 #define NAT_PORTS 4 /* bytes of both */
 
-/* What a packet's new ends change in sums. */
+/* What a packet's new address and ports change in sums, unfolded. */
 struct nat_change {
 	__u32 addrs, ports;
 };
@@ -84,11 +83,11 @@ static __always_inline struct nat_change nat_change_of(const struct pkt *pkt, co
 	return change;
 }
 
-/* Brings the transport's checksum up to date through helpers. A device that is to finish
- * it has the addresses in its sum; the ports it has not. A device's sum over the packet
- * (CHECKSUM_COMPLETE) they change as for IPv4, whose header has a checksum that makes up
- * for the address. IPv6's has none: address and transport checksum cancel out, and in a
- * piece there is only the address. */
+/* Updates the transport's checksum through helpers. If a device is to complete the checksum, the
+ * addresses are in its sum and the ports are not. If a device has summed up the packet
+ * (CHECKSUM_COMPLETE), bpf_l4_csum_replace changes that sum as for IPv4, whose header checksum
+ * makes up for the address. IPv6 has no header checksum: there, address and transport checksum
+ * cancel out, and a later fragment has only the address. */
 static __always_inline long nat_check(struct __sk_buff *skb, const struct pkt *pkt,
 				      const struct nat_change *change)
 {
@@ -106,7 +105,7 @@ static __always_inline long nat_check(struct __sk_buff *skb, const struct pkt *p
 	return 0;
 }
 
-/* The transport's checksum field of a packet that is summed so far. */
+/* Returns the new transport checksum field of a packet with that ip_summed (summed.h). */
 static __always_inline __sum16 nat_sum(__sum16 field, __u32 summed, const struct nat_change *change)
 {
 	if (summed == SUMMED_PARTIAL)
@@ -114,8 +113,8 @@ static __always_inline __sum16 nat_sum(__sum16 field, __u32 summed, const struct
 	return csum_replace(field, csum_add(change->addrs, change->ports));
 }
 
-/* Reads the transport header of a plain packet, and gives it its new ports and checksum. Returns
- * how much of it is to be written, or 0 where it is not in the linear data. */
+/* Reads the transport header of a plain packet into *l4, with its new ports and checksum. Returns
+ * how many bytes of it are to be written, or 0 where it is not in the linear data. */
 static __always_inline __u32 nat_renew_l4(struct __sk_buff *skb, const struct pkt *pkt, __u32 header,
 					  const struct nat *nat, const struct nat_change *change,
 					  union nat_l4 *l4)
@@ -134,20 +133,20 @@ static __always_inline __u32 nat_renew_l4(struct __sk_buff *skb, const struct pk
 		if (at + sizeof(l4->udp) > end)
 			return 0;
 		l4->udp = *(const struct udphdr *)at;
-		if (l4->udp.check) /* 0 means none, and stays */
+		if (l4->udp.check) /* 0 means that there is none */
 			l4->udp.check = nat_sum(l4->udp.check, summed, change) ?: 0xffff;
 		size = sizeof(l4->udp);
 	}
 	l4->udp.source = nat->sport;
 	l4->udp.dest = nat->dport;
-	/* What a checksum covers makes up for all that changes; IPv4's two cover the address. */
+	/* A checksum makes up for all changes that it covers. Both of IPv4's cover the address. */
 	if (summed == SUMMED_COMPLETE && pkt->is_v4)
 		bpf_csum_update(skb, ~change->addrs);
 	return size;
 }
 
-/* Writes the row: what is from `row` to `l4` belongs at offset `from` of an IP header of
- * `header` bytes, to that header's end; what is in l4 behind it, where the packet is plain. */
+/* Writes a row. `row` up to `l4` belongs at offset `from` of an IP header of `header` bytes, and
+ * ends where that header ends. *l4 follows it at once where the packet is plain. */
 static __always_inline long nat_write(struct __sk_buff *skb, const struct pkt *pkt,
 				      const struct nat *nat, const struct nat_change *change,
 				      __u32 header, __u32 from, const void *row, union nat_l4 *l4)
@@ -197,8 +196,8 @@ static __always_inline long nat_apply6(struct __sk_buff *skb, const struct pkt *
 			 &row, &row.l4);
 }
 
-/* Gives the packet another end. Returns 0, or -1 where the kernel refused; the
- * packet is then half changed and of no use. */
+/* Changes the address at nat->end, and the ports. Returns 0, or -1 where the kernel refused: the
+ * packet is then half changed, and has to be dropped. */
 static __always_inline long nat_apply(struct __sk_buff *skb, const struct pkt *pkt,
 				      const struct nat *nat)
 {

@@ -1,18 +1,18 @@
 // SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
-/* source.h: what a backend of another node sees for its client: an address of this
- * node, the one that the kernel itself would have chosen for that route, and a port
- * that no other flow to that backend has. */
+/* source.h: chooses the SNAT address and the SNAT port of a flow to a backend of another node. The
+ * address is the one of this node that the kernel itself would choose for that route. The port is
+ * one that no other flow to that backend has. */
 #pragma once
 
 #include "track.h"
 
-/* Ports that are tried. From SOURCE_PATIENT on, one whose flow the backend has
- * forgotten will do, too. */
+/* How many ports are tried. From try SOURCE_PATIENT on, a port whose flow is expired or reusable
+ * may be taken. */
 #define SOURCE_TRIES 64
 #define SOURCE_PATIENT 4
 
-/* Flags of bpf_fib_lookup that older headers lack. Where the kernel does not know
- * one (SRC: before 6.7), it refuses all, and map `devices` says the address. */
+/* Flags of bpf_fib_lookup that older headers lack. A kernel that does not know one (SRC: before
+ * 6.7) refuses the call. The address is then that of map `devices`. */
 #define FIB_OUTPUT 2
 #define FIB_SKIP_NEIGH 4
 #define FIB_SRC 16
@@ -27,8 +27,8 @@ static __always_inline int source_is_set(const struct addr *addr)
 				      lb_word(addr, 3)) != 0;
 }
 
-/* The preferred source of the route to the backend by this device. Returns 1 with
- * *out filled. */
+/* Looks up the preferred source of the route to the backend by this device. Returns 1 with *out
+ * filled, else 0. */
 static __noinline int source_by_route(struct __sk_buff *skb, const struct addr *backend,
 				      struct addr *out)
 {
@@ -61,8 +61,8 @@ static __always_inline int source_by_device(__u32 ifindex, int v4, struct addr *
 	return source_is_set(out);
 }
 
-/* Whether packets of this node's own have that address where they leave by this device:
- * netfilter's masquerade takes it, and so may flows. */
+/* Reports whether this node's own packets have that source address when they leave by this device.
+ * Netfilter's masquerade chooses it, and flows may too. */
 static __always_inline int source_is_device(__u32 ifindex, const struct addr *addr)
 {
 	struct addr own;
@@ -70,8 +70,8 @@ static __always_inline int source_is_device(__u32 ifindex, const struct addr *ad
 	return source_by_device(ifindex, lb_addr_is_v4(addr), &own) && lb_addr_equal(&own, addr);
 }
 
-/* Whether a process of this node would get what is sent from one end to another: a
- * server of the node, or a connection of its own. */
+/* Reports whether a socket of this node would receive a packet with these ends: a server of the
+ * node, or a connection of its own. */
 static __noinline int source_is_socket(struct __sk_buff *skb, const struct flow_key *key)
 {
 	struct bpf_sock_tuple tuple = {};
@@ -100,7 +100,7 @@ static __noinline int source_is_socket(struct __sk_buff *skb, const struct flow_
 	return 1;
 }
 
-/* Tries the i-th port on the wire. Returns whether it is claimed, in flow->node_port. */
+/* Tries the i-th SNAT port. Returns 1 if it is the flow's now, in flow->node_port, else 0. */
 static __always_inline int source_try(struct __sk_buff *skb, struct flow *flow, __u32 hash, __u32 i)
 {
 	struct flow_key key;
@@ -111,19 +111,21 @@ static __always_inline int source_try(struct __sk_buff *skb, struct flow *flow, 
 	old = flow_peek(&key);
 	if (old && (i < SOURCE_PATIENT || !track_may_replace(old, flow, TRACK_FORGOTTEN)))
 		return 0;
-	if (source_is_socket(skb, &key)) /* what the backend sends to that port */
+	if (source_is_socket(skb, &key)) /* the backend's replies to that port */
 		return 0;
 	return old ? !track_replace(&key, flow, TRACK_FORGOTTEN) : !track_claim(&key, flow);
 }
 
-/* Sets flow->node. Returns 1, or 0 where no address is known. */
+/* Sets flow->node, unless the flow is remapped and has it already. Returns 1, or 0 if no address
+ * is known. */
 static __always_inline int source_choose_addr(struct __sk_buff *skb, struct flow *flow)
 {
 	return flow->flags & FLOW_FLAG_DISPLACED || source_by_route(skb, &flow->backend, &flow->node) ||
 	       source_by_device(skb->ifindex, lb_addr_is_v4(&flow->backend), &flow->node);
 }
 
-/* Writes a flow's source on the wire to its other entries. Returns 0, or -1 without room. */
+/* Writes a flow's SNAT address and SNAT port to its other entries. Returns 0, or -1 without
+ * room. */
 static __noinline int source_record(const struct flow *flow)
 {
 	struct flow_key key;
@@ -135,8 +137,8 @@ static __noinline int source_record(const struct flow *flow)
 	return track_is_clients(&key, flow) && track_put_source(&key, flow) ? -1 : 0;
 }
 
-/* Whether the flow's port on the wire is still its own, or is again: one that is
- * over may have lost it, and one that is not confirmed could be pushed out. */
+/* Reports whether the flow's SNAT port still is its own, and takes it again if it is free. A flow
+ * that has ended may have lost it, and the entry of an unconfirmed flow may have been evicted. */
 static __noinline int source_hold(const struct flow *flow)
 {
 	struct flow_key key;
