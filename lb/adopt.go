@@ -11,26 +11,26 @@ import (
 	"shunt/maps"
 )
 
-// Adopted counts what a new daemon took over from the maps as it found them.
+// Adopted counts what a new daemon found in the maps.
 type Adopted struct {
 	Frontends, Backends, Services int
 }
 
-// leftovers are ids of an adopted map that stand for nothing this daemon knows.
+// leftovers are contents of adopted maps that belong to no known service port.
 type leftovers struct {
 	names   []uint32
 	sources []maps.SourceKey
-	// backends has the service id of each record.
+	// backends has the service id of each backend, by backend id.
 	backends map[uint32]uint32
-	// ids are service ids that entries have and names don't; slots are named by
-	// frontends of which we can't tell the ranges. Neither is used for anything
-	// else while those entries are there.
+	// ids are service ids that are in entries but not in map names. slots are named by frontends
+	// whose slot ranges could not be adopted. Neither is used for anything else while those entries
+	// exist.
 	ids   []uint32
 	slots []block
 }
 
-// adopt takes what the maps hold for programmed, by the names of service ids.
-// What has no name, or contradicts itself, is left to prune.
+// adopt takes the contents of the maps as programmed. Map names says which service port a service
+// id stands for. Contents without a name, or that contradict themselves, are left to prune.
 func (r *reconciler) adopt(d *maps.Dump) Adopted {
 	for a, flags := range d.NodeAddrs {
 		r.nodeAddrs[a] = flags
@@ -60,8 +60,7 @@ func (r *reconciler) adopt(d *maps.Dump) Adopted {
 	return Adopted{Frontends: len(d.Frontends), Backends: len(d.Backends), Services: len(byID)}
 }
 
-// adoptServiceIDs keeps every id that anything in the maps has from being given
-// to another service.
+// adoptServiceIDs reserves every id that is in the maps, so that no other service gets it.
 func (r *reconciler) adoptServiceIDs(d *maps.Dump) {
 	ids := map[uint32]bool{}
 	for id := range d.Names {
@@ -79,13 +78,13 @@ func (r *reconciler) adoptServiceIDs(d *maps.Dump) {
 	for _, be := range d.Backends {
 		note(be.ServiceId)
 	}
-	for k := range d.Sources { // or they would let somebody in to another service
+	for k := range d.Sources { // else they would allow clients of another service
 		note(k.ServiceId)
 	}
 	r.services.reserve(ids)
 }
 
-// holdSlots keeps slots from being written as long as an orphan names them.
+// holdSlots reserves slots, so that they are not written while an orphan names them.
 func (r *reconciler) holdSlots(s maps.SlotRange) {
 	end := min(uint64(s.Base)+uint64(s.Count), uint64(r.slots.size))
 	for i := uint64(s.Base); i < end; i++ {
@@ -138,8 +137,8 @@ func (r *reconciler) adoptBackends(d *maps.Dump, byID map[uint32]*port) {
 	r.records.reserve(records)
 }
 
-// adoptRanges takes over the slots that a frontend names; false where they are
-// not such as we make.
+// adoptRanges adopts the slot ranges of a frontend. It returns false where they are not ranges that
+// this package would have written.
 func (r *reconciler) adoptRanges(p *port, d *maps.Dump, v maps.Service) bool {
 	for _, s := range []maps.SlotRange{v.Inside, v.Outside} {
 		if s.Count == 0 {
@@ -148,7 +147,7 @@ func (r *reconciler) adoptRanges(p *port, d *maps.Dump, v maps.Service) bool {
 		ids, err := d.Range(s)
 		foreign := func(id uint32) bool { return d.Backends[id].ServiceId != v.Id }
 		if err != nil || slices.ContainsFunc(ids, foreign) {
-			return false // or it would take another service's slots for its own
+			return false // else it would adopt slots of another service
 		}
 		known := slices.ContainsFunc(p.ranges, func(r slotRange) bool {
 			return r.base == s.Base && slices.Equal(r.ids, ids)
@@ -176,10 +175,9 @@ func (l *leftovers) empty() bool {
 	return len(l.names)+len(l.sources)+len(l.backends)+len(l.ids)+len(l.slots) == 0
 }
 
-// prune removes from the maps what adopt could not make sense of and no service has
-// claimed by the end of the first reconcile. Frontends that are wanted by a service
-// which could not be programmed yet stay, with what they lead to: they may work. done
-// says that nothing is left.
+// prune removes leftovers that no service has claimed by the end of the first reconcile. It keeps
+// the frontends in wanted, which services that could not be programmed yet ask for, with what they
+// refer to: they may work. done reports that no leftovers remain.
 func (r *reconciler) prune(wanted map[maps.FrontendKey]bool) (done bool, err error) {
 	var errs []error
 	for k := range r.orphans {
@@ -194,7 +192,7 @@ func (r *reconciler) prune(wanted map[maps.FrontendKey]bool) (done bool, err err
 		r.count(k, -1)
 		delete(r.orphans, k)
 	}
-	inUse := map[uint32]bool{} // service ids that anything has
+	inUse := map[uint32]bool{} // service ids that an entry uses
 	for _, v := range r.orphans {
 		inUse[v.Id] = true
 	}
@@ -226,8 +224,8 @@ func (r *reconciler) prune(wanted map[maps.FrontendKey]bool) (done bool, err err
 	return len(r.orphans) == 0 && r.left.empty(), nil
 }
 
-// leftButNamed returns the records among the leftovers that a range of a service port
-// names: one endpoint had two records, and the port was not programmed since.
+// leftButNamed returns the leftover backends that are in a slot range of a service port: one
+// endpoint had two backends, and the port was not programmed since.
 func (r *reconciler) leftButNamed() map[uint32]bool {
 	named := map[uint32]bool{}
 	if len(r.left.backends) == 0 {
@@ -245,7 +243,7 @@ func (r *reconciler) leftButNamed() map[uint32]bool {
 	return named
 }
 
-// pruneIDs frees the service ids of which nothing is in the maps but a name.
+// pruneIDs frees the leftover service ids that no entry uses any more, with their names.
 func (r *reconciler) pruneIDs(inUse map[uint32]bool) error {
 	var errs []error
 	r.left.names = slices.DeleteFunc(r.left.names, func(id uint32) bool {

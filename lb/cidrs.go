@@ -2,11 +2,10 @@
 
 package lb
 
-// Service CIDRs: addresses in them that no service has are refused. A service that is
-// not among those that are programmed has its cluster IPs all the same: another proxy
-// serves it, or its entries found no room. Such addresses are excepted from the ranges.
-// Where not all of them find room, no range is in effect: to refuse nothing harms nobody,
-// to refuse a live service's address does.
+// Service CIDRs: an address in them that no service has is refused. A cluster IP whose service is
+// not programmed is allocated all the same: another proxy serves it, or its entries had no room.
+// Such addresses are excepted from the ranges. If there is no room for all exceptions, no range is
+// in effect: refusing nothing does no harm, refusing the address of a live service does.
 
 import (
 	"errors"
@@ -20,15 +19,15 @@ import (
 
 // exceptions are the addresses that are excepted from the service CIDRs.
 type exceptions struct {
-	// of has the addresses that are to be excepted for a service; users counts the
-	// services for each.
+	// of has the addresses to except for each service. users counts, for each address, the services
+	// that need it.
 	of    map[ServiceName][]netip.Addr
 	users map[netip.Addr]int
 	// held are those in the maps.
 	held map[netip.Addr]bool
-	// changed: the maps may not hold what they should.
+	// changed: the maps may not hold the wanted exceptions.
 	changed bool
-	// over: they were more than find room, which is said when it begins.
+	// over: there is no room for all exceptions. The start of this state is logged.
 	over bool
 }
 
@@ -36,11 +35,12 @@ func newExceptions() exceptions {
 	return exceptions{of: map[ServiceName][]netip.Addr{}, users: map[netip.Addr]int{}, held: map[netip.Addr]bool{}}
 }
 
-// exceptionRoom is how many entries of map sources are kept for exceptions. Another proxy
-// may serve much of a cluster.
+// exceptionRoom returns how many entries of map sources are kept for exceptions: a quarter, since
+// another proxy may serve much of a cluster.
 func exceptionRoom(s maps.Sizes) int { return int(s.Sources / 4) }
 
-// unserved returns the cluster IPs that a service is to have and that are not in the maps.
+// unserved returns the cluster IPs of a service that no other service has won and that are not in
+// the maps.
 func (r *reconciler) unserved(svc *Service) []netip.Addr {
 	var unserved []netip.Addr
 	for _, a := range svc.ClusterIPs {
@@ -53,8 +53,7 @@ func (r *reconciler) unserved(svc *Service) []netip.Addr {
 	return unserved
 }
 
-// except makes these the addresses that are to be excepted for a service. Most services
-// have none.
+// except sets the addresses to except for a service. Most services have none.
 func (r *reconciler) except(name ServiceName, want []netip.Addr) {
 	e := &r.excepted
 	old := e.of[name]
@@ -75,8 +74,8 @@ func (r *reconciler) except(name ServiceName, want []netip.Addr) {
 	}
 }
 
-// exceptNow writes what is to be excepted for a service, before its entries go. What
-// does not succeed is done with the others.
+// exceptNow writes the exceptions for a service before its entries are deleted. reconcileCIDRs
+// retries those that fail.
 func (r *reconciler) exceptNow(name ServiceName) {
 	room := exceptionRoom(r.tables.Sizes())
 	if len(r.excepted.users) > room {
@@ -94,7 +93,7 @@ func (r *reconciler) addException(a netip.Addr) error {
 		return err
 	}
 	r.writes.ServiceCidrs++
-	// It has taken the place of a range of this one address.
+	// A service CIDR of this single address has the same key in map sources: it was overwritten.
 	r.cidrs = slices.DeleteFunc(r.cidrs, func(p netip.Prefix) bool { return p == netip.PrefixFrom(a, a.BitLen()) })
 	r.excepted.held[a] = true
 	return nil
@@ -122,8 +121,8 @@ func (r *reconciler) reconcileExceptions(want map[netip.Addr]int) error {
 	return firstOf(errs)
 }
 
-// reconcileCIDRs makes the maps hold these service CIDRs and the exceptions from them. An
-// address is excepted before a range has it, and a range goes before its exceptions.
+// reconcileCIDRs makes the maps hold these service CIDRs and the exceptions from them. An exception
+// is written before the range that contains it, and deleted after it.
 func (r *reconciler) reconcileCIDRs(cidrs []netip.Prefix) error {
 	var err error
 	e := &r.excepted
@@ -142,12 +141,12 @@ func (r *reconciler) reconcileCIDRs(cidrs []netip.Prefix) error {
 	} else {
 		err = errors.Join(err, r.reconcileRanges(nil))
 	}
-	r.excepted.changed = err != nil // and then they are looked at again
+	r.excepted.changed = err != nil // so that the next reconcile tries again
 	return err
 }
 
-// rangesFor returns those of the service CIDRs that can be in effect: the first that
-// fit, but for single addresses that are excepted.
+// rangesFor returns the service CIDRs that can be in effect: the first ones that fit, without
+// single addresses that are excepted.
 func (r *reconciler) rangesFor(cidrs []netip.Prefix) []netip.Prefix {
 	want := slices.DeleteFunc(slices.Clone(cidrs), func(p netip.Prefix) bool {
 		return p.IsSingleIP() && r.excepted.held[p.Addr()]
@@ -160,8 +159,8 @@ func (r *reconciler) rangesFor(cidrs []netip.Prefix) []netip.Prefix {
 	return want
 }
 
-// reconcileRanges makes the maps hold these service CIDRs, of which those that go make
-// room for those that come.
+// reconcileRanges makes the maps hold these service CIDRs. Removals come first and make room for
+// additions.
 func (r *reconciler) reconcileRanges(want []netip.Prefix) error {
 	var errs []error
 	r.cidrs = slices.DeleteFunc(r.cidrs, func(p netip.Prefix) bool {

@@ -9,14 +9,14 @@ import (
 	"shunt/maps"
 )
 
-// claim is one service port's claim to an address and port.
+// claim is one service port's claim to a frontend.
 type claim struct {
 	port     *portWish
 	frontend *frontendWish
 }
 
-// better reports whether a claim wins over another to the same address: by rank,
-// inside a rank by the services' age and name, inside a service by its ports' order.
+// better reports whether a claim wins over another to the same frontend: by rank, then by the age
+// and name of the services, then by the order of ports in one service.
 func (c claim) better(o claim) bool {
 	switch a, b := rankOf(c.frontend.kind), rankOf(o.frontend.kind); {
 	case a != b:
@@ -27,16 +27,16 @@ func (c claim) better(o claim) bool {
 	return c.port.index < o.port.index
 }
 
-// claims knows who asks for which address, and decides who has it.
+// claims has all claims, and decides which one gets each frontend.
 type claims struct {
 	// to has the claims to each frontend, the best first.
 	to map[maps.FrontendKey][]claim
-	// under has the load-balancer and external IPs that a better claim to another
-	// key of map services would beat: see beatenBy. One address may have tens of thousands.
+	// under has, for each key of map services, the claims to load-balancer and external IPs that
+	// lose to a claim to that key: see beatenBy. One address may have tens of thousands.
 	under map[maps.FrontendKey]map[claim]bool
 	// takes has the addresses of this node that take node ports.
 	takes map[netip.Addr]uint32
-	// changed are services that won or lost something since they were taken.
+	// changed are the services that won or lost a frontend since the loop last cleared it.
 	changed map[ServiceName]bool
 }
 
@@ -45,11 +45,10 @@ func newClaims() claims {
 		changed: map[ServiceName]bool{}}
 }
 
-// beatenBy returns the keys of other frontends that a claim gives way to. An address
-// of this node has the node ports of all services, by one entry a port: programs
-// look for the exact address first, so a load-balancer or external IP there would
-// take the port from its owner. And the ports of a cluster IP that its service does
-// not define are refused: they are not another service's.
+// beatenBy returns the keys of other frontends whose claims beat this one. A node address has the
+// node ports of all services, by one entry for each port. Programs look up the exact address first,
+// so a load-balancer or external IP there would take the port from its owner. The ports of a
+// cluster IP that its service does not define are refused, and no other service gets them.
 func (c *claims) beatenBy(k maps.FrontendKey, kind maps.FrontendKind) []maps.FrontendKey {
 	if rankOf(kind) < rankLoadBalancerIP {
 		return nil
@@ -100,7 +99,7 @@ func (c *claims) remove(n claim) {
 	c.decideUnder(k)
 }
 
-// decide says for all claims to a frontend whether they win.
+// decide sets for all claims to a frontend whether they win.
 func (c *claims) decide(k maps.FrontendKey) {
 	for i, cl := range c.to[k] {
 		if won := i == 0 && c.beats(cl) == nil; won != cl.frontend.won {
@@ -110,14 +109,14 @@ func (c *claims) decide(k maps.FrontendKey) {
 	}
 }
 
-// decideUnder decides again about the claims that give way to those to a frontend.
+// decideUnder decides again about the claims that claims to this frontend beat.
 func (c *claims) decideUnder(k maps.FrontendKey) {
 	for cl := range c.under[k] {
 		c.decide(cl.frontend.key)
 	}
 }
 
-// beats returns the claim to another frontend that a claim gives way to, if there is one.
+// beats returns the claim to another frontend that beats this one, nil where there is none.
 func (c *claims) beats(cl claim) *claim {
 	for _, over := range c.beatenBy(cl.frontend.key, cl.frontend.kind) {
 		if better := c.to[over]; len(better) > 0 && (over.Port != 0 || better[0].port.of != cl.port.of) {
@@ -127,7 +126,7 @@ func (c *claims) beats(cl claim) *claim {
 	return nil
 }
 
-// owner returns the claim that has what another one asks for.
+// owner returns the claim that gets what a losing claim asks for.
 func (c *claims) owner(cl claim) claim {
 	if o := c.beats(cl); o != nil {
 		return *o
@@ -143,8 +142,8 @@ func (c *claims) winner(k maps.FrontendKey) *portWish {
 	return nil
 }
 
-// setTakes replaces the addresses that take node ports, and decides again about
-// the claims of these services, which have an address that does or did.
+// setTakes replaces the addresses that take node ports. It decides again about the claims of
+// services with a load-balancer or external IP that is added to these or removed.
 func (r *reconciler) setTakes(takes map[netip.Addr]uint32) {
 	touched := map[ServiceName]bool{}
 	for _, pair := range [][2]map[netip.Addr]uint32{{r.claims.takes, takes}, {takes, r.claims.takes}} {

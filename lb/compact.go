@@ -9,18 +9,18 @@ import (
 	"shunt/maps"
 )
 
-// compact moves ranges until there will be a free block of an order, where the free
-// slots are enough and lie apart. What a range leaves rests before it can be used, so
-// this takes several calls, with the time of grace between them.
+// compact moves slot ranges until there will be a free block of an order. It is called when enough
+// slots are free but not adjacent. The slots that a range leaves rest before they can be used, so
+// this takes several calls, a grace period apart.
 //
-// Of two free blocks of one size, one takes in what lies beside the other: then that
-// has a free block of twice the size. There are two of some size, or the free blocks
-// would not be enough together.
+// Of two free blocks of one size, one takes the ranges from the buddy of the other: then that one
+// and its buddy are a free block of twice the size. Two free blocks of some size exist: otherwise
+// the free blocks would not be large enough together.
 //
-// What the port under way is about to use stays where it is.
+// taken, which the port under way is about to use, is not moved.
 func (r *reconciler) compact(want order, taken maps.SlotRange) error {
 	if r.slots.busy(r.now()) {
-		return nil // something becomes free by itself
+		return nil // blocks that rest now may be enough
 	}
 	c := compaction{r: r, at: map[uint32]*port{}}
 	for _, ports := range r.ports {
@@ -37,7 +37,7 @@ func (r *reconciler) compact(want order, taken maps.SlotRange) error {
 
 type compaction struct {
 	r *reconciler
-	// at has the ports with a range, by the range's base.
+	// at has the port of each slot range that can be moved, by the base of the range.
 	at map[uint32]*port
 }
 
@@ -58,7 +58,7 @@ func (c *compaction) gather(o order, n int) error {
 	return nil
 }
 
-// join empties what lies beside one free block of an order into another one.
+// join moves the ranges in the buddy of one free block of an order into another free block.
 func (c *compaction) join(o order) (bool, error) {
 	free := slices.Sorted(gomaps.Keys(c.r.slots.free[o]))
 	for i, base := range free {
@@ -82,7 +82,8 @@ func (c *compaction) join(o order) (bool, error) {
 	return false, nil
 }
 
-// parts returns the ranges in a block, and false where something else is in it too.
+// parts returns the slot ranges in a block; false where the block also has something that cannot be
+// moved.
 func (c *compaction) parts(b block) ([]block, bool) {
 	if b.base+b.size() > c.r.slots.size {
 		return nil, false
@@ -107,7 +108,7 @@ func (c *compaction) parts(b block) ([]block, bool) {
 	return parts, true
 }
 
-// move writes a range to another place and has the port's frontends lead there.
+// move writes a slot range at another base, and changes the port's frontends to use it there.
 func (c *compaction) move(from block, base uint32) error {
 	r, p := c.r, c.at[from.base]
 	to := block{base, from.order}
@@ -123,7 +124,7 @@ func (c *compaction) move(from block, base uint32) error {
 	r.writes.Slots += uint64(len(ids))
 	p.ranges = append(p.ranges, slotRange{block: to, ids: ids})
 	c.at[base] = p
-	defer func() { // one of the two is named by nobody now
+	defer func() { // no frontend uses one of the two now
 		p.ranges = slices.DeleteFunc(p.ranges, func(rg slotRange) bool {
 			free := (rg.base == from.base || rg.base == base) && !p.names(rg)
 			if free {

@@ -8,10 +8,10 @@ import (
 	"time"
 )
 
-// object is what is brought into the maps, or tried again, as one.
+// object is what is programmed, and retried, as a whole.
 type object struct {
 	what objectKind
-	// service is zero for other kinds.
+	// service is set for aService only.
 	service ServiceName
 }
 
@@ -21,7 +21,7 @@ const (
 	aService objectKind = iota
 	// theNodeAddrs are the addresses that take node ports.
 	theNodeAddrs
-	// theServiceCIDRs are the ranges that cluster IPs come from.
+	// theServiceCIDRs are the ranges of cluster IPs.
 	theServiceCIDRs
 	// theLeftovers are entries of adopted maps that no service has claimed.
 	theLeftovers
@@ -40,45 +40,45 @@ func (o object) String() string {
 	return "Service " + o.service.String()
 }
 
-// failure is an object that could not be brought into the maps, and is tried again.
+// failure is an object that could not be programmed and is retried.
 type failure struct {
 	object object
-	// change is what the maps still lack.
+	// change is what changed and is not in the maps yet.
 	change change
 	err    error
-	// attempts counts those since the object changed last.
+	// attempts counts the attempts since the last change of the object.
 	attempts int
-	// full: it failed for want of room in a map, and for nothing else.
+	// full: the only cause was a full map.
 	full bool
 	due  time.Time
-	at   int // in the queue
+	at   int // index in the queue
 }
 
 // The wait before an object is tried again doubles from retryFirst to retryMax.
 const (
 	retryFirst = grace
 	retryMax   = 30 * time.Second
-	// retriesAtOnce bounds the objects that one reconcile tries again: a change that
-	// comes meanwhile waits for no more than that.
+	// retriesAtOnce bounds the objects that one reconcile retries: a change that arrives meanwhile
+	// waits for no more than that.
 	retriesAtOnce = 64
 )
 
-// backoff returns the wait after so many attempts.
+// backoff returns the wait after a number of attempts.
 func backoff(attempts int) time.Duration {
 	return min(retryFirst<<min(attempts, 10), retryMax)
 }
 
-// failures are the objects that failed, each with its own wait: what one of them
-// costs is independent of the changes of others. It belongs to the loop's goroutine.
+// failures are the failed objects. Each has its own wait: the cost of one does not depend on
+// changes of others. Only the loop's goroutine uses it.
 type failures struct {
 	all map[object]*failure
-	// queue has them by due.
+	// queue has them ordered by due.
 	queue failureQueue
-	// full are those that room in a map would help, and that wait longer than for
-	// the next that is free.
+	// full are those that failed for want of room and that roomIsFree has not made due earlier
+	// since.
 	full  map[object]*failure
 	count changeCount
-	// services counts those that are Services.
+	// services counts the failed Services.
 	services int
 }
 
@@ -96,8 +96,8 @@ func (f *failures) next() (time.Time, bool) {
 	return f.queue[0].due, true
 }
 
-// take adds to todo the failures that are due at a time, so many at most. They stay
-// failures until done or failed says what became of them.
+// take adds to todo the failures that are due at until, at most most of them. They stay in failures
+// until done or failed records the result.
 func (f *failures) take(todo *changes, until time.Time, most int) {
 	var taken []*failure
 	for len(taken) < most && len(f.queue) > 0 && !f.queue[0].due.After(until) {
@@ -106,13 +106,13 @@ func (f *failures) take(todo *changes, until time.Time, most int) {
 		todo.object(x.object)
 	}
 	for _, x := range taken {
-		// Not due before its attempt is over, which sets the next time.
+		// The attempt itself sets the next time; until then it must not be due again.
 		x.due = until.Add(backoff(x.attempts + 1))
 		heap.Push(&f.queue, x)
 	}
 }
 
-// done forgets that an object has failed and returns what it lacked.
+// done removes an object, and returns its change and attempts; zero if it had not failed.
 func (f *failures) done(o object) (lacked change, attempts int) {
 	x := f.all[o]
 	if x == nil {
@@ -128,8 +128,8 @@ func (f *failures) done(o object) (lacked change, attempts int) {
 	return x.change, x.attempts
 }
 
-// failed notes that an attempt has failed. changed: something new was asked of the
-// object, so that its next wait is short.
+// failed records a failed attempt. changed: the object has changed since the last attempt, so that
+// the waits start again with the shortest.
 func (f *failures) failed(o object, c change, changed bool, err error, full bool, now time.Time) *failure {
 	x := f.all[o]
 	if x == nil {
@@ -157,8 +157,8 @@ func (f *failures) failed(o object, c change, changed bool, err error, full bool
 	return x
 }
 
-// roomIsFree makes some of those due soon that failed for want of room: so many that
-// they cost little if it is not for them.
+// roomIsFree makes some of the objects that failed for want of room due soon. It takes few, so that
+// it costs little if the room is not enough for them.
 func (f *failures) roomIsFree(now time.Time) {
 	n := 0
 	for o, x := range f.full {
@@ -166,14 +166,14 @@ func (f *failures) roomIsFree(now time.Time) {
 			return
 		}
 		delete(f.full, o)
-		if soon := now.Add(grace); x.due.After(soon) { // when what was freed may be used
+		if soon := now.Add(grace); x.due.After(soon) { // when freed ids and slots may be used
 			x.due = soon
 			heap.Fix(&f.queue, x.at)
 		}
 	}
 }
 
-// err returns why an object that is no Service fails, nil where none does.
+// err returns the errors of failed objects that are no Services; nil where there are none.
 func (f *failures) err() error {
 	var errs []error
 	for _, what := range []objectKind{theNodeAddrs, theServiceCIDRs, theLeftovers} {
@@ -184,7 +184,7 @@ func (f *failures) err() error {
 	return firstOf(errs)
 }
 
-// failureQueue is a heap.Interface, ordered by due.
+// failureQueue implements heap.Interface, ordered by due.
 type failureQueue []*failure
 
 func (q failureQueue) Len() int           { return len(q) }
@@ -194,14 +194,14 @@ func (q failureQueue) Swap(i, j int) {
 	q[i].at, q[j].at = i, j
 }
 
-// Push is heap.Interface's.
+// Push implements heap.Interface.
 func (q *failureQueue) Push(x any) {
 	f := x.(*failure)
 	f.at = len(*q)
 	*q = append(*q, f)
 }
 
-// Pop is heap.Interface's.
+// Pop implements heap.Interface.
 func (q *failureQueue) Pop() any {
 	last := len(*q) - 1
 	x := (*q)[last]

@@ -9,9 +9,9 @@ import (
 	"golang.org/x/time/rate"
 )
 
-// How many lines of the log failures make: of one object the first at once, then few
-// in a long time; of all together a burst, then one in a while. Each line counts those
-// that were left out before it, and `shunt status` names what fails.
+// Limits for log lines about failures. Each object may write two lines at once, then one in ten
+// minutes; all objects together twenty at once, then one in ten seconds. Each line counts the lines
+// that were left out before it, and `shunt status` lists what fails.
 const (
 	linesPerObject      = 2
 	linePeriodPerObject = 10 * time.Minute
@@ -19,22 +19,22 @@ const (
 	linePeriodOfAll     = 10 * time.Second
 )
 
-// faultLog writes the lines of the log about objects that can't be brought into the
-// maps. It belongs to the loop's goroutine.
+// faultLog logs objects that cannot be programmed. Only the loop's goroutine uses it.
 type faultLog struct {
 	log *zap.Logger
 	all *rate.Limiter
-	// unsaid counts failures of all objects that no line tells of.
+	// unsaid counts the failures that the limit for all objects kept out of the log since its last
+	// line.
 	unsaid int
 	of     map[object]*objectLog
 }
 
-// objectLog is kept until the object is gone: one that fails, works and fails again
-// does not begin anew.
+// objectLog is the state of one object. It is kept until the object is deleted: an object that
+// fails, succeeds and fails again does not get a new limit.
 type objectLog struct {
 	limiter *rate.Limiter
 	unsaid  int
-	// said: the failure that lasts has a line.
+	// said: the present failure was logged.
 	said bool
 }
 
@@ -42,7 +42,7 @@ func newFaultLog(log *zap.Logger) *faultLog {
 	return &faultLog{log: log, all: rate.NewLimiter(rate.Every(linePeriodOfAll), linesOfAll), of: map[object]*objectLog{}}
 }
 
-// failed says that an object has failed.
+// failed logs a failure, within the limits.
 func (f *faultLog) failed(x *failure, now time.Time) {
 	o := f.of[x.object]
 	if o == nil {
@@ -64,7 +64,7 @@ func (f *faultLog) failed(x *failure, now time.Time) {
 	o.unsaid, f.unsaid, o.said = 0, 0, true
 }
 
-// done says that an object which had failed works.
+// done logs that an object is programmed, if its failure was logged.
 func (f *faultLog) done(o object, attempts int) {
 	l := f.of[o]
 	if l == nil || attempts == 0 || !l.said {
@@ -74,5 +74,5 @@ func (f *faultLog) done(o object, attempts int) {
 	f.log.Info("is programmed now", zap.Stringer("object", o), zap.Int("after_attempts", attempts))
 }
 
-// forget drops what is known of an object that is gone.
+// forget removes the state of a deleted object.
 func (f *faultLog) forget(o object) { delete(f.of, o) }

@@ -9,8 +9,9 @@ import (
 	"shunt/maps"
 )
 
-// setFrontends adds and changes the entries that are the port's. Each is one
-// update of one hash element: it leads to the old ranges or to the new.
+// setFrontends adds and changes the port's entries in map services. Each write updates one hash
+// element at once: programs see the old slot ranges or the new ones. full is the error for a full
+// map; the other entries are written.
 func (r *reconciler) setFrontends(p *port, want portPlan, mine []frontendPlan, inCluster, inLocal maps.SlotRange) (full error) {
 	elsewhere := len(want.inSet(maps.ClusterSet)) > 0
 	for _, f := range mine {
@@ -24,7 +25,7 @@ func (r *reconciler) setFrontends(p *port, want portPlan, mine []frontendPlan, i
 			if !onlyFull(err) {
 				return err
 			}
-			full = cmp.Or(full, err) // others are there already, and change
+			full = cmp.Or(full, err) // other entries exist already, and their update needs no room
 			continue
 		}
 		r.writes.Frontends++
@@ -36,7 +37,7 @@ func (r *reconciler) setFrontends(p *port, want portPlan, mine []frontendPlan, i
 	return full
 }
 
-// held gives what the map holds for a frontend that is the port's or nobody's.
+// held returns what the map holds for a frontend of the port, or for an orphan.
 func (r *reconciler) held(p *port, k maps.FrontendKey) (maps.Service, bool) {
 	if i := p.frontend(k); i >= 0 {
 		return p.frontends[i].value, true
@@ -45,8 +46,8 @@ func (r *reconciler) held(p *port, k maps.FrontendKey) (maps.Service, bool) {
 	return v, adopted
 }
 
-// own notes that the map holds the port's value for a frontend. Whoever had it
-// before was overwritten, in one step; its other frontends keep what they lead to.
+// own records that the map holds the port's value for a frontend. The entry of an earlier owner was
+// overwritten in one update; the other frontends of that owner keep what they refer to.
 func (r *reconciler) own(p *port, k maps.FrontendKey, v maps.Service) {
 	if i := p.frontend(k); i >= 0 {
 		p.frontends[i].value = v
@@ -63,7 +64,7 @@ func (r *reconciler) own(p *port, k maps.FrontendKey, v maps.Service) {
 		if i := owner.frontend(k); i >= 0 {
 			owner.removeFrontend(i)
 		}
-		if owner.key.service != p.key.service { // else reconcile comes to it
+		if owner.key.service != p.key.service { // else reconcile retires the rest of it
 			r.stripped = append(r.stripped, owner.key.service)
 		}
 	}
@@ -95,15 +96,15 @@ func frontendValue(id, affinity uint32, f frontendPlan, inCluster, inLocal maps.
 	return v
 }
 
-// count counts an entry of map services in or out.
+// count adds n to the number of entries in map services.
 func (r *reconciler) count(k maps.FrontendKey, n int) {
 	if k.Port != 0 {
 		r.entries += n
 	}
 }
 
-// deleteFrontends removes what the plan does not want, but for what another service
-// has won: that takes the entry over in one step.
+// deleteFrontends deletes the entries that the plan does not want. keeps: an entry stays because
+// another service has won its frontend and will overwrite it in one update.
 func (r *reconciler) deleteFrontends(p *port, want portPlan) (keeps bool, err error) {
 	wanted := frontendsIn(want.frontends)
 	for i := 0; i < len(p.frontends); {

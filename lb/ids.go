@@ -7,13 +7,13 @@ import (
 	"time"
 )
 
-// grace is how long an id or a range of slots that was given up is left alone:
-// a program that looked it up before is done by then. A program runs for
-// microseconds; look-ups check what they arrive at all the same.
+// grace is how long a returned id or block of slots rests before it is used again. A program that
+// looked it up earlier has ended by then: programs run for microseconds. They check what a lookup
+// returns nevertheless.
 const grace = 250 * time.Millisecond
 
-// idPool gives out ids from 1 to max, used ones before fresh ones, and takes
-// them back after the grace period.
+// idPool allocates ids from 1 to max. It prefers returned ids to ids that were never used, and
+// returned ones can be allocated after the grace period.
 type idPool struct {
 	max, next uint32
 	free      []uint32
@@ -23,7 +23,7 @@ type idPool struct {
 
 func newIDPool(max uint32) *idPool { return &idPool{max: max, next: 1} }
 
-// get gives an id, or false where all are in use.
+// get allocates an id; false where all are in use.
 func (p *idPool) get(now time.Time) (uint32, bool) {
 	p.free = append(p.free, p.resting.ready(now)...)
 	if n := len(p.free); n > 0 {
@@ -40,8 +40,8 @@ func (p *idPool) get(now time.Time) (uint32, bool) {
 	return p.next - 1, true
 }
 
-// reserve marks the ids of an adopted map as in use, those of them that are in
-// the pool's range. Called once, before get.
+// reserve marks the ids of adopted maps as in use, if they are in the range of the pool. Call it
+// once, before get.
 func (p *idPool) reserve(used map[uint32]bool) {
 	for id := range used {
 		if p.has(id) {
@@ -56,10 +56,10 @@ func (p *idPool) reserve(used map[uint32]bool) {
 	}
 }
 
-// has says whether an id is one that the pool gives out.
+// has reports whether an id is in the range of the pool.
 func (p *idPool) has(id uint32) bool { return id >= 1 && id <= p.max }
 
-// put takes back an id that get or reserve took; one out of range is nobody's.
+// put returns an id from get or reserve to the pool. It ignores ids out of range.
 func (p *idPool) put(id uint32, now time.Time) {
 	if !p.has(id) {
 		return
@@ -68,7 +68,7 @@ func (p *idPool) put(id uint32, now time.Time) {
 	p.used--
 }
 
-// resting holds what was given up until its grace period is over.
+// resting holds returned items until their grace period ends.
 type resting[T any] struct {
 	queue []rest[T]
 }
@@ -82,7 +82,7 @@ func (r *resting[T]) put(item T, now time.Time) {
 	r.queue = append(r.queue, rest[T]{item, now.Add(grace)})
 }
 
-// ready takes out what has rested long enough.
+// ready removes and returns the items whose grace period has ended.
 func (r *resting[T]) ready(now time.Time) []T {
 	n := 0
 	for n < len(r.queue) && !r.queue[n].until.After(now) {
@@ -99,13 +99,11 @@ func (r *resting[T]) ready(now time.Time) []T {
 	return items
 }
 
-// slotPool gives out ranges of slots whose sizes are powers of two and whose
-// bases are multiples of their size (a buddy allocator), so that what an
-// adopted map holds tells where every range ends.
+// slotPool allocates blocks of slots whose sizes are powers of two and whose bases are multiples of
+// their size (a buddy allocator). So base and count of an adopted slot range determine its block.
 type slotPool struct {
 	size uint32
-	// free holds the bases of free blocks by order: a block of order n has 1<<n
-	// slots.
+	// free holds the bases of free blocks, by order: a block of order n has 1<<n slots.
 	free    [32]map[uint32]bool
 	resting resting[block]
 	used    uint32
@@ -118,7 +116,7 @@ type block struct {
 
 type order uint8
 
-// orderFor is the order of the smallest block with room for n slots, n > 0.
+// orderFor returns the order of the smallest block with room for n slots, n > 0.
 func orderFor(n uint32) order { return order(bits.Len32(n - 1)) }
 
 func (o order) size() uint32 { return 1 << o }
@@ -138,7 +136,7 @@ func newSlotPool(size uint32) *slotPool {
 	return p
 }
 
-// get gives a block with room for n slots, or false where there is none.
+// get allocates a block with room for n slots; false where there is none.
 func (p *slotPool) get(n uint32, now time.Time) (block, bool) {
 	for _, b := range p.resting.ready(now) {
 		p.merge(b)
@@ -152,7 +150,7 @@ func (p *slotPool) get(n uint32, now time.Time) (block, bool) {
 	return block{}, false
 }
 
-// split cuts the part that is wanted out of a free block.
+// split allocates the wanted part of a free block.
 func (p *slotPool) split(from, want block) block {
 	delete(p.free[from.order], from.base)
 	for from.order > want.order {
@@ -169,7 +167,7 @@ func (p *slotPool) split(from, want block) block {
 	return want
 }
 
-// reserve takes a given block out of the free ones; false where it is not free.
+// reserve allocates the given block; false where it is not free.
 func (p *slotPool) reserve(want block) bool {
 	if want.base%want.size() != 0 {
 		return false
@@ -189,7 +187,7 @@ func (p *slotPool) put(b block, now time.Time) {
 	p.used -= b.size()
 }
 
-// cut shrinks a block to an order and frees the rest of it.
+// cut shrinks a block to an order, and returns the rest of it to the pool.
 func (p *slotPool) cut(b block, to order, now time.Time) block {
 	for b.order > to {
 		b.order--
@@ -198,7 +196,7 @@ func (p *slotPool) cut(b block, to order, now time.Time) block {
 	return b
 }
 
-// busy reports whether something rests that will be free.
+// busy reports whether blocks rest, and become free after their grace period.
 func (p *slotPool) busy(now time.Time) bool {
 	for _, b := range p.resting.ready(now) {
 		p.merge(b)
@@ -206,7 +204,7 @@ func (p *slotPool) busy(now time.Time) bool {
 	return len(p.resting.queue) > 0
 }
 
-// isFree returns the order of the free block that begins at a base, of those up to one.
+// isFree returns the order of the free block at a base; it looks at orders up to most.
 func (p *slotPool) isFree(base uint32, most order) (order, bool) {
 	for o := most; ; o-- {
 		if p.free[o][base] {
@@ -218,7 +216,7 @@ func (p *slotPool) isFree(base uint32, most order) (order, bool) {
 	}
 }
 
-// merge makes a block free, together with its buddy where that is free too.
+// merge frees a block, together with its buddy where that is free too.
 func (p *slotPool) merge(b block) {
 	for int(b.order) < len(p.free)-1 {
 		buddy := b.base ^ b.size()

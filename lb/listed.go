@@ -2,11 +2,11 @@
 
 package lb
 
-// Endpoints that a service's slices list under the name of another port. When the name of a
-// service port changes, the Service and its slices follow one after the other, in either order,
-// and in between the port has no endpoints by name. New connections are refused then. A record
-// that an endpoint has stays for a while, so that flows and connections go on, and session
-// affinity with them: when the names agree again, the port has the same records.
+// Endpoints that a service's slices list under the name of another port. When the name of a service
+// port changes, the Service and its slices are updated one after the other, in either order. In
+// between, the port has no endpoints by name, and new connections are refused. A backend that an
+// endpoint has stays for a while, so that flows, connections and session affinity continue: when
+// the names match again, the port has the same backends.
 
 import (
 	"net/netip"
@@ -16,12 +16,12 @@ import (
 	"shunt/maps"
 )
 
-// listedPause is how long such a record stays. The slices of a cluster follow their Service
-// within seconds; where they never do, no client may keep what another port has.
+// listedPause is how long such a backend stays. The slices of a cluster follow their Service within
+// seconds. Where they never do, no client may keep an endpoint that another port has now.
 const listedPause = 5 * time.Second
 
-// servingByName are the endpoints that serve by a service's slices, with the names of their
-// ports. They are found when it is first asked for.
+// servingByName has the serving endpoints in a service's slices, with the names of their ports.
+// found is made at the first lookup.
 type servingByName struct {
 	slices []*EndpointSlice
 	found  map[servingAt][]string
@@ -32,7 +32,7 @@ type servingAt struct {
 	protocol Protocol
 }
 
-// underOther reports whether an endpoint serves under another name.
+// underOther reports whether an endpoint serves under another port name.
 func (s *servingByName) underOther(addr netip.AddrPort, protocol Protocol, name string) bool {
 	if s.found == nil {
 		s.found = map[servingAt][]string{}
@@ -51,16 +51,16 @@ func (s *servingByName) underOther(addr netip.AddrPort, protocol Protocol, name 
 	return slices.ContainsFunc(s.found[servingAt{addr, protocol}], func(n string) bool { return n != name })
 }
 
-// beginListed prepares for the records of a service.
+// beginListed prepares keepListed for a service.
 func (r *reconciler) beginListed(name ServiceName, all []*EndpointSlice) {
 	r.listed, r.keptListed = servingByName{slices: all}, false
 	until, waits := r.listedUntil[name]
 	if waits && !r.now().Before(until) {
-		r.listed.slices = nil // it was kept for long enough
+		r.listed.slices = nil // listedPause has passed: keep nothing
 	}
 }
 
-// endListed notes when the service has to be looked at again.
+// endListed records when the service has to be looked at again.
 func (r *reconciler) endListed(name ServiceName) {
 	if !r.keptListed {
 		delete(r.listedUntil, name)
@@ -70,8 +70,8 @@ func (r *reconciler) endListed(name ServiceName) {
 	r.listed = servingByName{}
 }
 
-// keepListed reports whether a record that the port's plan does not want stays for now, and takes
-// it out of the sets.
+// keepListed reports whether a backend that the port's plan does not want stays for now. It takes
+// the backend out of the sets.
 func (r *reconciler) keepListed(p *port, b *backend) (bool, error) {
 	if !r.listed.underOther(b.addr, p.key.protocol, p.key.port) {
 		return false, nil
@@ -80,7 +80,7 @@ func (r *reconciler) keepListed(p *port, b *backend) (bool, error) {
 	return true, r.setFlags(p, b, b.flags&maps.OnNode|maps.Renamed)
 }
 
-// takeLapsed adds the services of which records have stayed for long enough.
+// takeLapsed adds to todo the services whose backends have stayed for listedPause.
 func (r *reconciler) takeLapsed(todo *changes) {
 	for name, until := range r.listedUntil {
 		if !r.now().Before(until) {
@@ -89,7 +89,7 @@ func (r *reconciler) takeLapsed(todo *changes) {
 	}
 }
 
-// lapses returns when the next such service is due, and false where there is none.
+// lapses returns when the next such service is due; false where there is none.
 func (r *reconciler) lapses() (next time.Time, any bool) {
 	for _, until := range r.listedUntil {
 		if !any || until.Before(next) {

@@ -8,8 +8,8 @@ import (
 	"sync"
 )
 
-// listing is one mention of an endpoint: the place of a slice in a list, and of the
-// endpoint in the slice. key is its address, the first half first, and its port.
+// listing is one mention of an endpoint: the index of its slice, and its index in the slice. key is
+// the address in network byte order as two words, and the port.
 type listing struct {
 	key          [3]uint64
 	slice, index int32
@@ -25,16 +25,15 @@ func newListing(a netip.Addr, port uint16, slice, index int) listing {
 
 func (l *listing) port() uint16 { return uint16(l.key[2]) }
 
-// listings are used again: they hold no pointers, and half of the memory that a
-// change takes would be for them.
+// listings are reused: they would be half of the memory that a change takes, and hold no pointers.
 var listings = sync.Pool{New: func() any { return new([]listing) }}
 
-// sortListings sorts in the order of netip.AddrPort.Compare, for one family, and
-// keeps that of equal ones. It needs room for as many, and gives one of the two.
+// sortListings sorts in the order of netip.AddrPort.Compare, for one family; the sort is stable.
+// other is scratch space of the same length. It returns the sorted one of the two.
 //
-// A service can have thousands of endpoints, and its endpoints are most often in
-// one network: a radix sort looks at those bytes alone in which any two differ, two
-// or three of eighteen. To compare addresses took most of the time of a change.
+// A service can have thousands of endpoints, mostly in one network. A radix sort looks only at the
+// bytes in which any two differ: two or three of eighteen. Comparing addresses took most of the
+// time of a change.
 func sortListings(all, other []listing) []listing {
 	if len(all) < 2 {
 		return all
@@ -56,9 +55,9 @@ func sortListings(all, other []listing) []listing {
 	return all
 }
 
-// sortByByte sorts into other by one byte of a word of the keys.
+// sortByByte sorts all into other by one byte of a word of the keys.
 func sortByByte(all, other []listing, word, shift int) {
-	var next [256]int // where the next one with that byte goes
+	var next [256]int // where in other the next listing with that byte goes
 	for i := range all {
 		next[byte(all[i].key[word]>>shift)]++
 	}

@@ -9,20 +9,20 @@ import (
 	"shunt/maps"
 )
 
-// look is a service as it was when its wish was noted.
+// look is a service as it was when its wish was recorded.
 type look struct {
 	svc    *Service
 	slices []*EndpointSlice
-	// plans is kept unless all services are looked at, which would take much memory.
+	// plans is not kept when all services are looked at: it would take much memory.
 	plans []portPlan
-	// tried: it was programmed, with this outcome.
+	// tried: it was programmed, with result err.
 	tried bool
 	err   error
 }
 
-// wishes notes what services ask for, before anything is programmed: who has what
-// must not depend on the order of the names. It gives the names, and those of services
-// that win or lose something by it: first those that lose room, last the others.
+// wishes records what services ask for, before anything is programmed: the owner of a frontend must
+// not depend on the order of names. It returns the names, and those of services that win or lose a
+// frontend by that: first those that lose room, last those that get room.
 func (l *Loop) wishes(names []ServiceName, at place, full bool) ([]ServiceName, map[ServiceName]*look) {
 	looks := make(map[ServiceName]*look, len(names))
 	for next := names; ; names = append(names, next...) {
@@ -30,7 +30,7 @@ func (l *Loop) wishes(names []ServiceName, at place, full bool) ([]ServiceName, 
 			looks[name] = l.look(name, at, full)
 		}
 		next = nil
-		touched := l.reserve() // by healthCheckNodePorts that come and go
+		touched := l.reserve() // services affected by healthCheckNodePorts that are added or removed
 		for name := range touched {
 			if _, looked := looks[name]; looked {
 				looks[name] = l.look(name, at, full)
@@ -68,7 +68,7 @@ func (l *Loop) wishes(names []ServiceName, at place, full bool) ([]ServiceName, 
 		}
 	}
 	l.r.noteClaims(names)
-	if len(lost) > 0 { // what goes makes room for what comes
+	if len(lost) > 0 { // removals make room for additions
 		goes := map[ServiceName]bool{}
 		for _, name := range lost {
 			goes[name] = true
@@ -91,7 +91,7 @@ func (l *Loop) look(name ServiceName, at place, full bool) *look {
 	if len(svc.SourceRanges) > 0 {
 		l.ranged[name], l.rangedChanged = true, true
 	}
-	at.reserved = l.reserved // which may have changed in this step
+	at.reserved = l.reserved // which may have changed in this reconcile
 	plans := planService(svc, sls, at)
 	if slices.ContainsFunc(plans, func(p portPlan) bool { return len(p.refused) > 0 }) {
 		l.refused[name] = true
@@ -103,8 +103,8 @@ func (l *Loop) look(name ServiceName, at place, full bool) *look {
 	return &look{svc: svc, slices: sls, plans: plans}
 }
 
-// programAll programs what changed and what that bears on. It gives the errors, and
-// notes what has to be tried again.
+// programAll programs the changed services and those that the changes affect. It returns the
+// errors, and records what has to be tried again.
 func (l *Loop) programAll(todo changes, at place, report *Report) (errs []error) {
 	first := !l.isSynced
 	names, looks := l.wishes(l.names(todo, report.Full), at, report.Full)
@@ -119,18 +119,18 @@ func (l *Loop) programAll(todo changes, at place, report *Report) (errs []error)
 			names = append(names, l.r.takeStripped()...)
 		}
 	}
-	for _, name := range full { // those that came after may have made room
+	for _, name := range full { // services after them may have made room
 		l.program(name, looks, at)
 	}
 	for _, name := range names {
 		k := looks[name]
 		if !k.tried {
-			continue // a name that is there twice
+			continue // its outcome is recorded already
 		}
 		k.tried = false
-		change := todo.of(name) // none, where nothing changed but who has what
+		change := todo.of(name) // zero for a service that only won or lost something
 		if first {
-			change.triggers = nil // they are from before our time
+			change.triggers = nil // they are from before this daemon started
 		}
 		if k.err != nil {
 			errs = append(errs, k.err)
@@ -141,7 +141,7 @@ func (l *Loop) programAll(todo changes, at place, report *Report) (errs []error)
 	report.Services = len(names)
 	if len(errs) == 0 {
 		unbind()
-	} // else a frontend may still be as it was
+	} // else a frontend may still have its earlier value
 	return errs
 }
 
@@ -163,7 +163,7 @@ func (l *Loop) program(name ServiceName, looks map[ServiceName]*look, at place) 
 	}
 	if k.svc.NotServed {
 		l.r.except(name, k.svc.ClusterIPs)
-		l.r.exceptNow(name) // or for a moment its addresses would be refused
+		l.r.exceptNow(name) // before its entries go: else its addresses would be refused in between
 		k.err = l.r.reconcile(name, nil, nil)
 		return k
 	}
@@ -182,16 +182,17 @@ func (l *Loop) program(name ServiceName, looks map[ServiceName]*look, at place) 
 	return k
 }
 
-// place says where this node is, and adds the services that a change of it bears on:
-// those with source ranges when the node's addresses change, those with external
-// addresses when these come to be, or cease to be, in a service CIDR.
+// place returns what planning needs to know of the node. It adds to todo the services that a change
+// of it affects: those with source ranges when the node's addresses change, those with a
+// load-balancer or external IP that is in a service CIDR now or was before, and those that reserve
+// returns.
 func (l *Loop) place(around surroundings, todo *changes) place {
 	at := place{node: l.o.NodeName, addrs: outsideAddrs(around.addrs), cidrs: around.cidrs, maxFrontends: l.o.MaxFrontends}
 	if around.node != nil {
 		at.zone = around.node.Zone
 	}
 	if at.cidrs == nil {
-		at.cidrs = slices.Clone(l.r.cidrs) // an earlier daemon's: nobody knows better yet
+		at.cidrs = slices.Clone(l.r.cidrs) // those in adopted maps, until the watcher reports some
 	}
 	if !slices.Equal(l.around.addrs, around.addrs) {
 		l.addrsVersion++
@@ -224,7 +225,7 @@ func (l *Loop) place(around surroundings, todo *changes) place {
 	return at
 }
 
-// taking returns the addresses of the node that take node ports.
+// taking returns the addresses of the node that take node ports, as many as map addrs has room for.
 func (l *Loop) taking(around surroundings) map[netip.Addr]uint32 {
 	return atMost(maps.NodeAddrRoom(), l.o.NodePorts.Choose(around.addrs, around.node, l.r.nodeAddrs))
 }

@@ -16,76 +16,76 @@ import (
 	"shunt/maps"
 )
 
-// LoopOptions is what a Loop needs; all fields are required but those that
-// say what nil means.
+// LoopOptions is what a Loop needs. All fields are required, except those that say what nil or 0
+// means.
 type LoopOptions struct {
 	Store  *Store
 	Tables maps.Tables
 	Log    *zap.Logger
 	Now    func() time.Time
-	// NodeName is this node's, for local endpoints and node hints.
+	// NodeName is the name of this node, for local endpoints and node hints.
 	NodeName  string
 	NodePorts NodePortAddresses
-	// MaxFrontends is how many frontends one Service may have; 0: any number.
+	// MaxFrontends is how many frontends one Service may have; 0: no limit.
 	MaxFrontends int
-	// Observer hears of every reconcile; nil: nobody does.
+	// Observer is called after every reconcile; nil: no calls.
 	Observer Observer
-	// OnSynced runs on the loop's goroutine when the first reconcile is done, and
-	// may write to the maps; its error ends Run. nil: nothing is to be done.
+	// OnSynced runs on the loop's goroutine after the first reconcile, and may write to the maps.
+	// Its error ends Run. nil: no call.
 	OnSynced func(context.Context) error
-	// OnStale hears when a change left sockets behind that speak to nobody; it
-	// must not block. nil: nobody does.
+	// OnStale is called after a reconcile that may have left sockets with a peer that no longer
+	// serves them. It must not block. nil: no call.
 	OnStale func(Stale)
-	// OnSourceRanges is called with the load-balancer IPs that source ranges bind, sorted:
-	// when the first reconcile begins, before one is bound, and after one is no more. The
-	// reconcile waits for it. What it is given is not written to again. nil: it is not wanted.
+	// OnSourceRanges is called with the load-balancer IPs that source ranges restrict, sorted: at
+	// the start of the first reconcile, before an address becomes restricted, and after one no
+	// longer is. The reconcile waits for it. The slice is not modified later. nil: no call.
 	OnSourceRanges func([]netip.Addr)
-	// OnProblem is called for each problem of a Service when it is found first; it
-	// must not block. nil: it is not wanted.
+	// OnProblem is called for each new problem of a Service. It must not block. nil: no call.
 	OnProblem func(Problem)
 }
 
-// Loop is the one writer of the maps: it takes changes from the Store, the first
-// at once and what comes meanwhile together, and reconciles the services they
-// touch.
+// Loop is the only writer of the maps. It takes changes from the Store: the first one at once, and
+// those that arrive during a reconcile together afterwards. It reconciles the services that these
+// affect.
 type Loop struct {
 	o        LoopOptions
 	r        *reconciler
 	synced   chan struct{}
 	isSynced bool
 	pruned   bool
-	// failed is what is tried again.
+	// failed are the objects that are tried again.
 	failed failures
 	faults *faultLog
 	checks healthChecks
-	// ranged are the services with source ranges, which the node's addresses bear
-	// on; addrs are those that they were last planned with.
+	// ranged are the services with source ranges. Their plans depend on the node's addresses; addrs
+	// are those that they were last planned with.
 	ranged map[ServiceName]bool
 	addrs  []netip.Addr
-	// rangedChanged: services of ranged, or their addresses, may be others than when bound
-	// was made, which are the addresses that OnSourceRanges heard last.
+	// rangedChanged: ranged, or the addresses of these services, may have changed since bound was
+	// made. bound is what OnSourceRanges was last called with.
 	rangedChanged bool
 	bound         []netip.Addr
 	// cidrs are the service CIDRs that external addresses were last planned with.
 	cidrs []netip.Prefix
-	// reserved is what no service may have; refused are those that ask for it.
+	// reserved is what no service may have. refused are the services that ask for it, or for an
+	// external address inside a service CIDR.
 	reserved *reservations
 	refused  map[ServiceName]bool
-	// around is what was known beside services when this step began; addrsVersion
-	// counts changes of the node's addresses and of those that take node ports.
+	// around is what the Store knew beside services when this reconcile began. addrsVersion counts
+	// changes of the node's addresses and of the set that takes node ports.
 	around       surroundings
 	addrsVersion int
 
-	// mu is taken before the Store's.
+	// mu is locked before the mutex of the Store.
 	mu     sync.Mutex
 	status Status
-	// working is when the oldest change of the reconcile under way was taken, zero
-	// where there is none; workingOn counts those changes and the ones that failed.
+	// working is when the oldest change of the reconcile under way was taken, zero where there is
+	// none. workingOn counts its changes and those of failed objects.
 	working   time.Time
 	workingOn changeCount
 }
 
-// NewLoop makes a loop that has not looked at the maps yet.
+// NewLoop returns a Loop. It does not read the maps: Adopt does.
 func NewLoop(o LoopOptions) *Loop {
 	return &Loop{
 		o: o, r: newReconciler(o.Tables, o.Log, o.Now),
@@ -98,7 +98,7 @@ func NewLoop(o LoopOptions) *Loop {
 	}
 }
 
-// Adopt takes over what the maps hold. Call it once, before Run.
+// Adopt reads the maps and takes their contents as what is programmed. Call it once, before Run.
 func (l *Loop) Adopt() (Adopted, error) {
 	dump, err := l.o.Tables.Dump()
 	if err != nil {
@@ -111,14 +111,14 @@ func (l *Loop) Adopt() (Adopted, error) {
 	return adopted, nil
 }
 
-// Synced is closed when the first reconcile is done.
+// Synced returns a channel that is closed after the first reconcile, before OnSynced runs.
 func (l *Loop) Synced() <-chan struct{} { return l.synced }
 
-// Run reconciles until the context ends. It returns nil then.
+// Run reconciles until the context ends, and returns nil then. It returns the error of OnSynced.
 func (l *Loop) Run(ctx context.Context) error {
 	retry := time.NewTimer(time.Hour)
 	defer retry.Stop()
-	retry.Stop() // armed by a failure only: nothing may begin before the poke
+	retry.Stop() // armed after a reconcile only: nothing may run before the first poke
 	for {
 		var retries int
 		select {
@@ -143,7 +143,8 @@ func (l *Loop) Run(ctx context.Context) error {
 	}
 }
 
-// next returns when something is to be done that nobody asks for, and false where nothing is.
+// next returns when the loop has to run without a change: for a failed object, or for backends kept
+// by listed.go. It returns false where there is neither.
 func (l *Loop) next() (time.Time, bool) {
 	due, fails := l.failed.next()
 	if lapses, any := l.r.lapses(); any && (!fails || lapses.Before(due)) {
@@ -152,8 +153,8 @@ func (l *Loop) next() (time.Time, bool) {
 	return due, fails
 }
 
-// onSynced runs the hook of that name. Not before it has run is the status synced:
-// whoever asks for our health must not hear that services work a moment too early.
+// onSynced runs the hook OnSynced. The status is synced only after it: a health check must not
+// report ready before services work.
 func (l *Loop) onSynced(ctx context.Context) error {
 	if l.o.OnSynced != nil {
 		if err := l.o.OnSynced(ctx); err != nil {
@@ -167,8 +168,8 @@ func (l *Loop) onSynced(ctx context.Context) error {
 	return nil
 }
 
-// step is one reconcile of everything that changed, and of those failures that are due
-// at a time, so many at most.
+// step is one reconcile of everything that changed, and of at most retries failed objects that are
+// due at until.
 func (l *Loop) step(until time.Time, retries int) {
 	report := Report{Started: l.o.Now()}
 	todo := l.begin(until, retries)
@@ -189,7 +190,8 @@ func (l *Loop) step(until time.Time, retries int) {
 	l.end(report, around.node)
 }
 
-// surround brings into the maps what is not a service's.
+// surround reconciles what belongs to no single service: the node's addresses, the service CIDRs,
+// and leftovers of adopted maps.
 func (l *Loop) surround(around surroundings, todo changes, at place) (errs []error) {
 	first := !l.isSynced
 	do := func(what objectKind, err error) {
@@ -199,7 +201,7 @@ func (l *Loop) surround(around surroundings, todo changes, at place) (errs []err
 	if around.addrs != nil && (todo.addrs || first) {
 		do(theNodeAddrs, l.r.reconcileAddrs(l.taking(around)))
 	}
-	// After services: of a new one's address nobody shall hear that it is nobody's.
+	// After the services, so that the address of a new service is never refused as unallocated.
 	if around.cidrs != nil && (todo.cidrs || first) || l.r.excepted.changed {
 		do(theServiceCIDRs, l.r.reconcileCIDRs(at.cidrs))
 	}
@@ -216,11 +218,12 @@ func (l *Loop) surround(around surroundings, todo changes, at place) (errs []err
 	return errs
 }
 
-// errWanted is why leftovers are looked at again that were left on purpose.
+// errWanted is the failure of leftovers that were kept on purpose: it makes the loop look at them
+// again.
 var errWanted = errors.New("services that can't be programmed yet may want them")
 
-// result notes what became of an attempt at an object. It returns the triggers of
-// the changes that are now in the maps.
+// result records the outcome of an attempt at an object. It returns the triggers of the changes
+// that are now in the maps.
 func (l *Loop) result(o object, c change, err error) []time.Time {
 	changed := c.service+c.endpoints > 0
 	keeps := o.what == aService && l.r.keeping[o.service]
@@ -231,15 +234,15 @@ func (l *Loop) result(o object, c change, err error) []time.Time {
 		return lacked.triggers
 	}
 	x := l.failed.failed(o, c, changed, err, err != nil && onlyFull(err), l.o.Now())
-	// No error: a frontend of it goes to another service, which has failed.
+	// err is nil where the service only keeps an entry that another service will overwrite.
 	if err != nil && !errors.Is(err, errWanted) {
 		l.faults.failed(x, l.o.Now())
 	}
 	return nil
 }
 
-// wantedByFailing returns the frontends that services which could not be programmed
-// may still find in the maps.
+// wantedByFailing returns the frontends that failed services ask for: adopted maps may still have
+// them.
 func (l *Loop) wantedByFailing() map[maps.FrontendKey]bool {
 	wanted := map[maps.FrontendKey]bool{}
 	for o := range l.failed.all {
@@ -250,11 +253,11 @@ func (l *Loop) wantedByFailing() map[maps.FrontendKey]bool {
 	return wanted
 }
 
-// mostErrors is how many errors of one reconcile are told in full: a full map
-// fails every service that is left.
+// mostErrors is how many errors of one reconcile are returned in full: with a full map, every
+// remaining service may fail.
 const mostErrors = 3
 
-// firstOf joins the first errors and counts the rest.
+// firstOf joins the first mostErrors errors, and counts the others in one more.
 func firstOf(errs []error) error {
 	errs = slices.DeleteFunc(errs, func(err error) bool { return err == nil })
 	if more := len(errs) - mostErrors; more > 0 {
@@ -263,8 +266,8 @@ func firstOf(errs []error) error {
 	return errors.Join(errs...)
 }
 
-// names gives the services to look at, those that are gone first: they may hold
-// addresses and room that others need.
+// names returns the services to look at, deleted ones first: they may hold addresses and room that
+// others need.
 func (l *Loop) names(todo changes, full bool) []ServiceName {
 	var gone, there []ServiceName
 	if full {

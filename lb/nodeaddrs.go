@@ -12,21 +12,20 @@ import (
 	"shunt/maps"
 )
 
-// NodePortAddresses says which of the node's addresses take node ports
-// (--nodeport-addresses), for each family by itself: those in the family's CIDRs,
-// and the Node's primary one where that is asked for. A family for which nothing
-// is asked takes them at all of its addresses, as kube-proxy does. Loopback takes
-// them for the node's own processes.
+// NodePortAddresses says which of the node's addresses take node ports (--nodeport-addresses). Each
+// family is independent: those in the family's CIDRs take them, and the Node's primary address if
+// Primary is set. A family for which neither is set takes them at all its addresses, as kube-proxy
+// does. Loopback takes them for the node's own processes only.
 type NodePortAddresses struct {
 	CIDRs   []netip.Prefix
 	Primary bool
-	// NoLoopback keeps node ports off 127.0.0.0/8 and ::1 whatever the rest says
+	// NoLoopback keeps node ports off 127.0.0.0/8 and ::1, regardless of the other fields
 	// (--iptables-localhost-nodeports=false).
 	NoLoopback bool
 }
 
-// The words for CIDRs that the flag and KubeProxyConfiguration's
-// nodePortAddresses know since Kubernetes 1.37.
+// The CIDRs for the words that the flag and nodePortAddresses of KubeProxyConfiguration accept
+// since Kubernetes 1.37.
 var (
 	everyCIDR = []netip.Prefix{
 		netip.PrefixFrom(netip.IPv4Unspecified(), 0), netip.PrefixFrom(netip.IPv6Unspecified(), 0)}
@@ -34,8 +33,8 @@ var (
 		netip.MustParsePrefix("127.0.0.0/8"), netip.MustParsePrefix("::1/128")}
 )
 
-// ParseNodePortAddresses reads the flag's values: CIDRs and the words primary,
-// localhost and all, in any combination.
+// ParseNodePortAddresses parses the values of the flag: CIDRs and the words primary, localhost and
+// all, in any combination. It returns an error for the first value that is neither.
 func ParseNodePortAddresses(values []string) (NodePortAddresses, error) {
 	var n NodePortAddresses
 	for _, v := range values {
@@ -66,11 +65,11 @@ func ParseNodePortAddresses(values []string) (NodePortAddresses, error) {
 	return n, nil
 }
 
-// Selective reports whether some addresses of the node don't take node ports, of
-// those that others than the node itself can reach.
+// Selective reports whether, in some family, not every address of the node takes node ports. It
+// ignores NoLoopback.
 func (n NodePortAddresses) Selective() bool { return n.selects(IPv4) || n.selects(IPv6) }
 
-// selects reports whether not every address of a family takes node ports.
+// selects reports whether not every address of a family takes node ports, NoLoopback aside.
 func (n NodePortAddresses) selects(f Family) bool {
 	selects := n.Primary
 	for _, p := range n.CIDRs {
@@ -85,9 +84,9 @@ func (n NodePortAddresses) selects(f Family) bool {
 	return selects
 }
 
-// Choose returns what map addrs is to hold of the node: those of the node's addresses that
-// take node ports, with their flags. node is the last that is known of the Node, nil
-// for nothing; held are the entries that the map has now.
+// Choose returns the node addresses that map addrs is to hold: those that take node ports, with
+// their flags. node is the last known Node, nil where none is known; held are the entries in the
+// map now.
 func (n NodePortAddresses) Choose(addrs []netip.Addr, node *Node, held map[netip.Addr]uint32) map[netip.Addr]uint32 {
 	chosen := map[netip.Addr]uint32{}
 	for _, a := range addrs {
@@ -95,7 +94,7 @@ func (n NodePortAddresses) Choose(addrs []netip.Addr, node *Node, held map[netip
 		case !n.takes(a, node, held):
 		case a.IsLoopback():
 			chosen[a] = maps.OwnNetns
-			// To connect to the unspecified address means loopback.
+			// A connect() to the unspecified address goes to loopback.
 			any := netip.IPv4Unspecified()
 			if a.Is6() {
 				any = netip.IPv6Unspecified()
@@ -120,8 +119,8 @@ func (n NodePortAddresses) takes(a netip.Addr, node *Node, held map[netip.Addr]u
 	return slices.ContainsFunc(n.CIDRs, func(p netip.Prefix) bool { return p.Contains(a) })
 }
 
-// isPrimary reports whether an address is the Node's first of its family. While no
-// address of the Node is known, those that take node ports already go on to.
+// isPrimary reports whether an address is the Node's first of its family. While no address of the
+// Node is known, the addresses that take node ports already keep them.
 func (n NodePortAddresses) isPrimary(a netip.Addr, node *Node, held map[netip.Addr]uint32) bool {
 	if node == nil || len(node.Addrs) == 0 {
 		_, is := held[a]
@@ -131,8 +130,8 @@ func (n NodePortAddresses) isPrimary(a netip.Addr, node *Node, held map[netip.Ad
 	return a == first
 }
 
-// atMost leaves out addresses for which the maps keep no room: those of the node's own
-// processes come first, then the order of addresses decides.
+// atMost limits chosen to n addresses, for which map addrs has room. The loopback and unspecified
+// addresses (maps.OwnNetns) come first, then the order of addresses decides.
 func atMost(n int, chosen map[netip.Addr]uint32) map[netip.Addr]uint32 {
 	if len(chosen) <= n {
 		return chosen
@@ -146,8 +145,8 @@ func atMost(n int, chosen map[netip.Addr]uint32) map[netip.Addr]uint32 {
 	return chosen
 }
 
-// reconcileAddrs makes map addrs hold the chosen addresses of the node. What goes makes room
-// for what comes, and one that fails keeps no other from being programmed.
+// reconcileAddrs makes map addrs hold the chosen addresses of the node. Removals come first and
+// make room for additions. After an error it continues with the other addresses.
 func (r *reconciler) reconcileAddrs(want map[netip.Addr]uint32) error {
 	var errs []error
 	for a := range r.nodeAddrs {
@@ -159,7 +158,7 @@ func (r *reconciler) reconcileAddrs(want map[netip.Addr]uint32) error {
 			continue
 		}
 		r.writes.NodeAddrs++
-		r.stale.UDPFlows = true // to node ports at this address
+		r.stale.UDPFlows = true // for flows to node ports at this address
 		delete(r.nodeAddrs, a)
 	}
 	for a, flags := range want {
@@ -176,7 +175,7 @@ func (r *reconciler) reconcileAddrs(want map[netip.Addr]uint32) error {
 	return firstOf(errs)
 }
 
-// nodePortAddrs gives the addresses in the maps that an interface has, sorted.
+// nodePortAddrs returns the node addresses in map addrs, sorted, without the unspecified ones.
 func (r *reconciler) nodePortAddrs() []netip.Addr {
 	var addrs []netip.Addr
 	for a := range r.nodeAddrs {

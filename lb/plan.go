@@ -10,9 +10,8 @@ import (
 	"shunt/maps"
 )
 
-// portKey names a service port of one family: what has a service id. Protocol 0
-// stands for a cluster IP as a whole, of which the ports that no service port
-// has are undefined; that has no id.
+// portKey identifies a service port, in one family. It has a service id. Protocol 0 is a cluster IP
+// as a whole: it covers the ports that the service does not define, and has no id.
 type portKey struct {
 	service  ServiceName
 	port     string
@@ -30,37 +29,37 @@ func keyOf(n maps.Name) portKey {
 		protocol: Protocol(n.Protocol), family: Family(n.Family)}
 }
 
-// portPlan is what the maps must hold for a portKey, in values, without ids.
+// portPlan is what the maps must hold for a portKey, as values without ids.
 type portPlan struct {
 	key       portKey
 	affinity  uint32 // seconds
 	frontends []frontendPlan
-	// refused are addresses that the service asks for and can't have.
+	// refused are addresses that the service asks for and may not have.
 	refused []refusal
-	// cut counts those that are more than one service may have.
+	// cut counts the frontends beyond the limit for one service.
 	cut int
-	// backends are those that serve, in the sets or not, sorted by address: a flow
-	// keeps an endpoint that has left the set while it serves. Of TCP, unready ones are
-	// among them, since a connection lasts until the endpoint is gone: they get no
-	// record, but keep one.
+	// backends are the endpoints that serve, in a set or not, sorted by address: a flow keeps an
+	// endpoint that left the set as long as it serves. For TCP they include unready endpoints,
+	// since a connection lasts until its endpoint is gone. An unready endpoint gets no new backend,
+	// but keeps the one it has (unready.go).
 	backends []backendPlan
-	// sources are the ranges of clients that load-balancer IPs let in, masked and
-	// sorted; none: they let in everybody.
+	// sources are the source ranges of the load-balancer IPs, masked and sorted; empty: all clients
+	// are allowed.
 	sources []netip.Prefix
-	// noLocal: by policy (see Status.NoLocalEndpoints).
+	// noLocal: the service port counts in Status.NoLocalEndpoints.
 	noLocalInternal, noLocalExternal bool
 }
 
 type frontendPlan struct {
 	key  maps.FrontendKey
 	kind maps.FrontendKind
-	// Whether each side uses the local set, else it uses the cluster set.
+	// Whether clients inside, and outside, get the local set; otherwise they get the cluster set.
 	insideLocal, outsideLocal bool
-	// ranged: from outside, only clients of the port's sources are let in.
+	// ranged: from outside, only clients in the port's source ranges are allowed.
 	ranged bool
 }
 
-// refusal is an address that is never programmed, whatever else is known.
+// refusal is an address that is never programmed, whatever other services ask for.
 type refusal struct {
 	key  maps.FrontendKey
 	kind maps.FrontendKind
@@ -69,10 +68,10 @@ type refusal struct {
 
 type backendPlan struct {
 	addr  netip.AddrPort
-	flags uint8 // maps.ClusterSet and so on
+	flags uint8 // maps.ClusterSet etc.
 }
 
-// inSet gives the indexes of the backends that have a flag.
+// inSet returns the indexes of the backends that have a flag.
 func (p *portPlan) inSet(flag uint8) []int {
 	var in []int
 	for i, b := range p.backends {
@@ -83,8 +82,8 @@ func (p *portPlan) inSet(flag uint8) []int {
 	return in
 }
 
-// planService returns the plans of all of a service's ports. Of one that is not served
-// they are claims alone: no other service gets its cluster IPs as external addresses.
+// planService returns the plans of all ports of a service. For a service that another proxy serves
+// they are only claims: no other service gets its cluster IPs as external addresses.
 func planService(svc *Service, slicesOf []*EndpointSlice, at place) []portPlan {
 	var plans []portPlan
 	for _, family := range []Family{IPv4, IPv6} {
@@ -108,9 +107,9 @@ func planService(svc *Service, slicesOf []*EndpointSlice, at place) []portPlan {
 	return plans
 }
 
-// cut leaves a service no more than a number of frontends, 0 for all of them: the
-// first by rank, in a rank by the order of ports and addresses in the object. One
-// object can ask for a hundred thousand, as a product of ports and addresses.
+// cut limits the frontends of a service to most, 0 for no limit. It keeps the first by rank, and
+// within a rank by the order of ports and addresses in the object. One object can ask for a hundred
+// thousand frontends: the product of its ports and addresses.
 func cut(plans []portPlan, most int) {
 	all := 0
 	for i := range plans {
@@ -119,7 +118,7 @@ func cut(plans []portPlan, most int) {
 	if most == 0 || all <= most {
 		return
 	}
-	var kept [ranks]int // of each rank, what there is room for
+	var kept [ranks]int // how many frontends of each rank stay
 	for i := range plans {
 		for _, f := range plans[i].frontends {
 			kept[rankOf(f.kind)]++
@@ -188,10 +187,9 @@ func (c *candidate) flags() uint8 {
 	return flags
 }
 
-// planFrontends returns the addresses at which a service port is reached, by rank,
-// and those that it can't have. Clients of this node use the cluster set of an
-// external frontend even if its policy is Local: to them it is as if they had used
-// the cluster IP.
+// planFrontends returns the frontends of a service port, by rank, and those that it may not have.
+// Clients inside get the cluster set of an external frontend even if its policy is Local: for them
+// it behaves like the cluster IP.
 func planFrontends(svc *Service, p ServicePort, family Family, at place) (plan []frontendPlan, refused []refusal) {
 	add := func(kind maps.FrontendKind, a netip.Addr, port uint16) {
 		f := frontendPlan{key: maps.NewFrontendKey(a, port, uint8(p.Protocol)), kind: kind,
@@ -219,7 +217,8 @@ func planFrontends(svc *Service, p ServicePort, family Family, at place) (plan [
 	if len(svc.LoadBalancerIPs)+len(svc.ExternalIPs) == 0 {
 		return plan, refused
 	}
-	// An address in several roles has the best; there may be thousands.
+	// An address in several roles gets the best one. A map, since there may be thousands of
+	// addresses.
 	taken := map[netip.Addr]bool{}
 	for _, a := range svc.ClusterIPs {
 		taken[a] = true
@@ -238,9 +237,9 @@ func planFrontends(svc *Service, p ServicePort, family Family, at place) (plan [
 	return plan, refused
 }
 
-// refuses says why a service can't have an address, "" where it can. Addresses of
-// the service CIDRs are given out by the API server, as cluster IPs: an external IP
-// there would be another service's now or later, on all nodes.
+// refuses returns why a service may not have an address, "" where it may. The API server allocates
+// the addresses of service CIDRs as cluster IPs: an external IP there may be another service's, now
+// or later, on all nodes.
 func (at place) refuses(kind maps.FrontendKind, k maps.FrontendKey) string {
 	if rankOf(kind) >= rankLoadBalancerIP {
 		for _, p := range at.cidrs {

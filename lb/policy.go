@@ -4,29 +4,30 @@ package lb
 
 // Policy: which endpoints of a service port this node uses.
 //
-//   - The cluster set: ready endpoints that the topology allows; if there are
-//     none, all that are serving and terminating, wherever they are (KEP-1672).
-//   - The local set: ready endpoints of this node; if there are none, those of
-//     this node that are serving and terminating (KEP-1669). Hints don't count.
-//   - Topology follows from the hints alone (KEP-2433, KEP-3015): if every ready
-//     endpoint has node hints and one of them names this node, those that name
-//     it; else the same with zone hints and this node's zone; else all.
+//   - The cluster set: ready endpoints that the topology allows; if there are none,
+//     all that are both serving and terminating, on any node (KEP-1672).
+//   - The local set: ready endpoints on this node; if there are none, those on this
+//     node that are both serving and terminating (KEP-1669). Hints are not used.
+//   - Topology uses the hints alone (KEP-2433, KEP-3015): if every ready endpoint has
+//     node hints and one of them names this node, the endpoints that name it; else the
+//     same with zone hints and this node's zone; else all ready endpoints.
 //
-// Which of the two sets a frontend uses, its traffic policy says (plan.go).
+// The traffic policy of a frontend selects one of the two sets (plan.go).
 
 import (
 	"net/netip"
 	"slices"
 )
 
-// place is where this node is; empty fields are unknown and match no hint.
+// place is what planning needs to know of this node and the cluster. Empty node and zone are
+// unknown and match no hint.
 type place struct {
 	node, zone string
-	// addrs are the node's, but for loopback.
+	// addrs are the node's addresses, without loopback.
 	addrs []netip.Addr
-	// cidrs are the service CIDRs, as far as they are known.
+	// cidrs are the known service CIDRs.
 	cidrs []netip.Prefix
-	// maxFrontends is how many one service may have; 0: as many as it asks for.
+	// maxFrontends limits the frontends of one service; 0: no limit.
 	maxFrontends int
 	// reserved is what no service may have; nil: nothing.
 	reserved *reservations
@@ -36,14 +37,14 @@ type place struct {
 type candidate struct {
 	addr                        netip.AddrPort
 	ready, serving, terminating bool
-	// local: on this node, by any slice that lists it.
+	// local: some slice lists the endpoint on this node.
 	local bool
 	hints *Hints
-	// The sets that it is in.
+	// inCluster and inLocal: it is in the cluster set, and in the local set.
 	inCluster, inLocal bool
 }
 
-// rank orders what slices say of one endpoint: the better condition wins.
+// rank orders the conditions that slices list for one endpoint: ready before serving before others.
 func (c *candidate) rank() int {
 	r := 0
 	if c.ready {
@@ -58,9 +59,9 @@ func (c *candidate) rank() int {
 	return r
 }
 
-// merge takes in what another slice says of the same endpoint. The outcome does
-// not depend on the order: of equal conditions the hints are united, and an
-// endpoint without hints in one of them has none.
+// merge merges the listing of the same endpoint by another slice. The better conditions win. With
+// equal conditions the hints are united, and the endpoint has no hints if either listing has none.
+// The result does not depend on the order.
 func (c *candidate) merge(o candidate) {
 	local := c.local || o.local
 	switch d := c.rank() - o.rank(); {
@@ -88,8 +89,8 @@ func unite(a, b []string) []string {
 	return slices.Compact(all)
 }
 
-// candidates gives the endpoints of one family that slices list for a port name
-// and protocol, merged by address and port, sorted by them.
+// candidates returns the endpoints of one family that slices list for a port name and protocol,
+// merged and sorted by address and port.
 func candidates(all []*EndpointSlice, name string, protocol Protocol, family Family, at place) []candidate {
 	pooled := listings.Get().(*[]listing)
 	defer listings.Put(pooled)
@@ -107,7 +108,7 @@ func candidates(all []*EndpointSlice, name string, protocol Protocol, family Fam
 		}
 	}
 	n := len(listed)
-	*pooled = slices.Grow(listed, n) // as much again, to sort them
+	*pooled = slices.Grow(listed, n) // twice the room, for sorting
 	listed = sortListings((*pooled)[:n], (*pooled)[n:2*n])
 	merged := make([]candidate, 0, len(listed))
 	for _, l := range listed {
@@ -132,7 +133,7 @@ func newCandidate(e *Endpoint, port uint16, at place) candidate {
 	}
 }
 
-// choose marks each candidate with the sets that it is in.
+// choose marks each candidate with its sets.
 func choose(all []candidate, at place) {
 	draining := func(c *candidate) bool { return c.serving && c.terminating }
 	mark(all, func(c *candidate) { c.inCluster = true }, topology(all, at), draining)
@@ -141,7 +142,7 @@ func choose(all []candidate, at place) {
 		func(c *candidate) bool { return c.local && draining(c) })
 }
 
-// mark marks those that the first rule takes which takes any.
+// mark calls set for the candidates that match the first rule that matches any.
 func mark(all []candidate, set func(*candidate), rules ...func(*candidate) bool) {
 	for _, takes := range rules {
 		none := true
@@ -157,7 +158,7 @@ func mark(all []candidate, set func(*candidate), rules ...func(*candidate) bool)
 	}
 }
 
-// topology gives the rule that says which ready endpoints the hints allow here.
+// topology returns the rule for the ready endpoints that the hints allow on this node.
 func topology(all []candidate, at place) func(*candidate) bool {
 	forNode := func(c *candidate) bool { return c.ready && slices.Contains(c.hints.Nodes, at.node) }
 	forZone := func(c *candidate) bool { return c.ready && slices.Contains(c.hints.Zones, at.zone) }
@@ -189,10 +190,9 @@ func topology(all []candidate, at place) func(*candidate) bool {
 	return func(c *candidate) bool { return c.ready }
 }
 
-// localReady counts the addresses of a service's ready endpoints on this node, of one
-// family: what a health check reports to a load balancer. They are the candidates of
-// the service's own ports, as in the data path; an address that serves several ports
-// counts once.
+// localReady counts the addresses of a service's ready endpoints on this node, of one family: what
+// a health check reports to a load balancer. It counts candidates of the service's own ports, like
+// the data path. An address that serves several ports counts once.
 func localReady(svc *Service, all []*EndpointSlice, family Family, at place) int {
 	var addrs []netip.Addr
 	for _, p := range svc.Ports {

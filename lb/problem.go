@@ -11,46 +11,44 @@ import (
 	"shunt/maps"
 )
 
-// ProblemKind says why a Service is not served as its object asks: maps.Conflict and
-// so on.
+// ProblemKind says why a Service is not served as its object asks: maps.Conflict etc.
 type ProblemKind = maps.ProblemKind
 
-// Problem says that a part of a Service is not served as its object asks, and why.
+// Problem is a part of a Service that is not served as its object asks, and why.
 type Problem struct {
 	Service ServiceName
-	// Port, Protocol and Family name the service port; zero where the problem is not
-	// that of one port.
+	// Port, Protocol and Family name the service port; zero where the problem concerns the whole
+	// Service.
 	Port     string
 	Protocol Protocol
 	Family   Family
 	Kind     ProblemKind
-	// Frontend is zero where the problem is not that of one frontend.
+	// Frontend is zero where the problem is not about one frontend.
 	Frontend maps.FrontendKey
-	// Owner is the Service that has the frontend (maps.Conflict).
+	// Owner is the Service that has the frontend (maps.Conflict only).
 	Owner ServiceName
-	// Error says what happened, and what to do where there is something to do.
+	// Error says what happened, and what can be done about it, if anything. At most maxProblemText
+	// bytes.
 	Error string
-	// Since is when the problem was found first. Attempts counts how often the Service
-	// was looked at since, and still had it.
+	// Since is when the problem was found first. Attempts counts how often the Service was looked
+	// at since then with this result.
 	Since    time.Time
 	Attempts uint32
-	// More counts further problems of this kind of the Service that are not listed.
+	// More counts further problems of this kind and Service that are not listed.
 	More uint32
 }
 
-// Problems is a snapshot of all that is known to be wrong with Services. It is
-// immutable.
+// Problems is a snapshot of all known problems. It is immutable.
 type Problems struct {
-	// Version changes whenever anything else here does.
+	// Version increases with every change of the other fields.
 	Version uint64
 	// List is sorted by Service, with at most maxListed entries.
 	List []Problem
 	// Total counts all problems.
 	Total int
-	// Services counts the Services that have problems of a kind.
+	// Services counts, for each kind, the Services with such problems.
 	Services map[ProblemKind]int
-	// Failing counts the Services that could not be brought into the maps as they are:
-	// of kind maps.Failed or maps.NoRoom.
+	// Failing counts the Services with problems of kind maps.Failed or maps.NoRoom.
 	Failing int
 }
 
@@ -63,12 +61,12 @@ const (
 	maxProblemText = 512
 )
 
-// finder is the part of the loop that found problems of a Service. Each finder
-// replaces what it found before, and leaves what the other found.
+// finder is a part of the loop that finds problems of a Service. Each finder replaces its own
+// earlier findings only.
 type finder int
 
 const (
-	// byClaims: what the Service may have, decided from the objects alone.
+	// byClaims: what the Service may have, decided from the objects and the sizes of the maps.
 	byClaims finder = iota
 	// byWrites: what could not be written to the maps.
 	byWrites
@@ -81,8 +79,7 @@ type serviceProblems struct {
 	of [finders][]Problem
 }
 
-// problemTable holds the problems of all Services. It belongs to the loop's
-// goroutine; what publish returns is for everybody.
+// problemTable holds the problems of all Services. Only the loop's goroutine uses it.
 type problemTable struct {
 	now     func() time.Time
 	all     map[ServiceName]*serviceProblems
@@ -95,8 +92,7 @@ func newProblemTable(now func() time.Time) *problemTable {
 	return &problemTable{now: now, all: map[ServiceName]*serviceProblems{}}
 }
 
-// set replaces the problems of a Service that one finder found. Since and Attempts
-// are for the table to fill in.
+// set replaces the problems of a Service that one finder found. It sets Since and Attempts.
 func (t *problemTable) set(name ServiceName, by finder, found []Problem) {
 	sp := t.all[name]
 	if sp == nil {
@@ -128,15 +124,14 @@ func (t *problemTable) set(name ServiceName, by finder, found []Problem) {
 	}
 }
 
-// takeFresh returns the problems that were found for the first time since it was
-// called last.
+// takeFresh returns the problems that are new since its last call.
 func (t *problemTable) takeFresh() []Problem {
 	fresh := t.fresh
 	t.fresh = nil
 	return fresh
 }
 
-// publish returns a snapshot. It costs nothing where nothing has changed.
+// publish returns a snapshot for any goroutine. It is cheap where nothing has changed.
 func (t *problemTable) publish() Problems {
 	if !t.changed {
 		return t.last
@@ -168,18 +163,18 @@ func (t *problemTable) publish() Problems {
 	return p
 }
 
-// same reports whether two problems of one Service are one that goes on.
+// same reports whether two problems of one Service are the same one, found again.
 func (p *Problem) same(o Problem) bool {
 	return p.Kind == o.Kind && p.Frontend == o.Frontend && p.Port == o.Port && p.Protocol == o.Protocol &&
 		p.Family == o.Family && p.Owner == o.Owner
 }
 
-// bound sorts a list, shortens its texts, and cuts it to maxPerKind of each kind; the
-// last that stays of a kind counts the rest.
+// bound sorts a list, shortens its texts, and keeps maxPerKind of each kind. More of the last one
+// kept counts the others.
 func bound(list []Problem) []Problem {
 	slices.SortFunc(list, compareProblems)
-	var kept []Problem // a slice of its own, or the rest would stay in memory
-	of := 0            // how many of this kind
+	var kept []Problem // a new slice, so that the others are not kept in memory
+	of := 0            // how many of this kind so far
 	for i, p := range list {
 		if i > 0 && p.Kind != list[i-1].Kind {
 			of = 0
@@ -208,7 +203,7 @@ func (s *serviceProblems) total() int {
 	return n
 }
 
-// kinds returns the kinds of problems that are listed.
+// kinds returns the kinds of the listed problems.
 func (s *serviceProblems) kinds() map[ProblemKind]bool {
 	kinds := map[ProblemKind]bool{}
 	for _, list := range s.of {
@@ -224,7 +219,7 @@ func compareProblems(a, b Problem) int {
 		cmp.Compare(a.Protocol, b.Protocol), a.Frontend.AddrPort().Compare(b.Frontend.AddrPort()))
 }
 
-// writeProblem makes a problem of an error that a service port met.
+// writeProblem returns the problem for an error at a service port.
 func writeProblem(key portKey, err error) Problem {
 	kind := maps.Failed
 	if onlyFull(err) {

@@ -9,24 +9,24 @@ import (
 	"shunt/maps"
 )
 
-// port is what the maps hold for a portKey: written only after the write to the
-// maps it stands for.
+// port is what the maps hold for a portKey. It is changed only after the write to the maps
+// succeeded.
 type port struct {
 	key portKey
-	// id is 0 until the name is set, and for a cluster IP as a whole.
+	// id is 0 until the name is written, and always for a cluster IP as a whole.
 	id        uint32
 	frontends []frontend
-	// index finds the frontends by key, where there are many; nil: it has to be made.
+	// index finds a frontend by its key, where there are many; nil until it is needed.
 	index map[maps.FrontendKey]int
-	// paired: a plan continues it, while plans are paired with ports.
+	// paired is used while plans are paired with ports: a plan continues this port.
 	paired bool
-	// wanted is what the port's plan wants while its service is reconciled.
+	// wanted are the frontends of the plan while the service is reconciled.
 	wanted []frontendPlan
-	// ranges that frontends name, or did until a change that failed half-way.
+	// ranges are the slot ranges that frontends name, or named until a change that failed half-way.
 	ranges []slotRange
-	// backends, sorted by address.
+	// backends are sorted by address.
 	backends []backend
-	// sources are the ranges that map sources has for id, sorted.
+	// sources are the source ranges in the map for id, sorted.
 	sources []netip.Prefix
 
 	noLocalInternal, noLocalExternal bool
@@ -48,11 +48,11 @@ type backend struct {
 	flags uint8
 }
 
-// manyFrontends is from how many on frontends are found by an index: one Service may
-// have thousands, and others wait while it is programmed.
+// manyFrontends is the number of frontends from which an index finds them: one Service may have
+// thousands, and other Services wait while it is programmed.
 const manyFrontends = 64
 
-// frontend returns the place of a frontend, -1 where the port does not have it.
+// frontend returns the index of a frontend in frontends, -1 where the port does not have it.
 func (p *port) frontend(k maps.FrontendKey) int {
 	if len(p.frontends) < manyFrontends {
 		return slices.IndexFunc(p.frontends, func(f frontend) bool { return f.key == k })
@@ -76,12 +76,12 @@ func (p *port) addFrontend(f frontend) {
 	}
 }
 
-// removeFrontend removes a frontend by its place, which another one takes.
+// removeFrontend removes the frontend at an index, and moves the last one there.
 func (p *port) removeFrontend(i int) {
 	last := len(p.frontends) - 1
 	if p.index != nil {
 		p.index[p.frontends[last].key] = i
-		delete(p.index, p.frontends[i].key) // also where it is the last
+		delete(p.index, p.frontends[i].key) // also right where i is the last
 	}
 	p.frontends[i] = p.frontends[last]
 	p.frontends = p.frontends[:last]
@@ -101,8 +101,7 @@ func frontendsIn(list []frontendPlan) func(maps.FrontendKey) bool {
 	return func(k maps.FrontendKey) bool { return all[k] }
 }
 
-// portsIn returns a function that finds a service's port by its key, nil where there is
-// none.
+// portsIn returns a function that finds a port by its key; it returns nil where there is none.
 func portsIn(list []*port) func(portKey) *port {
 	if len(list) < manyFrontends {
 		return func(k portKey) *port {
@@ -119,8 +118,8 @@ func portsIn(list []*port) func(portKey) *port {
 	return func(k portKey) *port { return all[k] }
 }
 
-// keeps says whether the port has a frontend that it does not want any more,
-// but another port does that could not take it over yet.
+// keeps reports whether the port has a frontend that it no longer wants, and that is in waiting:
+// another port of the service could not take it yet.
 func (p *port) keeps(waiting []frontendPlan) bool {
 	if len(waiting) == 0 {
 		return false
@@ -137,7 +136,7 @@ func (p *port) backend(a netip.AddrPort) (int, bool) {
 	})
 }
 
-// rangeOf finds a range that holds exactly these ids.
+// rangeOf returns a slot range that holds exactly these ids.
 func (p *port) rangeOf(ids []uint32) (maps.SlotRange, bool) {
 	for _, r := range p.ranges {
 		if slices.Equal(r.ids, ids) {
@@ -147,7 +146,7 @@ func (p *port) rangeOf(ids []uint32) (maps.SlotRange, bool) {
 	return maps.SlotRange{}, false
 }
 
-// names says whether a frontend of the port leads to the range.
+// names reports whether a frontend of the port uses the slot range.
 func (p *port) names(r slotRange) bool {
 	return slices.ContainsFunc(p.frontends, func(f frontend) bool {
 		return f.value.Inside.Count > 0 && f.value.Inside.Base == r.base ||
@@ -155,7 +154,7 @@ func (p *port) names(r slotRange) bool {
 	})
 }
 
-// namedIDs returns the records that the port's ranges have.
+// namedIDs returns the ids of the backends in the port's slot ranges.
 func (p *port) namedIDs() map[uint32]bool {
 	ids := map[uint32]bool{}
 	for _, r := range p.ranges {
@@ -166,12 +165,12 @@ func (p *port) namedIDs() map[uint32]bool {
 	return ids
 }
 
-// gone: nothing of the port is in the maps any more.
+// gone reports whether the maps have nothing of the port any more.
 func (p *port) gone() bool {
 	return p.id == 0 && len(p.frontends) == 0
 }
 
-// usage is how much is in use of what can be full.
+// usage is how much of each limited resource is in use.
 type usage struct {
 	services, records, slots uint32
 	entries, sources         int
@@ -181,15 +180,14 @@ func (r *reconciler) room() usage {
 	return usage{r.services.used, r.records.used, r.slots.used, r.entries, r.sources + len(r.cidrs)}
 }
 
-// moreThan reports whether anything has more room than before.
+// moreThan reports whether less of any resource is in use than before.
 func (u usage) moreThan(before usage) bool {
 	return u.services < before.services || u.records < before.records || u.slots < before.slots ||
 		u.entries < before.entries || u.sources < before.sources
 }
 
-// servesOutside reports whether the maps have what clients from outside use of a
-// service: of each port of a family that has node ports or load-balancer IPs, at
-// least one.
+// servesOutside reports whether clients from outside reach a service by one family: of each of its
+// ports that has node ports or load-balancer IPs, at least one such frontend is in the maps.
 func (r *reconciler) servesOutside(plans []portPlan, family Family) bool {
 	for _, plan := range plans {
 		if plan.key.family != family {

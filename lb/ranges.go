@@ -9,9 +9,8 @@ import (
 	"shunt/maps"
 )
 
-// placeRanges makes sure that there are slots with the sets that these frontends use.
-// With map slots full, what can't be placed is empty, and the error says so: see
-// placeRange.
+// placeRanges returns slot ranges with the sets that these frontends use, and writes them where
+// needed. With map slots full, a range may be empty or incomplete, and err says so: see placeRange.
 func (r *reconciler) placeRanges(p *port, want portPlan, mine []frontendPlan) (inCluster, inLocal maps.SlotRange, err error) {
 	var cluster, local bool
 	for _, f := range mine {
@@ -35,7 +34,8 @@ func (r *reconciler) placeRanges(p *port, want portPlan, mine []frontendPlan) (i
 	return
 }
 
-// ids returns the record ids of a set, which addBackends has made sure of.
+// ids returns the ids of the backends in a set. A backend for which addBackends had no room is left
+// out.
 func (r *reconciler) ids(p *port, want portPlan, flag uint8) []uint32 {
 	var ids []uint32
 	for _, b := range want.backends {
@@ -49,13 +49,12 @@ func (r *reconciler) ids(p *port, want portPlan, flag uint8) []uint32 {
 	return ids
 }
 
-// placeRange returns a range with these ids: one that is there, or a fresh one. Where
-// map slots has no room for that, the port's own range of the set is written over: a
-// client is led to an old endpoint of the service or to a new one at any moment of it.
-// (Else no range is written that an entry names.) Where that is too small, it keeps
-// what of it is still in the set, or is given up if its room is needed for the new
-// one, and the error says that this has to be tried again. taken is in use for the
-// other set.
+// placeRange returns a slot range with these ids: an existing one, or a new one. No range is
+// written while an entry names it, with one exception: where map slots has no room for a new range,
+// the port's own range of the set is overwritten. During that, a program selects an old endpoint of
+// the service or a new one. Where the own range is too small, it keeps those of its ids that are
+// still in the set; or it is given up if the new range needs its room. The error then says that
+// this has to be tried again. taken is the range of the other set.
 func (r *reconciler) placeRange(p *port, ids []uint32, local bool, taken maps.SlotRange) (maps.SlotRange, error) {
 	if len(ids) == 0 {
 		return maps.SlotRange{}, nil
@@ -81,7 +80,7 @@ func (r *reconciler) placeRange(p *port, ids []uint32, local bool, taken maps.Sl
 	full := fmt.Errorf("service %s: find %d slots in a row: %w",
 		p.key.service, len(ids), r.tables.Sizes().NewFullError(maps.NameSlots))
 	if r.slots.size-r.slots.used < need.size() {
-		return maps.SlotRange{}, full // it takes the room of what the port has
+		return maps.SlotRange{}, full // the new range needs the room of the old one
 	}
 	if err := r.compact(need, taken); err != nil {
 		return maps.SlotRange{}, err
@@ -100,7 +99,7 @@ func (r *reconciler) placeRange(p *port, ids []uint32, local bool, taken maps.Sl
 	return s, err
 }
 
-// overwrite writes other ids of the same service into a range that is in use.
+// overwrite writes other ids of the same service into a slot range that is in use.
 func (r *reconciler) overwrite(p *port, own *slotRange, ids []uint32) (maps.SlotRange, error) {
 	if !slices.Equal(own.ids, ids) {
 		if err := r.tables.WriteSlots(own.base, ids); err != nil {
@@ -112,8 +111,8 @@ func (r *reconciler) overwrite(p *port, own *slotRange, ids []uint32) (maps.Slot
 	return maps.SlotRange{Base: own.base, Count: uint32(len(ids))}, nil
 }
 
-// rangeFor returns the range that the port's frontends use for one of the sets and not
-// for the other, nil where there is none.
+// rangeFor returns the slot range that the port's frontends use for one set only; nil where there
+// is none.
 func (p *port) rangeFor(local bool, taken maps.SlotRange) *slotRange {
 	for i := range p.ranges {
 		rg := &p.ranges[i]
@@ -136,8 +135,8 @@ func (p *port) rangeFor(local bool, taken maps.SlotRange) *slotRange {
 	return nil
 }
 
-// freeRanges frees the ranges that no frontend names, and the spare part of those that
-// were overwritten with fewer ids.
+// freeRanges frees the slot ranges that no frontend names, and the unused part of those that were
+// overwritten with fewer ids.
 func (r *reconciler) freeRanges(p *port) {
 	kept := p.ranges[:0]
 	for _, rg := range p.ranges {
@@ -154,7 +153,7 @@ func (r *reconciler) freeRanges(p *port) {
 	p.ranges = kept
 }
 
-// longest returns how many slots of a range the port's frontends name at most.
+// longest returns the largest count of slots of a range that the port's frontends name.
 func (p *port) longest(rg slotRange) int {
 	n := uint32(0)
 	for _, f := range p.frontends {

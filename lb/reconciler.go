@@ -14,8 +14,8 @@ import (
 	"shunt/maps"
 )
 
-// reconciler brings the maps from what they hold to what a plan wants, a service
-// at a time. It belongs to the loop's goroutine.
+// reconciler writes the difference between what a plan wants and what the maps hold, one service at
+// a time. Only the loop's goroutine uses it.
 type reconciler struct {
 	tables maps.Tables
 	log    *zap.Logger
@@ -23,29 +23,30 @@ type reconciler struct {
 
 	ports  map[ServiceName][]*port
 	owners map[maps.FrontendKey]*port
-	// wishes are what the services ask for, claims who has which address.
+	// wishes are what the services ask for. claims decides which service gets which frontend.
 	wishes map[ServiceName]*wish
 	claims claims
 	ledger ledger
-	// outer has the services with a load-balancer or external IP, by address.
+	// outer has the services that have an address as a load-balancer or external IP.
 	outer map[netip.Addr][]ServiceName
-	// stripped are services of which another one has taken over a frontend, whose
-	// endpoints may have no use any more.
+	// stripped are services that lost a frontend entry to another service. They are reconciled
+	// again: their endpoints may be unused now.
 	stripped []ServiceName
-	// keeping are services with a frontend that another one has won and not taken over
-	// yet.
+	// keeping are services that still have the entry of a frontend which another service has won
+	// but not overwritten yet.
 	keeping map[ServiceName]bool
-	// tired: the service under way has waited for another one to take over a frontend.
+	// tired: the service under way has already waited once for another service to overwrite an
+	// entry. Now it deletes such entries.
 	tired    bool
 	services *idPool
 	records  *idPool
 	slots    *slotPool
-	// entries counts those of map services: frontends but for cluster IPs as a
-	// whole, which are flags of their addresses.
+	// entries counts the entries of map services. Cluster IPs as a whole (port 0) are not among
+	// them: they are flags of an address in map addrs.
 	entries int
-	// sources counts entries of map sources but for service CIDRs.
+	// sources counts the source ranges in map sources, without service CIDRs and exceptions.
 	sources int
-	// orphans are frontends of an adopted map that no service is known to own yet.
+	// orphans are frontends of adopted maps that are not yet known to belong to a service port.
 	orphans map[maps.FrontendKey]maps.Service
 	left    leftovers
 	// nodeAddrs are the addresses of the node in map addrs, with their flags.
@@ -54,31 +55,33 @@ type reconciler struct {
 	cidrs    []netip.Prefix
 	excepted exceptions
 	noLocal  map[NoLocalKey]int
-	// listed is what the slices of the service under way list; keptListed: a record stays because
-	// of that. listedUntil are the services with such records (listed.go).
+	// listed is what the slices of the service under way list. keptListed: a backend stays because
+	// of that. listedUntil has the services with such backends, and until when they stay
+	// (listed.go).
 	listed      servingByName
 	keptListed  bool
 	listedUntil map[ServiceName]time.Time
-	// problems are what of the services is not served.
+	// problems holds what the services ask for and do not get.
 	problems *problemTable
 
 	writes maps.Writes
-	// stale: a change left sockets behind that speak to nobody.
+	// stale says which sockets the reconcile may have left with a peer that no longer serves them.
 	stale Stale
 }
 
-// Stale says which sockets a change may have left behind.
+// Stale says which sockets a change may have left with a peer that no longer serves them.
 type Stale struct {
-	// TCPBackends were freed: sockets connected to them speak to nobody that serves.
+	// TCPBackends: backends of TCP were freed. Sockets may still be connected to them.
 	TCPBackends bool
-	// UDPFlows: the same for UDP, or an address leads elsewhere or nowhere now.
+	// UDPFlows: backends of UDP were freed, or a UDP frontend was deleted or moved to another
+	// service port, or an address of the node no longer takes node ports.
 	UDPFlows bool
-	// UDPFrontends are new: a socket that was connected to one before speaks to
-	// an address that nobody has.
+	// UDPFrontends: frontends of UDP are new. A socket that connected to such an address earlier is
+	// not translated.
 	UDPFrontends bool
 }
 
-// Any says whether there is anything to look for.
+// Any reports whether there may be stale sockets.
 func (s Stale) Any() bool { return s.TCPBackends || s.UDPFlows || s.UDPFrontends }
 
 func newReconciler(tables maps.Tables, log *zap.Logger, now func() time.Time) *reconciler {
@@ -92,7 +95,7 @@ func newReconciler(tables maps.Tables, log *zap.Logger, now func() time.Time) *r
 		ledger:  ledger{short: map[ServiceName]bool{}, share: share(sizes)},
 		outer:   map[netip.Addr][]ServiceName{},
 		keeping: map[ServiceName]bool{},
-		// Map names bounds how many are in use; others rest meanwhile.
+		// Twice as many ids as map names holds: returned ids rest before they are used again.
 		services:  newIDPool(2 * sizes.Services),
 		records:   newIDPool(sizes.Backends - 1),
 		slots:     newSlotPool(sizes.Slots),
@@ -106,12 +109,12 @@ func newReconciler(tables maps.Tables, log *zap.Logger, now func() time.Time) *r
 	}
 }
 
-// reconcile makes the maps hold these plans for a service and nothing else of
-// it, but for records that its slices bear on (listed.go). After an error what is in the maps works, and the call can be repeated.
+// reconcile makes the maps hold these plans of a service and nothing else of it, except backends
+// that its slices list under another port name (listed.go). After an error the maps are consistent,
+// and the call can be repeated.
 //
-// Over all ports of the service, what is new comes before what goes: an address
-// that moves from one port to another is overwritten in one step, and is never
-// without an entry in between.
+// Over all ports of the service, additions come before removals: an address that moves from one
+// port to another is overwritten in one update, and always has an entry.
 func (r *reconciler) reconcile(name ServiceName, plans []portPlan, all []*EndpointSlice) error {
 	r.beginListed(name, all)
 	defer r.endListed(name)
@@ -119,7 +122,7 @@ func (r *reconciler) reconcile(name ServiceName, plans []portPlan, all []*Endpoi
 	r.tired = r.keeping[name]
 	delete(r.keeping, name)
 	err := r.attempt(steps)
-	if err != nil && onlyFull(err) { // what went has made room
+	if err != nil && onlyFull(err) { // the removals have made room
 		err = r.attempt(steps)
 	}
 	var found []Problem
@@ -137,8 +140,9 @@ func (r *reconciler) reconcile(name ServiceName, plans []portPlan, all []*Endpoi
 	return err
 }
 
-// attempt goes all steps. A full map needs the room of what goes; after any other
-// failure that stays until the next attempt.
+// attempt does all steps once: first install for each port, then retire. When a map is full, retire
+// still runs, since it makes room. After any other error of install, that port retires nothing, and
+// neither does a port that has a frontend which a failed port is to get.
 func (r *reconciler) attempt(steps []portStep) error {
 	var waiting []frontendPlan
 	for _, s := range steps {
@@ -166,7 +170,7 @@ func (r *reconciler) attempt(steps []portStep) error {
 	return errors.Join(errs...)
 }
 
-// onlyFull says whether all that failed did so for want of room in a map.
+// onlyFull reports whether an error consists of *maps.FullError only: a map was full.
 func onlyFull(err error) bool {
 	if joined, ok := err.(interface{ Unwrap() []error }); ok {
 		return !slices.ContainsFunc(joined.Unwrap(), func(err error) bool { return !onlyFull(err) })
@@ -175,7 +179,7 @@ func onlyFull(err error) bool {
 	return errors.As(err, &full)
 }
 
-// portStep is one port of a service on its way to a plan.
+// portStep is a port of a service, the plan for it, and the result.
 type portStep struct {
 	port   *port
 	want   portPlan
@@ -183,7 +187,7 @@ type portStep struct {
 	err    error
 }
 
-// takeStripped returns the services of which others took over frontends, each once.
+// takeStripped returns the services in stripped, each once, and clears the list.
 func (r *reconciler) takeStripped() []ServiceName {
 	names := r.stripped
 	r.stripped = nil
@@ -191,9 +195,9 @@ func (r *reconciler) takeStripped() []ServiceName {
 	return slices.Compact(names)
 }
 
-// install adds what a plan has that a port has not: first what an entry leads
-// to, then the entry, so that every look-up is right. Where a map is full it does
-// what can be done, so that retire can make room, and gives the error.
+// install adds what the plan has and the port has not. It writes what an entry refers to before the
+// entry, so that every lookup finds complete data. Where a map is full it does the rest, so that
+// retire can make room, and returns the error.
 func (r *reconciler) install(p *port, want portPlan, remove bool) error {
 	if err := r.rename(p, want); err != nil {
 		return err
@@ -234,14 +238,14 @@ func (r *reconciler) install(p *port, want portPlan, remove bool) error {
 	return errors.Join(full...)
 }
 
-// retire removes what the port has that its plan has not: the entry before what
-// it leads to.
+// retire removes what the port has and its plan has not: the entry before what it refers to. full:
+// install failed for want of room.
 func (r *reconciler) retire(p *port, want portPlan, remove, full bool) error {
 	keeps, err := r.deleteFrontends(p, want)
 	if err != nil {
 		return err
 	}
-	// What another service is about to take over stays as it is.
+	// An entry that another service will overwrite keeps its source ranges until then.
 	if !keeps {
 		if err := r.deleteSources(p, want); err != nil {
 			return err
@@ -291,10 +295,10 @@ func (r *reconciler) forgetID(p *port) error {
 	return nil
 }
 
-// addBackends writes the records that are missing, and adds flags to the others;
-// flags that go, go in freeBackends.
+// addBackends writes the missing backends, and adds flags to the others. freeBackends removes
+// flags. full is the error for a full map; the backends that fit are written.
 func (r *reconciler) addBackends(p *port, want portPlan) (full error) {
-	if len(p.backends) == 0 { // room for these and no more: of backends there are most
+	if len(p.backends) == 0 { // exact capacity: backends take most of the memory
 		p.backends = make([]backend, 0, len(want.backends))
 	}
 	for _, w := range want.backends {
@@ -343,9 +347,9 @@ func (r *reconciler) setFlags(p *port, b *backend, flags uint8) error {
 	return nil
 }
 
-// freeBackends frees the records that are not wanted, and takes flags away from
-// the others. Both come after the frontends have changed: until then a client
-// may be sent there. careful: some frontends still lead where they led before.
+// freeBackends frees the backends that are not wanted, and removes flags from the others. It runs
+// after the frontends have changed: until then programs may select such a backend. careful: some
+// frontends may still use their old slot ranges, and backends in these stay.
 func (r *reconciler) freeBackends(p *port, want portPlan, remove, careful bool) error {
 	var named map[uint32]bool
 	if careful {

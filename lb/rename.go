@@ -8,11 +8,11 @@ import (
 	"shunt/maps"
 )
 
-// A service port may get another name while its addresses and endpoints stay, and two may swap
-// names. It keeps its id and its records, by which flows, connections and session affinity know
-// it: they go on.
+// A service port may get another name while its addresses and endpoints stay, and two ports may
+// swap names. The port keeps its id and its backends: flows, connections and session affinity refer
+// to them and continue.
 
-// steps pairs a service's ports with their plans; what has no plan, goes.
+// steps pairs a service's ports with their plans. A port without a plan is removed.
 func (r *reconciler) steps(name ServiceName, plans []portPlan) []portStep {
 	paired, goes := r.pair(r.ports[name], plans)
 	steps := make([]portStep, 0, len(goes)+len(plans))
@@ -30,9 +30,9 @@ func (r *reconciler) steps(name ServiceName, plans []portPlan) []portStep {
 	return steps
 }
 
-// pair returns the port that each plan continues, nil for a new one, and those that no plan
-// continues: a port of the plan's name that has a frontend which the plan wants, else one of
-// another name that has, of the same protocol and family, else one of the plan's name.
+// pair returns the port that each plan continues, nil for a new one, and the ports that no plan
+// continues. A plan continues the port of its name that has a frontend it wants; else a port of
+// another name that has one, with the same protocol and family; else the port of its name.
 func (r *reconciler) pair(all []*port, plans []portPlan) (paired, goes []*port) {
 	paired = make([]*port, len(plans))
 	portOf := portsIn(all)
@@ -65,8 +65,8 @@ func (r *reconciler) pair(all []*port, plans []portPlan) (paired, goes []*port) 
 	return paired, goes
 }
 
-// continued returns a port of a service that has a frontend which a plan wants, and which no
-// plan continues yet, nil where there is none.
+// continued returns a port of the service that has a frontend which a plan wants and that no plan
+// continues yet; nil where there is none.
 func (r *reconciler) continued(all []*port, want *portPlan) *port {
 	for _, f := range want.frontends {
 		p := r.owners[f.key]
@@ -83,14 +83,14 @@ func (r *reconciler) continued(all []*port, want *portPlan) *port {
 	return nil
 }
 
-// leadsTo says whether the maps have a frontend of the port, which may not be known to be
-// its own after a start.
+// leadsTo reports whether the maps have a frontend of the port, be it only as an orphan after a
+// start.
 func (r *reconciler) leadsTo(p *port, k maps.FrontendKey) bool {
 	v, adopted := r.orphans[k]
 	return p.frontend(k) >= 0 || adopted && v.Id == p.id
 }
 
-// rename gives a port the name of its plan.
+// rename changes the name of a port to that of its plan.
 func (r *reconciler) rename(p *port, want portPlan) error {
 	if p.key == want.key {
 		return nil

@@ -12,9 +12,9 @@ import (
 	shuntmaps "shunt/maps"
 )
 
-// begin takes what is to be done. Status counts every change, at each moment, as
-// queued, as being worked on or as failed; it gets numbers, since the reconcile goes
-// on to write to what it took.
+// begin takes the changes, and the failures that are due. Status counts every change at each
+// moment: as queued, in work, or failed. It keeps numbers, since the reconcile goes on to modify
+// what it took.
 func (l *Loop) begin(until time.Time, retries int) changes {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -25,7 +25,7 @@ func (l *Loop) begin(until time.Time, retries int) changes {
 	return todo
 }
 
-// end notes what a reconcile came to and tells those who want to know.
+// end publishes the result of a reconcile and makes the calls of LoopOptions.
 func (l *Loop) end(report Report, node *Node) {
 	report.Ended = l.o.Now()
 	report.Writes, l.r.writes = l.r.writes, shuntmaps.Writes{}
@@ -56,10 +56,10 @@ func (l *Loop) note(report Report, node *Node) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.status.Synced || l.o.OnSynced == nil {
-		l.working = time.Time{} // what failed was tried
-	} // else the first changes are not in effect before onSynced
+		l.working = time.Time{} // failed changes were tried, too
+	} // else the first changes take effect only in onSynced
 	l.workingOn = l.failed.count
-	l.status.Synced = l.status.Synced || l.o.OnSynced == nil // else see onSynced
+	l.status.Synced = l.status.Synced || l.o.OnSynced == nil // else onSynced sets it
 	l.status.Err = errors.Join(l.failed.err(), l.r.shortErr())
 	l.status.Node = node
 	l.status.NoLocalEndpoints = maps.Clone(l.r.noLocal)
@@ -73,7 +73,7 @@ func (l *Loop) note(report Report, node *Node) {
 	}
 }
 
-// Status is a snapshot; safe from any goroutine.
+// Status returns a snapshot. It is safe to call from any goroutine.
 func (l *Loop) Status() Status {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -95,7 +95,7 @@ func (l *Loop) Status() Status {
 	return s
 }
 
-// fill gives how full the maps are that the loop fills.
+// fill returns how full the maps are that the loop writes and whose size is a flag.
 func (l *Loop) fill() []shuntmaps.Fill {
 	sizes := l.o.Tables.Sizes()
 	return []shuntmaps.Fill{
@@ -107,14 +107,14 @@ func (l *Loop) fill() []shuntmaps.Fill {
 	}
 }
 
-// healthChecks keeps what healthCheckNodePort servers must say.
+// healthChecks holds what the healthCheckNodePort servers answer.
 type healthChecks struct {
 	byService map[ServiceName][]HealthCheck
-	// missing are services that clients can't reach on this node by a family, whatever
-	// endpoints there are.
+	// missing are services that clients from outside may not reach on this node by a family. They
+	// report no local endpoints.
 	missing map[servedBy]bool
 	changed bool
-	// ports counts changes of their ports.
+	// ports counts changes of the set of healthCheckNodePorts.
 	ports int
 }
 
@@ -147,13 +147,13 @@ func (h *healthChecks) update(name ServiceName, svc *Service, sls []*EndpointSli
 	h.byService[name] = now
 }
 
-// servedBy names a service as clients of one family reach it.
+// servedBy is a service in one family.
 type servedBy struct {
 	service ServiceName
 	family  Family
 }
 
-// programmed notes whether clients from outside reach a service on this node.
+// programmed records whether clients from outside reach a service on this node.
 func (h *healthChecks) programmed(name servedBy, ok bool) {
 	if h.missing[name] == !ok {
 		return
@@ -169,7 +169,7 @@ func (h *healthChecks) programmed(name servedBy, ok bool) {
 	h.missing[name] = true
 }
 
-// take returns all checks, sorted by service and family, if any changed since it was asked.
+// take returns all checks, sorted by service and family; false if none changed since its last call.
 func (h *healthChecks) take() ([]HealthCheck, bool) {
 	if !h.changed {
 		return nil, false

@@ -2,11 +2,11 @@
 
 package lb
 
-// Addresses and ports that no Service may take from this daemon, whoever asks: those
-// where it reaches the API server, and those where it listens itself. A tenant who names
-// them in externalIPs would cut the daemon off from what it is to do, or answer probes in
-// its place. Cluster IPs are not among them, but for the addresses of probes: the API server
-// allocates those, and the daemon may well use one of them.
+// Addresses and ports that no Service may take from this daemon: those where it reaches the API
+// server, and those where it listens itself. A tenant who names them in externalIPs would cut the
+// daemon off from the API server, or answer its probes. Cluster IPs are exempt, except from the
+// addresses of hook checks: the API server allocates cluster IPs, and the daemon may well use one
+// to reach it.
 
 import (
 	"fmt"
@@ -16,41 +16,41 @@ import (
 	"shunt/maps"
 )
 
-// Reserved says what is kept from Services. It is immutable once it has been given to a
-// Store.
+// Reserved is what no Service may have. It is immutable after it was passed to a Store.
 type Reserved struct {
 	// API are the addresses of the API server that the daemon uses.
 	API []netip.AddrPort
-	// Listens are addresses where the daemon listens; an unspecified one stands for all
-	// of the node's. Those of healthCheckNodePorts are known without.
+	// Listens are the addresses where the daemon listens. An unspecified address stands for all
+	// addresses of the node. healthCheckNodePorts need not be listed.
 	Listens []netip.AddrPort
-	// Probes are addresses at which the daemon asks whether its hooks act. No Service has one,
-	// at any port and in any rank, and no sync changes them.
+	// Probes are the addresses of hook checks (maps.ProbeAddrs). No Service may have one, at any
+	// port and in any rank, and no reconcile changes their entries.
 	Probes []netip.Addr
-	// NoExternalIPs: no spec.externalIPs are served at all.
+	// NoExternalIPs: spec.externalIPs are not served.
 	NoExternalIPs bool
 }
 
-// reservations is what is reserved on this node, at TCP ports.
+// reservations is what is reserved on this node. Entries of byPort are TCP ports.
 type reservations struct {
 	noExternalIPs bool
 	probes        []netip.Addr
 	byPort        map[uint16][]reservation
-	// node has the addresses of the node, takes those of them that take node ports.
+	// node has the addresses of the node. takes has those of them that take node ports.
 	node  []netip.Addr
 	takes map[netip.Addr]uint32
-	// of is what it was made of.
+	// of is the state that it was made from.
 	of reservedFrom
 }
 
-// reservation is one address that is reserved at a port; the unspecified address stands
-// for all of the node's.
+// reservation is an address that is reserved at a port. The unspecified address stands for all
+// addresses of the node.
 type reservation struct {
 	addr netip.Addr
 	why  string
 }
 
-// reservedFrom tells one state of what reservations are made of from another.
+// reservedFrom identifies a state of the inputs of reservations: checks and addrs are counters of
+// their changes.
 type reservedFrom struct {
 	reserved      *Reserved
 	checks, addrs int
@@ -76,7 +76,7 @@ func newReservations(of reservedFrom, node []netip.Addr, takes map[netip.Addr]ui
 	return r
 }
 
-// refuses says why a service can't have an address and port, "" where it can.
+// refuses returns why a service may not have a frontend, "" where it may.
 func (r *reservations) refuses(kind maps.FrontendKind, k maps.FrontendKey) string {
 	switch {
 	case r == nil:
@@ -100,12 +100,12 @@ func (r *reservations) refuses(kind maps.FrontendKind, k maps.FrontendKey) strin
 	return ""
 }
 
-// meets reports whether a frontend's address is a reserved one.
+// meets reports whether a frontend includes a reserved address.
 func (r *reservations) meets(reserved netip.Addr, kind maps.FrontendKind, a netip.Addr) bool {
 	switch {
 	case kind == maps.NodePort && reserved.IsUnspecified():
 		return true
-	case kind == maps.NodePort: // at all addresses that take node ports
+	case kind == maps.NodePort: // a node port includes all addresses that take node ports
 		_, takes := r.takes[reserved]
 		return takes && FamilyOf(reserved) == FamilyOf(a)
 	case reserved.IsUnspecified():
@@ -114,8 +114,8 @@ func (r *reservations) meets(reserved netip.Addr, kind maps.FrontendKind, a neti
 	return reserved == a
 }
 
-// reserve works out anew what is reserved, and returns the services on which a change of
-// it bears.
+// reserve makes the reservations anew if their inputs have changed. It returns the services that
+// this may affect.
 func (l *Loop) reserve() map[ServiceName]bool {
 	old := l.reserved
 	of := reservedFrom{l.around.reserved, l.checks.ports, l.addrsVersion}
@@ -155,7 +155,7 @@ func touch(touched map[ServiceName]bool, names []ServiceName) {
 	}
 }
 
-// eachAddr calls do with every address at which something may be reserved.
+// eachAddr calls do with the addresses of the node, and with every reserved address.
 func (r *reservations) eachAddr(do func(netip.Addr)) {
 	if r == nil {
 		return

@@ -10,17 +10,17 @@ import (
 	"shunt/maps"
 )
 
-// Room in the maps. As long as all that the services ask for fits, nothing here is
-// done but to keep sums. When a map has no room for all, it is given by rank over all
-// services: cluster IPs first, then node ports, load-balancer IPs, external IPs; in a
-// rank to the older service first. What finds none is left out, and smaller things
-// after it may still fit. The outcome follows from the wishes alone.
+// Room in the maps. While everything that services ask for fits, only sums are kept. When a map is
+// too small, room is granted by rank over all services: cluster IPs first, then node ports,
+// load-balancer IPs, external IPs; within a rank the older service comes first. A frontend that
+// does not fit is left out, and smaller ones after it may still fit. The outcome follows from the
+// wishes alone.
 //
-// One service has a share of each map in that order. What it asks for beyond that comes
-// after all that others ask for within theirs: then thousands of endpoints of one service
+// Each service has a share of each map in that order. What it asks for beyond the share comes after
+// everything that other services ask for within theirs. So thousands of endpoints of one service
 // are served where there is room, and take no room from others where there is not.
 
-// resource is something that the maps have a fixed number of.
+// resource is something of which the maps have a fixed number.
 type resource uint8
 
 const (
@@ -29,17 +29,17 @@ const (
 	ofRecords                 // map backends
 	ofSlots                   // map slots, in blocks
 	ofSources                 // map sources
-	ofAddrs                   // map addrs, but for what is kept for the node's own
+	ofAddrs                   // map addrs, without the room kept for the node's addresses
 	resources = iota
 )
 
 // room is an amount of each resource.
 type room [resources]int32
 
-// shareOf is the part of each map that one service has before others: one in so many.
+// shareOf: the share of one service is one shareOf-th of each map.
 const shareOf = 16
 
-// share returns what one service may take before others have had theirs.
+// share returns what one service may take before others.
 func share(s maps.Sizes) room {
 	limit := limitOf(s, 0)
 	for i := range limit {
@@ -60,7 +60,7 @@ func (a *room) sub(b room) {
 	}
 }
 
-// beyond returns the first resource of which there is more than in the limit.
+// beyond returns the first resource that exceeds the limit.
 func (a room) beyond(limit room) (resource, bool) {
 	for i := range a {
 		if a[i] > limit[i] {
@@ -70,23 +70,23 @@ func (a room) beyond(limit room) (resource, bool) {
 	return 0, false
 }
 
-// limit returns what the maps have room for, beside the service CIDRs with the addresses
-// that are excepted from them, and what is kept for the node's own addresses.
+// limitOf returns the room for services in the maps. cidrs is how many entries of map sources are
+// kept for service CIDRs and exceptions from them.
 func limitOf(s maps.Sizes, cidrs int) room {
 	return room{ofEntries: int32(s.Services), ofNames: int32(s.Services), ofRecords: int32(s.Backends) - 1,
 		ofSlots: int32(s.Slots), ofSources: max(int32(s.Sources)-int32(cidrs), 0), ofAddrs: int32(s.Services)}
 }
 
-// fullError is the error for a resource that has run out.
+// fullError returns the error for a resource that has run out.
 func (i resource) fullError(s maps.Sizes) *maps.FullError {
 	return s.NewFullError([resources]string{maps.NameServices, maps.NameNames, maps.NameBackends, maps.NameSlots,
 		maps.NameSources, maps.NameAddrs}[i])
 }
 
-// portNeed is what a service port takes whatever frontends it has.
+// portNeed is what a service port needs, whichever frontends it has.
 type portNeed struct {
 	records, sources int32
-	// cluster and local are the slots of the two sets; oneSet: they are the same.
+	// cluster and local are the slots of the two sets. oneSet: both sets are equal.
 	cluster, local int32
 	oneSet         bool
 }
@@ -95,7 +95,7 @@ func needOf(plan *portPlan) portNeed {
 	n := portNeed{sources: int32(len(plan.sources)), oneSet: true}
 	for _, b := range plan.backends {
 		if b.flags&maps.Unready != 0 {
-			continue // keeps its record only while nothing needs the room
+			continue // keeps its backend only while the room is not needed
 		}
 		n.records++
 		inCluster, inLocal := b.flags&maps.ClusterSet != 0, b.flags&maps.LocalSet != 0
@@ -117,21 +117,21 @@ func needOf(plan *portPlan) portNeed {
 	return n
 }
 
-// portHas says what of a port's need is counted already.
+// portHas says which parts of a port's need are already counted.
 type portHas struct{ base, cluster, local, sources bool }
 
-// more returns what a frontend takes beside what its port has.
+// more returns what a frontend needs beyond what is counted for its port.
 func (p *portWish) more(f *frontendWish, has portHas) (room, portHas) {
 	var r room
 	if p.of.notServed {
-		return r, has // it is a claim, and no entry
+		return r, has // only a claim, without an entry
 	}
 	if f.key.Port == 0 {
 		r[ofAddrs] = 1
 		return r, has
 	}
 	r[ofEntries] = 1
-	if rankOf(f.kind) >= rankLoadBalancerIP { // cluster IPs as a whole count for theirs
+	if rankOf(f.kind) >= rankLoadBalancerIP { // those of cluster IPs are counted with port 0
 		r[ofAddrs] = 1
 	}
 	if !has.base {
@@ -154,12 +154,12 @@ func (p *portWish) more(f *frontendWish, has portHas) (room, portHas) {
 	return r, has
 }
 
-// sum returns the room of all that a service has won, up to each level, and notes the
-// level of each frontend.
+// sum returns the room that a service's won frontends need, up to each level, and sets the level of
+// each frontend.
 func (w *wish) sum(share room) (total [levels]room) {
 	for _, p := range w.ports {
 		var has portHas
-		for i := range p.frontends { // which are sorted by rank
+		for i := range p.frontends { // sorted by rank
 			f := &p.frontends[i]
 			if f.level = uint8(rankOf(f.kind)); f.won {
 				var more room
@@ -204,24 +204,24 @@ func (w *wish) sumBeyond(share room) (total [levels]room) {
 	return total
 }
 
-// ledger is the sum of what all services have won, and which of it finds no room.
+// ledger sums what all services have won, and knows which services lack room.
 type ledger struct {
 	total [levels]room
 	limit room
-	// share is what one service may take of it before others.
+	// share is what one service may take before others.
 	share room
-	// order has all wishes, in the order in which they are served; nil until room
-	// runs out for the first time.
+	// order has all wishes in the order in which they are served; nil until room is short for the
+	// first time.
 	order []*wish
-	// short are the services that have not room for all.
+	// short are the services that lack room for a frontend.
 	short map[ServiceName]bool
-	// err says which services are short, as far as that fits into a line.
+	// err is the result of shortErr, nil until it is needed.
 	err error
-	// changed: something was counted in or out since room was last given.
+	// changed: a wish or the limit has changed since room was last granted.
 	changed bool
 }
 
-// enter and leave count a wish in and out.
+// enter adds a wish to the sums, and leave subtracts it.
 func (l *ledger) enter(w *wish) {
 	l.changed = true
 	for r := range l.total {
@@ -244,10 +244,10 @@ func (l *ledger) leave(w *wish) {
 	delete(l.short, w.name)
 }
 
-// update counts again what a service takes.
+// update counts a wish again.
 func (l *ledger) update(w *wish) {
 	w.uncounted = false
-	l.changed = true // also where the sum is what it was: other things may fit
+	l.changed = true // also if the sum is the same: other frontends may fit
 	if total := w.sum(l.share); total != w.total {
 		for r := range l.total {
 			l.total[r].sub(w.total[r])
@@ -257,10 +257,10 @@ func (l *ledger) update(w *wish) {
 	}
 }
 
-// give grants room to all wishes. It returns the names of services that lost some, and of those
-// that only got some.
+// give grants room to all wishes. It returns the services that lost frontends, and those that only
+// got some.
 func (l *ledger) give(wishes map[ServiceName]*wish) (lost, got []ServiceName) {
-	first := uint8(0) // the level of which not all fits
+	first := uint8(0) // the first level that does not fit as a whole
 	for ; first < levels; first++ {
 		if _, over := l.total[first].beyond(l.limit); over {
 			break
@@ -281,7 +281,7 @@ func (l *ledger) give(wishes map[ServiceName]*wish) (lost, got []ServiceName) {
 	if first > 0 {
 		used = l.total[first-1]
 	}
-	var scan []*wish // that have something of these levels, or had not all of the others
+	var scan []*wish // wishes with frontends of these levels, or that lacked room
 	for _, w := range l.order {
 		if l.short[w.name] || first < levels && (first == 0 || w.total[levels-1] != w.total[first-1]) {
 			scan = append(scan, w)
@@ -308,7 +308,8 @@ func (l *ledger) give(wishes map[ServiceName]*wish) (lost, got []ServiceName) {
 	return lost, got
 }
 
-// shortErr says which services lack room, in full of the first ones only.
+// shortErr returns an error that names services which lack room: the first ones by name, and how
+// many more.
 func (r *reconciler) shortErr() error {
 	if len(r.ledger.short) == 0 {
 		return nil
@@ -316,7 +317,7 @@ func (r *reconciler) shortErr() error {
 	if r.ledger.err != nil {
 		return r.ledger.err
 	}
-	var names []ServiceName // the first of them, sorted: there may be thousands
+	var names []ServiceName // the first by name: there may be thousands
 	for name := range r.ledger.short {
 		at, _ := slices.BinarySearchFunc(names, name, ServiceName.compare)
 		if at < mostErrors {
@@ -341,7 +342,7 @@ func (r *reconciler) shortErr() error {
 	return r.ledger.err
 }
 
-// begin grants a wish all of the levels before the first of which not all fits.
+// begin grants a wish all levels below first, which fit as a whole.
 func (w *wish) begin(first uint8) {
 	for _, p := range w.ports {
 		p.has = portHas{}
@@ -355,7 +356,7 @@ func (w *wish) begin(first uint8) {
 	}
 }
 
-// give grants what a wish has won of a level, as far as there is room.
+// give grants a wish's won frontends of a level, as far as there is room.
 func (w *wish) give(level uint8, used *room, limit room) {
 	for _, p := range w.ports {
 		for i := range p.frontends {
@@ -375,14 +376,14 @@ func (w *wish) give(level uint8, used *room, limit room) {
 	}
 }
 
-// finish reports whether a wish lost frontends or got some, and whether it lacks room
-// for some.
+// finish reports whether a wish lost frontends, whether it got some, and whether it lacks room for
+// some.
 func (w *wish) finish() (loses, gets, short bool) {
 	for _, p := range w.ports {
 		for i := range p.frontends {
 			f := &p.frontends[i]
 			if !f.won {
-				f.fits = true // to be asked again when it wins
+				f.fits = true // tried again when it wins
 			}
 			loses = loses || f.won && f.fitted && !f.fits
 			gets = gets || f.won && f.fits && !f.fitted

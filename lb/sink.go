@@ -4,9 +4,8 @@ package lb
 
 import "net/netip"
 
-// Sink takes objects from a watcher. Every method returns at once, may be
-// called from any goroutine, and a repeated call with an equal object changes
-// nothing. Store is the one that reconciles; tests have their own.
+// Sink takes objects from a watcher. No method blocks; each may be called from any goroutine, and a
+// repeated call with an equal object changes nothing. Store implements it; tests have their own.
 type Sink interface {
 	// SetService adds or replaces the service of that name.
 	SetService(*Service)
@@ -15,14 +14,12 @@ type Sink interface {
 	// one service to another leaves the first.
 	SetSlice(*EndpointSlice)
 	DeleteSlice(SliceName)
-	// SetNode replaces what is known of this node; nil: it was not seen yet, or
-	// is gone.
+	// SetNode replaces the Node of this node; nil: it was not seen yet, or it was deleted.
 	SetNode(*Node)
-	// SetServiceCIDRs replaces what is known of the ranges that cluster IPs come
-	// from; none: there are none. Not called: nobody knows, and those that the maps
-	// have, stay.
+	// SetServiceCIDRs replaces the service CIDRs; an empty list: there are none. Until it is
+	// called, those in adopted maps stay.
 	SetServiceCIDRs([]netip.Prefix)
-	// SetSynced says that all services and slices there are have been set once.
-	// Nothing is programmed before.
+	// SetSynced reports that every existing service and slice was set once. Nothing is programmed
+	// before.
 	SetSynced()
 }

@@ -5,17 +5,16 @@ package lb
 // loadBalancerSourceRanges: which clients from outside may use the load-balancer
 // IPs of a service.
 //
-//   - They bind load-balancer IPs only, not node ports and external IPs.
-//   - They are filtered by family. A family of which there are none is open, as
-//     with kube-proxy; what was invalid and would have opened one, the converter
-//     has seen to.
-//   - A load balancer's IP may be an address of the node itself, which then speaks
-//     to it from that very address: where a range contains an address of the node,
-//     the service's load-balancer IPs are allowed sources as well.
+//   - They restrict load-balancer IPs only, not node ports and external IPs.
+//   - They are filtered by family. A family without ranges is open, as with
+//     kube-proxy. The converter handles invalid ranges, so that they open no family.
+//   - A load-balancer IP may be an address of the node itself, which then connects
+//     to the IP from that same address: where a range contains an address of the node,
+//     the service's load-balancer IPs are allowed clients as well.
 //
-// In the maps they are entries of `sources`, by service id, and a flag of the
-// frontends. Entries come before the first frontend that has the flag, and go
-// after the last.
+// In the maps they are entries of map sources, by service id, and a flag of the
+// frontends. The entries are written before the first frontend gets the flag, and
+// deleted after the last one has lost it.
 
 import (
 	"errors"
@@ -34,8 +33,8 @@ func hasRanges(svc *Service, f Family) bool {
 	return slices.ContainsFunc(svc.SourceRanges, func(p netip.Prefix) bool { return FamilyOf(p.Addr()) == f })
 }
 
-// planSources gives the ranges of clients of a family, sorted; none where no
-// frontend of the plan asks for them.
+// planSources returns the source ranges of a family, sorted; none where no frontend of the plan
+// uses them.
 func planSources(svc *Service, frontends []frontendPlan, family Family, at place) []netip.Prefix {
 	if !slices.ContainsFunc(frontends, func(f frontendPlan) bool { return f.ranged }) {
 		return nil
@@ -55,9 +54,8 @@ func planSources(svc *Service, frontends []frontendPlan, family Family, at place
 	return slices.Compact(ranges)
 }
 
-// bind tells who wants to know that load-balancer IPs are about to be bound by source ranges.
-// The function that it returns is to be called when the maps are as wanted, and tells that
-// others are no more.
+// bind calls OnSourceRanges with the load-balancer IPs that are restricted now or will be. The
+// caller calls unbind after the maps are written: that leaves only those that are restricted now.
 func (l *Loop) bind() (unbind func()) {
 	if l.o.OnSourceRanges == nil || l.isSynced && !l.rangedChanged {
 		return func() {}
@@ -95,15 +93,14 @@ func (l *Loop) boundAddrs() []netip.Addr {
 	return addrs
 }
 
-// outsideAddrs gives the addresses of the node that others can have for its.
+// outsideAddrs returns the node's addresses without loopback.
 func outsideAddrs(addrs []netip.Addr) []netip.Addr {
 	return slices.DeleteFunc(slices.Clone(addrs), netip.Addr.IsLoopback)
 }
 
-// addSources adds the ranges that the port's plan wants and the map has not. Where
-// the map is full, a range that goes makes room for one that comes: for the moment
-// between the two, fewer clients may get in than should, never more. If there is no
-// room for all even so, noRoom says so, and some may have been added.
+// addSources adds the ranges that the port's plan wants and the map has not. Where the map is full,
+// it deletes an unwanted range for each new one: for a moment fewer clients are allowed than should
+// be, never more. noRoom is the error if there is no room even so; some ranges may have been added.
 func (r *reconciler) addSources(p *port, want portPlan) (noRoom, err error) {
 	for _, s := range want.sources {
 		if _, there := slices.BinarySearchFunc(p.sources, s, netip.Prefix.Compare); there {
@@ -135,15 +132,15 @@ func (r *reconciler) setSource(p *port, s netip.Prefix) error {
 	return nil
 }
 
-// replaceSource adds a range in place of one that the port's plan does not want, which
-// it puts back if that fails: without any range the service lets nobody in.
+// replaceSource adds a range in place of one that the port's plan does not want. If that fails it
+// restores the old one: with the flag set and no range, no client is allowed.
 func (r *reconciler) replaceSource(p *port, want portPlan, s netip.Prefix) error {
 	i := slices.IndexFunc(p.sources, func(s netip.Prefix) bool {
 		_, wanted := slices.BinarySearchFunc(want.sources, s, netip.Prefix.Compare)
 		return !wanted
 	})
 	if i < 0 {
-		return r.setSource(p, s) // for the error
+		return r.setSource(p, s) // returns the error of the full map
 	}
 	old := p.sources[i]
 	if err := r.deleteSource(p, old); err != nil {
@@ -157,7 +154,7 @@ func (r *reconciler) replaceSource(p *port, want portPlan, s netip.Prefix) error
 	return err
 }
 
-// deleteSource removes a range from the map; the caller removes it from the port's list.
+// deleteSource deletes a range from the map. The caller removes it from the port's list.
 func (r *reconciler) deleteSource(p *port, s netip.Prefix) error {
 	if err := r.tables.DeleteSource(maps.NewSourceKey(p.id, s)); err != nil {
 		return fmt.Errorf("service %s: %w", p.key.service, err)
@@ -167,9 +164,9 @@ func (r *reconciler) deleteSource(p *port, s netip.Prefix) error {
 	return nil
 }
 
-// withoutSources is for a port whose ranges found no room: load-balancer IPs that
-// are programmed stay as restricted as they are, and others are not programmed,
-// rather than open to everybody.
+// withoutSources returns the frontends to program for a port whose ranges have no room. Programmed
+// load-balancer IPs stay as restricted as they are. Others are not programmed: they would be open
+// to all clients.
 func (r *reconciler) withoutSources(p *port, mine []frontendPlan) []frontendPlan {
 	kept := make([]frontendPlan, 0, len(mine))
 	for _, f := range mine {
@@ -183,7 +180,7 @@ func (r *reconciler) withoutSources(p *port, mine []frontendPlan) []frontendPlan
 	return kept
 }
 
-// deleteSources removes the ranges that the port's plan does not want.
+// deleteSources deletes the ranges that the port's plan does not want.
 func (r *reconciler) deleteSources(p *port, want portPlan) error {
 	kept := p.sources[:0]
 	var err error
@@ -201,8 +198,7 @@ func (r *reconciler) deleteSources(p *port, want portPlan) error {
 	return err
 }
 
-// adoptSources takes over the ranges of known service ids, and leaves the others
-// to prune.
+// adoptSources adopts the ranges of known service ids, and leaves the others to prune.
 func (r *reconciler) adoptSources(d *maps.Dump, byID map[uint32]*port) {
 	for k := range d.Sources {
 		r.sources++
@@ -218,8 +214,7 @@ func (r *reconciler) adoptSources(d *maps.Dump, byID map[uint32]*port) {
 	}
 }
 
-// pruneSources removes ranges that nobody has claimed, but for those of service ids
-// that are in use.
+// pruneSources deletes the leftover ranges of service ids that are not in use.
 func (r *reconciler) pruneSources(inUse map[uint32]bool) error {
 	var errs []error
 	r.left.sources = slices.DeleteFunc(r.left.sources, func(k maps.SourceKey) bool {

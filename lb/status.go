@@ -9,7 +9,7 @@ import (
 	"shunt/maps"
 )
 
-// Family is an IP family, by its version number.
+// Family is an IP family: its version number.
 type Family uint8
 
 // The two IP families.
@@ -18,7 +18,7 @@ const (
 	IPv6 Family = 6
 )
 
-// String gives the family as v1.IPFamily spells it.
+// String returns the family as v1.IPFamily spells it.
 func (f Family) String() string {
 	if f == IPv6 {
 		return "IPv6"
@@ -26,7 +26,7 @@ func (f Family) String() string {
 	return "IPv4"
 }
 
-// FamilyOf is the family of a valid, unmapped address.
+// FamilyOf returns the family of a valid, unmapped address.
 func FamilyOf(a netip.Addr) Family {
 	if a.Is4() {
 		return IPv4
@@ -38,80 +38,81 @@ func FamilyOf(a netip.Addr) Family {
 type Status struct {
 	// Synced: the first reconcile after SetSynced is done, and OnSynced has run.
 	Synced bool
-	// LastSync is when the maps last held everything that was known.
+	// LastSync is when a reconcile last ended with every known object programmed.
 	LastSync time.Time
-	// QueuedSince is when the oldest change was taken that was not tried yet; zero
-	// where there is none. One that was tried and failed does not count: it says
-	// nothing of the loop.
+	// QueuedSince is when the oldest change came in that was not tried yet; zero where there is
+	// none. A change that was tried and failed does not count: the loop is not late for it.
 	QueuedSince time.Time
-	// LastQueued is when the newest change was taken.
+	// LastQueued is when the newest change came in.
 	LastQueued time.Time
-	// Err is why something that is no Service's is not in the maps (the node's
-	// addresses, the service CIDRs), and what finds no room; nil where there is neither.
+	// Err is why something that is not of one Service is not in the maps (the node's addresses, the
+	// service CIDRs, leftovers of an earlier daemon), and which Services lack room; nil where there
+	// is neither.
 	Err error
-	// Failing counts the Services that could not be brought into the maps and are tried
-	// again; Problems says why.
+	// Failing counts the Services that cannot be programmed and are retried, or lack room; Problems
+	// says why.
 	Failing int
-	// The changes taken since start, and those of them not programmed yet.
+	// The changes that came in since start, and those of them that are not programmed yet.
 	ServiceChanges, EndpointChanges               uint64
 	ServiceChangesPending, EndpointChangesPending int
-	// NoLocalEndpoints counts the service ports (of one family) whose policy is
-	// Local and which have endpoints, but no usable one on this node.
+	// NoLocalEndpoints counts the service ports, of one family each, whose policy is Local and that
+	// have endpoints, but none to use on this node.
 	NoLocalEndpoints map[NoLocalKey]int
 	// NodePortAddrs are the addresses of this node that take node ports, sorted.
 	NodePortAddrs []netip.Addr
-	// Problems are what of the Services is not served as their objects ask.
+	// Problems is what Services ask for and do not get.
 	Problems Problems
-	// Fill says how full the maps are that the loop fills.
+	// Fill is how full the maps are whose size is a flag and that the loop writes.
 	Fill []maps.Fill
-	// Exceptions counts the addresses that are allocated to Services which the maps do not
-	// have: another proxy serves them, or they find no room. Of them ExceptionRoom can be told
-	// from those that no Service has; where there are more, no address is refused.
+	// Exceptions counts the addresses that are allocated to Services and not in the maps: another
+	// proxy serves them, or they have no room. ExceptionRoom is how many can be excepted from the
+	// service CIDRs. Where there are more, no address is refused as unallocated.
 	Exceptions, ExceptionRoom int
-	// Node is nil until this Node was seen.
+	// Node is nil until this Node was seen, and after it was deleted.
 	Node *Node
 }
 
-// NoLocalKey names a count of Status.NoLocalEndpoints.
+// NoLocalKey is the key of Status.NoLocalEndpoints.
 type NoLocalKey struct {
 	Family Family
-	// External: of externalTrafficPolicy, else of internalTrafficPolicy.
+	// External: externalTrafficPolicy is Local, otherwise internalTrafficPolicy.
 	External bool
 }
 
-// HealthCheck is what the healthCheckNodePort server of a service must say to those
-// who ask by one family. A service has one for each family of its cluster IPs.
+// HealthCheck is what the healthCheckNodePort server of a service answers to requests of one
+// family. A service has one for each family of its cluster IPs.
 type HealthCheck struct {
 	Service ServiceName
 	Family  Family
 	// Port is spec.healthCheckNodePort.
 	Port uint16
-	// LocalEndpoints counts ready endpoints of this node that the service's ports
-	// use; one that is listed under several service ports counts once. It is 0 where
-	// the service could not be brought into the maps.
+	// LocalEndpoints counts the addresses of ready endpoints on this node that the service's ports
+	// use. An address that serves several ports counts once. It is 0 where the service could not be
+	// programmed, or where the maps have no external frontend of one of its ports.
 	LocalEndpoints int
 }
 
-// Report is what one reconcile did.
+// Report is the result of one reconcile.
 type Report struct {
 	Started, Ended time.Time
-	// Full: every service was looked at (the first reconcile, or the node changed).
+	// Full: every service was looked at: the first reconcile, or this node's zone changed.
 	Full bool
-	// Services counts those that were looked at, Failed those that could not be
-	// programmed, and those for which the maps have not room for all.
+	// Services counts those that were looked at. Failed counts those that could not be programmed,
+	// and those for which the maps lack room.
 	Services, Failed int
-	// Writes by kind of map write.
+	// Writes counts the map writes by kind.
 	Writes maps.Writes
-	// Programmed holds LastChange of every slice that is now in the maps for the
-	// first time since it changed.
+	// Programmed has LastChange of every changed slice whose change this reconcile brought into the
+	// maps, at most maxTriggers for each service.
 	Programmed []time.Time
-	// Err is the first failures and the number of the others.
+	// Err joins the first errors and the number of the others.
 	Err error
 }
 
-// Observer hears from the reconcile goroutine; its methods must not block.
+// Observer is called on the loop's goroutine. Its methods must not block.
 type Observer interface {
 	Reconciled(Report)
-	// SetHealthChecks is called with all of them, sorted by service and family, when any changed.
+	// SetHealthChecks is called after any check changed, with all of them, sorted by service and
+	// family.
 	SetHealthChecks([]HealthCheck)
 }

@@ -11,27 +11,27 @@ import (
 	"time"
 )
 
-// Store holds what the watchers know and which services have changed since the
-// loop last took them. It is a Sink; all of it is safe for concurrent use.
+// Store holds the objects of the watchers, and which services changed since the loop last took the
+// changes. It is a Sink. All methods are safe for concurrent use.
 type Store struct {
 	now  func() time.Time
 	poke chan struct{}
 
 	mu       sync.Mutex
 	services map[ServiceName]*Service
-	// slices of a service are one or few: a list is a fraction of a map's size.
+	// slices has one or few per service: a list takes a fraction of the memory of a map.
 	slices map[ServiceName][]*EndpointSlice
-	// owner is the service that a slice is filed under.
+	// owner is the service under which a slice is stored.
 	owner map[SliceName]ServiceName
 	node  *Node
-	// known is what was last known of the Node: of one that is gone, or that has no
-	// addresses yet, those that it had are still the best to go by.
+	// known is the last Node that was seen. It stays when the Node is deleted, and keeps the
+	// earlier addresses when the Node has none.
 	known *Node
 	addrs []netip.Addr
-	// cidrs is nil until somebody knows.
+	// cidrs is nil until SetServiceCIDRs was called.
 	cidrs  []netip.Prefix
 	synced bool
-	// reserved is never changed, but replaced.
+	// reserved is replaced as a whole, never modified.
 	reserved *Reserved
 
 	dirty changes
@@ -45,29 +45,28 @@ var _ Sink = (*Store)(nil)
 // changes is what the loop has to look at.
 type changes struct {
 	services map[ServiceName]*change
-	// all: every service, since this node changed.
+	// all: every service, since this node's zone changed.
 	all bool
 	// addrs: the addresses that take node ports.
 	addrs bool
 	// cidrs: the service CIDRs.
 	cidrs bool
-	// leftovers: what an earlier daemon left.
+	// leftovers: contents of adopted maps that no service claims.
 	leftovers bool
 	// reserved: what no service may have.
 	reserved bool
-	// since is when the oldest of these was taken; zero where there is none.
+	// since is when the oldest of these changes came in; zero where there is none.
 	since time.Time
 }
 
-// change is why one service has to be looked at.
+// change counts the changes of one service since it was last looked at.
 type change struct {
 	service, endpoints int
-	// triggers are LastChange of the slices that changed, of the first maxTriggers.
+	// triggers are LastChange of the slices that changed, at most maxTriggers.
 	triggers []time.Time
 }
 
-// maxTriggers bounds what a service that keeps changing and can't be programmed is
-// remembered to have waited for.
+// maxTriggers bounds the triggers of a service that keeps changing and cannot be programmed.
 const maxTriggers = 32
 
 func (c *change) trigger(t ...time.Time) {
@@ -117,7 +116,7 @@ func (c *changes) service(name ServiceName) *change {
 	return c.services[name]
 }
 
-// of gives the change of a service, zero where there is none.
+// of returns the change of a service, zero where there is none.
 func (c *changes) of(name ServiceName) change {
 	if ch := c.services[name]; ch != nil {
 		return *ch
@@ -125,7 +124,7 @@ func (c *changes) of(name ServiceName) change {
 	return change{}
 }
 
-// object asks that an object is looked at.
+// object adds an object to what has to be looked at.
 func (c *changes) object(o object) {
 	switch o.what {
 	case aService:
@@ -139,7 +138,7 @@ func (c *changes) object(o object) {
 	}
 }
 
-// NewStore makes an empty store with its clock.
+// NewStore returns an empty Store that takes the time from now.
 func NewStore(now func() time.Time) *Store {
 	return &Store{
 		now: now, poke: make(chan struct{}, 1),
@@ -173,7 +172,7 @@ func (s *Store) DeleteService(name ServiceName) {
 	})
 }
 
-// SetSlice adds or replaces a slice, under whichever service it names now.
+// SetSlice adds or replaces a slice, and files it under the service that it names now.
 func (s *Store) SetSlice(sl *EndpointSlice) {
 	s.update(func() bool {
 		owner, known := s.owner[sl.Name]
@@ -216,13 +215,13 @@ func (s *Store) dropSlice(name SliceName, owner ServiceName) {
 	s.endpointsChanged(owner, time.Time{})
 }
 
-// sliceIndex finds a slice among those of the service that it is filed under.
+// sliceIndex returns the index of a slice in the list of its owner.
 func (s *Store) sliceIndex(name SliceName, owner ServiceName) int {
 	return slices.IndexFunc(s.slices[owner], func(sl *EndpointSlice) bool { return sl.Name == name })
 }
 
-// SetNode replaces what is known of this node; nil: there is no such Node now. Only
-// its zone bears on services, and its addresses on node ports.
+// SetNode replaces this node's Node; nil: there is none now. Services depend on its zone only, and
+// node ports on its addresses.
 func (s *Store) SetNode(n *Node) {
 	s.update(func() bool {
 		if reflect.DeepEqual(s.node, n) {
@@ -230,7 +229,7 @@ func (s *Store) SetNode(n *Node) {
 		}
 		s.node = n
 		if n == nil {
-			return true // for health; the rest goes by what was known
+			return true // for health; everything else uses known
 		}
 		known := *n
 		if s.known != nil && len(n.Addrs) == 0 {
@@ -243,7 +242,7 @@ func (s *Store) SetNode(n *Node) {
 	})
 }
 
-// zone is the last known one of this node, empty where none is.
+// zone returns the last known zone of this node, empty where none is known.
 func (s *Store) zone() string {
 	if s.known == nil {
 		return ""
@@ -251,7 +250,7 @@ func (s *Store) zone() string {
 	return s.known.Zone
 }
 
-// NodeIPs returns the addresses of the Node as they were last seen.
+// NodeIPs returns the last known addresses of the Node.
 func (s *Store) NodeIPs() []netip.Addr {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -273,10 +272,9 @@ func (s *Store) SetNodeAddrs(addrs []netip.Addr) {
 	})
 }
 
-// SetServiceCIDRs replaces the ranges that cluster IPs come from, in any order and
-// also twice.
+// SetServiceCIDRs replaces the service CIDRs, in any order; duplicates are allowed.
 func (s *Store) SetServiceCIDRs(cidrs []netip.Prefix) {
-	sorted := make([]netip.Prefix, 0, len(cidrs)) // not nil: that would be unknown
+	sorted := make([]netip.Prefix, 0, len(cidrs)) // not nil, which means unknown
 	for _, p := range cidrs {
 		sorted = append(sorted, p.Masked())
 	}
@@ -304,7 +302,7 @@ func (s *Store) SetReserved(r Reserved) {
 	})
 }
 
-// SetSynced lets the loop begin.
+// SetSynced lets the loop start.
 func (s *Store) SetSynced() {
 	s.update(func() bool {
 		was := s.synced
@@ -313,7 +311,7 @@ func (s *Store) SetSynced() {
 	})
 }
 
-// update runs a change under the lock, and wakes the loop if it was one.
+// update runs change under the lock, and wakes the loop if change returns true.
 func (s *Store) update(change func() bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -327,7 +325,7 @@ func (s *Store) update(change func() bool) {
 	if s.synced {
 		select {
 		case s.poke <- struct{}{}:
-		default: // it is awake already
+		default: // a wake-up is pending
 		}
 	}
 }
@@ -346,7 +344,7 @@ func (s *Store) endpointsChanged(name ServiceName, trigger time.Time) {
 	}
 }
 
-// take empties the set of changes.
+// take returns the changes and clears them.
 func (s *Store) take() changes {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -355,7 +353,7 @@ func (s *Store) take() changes {
 	return c
 }
 
-// get gives a service and its slices; nil and none where there is no service.
+// get returns a service and its slices, nil where there is no service.
 func (s *Store) get(name ServiceName) (*Service, []*EndpointSlice) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -372,13 +370,13 @@ func (s *Store) serviceNames() map[ServiceName]*Service {
 	return maps.Clone(s.services)
 }
 
-// surroundings is what is known beside services; nil stands for unknown. node is the
-// last that was known of the Node.
+// surroundings is what is known beside services; nil means unknown. node is the last Node that was
+// seen.
 type surroundings struct {
 	node  *Node
 	addrs []netip.Addr
 	cidrs []netip.Prefix
-	// reserved is nil where nothing is.
+	// reserved is nil where nothing is reserved.
 	reserved *Reserved
 }
 

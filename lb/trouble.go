@@ -10,7 +10,7 @@ import (
 	"shunt/maps"
 )
 
-// claimProblems lists what a service asks for and has not, in the order of its wish.
+// claimProblems returns what a service asks for and does not get, in the order of its wish.
 func (r *reconciler) claimProblems(name ServiceName) []Problem {
 	w := r.wishes[name]
 	if w == nil {
@@ -53,10 +53,10 @@ func (r *reconciler) claimProblems(name ServiceName) []Problem {
 	return list
 }
 
-// mostLogged is how many new problems are logged at one time.
+// mostLogged is how many new problems one call of noteClaims logs.
 const mostLogged = 10
 
-// noteClaims replaces what is known of these services' claims, and logs what is new.
+// noteClaims replaces the problems from these services' claims, and logs new ones.
 func (r *reconciler) noteClaims(names []ServiceName) {
 	before := len(r.problems.fresh)
 	for _, name := range names {

@@ -2,9 +2,9 @@
 
 package lb
 
-// Endpoints that are listed and neither ready nor serving. No client is sent there, but
-// TCP connections that are made go on until the endpoint is gone: a record that it has
-// stays, so that nobody takes it for gone. It gets none for that purpose.
+// Endpoints that are listed and neither ready nor serving. No new connection goes there, but TCP
+// connections last until the endpoint is gone. So an existing backend stays: else its sockets would
+// be treated as stale. An unready endpoint gets no new backend.
 
 import (
 	"fmt"
@@ -12,8 +12,8 @@ import (
 	"shunt/maps"
 )
 
-// withFlags adds the flags of a plan to those that a record has. That an endpoint serves
-// is known at once; that it does not, when no frontend leads to it any more.
+// withFlags adds the flags of a plan to those of a backend. That an endpoint serves is set at once;
+// that it does not, only after no frontend leads to it any more.
 func withFlags(now, want uint8) uint8 {
 	now &^= maps.Renamed
 	if want&maps.Unready == 0 {
@@ -22,16 +22,15 @@ func withFlags(now, want uint8) uint8 {
 	return now | want&^maps.Unready
 }
 
-// dropUnready frees the records of unready endpoints, and of those that are listed under
-// another name: map backends has no room for endpoints that serve. As with every record, the
-// room can be used after a rest.
+// dropUnready frees the backends of unready endpoints, and those kept by listed.go, when map
+// backends has no room for endpoints that serve. Freed ids can be used after the grace period.
 func (r *reconciler) dropUnready() error {
 	if len(r.orphans) > 0 {
-		return nil // what they lead to is not known
+		return nil // the backends that orphans use are not known
 	}
 	for _, ports := range r.ports {
 		for _, p := range ports {
-			named := p.namedIDs() // by a frontend that could not be changed yet
+			named := p.namedIDs() // frontends that could not be changed yet use these
 			err := r.keepBackends(p, func(b *backend) (bool, error) {
 				return b.flags&(maps.Unready|maps.Renamed) == 0 || named[b.id], nil
 			})
@@ -43,9 +42,9 @@ func (r *reconciler) dropUnready() error {
 	return nil
 }
 
-// keepBackends frees the port's records but for those that stay, up to the first error.
+// keepBackends frees the port's backends, except those that stay, up to the first error.
 func (r *reconciler) keepBackends(p *port, stays func(*backend) (bool, error)) (err error) {
-	kept := p.backends[:0] // one Service may have very many, and all may go
+	kept := p.backends[:0] // in place: one Service may have very many
 	for _, b := range p.backends {
 		keep := true
 		if err == nil {
@@ -62,7 +61,7 @@ func (r *reconciler) keepBackends(p *port, stays func(*backend) (bool, error)) (
 	return err
 }
 
-// freeBackend frees a record of the port, which the caller removes from its list.
+// freeBackend frees a backend of the port. The caller removes it from the port's list.
 func (r *reconciler) freeBackend(p *port, id uint32) error {
 	if err := r.tables.FreeBackend(id); err != nil {
 		return fmt.Errorf("service %s: %w", p.key.service, err)

@@ -11,8 +11,8 @@ import (
 	"shunt/maps"
 )
 
-// rank orders the kinds of frontends: where two services claim one address, and
-// where a map has no room for all, the lower rank wins.
+// rank orders the kinds of frontends. Where two services claim one frontend, and where a map is too
+// small for all, the lower rank wins.
 type rank uint8
 
 const (
@@ -23,8 +23,8 @@ const (
 	ranks = iota
 )
 
-// levels are the ranks of what services ask for within their share of the maps, and
-// after all of these the ranks of what is beyond a share.
+// levels are the ranks of what services ask for within their share of the maps, followed by the
+// ranks of what is beyond a share.
 const levels = 2 * ranks
 
 func rankOf(k maps.FrontendKind) rank {
@@ -39,20 +39,21 @@ func rankOf(k maps.FrontendKind) rank {
 	return rankClusterIP
 }
 
-// wish is what one Service asks the maps for, and what of it is granted. The
-// wishes of all services decide, never the order in which they came: so all nodes
-// agree, and a new daemon agrees with the one before it.
+// wish is what one Service asks for, and what of it is granted. The outcome depends on the wishes
+// of all services and never on the order in which they arrived: so all nodes agree, and a new
+// daemon agrees with the previous one.
 type wish struct {
 	name    ServiceName
 	created time.Time
 	// outer are the service's load-balancer and external IPs.
 	outer []netip.Addr
 	ports []*portWish
-	// total is the room of what it has won, up to each level.
+	// total is the room that its won frontends need, up to each level.
 	total [levels]room
 	// uncounted: total is out of date.
 	uncounted bool
-	// notServed: it asks so that no other service gets its addresses.
+	// notServed: another proxy serves the service. The wish only keeps others from getting its
+	// addresses.
 	notServed bool
 }
 
@@ -65,21 +66,20 @@ type portWish struct {
 	refused   []refusal
 	cut       int
 	need      portNeed
-	has       portHas // while room is given
+	has       portHas // used while room is granted
 }
 
-// frontendWish is one address that a service port asks for.
+// frontendWish is one frontend that a service port asks for.
 type frontendWish struct {
 	key  maps.FrontendKey
 	kind maps.FrontendKind
-	// Which sets it leads to, and whether source ranges bind it.
+	// Which sets it uses, and whether source ranges restrict it.
 	usesCluster, usesLocal, ranged bool
-	// won: no better claim to the address is known. fits: the maps have room for
-	// it; fitted: they had before room was given again. lacks is what there is no
-	// room in.
+	// won: no better claim to the frontend is known. fits: the maps have room for it; fitted: fits
+	// before room was last granted. lacks is the resource that has too little room.
 	won, fits, fitted bool
 	lacks             resource
-	// level is its rank, and so many more where it is beyond the service's share.
+	// level is its rank, plus ranks where it is beyond the share of the service.
 	level uint8
 }
 
@@ -91,21 +91,21 @@ func newFrontendWish(f frontendPlan) frontendWish {
 		level: uint8(rankOf(f.kind))}
 }
 
-// as reports whether a plan asks for the same frontend.
+// as reports whether a plan asks for the same frontend in the same way.
 func (f *frontendWish) as(o frontendPlan) bool {
 	n := newFrontendWish(o)
 	return f.key == n.key && f.kind == n.kind && f.usesCluster == n.usesCluster && f.usesLocal == n.usesLocal &&
 		f.ranged == n.ranged
 }
 
-// compare orders wishes by who is served first inside a rank: the service that was
-// created first, by name where that is equal or unknown.
+// compare orders wishes inside a rank: the service that was created first comes first. The name
+// decides between equal times. An unknown time (zero) counts as the earliest.
 func (w *wish) compare(o *wish) int {
 	return cmp.Or(w.created.Compare(o.created), w.name.compare(o.name))
 }
 
-// setWish replaces what a service asks for; no plans: it asks for nothing any
-// more. It notes which services win or lose something by it.
+// setWish replaces what a service asks for. It records in claims.changed which services win or lose
+// a frontend by that.
 func (r *reconciler) setWish(svc *Service, plans []portPlan) {
 	if old := r.wishes[svc.Name]; old != nil && old.same(svc, plans) {
 		for i := range plans {
@@ -133,13 +133,13 @@ func (r *reconciler) setWish(svc *Service, plans []portPlan) {
 	r.ledger.enter(w)
 }
 
-// outerAddrs returns the addresses of a service that it did not get from the cluster's own
-// ranges.
+// outerAddrs returns the load-balancer and external IPs of a service: those that are not from
+// service CIDRs.
 func outerAddrs(svc *Service) []netip.Addr {
 	return slices.Concat(svc.LoadBalancerIPs, svc.ExternalIPs)
 }
 
-// dropWish forgets what a service asked for.
+// dropWish removes what a service asked for.
 func (r *reconciler) dropWish(name ServiceName) {
 	w := r.wishes[name]
 	if w == nil {
@@ -164,7 +164,7 @@ func (w *wish) eachClaim(do func(claim)) {
 	}
 }
 
-// same reports whether a service still asks for the same addresses.
+// same reports whether a service still asks for the same frontends.
 func (w *wish) same(svc *Service, plans []portPlan) bool {
 	if w.notServed != svc.NotServed || !w.created.Equal(svc.Created) || len(w.ports) != len(plans) ||
 		!slices.Equal(w.outer, outerAddrs(svc)) {
@@ -179,7 +179,7 @@ func (w *wish) same(svc *Service, plans []portPlan) bool {
 	return true
 }
 
-// granted returns a service's plans without what it is not granted. A port without a
+// granted returns a service's plans, without the frontends that are not granted. A port without a
 // frontend has nothing in the maps.
 func (r *reconciler) granted(name ServiceName, plans []portPlan) []portPlan {
 	w := r.wishes[name]
@@ -192,7 +192,7 @@ func (r *reconciler) granted(name ServiceName, plans []portPlan) []portPlan {
 	kept := make([]portPlan, 0, len(plans))
 	for i, plan := range plans {
 		if i >= len(w.ports) || w.ports[i].key != plan.key {
-			continue // not noted yet
+			continue // setWish does not know the port yet
 		}
 		if plan.frontends = w.ports[i].granted(plan.frontends); len(plan.frontends) == 0 {
 			continue
@@ -221,7 +221,7 @@ func (w *wish) all(plans []portPlan) bool {
 	return true
 }
 
-// granted returns those of the frontends, in the order of the wish, that are granted.
+// granted returns the granted ones of the frontends, in the order of the wish.
 func (p *portWish) granted(all []frontendPlan) []frontendPlan {
 	refused := func(i int) bool {
 		return i >= len(p.frontends) || p.frontends[i].key != all[i].key || !p.frontends[i].granted()
@@ -230,7 +230,7 @@ func (p *portWish) granted(all []frontendPlan) []frontendPlan {
 	for i := range all {
 		switch {
 		case refused(i) && kept == nil:
-			kept = slices.Clone(all[:i]) // which is not nil, if empty
+			kept = slices.Clone(all[:i]) // not nil, even if empty
 		case !refused(i) && kept != nil:
 			kept = append(kept, all[i])
 		}
