@@ -14,9 +14,9 @@ import (
 	"shunt/maps"
 )
 
-// BenchmarkPacket prints what a packet costs in the programs: ns-in-kernel/op is by the
-// kernel's own statistics, ns/op is with the system call. The statistics' own share is
-// what "nothing" costs, a program that only returns.
+// BenchmarkPacket prints the time that a packet costs in the programs. ns-in-kernel/op is
+// from the kernel's statistics, ns/op includes the system call. "nothing", a program that
+// only returns, shows the cost of the statistics themselves.
 func BenchmarkPacket(b *testing.B) {
 	stats, err := ebpf.EnableStats(uint32(unix.BPF_STATS_RUN_TIME))
 	if err != nil {
@@ -28,7 +28,7 @@ func BenchmarkPacket(b *testing.B) {
 	sizes := smallSizes
 	sizes.Flows = maps.DefaultSizes().Flows
 	for _, v6 := range []bool{false, true} {
-		// Maps of its own: in those that the other family wore out, entries are not in a row any more.
+		// Its own maps: after the other family's run, entries are no longer in a row in memory.
 		r := newRig(b, options(4096), bpf.PacketDevice{}, sizes)
 		p := makePlan(v6)
 		c := &bench{plan: p, rig: r, w: newWorld()}
@@ -84,12 +84,12 @@ func benchmarkNothing(b *testing.B) {
 	b.ReportMetric(float64(s.Runtime)/float64(s.RunCount), "ns-in-kernel/op")
 }
 
-// bench is a service with one backend elsewhere, and one open flow to it.
+// bench is a service with one backend on another node, and one open flow to it.
 type bench struct {
 	plan
 	rig  *rig
 	w    *world
-	wire netip.AddrPort // the flow's source
+	wire netip.AddrPort // the flow's SNAT address and port
 }
 
 func (c *bench) begin() {
@@ -130,7 +130,7 @@ func (c *bench) repeat(h hook, p func() pkt) func(*testing.B) {
 	}
 }
 
-// stranger is the n-th host that nothing was heard of before.
+// stranger returns the n-th client of which no packet was seen before.
 func (c *bench) stranger(n int) netip.AddrPort {
 	a := c.client.Addr().AsSlice()
 	a[len(a)-2], a[len(a)-1] = byte(n>>16), byte(n>>8)
@@ -144,8 +144,8 @@ func (c *bench) firstIn(b *testing.B) {
 	}
 }
 
-// firstOut is of flows that take one port each: when they have all, they are forgotten,
-// outside of what is measured in the kernel.
+// firstOut makes flows that take one SNAT port each. When all ports are taken it clears the
+// flows, which the kernel's figure does not include.
 func (c *bench) firstOut(b *testing.B) {
 	for n := 0; b.Loop(); n++ {
 		if n%2048 == 2047 {

@@ -34,15 +34,15 @@ const (
 	urg
 )
 
-// ext is an IPv6 extension header; body is without its first two bytes, and the
-// whole is a multiple of 8 (4 for the authentication header).
+// ext is an IPv6 extension header. body excludes its first two bytes. The whole is a
+// multiple of 8 bytes (4 for the authentication header).
 type ext struct {
 	kind uint8
 	body []byte
 }
 
-// pkt describes one packet; bytes builds it, with correct checksums. The zero values
-// of what is left out make an ordinary packet.
+// pkt describes one packet. bytes builds it, with correct checksums. The zero values of
+// fields make an ordinary packet.
 type pkt struct {
 	src, dst netip.AddrPort
 	proto    uint8
@@ -54,26 +54,27 @@ type pkt struct {
 	options  []byte // a multiple of 4
 	// UDP over IPv4 without a checksum.
 	noSum bool
-	// ICMP: the ports say nothing, word is the second one of the header.
+	// ICMP: the ports are not used, word is the second one of the header.
 	icmpType, icmpCode uint8
 	word               uint32
 
 	payload []byte
 
-	ttl, tos  uint8 // ttl 0: 64
+	ttl, tos  uint8 // ttl 0 means 64
 	id        uint32
 	df        bool
 	ipOptions []byte // IPv4, a multiple of 4
 	exts      []ext  // IPv6
 
-	// A piece of a datagram: this part of what follows the IP header.
+	// A fragment: the bytes from `from` to `to` of what follows the IP header.
 	piece    bool
 	from, to int
 	more     bool
 }
 
-// Where both sides of a TCP connection are: the next byte of each is firstSeq, and it has got
-// all of the other's up to lastAck, at which a reset is. A SYN is the byte before that.
+// The state of a TCP connection: the next sequence number of each side is firstSeq, and each
+// has acknowledged all of the other's bytes up to lastAck, which is the sequence number of a
+// RST. A SYN has the number before that.
 const firstSeq, lastAck = 1000, 77
 
 func tcp(src, dst netip.AddrPort, flags uint8) pkt {
@@ -94,8 +95,8 @@ func udp(src, dst netip.AddrPort, payload string) pkt {
 	return pkt{src: src, dst: dst, proto: protoUDP, payload: []byte(payload)}
 }
 
-// icmpError is an ICMP error from one address to another about the packet inner, which
-// is given as it is on the wire.
+// icmpError is an ICMP error between two addresses about the packet inner, whose bytes are
+// as on the wire.
 func icmpError(src, dst netip.Addr, kind, code uint8, word uint32, inner []byte) pkt {
 	p := pkt{src: netip.AddrPortFrom(src, 0), dst: netip.AddrPortFrom(dst, 0), proto: protoICMP,
 		icmpType: kind, icmpCode: code, word: word, payload: inner}
@@ -105,8 +106,8 @@ func icmpError(src, dst netip.Addr, kind, code uint8, word uint32, inner []byte)
 	return p
 }
 
-// as gives the packet another source and destination, all else the same. An invalid one
-// stays as it is.
+// as returns the packet with another source and destination. An invalid address keeps the
+// packet's own.
 func (p pkt) as(src, dst netip.AddrPort) pkt {
 	if src.IsValid() {
 		p.src = src
@@ -117,7 +118,7 @@ func (p pkt) as(src, dst netip.AddrPort) pkt {
 	return p
 }
 
-// with changes a copy.
+// with returns a changed copy.
 func (p pkt) with(change func(*pkt)) pkt {
 	p.options, p.payload = slices.Clone(p.options), slices.Clone(p.payload)
 	p.ipOptions, p.exts = slices.Clone(p.ipOptions), slices.Clone(p.exts)
@@ -125,7 +126,7 @@ func (p pkt) with(change func(*pkt)) pkt {
 	return p
 }
 
-// fragments cuts what follows the IP header at these offsets (multiples of 8).
+// fragments splits what follows the IP header at these offsets (multiples of 8).
 func (p pkt) fragments(id uint32, at ...int) []pkt {
 	body := len(p.body())
 	var all []pkt
@@ -139,7 +140,7 @@ func (p pkt) fragments(id uint32, at ...int) []pkt {
 	return all
 }
 
-// body is what follows the IP header and its extensions.
+// body returns what follows the IP header and its extensions.
 func (p pkt) body() []byte {
 	var b []byte
 	sport, dport := p.src.Port(), p.dst.Port()
@@ -184,13 +185,13 @@ func (p pkt) body() []byte {
 	return b
 }
 
-// l4sum is the checksum over the pseudo header and b.
+// l4sum returns the checksum of the pseudo header and b.
 func (p pkt) l4sum(b []byte) uint16 {
 	s := sum16(p.src.Addr().AsSlice()) + sum16(p.dst.Addr().AsSlice())
 	return ^fold(s + uint32(len(b)) + uint32(p.proto) + sum16(b))
 }
 
-// bytes builds the packet from its IP header on.
+// bytes returns the packet from its IP header on.
 func (p pkt) bytes() []byte {
 	body := p.body()
 	if p.piece {
@@ -272,7 +273,7 @@ func (p pkt) header6(body int) []byte {
 	return append(h, chain...)
 }
 
-// sum16 adds up big-endian 16-bit words, an odd byte at the end as if a zero followed.
+// sum16 adds up big-endian 16-bit words. A zero byte is appended to an odd length.
 func sum16(b []byte) uint32 {
 	var s uint32
 	for ; len(b) > 1; b = b[2:] {
@@ -284,7 +285,7 @@ func sum16(b []byte) uint32 {
 	return s
 }
 
-// fold brings a sum to 16 bits, the carries added in again.
+// fold reduces a sum to 16 bits by adding the carries.
 func fold(s uint32) uint16 {
 	for s > 0xffff {
 		s = s>>16 + s&0xffff

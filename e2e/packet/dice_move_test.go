@@ -8,8 +8,8 @@ import (
 	"shunt/maps"
 )
 
-// move gives an address of one service to another, and the other's to it: all services have the
-// same endpoints, by records of their own.
+// move swaps two services' addresses of one kind. All services have the same endpoints, in
+// their own backends.
 func (d *dice) move(w *world) {
 	u := universes[d.IntN(2)]
 	proto := []uint8{protoTCP, protoUDP}[d.IntN(2)]

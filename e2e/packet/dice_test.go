@@ -12,18 +12,18 @@ import (
 	"shunt/maps"
 )
 
-// dice throws packets. The universe is small, so that they meet: two hosts outside, pods
-// of this cluster and the services' own addresses, with few ports.
+// dice generates random packets. Their addresses are few, so that packets hit the same
+// flows: outside clients, pods of this cluster and the services' addresses, with few ports.
 type dice struct {
 	*rand.Rand
 	seed uint64
-	tape *tape // that they are read from, instead
-	// recent are packets that went on: of them the next are made.
+	tape *tape // the source of random numbers of a fuzzer, otherwise nil
+	// recent holds packets that were passed on. Later packets are derived from them.
 	recent [8]passed
 	next   int
 }
 
-// passed is a packet as it came to a hook, and as it went on.
+// passed is a packet before and after a hook.
 type passed struct {
 	hook    hook
 	in, out []byte
@@ -33,10 +33,10 @@ func newDice(seed uint64) *dice {
 	return &dice{Rand: rand.New(rand.NewPCG(seed, 1)), seed: seed}
 }
 
-// tape is where a fuzzer writes the throws.
+// tape supplies random numbers that a fuzzer wrote.
 type tape struct {
 	left []byte
-	over uint64 // throws after the last that is written
+	over uint64 // numbers supplied after the tape's end
 }
 
 func newTapeDice(b []byte) *dice {
@@ -44,9 +44,8 @@ func newTapeDice(b []byte) *dice {
 	return &dice{Rand: rand.New(t), tape: t}
 }
 
-// Uint64 makes a number of the next two bytes, such that all of its bits depend on them.
-// Where there are none any more, the numbers still differ: who throws until something
-// fits must come to an end.
+// Uint64 returns a number whose bits all depend on the next two bytes. After the tape's end
+// the numbers still differ, so that loops which draw until a number fits terminate.
 func (t *tape) Uint64() uint64 {
 	var two [2]byte
 	if len(t.left) == 0 {
@@ -57,13 +56,13 @@ func (t *tape) Uint64() uint64 {
 	return mix(seed, uint64(binary.BigEndian.Uint16(two[:])))
 }
 
-// again begins the same throws anew.
+// again returns dice that produce the same numbers from the start.
 func (d *dice) again() *dice { return newDice(d.seed) }
 
-// one is true one time of n.
+// one returns true once in n times.
 func (d *dice) one(n int) bool { return d.IntN(n) == 0 }
 
-// universe is a plan's addresses for random packets.
+// universe has a plan's addresses for random packets.
 type universe struct {
 	plan
 	clients, frontends, backends []netip.AddrPort
@@ -71,7 +70,7 @@ type universe struct {
 
 var universes = [2]universe{newUniverse(false), newUniverse(true)}
 
-// Services of the universe: what each frontend address at ports 80 to 85 shows.
+// Services of the universe: what each frontend address serves at ports 80 to 85.
 const (
 	plainService = iota
 	sharingService
@@ -89,17 +88,17 @@ func newUniverse(v6 bool) universe {
 			u.clients = append(u.clients, netip.AddrPortFrom(a, port))
 		}
 	}
-	for s := range uint16(services + 1) { // of the last only the addresses are there
+	for s := range uint16(services + 1) { // the last one has addresses without a service
 		u.frontends = append(u.frontends, at(u.clusterIP, 80+s), at(u.loadBalancer, 80+s), at(u.external, 80+s), at(u.node, 30080+s))
 	}
-	u.frontends = append(u.frontends, netip.AddrPortFrom(u.clusterIP.Addr().Next(), 80)) // nobody has that
+	u.frontends = append(u.frontends, netip.AddrPortFrom(u.clusterIP.Addr().Next(), 80)) // an unallocated address
 	for i := range uint16(2) {
 		u.backends = append(u.backends, at(u.local, 8080+i), at(u.remote, 8080+i), at(u.host, 8080+i))
 	}
 	return u
 }
 
-// world has services of all sorts in both families and for both protocols.
+// world returns services of all sorts, in both families and over both protocols.
 func (d *dice) world() *world {
 	w := newWorld()
 	for _, u := range universes {
@@ -113,7 +112,7 @@ func (d *dice) world() *world {
 		w.clusterIPs[u.clusterIP.Addr()] = true
 		if d.one(2) {
 			w.cidrs[netip.PrefixFrom(u.clusterIP.Addr(), u.clusterIP.Addr().BitLen()-8).Masked()] = true
-			if u.v6 { // of IPv4 it stays nobody's
+			if u.v6 { // in IPv4 it stays unallocated
 				w.allocated[u.clusterIP.Addr().Next()] = true
 			}
 		}
@@ -123,7 +122,7 @@ func (d *dice) world() *world {
 	return w
 }
 
-// id is a service's, from which those of its backends follow.
+// id returns a service's id. The ids of its backends are derived from it.
 func (u universe) id(service int, proto uint8) uint32 {
 	id := uint32(service)*4 + 1
 	if u.v6 {
@@ -174,8 +173,8 @@ func (d *dice) serve(w *world, u universe, proto uint8) {
 	}
 }
 
-// change does to one service what a change of endpoints does: some leave the sets, some
-// records are freed or become another endpoint's.
+// change simulates a change of a service's endpoints: some leave the sets, some backends
+// are freed, and some ids get another endpoint.
 func (d *dice) change(w *world) {
 	u := universes[d.IntN(2)]
 	proto := []uint8{protoTCP, protoUDP}[d.IntN(2)]
@@ -191,9 +190,9 @@ func (d *dice) change(w *world) {
 		}
 		switch d.IntN(6) {
 		case 0: // freed
-		case 1: // serving what began before
+		case 1: // terminating, for open flows only
 			w.backends[record] = endpoint{b, proto, flags&maps.OnNode | maps.Terminating, id}
-		case 2: // another
+		case 2: // the id gets another endpoint
 			w.backends[record] = endpoint{u.backends[(i+3)%len(u.backends)], proto, flags, id}
 			used = append(used, record)
 		default:
@@ -216,7 +215,7 @@ func (d *dice) change(w *world) {
 	}
 }
 
-// saw remembers a packet that went on, and rarely one that was nobody's.
+// saw keeps a packet that was passed on, and one in eight of those that were not changed.
 func (d *dice) saw(h hook, in []byte, r result) {
 	if r.verdict != unspec || len(r.data) < ethLen+20 || bytes.Equal(in, r.data[ethLen:]) && !d.one(8) {
 		return
@@ -226,7 +225,7 @@ func (d *dice) saw(h hook, in []byte, r result) {
 	to.hook, to.in, to.out = h, append(to.in[:0], in...), append(to.out[:0], r.data[ethLen:]...)
 }
 
-// packet throws one, and the hook that it comes to.
+// packet returns a random packet and its hook.
 func (d *dice) packet() (hook, []byte) {
 	h := hook(d.IntN(2))
 	var b []byte
@@ -237,7 +236,7 @@ func (d *dice) packet() (hook, []byte) {
 		u := universes[d.IntN(2)]
 		all := append(append(append([]netip.AddrPort{}, u.clients...), u.frontends...), u.backends...)
 		b = d.fresh(all, all)
-	case n < 5: // from ports that services are asked from
+	case n < 5: // from clients' ports straight to backends
 		u := universes[d.IntN(2)]
 		h, b = ingress, d.fresh(u.clients, u.backends)
 	default:
@@ -249,7 +248,7 @@ func (d *dice) packet() (hook, []byte) {
 	return h, b
 }
 
-// fresh is a packet from one of these to one of those, of one family.
+// fresh returns a packet from one of the sources to one of the destinations, of one family.
 func (d *dice) fresh(from, to []netip.AddrPort) []byte {
 	src := from[d.IntN(len(from))]
 	dst := to[d.IntN(len(to))]
@@ -262,7 +261,7 @@ func (d *dice) fresh(from, to []netip.AddrPort) []byte {
 	return d.dress(src, dst).bytes()
 }
 
-// dress makes a packet between two ends, of any shape.
+// dress returns a random packet between two ends.
 func (d *dice) dress(src, dst netip.AddrPort) pkt {
 	p := udp(src, dst, fmt.Sprintf("datagram %d", d.IntN(100)))
 	if d.one(2) {
@@ -290,7 +289,8 @@ func (d *dice) dress(src, dst netip.AddrPort) pkt {
 	return p
 }
 
-// place is a number in a TCP connection: often one that the other side can believe.
+// place returns a random sequence or acknowledgement number, often one that the other side
+// can accept.
 func (d *dice) place() uint32 {
 	places := []uint32{0, 1, lastAck - 1, lastAck, lastAck + synSize - 1, lastAck + synSize, firstSeq, firstSeq + segment, firstSeq + segment + 1, firstSeq + window, windowBehind,
 		0xffffffff}
@@ -314,15 +314,15 @@ func (d *dice) extensions() []ext {
 	return all
 }
 
-// cut makes a packet one piece of itself.
+// cut returns one fragment of a packet.
 func (d *dice) cut(p pkt) pkt {
 	p.payload = append(p.payload, make([]byte, 64)...)
 	pieces := p.fragments(d.Uint32N(3), 32, 64)
 	return pieces[d.IntN(len(pieces))]
 }
 
-// follow is a packet that follows from one that was there: its sender's next one, it
-// itself where it comes next, an answer to it, or an error about it.
+// follow returns a packet derived from an earlier one: the sender's next one, the same one
+// at its next hook, a reply to it, or an error about it.
 func (d *dice) follow() (hook, []byte) {
 	last := d.recent[d.IntN(len(d.recent))]
 	if last.in == nil {
@@ -336,9 +336,9 @@ func (d *dice) follow() (hook, []byte) {
 	switch n := d.IntN(16); {
 	case n < 5:
 		return last.hook, d.continues(in, in.src, in.dst)
-	case n < 9 && last.hook == ingress: // through the stack
+	case n < 9 && last.hook == ingress: // through the node's stack
 		return egress, bytes.Clone(last.out)
-	case n < 13: // from whom it went to: of the stack's other side, or from a wire
+	case n < 13: // a reply from its receiver: in the node's stack, or on the wire
 		return egress - last.hook, d.continues(out, out.dst, out.src)
 	case n < 15:
 		return egress - last.hook, d.complain(out, last.out)
@@ -346,7 +346,7 @@ func (d *dice) follow() (hook, []byte) {
 	return hook(d.IntN(2)), d.continues(out, out.src, out.dst)
 }
 
-// continues is a packet between these ends, of the same protocol for the most part.
+// continues returns a packet between these ends, mostly of the same protocol.
 func (d *dice) continues(v view, src, dst end) []byte {
 	p := d.dress(netip.AddrPortFrom(src.ip(), src.port), netip.AddrPortFrom(dst.ip(), dst.port))
 	for p.proto != v.proto && !d.one(20) {
@@ -355,7 +355,7 @@ func (d *dice) continues(v view, src, dst end) []byte {
 	return p.bytes()
 }
 
-// complain is an ICMP error about a packet, from its receiver or from on the way.
+// complain returns an ICMP error about a packet, from its receiver or from a router.
 func (d *dice) complain(v view, packet []byte) []byte {
 	quote := bytes.Clone(packet)
 	if d.one(2) {

@@ -9,12 +9,12 @@ import (
 	"shunt/maps"
 )
 
-// beside returns the client as the backend has it where its own port is taken: with the one
-// port that there is to choose.
+// beside returns the client's address as the backend sees it when the client's own port is
+// taken: with the only port to choose from.
 func (c *play) beside() netip.AddrPort { return at(c.client, firstPort) }
 
-// direct begins a connection of the client to the backend itself, which has the port to
-// itself.
+// direct opens a connection from the client to the backend's own address, whose ports no
+// flow has.
 func (c *play) direct(b netip.AddrPort) {
 	c.Helper()
 	c.arrives(c.opens(c.client, b)).passes("no_frontend")
@@ -22,8 +22,8 @@ func (c *play) direct(b netip.AddrPort) {
 	c.arrives(c.continues(c.client, b)).passes("no_frontend")
 }
 
-// displaced begins one that gets another port, and checks that it and the flow that has its
-// port are told apart.
+// displacedBy opens a direct connection that collides with a flow. It checks that the
+// connection is remapped, and that packets of both stay apart.
 func (c *play) displacedBy(frontend, b netip.AddrPort) {
 	c.Helper()
 	inner := c.beside()
@@ -41,7 +41,7 @@ func (c *play) displacedBy(frontend, b netip.AddrPort) {
 	}
 }
 
-// over brings all flows to their end by time.
+// over expires all flows.
 func (c *play) over() { c.rig.age(timeouts.TCPEstablished + time.Second) }
 
 var directCases = []packetCase{
@@ -52,7 +52,8 @@ var directCases = []packetCase{
 			c.load()
 			c.open(c.client, c.external, b)
 			c.displacedBy(c.external, b)
-			// It keeps the port when the flow is over, and goes on when the backend serves no more.
+			// It keeps the port when the flow is gone, and is translated even when the backend
+			// serves no more.
 			c.world = newWorld()
 			c.load()
 			c.arrives(c.continues(c.client, b)).becomes(c.continues(c.beside(), b), "flow_kept")
@@ -116,7 +117,7 @@ var directCases = []packetCase{
 		c.direct(c.local)
 		c.rig.age(timeouts.UDPEstablished + time.Second)
 		c.arrives(c.opens(c.client, c.external)).becomes(c.opens(c.client, c.local), "translated")
-		// The direct one goes on after all.
+		// The direct connection continues.
 		c.arrives(c.continues(c.client, c.local)).becomes(c.continues(c.beside(), c.local), "direct_displaced")
 	}},
 	{name: "a flow while a direct connection that no note tells of has its port", proto: protoTCP, steps: func(c *play) {
@@ -190,7 +191,7 @@ var directCases = []packetCase{
 		c.serve(c.world, c.proto, 1, c.remote)
 		c.load()
 		second := at(c.source(), firstPort+1)
-		c.leaves(c.opens(second, c.remote)).passes("egress_passed") // so that the flow gets the first
+		c.leaves(c.opens(second, c.remote)).passes("egress_passed") // so that the flow gets the first port
 		c.open(c.client, c.external, c.remote)
 		c.rig.lose(func(_ flowKey, f flow) bool { return f.flags&maps.FlowOwn != 0 })
 		s := c.arrives(c.opens(c.client, c.remote))
@@ -211,18 +212,19 @@ var directCases = []packetCase{
 		answer := func(flags uint8, number uint32) pkt {
 			return tcp(c.local, c.client, flags).with(func(p *pkt) { p.ack = number })
 		}
-		// After its reset the port is the flow's alone.
+		// After its RST only the flow has the port.
 		c.arrives(opens).becomes(opens.as(c.client, c.local), "translated")
 		c.leaves(stranger(rst | ack)).passes("egress_passed")
 		c.leaves(stranger(rst)).passes("egress_passed")
 		c.leaves(answer(syn|ack, 5000001)).becomes(answer(syn|ack, 5000001).as(c.external, c.client), "reply_restored")
 		c.leaves(stranger(rst)).becomes(stranger(rst).as(c.external, c.client), "reply_restored")
-		// After its SYN-ACK it is not: the flow gets another one.
+		// After its SYN-ACK the direct connection keeps the port: the flow gets another
+		// one.
 		c.rig.clear()
 		c.arrives(opens).becomes(opens.as(c.client, c.local), "translated")
 		c.leaves(stranger(syn | ack)).passes("egress_passed")
 		c.arrives(opens).becomes(opens.as(c.beside(), c.local), "translated")
-		// A SYN may have data, which is acknowledged, or not.
+		// A SYN may have data, which the backend acknowledges or not.
 		for _, number := range []uint32{5000001, 5000001 + 1400} {
 			for _, flags := range []uint8{syn | ack, rst | ack} {
 				c.rig.clear()

@@ -9,7 +9,7 @@ import (
 	"shunt/maps"
 )
 
-// established opens a connection to the backend in a world of its own.
+// established opens a connection to the backend in a new world.
 func (c *play) established(b netip.AddrPort) {
 	c.Helper()
 	c.rig.clear()
@@ -20,7 +20,8 @@ func (c *play) established(b netip.AddrPort) {
 	c.leaves(c.continues(b, c.client)).becomes(c.continues(c.external, c.client), "reply_restored")
 }
 
-// unbelievable are ends of a connection from somebody who does not know where it is.
+// unbelievable returns FINs and RSTs of a sender that does not know the connection's
+// sequence numbers.
 func (c *play) unbelievable() (all []pkt) {
 	for _, flags := range []uint8{rst, rst | ack, fin | ack, fin, rst | fin | ack} {
 		for _, at := range []point{{lastAck - 1, firstSeq}, {lastAck + window, firstSeq}, {0x80000000, firstSeq},
@@ -30,13 +31,13 @@ func (c *play) unbelievable() (all []pkt) {
 			all = append(all, p)
 		}
 	}
-	for _, flags := range []uint8{rst, fin} { // with no acknowledgement
+	for _, flags := range []uint8{rst, fin} { // without an acknowledgement
 		all = append(all, tcp(netip.AddrPort{}, netip.AddrPort{}, flags).with(func(p *pkt) { p.seq, p.ack = lastAck+1, firstSeq }))
 	}
 	return append(all, tcp(netip.AddrPort{}, netip.AddrPort{}, rst|ack).with(func(p *pkt) { p.seq, p.ack = lastAck+1, firstSeq-1 }))
 }
 
-// believable are those of who does.
+// believable returns FINs and RSTs of a sender that knows them.
 func (c *play) believable() (all []pkt) {
 	for _, end := range []struct {
 		flags uint8
@@ -53,8 +54,8 @@ func (c *play) believable() (all []pkt) {
 	return all
 }
 
-// sides sends an end of a connection by either side, and looks whether what remains of it in all
-// entries is that of these flags. Believed ones have a connection of their own each.
+// sides sends p, a FIN or RST, as each side, and checks that every entry then records `said` of
+// it. If said is not 0, each side gets a new connection.
 func (c *play) sides(b netip.AddrPort, p pkt, said uint8) {
 	c.Helper()
 	want := map[uint8]uint8{fin: maps.SaidFIN, rst: maps.SaidRST, 0: 0}[said&(fin|rst)]
@@ -81,14 +82,15 @@ func (c *play) sides(b netip.AddrPort, p pkt, said uint8) {
 					f.clientSaid, f.backendSaid, want)
 			}
 		}
-		if said == 0 { // and where both are is known again
+		if said == 0 { // and both sides' sequence numbers are known again
 			c.arrives(c.continues(c.client, c.external)).becomes(c.continues(c.client, b), "flow_kept")
 			c.leaves(c.continues(b, c.client)).becomes(c.continues(c.external, c.client), "reply_restored")
 		}
 	}
 }
 
-// misleading are packets with a side's address of somebody who does not know where it is.
+// misleading returns packets with a side's address from a sender that does not know the
+// sequence numbers.
 func (c *play) misleading() (all []pkt) {
 	for _, flags := range []uint8{ack, syn, fin | ack, syn | ack, 0} {
 		for _, at := range []point{{0x80000000, firstSeq}, {lastAck, 0x80000000}, {lastAck + window + 1, firstSeq},
@@ -99,8 +101,8 @@ func (c *play) misleading() (all []pkt) {
 	return all
 }
 
-// endsAfter sends a packet that is passed on and misleads nobody: the other side's FIN is believed
-// after it.
+// endsAfter checks that the forged packet p is passed on and has no effect: the other side's FIN,
+// end, is believed after it.
 func (c *play) endsAfter(b netip.AddrPort, p, passed, end pkt) {
 	c.Helper()
 	c.established(b)
@@ -124,7 +126,7 @@ func (c *play) endsAfter(b netip.AddrPort, p, passed, end pkt) {
 	}
 }
 
-// clientEntry is the entry that the client's packets find.
+// clientEntry returns the entry under the key of the client's packets.
 func (c *play) clientEntry() flow {
 	c.Helper()
 	k := flowKey{kind: maps.FlowKeyIn, proto: c.proto, src: newEnd(c.client), dst: newEnd(c.external)}
@@ -135,7 +137,7 @@ func (c *play) clientEntry() flow {
 	return f
 }
 
-// endCases are about what is believed of a connection's end.
+// endCases are about which FINs and RSTs are believed.
 var endCases = []packetCase{
 	{name: "a SYN when the backend serves no more", proto: protoTCP, steps: func(c *play) {
 		c.serve(c.world, c.proto, 1, c.local)
@@ -144,7 +146,8 @@ var endCases = []packetCase{
 		second := at(c.local, 8081)
 		c.replaceBackend(second)
 		c.clientSays(ack, c.external, c.local, "flow_kept")
-		// Anybody can send it. The backend is asked, and its answer shows that the connection lives.
+		// The SYN may be forged. It goes to the flow's backend, whose answer shows that the
+		// connection is alive.
 		for range 3 {
 			c.clientSays(syn, c.external, c.local, "flow_kept")
 			c.clientSays(syn, c.external, c.local, "flow_kept")
@@ -152,10 +155,10 @@ var endCases = []packetCase{
 			c.rig.age(2 * time.Second)
 		}
 		c.clientSays(syn, c.external, c.local, "flow_kept")
-		c.clientSays(ack, c.external, c.local, "flow_kept") // nor does the client begin anew that goes on
+		c.clientSays(ack, c.external, c.local, "flow_kept") // nor does a client that sends an ACK begin a new connection
 		c.rig.age(2 * time.Second)
 		c.clientSays(syn, c.external, c.local, "flow_kept")
-		// Neither this nor the next one has an answer until the client sends it again: the backend is gone.
+		// The backend answers none of these SYNs until the client repeats it: the backend is gone.
 		c.rig.age(time.Second)
 		c.clientSays(syn, c.external, c.local, "flow_kept")
 		c.rig.age(time.Second)
@@ -168,7 +171,7 @@ var endCases = []packetCase{
 		c.load()
 		c.open(c.client, c.external, c.local)
 		c.replaceBackend(at(c.local, 8081))
-		// Linux sends one challenge in 500 ms: the second SYN has no answer.
+		// Linux sends one challenge ACK in 500 ms: it does not answer the second SYN.
 		for range 3 {
 			c.rig.age(2 * time.Second)
 			c.clientSays(syn, c.external, c.local, "flow_kept")
@@ -247,7 +250,7 @@ var endCases = []packetCase{
 			for _, p := range c.unbelievable() {
 				c.sides(b, p, 0)
 			}
-			c.rig.age(timeouts.TCPCloseWait + time.Second) // no shorter life either
+			c.rig.age(timeouts.TCPCloseWait + time.Second) // nor is its timeout shorter
 			c.clientSays(syn, c.external, b, "flow_kept")
 			c.clientSays(ack, c.external, b, "flow_kept")
 		}

@@ -9,8 +9,8 @@ import (
 	"shunt/maps"
 )
 
-// open brings a flow of the client to a frontend as far as the client's answer to the
-// backend's first.
+// open opens a flow from the client to a frontend, up to the client's answer to the
+// backend's first packet.
 func (c *play) open(client, frontend, b netip.AddrPort) {
 	c.Helper()
 	c.arrives(c.opens(client, frontend)).becomes(c.opens(client, b), "translated")
@@ -18,7 +18,7 @@ func (c *play) open(client, frontend, b netip.AddrPort) {
 	c.arrives(c.continues(client, frontend)).becomes(c.continues(client, b), "flow_kept")
 }
 
-// answer is the backend's first answer.
+// answer runs the backend's first answer.
 func (c *play) answer(client, frontend, b netip.AddrPort) {
 	c.Helper()
 	if b.Addr() == c.remote.Addr() {
@@ -28,7 +28,7 @@ func (c *play) answer(client, frontend, b netip.AddrPort) {
 	c.leaves(c.accepts(b, client)).becomes(c.accepts(frontend, client), "reply_restored")
 }
 
-// lifetime is how long a flow is remembered.
+// lifetime returns the timeout of a flow.
 func (c *play) lifetime(established bool) time.Duration {
 	switch {
 	case c.proto == protoTCP && established:
@@ -41,8 +41,7 @@ func (c *play) lifetime(established bool) time.Duration {
 	return timeouts.UDPNew
 }
 
-// says sends a TCP packet with these flags from the client or the backend of an open
-// flow.
+// clientSays sends a TCP packet with these flags from the client of an open flow.
 func (c *play) clientSays(flags uint8, frontend, b netip.AddrPort, reason string) {
 	c.Helper()
 	c.arrives(tcp(c.client, frontend, flags)).becomes(tcp(c.client, b, flags), reason)
@@ -53,7 +52,8 @@ func (c *play) backendSays(flags uint8, frontend, b netip.AddrPort) {
 	c.leaves(tcp(b, c.client, flags)).becomes(tcp(frontend, c.client, flags), "reply_restored")
 }
 
-// free takes all endpoints from a service, whose record is nobody's then.
+// replaceBackend gives the service one other endpoint, with id 19. The id of the first one,
+// 10, is freed.
 func (c *play) replaceBackend(with netip.AddrPort) {
 	c.Helper()
 	c.world.backends = map[uint32]endpoint{}
@@ -99,7 +99,7 @@ var flowCases = []packetCase{
 		c.arrives(c.continues(c.client, c.external)).becomes(c.continues(c.client, second), "translated")
 		c.arrives(c.continues(c.client, c.external)).becomes(c.continues(c.client, second), "flow_kept")
 		c.answer(c.client, c.external, second)
-		// And none comes after it.
+		// Now without any endpoint.
 		c.world.backends = map[uint32]endpoint{}
 		c.world.change(1, func(f *frontend) { f.inside, f.outside = nil, nil })
 		c.load()
@@ -119,7 +119,7 @@ var flowCases = []packetCase{
 		c.serve(c.world, c.proto, 1, c.local)
 		c.load()
 		c.open(c.client, c.external, c.local)
-		w := newWorld() // the flow's endpoint is among others
+		w := newWorld() // the flow's endpoint is one of several
 		var at []netip.AddrPort
 		for i := range uint16(7) {
 			at = append(at, netip.AddrPortFrom(c.local.Addr(), c.local.Port()-3+i))
@@ -131,7 +131,7 @@ var flowCases = []packetCase{
 			c.arrives(c.continues(c.client, c.external)).becomes(c.continues(c.client, c.local), "flow_kept")
 			c.leaves(c.continues(c.local, c.client)).becomes(c.continues(c.external, c.client), "reply_restored")
 		}
-		// The new service lets in others only.
+		// The new service does not admit this client.
 		c.world.change(2, func(f *frontend) { f.flags |= maps.SourceRanges })
 		c.world.sources[2] = []netip.Prefix{netip.PrefixFrom(c.other.Addr(), c.other.Addr().BitLen())}
 		c.load()
@@ -154,7 +154,7 @@ var flowCases = []packetCase{
 		c.replaceBackend(second)
 		c.arrives(c.opens(c.client, c.external)).becomes(c.opens(c.client, second), "translated")
 		c.leaves(c.accepts(c.local, c.client)).becomes(c.accepts(c.external, c.client), "reply_restored")
-		// The client's entry is the new flow's, and stays that.
+		// The client's entry belongs to the new flow, and stays so.
 		c.arrives(c.continues(c.client, c.external)).becomes(c.continues(c.client, second), "flow_kept")
 	}},
 	{name: "a SYN on an open connection", proto: protoTCP, steps: func(c *play) {
@@ -165,7 +165,7 @@ var flowCases = []packetCase{
 		c.answer(c.client, c.external, c.local)
 		c.arrives(c.opens(c.client, c.external)).becomes(c.opens(c.client, c.local), "flow_kept")
 		c.clientSays(fin|ack, c.external, c.local, "flow_kept")
-		c.clientSays(syn, c.external, c.local, "flow_kept") // of one side only
+		c.clientSays(syn, c.external, c.local, "flow_kept") // after a FIN of one side only
 	}},
 	{name: "a SYN after both sides' FIN", proto: protoTCP, steps: func(c *play) {
 		c.serve(c.world, c.proto, 1, c.local)
@@ -193,11 +193,12 @@ var flowCases = []packetCase{
 			c.clientSays(syn, c.external, c.local, "flow_kept")
 			c.backendSays(syn|ack, c.external, c.local)
 			c.clientSays(ack, c.external, c.local, "flow_kept")
-			// It is established, for as long as any: nothing of the first one's end is left.
+			// It is established, with the full timeout: no FIN of the first connection is
+			// left.
 			c.rig.age(timeouts.TCPEstablished - slack)
 			c.clientSays(syn, c.external, c.local, "flow_kept")
 			c.clientSays(ack, c.external, c.local, "flow_kept")
-			// And one that is half closed is not one that is closed.
+			// A half-closed flow is not a closed one.
 			c.clientSays(fin|ack, c.external, c.local, "flow_kept")
 			c.rig.age(timeouts.TCPCloseWait - slack)
 			c.clientSays(syn, c.external, c.local, "flow_kept")
@@ -223,7 +224,7 @@ var flowCases = []packetCase{
 		c.clientSays(syn, c.external, c.local, "flow_kept")
 		c.backendSays(ack, c.external, c.local)
 		c.clientSays(ack, c.external, c.local, "flow_kept")
-		c.backendSays(syn|ack, c.external, c.local) // of no SYN
+		c.backendSays(syn|ack, c.external, c.local) // without a SYN
 		c.rig.age(timeouts.TCPCloseWait + time.Second)
 		c.clientSays(syn, c.external, c.local, "translated")
 	}},
@@ -243,7 +244,7 @@ var flowCases = []packetCase{
 		c.open(c.client, c.external, c.local)
 		c.clientSays(rst, c.external, c.local, "flow_kept")
 		c.rig.age(1500 * time.Millisecond)
-		// A second one is none that goes on.
+		// A repeated RST does not show that the connection is alive.
 		c.clientSays(rst, c.external, c.local, "flow_kept")
 		c.clientSays(syn, c.external, c.local, "translated")
 		c.answer(c.client, c.external, c.local)

@@ -7,7 +7,7 @@ import (
 	"time"
 )
 
-// pieces is a datagram in three pieces.
+// pieces returns a datagram in three fragments.
 func (c *play) pieces(src, dst netip.AddrPort) []pkt {
 	p := c.opens(src, dst).with(func(p *pkt) { p.payload = make([]byte, 1000) })
 	return p.fragments(0x1234, 400, 800)
@@ -45,7 +45,8 @@ var fragmentCases = []packetCase{
 		c.arrives(p[0]).becomes(want[0], "translated")
 		c.arrives(p[2]).becomes(want[2], "flow_kept")
 		c.arrives(p[1]).becomes(want[1], "flow_kept")
-		// To the node it may be anything, to others it is nobody's.
+		// At the node's address it may be any datagram. For other addresses it belongs to
+		// no flow.
 		c.arrives(c.pieces(c.client, c.node)[1]).passes("fragment_passed")
 		c.arrives(c.pieces(c.client, at(c.clusterIP, 9))[1]).dropped("fragment_unknown")
 		c.arrives(c.pieces(c.client, c.other)[1]).passes("fragment_passed")
@@ -86,7 +87,7 @@ var fragmentCases = []packetCase{
 		p, want := c.pieces(c.client, c.external), c.pieces(c.client, c.local)
 		c.arrives(p[0]).becomes(want[0], "translated")
 		c.rig.age(pieceAge - slack)
-		c.arrives(p[0]).becomes(want[0], "translated") // the flow's time is shorter
+		c.arrives(p[0]).becomes(want[0], "translated") // the flow has expired before
 		c.arrives(p[1]).becomes(want[1], "flow_kept")
 		c.rig.age(pieceAge + time.Second)
 		c.arrives(p[1]).dropped("fragment_unknown")

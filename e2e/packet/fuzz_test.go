@@ -7,10 +7,10 @@ import (
 	"testing"
 )
 
-// FuzzPackets lets the fuzzer throw the dice of TestRandomPackets, in one of its arenas,
-// and have a packet of its own making at the end, which comes to both hooks. What it learns
-// from is how far the model gets. Longer runs, as root, and without the minute that the
-// fuzzer else takes to make each input shorter:
+// FuzzPackets lets the fuzzer control the dice of TestRandomPackets in one arena, and add a
+// packet of its own at the end, to both hooks. Its coverage is that of the model. Longer
+// runs, as root, and without the minute that the fuzzer otherwise spends to minimize each
+// input:
 //
 //	go test ./e2e/packet -run '^$' -fuzz FuzzPackets -fuzztime 10m -fuzzminimizetime 1x
 func FuzzPackets(f *testing.F) {
@@ -33,7 +33,7 @@ func FuzzPackets(f *testing.F) {
 	})
 }
 
-// throws writes a tape of random throws.
+// throws returns a tape of n random bytes.
 func throws(d *dice, n int) []byte {
 	b := make([]byte, n)
 	for i := range b {
@@ -42,7 +42,7 @@ func throws(d *dice, n int) []byte {
 	return b
 }
 
-// opening is a first packet of some flow.
+// opening returns a first packet of a flow.
 func (u universe) opening(n uint64) pkt {
 	if n < 2 {
 		return tcp(u.clients[0], u.frontends[0], syn)
@@ -50,9 +50,9 @@ func (u universe) opening(n uint64) pkt {
 	return udp(u.clients[0], u.frontends[0], "question")
 }
 
-// tape runs what a tape says, and one packet more.
+// tape runs the packets of a tape, and one more packet.
 func (d *duel) tape(throws, last []byte) {
-	for range 30 { // see check
+	for range 30 { // as in check
 		d.late = false
 		diff := d.play(newTapeDice(throws), last)
 		if d.tick(); d.late {

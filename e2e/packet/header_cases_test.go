@@ -9,8 +9,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// summingToZero is a datagram whose checksum would be 0. It has 0xffff: 0 would say that
-// there is none.
+// summingToZero returns a datagram whose checksum would be 0. It has 0xffff instead: 0
+// means that there is no checksum.
 func summingToZero(src, dst netip.AddrPort) pkt {
 	p := udp(src, dst, "\x00\x00 filled up")
 	body := p.body()
@@ -83,7 +83,7 @@ var headerCases = []packetCase{
 			c.arrives(pkt{src: p.src, dst: p.dst, proto: proto, payload: p.body()}).passes("protocol")
 			c.leaves(pkt{src: p.src, dst: p.dst, proto: proto, payload: p.body()}).passes("protocol")
 		}
-		other := map[bool]uint8{false: protoICMP6, true: protoICMP}[c.v6] // of the other family
+		other := map[bool]uint8{false: protoICMP6, true: protoICMP}[c.v6] // ICMP of the other family
 		c.arrives(pkt{src: c.client, dst: c.external, proto: other, payload: make([]byte, 64)}).passes("protocol")
 	}},
 	{name: "UDP without a checksum", proto: protoUDP, family: 4, steps: func(c *play) {
@@ -146,7 +146,7 @@ var headerCases = []packetCase{
 			return b
 		}
 		if c.v6 {
-			// A header that says it goes on behind the end.
+			// A header whose length exceeds the packet.
 			for _, kind := range []byte{protoHopByHop, protoRouting, protoDest} {
 				c.raw(ingress, change(func(b []byte) { b[6], b[40], b[41] = kind, c.proto, 255 })).passes("malformed")
 			}

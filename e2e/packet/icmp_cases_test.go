@@ -7,13 +7,13 @@ import (
 	"time"
 )
 
-// kinds of ICMP errors: type, code and the second word of the header.
+// icmpKind is a kind of ICMP error: type, code and the second word of the header.
 type icmpKind struct {
 	kind, code uint8
 	word       uint32
 }
 
-// errors are fragmentation needed (packet too big), port unreachable, time exceeded and
+// errors returns fragmentation needed (packet too big), port unreachable, time exceeded and
 // a parameter problem.
 func (p plan) errors() []icmpKind {
 	if p.v6 {
@@ -22,15 +22,16 @@ func (p plan) errors() []icmpKind {
 	return []icmpKind{{3, 4, 1400}, {3, 3, 0}, {11, 0, 0}, {12, 0, 0x14000000}}
 }
 
-// quotes are as much of a packet as an error may quote: all of it, or eight bytes of its
-// transport header, as hosts did before RFC 1812, or up to 1232 bytes of a large one.
+// quotes returns the parts of a packet that an error may quote: the whole packet, or eight
+// bytes of its transport header, as hosts did before RFC 1812, or up to 1232 bytes of a
+// large one.
 func quotes(p pkt) [][]byte {
 	large := p.with(func(p *pkt) { p.payload = make([]byte, 1400) }).bytes()
 	v, _ := readPacket(large, 0)
 	return [][]byte{p.bytes(), p.bytes()[:v.l4+8], p.bytes()[:v.l4+12], large[:1200]}
 }
 
-// quoted runs an error about one packet that must become an error about another, in all
+// quoted runs an error about packet p, which must become an error about packet want, in all
 // kinds and sizes.
 func (c *play) quoted(h hook, src, dst netip.Addr, p pkt, wantSrc, wantDst netip.Addr, want pkt) {
 	c.Helper()
@@ -51,13 +52,13 @@ var icmpCases = []packetCase{
 		c.open(c.client, c.external, c.remote)
 		router := c.other.Addr()
 		client, external, remote, source := c.client.Addr(), c.external.Addr(), c.remote.Addr(), c.wire
-		for _, from := range []netip.Addr{router, client} { // our reply, which went to the client
+		for _, from := range []netip.Addr{router, client} { // about a reply, which went to the client
 			c.quoted(ingress, from, external, c.continues(c.external, c.client), from, remote, c.continues(c.remote, c.client))
 		}
-		for _, from := range []netip.Addr{router, client, c.node.Addr()} { // and that on to the backend
+		for _, from := range []netip.Addr{router, client, c.node.Addr()} { // and the same on its path to the backend
 			c.quoted(egress, from, remote, c.continues(c.remote, c.client), from, remote, c.continues(c.remote, c.source()))
 		}
-		for _, from := range []netip.Addr{router, remote} { // what went to the backend
+		for _, from := range []netip.Addr{router, remote} { // about a packet to the backend
 			c.quoted(ingress, from, source, c.continues(c.source(), c.remote), from, client, c.continues(c.client, c.remote))
 		}
 		c.quoted(egress, router, client, c.continues(c.client, c.remote), router, client, c.continues(c.client, c.external))
@@ -120,7 +121,7 @@ var icmpCases = []packetCase{
 				c.arrives(e).passes("icmp_passed")
 				c.leaves(e).passes("icmp_passed")
 			}
-			// The local backend is not behind another source.
+			// The local backend has no SNAT address.
 			e := icmpError(c.other.Addr(), c.local.Addr(), k.kind, k.code, k.word, c.continues(c.local, c.client).bytes())
 			c.leaves(e).passes("icmp_passed")
 		}

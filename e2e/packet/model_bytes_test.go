@@ -8,7 +8,7 @@ import (
 	"slices"
 )
 
-// sums changes the checksum at an offset by what became of the bytes that it covers
+// sums updates the checksum at an offset after the bytes it covers changed from old to is
 // (RFC 1624, equation 3).
 func (m *model) sums(at int, old, is []byte) {
 	s := uint32(^binary.BigEndian.Uint16(m.b[at:]))
@@ -18,7 +18,7 @@ func (m *model) sums(at int, old, is []byte) {
 	binary.BigEndian.PutUint16(m.b[at:], ^fold(s))
 }
 
-// transportSums is sums for the checksum of a packet with ports, if it has one.
+// transportSums is sums for the transport checksum of a packet with ports, if it has one.
 func (m *model) transportSums(v view, old, is []byte) {
 	at := v.l4 + 16
 	if v.proto == protoUDP {
@@ -32,7 +32,7 @@ func (m *model) transportSums(v view, old, is []byte) {
 	}
 }
 
-// address is where one is in the IP header, and how it is written.
+// address returns the offset of an address in the IP header, and its bytes.
 func (v view) address(source bool) (at int, old []byte) {
 	e, at4, at6 := v.dst, 16, 24
 	if source {
@@ -51,8 +51,8 @@ func (v view) written(addr [16]byte) []byte {
 	return addr[:]
 }
 
-// rewrite gives the packet another source or destination address, and these ports, of
-// which only the first piece of a datagram has any.
+// rewrite changes the packet's source or destination address and its ports. Only the first
+// fragment of a datagram has ports.
 func (m *model) rewrite(v view, isPiece, source bool, addr [16]byte, sport, dport uint16) {
 	at, old := v.address(source)
 	is := v.written(addr)
@@ -73,13 +73,13 @@ func (m *model) rewrite(v view, isPiece, source bool, addr [16]byte, sport, dpor
 	copy(m.b[v.l4:], ports)
 }
 
-// pseudo is the sum of the pseudo header of a packet between the same two hosts.
+// pseudo returns the sum of the pseudo header between the packet's hosts.
 func (v view) pseudo(proto uint8, size int) uint32 {
 	return sum16(v.written(v.src.addr)) + sum16(v.written(v.dst.addr)) + uint32(proto) + uint32(size)
 }
 
-// size of what follows the IP header and its extensions, as the header says; 0 where
-// that makes no sense.
+// size returns the length of what follows the IP header and its extensions, from the
+// header's fields. It returns 0 for impossible values.
 func (m *model) size(v view) int {
 	all := int(binary.BigEndian.Uint16(m.b[v.l3+2:]))
 	if !v.v4 {
@@ -97,7 +97,8 @@ func (m *model) swapEthernet() {
 // answerHop is the TTL of answers.
 const answerHop = 64
 
-// reset makes the packet its own reset (RFC 9293, 3.10.7.1). False: that can't be.
+// reset turns the packet into a RST that answers it (RFC 9293, 3.10.7.1). It returns false
+// if that is impossible.
 func (m *model) reset(v view) bool {
 	got := slices.Clone(m.b[v.l4 : v.l4+20])
 	header, size := int(got[12]>>4)*4, m.size(v)
@@ -128,7 +129,8 @@ func (m *model) reset(v view) bool {
 	return true
 }
 
-// turnIP makes the packet's IP header that of an answer, which is all that is there.
+// turnIP makes the packet's IP header that of an answer, which is the whole rest of the
+// frame.
 func (m *model) turnIP(v view) {
 	h := m.b[v.l3:]
 	src, dst := v.written(v.src.addr), v.written(v.dst.addr)
@@ -148,11 +150,11 @@ func (m *model) turnIP(v view) {
 	m.sums(v.l3+10, old, slices.Clone(h[:20]))
 }
 
-// quoteMost is how many bytes an ICMP error of ours can quote.
+// quoteMost is how many bytes shunt's ICMP errors can quote.
 const quoteMost = 256
 
-// unreachable puts the packet's beginning into an ICMP error for its sender. False: it
-// is too long.
+// unreachable turns the packet into an ICMP error for its sender that quotes its beginning.
+// It returns false if the quote is too long.
 func (m *model) unreachable(v view) bool {
 	quote := slices.Clone(m.b[v.l3 : v.l4+8])
 	if len(quote) > quoteMost {

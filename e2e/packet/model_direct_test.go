@@ -11,8 +11,8 @@ import (
 // never is before all times of the model.
 const never = math.MinInt64 / 2
 
-// isDirect says whether a packet to an address that only backends have is known to be of no
-// flow but confirmed ones.
+// isDirect reports whether a packet to an address that only backends have cannot belong to
+// an unconfirmed flow.
 func (m *model) isDirect(v view, isPiece bool) bool {
 	switch {
 	case isPiece:
@@ -24,7 +24,7 @@ func (m *model) isDirect(v view, isPiece bool) bool {
 	return !isSYN(v.flags) && m.now-m.lastDirect >= 3*int64(timeouts.TCPNew) && !m.isSourcePort(v.dst.port)
 }
 
-// direct is a packet to a backend itself, of no flow.
+// direct handles a packet to a backend's own address, of no flow.
 func (m *model) direct(v view) (uint32, string) {
 	if v.proto == protoTCP && !isSYN(v.flags) {
 		return unspec, "no_frontend"
@@ -35,7 +35,7 @@ func (m *model) direct(v view) (uint32, string) {
 		m.directs[key] = m.now
 		return unspec, "no_frontend"
 	}
-	if v.proto == protoUDP && v.src == there.backend && v.dst == there.inside() { // an answer
+	if v.proto == protoUDP && v.src == there.backend && v.dst == there.inside() { // a reply
 		m.directs[key] = m.now
 		return unspec, "no_frontend"
 	}
@@ -52,7 +52,8 @@ func (m *model) direct(v view) (uint32, string) {
 	return unspec, "direct_displaced"
 }
 
-// directIsThere says whether there may be a connection between the ends that a flow is to have.
+// directIsThere reports whether there may be a direct connection with the addresses and ports
+// that the flow would have.
 func (m *model) directIsThere(f flow) bool {
 	noted, ok := m.directs[flowKey{maps.FlowKeyIn, f.proto, f.inside(), f.backend}]
 	age := timeouts.UDPEstablished
@@ -62,10 +63,11 @@ func (m *model) directIsThere(f flow) bool {
 	return ok && f.used-noted < int64(age)
 }
 
-// synSize is how many bytes a SYN can have, and itself (track.h).
+// synSize is how many bytes a SYN can acknowledge: its data and itself (track.h).
 const synSize = 1 << 16
 
-// isAnswer says whether what a backend says is its answer to the flow, or comes later.
+// isAnswer reports whether a backend's packet belongs to the flow: it answers the flow's
+// SYN, or the backend has answered before.
 func (m *model) isAnswer(f flow, v view) bool {
 	if v.proto != protoTCP || f.flags&maps.FlowConfirmed != 0 || f.backendSaid&maps.SaidAnything != 0 {
 		return true
@@ -75,7 +77,7 @@ func (m *model) isAnswer(f flow, v view) bool {
 	return v.flags&ack != 0 && v.flags&(syn|rst) != 0 && (asked == 0 || v.at.ack-asked-1 < synSize)
 }
 
-// yield forgets a flow whose ends are another connection's.
+// yield removes a flow whose addresses and ports another connection has.
 func (m *model) yield(f flow) {
 	m.directs[flowKey{maps.FlowKeyIn, f.proto, f.inside(), f.backend}] = m.now
 	m.remove(f.outKey())
@@ -84,7 +86,7 @@ func (m *model) yield(f flow) {
 	}
 }
 
-// dropDirect forgets a direct flow that is over.
+// dropDirect removes an expired direct flow.
 func (m *model) dropDirect(f flow) {
 	if wire, ok := m.find(f.wireKey()); f.node.port != 0 && ok && wire.same(f) {
 		m.remove(f.wireKey())

@@ -15,17 +15,18 @@ const (
 	touchEvery  = int64(time.Second)
 	innerTries  = 16
 	sourceTries = 64
-	patience    = 4 // from this try on, a port of a flow that is over will do
+	patience    = 4 // from this try on, a reusable port is taken
 )
 
 func (f flow) clientKey() flowKey { return flowKey{maps.FlowKeyIn, f.proto, f.client, f.frontend} }
 func (f flow) wireKey() flowKey   { return flowKey{maps.FlowKeyIn, f.proto, f.backend, f.node} }
 func (f flow) outKey() flowKey    { return ends(f.proto, f.inside(), f.backend) }
 
-// inside is the client as the backend's side of the stack has it.
+// inside returns the client's address and port as the backend's side of the node's stack
+// sees them.
 func (f flow) inside() end { return end{f.client.addr, f.inner} }
 
-// ends is the key of what the stack sees, in either direction.
+// ends returns the key of packets in the node's stack, the same in both directions.
 func ends(proto uint8, a, b end) flowKey {
 	if b.compare(a) < 0 {
 		a, b = b, a
@@ -65,7 +66,7 @@ func (f flow) expired(now int64) bool {
 	return f.used+int64(after) <= now
 }
 
-// serves says whether the flow's backend still is one, in the sets or not.
+// serves reports whether the flow's backend still exists, in the sets or not.
 func (m *model) serves(f flow) bool {
 	b, ok := m.world.backends[f.id]
 	return ok && b.service == f.service && newEnd(b.addr) == f.backend
@@ -73,7 +74,8 @@ func (m *model) serves(f flow) bool {
 
 func isSYN(flags uint8) bool { return flags&(syn|ack|rst) == syn }
 
-// goesOn says whether a client's packet is of this flow, or begins a new one.
+// goesOn reports whether a client's packet belongs to this flow. Otherwise it begins a new
+// one.
 func (m *model) goesOn(f flow, v view) bool {
 	if f.expired(m.now) {
 		return false
@@ -87,7 +89,7 @@ func (m *model) goesOn(f flow, v view) bool {
 	if f.flags&maps.FlowDirect != 0 || m.serves(f) && m.leads(f) || m.stays(f) {
 		return true
 	}
-	// Anybody can send a SYN: whom it goes to is asked first.
+	// A SYN may be forged: it goes to the flow's backend first.
 	established := v.proto == protoTCP && f.flags&maps.FlowConfirmed != 0 && f.clientSaid&maps.SaidFIN == 0
 	unanswered := f.clientSaid&maps.SaidAskedAgain != 0 && m.now >= f.used+touchEvery/10*9
 	return established && !unanswered
@@ -107,13 +109,13 @@ func (m *model) stays(f flow) bool {
 	})
 }
 
-// leads says whether the flow's frontend still is its service's.
+// leads reports whether the flow's frontend still belongs to its service.
 func (m *model) leads(f flow) bool {
 	there, found, _ := m.frontend(f.frontend, f.proto)
 	return found && there.service == f.service
 }
 
-// find returns a copy of an entry, which leaves out where the two sides are.
+// find returns a copy of an entry without the sides' sequence numbers.
 func (m *model) find(k flowKey) (flow, bool) {
 	f, ok := m.entry(k)
 	f.clientAt, f.backendAt = point{}, point{}
@@ -128,7 +130,7 @@ func (m *model) entry(k flowKey) (flow, bool) {
 	return f, ok
 }
 
-// put writes an entry where the flow belongs, if there is room.
+// put inserts an entry into the map of its flow, if there is room.
 func (m *model) put(k flowKey, f flow) bool {
 	if f.flags&maps.FlowConfirmed == 0 {
 		m.fresh[k] = f
@@ -150,12 +152,12 @@ func (m *model) remove(k flowKey) {
 	delete(m.fresh, k)
 }
 
-// begin records a new flow, with a port for the client before the backend at which no
-// other flow of it is.
+// begin records a new flow. It gives the client a port towards the backend that no other
+// flow has there.
 func (m *model) begin(f *flow, v view) bool {
 	hash, claimed := pick(v.src, v.dst, v.proto), false
 	if v.proto == protoTCP {
-		f.clientAt = v.at // in the entries alone
+		f.clientAt = v.at // in the entries only
 		defer func() { f.clientAt = point{} }()
 	}
 	for i := uint32(0); i < innerTries && !claimed; i++ {
@@ -190,10 +192,10 @@ func (m *model) begin(f *flow, v view) bool {
 	return true
 }
 
-// triedWhole is the largest range of source ports that is tried in a row.
+// triedWhole is the largest range of SNAT ports that is tried in order.
 const triedWhole = 64
 
-// sourcePort is the i-th one to try: each anew, or in a row where all can be tried.
+// sourcePort returns the i-th port to try: by a hash of i, or in order in a small range.
 func (m *model) sourcePort(hash, i uint32) uint16 {
 	n := (hash%m.ports + i) % m.ports
 	if m.ports > triedWhole {
@@ -206,8 +208,8 @@ func (m *model) sourcePort(hash, i uint32) uint16 {
 	return uint16(p)
 }
 
-// heard moves a flow to where it can't be pushed out, if this packet of the client's shows
-// that it has heard the backend. False: there is no room.
+// heard confirms a flow, whose entries cannot be evicted then, if this packet of the client
+// answers the backend. It returns false if there is no room.
 func (m *model) heard(f *flow, v view) bool {
 	if f.flags&maps.FlowConfirmed != 0 || f.backendSaid&maps.SaidAnything == 0 || v.proto == protoTCP && isSYN(v.flags) ||
 		!m.clients(*f) {
@@ -217,7 +219,7 @@ func (m *model) heard(f *flow, v view) bool {
 		return true
 	}
 	if there, ok := m.find(f.wireKey()); f.node.port != 0 && ok && !there.same(*f) {
-		f.node.port = 0 // it waited too long, and another has its port
+		f.node.port = 0 // it was unconfirmed for too long: another flow has its port
 	}
 	f.flags |= maps.FlowConfirmed
 	if !m.move(f.clientKey(), *f) {
@@ -231,8 +233,8 @@ func (m *model) heard(f *flow, v view) bool {
 	return true
 }
 
-// move brings an entry of a flow to where it can't be pushed out, with what was noted in
-// it. False: there is no room.
+// move makes an entry of a flow a confirmed one, with everything noted in it. It returns
+// false if there is no room.
 func (m *model) move(k flowKey, f flow) bool {
 	if !m.confirm(k, f) {
 		return false
@@ -248,14 +250,14 @@ func (m *model) move(k flowKey, f flow) bool {
 	return true
 }
 
-// clients says whether the client's entry is this flow's, or nobody's.
+// clients reports whether the client's entry belongs to this flow or does not exist.
 func (m *model) clients(f flow) bool {
 	there, ok := m.find(f.clientKey())
 	return !ok || there.sameEnds(f)
 }
 
-// source gives a flow its address and port on the wire. The reason is empty, or why it
-// gets none.
+// source gives a flow its SNAT address and port. It returns an empty string, or the reason
+// why it gets none.
 func (m *model) source(f *flow, hash uint32) string {
 	if f.flags&maps.FlowDisplaced == 0 {
 		addrs := m.world.devices[m.ifindex]
@@ -277,7 +279,7 @@ func (m *model) source(f *flow, hash uint32) string {
 	return ""
 }
 
-// putSource says a flow's source in an entry.
+// putSource writes a flow's SNAT address and port to an entry.
 func (m *model) putSource(k flowKey, f flow) bool {
 	all := m.fresh
 	if f.flags&maps.FlowConfirmed != 0 {
@@ -292,9 +294,9 @@ func (m *model) putSource(k flowKey, f flow) bool {
 	return true
 }
 
-// forgotten says whether another flow may have this one's port to the backend. What that
-// ended first still waits there for late packets; a handshake that does not go on is
-// not waited for.
+// forgotten reports whether another flow may have this one's SNAT port (reusable). After a
+// FIN the side that ended first keeps the port in TIME_WAIT; an unanswered handshake does
+// not keep it.
 func (f flow) forgotten(now int64) bool {
 	halfOpen := f.proto == protoTCP && f.flags&(maps.FlowConfirmed|maps.FlowOwn) == 0 && now-f.used >= touchEvery
 	return f.expired(now) || f.reset() || halfOpen || f.clientSaid&maps.SaidFIN != 0 && f.backendSaid&maps.SaidFINLater != 0

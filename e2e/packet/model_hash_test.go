@@ -4,8 +4,8 @@ package packet
 
 import "encoding/binary"
 
-// pick is the number by which the programs choose for a packet (pkt_hash of pkt.h): that
-// of its ends and the node's secret.
+// pick returns the hash by which the programs choose for a packet (pkt_hash of pkt.h): of
+// its addresses, ports and the node's secret.
 func pick(src, dst end, proto uint8) uint32 {
 	h := uint64(seed)
 	for i := range 4 {
@@ -20,12 +20,12 @@ func mix(h, word uint64) uint64 {
 	return h ^ h>>32
 }
 
-// network is a port as it lies in memory in network order.
+// network returns a port in network byte order, as an integer in memory.
 func network(port uint16) uint16 {
 	return binary.NativeEndian.Uint16(binary.BigEndian.AppendUint16(nil, port))
 }
 
-// network32 is a number in network order as it lies in memory.
+// network32 returns an integer that is in network byte order in memory.
 func network32(n uint32) uint32 {
 	return binary.BigEndian.Uint32(binary.NativeEndian.AppendUint32(nil, n))
 }

@@ -9,7 +9,7 @@ import (
 	"shunt/maps"
 )
 
-// quoted is the packet that an ICMP error is about, if it is one that has ports.
+// quoted returns the packet that an ICMP error is about, if it has ports.
 func (m *model) quoted(v view) (view, bool) {
 	if len(m.b) <= v.l4 {
 		return view{}, false
@@ -25,7 +25,7 @@ func (m *model) quoted(v view) (view, bool) {
 	return q, kind == isTransport
 }
 
-// icmpIn is an error about a packet that left here, as it was then.
+// icmpIn handles an arriving error, about a packet as it left this node.
 func (m *model) icmpIn(v view) (uint32, string) {
 	q, ok := m.quoted(v)
 	if !ok {
@@ -35,15 +35,15 @@ func (m *model) icmpIn(v view) (uint32, string) {
 	if !ok || f.flags&maps.FlowOwn != 0 || f.expired(m.now) {
 		return unspec, "icmp_passed"
 	}
-	if f.frontend == q.src { // a reply of ours: the backend's
+	if f.frontend == q.src { // about a reply of the frontend, originally the backend's
 		m.rewriteError(v, q, false, f.backend.addr, true, f.backend, f.inside())
-	} else { // the client's packet, from our address
+	} else { // about the client's packet, from the SNAT address
 		m.rewriteError(v, q, false, f.client.addr, true, f.inside(), f.backend)
 	}
 	return unspec, "icmp_translated"
 }
 
-// icmpOut is an error about a packet that the stack has seen.
+// icmpOut handles a leaving error, about a packet that the node's stack has seen.
 func (m *model) icmpOut(v view) (uint32, string) {
 	q, ok := m.quoted(v)
 	if !ok {
@@ -52,13 +52,13 @@ func (m *model) icmpOut(v view) (uint32, string) {
 	f, ok := m.find(ends(q.proto, q.src, q.dst))
 	ok = ok && !f.expired(m.now)
 	switch {
-	case ok && q.dst == f.backend: // to the client: it spoke to the frontend
+	case ok && q.dst == f.backend: // to the client: its packet was to the frontend
 		outer := v.src.addr
 		if outer == f.backend.addr {
 			outer = f.frontend.addr
 		}
 		m.rewriteError(v, q, true, outer, false, end{q.src.addr, f.client.port}, f.frontend)
-	case ok && f.node.port != 0: // to the backend: it spoke to us
+	case ok && f.node.port != 0: // to the backend: its packet was to the SNAT address
 		m.rewriteError(v, q, true, v.src.addr, false, f.backend, f.node)
 	default:
 		return unspec, "icmp_passed"
@@ -66,8 +66,8 @@ func (m *model) icmpOut(v view) (uint32, string) {
 	return unspec, "icmp_translated"
 }
 
-// rewriteError gives an ICMP error this source or destination, and the packet that it
-// quotes one other end and these ports.
+// rewriteError changes the source or destination of an ICMP error, and one end and the
+// ports of the packet that it quotes.
 func (m *model) rewriteError(v, q view, outerSource bool, outer [16]byte, innerSource bool, src, dst end) {
 	inner := dst.addr
 	if innerSource {
@@ -93,8 +93,8 @@ func (m *model) rewriteError(v, q view, outerSource bool, outer [16]byte, innerS
 	m.errorSums(v, before, outerSource, outer)
 }
 
-// errorSums writes the outer address, and brings the sums of the error itself up to
-// date: of its IP header, and of all that follows, which for ICMPv6 goes with addresses.
+// errorSums writes the outer address, and updates the error's own checksums: that of its IP
+// header, and that of ICMP, which for ICMPv6 covers the addresses.
 func (m *model) errorSums(v view, before []byte, source bool, addr [16]byte) {
 	at, old := v.address(source)
 	is := v.written(addr)

@@ -4,7 +4,7 @@ package packet
 
 import "shunt/maps"
 
-// in is a packet with ports that arrives.
+// in handles an arriving packet with ports.
 func (m *model) in(v view, isPiece bool) (uint32, string) {
 	frontends, node, cluster := m.means(v.dst)
 	known, direct := frontends || node || cluster, m.backends[v.dst.ip()]
@@ -71,7 +71,8 @@ func (m *model) toBackend(f flow, v view, isPiece bool) {
 	m.rewrite(v, isPiece, false, f.backend.addr, f.inner, f.backend.port)
 }
 
-// fromWire is a backend's packet to this node's address: it is the client's.
+// fromWire handles a backend's packet to the SNAT address. Its destination becomes the
+// client.
 func (m *model) fromWire(f flow, v view, isPiece bool) (uint32, string) {
 	m.point(f, f.wireKey(), v, isPiece, false)
 	m.touch(&f, v, false)
@@ -79,7 +80,7 @@ func (m *model) fromWire(f flow, v view, isPiece bool) (uint32, string) {
 	return unspec, "source_restored"
 }
 
-// first is a packet to a frontend, of no flow.
+// first handles a packet of no flow to a frontend.
 func (m *model) first(v view) (uint32, string) {
 	if v.proto == protoTCP && !isSYN(v.flags) {
 		return m.middle(v)
@@ -104,7 +105,7 @@ func (m *model) first(v view) (uint32, string) {
 	return unspec, reason
 }
 
-// refuse answers a packet that nobody takes.
+// refuse answers a packet that cannot be served.
 func (m *model) refuse(v view, reason string) (uint32, string) {
 	src := v.src.ip()
 	last := src.AsSlice()
@@ -118,8 +119,8 @@ func (m *model) refuse(v view, reason string) (uint32, string) {
 	return shot, "write_failed"
 }
 
-// middle is a TCP packet that does not begin a connection: the entry may be lost that
-// would say where it goes, while the other one is there.
+// middle handles a TCP packet that does not begin a connection: the client's entry may be
+// lost while the other one exists.
 func (m *model) middle(v view) (uint32, string) {
 	guess, reason := m.choose(v, true)
 	if reason == "no_frontend" {
@@ -139,7 +140,7 @@ func (m *model) middle(v view) (uint32, string) {
 	return unspec, "flow_kept"
 }
 
-// unknown is a TCP packet of a connection that has no flow.
+// unknown handles a TCP packet of a connection that has no flow.
 func (m *model) unknown(v view, reason string) (uint32, string) {
 	_, node, _ := m.means(v.dst)
 	switch {
@@ -151,7 +152,7 @@ func (m *model) unknown(v view, reason string) (uint32, string) {
 	return m.refuse(v, "connection_unknown")
 }
 
-// out is a packet with ports that leaves.
+// out handles a leaving packet with ports.
 func (m *model) out(v view, isPiece bool) (uint32, string) {
 	f, ok := m.find(ends(v.proto, v.src, v.dst))
 	if f.flags&maps.FlowDisplaced == 0 && f.expired(m.now) {
@@ -180,7 +181,8 @@ func (m *model) out(v view, isPiece bool) (uint32, string) {
 	return unspec, "egress_passed"
 }
 
-// followDisplaced notes a packet of a client on this side. False: it begins another flow.
+// followDisplaced handles a packet from the client of a remapped flow. It returns false if
+// the packet begins another flow.
 func (m *model) followDisplaced(f *flow, v view, isPiece bool) bool {
 	if f.expired(m.now) || f.closed() && (v.proto == protoUDP || isSYN(v.flags)) {
 		if wire, ok := m.find(f.wireKey()); ok && wire.same(*f) {
@@ -196,7 +198,7 @@ func (m *model) followDisplaced(f *flow, v view, isPiece bool) bool {
 	return true
 }
 
-// toWire is a client's packet to a backend.
+// toWire handles a client's packet to a backend.
 func (m *model) toWire(f flow, v view, isPiece bool) (uint32, string) {
 	if f.flags&maps.FlowSNAT == 0 {
 		return unspec, "source_kept"
@@ -221,8 +223,9 @@ func (m *model) toWire(f flow, v view, isPiece bool) (uint32, string) {
 	return unspec, "source_translated"
 }
 
-// note remembers whom the answer is for where a packet begins from a port that may be
-// taken for a flow's or a service's. False: a flow has it.
+// note records a local flow if a packet of this node begins from a port that a flow or a
+// service might have: its replies must not be translated. It returns false if a flow has
+// the port.
 func (m *model) note(v view) bool {
 	_, node, _ := m.means(v.src)
 	_, found, _ := m.frontend(v.src, protoUDP)
@@ -245,7 +248,7 @@ func (m *model) note(v view) bool {
 	return true
 }
 
-// hold notes that a flow of this node's stack is in use.
+// hold renews a local flow.
 func (m *model) hold(f flow) {
 	if m.now >= f.used+touchEvery {
 		f.used = m.now
@@ -253,7 +256,7 @@ func (m *model) hold(f flow) {
 	}
 }
 
-// isDevice says whether an address is what packets of this node have on the device.
+// isDevice reports whether an address is the SNAT address of the device.
 func (m *model) isDevice(e end) bool {
 	for _, addr := range m.world.devices[m.ifindex] {
 		if addr.IsValid() && addr.As16() == e.addr {

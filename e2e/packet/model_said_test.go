@@ -4,8 +4,8 @@ package packet
 
 import "shunt/maps"
 
-// point notes where a side of a flow is, in the entry of that key, if its packet's numbers can be
-// the connection's.
+// point records a side's sequence numbers in the entry of that key, if the packet's numbers can
+// belong to the connection.
 func (m *model) point(f flow, k flowKey, v view, isPiece, fromClient bool) {
 	if v.proto != protoTCP || isPiece || v.flags&rst != 0 {
 		return
@@ -20,10 +20,10 @@ func (m *model) point(f flow, k flowKey, v view, isPiece, fromClient bool) {
 	}
 }
 
-// near says whether a number is at most so far from another.
+// near reports whether two numbers differ by at most most.
 func near(a, b uint32, most int32) bool { d := int32(a - b); return d >= -most && d <= most }
 
-// isWithin says whether a packet's numbers are in both windows, as the other side has shown them.
+// isWithin reports whether a packet's numbers are in the windows that the other side has shown.
 func (m *model) isWithin(f flow, v view, fromClient bool) bool {
 	switch other := m.otherAt(f, fromClient); {
 	case f.flags&maps.FlowConfirmed == 0:
@@ -31,14 +31,14 @@ func (m *model) isWithin(f flow, v view, fromClient bool) bool {
 	case isSYN(v.flags):
 		return false
 	case !fromClient && v.flags&(syn|ack|rst) == syn|ack && f.clientSaid&(maps.SaidSYN|maps.SaidAsked) != 0:
-		return true // of a new connection
+		return true // it begins a new connection
 	default:
 		acked := int32(v.at.ack - other.seq)
 		return other == (point{}) || v.flags&ack != 0 && near(v.at.seq, other.ack, window) && acked >= -window && acked <= segment
 	}
 }
 
-// setPoint writes where a side is to the entry of that key.
+// setPoint writes a side's numbers to the entry of that key.
 func (m *model) setPoint(k flowKey, v view, fromClient bool) {
 	for _, all := range []map[flowKey]flow{m.confirmed, m.fresh} {
 		there, ok := all[k]
@@ -55,15 +55,16 @@ func (m *model) setPoint(k flowKey, v view, fromClient bool) {
 	}
 }
 
-// Bounds of what is believed (track.h).
+// Bounds of credible numbers (track.h).
 const (
 	window  = 1 << 24
 	segment = 1 << 19
-	// windowBehind is so far before firstSeq.
+	// windowBehind is firstSeq minus window.
 	windowBehind = 1<<32 + firstSeq - window
 )
 
-// otherAt is where the other side was with its last packet; zero: that is not known.
+// otherAt returns the other side's numbers in its last packet, the zero value if they are
+// not known.
 func (m *model) otherAt(f flow, fromClient bool) point {
 	displaced := f.flags&maps.FlowDisplaced != 0
 	k := f.outKey()
@@ -83,9 +84,9 @@ func (m *model) otherAt(f flow, fromClient bool) point {
 	return there.clientAt
 }
 
-// acknowledges says whether a client's packet that arrives acknowledges what the backend sent last,
-// or nearly. Whose flow it is makes no difference: what arrives from a displaced flow's client, which
-// is on this node, has a false address.
+// acknowledges reports whether an arriving packet of a client acknowledges the backend's last
+// bytes, or nearly. It does not matter which flow the packet belongs to: the client of a remapped
+// flow is on this node, so an arriving packet with its address is forged.
 func (m *model) acknowledges(f flow, v view) bool {
 	if v.proto != protoTCP {
 		return true
@@ -98,7 +99,8 @@ func (m *model) acknowledges(f flow, v view) bool {
 	return v.flags&ack != 0 && acked >= -segment && acked <= segment
 }
 
-// asksAgain notes where a SYN is that a client sends to a backend that has said nothing.
+// asksAgain records the sequence number of a client's SYN to a backend that has not
+// answered.
 func (m *model) asksAgain(f flow, v view) {
 	if v.proto != protoTCP || !isSYN(v.flags) || f.backendSaid&maps.SaidAnything != 0 || f.flags&maps.FlowConfirmed != 0 {
 		return
@@ -108,8 +110,8 @@ func (m *model) asksAgain(f flow, v view) {
 	}
 }
 
-// believes says whether the end of an established connection fits what the other side
-// said last.
+// believes reports whether a FIN or RST of an established connection fits the other side's
+// last numbers.
 func (m *model) believes(f flow, v view, fromClient bool) bool {
 	if f.flags&maps.FlowConfirmed == 0 {
 		return true
@@ -133,7 +135,7 @@ func (m *model) believes(f flow, v view, fromClient bool) bool {
 	return acked >= -window
 }
 
-// end is what a packet says of its side's end that is news and believed.
+// end returns which of FIN and RST a packet adds to its side, if they are new and believed.
 func (m *model) end(f flow, v view, fromClient bool) (end uint8) {
 	said, other := f.backendSaid, f.clientSaid
 	if fromClient {
@@ -154,7 +156,7 @@ func (m *model) end(f flow, v view, fromClient bool) (end uint8) {
 	return end
 }
 
-// hear returns what the two sides have said after a packet.
+// hear returns the two sides' flags after a packet.
 func (m *model) hear(f flow, v view, fromClient bool) (client, backend uint8) {
 	client, backend = f.clientSaid, f.backendSaid
 	switch {
@@ -183,15 +185,14 @@ func (m *model) hear(f flow, v view, fromClient bool) (client, backend uint8) {
 	return client, backend
 }
 
-// touch notes what a flow's packet says, in all entries that are the flow's, and makes
-// those again that are gone.
+// touch records a packet in all entries of its flow, and recreates missing ones.
 func (m *model) touch(f *flow, v view, fromClient bool) {
 	client, backend := m.hear(*f, v, fromClient)
 	if client == f.clientSaid && backend == f.backendSaid {
 		if m.now < f.used+touchEvery {
 			return
 		}
-		if v.flags&rst == 0 { // nobody goes on after a reset that was meant
+		if v.flags&rst == 0 { // a packet other than a RST later than touchEvery: the earlier RST did not end the connection
 			if fromClient {
 				client &^= maps.SaidRST
 			} else {
@@ -210,7 +211,7 @@ func (m *model) touch(f *flow, v view, fromClient bool) {
 	}
 }
 
-// refresh changes in an entry what has changed in the flow, or makes the entry again.
+// refresh changes in an entry what has changed in the flow, or recreates the entry.
 func (m *model) refresh(k flowKey, was, f flow) {
 	changed := func(there *uint8, was, is uint8) { *there = *there&^(was&^is) | is&^was }
 	for _, all := range []map[flowKey]flow{m.confirmed, m.fresh} {

@@ -14,36 +14,36 @@ import (
 	"shunt/maps"
 )
 
-// model does slowly and plainly what the programs do: the rules of the packet path once
-// more, with Go's maps for the kernel's. Its clock stands still but for age.
+// model implements the rules of the packet path slowly and plainly, with Go's maps instead
+// of the kernel's. Only age moves its clock.
 type model struct {
 	world   *world
 	known   map[netip.Addr]bool // addresses of frontends
-	ports   uint32              // for sources, from firstPort on
+	ports   uint32              // number of SNAT ports, from firstPort on
 	pod     bool                // on a pod's device
 	cidrs   []netip.Prefix
 	ifindex uint32
 	mac     [6]byte
 
-	// room is for so many confirmed entries.
+	// room is the number of confirmed entries that fit.
 	room             int
 	confirmed, fresh map[flowKey]flow
 	directs          map[flowKey]int64
-	lastDirect       int64               // when the last direct TCP flow began; 0: none did
-	backends         map[netip.Addr]bool // addresses that are or were backends'
+	lastDirect       int64               // when the last remapped direct TCP connection began, never if none did
+	backends         map[netip.Addr]bool // addresses that are or were of backends
 	pieces           map[pieceKey]piece
 	affinity         map[affinityKey]affinityValue
 	counts           map[string]uint64
 	now              int64
 
-	// Of the run: the frame as it becomes, and where its packet begins.
+	// Of the current run: the frame, and the offset of its packet.
 	b  []byte
 	at int
 	h  hook
 }
 
-// pieceKey is by what a later piece of a datagram finds its first: IPv4 knows datagrams
-// by protocol, too.
+// pieceKey is the key by which a later fragment finds the ports of the first. IPv4 also
+// needs the protocol.
 type pieceKey struct {
 	src, dst [16]byte
 	id       uint32
@@ -51,14 +51,14 @@ type pieceKey struct {
 	hook     hook
 }
 
-// piece is what the first one said, and when.
+// piece holds the first fragment's ports, and when it was seen.
 type piece struct {
 	sport, dport uint16
 	proto        uint8
 	noted        int64
 }
 
-// pieceAge is how long it is remembered.
+// pieceAge is how long that is kept.
 const pieceAge = 31 * time.Second
 
 type affinityKey struct {
@@ -78,27 +78,27 @@ func newModel(ports uint32, pod bool) *model {
 	return m
 }
 
-// serve gives the model another world.
+// serve replaces the model's world.
 func (m *model) serve(w *world) {
 	m.world, m.known = w.clone(), map[netip.Addr]bool{}
 	for _, b := range w.backends {
 		m.backends[b.addr.Addr()] = true
 	}
 	for k := range w.frontends {
-		if !k.addr.Addr().IsUnspecified() { // that stands for node ports
+		if !k.addr.Addr().IsUnspecified() { // the unspecified address stands for node ports
 			m.known[k.addr.Addr()] = true
 		}
 	}
 }
 
-// clear forgets all but the counts.
+// clear removes all state except the counters.
 func (m *model) clear() {
 	m.confirmed, m.fresh, m.directs, m.lastDirect = map[flowKey]flow{}, map[flowKey]flow{}, map[flowKey]int64{}, never
 	m.pieces, m.affinity = map[pieceKey]piece{}, map[affinityKey]affinityValue{}
 }
 
-// run gives a frame with an Ethernet header to the model: the verdict, the reason, and
-// what the frame is then, if it is anybody's.
+// run runs a frame with an Ethernet header through the model. It returns the verdict, the
+// reason, and the resulting frame if it is not dropped.
 func (m *model) run(h hook, frame []byte) (verdict uint32, reason string, out []byte) {
 	m.b, m.at, m.h = bytes.Clone(frame), ethLen, h
 	verdict, reason = m.packet()
@@ -148,8 +148,8 @@ func (m *model) pieceKey(v view) pieceKey {
 	return k
 }
 
-// piece gives a piece the ports of the first; without those it is nobody's, and no
-// concern of a frontend's address that the node itself does not have.
+// piece gives a fragment the ports of the first one. Without these it belongs to no flow,
+// and is dropped if it is for a frontend's address that the node itself does not have.
 func (m *model) piece(v view) (uint32, string) {
 	first, ok := m.pieces[m.pieceKey(v)]
 	if !ok || m.now >= first.noted+int64(pieceAge) {
@@ -172,16 +172,16 @@ func (m *model) lostPiece(v view) (uint32, string) {
 	return unspec, "fragment_passed"
 }
 
-// means says what an address is to this node: one of frontends, one of its own that
-// takes node ports, a cluster IP.
+// means returns what an address is to this node: an address of frontends, a node address
+// that takes node ports, a cluster IP.
 func (m *model) means(e end) (frontends, node, cluster bool) {
 	a := e.ip()
 	_, node = m.world.nodeAddrs[a]
 	return m.known[a], node, m.world.clusterIPs[a]
 }
 
-// frontend is the one that a packet is for; undefined: a cluster IP's port that is
-// nobody's.
+// frontend returns the frontend of a packet. undefined means a port of a cluster IP without
+// a frontend.
 func (m *model) frontend(to end, proto uint8) (f frontend, found, undefined bool) {
 	addr := netip.AddrPortFrom(to.ip(), to.port)
 	if f, ok := m.world.frontends[frontendKey{addr, proto}]; ok && !addr.Addr().IsUnspecified() {
@@ -199,7 +199,7 @@ func (m *model) frontend(to end, proto uint8) (f frontend, found, undefined bool
 	return frontend{}, false, m.world.clusterIPs[addr.Addr()]
 }
 
-// nobody is the reason why a packet to an address of no frontend is not ours.
+// nobody returns the reason for a packet to an address without a frontend.
 func (m *model) nobody(to end) string {
 	for p := range m.world.cidrs {
 		if p.Contains(to.ip()) && !m.world.allocated[to.ip()] {
@@ -209,8 +209,8 @@ func (m *model) nobody(to end) string {
 	return "no_frontend"
 }
 
-// choose picks a backend for a new flow of this packet. A forgetful choice leaves no
-// affinity behind.
+// choose picks a backend for a new flow of this packet. With forgetful it records no
+// affinity.
 func (m *model) choose(v view, forgetful bool) (flow, string) {
 	f, found, undefined := m.frontend(v.dst, v.proto)
 	switch {
@@ -249,13 +249,13 @@ func (m *model) choose(v view, forgetful bool) (flow, string) {
 	return fl, reason
 }
 
-// inside says whether the client is a pod of the cluster.
+// inside reports whether the client is a pod of the cluster.
 func (m *model) inside(v view) bool {
 	return m.pod || slices.ContainsFunc(m.cidrs, func(p netip.Prefix) bool { return p.Contains(v.src.ip()) })
 }
 
-// kept is the backend that the client has by affinity, which a forgetful choice does not
-// refresh.
+// kept returns the backend that the client has by affinity. With forgetful it does not
+// renew the affinity.
 func (m *model) kept(f frontend, v view, local, forgetful bool) (uint32, bool) {
 	k := affinityKey{f.service, v.src.addr}
 	a, ok := m.affinity[k]

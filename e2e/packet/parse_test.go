@@ -22,17 +22,17 @@ func (e end) ip() netip.Addr { return netip.AddrFrom16(e.addr).Unmap() }
 
 func (e end) String() string { return netip.AddrPortFrom(e.ip(), e.port).String() }
 
-// compare is the order of ends in keys of flows.
+// compare orders ends as the keys of flows do.
 func (e end) compare(o end) int {
 	return cmp.Or(bytes.Compare(e.addr[:], o.addr[:]), cmp.Compare(e.port, o.port))
 }
 
-// view is what a packet says of itself.
+// view holds the parsed fields of a packet.
 type view struct {
 	src, dst end
 	l3, l4   int // offsets
 	id       uint32
-	datagram uint8 // of a fragment: the protocol that its fragment header says
+	datagram uint8 // of a fragment: the protocol in its fragment header
 	proto    uint8
 	v4       bool
 	first    bool // a fragment, and the first
@@ -62,8 +62,8 @@ func readPacket(b []byte, at int) (view, packetKind) {
 	return read4(b, at, false)
 }
 
-// mapped says whether an address of an IPv6 header is an IPv4 one: no host sends that,
-// and nobody's flow is to be found by it.
+// mapped reports whether an address of an IPv6 header is v4-mapped: no host sends such
+// packets, and they must find no flow.
 func mapped(a [16]byte) bool { return netip.AddrFrom16(a).Is4In6() }
 
 func read4(b []byte, at int, quoted bool) (view, packetKind) {
@@ -84,7 +84,8 @@ func read4(b []byte, at int, quoted bool) (view, packetKind) {
 	return readPorts(b, v, quoted)
 }
 
-// maxExtensions are looked behind; more of them are not for us.
+// maxExtensions is how many extension headers are skipped. Packets with more are not
+// handled.
 const maxExtensions = 8
 
 func read6(b []byte, at int, quoted bool) (view, packetKind) {

@@ -9,8 +9,8 @@ import (
 	"shunt/maps"
 )
 
-// servedBy is the way of packets through one kind of frontend to one backend: from the
-// first to the reply, and on.
+// servedBy runs packets through one kind of frontend to one backend: from the first one to
+// the reply, and on.
 func servedBy(kind maps.FrontendKind, backend func(plan) netip.AddrPort) func(*play) {
 	return func(c *play) {
 		frontend, b := c.kinds()[kind], backend(c.plan)
@@ -37,7 +37,7 @@ func servedBy(kind maps.FrontendKind, backend func(plan) netip.AddrPort) func(*p
 	}
 }
 
-// recorded checks that one flow is there, confirmed, with all its entries.
+// recorded checks that there is one confirmed flow with all its entries.
 func (c *play) recorded(remote bool) {
 	c.Helper()
 	want := 2
@@ -84,7 +84,7 @@ var pathCases = []packetCase{
 		c.load()
 		c.arrives(c.opens(c.client, c.other)).passes("no_frontend")
 		c.leaves(c.opens(c.client, c.other)).passes("egress_passed")
-		// Ports that no service has, of addresses that have others.
+		// Ports without a service, at addresses that have other ports.
 		c.arrives(c.opens(c.client, at(c.node, 9))).passes("no_frontend")
 		c.arrives(c.opens(c.client, at(c.external, 9))).passes("no_frontend")
 		if len(c.rig.flows(fresh)) != 0 {
@@ -144,11 +144,11 @@ var pathCases = []packetCase{
 		c.arrives(c.opens(c.client, c.external)).becomes(c.opens(c.client, c.remote), "translated")
 		s := c.leaves(c.opens(c.client, c.remote))
 		if v, _ := readPacket(s.out, 0); v.src == newEnd(c.source()) {
-			source = c.source() // the kernel does not tell (before 6.7)
+			source = c.source() // before 6.7, the kernel does not return the source
 		}
 		s.becomes(c.opens(source, c.remote), "source_translated")
 		c.arrives(c.continues(c.remote, source)).becomes(c.continues(c.remote, c.client), "source_restored")
-		// From there nothing else may begin, and there is no other port to give it.
+		// No other connection may begin from there, and there is no other port for it.
 		c.leaves(c.opens(source, c.remote)).dropped("ports_exhausted")
 		c.leaves(c.opens(source, c.other)).passes("egress_passed")
 	}},
@@ -158,7 +158,7 @@ var pathCases = []packetCase{
 		c.load()
 		c.arrives(c.opens(c.client, c.external)).becomes(c.opens(c.client, c.remote), "translated")
 		c.leaves(c.opens(c.client, c.remote)).dropped("no_node_address")
-		// One of the other family is none.
+		// An address of the other family does not help.
 		a := [2]netip.Addr{c.wire, c.wire}
 		a[map[bool]int{false: 0, true: 1}[c.v6]] = netip.Addr{}
 		c.world.devices[loopback] = a

@@ -9,18 +9,17 @@ import (
 	"shunt/maps"
 )
 
-// The address plan of the table. Every address begins with 8.0, or has 86dd as its
-// third group: a frame without an Ethernet header is taken for IPv4 or IPv6 by what
-// BPF_PROG_TEST_RUN finds in the bytes where that header has its type, and those are
-// the source address's.
+// plan is the address plan of the table. Every address begins with 8.0, or has 86dd as its
+// third group: for a frame without an Ethernet header, BPF_PROG_TEST_RUN takes the protocol
+// from the bytes at the offset of the EtherType, which belong to the source address.
 type plan struct {
 	name string
 	v6   bool
 
-	client, other netip.AddrPort // hosts outside
+	client, other netip.AddrPort // outside clients
 	pod           netip.AddrPort // a client that is a pod of another node, in the cluster CIDR
-	node          netip.AddrPort // of this node; its port is a node port
-	// wire is the source of packets to other nodes: devices says so.
+	node          netip.AddrPort // a node address; its port is a node port
+	// wire is the SNAT address, in map devices.
 	wire netip.Addr
 
 	clusterIP, loadBalancer, external netip.AddrPort
@@ -45,10 +44,10 @@ func makePlan(v6 bool) plan {
 	return p
 }
 
-// loopback is the index of the only device in a bare network namespace.
+// loopback is the interface index of the only device in an empty network namespace.
 const loopback = 1
 
-// any is the unspecified address of the plan's family.
+// any returns the unspecified address of the plan's family.
 func (p plan) any() netip.Addr {
 	if p.v6 {
 		return netip.IPv6Unspecified()
@@ -56,14 +55,14 @@ func (p plan) any() netip.Addr {
 	return netip.IPv4Unspecified()
 }
 
-// kinds are the sorts of frontends, and where clients find them.
+// kinds returns the kinds of frontends with their addresses.
 func (p plan) kinds() map[maps.FrontendKind]netip.AddrPort {
 	return map[maps.FrontendKind]netip.AddrPort{maps.ClusterIP: p.clusterIP, maps.NodePort: p.node,
 		maps.LoadBalancerIP: p.loadBalancer, maps.ExternalIP: p.external}
 }
 
-// serve gives the world one service port with all kinds of frontends, and these
-// backends. Those with this plan's local or host address are on this node.
+// serve adds a service port with all kinds of frontends and these backends to the world.
+// Backends with this plan's local or host address are on this node.
 func (p plan) serve(w *world, proto uint8, id uint32, backends ...netip.AddrPort) {
 	w.nodeAddrs[p.node.Addr()] = false
 	w.clusterIPs[p.clusterIP.Addr()] = true
@@ -90,7 +89,7 @@ func (p plan) serve(w *world, proto uint8, id uint32, backends ...netip.AddrPort
 	}
 }
 
-// change applies to every frontend of a service.
+// change calls f for every frontend of a service.
 func (w *world) change(service uint32, f func(*frontend)) {
 	for k, v := range w.frontends {
 		if v.service == service {

@@ -10,19 +10,19 @@ import (
 	"testing"
 )
 
-// play is a case of the table under way: one family, one protocol, one rig.
+// play is a running case of the table: one family, one protocol, one rig.
 type play struct {
 	testing.TB
 	plan
 	rig   *rig
 	world *world
 	proto uint8
-	// reached collects reasons over all cases.
+	// reached collects the reasons of all cases.
 	reached map[string]bool
 }
 
-// step is a packet that was given to a program. Every check also demands that the run
-// was counted under that one reason, and nothing else.
+// step is a packet that a program has handled. Every check also requires that the run was
+// counted under that one reason only.
 type step struct {
 	c       *play
 	hook    hook
@@ -32,10 +32,10 @@ type step struct {
 	counted map[string]uint64
 }
 
-// arrives gives a packet to the ingress program.
+// arrives runs a packet through the ingress program.
 func (c *play) arrives(p pkt) *step { c.Helper(); return c.raw(ingress, p.bytes()) }
 
-// leaves gives a packet to the egress program.
+// leaves runs a packet through the egress program.
 func (c *play) leaves(p pkt) *step { c.Helper(); return c.raw(egress, p.bytes()) }
 
 func (c *play) raw(h hook, packet []byte) *step {
@@ -43,8 +43,8 @@ func (c *play) raw(h hook, packet []byte) *step {
 	return c.frame(h, c.rig.frame(h, packet))
 }
 
-// trims says that packets become shorter from here on. The kernel then takes a device's
-// sum for gone, and BPF_PROG_TEST_RUN compares it all the same.
+// trims marks a case in which packets become shorter. The kernel then drops the device's
+// checksum, but BPF_PROG_TEST_RUN compares it all the same.
 func (c *play) trims() {
 	if c.rig.flags == checkComplete {
 		c.Skip("an answer that is shorter than the packet has no sum of a device")
@@ -69,32 +69,33 @@ func (c *play) packet(frame []byte) []byte {
 	return bytes.Clone(frame[min(len(frame), ethLen):])
 }
 
-// becomes: the packet goes on, and is that one now.
+// becomes checks that the packet was passed on, changed to want.
 func (s *step) becomes(want pkt, reason string) {
 	s.c.Helper()
 	s.ends(unspec, reason)
 	s.is(want.bytes())
 }
 
-// passes: the packet goes on as it was.
+// passes checks that the packet was passed on unchanged.
 func (s *step) passes(reason string) {
 	s.c.Helper()
 	s.ends(unspec, reason)
 	s.is(s.in)
 }
 
-// dropped: nobody sees the packet any more.
+// dropped checks that the packet was dropped.
 func (s *step) dropped(reason string) {
 	s.c.Helper()
 	s.ends(shot, reason)
 }
 
-// answered: this packet goes back by the device, to the host that the other came from.
+// answered checks that want is sent back on the device, to the host that the packet came
+// from.
 func (s *step) answered(want pkt, reason string) {
 	s.c.Helper()
 	s.ends(redirect, reason)
 	if s.c.rig.device.NoEthernet && want.proto != protoTCP {
-		return // to BPF_PROG_TEST_RUN there is an Ethernet header, and room is made behind it
+		return // BPF_PROG_TEST_RUN assumes an Ethernet header and makes room behind it
 	}
 	s.is(want.bytes())
 	if s.c.rig.device.NoEthernet {
@@ -131,7 +132,7 @@ func (s *step) is(want []byte) {
 	}
 }
 
-// describe says what a packet is, as far as it can be read.
+// describe returns the packet's parsed fields as text.
 func describe(b []byte) string {
 	v, kind := readPacket(b, 0)
 	name := map[uint8]string{protoTCP: "TCP", protoUDP: "UDP", protoICMP: "ICMP", protoICMP6: "ICMPv6"}[v.proto]
@@ -148,7 +149,7 @@ func describe(b []byte) string {
 	return fmt.Sprintf("%s (%d bytes)", text, len(b))
 }
 
-// opens is the first packet of a connection or flow, continues a later one.
+// opens returns the first packet of a connection or flow. continues returns a later one.
 func (c *play) opens(src, dst netip.AddrPort) pkt {
 	if c.proto == protoTCP {
 		return tcp(src, dst, syn).with(func(p *pkt) { p.options = []byte{2, 4, 5, 0xb4} })
@@ -156,7 +157,7 @@ func (c *play) opens(src, dst netip.AddrPort) pkt {
 	return udp(src, dst, "question")
 }
 
-// accepts is a backend's first answer.
+// accepts returns a backend's first answer.
 func (c *play) accepts(src, dst netip.AddrPort) pkt {
 	if c.proto == protoTCP {
 		return tcp(src, dst, syn|ack)
@@ -171,11 +172,11 @@ func (c *play) continues(src, dst netip.AddrPort) pkt {
 	return udp(src, dst, "more of it")
 }
 
-// source is where packets to other nodes come from: the one port that there is.
+// source returns the SNAT address and the only SNAT port.
 func (c *play) source() netip.AddrPort { return netip.AddrPortFrom(c.wire, firstPort) }
 
-// firstPort is the first of the source ports, and in most cases the only one.
+// firstPort is the first SNAT port, and in most cases the only one.
 const firstPort = 61000
 
-// at gives an address another port.
+// at returns an address with another port.
 func at(a netip.AddrPort, port uint16) netip.AddrPort { return netip.AddrPortFrom(a.Addr(), port) }

@@ -13,7 +13,7 @@ var choiceCases = []packetCase{
 	{name: "which backend is the client's port's and address's luck, every time the same", steps: func(c *play) {
 		for i := range uint16(4) {
 			c.serve(c.world, c.proto, 1, at(c.local, 8000), at(c.local, 8001), at(c.local, 8002), at(c.local, 8003))
-			c.load() // to other slots each time
+			c.load() // other slots each time
 			for port := range uint16(32) {
 				client := at(c.client, 20000+port)
 				want := at(c.local, 8000+uint16(pick(newEnd(client), newEnd(c.external), c.proto)%4))
@@ -37,11 +37,11 @@ var portCases = []packetCase{
 		c.leaves(c.continues(c.local, c.client)).becomes(c.continues(c.external, c.client), "reply_restored")
 		c.arrives(c.continues(c.client, c.loadBalancer)).becomes(c.continues(inner, c.local), "flow_kept")
 		c.arrives(c.continues(c.client, c.external)).becomes(c.continues(c.client, c.local), "flow_kept")
-		// There is no third port, and nobody's flow suffers by it.
+		// There is no third port, and the existing flows are not affected.
 		c.arrives(c.opens(c.client, c.node)).dropped("flow_unrecorded")
 		c.arrives(c.continues(c.client, c.loadBalancer)).becomes(c.continues(inner, c.local), "flow_kept")
 		c.arrives(c.continues(c.client, c.external)).becomes(c.continues(c.client, c.local), "flow_kept")
-		// When the first is long over, its port is free.
+		// When the first flow has expired, its port is free.
 		c.rig.age(timeouts.TCPEstablished + time.Second)
 		c.arrives(c.opens(c.client, c.node)).becomes(c.opens(c.client, c.local), "translated")
 	}},
@@ -55,7 +55,7 @@ var portCases = []packetCase{
 		c.arrives(c.continues(c.client, c.external)).becomes(c.continues(c.client, c.remote), "flow_kept")
 		c.leaves(c.continues(c.client, c.remote)).becomes(c.continues(c.source(), c.remote), "source_translated")
 		c.arrives(c.continues(c.remote, c.source())).becomes(c.continues(c.remote, c.client), "source_restored")
-		// To another backend the same port is free.
+		// Towards another backend the same port is free.
 		second := at(c.remote, 8081)
 		c.world.backends[11] = endpoint{addr: second, proto: c.proto, flags: maps.ClusterSet, service: 1}
 		c.world.change(1, func(f *frontend) { f.outside = []uint32{11} })
@@ -69,7 +69,7 @@ var portCases = []packetCase{
 		c.load()
 		c.open(c.client, c.external, c.remote)
 		c.rig.age(timeouts.TCPEstablished + time.Second)
-		// What leaves did not come by the frontend then: the client speaks to the backend itself.
+		// Now the packet belongs to no flow: the client uses the backend's own address.
 		c.leaves(c.continues(c.client, c.remote)).passes("egress_passed")
 		c.arrives(c.opens(c.other, c.external)).becomes(c.opens(c.other, c.remote), "translated")
 		c.leaves(c.opens(c.other, c.remote)).becomes(c.opens(c.source(), c.remote), "source_translated")
@@ -90,7 +90,7 @@ var portCases = []packetCase{
 		c.leaves(c.opens(third, c.remote)).becomes(c.opens(c.source(), c.remote), "source_translated")
 		c.arrives(tcp(c.remote, c.source(), syn|ack)).becomes(tcp(c.remote, third, syn|ack), "source_restored")
 		c.arrives(c.continues(third, c.external)).becomes(c.continues(third, c.remote), "flow_kept")
-		// When the first goes on after all, it gets no port, and takes none away.
+		// A later packet of the first flow gets no port, and the third keeps its own.
 		c.arrives(c.continues(c.client, c.external)).becomes(c.continues(c.client, c.remote), "flow_kept")
 		c.leaves(c.continues(c.client, c.remote)).dropped("ports_exhausted")
 		c.arrives(c.continues(c.remote, c.source())).becomes(c.continues(c.remote, third), "source_restored")
@@ -118,7 +118,7 @@ var portCases = []packetCase{
 		c.arrives(tcp(c.remote, c.source(), fin|ack)).becomes(tcp(c.remote, c.client, fin|ack), "source_restored")
 		c.clientSays(fin|ack, c.external, c.remote, "flow_kept")
 		c.arrives(c.opens(c.other, c.external)).becomes(c.opens(c.other, c.remote), "translated")
-		// The backend still waits for late packets, for as long as a closed flow is kept.
+		// The backend keeps the port in TIME_WAIT, for the timeout of a closed flow.
 		c.leaves(c.opens(c.other, c.remote)).dropped("ports_exhausted")
 		c.rig.age(timeouts.TCPClosed + time.Second)
 		c.arrives(c.opens(c.other, c.external)).becomes(c.opens(c.other, c.remote), "flow_kept")
@@ -159,9 +159,9 @@ var portCases = []packetCase{
 		c.load()
 		c.open(c.client, c.external, c.remote)
 		source := c.source()
-		c.leaves(c.opens(source, c.remote)).dropped("ports_exhausted") // there is no other
+		c.leaves(c.opens(source, c.remote)).dropped("ports_exhausted") // there is no other port
 		c.arrives(c.continues(c.remote, source)).becomes(c.continues(c.remote, c.client), "source_restored")
-		// Now the flow is over.
+		// Now the flow has expired.
 		c.rig.age(timeouts.TCPEstablished + time.Second)
 		c.leaves(c.continues(source, c.other)).passes("egress_passed")
 		c.leaves(c.opens(source, c.remote)).passes("egress_passed")
@@ -176,7 +176,7 @@ var portCases = []packetCase{
 		c.open(c.client, c.external, c.remote)
 		c.arrives(c.continues(c.remote, c.source())).becomes(c.continues(c.remote, c.client), "source_restored")
 		c.arrives(c.opens(c.other, c.external)).becomes(c.opens(c.other, c.remote), "translated")
-		for range 2 { // longer than it would be remembered unused
+		for range 2 { // longer than its timeout when it is unused
 			c.rig.age(4 * time.Second)
 			c.arrives(c.opens(c.other, c.external)).becomes(c.opens(c.other, c.remote), "flow_kept")
 			c.leaves(c.opens(c.other, c.remote)).dropped("ports_exhausted")
@@ -186,7 +186,7 @@ var portCases = []packetCase{
 		c.leaves(c.opens(second, c.remote)).passes("egress_passed")
 		c.rig.age(timeouts.TCPNew + time.Second)
 		c.arrives(c.opens(c.other, c.external)).becomes(c.opens(c.other, c.remote), "translated")
-		if c.proto == protoTCP { // the first client's flow still has the one port
+		if c.proto == protoTCP { // the first client's flow still has the first port
 			c.leaves(c.opens(c.other, c.remote)).becomes(c.opens(second, c.remote), "source_translated")
 		}
 	}},
@@ -197,11 +197,12 @@ var portCases = []packetCase{
 			c.leaves(c.continues(source, c.remote)).becomes(c.continues(second, c.remote), "source_translated")
 			c.arrives(c.continues(c.remote, c.source())).becomes(c.continues(c.remote, c.client), "source_restored")
 		}
-		if left := c.rig.flows(fresh); len(left) > 0 { // both have heard the other: no flood pushes it out
+		if left := c.rig.flows(fresh); len(left) > 0 { // both are confirmed: a flood cannot evict them
 			c.Fatalf("not confirmed: %v", left)
 		}
 		c.arrives(c.continues(c.remote, second)).becomes(c.continues(c.remote, source), "source_restored")
-		// Its ports are another's when it is over, and its next connection is displaced anew.
+		// After it ends, other flows can have its ports, and its next connection is remapped
+		// again.
 		c.rig.age(timeouts.UDPEstablished - slack)
 		c.arrives(c.continues(c.remote, c.source())).becomes(c.continues(c.remote, c.client), "source_restored")
 		if c.proto == protoTCP {
@@ -216,7 +217,7 @@ var portCases = []packetCase{
 		c.arrives(c.continues(c.remote, second)).passes("no_frontend")
 	}},
 	{name: "a false address of what netfilter masquerades confirms nothing", config: twoPorts, proto: protoTCP, steps: func(c *play) {
-		// A service has the backend's address, too.
+		// The backend's address also has a service.
 		c.world.add(frontend{addr: at(c.remote, 9999), proto: c.proto, service: 99}, map[uint32]endpoint{99: {addr: c.local}})
 		source, second := c.displaced()
 		c.arrives(c.continues(c.remote, second)).becomes(c.continues(c.remote, source), "source_restored")
@@ -240,7 +241,7 @@ var portCases = []packetCase{
 		c.clientSays(rst, c.external, c.remote, "flow_kept")
 		c.leaves(c.continues(c.source(), c.remote)).passes("egress_passed")
 		c.arrives(c.continues(c.remote, c.source())).becomes(c.continues(c.remote, c.client), "source_restored")
-		c.rig.age(2 * time.Second) // whoever goes on after a reset was not reset
+		c.rig.age(2 * time.Second) // a packet after the RST shows that the connection was not reset
 		c.clientSays(rst, c.external, c.remote, "flow_kept")
 		c.leaves(c.opens(c.source(), c.remote)).passes("egress_passed")
 		c.arrives(tcp(c.remote, c.source(), syn|ack)).passes("own_flow")
@@ -258,14 +259,14 @@ var portCases = []packetCase{
 	}},
 }
 
-// displaced opens a flow to another node, and what netfilter masquerades behind that
-// flow's source: it gets the second port.
+// displaced opens a flow to another node, then a connection that netfilter masquerades to
+// that flow's SNAT port: it is remapped to the second port.
 func (c *play) displaced() (source, second netip.AddrPort) {
 	c.Helper()
 	c.serve(c.world, c.proto, 1, c.remote)
 	c.load()
 	source, second = c.source(), at(c.source(), firstPort+1)
-	c.leaves(c.opens(second, c.remote)).passes("egress_passed") // so that the flow gets the first
+	c.leaves(c.opens(second, c.remote)).passes("egress_passed") // so that the flow gets the first port
 	c.open(c.client, c.external, c.remote)
 	c.rig.age(timeouts.TCPNew + time.Second)
 	c.arrives(c.continues(c.remote, source)).becomes(c.continues(c.remote, c.client), "source_restored")
@@ -273,8 +274,8 @@ func (c *play) displaced() (source, second netip.AddrPort) {
 	return source, second
 }
 
-// taken checks that another client gets the port of the first one's flow, which is
-// over, and that what still comes of that is not taken for the new one's.
+// taken checks that another client gets the SNAT port of the first one's closed flow, and
+// that later packets of the first flow are not taken for the new one's.
 func (c *play) taken() {
 	c.Helper()
 	c.arrives(c.opens(c.other, c.external)).becomes(c.opens(c.other, c.remote), "translated")

@@ -17,24 +17,24 @@ import (
 	shuntmaps "shunt/maps"
 )
 
-// randomPackets is how many are run in all, and how many in one sequence, which begins
-// with nothing remembered and ends with a look at all that is.
+// randomPackets is the number of random packets in all, sequenceLength in one sequence. A
+// sequence begins with empty maps, and ends with a comparison of all of them.
 const (
 	randomPackets  = 1 << 20
 	sequenceLength = 2048
 )
 
-// arena is a rig and the model of it, side by side.
+// arena is the configuration of a rig and its model.
 type arena struct {
 	name  string
 	ports uint32
 	pod   bool
-	// noKernCtx: checksums by the kernel's helpers.
+	// noKernCtx: the kernel's helpers compute checksums.
 	noKernCtx bool
-	flows     uint32 // room for confirmed ones
+	flows     uint32 // room for confirmed entries
 }
 
-// Few ports and little room, so that both run out; plenty of both; a pod's device.
+// Few ports and little room, so that both are exhausted; plenty of both; a pod's device.
 var arenas = []arena{
 	{name: "few ports", ports: 3, noKernCtx: true, flows: 32},
 	{name: "plenty", ports: 500, flows: 8192},
@@ -47,8 +47,8 @@ func (a arena) rig(t testing.TB) *rig {
 	return newRig(t, options(a.ports), bpf.PacketDevice{Pod: a.pod, NoKernCtx: a.noKernCtx}, sizes)
 }
 
-// Random packets, valid, truncated and hostile, through the programs and through the
-// model: the same verdict, the same bytes, the same counts and the same state.
+// TestRandomPackets runs random packets, valid, truncated and hostile, through the programs
+// and through the model: verdicts, bytes, counts and state must be the same.
 func TestRandomPackets(t *testing.T) {
 	sequences := randomPackets / sequenceLength / len(arenas)
 	if testing.Short() { // in VMs, where a system call takes ten times as long
@@ -71,11 +71,11 @@ type duel struct {
 	arena arena
 	rig   *rig
 	model *model
-	// start is when the sequence began, on the programs' clock: then the model's was at 0,
-	// and there it stays.
+	// start is when the sequence began, on the programs' clock. It is 0 on the model's
+	// clock, which stands still.
 	start int64
-	late  bool // the two are too far apart
-	// backends are the addresses that the rig's maps have had as backends'.
+	late  bool // the clocks are too far apart
+	// backends are all addresses that backends in the rig's maps have or had.
 	backends map[netip.Addr]bool
 }
 
@@ -85,7 +85,7 @@ func newDuel(t testing.TB, a arena) *duel {
 	return d
 }
 
-// begin forgets everything on both sides.
+// begin clears both sides.
 func (d *duel) begin(w *world) {
 	d.rig.clear()
 	d.model = newModel(d.arena.ports, d.arena.pod)
@@ -100,9 +100,9 @@ func (d *duel) load(w *world) {
 	d.model.serve(w)
 }
 
-// check runs one sequence. What differs at its end is looked for again packet by
-// packet, which takes longer. Where this process had to wait so long that the clocks
-// came apart, a difference says nothing, and the sequence is run again.
+// check runs one sequence. If the end differs, it runs the sequence again and compares
+// after each packet, which takes longer. If this process had to wait so long that the
+// clocks came apart, a difference means nothing, and the sequence is repeated.
 func (d *duel) check(dice *dice, length int) {
 	d.t.Helper()
 	d.late = true
@@ -123,12 +123,12 @@ func (d *duel) check(dice *dice, length int) {
 	}
 }
 
-// The programs' clock may be so far ahead of the model's, and is put back at half of it:
-// no age is nearer than that to a time after which something is otherwise.
+// ahead is how far the programs' clock may be ahead of the model's. tick sets it back at
+// half of that. No age is nearer than that to a timeout.
 const ahead = int64(800 * time.Millisecond)
 
-// The programs read the clock once a tick of the machine's, of which there are a hundred
-// a second at least.
+// behind is one tick of the machine's clock, by which the programs' clock may lag: there
+// are at least a hundred ticks a second.
 const behind = int64(20 * time.Millisecond)
 
 // tick keeps the clocks together.
@@ -142,7 +142,7 @@ func (d *duel) tick() {
 	d.rig.age(-time.Duration(since))
 }
 
-// sequence gives the first difference, with a look at the state every so many steps.
+// sequence returns the first difference. It compares the state every `look` packets.
 func (d *duel) sequence(dice *dice, length, look int) string {
 	d.begin(dice.world())
 	before := d.rig.counts()
@@ -159,7 +159,7 @@ func (d *duel) sequence(dice *dice, length, look int) string {
 	return d.compareAll(before)
 }
 
-// compareAll compares what is remembered, and what was counted since.
+// compareAll compares the state, and the counts since before.
 func (d *duel) compareAll(before map[string]uint64) string {
 	if got, want := since(before, d.rig.counts()), d.model.counts; !maps.Equal(got, want) {
 		return fmt.Sprintf("counted %v, want %v", got, want)
@@ -167,8 +167,8 @@ func (d *duel) compareAll(before map[string]uint64) string {
 	return d.compare()
 }
 
-// step is a packet, and now and then before it a change of what is served, time that
-// passes, or an entry that is pushed out.
+// step runs one packet. Sometimes it first changes the services, lets time pass, or evicts
+// an entry.
 func (d *duel) step(dice *dice) string {
 	if dice.one(300) {
 		w := d.model.world.clone()
@@ -191,7 +191,7 @@ func (d *duel) step(dice *dice) string {
 	return d.run(dice, h, packet)
 }
 
-// run gives one packet to both.
+// run runs one packet on both sides.
 func (d *duel) run(dice *dice, h hook, packet []byte) string {
 	if !d.rig.accepts(packet) {
 		return ""
@@ -252,7 +252,7 @@ func (m *model) age(d time.Duration) {
 	}
 }
 
-// compare gives the differences between what is remembered here and there.
+// compare returns the differences between the state of both sides.
 func (d *duel) compare() string {
 	var diffs []string
 	for name, want := range map[string]map[flowKey]flow{confirmed: d.model.confirmed, fresh: d.model.fresh} {
@@ -281,7 +281,8 @@ func sameBut(f, w flow) bool {
 	return f == w
 }
 
-// near says whether a time of the programs is the model's, whose clock stands still.
+// near reports whether a time of the programs equals the model's, within the clocks'
+// difference.
 func (d *duel) near(got, want int64) bool {
 	off := got - d.start - want
 	return off >= -behind && off <= ahead
@@ -346,7 +347,7 @@ func (d *duel) compareAffinity() (diffs []string) {
 	return diffs
 }
 
-// readPieceKey gives the model's form of a key of map fragments.
+// readPieceKey converts a key of map fragments to the model's.
 func readPieceKey(k shuntmaps.FragmentKey) pieceKey {
 	id := make([]byte, 4)
 	binary.NativeEndian.PutUint32(id, k.Id)

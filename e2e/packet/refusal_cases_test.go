@@ -10,7 +10,7 @@ import (
 	"shunt/maps"
 )
 
-// reset is the answer to a TCP packet that nobody takes (RFC 9293, 3.10.7.1).
+// reset returns the RST that answers a TCP packet (RFC 9293, 3.10.7.1).
 func reset(p pkt) pkt {
 	r := pkt{src: p.dst, dst: p.src, proto: protoTCP, id: p.id, tos: p.tos, df: true, ipOptions: p.ipOptions,
 		exts: p.exts, flags: rst | ack, ack: p.seq + uint32(len(p.payload))}
@@ -26,8 +26,8 @@ func reset(p pkt) pkt {
 	return r
 }
 
-// unreachable is the answer to a datagram that nobody takes: it quotes the IP header
-// and eight bytes (RFC 792; RFC 4443 lets it be more).
+// unreachable returns the ICMP error that answers a datagram: it quotes the IP header and
+// eight bytes (RFC 792; RFC 4443 allows more).
 func unreachable(p pkt) pkt {
 	b := p.bytes()
 	v, _ := readPacket(b, 0)
@@ -39,7 +39,7 @@ func unreachable(p pkt) pkt {
 	return r
 }
 
-// refused checks the answer that suits the packet's protocol.
+// refused checks the answer for the packet's protocol.
 func (c *play) refused(p pkt, reason string) {
 	c.Helper()
 	if len(p.options)+len(p.payload) > 0 {
@@ -52,7 +52,7 @@ func (c *play) refused(p pkt, reason string) {
 	c.arrives(p).answered(unreachable(p), reason)
 }
 
-// emptied is a service without a usable endpoint, or only with some elsewhere.
+// emptied makes a service without a usable endpoint, or only with endpoints on other nodes.
 func (c *play) emptied(flags uint16) {
 	c.Helper()
 	c.serve(c.world, c.proto, 1)
@@ -95,7 +95,7 @@ var refusalCases = []packetCase{
 		c.refused(c.opens(c.client, at(c.clusterIP, 9)), "undefined_port")
 		c.arrives(c.opens(c.client, c.other)).passes("no_frontend")
 		c.leaves(c.opens(c.client, none)).passes("egress_passed")
-		// Another proxy's service has it.
+		// A service of another proxy has it.
 		c.world.allocated[none.Addr()] = true
 		c.load()
 		c.arrives(c.opens(c.client, none)).passes("no_frontend")
@@ -115,7 +115,8 @@ var refusalCases = []packetCase{
 		} {
 			c.refused(p, "no_endpoint")
 		}
-		// Not the first of a connection: it may be somebody else's, and the stack answers.
+		// Not the first of a connection: it may belong to a connection of the node's stack,
+		// which answers it.
 		for _, flags := range []uint8{ack, rst, syn | ack, syn | rst, fin | ack} {
 			c.arrives(tcp(c.client, c.external, flags)).passes("no_flow")
 		}
@@ -135,7 +136,7 @@ var refusalCases = []packetCase{
 			} {
 				c.refused(p, "connection_unknown")
 			}
-			for _, flags := range []uint8{rst, rst | ack, rst | syn} { // never a reset for a reset
+			for _, flags := range []uint8{rst, rst | ack, rst | syn} { // a RST never answers a RST
 				c.arrives(tcp(c.client, to, flags)).dropped("answer_withheld")
 			}
 			if !c.rig.device.NoEthernet {
@@ -146,10 +147,11 @@ var refusalCases = []packetCase{
 				c.arrives(tcp(group, to, ack)).dropped("answer_withheld")
 			}
 		}
-		// The stack knows what is the node's own, and ports that no service has are others'.
+		// The stack knows the node's connections. Ports without a service may be another
+		// proxy's.
 		c.arrives(tcp(c.client, c.node, ack)).passes("no_flow")
 		c.arrives(tcp(c.client, at(c.external, 9), ack)).passes("no_frontend")
-		// A connection that is known goes on, also where the client's entry was lost.
+		// Packets of a known connection are passed on, also if the client's entry was lost.
 		c.open(c.client, c.external, c.local)
 		c.rig.lose(func(k flowKey, _ flow) bool { return k.kind == maps.FlowKeyIn })
 		c.arrives(c.continues(c.client, c.external)).becomes(c.continues(c.client, c.local), "flow_kept")
@@ -202,7 +204,7 @@ var refusalCases = []packetCase{
 	}},
 	{name: "an answer that can't be made", steps: func(c *play) {
 		c.emptied(0)
-		if c.proto == protoTCP { // of a segment in pieces nobody knows the length
+		if c.proto == protoTCP { // the length of a fragmented segment is unknown
 			p := c.opens(c.client, c.external).with(func(p *pkt) { p.payload = make([]byte, 100) })
 			c.arrives(p.fragments(5, 24)[0]).dropped("write_failed")
 			return
@@ -221,7 +223,7 @@ var refusalCases = []packetCase{
 		}
 		for _, s := range none {
 			if c.rig.device.NoEthernet {
-				continue // BPF_PROG_TEST_RUN takes their bytes for another protocol's (plan_test.go)
+				continue // BPF_PROG_TEST_RUN takes their bytes for another protocol's EtherType (plan_test.go)
 			}
 			src := netip.AddrPortFrom(netip.MustParseAddr(s), 40000)
 			c.arrives(c.opens(src, c.external)).dropped("answer_withheld")
@@ -250,10 +252,10 @@ var refusalCases = []packetCase{
 		most := 2 + int(time.Second/errorInterval)
 		n := answers(500)
 		most = runtime.NumCPU() * (most + int(time.Since(start)/errorInterval))
-		if n > most { // none, where the other family has just had them all
+		if n > most { // 0, if the other family's cases have used them all
 			c.Errorf("%d of 500 datagrams at once were answered, want at most %d", n, most)
 		}
-		for answers(1) == 0 { // and again when time has passed
+		for answers(1) == 0 { // and again after some time
 			if time.Since(start) > 10*time.Second {
 				c.Fatalf("no ICMP error for %v", time.Since(start))
 			}
@@ -307,7 +309,7 @@ var refusalCases = []packetCase{
 		c.arrives(c.opens(c.pod, c.loadBalancer)).becomes(c.opens(c.pod, c.local), "translated")
 		c.arrives(c.opens(c.other, c.loadBalancer)).dropped("source_range")
 		c.arrives(c.opens(c.other, c.external)).becomes(c.opens(c.other, c.local), "translated")
-		// Another service's ranges are not this one's, and an open flow has none.
+		// Another service's ranges do not apply, and an open flow is not checked.
 		c.world.sources[2], c.world.sources[1] = c.world.sources[1], nil
 		c.load()
 		c.arrives(c.opens(at(c.client, 4000), c.loadBalancer)).dropped("source_range")

@@ -46,21 +46,19 @@ const (
 
 const ethLen = 14
 
-// macRouter is the host that frames come from and go to.
+// macRouter is the MAC address of the host at the other end of the link.
 var macRouter = [6]byte{2, 0, 0, 0, 0, 2}
 
-// netns is a network namespace of the tests' own: programs look routes up in it. Nothing
-// is sent in it.
+// netns is a network namespace in which programs look up routes. No packet is sent in it.
 type netns struct {
 	file    *os.File
-	ifindex uint32 // of the device that packets come and go by
+	ifindex uint32 // the device of the packets
 	mac     [6]byte
-	// addr4 and addr6 are what the routes by that device have for their source.
+	// addr4 and addr6 are the source addresses of the routes through that device.
 	addr4, addr6 netip.Addr
 }
 
-// newBare makes a namespace with no route at all: map devices has to say what source
-// packets get.
+// newBare makes a namespace without routes: source addresses come from map devices only.
 func newBare(t testing.TB) netns {
 	t.Helper()
 	type made struct {
@@ -69,7 +67,7 @@ func newBare(t testing.TB) netns {
 	}
 	done := make(chan made)
 	go func() {
-		runtime.LockOSThread() // for good: the thread ends with the goroutine
+		runtime.LockOSThread() // never unlocked: the thread ends with the goroutine
 		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
 			done <- made{nil, fmt.Errorf("make a network namespace: %w", err)}
 			return
@@ -85,7 +83,7 @@ func newBare(t testing.TB) netns {
 		t.Fatal(m.err)
 	}
 	t.Cleanup(func() { m.file.Close() })
-	return netns{file: m.file, ifindex: 1} // loopback's
+	return netns{file: m.file, ifindex: 1} // loopback
 }
 
 // newRouted makes a namespace that has a device with addresses and routes.
@@ -110,8 +108,8 @@ func newRouted(t testing.TB) netns {
 	return n
 }
 
-// enter brings the test's goroutine, and the rig's runs, into the namespace for good:
-// its thread ends with it.
+// enter moves the test's goroutine, and the rig's runs, into the namespace. Its thread is
+// never unlocked and ends with the goroutine.
 func (r *rig) enter(t testing.TB, n netns) {
 	t.Helper()
 	runtime.LockOSThread()
@@ -121,7 +119,7 @@ func (r *rig) enter(t testing.TB, n netns) {
 	r.t, r.netns = t, n
 }
 
-// rig is a set of maps and the programs that work on them.
+// rig is a set of maps with the programs that use them.
 type rig struct {
 	t        testing.TB
 	netns    netns
@@ -130,20 +128,20 @@ type rig struct {
 	set      *maps.Set
 	kernel   *maps.Kernel
 	programs *bpf.PacketPrograms
-	loaded   *world // what the maps hold
+	loaded   *world // the content of the maps
 	nextSlot uint32
-	context  [256]byte // of struct __sk_buff
+	context  [256]byte // a struct __sk_buff
 	flags    uint32    // of BPF_PROG_TEST_RUN
 	out      []byte
 }
 
-// minUptime is how long the machine has to be up, so that no test makes an entry older
-// than the machine: more than the longest timeout here, twice.
+// minUptime is how long the machine must be up, so that no test makes an entry older than
+// the machine: more than twice the longest timeout here.
 const minUptime = time.Minute
 
-// newRig makes maps and loads the programs. They are closed at the test's end. The caller has
-// to enter a network namespace before it runs the programs. On a machine that was started less
-// than minUptime ago newRig waits: a wait inside a test would count as the flows' age.
+// newRig makes maps and loads the programs. The test's end closes them. The caller must enter
+// a network namespace before it runs the programs. newRig waits until the machine has been up
+// for minUptime: a wait inside a test would count as the flows' age.
 func newRig(t testing.TB, opts bpf.PacketOptions, d bpf.PacketDevice, sizes maps.Sizes) *rig {
 	t.Helper()
 	set, _, err := maps.Open(mapstest.BPFFS(t), sizes)
@@ -183,13 +181,13 @@ const (
 	skbSize    = 192
 )
 
-// result is what became of a packet. data is valid until the next run.
+// result is the result of a run. data is valid until the next run.
 type result struct {
 	verdict uint32
 	data    []byte
 }
 
-// run gives a frame to a program, on the namespace's device.
+// run runs a frame through a program, on the namespace's device.
 func (r *rig) run(h hook, frame []byte) result {
 	r.t.Helper()
 	res, err := r.tryRun(h, frame)
@@ -210,8 +208,8 @@ func (r *rig) tryRun(h hook, frame []byte) (result, error) {
 	return result{verdict, opts.DataOut}, err
 }
 
-// frame puts an Ethernet header before a packet where the device has them. A packet
-// that arrives is for the device.
+// frame puts an Ethernet header before a packet if the device has them. An arriving packet
+// is addressed to the device.
 func (r *rig) frame(h hook, packet []byte) []byte {
 	if r.device.NoEthernet {
 		return packet
@@ -241,7 +239,7 @@ func (r *rig) counts() map[string]uint64 {
 	return c
 }
 
-// since gives the differences that are not zero.
+// since returns the differences that are not zero.
 func since(before, after map[string]uint64) map[string]uint64 {
 	diff := map[string]uint64{}
 	for k, n := range after {
@@ -252,8 +250,8 @@ func since(before, after map[string]uint64) map[string]uint64 {
 	return diff
 }
 
-// accepts says whether BPF_PROG_TEST_RUN takes a packet of this size: it wants an
-// Ethernet header, and behind it (or where it would be) the fixed part of IP's.
+// accepts reports whether BPF_PROG_TEST_RUN takes a packet of this size: it requires an
+// Ethernet header, and behind it (or instead of it) the fixed part of the IP header.
 func (r *rig) accepts(packet []byte) bool {
 	least := 20
 	if len(packet) > 0 && packet[0]>>4 == 6 {
@@ -265,7 +263,7 @@ func (r *rig) accepts(packet []byte) bool {
 	return len(packet) >= least
 }
 
-// now is the clock that programs read, in ns.
+// now returns the clock that programs read, in ns.
 func (r *rig) now() int64 {
 	var ts unix.Timespec
 	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC, &ts); err != nil {

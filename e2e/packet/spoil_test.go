@@ -7,7 +7,7 @@ import (
 	"encoding/binary"
 )
 
-// spoil makes a packet one that nobody sends but to do harm, or by a fault.
+// spoil damages a packet, as an attacker or a fault might.
 func (d *dice) spoil(b []byte) []byte {
 	b = bytes.Clone(b)
 	switch d.IntN(4) {
@@ -17,7 +17,7 @@ func (d *dice) spoil(b []byte) []byte {
 		for range 1 + d.IntN(3) {
 			b[d.IntN(min(len(b), 64))] = byte(d.Uint32())
 		}
-	case 2: // a checksum, a length or the like of the extremes
+	case 2: // a checksum, a length or the like with an extreme value
 		i := d.IntN(min(len(b), 64)-1) &^ 1
 		binary.BigEndian.PutUint16(b[i:], []uint16{0, 0xffff}[d.IntN(2)])
 	default:

@@ -19,7 +19,7 @@ var stateCases = []packetCase{
 		for range 2 {
 			c.leaves(c.accepts(c.local, c.client)).becomes(c.accepts(c.external, c.client), "reply_restored")
 		}
-		if c.proto == protoTCP { // the first packet again: the client has heard nothing
+		if c.proto == protoTCP { // the first packet again: the client has heard no answer
 			c.arrives(c.opens(c.client, c.external)).becomes(c.opens(c.client, c.local), "flow_kept")
 		}
 		if n := len(c.rig.flows(confirmed)); n != 0 {
@@ -107,7 +107,7 @@ var stateCases = []packetCase{
 				c.leaves(c.continues(c.remote, c.client)).becomes(c.continues(c.external, c.client), "reply_restored")
 			},
 		} {
-			c.rig.age(3 * time.Second) // it is in all entries after one packet
+			c.rig.age(3 * time.Second) // one packet updates all entries
 			s()
 			if d := oldest(); d > 2*time.Second {
 				c.Fatalf("an entry has not been used for %v after a packet", d)
@@ -200,7 +200,7 @@ var stateCases = []packetCase{
 		v, _ := readPacket(s.out, 0)
 		kept := at(c.local, v.dst.port)
 		s.becomes(c.opens(c.client, kept), "translated")
-		// Whatever port and frontend it uses; and long after, if it came again meanwhile.
+		// With any source port and frontend, and for long if the client returns in time.
 		for i := range uint16(16) {
 			c.rig.age(15 * time.Second)
 			from := at(c.client, 50000+i)
@@ -208,7 +208,7 @@ var stateCases = []packetCase{
 		}
 		c.rig.age(19 * time.Second)
 		c.arrives(c.opens(at(c.client, 50100), c.node)).becomes(c.opens(at(c.client, 50100), kept), "affinity_kept")
-		// Other clients have their own, and it ends.
+		// Other clients have their own affinity, and affinity expires.
 		seen := map[uint16]bool{}
 		for i := range uint16(32) {
 			c.rig.age(21 * time.Second)
@@ -230,7 +230,7 @@ var stateCases = []packetCase{
 		c.arrives(tcp(at(c.client, 50000), c.external, ack)).passes("no_flow")
 		c.rig.age(6 * time.Second)
 		c.arrives(c.opens(at(c.client, 50001), c.external)).becomes(c.opens(at(c.client, 50001), c.local), "translated")
-		// Nor is any made.
+		// Nor is affinity recorded.
 		c.rig.age(21 * time.Second)
 		c.arrives(tcp(at(c.client, 50000), c.external, ack)).passes("no_flow")
 		c.arrives(c.opens(at(c.client, 50002), c.external)).becomes(c.opens(at(c.client, 50002), c.local), "translated")

@@ -31,7 +31,7 @@ type flow struct {
 	clientAt, backendAt             point
 }
 
-// point is where a side of a TCP connection was with its last packet.
+// point holds a side's sequence and acknowledgement numbers in its last TCP packet.
 type point struct{ seq, ack uint32 }
 
 func readEnd(addr [16]byte, port uint16) end { return end{addr, maps.HostPort(port)} }
@@ -66,7 +66,7 @@ const (
 	directs   = "directs"
 )
 
-// flows reads one of the maps of flows.
+// flows returns the entries of one of the maps of flows.
 func (r *rig) flows(name string) map[flowKey]flow {
 	r.t.Helper()
 	all := map[flowKey]flow{}
@@ -82,7 +82,7 @@ func (r *rig) flows(name string) map[flowKey]flow {
 	return all
 }
 
-// directs reads the notes of direct connections.
+// directs returns the entries of map directs.
 func (r *rig) directs() map[flowKey]int64 {
 	r.t.Helper()
 	all := map[flowKey]int64{}
@@ -98,8 +98,7 @@ func (r *rig) directs() map[flowKey]int64 {
 	return all
 }
 
-// lose removes the entries of a kind, of those that match, as if they had been pushed
-// out.
+// lose removes the matching entries, as if they were evicted. At least one must match.
 func (r *rig) lose(match func(flowKey, flow) bool) {
 	r.t.Helper()
 	n := 0
@@ -119,7 +118,7 @@ func (r *rig) lose(match func(flowKey, flow) bool) {
 	}
 }
 
-// clear removes all that programs have written.
+// clear removes everything that programs have written.
 func (r *rig) clear() {
 	r.t.Helper()
 	err := errors.Join(
@@ -134,7 +133,7 @@ func (r *rig) clear() {
 	r.changeMeta(func(m *maps.Meta) { m.Direct, m.DirectNoted = 0, 0 })
 }
 
-// changeMeta changes the element of map meta, also what only programs write.
+// changeMeta changes the element of map meta, including fields that only programs write.
 func (r *rig) changeMeta(change func(*maps.Meta)) {
 	r.t.Helper()
 	var m maps.Meta
@@ -145,7 +144,7 @@ func (r *rig) changeMeta(change func(*maps.Meta)) {
 	}
 }
 
-// restart writes to the maps what a daemon does that starts and adopts them.
+// restart writes to the maps what a daemon writes when it starts and adopts them.
 func (r *rig) restart() {
 	r.t.Helper()
 	abi, err := maps.ABI()
@@ -170,7 +169,7 @@ func clearMap[K, V any](m *ebpf.Map) error {
 	return errors.Join(errs...)
 }
 
-// age makes all that is remembered older by d, so that no test waits for a timeout.
+// age makes everything in the maps older by d, so that no test waits for a timeout.
 func (r *rig) age(d time.Duration) {
 	r.t.Helper()
 	errs := []error{}
@@ -209,7 +208,7 @@ func rewrite[K comparable, V any](m *ebpf.Map, change func(K, *V)) error {
 	return errors.Join(errs...)
 }
 
-// fill leaves no room in map flows for anybody else.
+// fill leaves no room in map flows.
 func (r *rig) fill() {
 	r.t.Helper()
 	for i := range r.sizes.Flows + 1 {

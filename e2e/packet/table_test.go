@@ -13,18 +13,18 @@ import (
 	"shunt/maps"
 )
 
-// packetCase is a row of the table: what it shows is its name. The steps are packets,
-// each with what must become of it and the one reason that must be counted; a step that
-// is not as it should be ends the case.
+// packetCase is a row of the table. Its name says what it shows. Each step is a packet with
+// its expected result and the one reason that must be counted. A step that fails ends the
+// case.
 type packetCase struct {
 	name   string
 	config config
 	// proto and family limit the case to one protocol and one IP version; 0: both.
 	proto  uint8
 	family int
-	// ethernet: the case makes sense only with Ethernet headers.
+	// ethernet: the case applies only to devices with Ethernet headers.
 	ethernet bool
-	// routed: in a network namespace that has routes.
+	// routed: the case runs in a network namespace that has routes.
 	routed bool
 	steps  func(*play)
 }
@@ -42,29 +42,29 @@ const (
 // seed of the choice of backends and ports, here and in the model.
 const seed = 0x5eed
 
-// smallSizes are enough for every case. An LRU map of few entries throws out what was
-// used a moment ago (before 6.16), so that affinity has many.
+// smallSizes are enough for every case. Before 6.16, an LRU map of few entries can evict an
+// entry that was used a moment ago, so that affinity has many.
 var smallSizes = maps.Sizes{Services: 64, Slots: 256, Backends: 256, Affinity: 4096, Sources: 64, Flows: 64}
 
-// options of the programs. Timeouts are shorter than the defaults: time that is to have
-// passed before a packet must not be before the machine was started.
+// options returns the programs' options. Timeouts are shorter than the defaults: a test
+// must not age entries beyond the machine's start.
 func options(ports uint32) bpf.PacketOptions {
 	return bpf.PacketOptions{FlowSeed: seed, SourcePorts: bpf.SourcePorts{First: firstPort, Count: ports}, Timeouts: timeouts,
 		UnreachableInterval: time.Nanosecond, ClusterCIDRs: []netip.Prefix{makePlan(false).cidr, makePlan(true).cidr}}
 }
 
-// errorInterval lets a CPU send two ICMP errors, and then as many a second.
+// errorInterval lets a CPU send two ICMP errors at once, and then one per interval.
 const errorInterval = 500 * time.Millisecond
 
-// All are odd numbers of seconds, and the model's clock goes in steps of two.
+// timeouts are odd numbers of seconds: the model's clock moves in steps of two.
 var timeouts = bpf.Timeouts{TCPNew: 7 * time.Second, TCPEstablished: 25 * time.Second, TCPCloseWait: 13 * time.Second,
 	TCPClosed: 3 * time.Second, UDPNew: 5 * time.Second, UDPEstablished: 9 * time.Second}
 
-// slack is how far before its timeout a test lets an entry grow old: a machine that is busy, or
-// emulated, must do the rest of the test before the timeout.
+// slack is how long before its timeout a test lets an entry grow old: a busy or emulated
+// machine must finish the test before the timeout.
 const slack = 2 * time.Second
 
-// variant is how all of the table is run.
+// variant is a configuration in which the whole table is run.
 type variant struct {
 	name       string
 	noEthernet bool
@@ -72,8 +72,8 @@ type variant struct {
 	flags      uint32 // of BPF_PROG_TEST_RUN
 }
 
-// Devices with and without Ethernet headers, a device's sum over the packet, and checksums by
-// the kernel's helpers alone: in VMs, old kernels have nothing else.
+// variants returns devices with and without Ethernet headers, a device's checksum over the
+// packet, and checksums by the kernel's helpers only: in VMs, old kernels have nothing else.
 func variants() []variant {
 	all := []variant{{name: "ethernet"}, {name: "complete", flags: checkComplete}, {name: "ip", noEthernet: true}}
 	if !testing.Short() {
@@ -83,12 +83,12 @@ func variants() []variant {
 	return all
 }
 
-// checkComplete (BPF_F_TEST_SKB_CHECKSUM_COMPLETE, Linux 6.17) gives a packet the sum
-// that a device makes over all of it, and fails the run where that is wrong afterwards.
+// checkComplete (BPF_F_TEST_SKB_CHECKSUM_COMPLETE, Linux 6.17) gives a packet the checksum
+// that a device computes over all of it, and fails the run if that is wrong afterwards.
 const checkComplete = 4
 
-// TestPackets is the table in full, in every variant. A reason that packets can end by must be
-// reached by some case.
+// TestPackets runs the whole table in every variant. Some case must reach each reason of
+// packets.
 func TestPackets(t *testing.T) {
 	bare, routed := newBare(t), newRouted(t)
 	reached := map[string]bool{}
@@ -121,7 +121,7 @@ func TestPackets(t *testing.T) {
 	checkReached(t, reached)
 }
 
-// runs says whether the kernel takes the rig's flags.
+// runs reports whether the kernel accepts the rig's flags.
 func (r *rig) runs(n netns) bool {
 	r.enter(r.t, n)
 	p := makePlan(false)
@@ -148,7 +148,7 @@ func (pc packetCase) run(t *testing.T, r *rig, n netns, reached map[string]bool)
 	}
 }
 
-// notPackets are the reasons of socket hooks alone.
+// notPackets are the reasons of socket hooks only.
 var notPackets = []string{"unrecorded", "reply_passed", "peer_restored", "peer_passed", "probe", "source_unknown"}
 
 func checkReached(t *testing.T, reached map[string]bool) {

@@ -11,16 +11,16 @@ import (
 	"shunt/maps"
 )
 
-// frontend is where clients of a service port knock. The unspecified address of a
-// family stands for the node's addresses, as in map services.
+// frontend is a frontend of a service port. The unspecified address of a family stands for
+// the node's addresses, as in map services.
 type frontend struct {
 	addr     netip.AddrPort
 	proto    uint8
 	kind     maps.FrontendKind
 	service  uint32
-	affinity uint32 // seconds; 0: none
+	affinity uint32 // seconds; 0 means none
 	flags    uint16
-	// inside and outside are ids of backends, each in a slot.
+	// inside and outside are backend ids, one for each slot.
 	inside, outside []uint32
 }
 
@@ -31,7 +31,7 @@ type frontendKey struct {
 
 func (f frontend) key() frontendKey { return frontendKey{f.addr, f.proto} }
 
-// endpoint is a record of map backends.
+// endpoint is a backend: a record of map backends.
 type endpoint struct {
 	addr    netip.AddrPort
 	proto   uint8
@@ -39,21 +39,21 @@ type endpoint struct {
 	service uint32
 }
 
-// world is what a daemon would have written, in the terms of the maps.
+// world is what a daemon would have written to the maps.
 type world struct {
 	frontends map[frontendKey]frontend
 	backends  map[uint32]endpoint
-	// nodeAddrs take node ports; true: from the node's own sockets only.
+	// nodeAddrs take node ports; true means only from the node's own sockets.
 	nodeAddrs  map[netip.Addr]bool
 	clusterIPs map[netip.Addr]bool
 	sources    map[uint32][]netip.Prefix
-	// cidrs are of services: an address in them that no service has is nobody's.
+	// cidrs are service CIDRs: addresses in them without a service are unallocated.
 	cidrs map[netip.Prefix]bool
-	// allocated: but for these.
+	// allocated are the exceptions: addresses of other proxies' services.
 	allocated map[netip.Addr]bool
-	// devices gives the source addresses by interface index, one of each family.
+	// devices holds the SNAT addresses by interface index, one of each family.
 	devices map[uint32][2]netip.Addr
-	// resets: nobody else translates connections to frontends.
+	// resets: no other program translates connections to frontends.
 	resets bool
 }
 
@@ -65,8 +65,8 @@ func newWorld() *world {
 	}
 }
 
-// add gives the world a service port: backends get records from id on, and every
-// frontend all of them.
+// add adds a service port to the world. Every frontend gets all backends, which map ids to
+// endpoints.
 func (w *world) add(f frontend, backends map[uint32]endpoint) {
 	ids := make([]uint32, 0, len(backends))
 	for id, b := range backends {
@@ -84,8 +84,8 @@ func (w *world) add(f frontend, backends map[uint32]endpoint) {
 	w.frontends[f.key()] = f
 }
 
-// load makes the maps hold this world, whatever they held, and writes what differs.
-// Slots are taken in turn; when they are used up, all frontends get new ones.
+// load makes the maps hold this world. It writes only differences. Slots are allocated in
+// order; when they are used up, all frontends get new ones.
 func (r *rig) load(w *world) {
 	r.t.Helper()
 	var errs []error
@@ -127,8 +127,8 @@ func (r *rig) load(w *world) {
 	r.loaded = w.clone()
 }
 
-// slotsUsedUp says whether there may be too few left for this world, and begins with
-// the first again then.
+// slotsUsedUp reports whether too few slots may be left for this world. If so, it starts
+// again with the first slot.
 func (r *rig) slotsUsedUp(w *world) bool {
 	need := r.nextSlot
 	for _, f := range w.frontends {
