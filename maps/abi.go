@@ -11,7 +11,7 @@ import (
 	"github.com/cilium/ebpf"
 )
 
-// ABI is SHUNT_ABI of the embedded objects.
+// ABI returns SHUNT_ABI of the embedded objects.
 func ABI() (uint32, error) {
 	spec, err := loadAbi()
 	if err != nil {
@@ -24,9 +24,9 @@ func ABI() (uint32, error) {
 	return abi, nil
 }
 
-// CheckABI reports whether the maps pinned below root mean what this binary means. It
-// reads no more than the number: maps of another ABI may have another layout, and must
-// not be opened for reading. The error is fs.ErrNotExist where there are none.
+// CheckABI returns an ABIError if the maps pinned below root have another ABI than this binary.
+// It reads only the number: maps of another ABI may have another layout, and must not be opened
+// for reading. The error wraps fs.ErrNotExist where there are no maps.
 func CheckABI(root string) error {
 	dir := pinnedDir(root)
 	if _, err := os.Stat(dir); err != nil {
@@ -49,26 +49,27 @@ func CheckABI(root string) error {
 	if err != nil {
 		return fmt.Errorf("read the ABI of the maps in %s: %w", dir, err)
 	}
-	// The first field of every ABI. 0: made, but their daemon has said nothing yet.
+	// It is the first field in every ABI. 0: the maps are new, and their daemon has not written
+	// it yet.
 	if abi := binary.NativeEndian.Uint32(value); abi != want && abi != 0 {
 		return &ABIError{Dir: dir, Pinned: abi, Binary: want}
 	}
 	return nil
 }
 
-// ABIError says that pinned maps are of another version of shunt.
+// ABIError means that the pinned maps are of a version of shunt with another ABI.
 type ABIError struct {
 	Dir            string
 	Pinned, Binary uint32
 }
 
-// Error says what to do, too.
+// Error names both versions and the remedy.
 func (e *ABIError) Error() string {
 	return fmt.Sprintf("the maps in %s have ABI %d and this shunt reads ABI %d: use the shunt of the daemon that runs here "+
 		"(in its pod: kubectl exec), or start this one's daemon (shunt run), which replaces them", e.Dir, e.Pinned, e.Binary)
 }
 
-// sameABI says whether an older set means what this binary means.
+// sameABI reports whether a set has the ABI of this binary.
 func (s *Set) sameABI() bool {
 	want, err := ABI()
 	var meta Meta

@@ -13,19 +13,20 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// addrIndex keeps map addrs in step with services and the node's addresses: what
-// each address means, and how many frontends make it so.
+// addrIndex is what map addrs has, and why: the frontends and backends at each address. By it
+// Kernel keeps the map in step with the other maps and the node's addresses.
 type addrIndex struct {
-	// frontends counts entries of services by address.
+	// frontends counts the entries of map services by address.
 	frontends map[netip.Addr]int
-	// flags is what map addrs holds.
+	// flags are the values of map addrs, by address.
 	flags map[netip.Addr]uint32
-	// known counts addresses that are not only backends'.
+	// known counts the addresses with other flags than addrBackend.
 	known int
-	// backends counts records of map backends by address.
+	// backends counts the used backends by address.
 	backends map[netip.Addr]int
-	// left are addresses that no backend has any more, the oldest first. They stay marked.
-	// leftAt has the place of each: one that comes back and leaves again is there once.
+	// left are the addresses that no backend has any more, the longest unused first. They stay
+	// marked. leftAt has each one's element of left, so that an address which is used again can
+	// be removed from it.
 	left   list.List
 	leftAt map[netip.Addr]*list.Element
 }
@@ -40,13 +41,13 @@ const (
 	addrProbe     = uint32(abiAddrFlagADDR_FLAG_PROBE)
 )
 
-// leftAddrs is how many addresses stay marked as backends' that are none's any more
+// leftAddrs is how many addresses stay marked as backends' after their last backend is gone
 // (LEFT_ADDRS of maps.h): connections to them go on.
 const leftAddrs = 4096
 
-// openAddrs reads the index back from the maps at the first write, and mends what
-// a daemon that was killed between two writes has left: a frontend whose address
-// is not marked would never be found.
+// openAddrs builds the index from the maps at the first write. It also repairs what a daemon
+// has left that was killed between two writes: a frontend whose address is not marked would
+// never be found.
 func (k *Kernel) openAddrs() error {
 	if k.addrs != nil {
 		return nil
@@ -70,7 +71,7 @@ func (k *Kernel) openAddrs() error {
 		}
 	}
 	for a, flags := range ix.flags {
-		if isProbe(a) { // SetProbe's, which takes no room of services
+		if isProbe(a) { // an entry of SetProbes, which is not counted
 			delete(ix.flags, a)
 		} else if flags&^addrBackend != 0 {
 			ix.known++
@@ -89,13 +90,13 @@ func (k *Kernel) openAddrs() error {
 	errs = append(errs, k.markBackends())
 	err = errors.Join(errs...)
 	if err != nil {
-		k.addrs = nil // to be mended at the next write
+		k.addrs = nil // the next write repairs it
 	}
 	return err
 }
 
-// markBackends marks the addresses of all backends. Those that are marked and no backend's
-// left before this daemon began.
+// markBackends marks the addresses of all backends. Marked addresses without a backend are
+// those that left before this daemon began.
 func (k *Kernel) markBackends() error {
 	var errs []error
 	for a := range k.addrs.backends {
@@ -109,8 +110,9 @@ func (k *Kernel) markBackends() error {
 	return errors.Join(append(errs, k.forgetLeft())...)
 }
 
-// markAddr adds and takes away flags of an address. It leaves the entries of ProbeAddrs alone,
-// whatever a Service, an EndpointSlice or the node says of these addresses.
+// markAddr adds and removes flags of an address. It does not change the entries of ProbeAddrs,
+// even if a Service, an EndpointSlice or the node has such an address. Where the map has no
+// room it returns a FullError.
 func (k *Kernel) markAddr(a netip.Addr, add, remove uint32) error {
 	if isProbe(a) {
 		return nil
@@ -142,7 +144,7 @@ func (k *Kernel) markAddr(a netip.Addr, add, remove uint32) error {
 	return nil
 }
 
-// count is 1 for flags that say something.
+// count returns 1 for an address with flags, else 0.
 func count(flags uint32) int {
 	if flags == 0 {
 		return 0
@@ -150,14 +152,14 @@ func count(flags uint32) int {
 	return 1
 }
 
-// addrRoom is how many addresses of frontends and of the node fit: the rest of map addrs is
-// for backends'.
+// addrRoom returns how many addresses of frontends and of the node fit: the rest of map addrs
+// is reserved for backends' addresses.
 func (k *Kernel) addrRoom() int {
 	return int(k.set.maps[mapAddrs].MaxEntries()) - int(k.sizes.Backends) - leftAddrs
 }
 
-// addBackend counts one record more at an address, which is marked before the record is
-// there.
+// addBackend counts one more backend at an address. The address is marked before the backend is
+// written.
 func (k *Kernel) addBackend(a netip.Addr) error {
 	if err := k.markAddr(a, addrBackend, 0); err != nil {
 		return err
@@ -170,8 +172,8 @@ func (k *Kernel) addBackend(a netip.Addr) error {
 	return nil
 }
 
-// dropBackend counts one record less at an address. The last leaves it marked: a pod that is
-// not ready, or shuts down, has connections.
+// dropBackend counts one backend less at an address. An address without backends stays marked:
+// a pod that is not ready, or that shuts down, still has connections.
 func (k *Kernel) dropBackend(a netip.Addr) error {
 	if k.addrs.backends[a]--; k.addrs.backends[a] > 0 {
 		return nil
@@ -181,10 +183,10 @@ func (k *Kernel) dropBackend(a netip.Addr) error {
 	return k.forgetLeft()
 }
 
-// leave notes that an address is no backend's any more.
+// leave records that an address has no backend any more.
 func (ix *addrIndex) leave(a netip.Addr) { ix.leftAt[a] = ix.left.PushBack(a) }
 
-// forgetLeft unmarks those that left first, where there are too many.
+// forgetLeft unmarks the addresses that left first, until leftAddrs remain.
 func (k *Kernel) forgetLeft() error {
 	ix := k.addrs
 	var errs []error
@@ -210,9 +212,9 @@ func (k *Kernel) readAddrs() (map[netip.Addr]uint32, error) {
 	return all, nil
 }
 
-// SetFrontend adds or replaces an entry. The entry itself is one
-// BPF_MAP_UPDATE_ELEM: a look-up sees the old value or the new. Its address is
-// marked first, so that the entry is found as soon as it is there.
+// SetFrontend adds or replaces a frontend. The entry is written by one BPF_MAP_UPDATE_ELEM: a
+// look-up returns the old value or the new one. The address is marked before, so that programs
+// find the entry as soon as it exists.
 func (k *Kernel) SetFrontend(key FrontendKey, v Service) error {
 	if err := k.openAddrs(); err != nil {
 		return err
@@ -243,7 +245,7 @@ func (k *Kernel) SetFrontend(key FrontendKey, v Service) error {
 	return nil
 }
 
-// DeleteFrontend removes an entry.
+// DeleteFrontend removes a frontend; it need not exist.
 func (k *Kernel) DeleteFrontend(key FrontendKey) error {
 	if err := k.openAddrs(); err != nil {
 		return err
@@ -259,7 +261,7 @@ func (k *Kernel) DeleteFrontend(key FrontendKey) error {
 	return k.wrap(ignoreMissing(err), mapServices, "delete frontend "+key.String())
 }
 
-// dropFrontend counts one frontend less at an address.
+// dropFrontend counts one frontend less at an address, and unmarks the address after the last.
 func (k *Kernel) dropFrontend(a netip.Addr) error {
 	k.addrs.frontends[a]--
 	if k.addrs.frontends[a] > 0 {
@@ -269,7 +271,7 @@ func (k *Kernel) dropFrontend(a netip.Addr) error {
 	return k.markAddr(a, 0, addrFrontend)
 }
 
-// SetNodeAddr adds an address that takes node ports.
+// SetNodeAddr adds an address that takes node ports. flags is OwnNetns or 0.
 func (k *Kernel) SetNodeAddr(a netip.Addr, flags uint32) error {
 	if err := k.openAddrs(); err != nil {
 		return err
@@ -289,7 +291,7 @@ func (k *Kernel) DeleteNodeAddr(a netip.Addr) error {
 	return k.markAddr(a, 0, addrNodePorts|addrOwnNetns)
 }
 
-// dumpAddrs tells cluster IPs and node addresses from map addrs.
+// dumpAddrs adds the cluster IPs and node addresses of map addrs to the dump.
 func (k *Kernel) dumpAddrs(d *Dump) error {
 	all, err := k.readAddrs()
 	if err != nil {
@@ -310,14 +312,15 @@ func (k *Kernel) dumpAddrs(d *Dump) error {
 	return nil
 }
 
-// ProbeAddrs are where the daemon asks whether the hooks act, one address of each family. They
-// are for documentation (RFC 5737, RFC 3849): no cluster can route them.
+// ProbeAddrs are the addresses of the hook check, one of each family. They are reserved for
+// documentation (RFC 5737, RFC 3849): no cluster can route them.
 var ProbeAddrs = [...]netip.Addr{netip.MustParseAddr("192.0.2.255"), netip.MustParseAddr("2001:db8:ffff:ffff:ffff:ffff:ffff:ffff")}
 
 func isProbe(a netip.Addr) bool { return slices.Contains(ProbeAddrs[:], a) }
 
-// SetProbes makes sure that sockets are refused at ProbeAddrs. The entries stay, are in no
-// dump, and belong to no reconcile: SetProbes may be called from any goroutine.
+// SetProbes makes sure that map addrs has the entries by which the hooks refuse ProbeAddrs.
+// These entries are never removed, are in no dump, and no reconcile writes them: SetProbes is
+// safe from any goroutine.
 func (k *Kernel) SetProbes() error {
 	for _, a := range ProbeAddrs {
 		if err := k.setProbe(a); err != nil {

@@ -11,9 +11,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// carryOver copies what old maps hold into new ones of the same ABI, ids and
-// all, so that sockets which name a backend's id still name the same one. What
-// does not fit is left out: the loop fills in what is missing.
+// carryOver copies the contents of old maps to new ones of the same ABI. Backends keep their
+// ids, so that sockets which name an id still name the same backend. Entries that do not fit
+// are left out: the loop adds what is missing.
 func carryOver(from, to *Set) (err error) {
 	old, err := NewKernel(from)
 	if err != nil {
@@ -38,7 +38,7 @@ func carryOver(from, to *Set) (err error) {
 		}
 		k.stats[id] = old.Connections(id)
 	}
-	for key := range dump.Sources { // before the frontends that let nobody else in
+	for key := range dump.Sources { // before the frontends, which refuse all other clients
 		if err := k.SetSource(key); err != nil && !isFull(err) && key.check() == nil {
 			return err
 		}
@@ -46,18 +46,18 @@ func carryOver(from, to *Set) (err error) {
 	return errors.Join(carryFrontends(dump, k), carryAffinity(old, k))
 }
 
-// carryFrontends copies frontends with their names and slots, at the same places, those
-// of the best rank first. What finds no room is left out: the first reconcile gives room
-// to what should have it. The node's own addresses and the service CIDRs have theirs.
+// carryFrontends copies frontends with their names, and slots at the same indices, in the order
+// of carryRank. Entries that do not fit are left out: the first reconcile makes room for those
+// of higher rank. The node's addresses and the service CIDRs are copied first.
 func carryFrontends(dump *Dump, k *Kernel) error {
 	for a, flags := range dump.NodeAddrs {
 		if err := k.SetNodeAddr(a, flags); err != nil && !isFull(err) {
 			return err
 		}
 	}
-	for _, a := range dump.Allocated { // before the ranges that it is not to be refused by
+	for _, a := range dump.Allocated { // before the service CIDRs, by which they would be refused
 		if err := k.SetAllocated(a); isFull(err) {
-			return nil // the loop adds ranges when every such address has room
+			return nil // the loop adds the CIDRs when all allocated addresses fit
 		} else if err != nil {
 			return err
 		}
@@ -77,7 +77,7 @@ func carryFrontends(dump *Dump, k *Kernel) error {
 	return nil
 }
 
-// carryRank orders frontends as they are given room: cluster IPs, node ports,
+// carryRank returns a frontend's rank, by which room is assigned: cluster IPs, node ports,
 // load-balancer IPs, external IPs.
 func carryRank(dump *Dump, key FrontendKey) int {
 	order := []FrontendKind{UndefinedPort, ClusterIP, NodePort, LoadBalancerIP, ExternalIP}
@@ -125,18 +125,18 @@ func carryAffinity(old, k *Kernel) error {
 	return nil
 }
 
-// carryFlows copies connections of the packet path from one map to another of a
-// different size, and counts the entries that found no room. One that is there
-// already is replaced by one that was used later. It must not stop a start: what
-// it could not read is an error, and to be reported only.
+// carryFlows copies the entries of map flows to another map flows, which may have another size.
+// It replaces an entry that exists there if the copied one was used later. lost is the number
+// of entries that found no room, newest the latest use (Flow.Used) of all entries. An error
+// must not stop a start: the caller only reports it.
 //
-// Between maps of different ABI nothing is carried, since nobody can say what the
-// other's entries mean: connections from outside are broken by such an upgrade.
+// It must not be used between maps of different ABI, where the meaning of an entry is unknown:
+// such an upgrade breaks connections from outside.
 func carryFlows(from, to *ebpf.Map) (lost int, newest uint64, err error) {
 	err = EachFlow(from, func(k *FlowKey, f *Flow) error {
 		newest = max(newest, f.Used)
 		var there Flow
-		flags := ebpf.UpdateNoExist // or the entry is the programs' own, and newer
+		flags := ebpf.UpdateNoExist // an entry that appears now is the programs', and newer
 		if to.Lookup(k, &there) == nil {
 			if there.Used >= f.Used {
 				return nil
@@ -147,7 +147,7 @@ func carryFlows(from, to *ebpf.Map) (lost int, newest uint64, err error) {
 		switch {
 		case errors.Is(err, unix.E2BIG):
 			lost++
-		case errors.Is(err, ebpf.ErrKeyExist), errors.Is(err, ebpf.ErrKeyNotExist): // changed meanwhile
+		case errors.Is(err, ebpf.ErrKeyExist), errors.Is(err, ebpf.ErrKeyNotExist): // a program changed it
 		case err != nil:
 			return fmt.Errorf("copy flow %s: %w", k, err)
 		}
@@ -156,9 +156,9 @@ func carryFlows(from, to *ebpf.Map) (lost int, newest uint64, err error) {
 	return lost, newest, err
 }
 
-// dropFlows deletes what was copied and has gone meanwhile from where it came: it
-// would be found in the place of a newer flow, of which nobody has answered yet. What
-// our programs have noted was used later than anything copied.
+// dropFlows deletes the entries that carryFlows copied and that have been deleted from the old
+// map since: programs would find them before a newer, unconfirmed flow, which is in flows_new.
+// newest is what carryFlows returned: entries used later are the programs' own.
 func dropFlows(from, to *ebpf.Map, newest uint64) error {
 	return EachFlow(to, func(k *FlowKey, f *Flow) error {
 		var there Flow

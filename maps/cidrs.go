@@ -8,10 +8,11 @@ import (
 	"sync/atomic"
 )
 
-// anyService is the service id of service CIDRs in map sources: nobody's.
+// anyService is the service id of service CIDRs in map sources: no service port has it.
 const anyService = 0
 
-// SetServiceCIDR adds a range: addresses in it that no service has are refused.
+// SetServiceCIDR adds a range. The programs refuse the addresses in it that are neither a
+// frontend's nor allocated.
 func (k *Kernel) SetServiceCIDR(p netip.Prefix) error {
 	if err := k.wrap(k.putSource(NewSourceKey(anyService, p)), mapSources, "set service CIDR "+p.String()); err != nil {
 		return err
@@ -19,7 +20,7 @@ func (k *Kernel) SetServiceCIDR(p netip.Prefix) error {
 	return k.countServiceCIDRs()
 }
 
-// DeleteServiceCIDR removes a range; it need not be there.
+// DeleteServiceCIDR removes a range; it need not exist.
 func (k *Kernel) DeleteServiceCIDR(p netip.Prefix) error {
 	err := k.set.maps[mapSources].Delete(NewSourceKey(anyService, p))
 	if err := k.wrap(ignoreMissing(err), mapSources, "delete service CIDR "+p.String()); err != nil {
@@ -28,13 +29,13 @@ func (k *Kernel) DeleteServiceCIDR(p netip.Prefix) error {
 	return k.countServiceCIDRs()
 }
 
-// SetAllocated takes an address out of the service CIDRs: a service has it.
+// SetAllocated excepts an address from the service CIDRs: a service has it.
 func (k *Kernel) SetAllocated(a netip.Addr) error {
 	err := k.putSourceValue(allocatedKey(a), 0)
 	return k.wrap(err, mapSources, "except "+a.String()+" from the service CIDRs")
 }
 
-// DeleteAllocated puts an address back; it need not have been taken out.
+// DeleteAllocated removes that exception; it need not exist.
 func (k *Kernel) DeleteAllocated(a netip.Addr) error {
 	err := k.set.maps[mapSources].Delete(allocatedKey(a))
 	return k.wrap(ignoreMissing(err), mapSources, "put "+a.String()+" back into the service CIDRs")
@@ -44,8 +45,8 @@ func allocatedKey(a netip.Addr) SourceKey {
 	return NewSourceKey(anyService, netip.PrefixFrom(a, a.BitLen()))
 }
 
-// countServiceCIDRs tells programs whether there are any. They hardly ever change,
-// so the map can be read.
+// countServiceCIDRs writes the number of service CIDRs to map meta, for the programs. CIDRs
+// rarely change, so reading the whole map costs little.
 func (k *Kernel) countServiceCIDRs() error {
 	d := Dump{Sources: map[SourceKey]bool{}}
 	err := k.dumpSources(&d)
@@ -64,13 +65,13 @@ func (f *Fake) SetServiceCIDR(p netip.Prefix) error {
 	return nil
 }
 
-// DeleteServiceCIDR removes one.
+// DeleteServiceCIDR removes a range.
 func (f *Fake) DeleteServiceCIDR(p netip.Prefix) error {
 	delete(f.cidrs, p)
 	return nil
 }
 
-// SetAllocated excepts an address.
+// SetAllocated excepts an address from the service CIDRs.
 func (f *Fake) SetAllocated(a netip.Addr) error {
 	if !f.allocated[a] && !f.sourceRoom() {
 		return fmt.Errorf("except %s from the service CIDRs: %w", a, f.sizes.NewFullError(mapSources))
@@ -80,7 +81,7 @@ func (f *Fake) SetAllocated(a netip.Addr) error {
 	return nil
 }
 
-// DeleteAllocated puts it back.
+// DeleteAllocated removes that exception.
 func (f *Fake) DeleteAllocated(a netip.Addr) error {
 	delete(f.allocated, a)
 	return nil

@@ -7,35 +7,35 @@ import (
 	"net/netip"
 )
 
-// ClientKey is the key of map client_addrs: a network namespace, by its cookie, and an
-// address. The unspecified address of a family stands for every one that has no entry of
-// its own.
+// ClientKey is the key of map client_addrs: a network namespace, by its cookie, and the address
+// that a socket is bound or connects to. The unspecified address of a family stands for all
+// addresses without an entry.
 type ClientKey struct {
 	Netns uint64
 	Addr  netip.Addr
 }
 
-// String names the namespace and the address.
+// String returns "network namespace COOKIE to ADDRESS".
 func (k ClientKey) String() string {
 	return fmt.Sprintf("network namespace %d to %s", k.Netns, k.Addr)
 }
 
 func (k ClientKey) abi() abiClientKey { return abiClientKey{Netns: k.Netns, Addr: newAddr(k.Addr)} }
 
-// SetClientAddr writes the source address that sockets of a network namespace have for
-// packets to an address. Only the goroutine that owns the map may call it.
+// SetClientAddr writes the source address that sockets of a network namespace use for an
+// address. Only the goroutine that owns the map may call it.
 func (k *Kernel) SetClientAddr(key ClientKey, source netip.Addr) error {
 	value := abiClientAddr{Netns: key.Netns, Addr: newAddr(source)}
 	return k.wrap(k.set.maps[mapClientAddrs].Put(key.abi(), value), mapClientAddrs, "set the source address of "+key.String())
 }
 
-// DeleteClientAddr removes an entry; it need not be there.
+// DeleteClientAddr removes an entry; it need not exist.
 func (k *Kernel) DeleteClientAddr(key ClientKey) error {
 	err := ignoreMissing(k.set.maps[mapClientAddrs].Delete(key.abi()))
 	return k.wrap(err, mapClientAddrs, "delete the source address of "+key.String())
 }
 
-// ClientAddrs reads map client_addrs back.
+// ClientAddrs returns the entries of map client_addrs.
 func (k *Kernel) ClientAddrs() (map[ClientKey]netip.Addr, error) {
 	all := map[ClientKey]netip.Addr{}
 	var key abiClientKey
@@ -50,5 +50,5 @@ func (k *Kernel) ClientAddrs() (map[ClientKey]netip.Addr, error) {
 	return all, nil
 }
 
-// ClientAddrsSize returns how many entries map client_addrs has room for.
+// ClientAddrsSize returns the size of map client_addrs, in entries.
 func (k *Kernel) ClientAddrsSize() uint32 { return k.set.maps[mapClientAddrs].MaxEntries() }

@@ -11,11 +11,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// DeviceResets says that TCP of a connection that has no flow is reset (enum device_flag).
+// DeviceResets is the flag by which programs reset TCP connections without a flow (enum
+// device_flag).
 const DeviceResets = uint32(abiDeviceFlagDEVICE_FLAG_RESETS)
 
-// NewDevice makes a value of map devices. An address that is not valid means that
-// packets of its family can have none there.
+// NewDevice returns a value of map devices with the SNAT addresses of packets that leave by the
+// device; an invalid address: none of that family.
 func NewDevice(addr4, addr6 netip.Addr) Device {
 	var d Device
 	if addr4.IsValid() {
@@ -27,7 +28,7 @@ func NewDevice(addr4, addr6 netip.Addr) Device {
 	return d
 }
 
-// Addrs gives the source addresses; one that is not valid: there is none.
+// Addrs returns the SNAT addresses; an invalid address: none of that family.
 func (d Device) Addrs() (addr4, addr6 netip.Addr) {
 	if d.Addr4 != (abiAddr{}) {
 		addr4 = d.Addr4.addr()
@@ -38,9 +39,8 @@ func (d Device) Addrs() (addr4, addr6 netip.Addr) {
 	return addr4, addr6
 }
 
-// SetDevice says what source addresses packets may have that leave by a device. With
-// DeviceResets, the caller must compare NewFrontends before and after, and call ClearResets
-// if it differs.
+// SetDevice writes the entry of a device. With DeviceResets, the caller must compare
+// NewFrontends before and after, and call ClearResets if it differs.
 func (k *Kernel) SetDevice(ifindex uint32, d Device) error {
 	if d.Flags&DeviceResets != 0 {
 		k.resets.Store(true)
@@ -48,12 +48,12 @@ func (k *Kernel) SetDevice(ifindex uint32, d Device) error {
 	return k.wrap(k.set.maps[mapDevices].Put(ifindex, d), mapDevices, fmt.Sprintf("set device %d", ifindex))
 }
 
-// NewFrontends counts the TCP frontends that were added. Safe from any goroutine.
+// NewFrontends returns how many TCP frontends were added so far. It is safe from any goroutine.
 func (k *Kernel) NewFrontends() uint64 { return k.newFrontends.Load() }
 
-// expectOthers is called before a frontend is added. Another proxy may have translated
-// connections to it, which programs would reset as unknown: no device resets any until it
-// is known that there are none.
+// expectOthers is called before a frontend is added. Another proxy may translate connections to
+// it, which the programs would reset as unknown. So it takes DeviceResets from all devices,
+// until a check has found no such connections.
 func (k *Kernel) expectOthers(key FrontendKey) error {
 	if key.Protocol != unix.IPPROTO_TCP {
 		return nil
@@ -69,7 +69,7 @@ func (k *Kernel) expectOthers(key FrontendKey) error {
 	return err
 }
 
-// ClearResets takes DeviceResets from all devices. Safe from any goroutine.
+// ClearResets takes DeviceResets from all devices. It is safe from any goroutine.
 func (k *Kernel) ClearResets() error {
 	all, err := k.Devices()
 	if err != nil {
@@ -88,13 +88,13 @@ func (k *Kernel) ClearResets() error {
 	return errors.Join(errs...)
 }
 
-// DeleteDevice forgets a device; it need not be there.
+// DeleteDevice removes a device's entry; it need not exist.
 func (k *Kernel) DeleteDevice(ifindex uint32) error {
 	err := ignoreMissing(k.set.maps[mapDevices].Delete(ifindex))
 	return k.wrap(err, mapDevices, fmt.Sprintf("delete device %d", ifindex))
 }
 
-// Devices reads map devices back, by interface index.
+// Devices returns the entries of map devices, by interface index.
 func (k *Kernel) Devices() (map[uint32]Device, error) {
 	all := map[uint32]Device{}
 	var ifindex uint32

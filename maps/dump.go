@@ -10,26 +10,26 @@ import (
 	"strings"
 )
 
-// Dump is everything that the maps hold, read at one time; while a daemon
-// writes, parts of it may be of different moments.
+// Dump is the contents of the maps. While a daemon writes, its parts may be of different
+// moments.
 type Dump struct {
 	Frontends map[FrontendKey]Service
 	// Slots is the whole array: backend ids by slot.
 	Slots []uint32
-	// Backends holds the records that are somebody's, by id.
+	// Backends are the used backends, by id.
 	Backends map[uint32]Backend
 	Names    map[uint32]Name
-	// NodeAddrs maps to flags.
+	// NodeAddrs are the addresses that take node ports, with OwnNetns or 0.
 	NodeAddrs map[netip.Addr]uint32
 	// ServiceCIDRs is sorted.
 	ServiceCIDRs []netip.Prefix
 	// Allocated are the addresses that are excepted from ServiceCIDRs, sorted.
 	Allocated []netip.Addr
-	// Sources has the ranges of clients that load-balancer IPs let in.
+	// Sources are the source ranges.
 	Sources map[SourceKey]bool
 }
 
-// SourcesOf gives the ranges of clients of a service id, sorted.
+// SourcesOf returns the source ranges of a service id, sorted.
 func (d *Dump) SourcesOf(serviceID uint32) []netip.Prefix {
 	var ranges []netip.Prefix
 	for k := range d.Sources {
@@ -41,7 +41,7 @@ func (d *Dump) SourcesOf(serviceID uint32) []netip.Prefix {
 	return ranges
 }
 
-// Range gives the backend ids in a range, or an error where it leaves the array.
+// Range returns the backend ids in a slot range, or an error where it exceeds the array.
 func (d *Dump) Range(r SlotRange) ([]uint32, error) {
 	end := uint64(r.Base) + uint64(r.Count)
 	if end > uint64(len(d.Slots)) {
@@ -50,7 +50,7 @@ func (d *Dump) Range(r SlotRange) ([]uint32, error) {
 	return d.Slots[r.Base:end], nil
 }
 
-// SortedFrontends gives the keys by address, port and protocol.
+// SortedFrontends returns the keys, sorted by address, port and protocol.
 func (d *Dump) SortedFrontends() []FrontendKey {
 	keys := make([]FrontendKey, 0, len(d.Frontends))
 	for k := range d.Frontends {
@@ -67,8 +67,8 @@ func compareFrontends(a, b FrontendKey) int {
 	return int(a.Protocol) - int(b.Protocol)
 }
 
-// Text is the dump with ids resolved, sorted, a line an entry: equal for equal
-// behaviour, whatever order things came in. Tests compare it, people read it.
+// Text returns the dump with ids resolved, one sorted line an entry. It is equal for maps with
+// the same behaviour, whatever the order of writes. Tests compare it, people read it.
 func (d *Dump) Text() string {
 	var b strings.Builder
 	for _, k := range d.SortedFrontends() {
@@ -107,9 +107,9 @@ func (d *Dump) Text() string {
 	return b.String()
 }
 
-// Lasting returns the dump without the records that are kept for flows and connections
-// from before, of unready endpoints and of those that are listed under another name: a
-// daemon that starts with empty maps makes none.
+// Lasting returns the dump without the backends that are kept for flows and connections from
+// before: those of unready endpoints, and those whose port name has changed. A daemon that
+// starts with empty maps makes none of them.
 func (d *Dump) Lasting() *Dump {
 	lasting := *d
 	lasting.Backends = maps.Clone(d.Backends)

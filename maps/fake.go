@@ -10,10 +10,10 @@ import (
 	"sync"
 )
 
-// Fake is Tables in memory, for tests without a kernel. It refuses what the
-// kernel's maps refuse, and more: to write another service's records into slots that
-// a frontend names, or another address into a record that is in use, which on real
-// maps would be a race with the programs.
+// Fake is Tables in memory, for tests without a kernel. It refuses what the kernel's maps
+// refuse, and two writes more, which on real maps would race with the programs: backends of
+// another service port into slots that a frontend names, and another address into a backend in
+// use.
 type Fake struct {
 	sizes     Sizes
 	frontends map[FrontendKey]Service
@@ -24,16 +24,16 @@ type Fake struct {
 	cidrs     map[netip.Prefix]bool
 	allocated map[netip.Addr]bool
 	sources   map[SourceKey]bool
-	// services counts frontends that are entries of services: all but cluster IPs
-	// as a whole.
+	// services counts the frontends that are entries of map services: all but cluster IPs as a
+	// whole.
 	services int
-	// addrs counts what makes an address known: frontends, and the node.
+	// addrs counts, for each address, its frontends, and one more if it is the node's.
 	addrs map[netip.Addr]int
-	// naming counts, for each slot, the ranges of frontends that it is in.
+	// naming counts, for each slot, the ranges of frontends that contain it.
 	naming []uint32
 }
 
-// NodeAddrRoom is how many addresses of the node fit beside those of frontends.
+// NodeAddrRoom returns how many addresses of the node fit beside those of frontends.
 func NodeAddrRoom() int { return int(nodeAddrRoom()) }
 
 var nodeAddrRoom = sync.OnceValue(func() uint32 {
@@ -46,7 +46,7 @@ var nodeAddrRoom = sync.OnceValue(func() uint32 {
 
 var _ Tables = (*Fake)(nil)
 
-// NewFake makes empty maps of these sizes.
+// NewFake returns empty maps of these sizes.
 func NewFake(sizes Sizes) *Fake {
 	return &Fake{
 		sizes:     sizes,
@@ -63,11 +63,11 @@ func NewFake(sizes Sizes) *Fake {
 	}
 }
 
-// Sizes gives what fits.
+// Sizes returns the maps' sizes.
 func (f *Fake) Sizes() Sizes { return f.sizes }
 
-// SetFrontend adds or replaces an entry; every backend that it leads to must be
-// its own service's.
+// SetFrontend adds or replaces an entry. Every backend in its slot ranges must be of its own
+// service id.
 func (f *Fake) SetFrontend(key FrontendKey, v Service) error {
 	_, there := f.frontends[key]
 	if !there {
@@ -99,7 +99,7 @@ func (f *Fake) SetFrontend(key FrontendKey, v Service) error {
 	return nil
 }
 
-// room says whether a new frontend fits into services and addrs.
+// room returns an error if a new frontend does not fit into services and addrs.
 func (f *Fake) room(key FrontendKey) error {
 	if key.Port != 0 && f.services >= int(f.sizes.Services) {
 		return f.sizes.NewFullError(mapServices)
@@ -118,7 +118,7 @@ func (f *Fake) addrRoom(a netip.Addr) error {
 	return nil
 }
 
-// count counts a frontend in or out.
+// count adds n (1 or -1) to the counts that a frontend is in.
 func (f *Fake) count(key FrontendKey, n int) {
 	if key.Port != 0 {
 		f.services += n
@@ -134,7 +134,7 @@ func (f *Fake) countAddr(a netip.Addr, n int) {
 	}
 }
 
-// name counts an entry's ranges in or out.
+// name adds n (1 or -1) to the counts of the slots in a frontend's ranges.
 func (f *Fake) name(v Service, n int) {
 	for _, r := range []SlotRange{v.Inside, v.Outside} {
 		for i := range r.Count {
@@ -153,7 +153,7 @@ func (f *Fake) DeleteFrontend(key FrontendKey) error {
 	return nil
 }
 
-// WriteSlots fills slots that no frontend names, or one of the same service.
+// WriteSlots writes slots that no frontend names, or only one of the same service port.
 func (f *Fake) WriteSlots(base uint32, ids []uint32) error {
 	end := uint64(base) + uint64(len(ids))
 	if end > uint64(len(f.slots)) {
@@ -169,7 +169,7 @@ func (f *Fake) WriteSlots(base uint32, ids []uint32) error {
 	return nil
 }
 
-// SetBackend fills a free record, or changes the flags of a used one.
+// SetBackend writes a free backend, or changes the flags of a used one.
 func (f *Fake) SetBackend(id uint32, b Backend) error {
 	if id == 0 || int(id) >= len(f.backends) {
 		return fmt.Errorf("set backend record %d: map backends has records 1 to %d", id, len(f.backends)-1)
@@ -184,7 +184,7 @@ func (f *Fake) SetBackend(id uint32, b Backend) error {
 	return nil
 }
 
-// FreeBackend clears the record's service id.
+// FreeBackend clears the backend's service id.
 func (f *Fake) FreeBackend(id uint32) error {
 	if id == 0 || int(id) >= len(f.backends) {
 		return fmt.Errorf("free backend record %d: map backends has records 1 to %d", id, len(f.backends)-1)
@@ -193,7 +193,7 @@ func (f *Fake) FreeBackend(id uint32) error {
 	return nil
 }
 
-// SetName keeps what a service id stands for.
+// SetName sets the service port that a service id stands for.
 func (f *Fake) SetName(id uint32, n Name) error {
 	if _, err := newServiceName(n); err != nil {
 		return err
@@ -205,7 +205,7 @@ func (f *Fake) SetName(id uint32, n Name) error {
 	return nil
 }
 
-// DeleteName forgets what a service id stood for.
+// DeleteName removes the name of a service id.
 func (f *Fake) DeleteName(id uint32) error {
 	delete(f.names, id)
 	return nil
@@ -223,7 +223,7 @@ func (f *Fake) SetNodeAddr(a netip.Addr, flags uint32) error {
 	return nil
 }
 
-// DeleteNodeAddr removes one.
+// DeleteNodeAddr removes an address.
 func (f *Fake) DeleteNodeAddr(a netip.Addr) error {
 	if _, there := f.nodeAddrs[a]; there {
 		f.countAddr(a, -1)
@@ -232,7 +232,7 @@ func (f *Fake) DeleteNodeAddr(a netip.Addr) error {
 	return nil
 }
 
-// SetSource adds a range of clients.
+// SetSource adds a source range.
 func (f *Fake) SetSource(k SourceKey) error {
 	if err := k.check(); err != nil {
 		return err
@@ -244,18 +244,18 @@ func (f *Fake) SetSource(k SourceKey) error {
 	return nil
 }
 
-// sourceRoom says whether map sources has room for another entry.
+// sourceRoom reports whether map sources has room for another entry.
 func (f *Fake) sourceRoom() bool {
 	return len(f.sources)+len(f.cidrs)+len(f.allocated) < int(f.sizes.Sources)
 }
 
-// DeleteSource removes one.
+// DeleteSource removes a source range.
 func (f *Fake) DeleteSource(k SourceKey) error {
 	delete(f.sources, k)
 	return nil
 }
 
-// Dump gives a copy of everything.
+// Dump returns a copy of everything.
 func (f *Fake) Dump() (*Dump, error) {
 	d := &Dump{
 		Frontends:    maps.Clone(f.frontends),

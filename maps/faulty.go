@@ -7,11 +7,11 @@ import (
 	"net/netip"
 )
 
-// Faulty is Tables of which writes fail when Fail says so; a write that fails
-// leaves the maps as they were, as a failed system call does.
+// Faulty is Tables whose writes fail if Fail returns an error. Such a write leaves the maps as
+// they were, as a failed system call does.
 type Faulty struct {
 	Tables
-	// Fail is asked before every write, by the method's name; nil lets it go on.
+	// Fail is called before every write, with the method's name; nil lets the write go on.
 	Fail func(method string) error
 }
 
@@ -26,7 +26,7 @@ func (f *Faulty) try(method string, write func() error) error {
 	return write()
 }
 
-// SetFrontend fails if Fail("SetFrontend") does; the other methods likewise.
+// SetFrontend fails if Fail("SetFrontend") does. The other methods do likewise.
 func (f *Faulty) SetFrontend(k FrontendKey, v Service) error {
 	return f.try("SetFrontend", func() error { return f.Tables.SetFrontend(k, v) })
 }

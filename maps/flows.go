@@ -51,13 +51,13 @@ const (
 	SaidSYN        = uint8(abiFlowSaidFLOW_SAID_SYN)
 )
 
-// Source gives the key's src and sport in host order.
+// Source returns the key's src and sport, the port in host byte order.
 func (k FlowKey) Source() netip.AddrPort { return addrPort(k.Src, k.Sport) }
 
-// Destination gives the key's dst and dport in host order.
+// Destination returns the key's dst and dport, the port in host byte order.
 func (k FlowKey) Destination() netip.AddrPort { return addrPort(k.Dst, k.Dport) }
 
-// String gives "in SOURCE → DESTINATION/PROTOCOL".
+// String returns "in SOURCE → DESTINATION/PROTOCOL", with the key's kind for "in".
 func (k FlowKey) String() string {
 	kind := fmt.Sprintf("kind %d", k.Kind)
 	switch k.Kind {
@@ -69,17 +69,18 @@ func (k FlowKey) String() string {
 	return fmt.Sprintf("%s %s → %s/%s", kind, k.Source(), k.Destination(), ProtocolName(k.Protocol))
 }
 
-// Ends are the addresses of a flow, unmapped and with ports in host order.
+// Ends are the addresses of a flow: IPv4-mapped addresses as IPv4, ports in host byte order.
 type Ends struct {
 	Client, Frontend, Backend netip.AddrPort
-	// Inner is the client as the backend's side has it: with inner_port.
+	// Inner is the client's address and port between this node's stack and the backend: the
+	// port is inner_port.
 	Inner netip.AddrPort
-	// Node is the source on the wire to a backend of another node; its port is 0
-	// until it is chosen.
+	// Node is the SNAT address and port to a backend of another node; the port is 0 until it is
+	// chosen.
 	Node netip.AddrPort
 }
 
-// Ends gives the flow's addresses.
+// Ends returns the flow's addresses.
 func (f *Flow) Ends() Ends {
 	return Ends{
 		Client:   addrPort(f.Client, f.ClientPort),
@@ -90,7 +91,7 @@ func (f *Flow) Ends() Ends {
 	}
 }
 
-// NewFlow makes the value of a flow between these ends.
+// NewFlow returns the value of a flow with these addresses. used is in ns of CLOCK_MONOTONIC.
 func NewFlow(e Ends, protocol, flags uint8, used uint64) Flow {
 	return Flow{
 		Client: newAddr(e.Client.Addr()), ClientPort: HostPort(e.Client.Port()),
@@ -102,8 +103,9 @@ func NewFlow(e Ends, protocol, flags uint8, used uint64) Flow {
 	}
 }
 
-// IsSame reports whether two entries are of one flow: they are equal in all that stays
-// while a flow lives. flow_same of flow.h compares neither the protocol nor Node.
+// IsSame reports whether two entries are of one flow: they are equal in all fields that do not
+// change while a flow lives. flow_same of flow.h compares the same fields but Protocol and
+// Node.
 func (f *Flow) IsSame(o *Flow) bool {
 	a, b := *f, *o
 	for _, x := range []*Flow{&a, &b} { // what changes while a flow lives
@@ -113,9 +115,8 @@ func (f *Flow) IsSame(o *Flow) bool {
 	return a == b
 }
 
-// Keys gives the keys that a flow's entries have: see enum flow_key_kind. There
-// are two, three where the source is translated, and one of a flow of the node's
-// own sockets.
+// Keys returns the keys of a flow's entries (enum flow_key_kind): one for a flow with FlowOwn,
+// three for a flow with a SNAT port, two for others.
 func (f *Flow) Keys() []FlowKey {
 	in := FlowKey{Src: f.Client, Sport: f.ClientPort, Dst: f.Frontend, Dport: f.FrontendPort,
 		Protocol: f.Protocol, Kind: FlowKeyIn}
@@ -136,13 +137,13 @@ func (f *Flow) Keys() []FlowKey {
 	return keys
 }
 
-// flowBatch is how many entries of flows are read by one system call; a bucket of
-// the hash must fit in, and those have a few.
+// flowBatch is how many entries one system call reads. It must be larger than the largest
+// bucket of the hash; buckets have a few entries.
 const flowBatch = 1024
 
-// EachFlow visits the entries of a map of flows, while programs change it: one
-// that is there all the time is visited, once. It ends early with what visit
-// returns.
+// EachFlow calls visit for the entries of a map of flows, while programs change it. An entry
+// that exists all the time is visited once. EachFlow ends with visit's error if that is not
+// nil.
 func EachFlow(m *ebpf.Map, visit func(*FlowKey, *Flow) error) error {
 	keys, values := make([]FlowKey, flowBatch), make([]Flow, flowBatch)
 	var cursor ebpf.MapBatchCursor
@@ -163,7 +164,7 @@ func EachFlow(m *ebpf.Map, visit func(*FlowKey, *Flow) error) error {
 	}
 }
 
-// FlowsUsed counts entries of map flows; it walks the whole map.
+// FlowsUsed returns the number of entries in map flows. It reads the whole map.
 func (k *Kernel) FlowsUsed() (uint32, error) {
 	var n uint32
 	err := EachFlow(k.set.maps[mapFlows], func(*FlowKey, *Flow) error { n++; return nil })

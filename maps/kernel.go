@@ -13,7 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Kernel is Tables on real maps. The arrays are mapped into memory: a slot or a
+// Kernel is Tables on the kernel's maps. Its arrays are mapped into memory: writing a slot or a
 // backend costs a store, not a system call.
 type Kernel struct {
 	set      *Set
@@ -24,14 +24,14 @@ type Kernel struct {
 	meta     []Meta
 	problems []abiProblem
 	addrs    *addrIndex // nil before the first write
-	// newFrontends counts TCP frontends that were added. resets: a device may have
-	// DeviceResets. Any goroutine uses them.
+	// newFrontends counts the TCP frontends that were added. resets: a device may have
+	// DeviceResets. Both are used by any goroutine.
 	newFrontends atomic.Uint64
 	resets       atomic.Bool
 }
 
-// slot is an element of map slots as it lies in memory: the kernel rounds array
-// elements up to 8 bytes.
+// slot is an element of map slots in memory: the kernel rounds the size of array elements up to
+// 8 bytes.
 type slot struct {
 	ID uint32
 	_  uint32
@@ -39,7 +39,7 @@ type slot struct {
 
 var _ Tables = (*Kernel)(nil)
 
-// NewKernel maps the set's arrays into memory. Close lets go of them.
+// NewKernel maps the set's arrays into memory. Close unmaps them.
 func NewKernel(set *Set) (*Kernel, error) {
 	k := &Kernel{set: set, sizes: Sizes{
 		Services: set.maps[mapServices].MaxEntries(),
@@ -61,8 +61,8 @@ func NewKernel(set *Set) (*Kernel, error) {
 	return k, nil
 }
 
-// mapArray maps all elements of an mmapable array. T has the element's size
-// with the kernel's rounding.
+// mapArray maps all elements of an mmapable array. T must have the element's size, rounded up
+// as the kernel does.
 func mapArray[T any](m *ebpf.Map, to *[]T) error {
 	n := int(m.MaxEntries())
 	var zero T
@@ -77,8 +77,8 @@ func mapArray[T any](m *ebpf.Map, to *[]T) error {
 	return nil
 }
 
-// unmapArray takes the slice away: a second call does nothing, and memory that
-// is not there any more can't be read by mistake.
+// unmapArray unmaps the slice and sets it to nil: a second call does nothing, and unmapped
+// memory can't be read by mistake.
 func unmapArray[T any](s *[]T) error {
 	mem := *s
 	if mem == nil {
@@ -92,13 +92,13 @@ func unmapArray[T any](s *[]T) error {
 	return unix.MunmapPtr(unsafe.Pointer(unsafe.SliceData(mem)), uintptr(length))
 }
 
-// Close unmaps the arrays; the set stays open.
+// Close unmaps the arrays. The set stays open.
 func (k *Kernel) Close() error {
 	return errors.Join(unmapArray(&k.slots), unmapArray(&k.backends), unmapArray(&k.stats), unmapArray(&k.meta),
 		unmapArray(&k.problems))
 }
 
-// Sizes gives what fits.
+// Sizes returns the maps' sizes.
 func (k *Kernel) Sizes() Sizes { return k.sizes }
 
 // WriteSlots stores backend ids from base on.
@@ -112,7 +112,8 @@ func (k *Kernel) WriteSlots(base uint32, ids []uint32) error {
 	return nil
 }
 
-// SetBackend stores a record, its service id last: whoever sees that sees all.
+// SetBackend writes a backend. The service id is written last: a reader that sees it sees the
+// other fields too.
 func (k *Kernel) SetBackend(id uint32, b Backend) error {
 	if id == 0 || int(id) >= len(k.backends) {
 		return fmt.Errorf("set backend record %d: map backends has records 1 to %d", id, len(k.backends)-1)
@@ -140,7 +141,7 @@ func (k *Kernel) SetBackend(id uint32, b Backend) error {
 	return nil
 }
 
-// FreeBackend clears the record's service id.
+// FreeBackend clears the backend's service id.
 func (k *Kernel) FreeBackend(id uint32) error {
 	if id == 0 || int(id) >= len(k.backends) {
 		return fmt.Errorf("free backend record %d: map backends has records 1 to %d", id, len(k.backends)-1)
@@ -156,7 +157,7 @@ func (k *Kernel) FreeBackend(id uint32) error {
 	return k.dropBackend(k.backends[id].Addr.addr())
 }
 
-// Backend reads one record; false where it is nobody's. Safe from any goroutine.
+// Backend returns a backend by its id; false where it is free. It is safe from any goroutine.
 func (k *Kernel) Backend(id uint32) (Backend, bool) {
 	if id == 0 || int(id) >= len(k.backends) {
 		return Backend{}, false
@@ -164,14 +165,14 @@ func (k *Kernel) Backend(id uint32) (Backend, bool) {
 	from := &k.backends[id]
 	service := atomic.LoadUint32(&from.ServiceId)
 	be := *from
-	// A record that was freed or filled anew meanwhile may be of both.
+	// A backend that was freed or rewritten meanwhile may be a mixture of both.
 	if service == 0 || be.ServiceId != service || atomic.LoadUint32(&from.ServiceId) != service {
 		return Backend{}, false
 	}
 	return be, true
 }
 
-// Connections counts connections and flows begun to a backend record.
+// Connections returns how many connections and flows have begun to a backend.
 func (k *Kernel) Connections(id uint32) uint64 {
 	if int(id) >= len(k.stats) {
 		return 0
@@ -179,7 +180,7 @@ func (k *Kernel) Connections(id uint32) uint64 {
 	return atomic.LoadUint64(&k.stats[id])
 }
 
-// SetName keeps what a service id stands for.
+// SetName sets the service port that a service id stands for.
 func (k *Kernel) SetName(id uint32, n Name) error {
 	v, err := newServiceName(n)
 	if err != nil {
@@ -188,14 +189,14 @@ func (k *Kernel) SetName(id uint32, n Name) error {
 	return k.wrap(k.set.maps[mapNames].Put(id, v), mapNames, fmt.Sprintf("name service id %d %s", id, n))
 }
 
-// DeleteName forgets what a service id stood for.
+// DeleteName removes the name of a service id.
 func (k *Kernel) DeleteName(id uint32) error {
 	err := k.set.maps[mapNames].Delete(id)
 	return k.wrap(ignoreMissing(err), mapNames, fmt.Sprintf("delete the name of service id %d", id))
 }
 
-// SetSource adds a range of clients. The value is the prefix's bits: a look-up
-// finds the longest range that holds another, and tells by it which that is.
+// SetSource adds a source range. The value is the key's prefix_bits: by it, a look-up knows
+// which range it has found, the longest that contains the address.
 func (k *Kernel) SetSource(key SourceKey) error {
 	if err := key.check(); err != nil {
 		return err
@@ -212,30 +213,30 @@ func (k *Kernel) putSourceValue(key SourceKey, value uint8) error {
 		return err
 	}
 	if sources.Lookup(key, &there) == nil && there == value {
-		return nil // a full trie of an older kernel takes not even what it has
+		return nil // an older kernel's full trie refuses even a key that it has
 	}
-	return unix.E2BIG // what the other maps say
+	return unix.E2BIG // the error of the other maps
 }
 
-// DeleteSource removes one.
+// DeleteSource removes a source range; it need not exist.
 func (k *Kernel) DeleteSource(key SourceKey) error {
 	err := k.set.maps[mapSources].Delete(key)
 	return k.wrap(ignoreMissing(err), mapSources, "delete source range "+key.String())
 }
 
-// SockPeerFD is the file descriptor of map sock_peer, by which sock_diag is
-// asked for what sockets hold in it.
+// SockPeerFD returns the file descriptor of map sock_peer. sock_diag takes it in requests for
+// sockets' storage.
 func (k *Kernel) SockPeerFD() int { return k.set.maps[mapSockPeer].FD() }
 
-// IsBackend says whether a record is that service's and has that address. Safe
-// from any goroutine.
+// IsBackend reports whether a backend is of that service id and has that address and port. It
+// is safe from any goroutine.
 func (k *Kernel) IsBackend(id, service uint32, addr netip.AddrPort) bool {
 	be, used := k.Backend(id)
 	return used && be.ServiceId == service && be.AddrPort() == addr
 }
 
-// BackendsAt adds to each address the records of endpoints that have it. It reads the whole map.
-// Safe from any goroutine.
+// BackendsAt adds to each address and port the backends that have it. It reads the whole map,
+// and is safe from any goroutine.
 func (k *Kernel) BackendsAt(all map[netip.AddrPort][]Backend) {
 	for id := range k.backends {
 		if be, used := k.Backend(uint32(id)); used {
@@ -246,21 +247,22 @@ func (k *Kernel) BackendsAt(all map[netip.AddrPort][]Backend) {
 	}
 }
 
-// IsFrontend says whether a service has that address and port, as its own or as
-// a node port of an address of this node. Safe from any goroutine.
+// IsFrontend reports whether an address and port is a frontend, or a node port on an address of
+// this node that takes node ports from all clients. It is safe from any goroutine.
 func (k *Kernel) IsFrontend(addr netip.AddrPort, protocol uint8) bool {
 	_, has := k.frontend(addr, protocol, addrNodePorts)
 	return has
 }
 
-// Frontend returns the service that has an address and port, as IsFrontend; a node port also at
-// those addresses that take it in the node's own network namespace only. Safe from any goroutine.
+// Frontend returns the frontend of an address and port, as IsFrontend does. It also finds a
+// node port on addresses that take it only from the node's own network namespace (OwnNetns). It
+// is safe from any goroutine.
 func (k *Kernel) Frontend(addr netip.AddrPort, protocol uint8) (Service, bool) {
 	return k.frontend(addr, protocol, addrNodePorts|addrOwnNetns)
 }
 
-// frontend looks for a node port where the address has no flags but nodePorts of those that say
-// where node ports are taken.
+// frontend finds a frontend. It takes a node port only on addresses whose flags about node
+// ports are all in nodePorts.
 func (k *Kernel) frontend(addr netip.AddrPort, protocol uint8, nodePorts uint32) (Service, bool) {
 	var info abiAddrInfo
 	if k.set.maps[mapAddrs].Lookup(newAddr(addr.Addr()), &info) != nil {
@@ -280,8 +282,8 @@ func (k *Kernel) frontend(addr netip.AddrPort, protocol uint8, nodePorts uint32)
 	return k.service(NewFrontendKey(any, addr.Port(), protocol))
 }
 
-// service reads one entry. Its memory may be another entry's by the time that it is copied, which
-// its key tells: then it is read again.
+// service reads one entry of map services. The kernel may reuse an entry's memory for another
+// one while a look-up copies it; the Key in the value shows that, and the entry is read again.
 func (k *Kernel) service(key FrontendKey) (v Service, has bool) {
 	for range 4 {
 		if k.set.maps[mapServices].Lookup(key, &v) != nil {
@@ -294,7 +296,7 @@ func (k *Kernel) service(key FrontendKey) (v Service, has bool) {
 	return Service{}, false
 }
 
-// wrap turns the kernel's "no room" into a FullError and says what was tried.
+// wrap adds to an error what was tried. It turns the kernel's E2BIG into a FullError.
 func (k *Kernel) wrap(err error, name, what string) error {
 	switch {
 	case err == nil:
@@ -316,8 +318,8 @@ func ignoreMissing(err error) error {
 	return err
 }
 
-// Leads returns the endpoints to which a TCP connection from this node to an address
-// is translated, none where it is not translated. Safe from any goroutine.
+// Leads returns the endpoints to which a TCP connection from this node to an address is
+// translated; nil where it is not translated. It is safe from any goroutine.
 func (k *Kernel) Leads(to netip.AddrPort) []netip.AddrPort {
 	v, has := k.Frontend(netip.AddrPortFrom(to.Addr().Unmap(), to.Port()), unix.IPPROTO_TCP)
 	if !has || uint64(v.Inside.Base)+uint64(v.Inside.Count) > uint64(len(k.slots)) {

@@ -14,21 +14,21 @@ import (
 	"github.com/cilium/ebpf"
 )
 
-// Memory is a pinned map of texts that a daemon leaves for the next one and for
-// `shunt status`. No program reads it, and it belongs to no Set: it is declared here
-// and not in C, and it outlives a change of the ABI, when it is needed most.
+// Memory is a pinned map of texts that a daemon leaves for the next one and for `shunt status`.
+// No program reads it, and it belongs to no Set: it is declared here and not in C, and it
+// survives a change of the ABI, when it is needed most.
 type Memory struct {
 	texts *ebpf.Map
 }
 
-// MemoryOf names a text of Memory. A number stands for one form of text for ever.
+// MemoryOf is the key of a text. The format of a key's text never changes.
 type MemoryOf uint32
 
 // The texts, each JSON.
 const (
 	// MemoryServers are the endpoints of the API server that were found.
 	MemoryServers MemoryOf = 1
-	// MemoryWatches is how the watches of the API server go.
+	// MemoryWatches is the state of the watches of the API server.
 	MemoryWatches MemoryOf = 2
 	// MemoryChecks and the numbers after it, up to MemoryChecksEnd, are parts of the list of
 	// healthCheckNodePorts.
@@ -38,13 +38,13 @@ const (
 
 const (
 	memoryPin = "memory"
-	// MemoryText bounds a text, in bytes. An element has to fit in 4096.
+	// MemoryText is the largest size of a text in bytes. An element must fit into 4096 bytes.
 	MemoryText = 3584
 	memorySize = 8
 )
 
-// memorySpec is a hash without preallocation: an update replaces the element as a
-// whole, so a reader never sees half of a text.
+// memorySpec returns a hash without preallocation: an update replaces the element as a whole,
+// so that a reader never sees a half-written text.
 func memorySpec() *ebpf.MapSpec {
 	return &ebpf.MapSpec{Name: "shunt_memory", Type: ebpf.Hash, KeySize: 4, ValueSize: MemoryText,
 		MaxEntries: memorySize, Flags: noPrealloc}
@@ -53,8 +53,7 @@ func memorySpec() *ebpf.MapSpec {
 // noPrealloc is BPF_F_NO_PREALLOC.
 const noPrealloc = 1
 
-// OpenMemory opens the memory below root, or makes it. One that has another form is
-// replaced.
+// OpenMemory opens the memory below root, or makes it. A map of another layout is replaced.
 func OpenMemory(root string) (*Memory, error) {
 	m, err := LoadMemory(root)
 	if err == nil {
@@ -74,7 +73,8 @@ func OpenMemory(root string) (*Memory, error) {
 	return &Memory{texts}, nil
 }
 
-// LoadMemory opens the memory below root as it is; fs.ErrNotExist where there is none.
+// LoadMemory opens the existing memory below root. The error wraps fs.ErrNotExist where there
+// is none.
 func LoadMemory(root string) (*Memory, error) {
 	path := filepath.Join(root, memoryPin)
 	m, err := ebpf.LoadPinnedMap(path, nil)
@@ -87,7 +87,7 @@ func LoadMemory(root string) (*Memory, error) {
 	return &Memory{m}, nil
 }
 
-// Put replaces a text.
+// Put writes v as JSON. It returns an error if the text is longer than MemoryText.
 func (m *Memory) Put(of MemoryOf, v any) error {
 	text, err := json.Marshal(v)
 	if err != nil {
@@ -104,7 +104,7 @@ func (m *Memory) Put(of MemoryOf, v any) error {
 	return nil
 }
 
-// Get reads a text into v, and leaves v as it is where there is none.
+// Get reads a text into v. It does not change v where there is no text.
 func (m *Memory) Get(of MemoryOf, v any) error {
 	var value []byte
 	err := m.texts.Lookup(uint32(of), &value)
@@ -120,5 +120,5 @@ func (m *Memory) Get(of MemoryOf, v any) error {
 	return nil
 }
 
-// Close closes the file descriptor; the pin stays.
+// Close closes the file descriptor. The pin stays.
 func (m *Memory) Close() error { return m.texts.Close() }

@@ -10,36 +10,36 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// DaemonMeta is the daemon's part of map meta. The other fields have other writers:
-// service_cidrs and problems follow the maps that they are about, and programs write
-// direct, direct_noted and own_port_noted. A daemon that starts must keep those.
+// DaemonMeta has the fields of map meta that the daemon writes. The others have other writers:
+// service_cidrs and problems follow their maps, and programs write direct, direct_noted and
+// own_port_noted. A daemon that starts must keep those.
 type DaemonMeta struct {
 	// Abi is SHUNT_ABI, Pid the daemon's process id in its own pid namespace.
 	Abi, Pid uint32
-	// Started and Synced are Unix times in ns. Synced is 0 before the first reconcile
-	// that left nothing.
+	// Started and Synced are Unix times in ns. Synced is the time of the last reconcile that
+	// left nothing to do; 0 before the first.
 	Started, Synced int64
 	// Pending counts Services whose change is not in the maps.
 	Pending uint32
 }
 
-// UpdateMeta changes the daemon's part of map meta. It must be called from one
-// goroutine at a time.
+// UpdateMeta changes the daemon's fields of map meta. It must be called from one goroutine at a
+// time.
 func (k *Kernel) UpdateMeta(change func(*DaemonMeta)) {
 	m := &k.meta[0]
 	d := DaemonMeta{Abi: m.Abi, Pid: m.Pid, Started: m.Started, Synced: m.Synced, Pending: m.Pending}
 	change(&d)
 	m.Pid, m.Started, m.Synced, m.Pending = d.Pid, d.Started, d.Synced, d.Pending
-	atomic.StoreUint32(&m.Abi, d.Abi) // last: with 0, a reader takes none of it
+	atomic.StoreUint32(&m.Abi, d.Abi) // last: a reader ignores all fields while it is 0
 }
 
 // Meta returns the element of map meta.
 func (k *Kernel) Meta() Meta { return k.meta[0] }
 
-// expectNotes notes in map meta that flows_new may have a direct TCP flow that is not
-// confirmed, and that directs and own_ports may have young entries. A set that replaces
-// another has the same maps and an element of meta of its own, so what the older set's
-// programs noted there has to be said again.
+// expectNotes writes to map meta that flows_new may have an unconfirmed direct TCP flow, and
+// that directs and own_ports may have new entries. A set that replaces another shares these
+// maps, but has its own element of meta: the notes of the older set's programs are missing
+// there.
 func (s *Set) expectNotes() (err error) {
 	if len(oldDirs(filepath.Dir(s.dir))) == 0 {
 		return nil

@@ -12,8 +12,8 @@ import (
 	"github.com/cilium/ebpf"
 )
 
-// KeepPins pins maps again whose pins below root are gone, or are of other maps, and
-// returns their names. It does nothing to a set that Switch has not put in its place.
+// KeepPins pins maps again if their pins below root are gone or are of other maps, and returns
+// the names of these maps. It does nothing for a staged set, before Switch.
 func (s *Set) KeepPins(root string) (mended []string, err error) {
 	if s.staged {
 		return nil, nil
@@ -32,8 +32,8 @@ func (s *Set) KeepPins(root string) (mended []string, err error) {
 	return mended, errors.Join(errs...)
 }
 
-// KeepPin pins the memory again whose pin below root is gone, or is another's, and
-// reports whether that was so.
+// KeepPin pins the memory again if its pin below root is gone or is another map's, and reports
+// whether that was so.
 func (m *Memory) KeepPin(root string) (mended bool, err error) {
 	return keepPin(m.texts, filepath.Join(root, memoryPin))
 }
@@ -68,7 +68,7 @@ func pinAgain(m *ebpf.Map, pin string) error {
 	if err := os.Remove(pin); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("remove what is in the place of a pinned map: %w", err)
 	}
-	again, err := m.Clone() // knows no path, at which the map would be thought to be pinned
+	again, err := m.Clone() // a clone has no path; m may have that of its lost pin, which Pin would move
 	if err != nil {
 		return fmt.Errorf("pin map %s again: %w", pin, err)
 	}

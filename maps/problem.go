@@ -9,8 +9,7 @@ import (
 	"time"
 )
 
-// ProblemKind says why a Service is not served as its object asks (enum
-// problem_kind).
+// ProblemKind is why a Service is not served as its object asks (enum problem_kind).
 type ProblemKind uint8
 
 // The kinds of problem.
@@ -30,7 +29,7 @@ const (
 // ProblemKinds lists every kind.
 func ProblemKinds() []ProblemKind { return []ProblemKind{Conflict, Cut, NoRoom, Failed, Refused} }
 
-// String returns the kind as the metric's label and the command line spell it.
+// String returns the kind as metrics' labels and the command line spell it.
 func (k ProblemKind) String() string {
 	switch k {
 	case Conflict:
@@ -47,34 +46,33 @@ func (k ProblemKind) String() string {
 	return fmt.Sprintf("problem_kind_%d", uint8(k))
 }
 
-// Problem is an element of map problems: why a Service is not served as its object
-// asks.
+// Problem is an element of map problems: why a Service is not served as its object asks.
 type Problem struct {
-	// Service names a service port of one family. Port, Protocol and Family are zero
-	// where the problem is not that of one port.
+	// Service is the service port of one family. Port, Protocol and Family are zero where the
+	// problem is not about one port.
 	Service Name
 	Kind    ProblemKind
-	// Frontend is zero where the problem is not that of one frontend.
+	// Frontend is zero where the problem is not about one frontend.
 	Frontend FrontendKey
-	// OwnerNamespace and Owner name the Service that has the frontend (Conflict).
+	// OwnerNamespace and Owner name the Service that has the frontend (Conflict only).
 	OwnerNamespace, Owner string
-	// Text says what happened, and what to do where there is something to do.
+	// Text describes the problem, and the remedy if there is one.
 	Text string
-	// Since is when the problem was found first; Attempts counts how often.
+	// Since is when the problem was first found, Attempts how often it was found.
 	Since    time.Time
 	Attempts uint32
-	// More counts problems of this Service that are not listed.
+	// More counts this Service's problems that are not in the map.
 	More uint32
 }
 
-// ProblemRoom returns how many problems the map lists.
+// ProblemRoom returns the size of map problems, in elements.
 func (k *Kernel) ProblemRoom() int { return len(k.problems) }
 
-// SetProblems replaces what map problems holds by the first of the list that fit,
-// and notes how many there are. It is to be called from one goroutine.
+// SetProblems replaces the contents of map problems by the first elements of the list, as many
+// as fit, and writes total to map meta. It must be called from one goroutine.
 func (k *Kernel) SetProblems(list []Problem, total int) {
 	version := &k.meta[0].ProblemsVersion
-	writing := (atomic.LoadUint32(version) + 1) | 1 // odd, also after a daemon that died here
+	writing := (atomic.LoadUint32(version) + 1) | 1 // odd, also if a daemon died while it wrote
 	atomic.StoreUint32(version, writing)
 	for i := range k.problems {
 		if i < len(list) {
@@ -87,11 +85,11 @@ func (k *Kernel) SetProblems(list []Problem, total int) {
 	atomic.StoreUint32(version, writing+1)
 }
 
-// problemReads bounds how often Problems reads again what was written meanwhile.
+// problemReads is how often Problems reads the map at most when it changes during the read.
 const problemReads = 100
 
-// Problems returns what map problems holds, and how many there are in all. It may be
-// called with the daemon dead, or while it writes.
+// Problems returns the contents of map problems, and the total number of problems. It works
+// without a daemon and while one writes.
 func (k *Kernel) Problems() (list []Problem, total int) {
 	version := &k.meta[0].ProblemsVersion
 	for range problemReads {
@@ -106,7 +104,7 @@ func (k *Kernel) Problems() (list []Problem, total int) {
 		if before%2 == 0 && atomic.LoadUint32(version) == before {
 			break
 		}
-		time.Sleep(100 * time.Microsecond) // a writer that died leaves it odd: the loop ends all the same
+		time.Sleep(100 * time.Microsecond) // a dead writer leaves an odd version
 	}
 	return list, total
 }
@@ -129,16 +127,16 @@ func (r *abiProblem) problem() Problem {
 	}
 }
 
-// cutName is newServiceName for names that are shown and not looked up: what is
-// longer than the record is cut.
+// cutName does the same as newServiceName for names that are only displayed: it cuts what is
+// too long.
 func cutName(n Name) abiServiceName {
 	const most = len(abiServiceName{}.Name)
 	v, _ := newServiceName(Name{Namespace: CutText(n.Namespace, most-1), Name: CutText(n.Name, most-1), Port: CutText(n.Port, most-1),
-		Protocol: n.Protocol, Family: n.Family}) // which fails on length alone
+		Protocol: n.Protocol, Family: n.Family}) // the error is about length only
 	return v
 }
 
-// CutText shortens a text to so many bytes, and shows that it did.
+// CutText cuts a text to at most so many bytes; a cut text ends with "…".
 func CutText(s string, most int) string {
 	const mark = "…"
 	if len(s) <= most {

@@ -9,7 +9,7 @@ import (
 	"sync/atomic"
 )
 
-// Dump reads everything back.
+// Dump reads the maps.
 func (k *Kernel) Dump() (*Dump, error) {
 	d := &Dump{
 		Frontends: map[FrontendKey]Service{},
@@ -40,13 +40,13 @@ func (k *Kernel) Dump() (*Dump, error) {
 	return d, err
 }
 
-// eachFrontend visits the entries of services.
+// eachFrontend calls visit for the entries of map services.
 func (k *Kernel) eachFrontend(visit func(FrontendKey, Service)) error {
 	var key FrontendKey
 	var v Service
 	it := k.set.maps[mapServices].Iterate()
 	for it.Next(&key, &v) {
-		v.Key = FrontendKey{} // said once
+		v.Key = FrontendKey{} // the key is passed beside it
 		visit(key, v)
 	}
 	if err := it.Err(); err != nil {
@@ -90,8 +90,8 @@ func (k *Kernel) dumpSources(d *Dump) error {
 	return nil
 }
 
-// Reasons counts how often programs ended by each reason, summed over CPUs; the
-// words are those of enum reason, lower-cased and without its prefix.
+// Reasons returns how often programs ended by each reason, summed over CPUs, by the names of
+// ReasonNames.
 func (k *Kernel) Reasons() (map[string]uint64, error) {
 	names, err := reasonNames()
 	if err != nil {
@@ -112,7 +112,7 @@ func (k *Kernel) Reasons() (map[string]uint64, error) {
 	return counts, nil
 }
 
-// AffinityUsed counts entries of map affinity; it walks the whole map.
+// AffinityUsed returns the number of entries in map affinity. It reads the whole map.
 func (k *Kernel) AffinityUsed() (uint32, error) {
 	var n uint32
 	var key AffinityKey

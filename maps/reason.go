@@ -12,9 +12,9 @@ import (
 	"github.com/cilium/ebpf/btf"
 )
 
-// reasonNames maps enum reason to its words: lower-cased and without prefix.
-// They are read from the type information of the embedded object, so that they
-// can't drift from the C source.
+// reasonNames returns the names of enum reason by number, lower-cased and without prefix. It
+// reads them from the type information of the embedded object, so that they can't differ from
+// the C source.
 var reasonNames = sync.OnceValues(func() (map[uint32]string, error) {
 	spec, err := loadAbi()
 	if err != nil {
@@ -34,7 +34,7 @@ var reasonNames = sync.OnceValues(func() (map[uint32]string, error) {
 	return names, nil
 })
 
-// ReasonNames gives the words of enum reason, in its order.
+// ReasonNames returns the names of enum reason (lower-cased, without prefix), in its order.
 func ReasonNames() ([]string, error) {
 	names, err := reasonNames()
 	if err != nil {

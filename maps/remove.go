@@ -14,19 +14,20 @@ import (
 	"github.com/cilium/ebpf"
 )
 
-// nameLength is how much of a map's name the kernel keeps.
+// nameLength is how many bytes of a map's name the kernel keeps.
 const nameLength = 15
 
-// Left is what a daemon has left below its directory.
+// Left is what a daemon has left below its directory of pins.
 type Left struct {
-	// Pins are those of our maps, Foreign paths that nothing shows to be ours.
+	// Pins are the paths of shunt's maps. Foreign are the other paths in the directories of
+	// maps.
 	Pins, Foreign []string
-	// IDs are the maps', by which the programs are known that work with them.
+	// IDs are the ids of these maps. Programs that use one of them are the daemon's.
 	IDs []ebpf.MapID
 }
 
-// FindLeft looks for maps below root. A pin is ours where the daemon would make it and
-// when it is of a map that has the pin's name.
+// FindLeft finds the pinned maps below root. A pin is shunt's if it has a path that the daemon
+// uses and its map has the pin's name.
 func FindLeft(root string) (left Left, err error) {
 	dirs := append(oldDirs(root), filepath.Join(root, pinDir), filepath.Join(root, stagedDir))
 	for _, dir := range dirs {
@@ -70,7 +71,7 @@ func (l *Left) add(path, name string) {
 	}
 }
 
-// Remove unpins our maps below root, and removes the directories that are empty then.
+// Remove unpins shunt's maps below root, and removes the directories that are empty then.
 func Remove(root string) error {
 	left, err := FindLeft(root)
 	if err != nil {

@@ -14,19 +14,18 @@ import (
 	"github.com/cilium/ebpf/rlimit"
 )
 
-// Set is the open maps, by name: what programs are loaded with and Kernel
-// writes to.
+// Set is the open maps by name: programs are loaded with them, and Kernel writes to them.
 type Set struct {
 	maps map[string]*ebpf.Map
-	dir  string // where they are pinned
-	// staged: pinned beside an older set, whose place Switch gives it.
+	dir  string // directory of the pins
+	// staged: the set is pinned in stagedDir, beside an older set, until Switch.
 	staged bool
-	// older are maps flows that the programs in effect may still write to. Commit
-	// copies from them.
+	// older are the flows maps that the programs in effect may still write to. Commit copies
+	// from them.
 	older []olderFlows
 }
 
-// Spec gives the maps' declarations with the given sizes.
+// Spec returns the maps' declarations with the given sizes.
 func Spec(sizes Sizes) (map[string]*ebpf.MapSpec, error) {
 	spec, err := loadAbi()
 	if err != nil {
@@ -41,7 +40,7 @@ func Spec(sizes Sizes) (map[string]*ebpf.MapSpec, error) {
 		}
 		switch n := sizes.of(name); {
 		case n == 0:
-		case name == mapAddrs: // room for the node's own and for backends', beside those of frontends
+		case name == mapAddrs: // the rest is for addresses of the node and of backends
 			m.MaxEntries += n - defaults.Services + sizes.Backends - defaults.Backends
 		default:
 			m.MaxEntries = n
@@ -55,18 +54,19 @@ var mapNamesAll = []string{mapServices, mapSlots, mapBackends, mapBackendStats, 
 	mapSockBefore, mapSockFlows, mapOwnPorts, mapAffinity, mapAddrs, mapSources, mapClientAddrs, mapFlows, mapFlowsNew,
 	mapDirects, mapClaims, mapFragments, mapDevices, mapNames, mapCounters, mapMeta, mapProblems}
 
-// mapNamesKept are maps that programs fill, and nobody could fill again. Those of
-// mapNamesKeptABI name ids of other maps, which only maps of the same ABI carry on.
+// mapNamesKept are the maps that new maps share with the old ones: programs fill them, and
+// their contents could not be made again. mapNamesKeptABI are shared only within one ABI: flows
+// have ids of other maps.
 var (
 	mapNamesKept    = []string{mapSockPeer, mapSockBefore, mapSockFlows, mapOwnPorts, mapCounters}
 	mapNamesKeptABI = []string{mapFlows, mapFlowsNew, mapDirects}
 )
 
-// DefaultSizes are those that the C declarations have.
+// DefaultSizes returns the sizes in the C declarations.
 func DefaultSizes() Sizes {
 	spec, err := loadAbi()
 	if err != nil {
-		return Sizes{} // the object is embedded: only a broken build gets here, and Spec says so
+		return Sizes{} // the object is embedded: only a broken build gets here, and Spec reports it
 	}
 	return Sizes{
 		Services: spec.Maps[mapServices].MaxEntries,
@@ -78,27 +78,27 @@ func DefaultSizes() Sizes {
 	}
 }
 
-// OpenResult says how the maps came to be.
+// OpenResult is how Open got the maps.
 type OpenResult struct {
-	// Adopted: the maps are those that an earlier daemon pinned.
+	// Adopted: they are the maps that an earlier daemon pinned.
 	Adopted bool
-	// Replaces says why an earlier daemon's maps could not be adopted; empty
-	// where there were none. They serve until programs with the new ones do.
+	// Replaces is why an earlier daemon's maps could not be adopted; empty where there were
+	// none. They stay in use until programs with the new ones are attached.
 	Replaces string
 }
 
-// CarriedFlows says what became of an earlier daemon's connections from outside.
+// CarriedFlows is the result of copying an earlier daemon's flows.
 type CarriedFlows struct {
-	// Lost counts entries that found no room in a smaller map flows. Their
-	// connections end, or are made again from another entry of theirs.
+	// Lost counts the entries that found no room in a smaller map flows. Such a connection
+	// ends, unless programs make the entry again from another one of the flow.
 	Lost int
-	// Err is why not all could be read; nil where they could.
+	// Err is why not all entries could be copied, or nil.
 	Err error
 }
 
-// Open adopts the maps pinned below root if they fit this ABI and these sizes, else
-// makes new ones: beside the old ones, if there are any, which keep their place until
-// Switch (see switch.go for the order). root is a directory on a bpf file system.
+// Open adopts the maps pinned below root if they have this ABI and these sizes. If not, it
+// makes new ones; old ones keep their pins until Switch (see switch.go for the order). root is
+// a directory on a bpf file system.
 func Open(root string, sizes Sizes) (*Set, OpenResult, error) {
 	if err := rlimit.RemoveMemlock(); err != nil {
 		return nil, OpenResult{}, fmt.Errorf("lift the limit on locked memory, which kernels before 5.11 count maps by: %w", err)
@@ -120,7 +120,7 @@ func Open(root string, sizes Sizes) (*Set, OpenResult, error) {
 	return set, result, nil
 }
 
-// adoptOrStage returns the pinned set where that fits, else a new one.
+// adoptOrStage returns the pinned set if that fits, else a new one.
 func adoptOrStage(root string, specs map[string]*ebpf.MapSpec) (*Set, OpenResult, error) {
 	old, err := Load(root)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -129,7 +129,7 @@ func adoptOrStage(root string, specs map[string]*ebpf.MapSpec) (*Set, OpenResult
 			return nil, OpenResult{}, err
 		}
 		set.staged = true
-		if err := set.Switch(); err != nil { // there is none whose place it could take too early
+		if err := set.Switch(); err != nil { // there is no older set in use
 			return nil, OpenResult{}, errors.Join(err, set.Close())
 		}
 		return set, OpenResult{}, nil
@@ -157,8 +157,8 @@ func adoptOrStage(root string, specs map[string]*ebpf.MapSpec) (*Set, OpenResult
 	return set, OpenResult{Replaces: why}, nil
 }
 
-// Load opens the pinned maps as they are, without creating anything. The error
-// is fs.ErrNotExist where there are none.
+// Load opens the pinned maps, and creates none. The error wraps fs.ErrNotExist where there are
+// none.
 func Load(root string) (*Set, error) {
 	dir := pinnedDir(root)
 	if _, err := os.Stat(dir); err != nil {
@@ -173,7 +173,7 @@ func loadDir(dir string) (*Set, error) {
 		m, err := ebpf.LoadPinnedMap(filepath.Join(dir, name), nil)
 		if err != nil {
 			_ = set.Close()
-			// Not ErrNotExist: a set of which a part is missing is not an empty one.
+			// Not ErrNotExist: a set with a missing map is not an empty one.
 			return nil, fmt.Errorf("open pinned map %s in %s: %v", name, dir, err) //nolint:errorlint // on purpose, see above
 		}
 		set.maps[name] = m
@@ -181,7 +181,7 @@ func loadDir(dir string) (*Set, error) {
 	return set, nil
 }
 
-// misfit says why these maps can't be used where the specs are wanted.
+// misfit returns why these maps can't be adopted where the specs are wanted; empty: they can.
 func (s *Set) misfit(specs map[string]*ebpf.MapSpec) string {
 	want, err := ABI()
 	if err != nil {
@@ -191,7 +191,7 @@ func (s *Set) misfit(specs map[string]*ebpf.MapSpec) string {
 	if err := s.maps[mapMeta].Lookup(uint32(0), &meta); err != nil {
 		return fmt.Sprintf("map meta can't be read: %v", err)
 	}
-	// 0: made, but its daemon died before it said anything.
+	// 0: the maps are new, and their daemon died before it wrote the number.
 	if meta.Abi != want && meta.Abi != 0 {
 		return fmt.Sprintf("they have ABI %d, this binary has %d", meta.Abi, want)
 	}
@@ -212,8 +212,8 @@ func (s *Set) misfit(specs map[string]*ebpf.MapSpec) string {
 	return ""
 }
 
-// create makes and pins maps in dir; what sockets and counters hold is taken
-// over from old where it fits, since nobody could fill it in again.
+// create makes and pins maps in dir. Of old, it shares the maps of mapNamesKept and
+// mapNamesKeptABI where they fit, since their contents could not be made again.
 func create(dir string, specs map[string]*ebpf.MapSpec, old *Set) (*Set, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("make directory %s for pinned maps: %w", dir, err)
@@ -247,13 +247,13 @@ func createOne(name string, spec *ebpf.MapSpec, old *Set) (*ebpf.Map, error) {
 	return ebpf.NewMap(spec)
 }
 
-// Map gives an open map by its name in C, nil where there is none.
+// Map returns an open map by its name in C, nil where there is none.
 func (s *Set) Map(name string) *ebpf.Map { return s.maps[name] }
 
-// All gives the open maps by name, for loading programs with them.
+// All returns the open maps by name, for loading programs with them.
 func (s *Set) All() map[string]*ebpf.Map { return s.maps }
 
-// Close closes the file descriptors; pins stay.
+// Close closes the file descriptors. Pins stay.
 func (s *Set) Close() error {
 	var errs []error
 	for _, m := range s.maps {

@@ -14,8 +14,8 @@ import (
 	"github.com/cilium/ebpf"
 )
 
-// How one set of pinned maps takes the place of another. A daemon may be killed
-// between any two of these steps, and the next one goes on from what it finds:
+// How one set of pinned maps replaces another. A daemon may be killed between any two of these
+// steps; the next one continues from the state that it finds:
 //
 //	maps-new is made and filled beside maps     next start: maps-new is removed
 //	Switch: maps becomes maps-old               next start: maps-new becomes maps
@@ -24,23 +24,23 @@ import (
 //	Commit: flows are copied from maps-old        copied from there, and maps-old
 //	Commit: maps-old is removed                   is removed, both by Commit
 //
-// From Switch on the filled set is the one that a start adopts, and a set that
-// programs may still write to keeps its pins until nothing of it is needed. Only
-// renames to names that are free are used: exchanging two names needs Linux 5.17.
+// From Switch on a start adopts the new set, which is filled. A set that programs may still write
+// to keeps its pins until none of its contents is needed. All renames are to unused names:
+// exchanging two names needs Linux 5.17.
 const (
 	pinDir    = "maps"
-	stagedDir = "maps-new" // no dot: a bpf file system takes none in names
-	// oldDir and oldDir-N: a daemon that is killed after Switch leaves one, and the
-	// next may have to switch again.
+	stagedDir = "maps-new" // no dot: a bpf file system refuses names with one
+	// oldDir and oldDir-N: a daemon that is killed after Switch leaves one, and the next may
+	// need to switch again.
 	oldDir = "maps-old"
 )
 
-// olderFlows is a map flows of an older set of the same ABI, and another than ours.
+// olderFlows is the map flows of an older set of the same ABI that this set does not share.
 type olderFlows struct {
 	flows *ebpf.Map
-	// until is the latest use (Flow.Used) of what was copied at first.
+	// until is the latest use (Flow.Used) of the entries that Open copied.
 	until uint64
-	// alone: ours had nothing but what was copied from here.
+	// alone: this set's map had only the entries that were copied from here.
 	alone bool
 }
 
@@ -53,19 +53,18 @@ func pinnedDir(root string) string {
 	return dir
 }
 
-// isUnfinished reports whether a Switch was interrupted: the old set has made way, and
-// the new one has not taken its place.
+// isUnfinished reports whether a Switch was interrupted between its two renames.
 func isUnfinished(root string) bool {
 	_, noMaps := os.Lstat(filepath.Join(root, pinDir))
 	_, noStaged := os.Lstat(filepath.Join(root, stagedDir))
 	return errors.Is(noMaps, fs.ErrNotExist) && noStaged == nil && len(oldDirs(root)) > 0
 }
 
-// oldDirs returns the directories of sets that made way, the last one last.
+// oldDirs returns the directories of replaced sets, the last one last.
 func oldDirs(root string) (dirs []string) {
 	entries, err := os.ReadDir(root)
 	if err != nil {
-		return nil // no root, no directories; whoever needs it says so
+		return nil // no root: a caller that needs it reports that
 	}
 	for _, e := range entries {
 		if e.Name() == oldDir || strings.HasPrefix(e.Name(), oldDir+"-") {
@@ -81,7 +80,7 @@ func oldDirs(root string) (dirs []string) {
 	return dirs
 }
 
-// freeOldDir returns a name for the set that makes way.
+// freeOldDir returns an unused name for the set that is replaced.
 func freeOldDir(root string) string {
 	taken := oldDirs(root)
 	dir := filepath.Join(root, oldDir)
@@ -91,8 +90,7 @@ func freeOldDir(root string) string {
 	return dir
 }
 
-// recoverPins finishes an interrupted Switch, or removes what was staged and never
-// filled.
+// recoverPins finishes an interrupted Switch, or removes a staged set that was not finished.
 func recoverPins(root string) error {
 	staged := filepath.Join(root, stagedDir)
 	if isUnfinished(root) {
@@ -107,8 +105,8 @@ func recoverPins(root string) error {
 	return nil
 }
 
-// carryFirst copies the flows of all older sets, while their programs are still in
-// effect: the more, the less is left for Commit. Commit reports what went wrong.
+// carryFirst copies the flows of all older sets, while their programs are still in effect, so
+// that less is left for Commit. Errors of copying are ignored here: Commit reports them.
 func (s *Set) carryFirst(root string) error {
 	dirs := oldDirs(root)
 	if s.staged {
@@ -128,8 +126,8 @@ func (s *Set) carryFirst(root string) error {
 	return nil
 }
 
-// openOlder opens the flows that are pinned in dir; nil where they are this set's own,
-// or can't be read, as those of another ABI.
+// openOlder opens the map flows pinned in dir; nil where this set shares it, or it can't be
+// opened or has another ABI.
 func (s *Set) openOlder(dir string) (*ebpf.Map, error) {
 	set, err := loadDir(dir)
 	if err != nil {
@@ -151,9 +149,9 @@ func (s *Set) openOlder(dir string) (*ebpf.Map, error) {
 	return set.maps[mapFlows].Clone()
 }
 
-// Switch renames a staged set to where the next start looks, and keeps the older set
-// beside it. To be called when this set is filled, and before programs that use it are in
-// effect: so the pinned set is never older than one that a program reads.
+// Switch renames a staged set to the directory that the next start adopts, and keeps the older
+// set beside it. It must be called when the new set is filled, and before programs that use it
+// are in effect: so the pinned set is never older than the one that a program reads.
 func (s *Set) Switch() error {
 	for _, step := range s.switchSteps() {
 		if err := step(); err != nil {
@@ -163,7 +161,7 @@ func (s *Set) Switch() error {
 	return s.expectNotes()
 }
 
-// switchSteps are what Switch does, one at a time for tests that stop between them.
+// switchSteps returns the steps of Switch. Tests stop between them.
 func (s *Set) switchSteps() []func() error {
 	if !s.staged {
 		return nil
@@ -191,10 +189,10 @@ func (s *Set) switchSteps() []func() error {
 	}
 }
 
-// Commit removes older sets, after it has copied what their programs noted since Open.
-// To be called once programs that use this set are in effect.
+// Commit copies what programs have written to the older sets since Open, and removes these
+// sets. It must be called when programs that use this set are in effect.
 func (s *Set) Commit() (flows CarriedFlows, err error) {
-	if err := s.Switch(); err != nil { // unless that was done
+	if err := s.Switch(); err != nil { // does nothing if Switch was called before
 		return flows, err
 	}
 	var errs []error

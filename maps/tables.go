@@ -7,46 +7,45 @@ import (
 	"net/netip"
 )
 
-// Tables is what the reconcile loop writes. Every method is idempotent, and is
-// to be called from one goroutine; programs in the kernel read meanwhile. The
-// caller keeps the order that makes a change safe: backends and slots before
-// the frontend that names them, and frees in the other direction.
+// Tables are the maps that the reconcile loop writes. Every method is idempotent, and must be
+// called from one goroutine; programs in the kernel read meanwhile. The caller's order of
+// writes makes a change safe: backends and slots before the frontend that names them, and frees
+// in the opposite order.
 type Tables interface {
-	// SetFrontend adds or replaces an entry of services in one step. A cluster IP
-	// as a whole (UndefinedPort: port and protocol 0) is a frontend here, and a
-	// flag of its address in the maps.
+	// SetFrontend adds or replaces a frontend in one step. A cluster IP as a whole
+	// (UndefinedPort: port and protocol 0) is a frontend here; in the kernel's maps it is a
+	// flag of its address.
 	SetFrontend(FrontendKey, Service) error
-	// DeleteFrontend removes an entry; it need not be there.
+	// DeleteFrontend removes a frontend; it need not exist.
 	DeleteFrontend(FrontendKey) error
-	// WriteSlots fills slots from base on with backend ids. A frontend that names
-	// them must be of the ids' own service.
+	// WriteSlots writes backend ids to slots from base on. A frontend that names these slots
+	// must be of the backends' own service id.
 	WriteSlots(base uint32, ids []uint32) error
-	// SetBackend fills a free record, or changes the flags of a used one.
+	// SetBackend writes a free backend, or changes the flags of a used one.
 	SetBackend(id uint32, b Backend) error
-	// FreeBackend marks a record as nobody's.
+	// FreeBackend marks a backend as free.
 	FreeBackend(id uint32) error
-	// SetName and DeleteName keep what a service id stands for.
+	// SetName and DeleteName set and remove the service port that a service id stands for.
 	SetName(id uint32, n Name) error
 	DeleteName(id uint32) error
-	// SetNodeAddr adds an address that takes node ports; flags: OwnNetns.
+	// SetNodeAddr adds an address that takes node ports. flags is OwnNetns or 0.
 	SetNodeAddr(a netip.Addr, flags uint32) error
 	DeleteNodeAddr(a netip.Addr) error
-	// SetServiceCIDR adds a range, masked, of which the addresses that no service
-	// has are refused.
+	// SetServiceCIDR adds a masked range. Addresses in it that no service has are refused.
 	SetServiceCIDR(p netip.Prefix) error
 	DeleteServiceCIDR(p netip.Prefix) error
-	// SetAllocated excepts an address from the service CIDRs: a service has it that
-	// has no frontends here. A CIDR of this one address is replaced.
+	// SetAllocated excepts an address from the service CIDRs: a service without frontends here
+	// has it. It replaces a CIDR of this single address.
 	SetAllocated(a netip.Addr) error
 	DeleteAllocated(a netip.Addr) error
-	// SetSource adds a range of clients that a service id's load-balancer IPs let
-	// in, where SourceRanges is set; the key is one that NewSourceKey makes.
+	// SetSource adds a source range of a service id: its load-balancer IPs with SourceRanges
+	// let in only clients in its ranges. The key must be one of NewSourceKey.
 	SetSource(SourceKey) error
-	// DeleteSource removes a range, whatever key it has; it need not be there.
+	// DeleteSource removes a source range with any key; it need not exist.
 	DeleteSource(SourceKey) error
-	// Sizes gives what fits.
+	// Sizes returns the maps' sizes.
 	Sizes() Sizes
-	// Dump reads everything back.
+	// Dump reads the maps.
 	Dump() (*Dump, error)
 }
 
@@ -65,10 +64,10 @@ const (
 	FlagFlows    = "--flows-map-size"
 )
 
-// maxEntries bounds every size: an array of so many 24-byte backends is 1.6 GB.
+// maxEntries is the largest size: an array of so many 24-byte backends takes 1.6 GB.
 const maxEntries = 1 << 26
 
-// Validate refuses sizes that the kernel would not take or nobody can mean.
+// Validate returns an error for sizes below 16 or above maxEntries, which names the flag.
 func (s Sizes) Validate() error {
 	for _, f := range []struct {
 		flag string
@@ -82,10 +81,9 @@ func (s Sizes) Validate() error {
 	return nil
 }
 
-// FullError says that a map has no room for what should go into it. What it
-// holds already stays in effect.
+// FullError means that a map has no room for an entry. Its present entries stay in effect.
 type FullError struct {
-	// Flag is empty where none sets the map's size.
+	// Flag is empty where no flag sets the map's size.
 	Map, Flag string
 	Size      uint32
 }
@@ -99,7 +97,7 @@ func (e *FullError) Error() string {
 		e.Map, e.Size, e.Flag)
 }
 
-// flagOf names the flag that sets a map's size.
+// flagOf returns the flag that sets a map's size, by the map's name; empty: none.
 func flagOf(name string) string {
 	switch name {
 	case mapServices, mapNames, mapAddrs:
@@ -118,12 +116,12 @@ func flagOf(name string) string {
 	return ""
 }
 
-// NewFullError is the FullError for a map of these sizes by name.
+// NewFullError returns the FullError of a map, by its name.
 func (s Sizes) NewFullError(name string) *FullError {
 	return &FullError{Map: name, Flag: flagOf(name), Size: s.of(name)}
 }
 
-// of gives the size of a map by name, 0 for one that has no flag.
+// of returns the size that a flag sets for a map, by its name; 0: no flag does.
 func (s Sizes) of(name string) uint32 {
 	switch name {
 	case mapServices, mapNames, mapAddrs:
@@ -178,6 +176,6 @@ const (
 	NameSources  = mapSources
 	NameFlows    = mapFlows
 	NameAddrs    = mapAddrs
-	// NameClientAddrs is of the map that SetClientAddr writes to.
+	// NameClientAddrs is the map of SetClientAddr.
 	NameClientAddrs = mapClientAddrs
 )

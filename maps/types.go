@@ -9,19 +9,19 @@ import (
 	"strings"
 )
 
-// The maps' keys and values, generated from bpf/include/abi.h, whose comments
-// say what each field means. Addresses and ports in them are in network order.
+// The maps' keys and values, generated from bpf/include/abi.h, where the fields are explained.
+// Their addresses and ports are in network byte order.
 type (
 	// FrontendKey is the key of map services.
 	FrontendKey = abiFrontendKey
-	// Service is the value of map services. Its Key is for programs: Kernel writes it, and
-	// it is zero wherever else a Service is.
+	// Service is the value of map services: a frontend. Its Key is for programs: Kernel writes
+	// it, and it is zero in all values that Kernel takes and returns.
 	Service = abiService
 	// SlotRange is a range of map slots.
 	SlotRange = abiSlotRange
 	// Backend is an element of map backends.
 	Backend = abiBackend
-	// SockFlow is what a connected socket's storage holds.
+	// SockFlow is the socket storage of a connected socket.
 	SockFlow = abiSockFlow
 	// AffinityKey is the key of map affinity.
 	AffinityKey = abiAffinityKey
@@ -35,7 +35,7 @@ type (
 	Device = abiDevice
 )
 
-// FrontendKind is what sort of address a frontend has (enum frontend_kind).
+// FrontendKind is the kind of a frontend's address (enum frontend_kind).
 type FrontendKind uint8
 
 // The kinds of frontend.
@@ -47,7 +47,7 @@ const (
 	UndefinedPort  = FrontendKind(abiFrontendKindFRONTEND_KIND_UNDEFINED_PORT)
 )
 
-// String gives the kind as the Service API spells it.
+// String returns the kind as the Service API spells it.
 func (k FrontendKind) String() string {
 	switch k {
 	case ClusterIP:
@@ -78,17 +78,18 @@ const (
 	LocalSet    = uint8(abiBackendFlagBACKEND_FLAG_LOCAL_SET)
 	OnNode      = uint8(abiBackendFlagBACKEND_FLAG_ON_NODE)
 	Terminating = uint8(abiBackendFlagBACKEND_FLAG_TERMINATING)
-	// Unready is in no set. Only TCP endpoints are: connections to them may go on.
+	// Unready: the backend is in no set, but its connections may go on. Only TCP endpoints have
+	// it.
 	Unready = uint8(abiBackendFlagBACKEND_FLAG_UNREADY)
-	// Renamed is in no set: the name of its port is changing. It stays for a moment.
+	// Renamed: the backend is in no set for a moment, while the name of its port changes.
 	Renamed = uint8(abiBackendFlagBACKEND_FLAG_RENAMED)
 )
 
-// OwnNetns is a flag of SetNodeAddr: the address takes node ports from sockets of
-// the node's own network namespace only.
+// OwnNetns is a flag of SetNodeAddr: the address takes node ports only from sockets of the
+// node's own network namespace.
 const OwnNetns = addrOwnNetns
 
-// Name is what a service id stands for: a service port of one family.
+// Name is a service port of one family: what a service id stands for.
 type Name struct {
 	Namespace, Name, Port string
 	// Protocol is the IP protocol number.
@@ -97,7 +98,7 @@ type Name struct {
 	Family uint8
 }
 
-// String gives "namespace/name:port/PROTOCOL", as the command line shows it.
+// String returns "namespace/name:port/PROTOCOL", as the command line shows it.
 func (n Name) String() string {
 	s := n.Namespace + "/" + n.Name
 	if n.Port != "" {
@@ -106,7 +107,7 @@ func (n Name) String() string {
 	return s + "/" + ProtocolName(n.Protocol)
 }
 
-// ProtocolName spells an IP protocol number as the Service API does.
+// ProtocolName returns an IP protocol number as the Service API spells it; "ANY" for 0.
 func ProtocolName(p uint8) string {
 	switch p {
 	case 0:
@@ -119,23 +120,24 @@ func ProtocolName(p uint8) string {
 	return fmt.Sprintf("%d", p)
 }
 
-// HostPort turns a port of a map into the machine's byte order, and back.
+// HostPort converts a port between network and host byte order.
 func HostPort(be uint16) uint16 {
 	var b [2]byte
 	binary.NativeEndian.PutUint16(b[:], be)
 	return binary.BigEndian.Uint16(b[:])
 }
 
-// NewFrontendKey makes a key from an address in the machine's terms. The
-// unspecified address of a family with a port is the key of a node port.
+// NewFrontendKey returns the key of an address and a port in host byte order. The unspecified
+// address of a family with a port is the key of a node port.
 func NewFrontendKey(a netip.Addr, port uint16, protocol uint8) FrontendKey {
 	return FrontendKey{Addr: newAddr(a), Port: HostPort(port), Protocol: protocol}
 }
 
-// AddrPort gives the key's address (unmapped) and port in host order.
+// AddrPort returns the key's address, an IPv4-mapped one as IPv4, and its port in host byte
+// order.
 func (k FrontendKey) AddrPort() netip.AddrPort { return addrPort(k.Addr, k.Port) }
 
-// String gives "address:port/PROTOCOL", or "*:port" for a node port.
+// String returns "address:port/PROTOCOL", or "*:port/PROTOCOL" for a node port.
 func (k FrontendKey) String() string {
 	ap := k.AddrPort()
 	host := ap.String()
@@ -148,22 +150,23 @@ func (k FrontendKey) String() string {
 	return host + "/" + ProtocolName(k.Protocol)
 }
 
-// NewBackend makes an element of map backends.
+// NewBackend returns an element of map backends.
 func NewBackend(a netip.AddrPort, protocol, flags uint8, serviceID uint32) Backend {
 	return Backend{Addr: newAddr(a.Addr()), Port: HostPort(a.Port()), Protocol: protocol,
 		Flags: flags, ServiceId: serviceID}
 }
 
-// AddrPort gives the backend's address (unmapped) and port in host order.
+// AddrPort returns the backend's address, an IPv4-mapped one as IPv4, and its port in host byte
+// order.
 func (b Backend) AddrPort() netip.AddrPort { return addrPort(b.Addr, b.Port) }
 
-// Frontend gives what the socket was connected to, Backend what that became.
+// Frontend returns the address and port that the socket was connected to, before translation.
 func (f SockFlow) Frontend() netip.AddrPort { return addrPort(f.FrontendAddr, f.FrontendPort) }
 
-// Backend gives the address that the socket really speaks to.
+// Backend returns the address and port that the socket is really connected to.
 func (f SockFlow) Backend() netip.AddrPort { return addrPort(f.BackendAddr, f.BackendPort) }
 
-// NewSourceKey makes the key of a range of clients, masked, of a service id.
+// NewSourceKey returns the key of a source range of a service id. It masks the range.
 func NewSourceKey(serviceID uint32, p netip.Prefix) SourceKey {
 	bits := p.Bits()
 	if p.Addr().Is4() {
@@ -173,12 +176,11 @@ func NewSourceKey(serviceID uint32, p netip.Prefix) SourceKey {
 	return SourceKey{PrefixBits: uint32(idBits + bits), ServiceId: serviceID, Addr: newAddr(p.Addr())}
 }
 
-// A prefix of map sources has the service id's bits first, and an IPv4 range those
-// of ::ffff:0:0/96.
+// A prefix in map sources begins with the bits of the service id; an IPv4 range continues with
+// those of ::ffff:0:0/96.
 const idBits, v4Bits = 32, 96
 
-// Prefix gives the key's range of clients, not valid where the key is none that
-// NewSourceKey makes.
+// Prefix returns the key's range; an invalid prefix where NewSourceKey makes no such key.
 func (k SourceKey) Prefix() netip.Prefix {
 	a, bits := k.Addr.addr(), int(k.PrefixBits)-idBits
 	if a.Is4() {
@@ -191,7 +193,7 @@ func (k SourceKey) Prefix() netip.Prefix {
 	return p
 }
 
-// String gives "PREFIX of service id N".
+// String returns "PREFIX of service id N".
 func (k SourceKey) String() string {
 	p := k.Prefix()
 	if !p.IsValid() {
@@ -200,7 +202,8 @@ func (k SourceKey) String() string {
 	return fmt.Sprintf("%s of service id %d", p, k.ServiceId)
 }
 
-// check refuses a key that would let others in than those that it names.
+// check returns an error for a key that NewSourceKey does not make, or without a service id: it
+// would let in other clients than those of its range.
 func (k SourceKey) check() error {
 	if !k.Prefix().IsValid() || k.ServiceId == 0 {
 		return fmt.Errorf("add source range %s: no range of a service", k)

@@ -2,9 +2,9 @@
 
 package maps
 
-// Writes counts map writes by kind. Frontends, Names, NodeAddrs, Sources and
-// ServiceCidrs (with addresses that are excepted from them) are system calls; Backends and Slots are stores to mapped memory, of
-// one record and of one 4-byte slot each.
+// Writes counts map writes by kind. Backends and Slots are stores to mapped memory, of one
+// backend and of one 4-byte slot each. The other kinds are system calls; ServiceCidrs includes
+// the addresses that are excepted from the CIDRs.
 type Writes struct {
 	Frontends, Slots, Backends, Names, NodeAddrs, Sources, ServiceCidrs uint64
 }
@@ -20,24 +20,23 @@ func (w *Writes) Add(o Writes) {
 	w.Sources += o.Sources
 }
 
-// Total is the sum over all kinds.
+// Total returns the sum over all kinds.
 func (w Writes) Total() uint64 {
 	return w.Frontends + w.Slots + w.Backends + w.Names + w.NodeAddrs + w.Sources + w.ServiceCidrs
 }
 
-// FlowStats is what became of flows of the packet path, and how full map flows was
-// when it was last gone through.
+// FlowStats are the counters of removed flows, and the fill of map flows at the last scan.
 type FlowStats struct {
-	// Expired counts flows that ended or were not used for their time, Evicted
-	// those that had to go before it, for room.
+	// Expired counts flows that were closed, or not used for their timeout; Evicted those that
+	// were removed before that, for room.
 	Expired, Evicted uint64
 	Fill             Fill
 }
 
-// Fill is how full one map is.
+// Fill is how full a map is.
 type Fill struct {
 	// Map is the map's name; Flag is the flag of `shunt run` that sets its size.
 	Map, Flag string
-	// Used counts entries; Size is how many there can be.
+	// Used is the number of entries, Size the largest possible number.
 	Used, Size uint32
 }
