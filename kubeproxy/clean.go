@@ -1,10 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package kubeproxy owns what a kube-proxy leaves on a node: it recognises rules,
-// tables, devices and running kube-proxies, and removes what they left. It never
-// touches anybody else's rules, and keeps those of kube-proxy's that somebody else's
-// lean on. Start reading at Clean; names.go says what is kube-proxy's, plan.go what
-// of it can go.
+// Package kubeproxy finds and removes what a kube-proxy leaves on a node: rules, tables,
+// devices and ipsets. It also finds running kube-proxies. It never changes rules of other
+// programs, and keeps kube-proxy's rules that those use. Start reading at Clean. names.go
+// has the names that are kube-proxy's, plan.go decides what is removed.
 package kubeproxy
 
 import (
@@ -18,51 +17,53 @@ import (
 // was done about it.
 type Report struct {
 	DryRun bool `json:"dryRun"`
-	// Found can be removed; Kept is kube-proxy's, too, but others use it.
+	// Found can be removed. Kept is kube-proxy's too, but other programs use it.
 	Found []Finding `json:"found"`
 	Kept  []Kept    `json:"kept"`
-	// Unseen could not be looked at, or not be removed for want of a tool.
+	// Unseen could not be read, or could not be removed since a tool is missing.
 	Unseen []Unseen `json:"unseen"`
 	// Running are the signs of a kube-proxy that runs now.
 	Running []Sign `json:"running"`
-	// Held is ours: what keeps translating connections that kube-proxy had set up.
+	// Held are shunt's own rules that keep kube-proxy's established connections
+	// translated.
 	Held []string `json:"held"`
 }
 
-// Finding is one thing of kube-proxy's.
+// Finding is one thing that kube-proxy left.
 type Finding struct {
-	// By: iptables-nft, iptables-legacy, nftables or ipvs.
+	// By is the mechanism: iptables-nft, iptables-legacy, nftables or ipvs.
 	By     string `json:"by"`
 	Family Family `json:"family,omitempty"`
-	// Table has so many Chains of kube-proxy's, and Jumps to them from built-in
-	// chains, as iptables-save spells rules.
+	// Table is the name of a table, Chains the number of kube-proxy's chains in it.
+	// Jumps are the rules of built-in chains that jump to those, as iptables-save
+	// prints them.
 	Table  string   `json:"table,omitempty"`
 	Chains int      `json:"chains,omitempty"`
 	Jumps  []string `json:"jumps,omitempty"`
-	// Name of what is no table: a device, an ipset, a virtual server.
+	// Name is set for what is not a table: a device, an ipset, a virtual server.
 	Name    string `json:"name,omitempty"`
 	Removed bool   `json:"removed"`
 }
 
-// Kept is what of kube-proxy's stays, and the reason.
+// Kept is what stays in one table or mechanism, and why.
 type Kept struct {
 	By     string `json:"by"`
 	Family Family `json:"family,omitempty"`
 	Table  string `json:"table,omitempty"`
-	// Names of the chains, or of an ipset or a virtual server.
+	// Names are those of chains or of virtual servers.
 	Names  []string `json:"names"`
 	Reason string   `json:"reason"`
 }
 
-// Unseen is what could not be looked at.
+// Unseen is something that could not be read or removed.
 type Unseen struct {
 	What   string `json:"what"`
 	Reason string `json:"reason"`
 }
 
-// Options of Clean.
+// Options are the options of Clean.
 type Options struct {
-	// DryRun looks, and changes nothing.
+	// DryRun only reports, and changes nothing.
 	DryRun bool
 }
 
@@ -70,21 +71,21 @@ type Options struct {
 var ErrRunning = errors.New("a kube-proxy runs in this network namespace and would write its rules again: " +
 	"stop it first (in a cluster: delete its DaemonSet, or keep it off this node)")
 
-// ErrUnseen means that what is left of kube-proxy, if anything, is not known or could
-// not be removed.
+// ErrUnseen means that something could not be read or removed: there may be more that
+// kube-proxy left.
 var ErrUnseen = errors.New("not everything could be looked at or removed")
 
 // Look finds what Clean would remove.
 func Look(ctx context.Context) (*Report, error) { return Clean(ctx, Options{DryRun: true}) }
 
-// Clean removes what a kube-proxy left in the network namespace of the calling
-// thread: rules of all its modes, for both families, in both variants of iptables.
-// Rules of one iptables table, and nftables tables of one family, go in one
-// transaction. Established connections live on: their translation is conntrack's,
-// but for those of IPVS. With nothing to remove it does nothing.
+// Clean removes what a kube-proxy left in the network namespace of the calling thread:
+// rules of all its modes, for both families, in both variants of iptables. The rules of
+// one iptables table are removed in one transaction, and so is an nftables table.
+// Established connections stay, since conntrack translates them; those of IPVS do not.
+// With nothing to remove, Clean changes nothing but a holder that is no longer needed.
 //
-// The report says what was done, also beside an error: ErrRunning, ErrUnseen, or
-// what a tool or the kernel said.
+// The report is valid with an error too: ErrRunning, ErrUnseen, or the error of a tool or
+// of the kernel.
 func Clean(ctx context.Context, options Options) (*Report, error) {
 	c := &cleaner{report: Report{Found: []Finding{}, Kept: []Kept{}, Unseen: []Unseen{}, Held: []string{}}}
 	c.look(ctx)
@@ -107,11 +108,11 @@ type step struct {
 
 type cleaner struct {
 	report Report
-	steps  []step // in the order in which they can be done
+	steps  []step // in the order of the removal
 }
 
-// look finds everything, without a change. The order is that of the removal: what
-// is referred to goes after what refers to it.
+// look finds everything and changes nothing. Its order is that of the removal: what
+// refers to something else is removed before that.
 func (c *cleaner) look(ctx context.Context) {
 	nft, err := readNFT()
 	if err != nil {
@@ -122,7 +123,8 @@ func (c *cleaner) look(ctx context.Context) {
 	c.lookIPVS()
 }
 
-// found notes a thing and how to remove it; nil: there is no way.
+// found adds a finding, and run, which removes it. A nil run means that it can't be
+// removed.
 func (c *cleaner) found(f Finding, run func(ctx context.Context) error) {
 	c.report.Found = append(c.report.Found, f)
 	if run != nil {
@@ -134,8 +136,9 @@ func (c *cleaner) unseen(what string, why error) {
 	c.report.Unseen = append(c.report.Unseen, Unseen{what, why.Error()})
 }
 
-// remove takes the steps. Before the first one it makes sure that the kernel goes
-// on translating, and afterwards it takes back what was not needed for that.
+// remove runs the steps. Before the first one it makes holders, so that the kernel
+// continues to translate established connections. Afterwards it removes the holders that
+// are not needed.
 func (c *cleaner) remove(ctx context.Context) error {
 	var errs []error
 	h := holder{}
@@ -160,7 +163,7 @@ func (c *cleaner) remove(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
-// verify looks again: a kube-proxy that could not be seen may write while we remove.
+// verify looks again: a kube-proxy that Running can't see may write during the removal.
 func (c *cleaner) verify(ctx context.Context) error {
 	again := &cleaner{}
 	again.look(ctx)
@@ -178,7 +181,7 @@ func (c *cleaner) done(err error) (*Report, error) {
 	return &c.report, err
 }
 
-// String says what it is, in a few words.
+// String returns a short description.
 func (f Finding) String() string {
 	if f.Name != "" {
 		return f.By + ": " + f.Name
@@ -190,7 +193,7 @@ func (f Finding) String() string {
 	return text
 }
 
-// String says what it is, and why it stays.
+// String returns what is kept, and why.
 func (k Kept) String() string {
 	where := k.By
 	if k.Table != "" {

@@ -12,18 +12,18 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// What a holder is called, as a table of nftables or a chain of iptables' table nat.
+// The names of a holder: a table of nftables, or a chain of iptables' table nat.
 const (
 	keepTable = "shunt-keep-nat"
 	keepChain = "SHUNT-KEEP-NAT"
 )
 
-// holder keeps translations alive. A connection that kube-proxy had set up is
-// translated by its conntrack entry, not by rules. But the kernel takes conntrack and
-// NAT out of a network namespace with the last rule that needs them, and those can
-// have been kube-proxy's: such connections would hang from one packet to the next. So
-// where there are any, and no other NAT rule, one rule of ours stays that does
-// nothing but need both. A later clean-up, or a reboot, takes it away.
+// holder keeps established connections translated. Their conntrack entries translate
+// them, not kube-proxy's rules. But the kernel stops conntrack and NAT in a network
+// namespace when the last rule that needs them is removed, and that can be a rule of
+// kube-proxy's: the connections would hang from one packet to the next. So where there
+// are such connections and no other NAT rule, one rule of shunt's stays. It needs
+// conntrack and NAT and does nothing else. A later Clean, or a reboot, removes it.
 type holder struct {
 	made []Family // by this run
 }
@@ -52,7 +52,8 @@ func (h *holder) hold(ctx context.Context) error {
 	return nil
 }
 
-// joinUnlessNil forgets earlier failures where the last way led there.
+// joinUnlessNil returns nil if the last attempt succeeded: earlier failures do not
+// matter then.
 func joinUnlessNil(before, now error) error {
 	if now == nil {
 		return nil
@@ -60,7 +61,7 @@ func joinUnlessNil(before, now error) error {
 	return errors.Join(before, now)
 }
 
-// release takes away every holder that is not needed any more, and says which are.
+// release removes every holder that is no longer needed, and returns those that are.
 func (h *holder) release(ctx context.Context) (held []string, err error) {
 	nft, err := readNFT()
 	if err != nil {
@@ -69,7 +70,7 @@ func (h *holder) release(ctx context.Context) (held []string, err error) {
 	var errs []error
 	for _, family := range families {
 		legacy, err := legacyNAT(ctx, family)
-		if err != nil && !errors.Is(err, errNoLegacy) { // then it was not made there either
+		if err != nil && !errors.Is(err, errNoLegacy) { // errNoLegacy: no holder was made there either
 			errs = append(errs, err)
 			continue
 		}
@@ -93,7 +94,7 @@ func (h *holder) release(ctx context.Context) (held []string, err error) {
 	return held, errors.Join(errs...)
 }
 
-// place is where a holder is.
+// place is a holder that exists: its description, and how to remove it.
 type place struct {
 	text    string
 	release func(context.Context) error
@@ -122,7 +123,8 @@ func holders(nft *nftState, legacy *table, family Family) []place {
 	return places
 }
 
-// isNeeded tells whether translated connections have nothing but a holder.
+// isNeeded reports whether there are translated connections and no NAT rule but a
+// holder's.
 func isNeeded(family Family, legacy *table) (bool, error) {
 	live, err := translated(family)
 	if err != nil || !live {
@@ -139,8 +141,8 @@ func isNeeded(family Family, legacy *table) (bool, error) {
 	return !others, err
 }
 
-// translated tells whether conntrack translates a connection of the family: then the
-// answers' addresses are not the question's, turned round.
+// translated reports whether conntrack translates a connection of the family. Then the
+// entry's reply tuple is not its original tuple with source and destination swapped.
 func translated(family Family) (bool, error) {
 	af := netlink.InetFamily(unix.AF_INET)
 	if family == IPv6 {
@@ -154,7 +156,7 @@ func translated(family Family) (bool, error) {
 	if isAbsent(err) {
 		return false, nil
 	}
-	// Half of a large and busy table is better than none: it is only to find one.
+	// An interrupted dump of a large and busy table is enough: one entry is searched for.
 	if err != nil && !errors.Is(err, netlink.ErrDumpInterrupted) {
 		return false, fmt.Errorf("list conntrack's %s entries: %w", family, err)
 	}

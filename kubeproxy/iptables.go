@@ -14,8 +14,8 @@ import (
 	"time"
 )
 
-// The two variants of iptables: they keep their rules in different parts of the
-// kernel, and both can hold rules at once.
+// The two variants of iptables. Their rules are in different parts of the kernel, and
+// both can have rules at the same time.
 const (
 	variantNFT    = "iptables-nft"
 	variantLegacy = "iptables-legacy"
@@ -34,7 +34,8 @@ type xtables struct {
 	save, restore string // paths
 }
 
-// findXTables finds a variant by its own names, or by the plain one where that is it.
+// findXTables finds the programs of a variant, by its own names (iptables-nft-save) or by
+// the plain ones (iptables-save) where those are of the variant.
 func findXTables(ctx context.Context, variant string, family Family) (*xtables, error) {
 	x := &xtables{variant: variant, family: family}
 	plain := "iptables"
@@ -52,13 +53,15 @@ func findXTables(ctx context.Context, variant string, family Family) (*xtables, 
 	return nil, fmt.Errorf("%s-save and -restore of %s are not installed: run this where they are (package iptables)", plain, variant)
 }
 
-// isVariant asks iptables what it is. Before 1.8 there was one variant and no word for it.
+// isVariant asks iptables for its variant. Before 1.8 there was only the legacy variant,
+// and the version did not name it.
 func isVariant(ctx context.Context, plain, variant string) bool {
 	out, err := runTool(ctx, "", plain, "--version")
 	return err == nil && strings.Contains(out, "(nf_tables)") == (variant == variantNFT)
 }
 
-// read parses a table, which must exist: older programs make what they are asked for.
+// read reads a table. The table must exist: older programs create the table that they
+// are asked for.
 func (x *xtables) read(ctx context.Context, name string) (*table, error) {
 	out, err := runTool(ctx, "", x.save, "-t", name)
 	if err != nil {
@@ -73,7 +76,7 @@ func (x *xtables) apply(ctx context.Context, script string) error {
 	return err
 }
 
-// runTool runs a program and returns its output. An error has what it said.
+// runTool runs a program and returns its stdout. An error contains its stderr.
 func runTool(ctx context.Context, stdin, path string, args ...string) (string, error) {
 	ctx, cancel := context.WithTimeout(ctx, toolTimeout)
 	defer cancel()
@@ -86,8 +89,8 @@ func runTool(ctx context.Context, stdin, path string, args ...string) (string, e
 	return stdout.String(), nil
 }
 
-// lookIPTables looks at both variants and families. The programs are needed only
-// where the kernel has chains of kube-proxy's, or legacy tables that could.
+// lookIPTables looks at both variants and families. It needs the programs only where the
+// kernel has chains of kube-proxy's, or legacy tables that may contain such chains.
 func (c *cleaner) lookIPTables(ctx context.Context, nft *nftState) {
 	for _, family := range families {
 		var tables []string
@@ -139,8 +142,8 @@ func (c *cleaner) addPlan(x *xtables, p *plan) {
 	c.found(f, func(ctx context.Context) error { return x.apply(ctx, p.script()) })
 }
 
-// legacyTables lists the legacy tables of kube-proxy's that exist in this network
-// namespace. To ask iptables-legacy would make them.
+// legacyTables returns the tables of xtTables that exist as legacy tables in this network
+// namespace. It does not run iptables-legacy, which would create them.
 func legacyTables(family Family) ([]string, error) {
 	path := "/proc/thread-self/net/ip_tables_names"
 	if family == IPv6 {

@@ -14,9 +14,9 @@ import (
 	"github.com/vishvananda/netlink/nl"
 )
 
-// lookIPVS finds what IPVS mode leaves beside its iptables chains: virtual servers,
-// the device with their addresses, and ipsets. Its chains come first, since they
-// refer to the sets.
+// lookIPVS finds what IPVS mode leaves besides its iptables chains: virtual servers, the
+// device with their addresses, and ipsets. The chains are removed before, since they
+// refer to the ipsets.
 func (c *cleaner) lookIPVS() {
 	sets, err := readSets()
 	if err != nil {
@@ -40,7 +40,8 @@ func (c *cleaner) lookIPVS() {
 	}
 }
 
-// lookSet finds a set; one that a rule still refers to when its turn comes stays.
+// lookSet adds an ipset to the findings. It stays if a rule still refers to it when it is
+// to be removed.
 func (c *cleaner) lookSet(name string) {
 	c.found(Finding{By: "ipvs", Name: "ipset " + name}, func(context.Context) error {
 		err := netlink.IpsetDestroy(name)
@@ -54,7 +55,7 @@ func (c *cleaner) lookSet(name string) {
 	})
 }
 
-// readSets lists kube-proxy's sets, with their members.
+// readSets returns kube-proxy's ipsets, with their members.
 func readSets() ([]netlink.IPSetResult, error) {
 	all, err := netlink.IpsetListAll()
 	if isAbsent(err) {
@@ -66,7 +67,7 @@ func readSets() ([]netlink.IPSetResult, error) {
 	return slices.DeleteFunc(all, func(s netlink.IPSetResult) bool { return !isSet(s.SetName) }), nil
 }
 
-// nodePorts gives the node ports that kube-proxy serves, by its sets.
+// nodePorts returns the node ports that kube-proxy's ipsets contain.
 func nodePorts(sets []netlink.IPSetResult) map[uint16]bool {
 	ports := map[uint16]bool{}
 	for _, set := range sets {
@@ -87,8 +88,8 @@ var nodePortSets = map[string]bool{
 	"KUBE-6-NODE-PORT-TCP": true, "KUBE-6-NODE-PORT-UDP": true, "KUBE-6-NODE-PORT-SCTP-HASH": true,
 }
 
-// readDevice finds the device and its addresses; nil: there is none, or what has the
-// name is no dummy device.
+// readDevice returns the device and its addresses, nil if there is none or if the device
+// of that name is not a dummy device.
 func readDevice() (netlink.Link, map[netip.Addr]bool, error) {
 	link, err := netlink.LinkByName(ipvsDevice)
 	var missing netlink.LinkNotFoundError
@@ -111,12 +112,12 @@ func readDevice() (netlink.Link, map[netip.Addr]bool, error) {
 	return link, addrs, nil
 }
 
-// ipvsFile is there, in every network namespace, when the kernel has IPVS. To ask by
-// netlink would load the module.
+// ipvsFile exists in every network namespace if the kernel has IPVS. A netlink request
+// would load the module.
 const ipvsFile = "/proc/thread-self/net/ip_vs"
 
-// lookServers finds the virtual servers of kube-proxy: at the addresses of its
-// device, and at node ports of its sets. Others are somebody else's (keepalived's).
+// lookServers finds the virtual servers of kube-proxy: those at addresses of its device
+// and at node ports of its ipsets. Others are another program's (keepalived's).
 func (c *cleaner) lookServers(addrs map[netip.Addr]bool, ports map[uint16]bool) {
 	if _, err := os.Stat(ipvsFile); errors.Is(err, os.ErrNotExist) {
 		return

@@ -21,7 +21,7 @@ const NFTable = "kube-proxy"
 // ipvsDevice holds the service addresses in IPVS mode.
 const ipvsDevice = "kube-ipvs0"
 
-// Chains with a part in both directions of this package's work.
+// Chains that makePlan handles by name.
 const (
 	chainMarkMasq    = "KUBE-MARK-MASQ"
 	chainPostrouting = "KUBE-POSTROUTING"
@@ -30,8 +30,9 @@ const (
 // xtTables are the iptables tables that kube-proxy writes to.
 var xtTables = []string{"nat", "filter", "mangle"}
 
-// chains by table, each with whether kube-proxy jumps to it from a built-in chain.
-// By KEP-3178 and what kube-proxies of 1.9 to 1.37 write, in iptables and IPVS mode.
+// chains has kube-proxy's chains by table; true: kube-proxy jumps to the chain from a
+// built-in one. The source is KEP-3178 and what kube-proxies of 1.9 to 1.37 write, in
+// iptables and IPVS mode.
 // KUBE-FIREWALL of table filter, KUBE-MARK-DROP and KUBE-KUBELET-CANARY are the
 // kubelet's; KUBE-HOSTPORTS is a CNI plugin's; KUBE-ROUTER-…, KUBE-POD-FW-… and
 // KUBE-NWPLCY-… are kube-router's.
@@ -53,7 +54,7 @@ var chains = map[string]map[string]bool{
 // hashed are the chains of one service port or endpoint.
 var hashed = regexp.MustCompile(`^KUBE-(SVC|SVL|SEP|FW|EXT|XLB)-[A-Z2-7]{16}$`)
 
-// isChain tells whether a chain of an iptables table is kube-proxy's.
+// isChain reports whether a chain of an iptables table is kube-proxy's.
 func isChain(table, chain string) bool {
 	if _, ok := chains[table][chain]; ok {
 		return true
@@ -61,10 +62,10 @@ func isChain(table, chain string) bool {
 	return table == "nat" && hashed.MatchString(chain)
 }
 
-// isEntry tells whether kube-proxy jumps to the chain from a built-in one.
+// isEntry reports whether kube-proxy jumps to the chain from a built-in one.
 func isEntry(table, chain string) bool { return chains[table][chain] }
 
-// isSet tells whether an ipset is kube-proxy's.
+// isSet reports whether an ipset is kube-proxy's.
 func isSet(name string) bool { return ipsets[name] }
 
 // maxSetName is the longest name of an ipset, in bytes (IPSET_MAXNAMELEN less the zero).

@@ -12,8 +12,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// nftState is the skeleton of the kernel's nftables, read without any program: rules
-// of iptables-nft show in it too. A nil one is empty.
+// nftState has the tables and chains of the kernel's nftables, those of iptables-nft
+// included. It is read without any program. A nil one is empty.
 type nftState struct {
 	tables map[Family]map[string][]string // chains by table
 }
@@ -33,10 +33,10 @@ func (s *nftState) chainsOf(family Family, table string) []string {
 	return s.tables[family][table]
 }
 
-// families of nftables that kube-proxy has tables in.
+// nfProtocols are the nftables families in which kube-proxy has tables.
 var nfProtocols = map[Family]uint8{IPv4: unix.NFPROTO_IPV4, IPv6: unix.NFPROTO_IPV6}
 
-// readNFT lists tables and chains (NFT_MSG_GETTABLE, NFT_MSG_GETCHAIN).
+// readNFT reads tables and chains (NFT_MSG_GETTABLE, NFT_MSG_GETCHAIN).
 func readNFT() (*nftState, error) {
 	s := &nftState{tables: map[Family]map[string][]string{}}
 	for family, protocol := range nfProtocols {
@@ -59,8 +59,8 @@ func readNFT() (*nftState, error) {
 	return s, nil
 }
 
-// natByNFT tells whether a rule of nftables, or of iptables-nft, translates
-// addresses of the family. Such a rule keeps NAT and conntrack going in the kernel.
+// natByNFT reports whether a rule of nftables, or of iptables-nft, translates addresses of
+// the family. The kernel keeps NAT and conntrack active as long as there is one.
 func natByNFT(family Family) (bool, error) {
 	found := false
 	for _, protocol := range []uint8{nfProtocols[family], unix.NFPROTO_INET} {
@@ -89,11 +89,11 @@ func isNATExpression(e attrs) bool {
 // natTargets are the extensions of iptables that translate addresses.
 var natTargets = map[string]bool{"MASQUERADE": true, "DNAT": true, "SNAT": true, "REDIRECT": true, "NETMAP": true}
 
-// dumpTries bounds how often a dump is begun again that a change has interrupted.
+// dumpTries bounds the attempts at a dump that changes interrupt.
 const dumpTries = 5
 
-// dumpNFT asks nfnetlink (include/uapi/linux/netfilter/nf_tables.h) for all objects
-// of a kind, and hands over the attributes of each, once. A kernel without nftables
+// dumpNFT asks nfnetlink (include/uapi/linux/netfilter/nf_tables.h) for all objects of a
+// kind, and calls each once for the attributes of each object. A kernel without nftables
 // has none.
 func dumpNFT(message int, protocol uint8, each func(attrs)) error {
 	var replies [][]byte
@@ -117,8 +117,8 @@ func dumpNFT(message int, protocol uint8, each func(attrs)) error {
 	return nil
 }
 
-// isAbsent tells whether the kernel does not know a netlink subsystem: nfnetlink
-// says EINVAL to that, and without nfnetlink there is no such socket.
+// isAbsent reports whether an error means that the kernel does not have a netlink
+// subsystem: nfnetlink returns EINVAL then, and without nfnetlink there is no such socket.
 func isAbsent(err error) bool {
 	return errors.Is(err, unix.EINVAL) || errors.Is(err, unix.EPROTONOSUPPORT) ||
 		errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.ENOENT)
@@ -127,17 +127,17 @@ func isAbsent(err error) bool {
 // attrs are netlink attributes by type.
 type attrs map[uint16][]byte
 
-// parseAttrs leaves out what is cut short.
+// parseAttrs parses attributes up to the first malformed one.
 func parseAttrs(b []byte) attrs {
 	a := attrs{}
-	list, _ := nl.ParseRouteAttr(b) // up to the first that is malformed
+	list, _ := nl.ParseRouteAttr(b) // with an error too, it returns the attributes before
 	for _, attr := range list {
 		a[attr.Attr.Type&nl.NLA_TYPE_MASK] = attr.Value
 	}
 	return a
 }
 
-// list takes a nested list apart, the elements of which have all the same type.
+// list returns the elements of a nested attribute, which all have the same type.
 func (a attrs) list(kind uint16) []attrs {
 	elements, _ := nl.ParseRouteAttr(a[kind])
 	var all []attrs

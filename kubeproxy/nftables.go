@@ -18,8 +18,8 @@ func nftFamily(family Family) knftables.Family {
 	return knftables.IPv4Family
 }
 
-// lookNFTables finds the tables of nftables mode. No rule of another table can lead
-// into them, so they go as they are.
+// lookNFTables finds the tables of nftables mode. A rule of another table can't jump into
+// them, so they are removed as a whole.
 func (c *cleaner) lookNFTables(nft *nftState) {
 	for _, family := range families {
 		if !nft.hasTable(family, NFTable) {
@@ -46,7 +46,7 @@ func deleteTable(ctx context.Context, nft knftables.Interface, name string) erro
 	return nil
 }
 
-// holdByNFT makes the table keepTable, which needs conntrack and NAT and does nothing.
+// holdByNFT makes the table keepTable, which needs conntrack and NAT and does nothing else.
 func holdByNFT(ctx context.Context, family Family) error {
 	nft, err := knftables.New(nftFamily(family), keepTable)
 	if err != nil {
@@ -74,8 +74,8 @@ func releaseByNFT(ctx context.Context, family Family) error {
 	return deleteTable(ctx, nft, keepTable)
 }
 
-// holdByIPTables makes the chain keepChain, which no rule leads to. The kernel
-// counts its rule as a user of conntrack all the same, and of NAT by its table.
+// holdByIPTables makes the chain keepChain, to which no rule jumps. The kernel counts its
+// rule as a user of conntrack all the same, and its table as a user of NAT.
 func holdByIPTables(ctx context.Context, variant string, family Family) error {
 	x, err := findXTables(ctx, variant, family)
 	if err != nil {
@@ -92,7 +92,8 @@ func releaseByIPTables(ctx context.Context, variant string, family Family) error
 	return x.apply(ctx, "*nat\n-F "+keepChain+"\n-X "+keepChain+"\nCOMMIT\n")
 }
 
-// legacyNAT reads the legacy table nat; nil where there is none.
+// legacyNAT reads the legacy table nat, nil if there is none. The error is errNoLegacy if
+// iptables-legacy is not installed.
 func legacyNAT(ctx context.Context, family Family) (*table, error) {
 	tables, err := legacyTables(family)
 	if err != nil || !slices.Contains(tables, "nat") {

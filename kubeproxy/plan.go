@@ -7,21 +7,22 @@ import (
 	"strings"
 )
 
-// plan says what of kube-proxy's goes from one iptables table.
+// plan is what is removed from one iptables table, and what is kept.
 type plan struct {
 	table  string
 	jumps  []rule   // kube-proxy's own, in built-in chains
 	remove []string // chains, in the table's order
-	kept   []string // chains that other people's rules need
-	// users are the other people's rules that need them, as iptables-save prints them.
+	kept   []string // chains of kube-proxy's that other programs' rules need
+	// users are the other programs' rules, as iptables-save prints them.
 	users []string
 }
 
 func (p *plan) empty() bool { return len(p.jumps) == 0 && len(p.remove) == 0 }
 
-// makePlan decides. A chain of kube-proxy's stays if a rule of somebody else's jumps
-// to it (the CNI plugin portmap can be told to use KUBE-MARK-MASQ), with all that it
-// leads to; and where the mark for masquerading stays in use, so does what acts on it.
+// makePlan decides what is removed. A chain of kube-proxy's stays if another program's
+// rule jumps to it (the CNI plugin portmap can be configured to use KUBE-MARK-MASQ), with
+// all chains that it jumps to. If KUBE-MARK-MASQ stays, so does KUBE-POSTROUTING, which
+// masquerades the marked packets.
 func makePlan(t *table) *plan {
 	p := &plan{table: t.name}
 	byChain := map[string][]rule{}
@@ -54,13 +55,14 @@ func makePlan(t *table) *plan {
 	return p
 }
 
-// isOwnJump tells whether kube-proxy wrote a rule that jumps to a chain of its own:
-// in a built-in chain, to an entry, with its comment.
+// isOwnJump reports whether kube-proxy wrote a rule that jumps to one of its chains: the
+// rule is in a built-in chain, jumps to an entry chain, and has kube-proxy's comment.
 func isOwnJump(t *table, r rule) bool {
 	return !t.users[r.chain] && isEntry(t.name, r.target) && strings.HasPrefix(r.comment, "kubernetes ")
 }
 
-// reach gives kube-proxy's chains that can be come to from these.
+// reach returns the chains in from, and kube-proxy's chains that they jump to, directly
+// or through others.
 func reach(table string, byChain map[string][]rule, from []string) map[string]bool {
 	seen := map[string]bool{}
 	queue := slices.Clone(from)
@@ -80,8 +82,8 @@ func reach(table string, byChain map[string][]rule, from []string) map[string]bo
 	return seen
 }
 
-// script is the transaction for iptables-restore --noflush: first nothing leads into
-// the chains any more, then they are empty, then they can go.
+// script returns the transaction for iptables-restore --noflush. It deletes the jumps to
+// the chains, then flushes the chains, then deletes them.
 func (p *plan) script() string {
 	var b strings.Builder
 	b.WriteString("*" + p.table + "\n")

@@ -18,15 +18,15 @@ type table struct {
 // rule is one line of iptables-save.
 type rule struct {
 	chain   string
-	spec    string // what comes after the chain's name, as it was printed
+	spec    string // the text after the chain's name, as it was printed
 	target  string // of -j or -g: a chain or an extension
 	comment string // of -m comment
 }
 
-// incompatible is how iptables-nft-save speaks of a table that it can't print.
+// incompatible is the text of iptables-nft-save for a table that it can't print.
 const incompatible = "is incompatible, use 'nft' tool"
 
-// parseTable reads one table. It fails rather than to leave out a line.
+// parseTable parses one table. A line that it can't parse is an error.
 func parseTable(name, text string) (*table, error) {
 	t := &table{name: name, users: map[string]bool{}}
 	inside := false
@@ -55,7 +55,8 @@ func parseTable(name, text string) (*table, error) {
 	return t, nil
 }
 
-// addChain reads ":NAME POLICY [packets:bytes]"; the policy of a user's chain is "-".
+// addChain parses ":NAME POLICY [packets:bytes]". The policy of a chain that is not
+// built in is "-".
 func (t *table) addChain(line string) error {
 	words := strings.Fields(line[1:])
 	if len(words) < 2 {
@@ -66,7 +67,7 @@ func (t *table) addChain(line string) error {
 	return nil
 }
 
-// addRule reads "-A CHAIN SPEC".
+// addRule parses "-A CHAIN SPEC".
 func (t *table) addRule(line string) error {
 	rest, ok := strings.CutPrefix(line, "-A ")
 	if !ok {
@@ -84,14 +85,14 @@ func (t *table) addRule(line string) error {
 		default:
 			continue
 		}
-		i++ // its value is no option, whatever it looks like
+		i++ // the value is not an option, even if it looks like one
 	}
 	t.rules = append(t.rules, r)
 	return nil
 }
 
-// splitWords takes a rule apart: words in double quotes may hold blanks, and there a
-// backslash makes the next character an ordinary one.
+// splitWords splits a rule into words. Words in double quotes may contain blanks, and
+// there a backslash escapes the next character.
 func splitWords(s string) []string {
 	var words []string
 	var word strings.Builder

@@ -18,15 +18,15 @@ import (
 
 // Sign is a sign of a kube-proxy that runs in this network namespace.
 type Sign struct {
-	// PID is 0 where only its answer is known: it can be a part of another process
-	// (k3s), or out of sight.
+	// PID is 0 where only its answer is known: it can be part of another process (k3s),
+	// or be invisible in /proc.
 	PID int `json:"pid,omitempty"`
-	// Address where it answers, and Mode as it says itself.
+	// Address is where it answers, Mode is its answer.
 	Address string `json:"address,omitempty"`
 	Mode    string `json:"mode,omitempty"`
 }
 
-// String says what was seen.
+// String returns what was found.
 func (s Sign) String() string {
 	if s.PID != 0 {
 		return fmt.Sprintf("process kube-proxy, pid %d", s.PID)
@@ -34,17 +34,17 @@ func (s Sign) String() string {
 	return fmt.Sprintf("a kube-proxy that answers at %s, mode %s", s.Address, s.Mode)
 }
 
-// metricsAddress is where a kube-proxy answers for its mode unless it is told otherwise.
+// metricsAddress is where a kube-proxy answers /proxyMode by default.
 const metricsAddress = "127.0.0.1:10249"
 
-// modes that a kube-proxy calls itself; shunt answers at the same place with another word.
+// modes are kube-proxy's answers. shunt answers another word at the same path.
 var modes = []string{"iptables", "ipvs", "nftables", "userspace"}
 
-// probeTimeout bounds the question to a local port.
+// probeTimeout bounds the request to a local port.
 const probeTimeout = time.Second
 
-// Running looks for kube-proxies in the network namespace of the calling thread:
-// processes of that name, and one that answers for its mode on the usual port.
+// Running returns the signs of kube-proxies in the network namespace of the calling
+// thread: processes of that name, and one that answers /proxyMode at metricsAddress.
 func Running(ctx context.Context) []Sign {
 	signs := processes()
 	if mode := askMode(ctx, metricsAddress); slices.Contains(modes, mode) {
@@ -53,8 +53,8 @@ func Running(ctx context.Context) []Sign {
 	return signs
 }
 
-// processes finds kube-proxies that are visible in /proc. What can't be read, such as
-// a process that has ended, is none.
+// processes returns the kube-proxies that are visible in /proc. A process that can't be
+// read, since it has ended for example, is left out.
 func processes() []Sign {
 	here, err := os.Readlink("/proc/thread-self/ns/net")
 	if err != nil {
@@ -77,12 +77,12 @@ func processes() []Sign {
 	return signs
 }
 
-// askMode asks GET /proxyMode; empty: nobody who knows that answers there.
+// askMode returns the answer of GET /proxyMode, "" if there is none.
 func askMode(ctx context.Context, address string) string {
 	ctx, cancel := context.WithTimeout(ctx, probeTimeout)
 	defer cancel()
-	// Dialled here and now: the transport would do it on a thread of another network
-	// namespace, where this one is not the process's.
+	// Dialled here, on this thread: the transport would dial on another one, which is in
+	// another network namespace if this thread is not in that of the process.
 	conn, err := (&net.Dialer{}).DialContext(ctx, "tcp", address)
 	if err != nil {
 		return ""

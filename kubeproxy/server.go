@@ -12,7 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Generic netlink of IPVS (include/uapi/linux/ip_vs.h).
+// The generic netlink interface of IPVS (include/uapi/linux/ip_vs.h).
 const (
 	ipvsFamily     = "IPVS"
 	ipvsVersion    = 1
@@ -33,7 +33,7 @@ type server struct {
 	addr     netip.Addr
 	protocol uint16 // IPPROTO_
 	port     uint16
-	mark     uint32 // not 0: it is known by a firewall mark, and has no address
+	mark     uint32 // not 0: a firewall mark identifies it, and it has no address
 }
 
 func (s server) String() string {
@@ -74,7 +74,7 @@ func listServers() ([]server, error) {
 	return all, nil
 }
 
-// parseServer reads one answer to cmdGetService.
+// parseServer parses one answer to cmdGetService.
 func parseServer(reply []byte) (server, error) {
 	if len(reply) < genlHeader {
 		return server{}, fmt.Errorf("list virtual servers: an answer of %d bytes", len(reply))
@@ -97,7 +97,7 @@ func parseServer(reply []byte) (server, error) {
 	return s, nil
 }
 
-// attr is what the kernel takes for the server's name.
+// attr returns the attribute by which the kernel identifies the server.
 func (s server) attr() *nl.RtAttr {
 	af := uint16(unix.AF_INET6)
 	if s.addr.Is4() {
