@@ -15,8 +15,8 @@ import (
 	"shunt/maps"
 )
 
-// collector is every metric of ours. What happens is counted when it is
-// reported; what is, is read from the sources when somebody scrapes.
+// collector is every metric of shunt itself. Events are counted when they are reported.
+// States are read from their sources at each scrape.
 //
 // The names that begin with kubeproxy_ are those of kube-proxy's dashboards and
 // alerts. One reconcile programs both families, so its durations and times
@@ -24,8 +24,8 @@ import (
 type collector struct {
 	checker *checker
 	reasons ReasonSource
-	// start is when this process began. Older changes were made while nobody
-	// watched: their age would measure the pause and not the programming.
+	// start is when this process began. Older changes were made while no daemon watched:
+	// their age would measure the pause and not the programming.
 	start time.Time
 
 	sync, syncFull, syncPartial prometheus.Histogram
@@ -37,12 +37,12 @@ type collector struct {
 	build                       prometheus.Gauge
 }
 
-// syncBuckets hold kube-proxy's (1 ms to 16.4 s, doubling), and three below
-// them: a reconcile of one changed endpoint takes less than a millisecond.
+// syncBuckets are kube-proxy's buckets (1 ms to 16.4 s, doubling) and three smaller
+// ones, in seconds: a reconcile of one changed endpoint takes less than a millisecond.
 var syncBuckets = prometheus.ExponentialBuckets(0.000125, 2, 18)
 
-// programmingBuckets reach from what a change costs here to what a control
-// plane in distress makes of it, in seconds.
+// programmingBuckets range from the time that shunt needs for a change to the time that
+// an overloaded control plane may need, in seconds.
 var programmingBuckets = []float64{
 	0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2, 4, 8, 15, 30, 60, 120, 300, 600, 1800,
 }
@@ -81,7 +81,7 @@ func newCollector(c *checker, opts Options) *collector {
 	}
 	m.build.Set(1)
 	for _, kind := range writeKinds(maps.Writes{}) {
-		m.writes.WithLabelValues(kind.name) // a rate needs the zero before the first
+		m.writes.WithLabelValues(kind.name) // a rate needs a 0 before the first write
 	}
 	for _, p := range []lb.Protocol{lb.TCP, lb.UDP} {
 		m.destroyed.WithLabelValues(p.String())
@@ -109,8 +109,8 @@ func (m *collector) reconciled(r lb.Report) {
 	}
 	for _, changed := range r.Programmed {
 		if !changed.Before(m.start) {
-			// The two clocks are of two machines: a change is never later than
-			// what it caused.
+			// The times are from the clocks of two machines, so the difference can
+			// be negative.
 			m.programming.Observe(max(0, r.Ended.Sub(changed).Seconds()))
 		}
 	}
@@ -143,14 +143,14 @@ func (m *collector) setAdopted(entries map[string]int) {
 	}
 }
 
-// writeKind is a field of maps.Writes by its name in shunt_map_writes_total.
+// writeKind is a field of maps.Writes, with its label in shunt_map_writes_total.
 type writeKind struct {
 	name  string
 	count uint64
 }
 
-// writeKinds names every field of maps.Writes by itself, so that a kind which
-// is added there is a label here: NodeAddrs becomes node_addrs.
+// writeKinds derives the labels from the fields of maps.Writes, so that a new field
+// there is a new label here: NodeAddrs becomes node_addrs.
 func writeKinds(w maps.Writes) []writeKind {
 	v := reflect.ValueOf(w)
 	kinds := make([]writeKind, 0, v.NumField())
@@ -160,7 +160,7 @@ func writeKinds(w maps.Writes) []writeKind {
 	return kinds
 }
 
-// snake turns a Go name without acronyms into the form of metric labels.
+// snake converts a Go name without acronyms to the form of metric labels.
 func snake(name string) string {
 	var b strings.Builder
 	for i, r := range name {

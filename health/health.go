@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package health owns what others ask of a running shunt over HTTP: healthz and
-// livez, the healthCheckNodePort of services, and the metrics. It reads what
-// package lb and package maps report and never changes what they hold; it never
-// decides which endpoints are used. Start reading at New, then Verdict.
+// Package health has the HTTP servers of a running shunt: healthz, livez and readyz, the
+// healthCheckNodePort of services, and the metrics. It reads what packages lb and maps
+// report, and changes nothing there. It never decides which endpoints are used. Start
+// reading at New, then Verdict.
 package health
 
 import (
@@ -20,12 +20,12 @@ import (
 	"shunt/maps"
 )
 
-// ProxyMode is what /proxyMode answers, where kube-proxy names the kernel
-// mechanism that it programs.
+// ProxyMode is the answer of /proxyMode, where kube-proxy returns its mode (iptables,
+// ipvs, nftables).
 const ProxyMode = "shunt"
 
 // DefaultTimeout is how old a queued change may get before the proxy counts as
-// unhealthy: twice kube-proxy's default sync period, as kube-proxy has it.
+// unhealthy. kube-proxy too uses twice its default sync period.
 const DefaultTimeout = 2 * time.Minute
 
 // StatusSource is the reconcile loop. Status is called for every request and
@@ -34,59 +34,59 @@ type StatusSource interface {
 	Status() lb.Status
 }
 
-// ReasonSource reads the kernel's counts of the reasons by which programs ended,
-// by the reason's name. It is asked for every scrape, from any goroutine.
+// ReasonSource reads how often the eBPF programs ended for each reason, by the reason's
+// name. It is called for every scrape, from any goroutine.
 type ReasonSource interface {
 	Reasons() (map[string]uint64, error)
 }
 
-// FlowSource says how full map flows is, and what became of its flows. It is asked
-// for every scrape and every probe, from any goroutine.
+// FlowSource reports how full map flows is, and how many flows expired or were evicted.
+// It is called for every scrape and every probe, from any goroutine.
 type FlowSource interface {
 	FlowStats() maps.FlowStats
 }
 
-// HookSource says what is wrong with each hook, by its name, with "" for one that is in
-// effect. Now looks at the kernel and is asked for every scrape, Last is what was found
-// last and is asked for every probe, both from any goroutine.
+// HookSource reports what is wrong with each hook, by its name; "" means that the hook is
+// in effect. Now reads the kernel and is called for every scrape. Last returns the latest
+// result and is called for every probe. Both are called from any goroutine.
 type HookSource interface {
 	Now() map[string]string
 	Last() map[string]string
 }
 
-// BuildInfo is what shunt_build_info says of the binary.
+// BuildInfo has the labels of shunt_build_info.
 type BuildInfo struct {
 	Version, Revision string
 }
 
-// Options say what is served, where, and from which sources.
+// Options are what is served, at which addresses, and from which sources.
 type Options struct {
 	// Log is required.
 	Log *zap.Logger
-	// HealthzAddress is of --healthz-bind-address, MetricsAddress of
-	// --metrics-bind-address. The zero value: not served. A wildcard of either
-	// family serves both.
+	// HealthzAddress is --healthz-bind-address, MetricsAddress is
+	// --metrics-bind-address. The zero value: not served. A wildcard of either family
+	// serves both families.
 	HealthzAddress, MetricsAddress netip.AddrPort
-	// ProbeAddress is of --probe-bind-address: for the probes of our own pod, since a
+	// ProbeAddress is --probe-bind-address, for the probes of shunt's own pod: a
 	// kube-proxy that still runs answers at the other two. The zero value: not served.
 	ProbeAddress netip.AddrPort
-	// BindHardFail (--bind-address-hard-fail) makes Run return when one of the
-	// two addresses cannot be bound. Without it the failure is logged and tried
-	// again: a taken port must not cost a node its services.
+	// BindHardFail (--bind-address-hard-fail) makes Run return when one of these three
+	// addresses cannot be bound. Without it the failure is logged and tried again: a
+	// port in use must not cost a node its services.
 	BindHardFail bool
-	// Timeout is how old a queued change may get, 0 means DefaultTimeout.
+	// Timeout is how old a queued change may get; 0 means DefaultTimeout.
 	Timeout time.Duration
-	// RequireNode is false where there is no API server, and so no Node that
-	// could ever be seen.
+	// RequireNode is false where there is no API server, from which a Node could be
+	// read.
 	RequireNode bool
-	// SelectAddresses: healthCheckNodePorts listen only on the addresses that
-	// SetNodePortAddresses gave (--nodeport-addresses), and not on all.
+	// SelectAddresses (--nodeport-addresses) makes healthCheckNodePorts listen only on
+	// the addresses of SetNodePortAddresses, and not on all.
 	SelectAddresses bool
-	// BindFailed is told when a healthCheckNodePort cannot be bound, once for
-	// each spell of failures, from a goroutine of Run, which it must not block.
-	// It makes the event FailedToStartServiceHealthcheck. It may be nil.
+	// BindFailed is called when a healthCheckNodePort cannot be bound, once for
+	// failures in a row. A goroutine of Run calls it, so it must not block. It
+	// records the Event FailedToStartServiceHealthcheck. It may be nil.
 	BindFailed func(service lb.ServiceName, port uint16, err error)
-	// Config is the effective configuration, what /configz shows as JSON.
+	// Config is the effective configuration, which /configz shows as JSON.
 	Config any
 	// Profiling serves /debug/pprof beside the metrics.
 	Profiling bool
@@ -94,9 +94,9 @@ type Options struct {
 	Reasons ReasonSource
 	// Flows may be nil: its metrics are left out then.
 	Flows FlowSource
-	// Watches says how the watches of the API server go; nil: there is none.
+	// Watches returns the state of each watch; nil: there is no API server.
 	Watches func() []Watch
-	// Requests counts those to the API server; nil: a new one.
+	// Requests counts the requests to the API server; nil: a new one.
 	Requests *Requests
 	Build    BuildInfo
 	// Hooks may be nil: their metrics are left out then.
@@ -105,7 +105,7 @@ type Options struct {
 	Now func() time.Time
 }
 
-// Server serves all of it. It implements lb.Observer.
+// Server serves everything in Options. It implements lb.Observer.
 type Server struct {
 	opts      Options
 	checker   *checker
@@ -118,7 +118,7 @@ type Server struct {
 
 var _ lb.Observer = (*Server)(nil)
 
-// New checks the options. It opens nothing: Run does.
+// New checks the options. It opens no socket: Run does.
 func New(opts Options) (*Server, error) {
 	if opts.Log == nil {
 		return nil, errors.New("health: Options.Log is missing: give it a logger, zap.NewNop() to be silent")
@@ -167,9 +167,9 @@ func New(opts Options) (*Server, error) {
 	return s, nil
 }
 
-// Run serves until ctx is done, and then ends within a second. It returns nil
-// then; an error only where an address could not be bound and BindHardFail says
-// that this matters. It may be called once.
+// Run serves until ctx is done. It then ends within a second and returns nil. It returns
+// an error only where an address could not be bound and BindHardFail is set. It may be
+// called once.
 func (s *Server) Run(ctx context.Context) error {
 	group, ctx := errgroup.WithContext(ctx)
 	for _, site := range []*site{s.healthz, s.metrics, s.probes} {
@@ -184,28 +184,28 @@ func (s *Server) Run(ctx context.Context) error {
 	return group.Wait()
 }
 
-// SetStatus gives the source of truth. Until then the proxy counts as starting,
-// which is not healthy. It exists because the reconcile loop is made after its
-// observer.
+// SetStatus sets the source of the proxy's status. Until then the proxy counts as
+// starting: /healthz answers 503 unless SetAdoptedInEffect has set true. SetStatus exists
+// because the reconcile loop is made after its observer.
 func (s *Server) SetStatus(source StatusSource) { s.checker.setSource(source) }
 
-// SetAdoptedInEffect says whether what an earlier daemon programmed is in effect: then
-// a start is healthy before anything could be read from the API server.
+// SetAdoptedInEffect sets whether what an earlier daemon programmed is in effect. Then a
+// start is healthy before anything was read from the API server.
 func (s *Server) SetAdoptedInEffect(is bool) { s.checker.adopted.Store(is) }
 
-// SetHealthChecks replaces the healthCheckNodePorts that are served. It returns
-// at once; sockets follow.
+// SetHealthChecks replaces the healthCheckNodePorts that are served. It returns at once;
+// the sockets are opened and closed later.
 func (s *Server) SetHealthChecks(checks []lb.HealthCheck) { s.nodePorts.setChecks(checks) }
 
-// SetNodePortAddresses replaces the addresses that healthCheckNodePorts listen
-// on where Options.SelectAddresses is set, and does nothing where it is not. It
-// returns at once; sockets follow.
+// SetNodePortAddresses replaces the addresses that healthCheckNodePorts listen on where
+// Options.SelectAddresses is set, and does nothing where it is not. It returns at once;
+// the sockets are opened and closed later.
 func (s *Server) SetNodePortAddresses(addrs []netip.Addr) { s.nodePorts.setAddresses(addrs) }
 
-// Reconciled counts what one reconcile did.
+// Reconciled counts the results of one reconcile.
 func (s *Server) Reconciled(r lb.Report) { s.collector.reconciled(r) }
 
-// SocketsDestroyed counts sockets that were destroyed since their endpoint was
+// SocketsDestroyed counts sockets that were destroyed because their endpoint was
 // removed.
 func (s *Server) SocketsDestroyed(protocol lb.Protocol, n int) {
 	s.collector.socketsDestroyed(protocol, n)
@@ -214,19 +214,19 @@ func (s *Server) SocketsDestroyed(protocol lb.Protocol, n int) {
 // DeviceFailed counts an attempt to attach to a network device that failed.
 func (s *Server) DeviceFailed() { s.collector.deviceFailures.Inc() }
 
-// HookRepaired counts a hook that was not in effect and was put right.
+// HookRepaired counts a hook that was not in effect and was repaired.
 func (s *Server) HookRepaired(name string) { s.collector.repairs.WithLabelValues(name).Inc() }
 
-// SetAdopted says how many entries of each map were found at start and kept, by
-// the map's name.
+// SetAdopted sets how many entries of each map were found at start and kept, by the
+// map's name.
 func (s *Server) SetAdopted(entries map[string]int) { s.collector.setAdopted(entries) }
 
-// HealthzAddr and MetricsAddr are where the two servers listen now, the zero
-// value while they don't: with port 0 the kernel chooses the port.
+// HealthzAddr returns where the server of HealthzAddress listens now, the zero value
+// while it does not listen. With port 0 the kernel chooses the port.
 func (s *Server) HealthzAddr() netip.AddrPort { return s.healthz.bound() }
 
-// ProbeAddr is described at HealthzAddr.
+// ProbeAddr returns the same for ProbeAddress as HealthzAddr for HealthzAddress.
 func (s *Server) ProbeAddr() netip.AddrPort { return s.probes.bound() }
 
-// MetricsAddr is described at HealthzAddr.
+// MetricsAddr returns the same for MetricsAddress as HealthzAddr for HealthzAddress.
 func (s *Server) MetricsAddr() netip.AddrPort { return s.metrics.bound() }

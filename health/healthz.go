@@ -13,31 +13,32 @@ import (
 	"shunt/lb"
 )
 
-// answer is the body of healthz and livez. The names of the first three fields
-// are those that kube-proxy's users read.
+// answer is the body of healthz, livez and readyz. The first three fields have the names
+// of kube-proxy's answer.
 type answer struct {
 	// LastUpdated is null until the maps first held everything.
 	LastUpdated *time.Time `json:"lastUpdated"`
 	CurrentTime time.Time  `json:"currentTime"`
-	// Healthy is of the proxy alone, as kube-proxy has it: true on a node that leaves.
+	// Healthy is about the proxy alone, as in kube-proxy: it is true on a node that is
+	// being deleted.
 	Healthy bool `json:"healthy"`
-	// NodeEligible is healthz's alone.
+	// NodeEligible is in the answer of healthz only.
 	NodeEligible *bool `json:"nodeEligible,omitempty"`
-	// Status is the same by family. One loop programs both, so it is one for both.
+	// Status is the health by family. One loop programs both, so both have the same.
 	Status   map[string]familyAnswer `json:"status"`
 	Reasons  []string                `json:"reasons,omitempty"`
 	Warnings []string                `json:"warnings,omitempty"`
-	// Details name objects of the cluster, and are left out where anybody may ask.
+	// Details name objects of the cluster. They are left out of public answers.
 	Details []string `json:"details,omitempty"`
 }
 
-// familyAnswer is what kube-proxy says of one family.
+// familyAnswer is kube-proxy's answer for one family.
 type familyAnswer struct {
 	LastUpdated *time.Time `json:"lastUpdated"`
 	Healthy     bool       `json:"healthy"`
 }
 
-// answerHealthz is for load balancers: may this node be sent traffic?
+// answerHealthz answers load balancers: may this node get traffic?
 func answerHealthz(v Verdict) (int, answer) {
 	a := newAnswer(v)
 	a.NodeEligible = &v.NodeEligible
@@ -46,8 +47,8 @@ func answerHealthz(v Verdict) (int, answer) {
 	return code(a.Healthy && v.NodeEligible), a
 }
 
-// answerReadyz is for the kubelet too: does what is programmed work? The node's part
-// is left out, since a pod that is not ready mends no node.
+// answerReadyz answers the kubelet's readiness probe: is what was programmed in effect?
+// The state of the node does not count: a pod that is not ready does not repair a node.
 func answerReadyz(v Verdict) (int, answer) {
 	a := newAnswer(v)
 	a.Reasons = slices.Concat(v.ProxyReasons, v.StartReasons)
@@ -55,8 +56,9 @@ func answerReadyz(v Verdict) (int, answer) {
 	return code(a.Healthy), a
 }
 
-// answerLivez is for the kubelet: would a restart mend anything? A node that is going
-// away is no reason for one, nor is an API server that does not answer.
+// answerLivez answers the kubelet's liveness probe: would a restart repair anything? A
+// node that is being deleted is no reason for a restart, nor is an API server that does
+// not answer.
 func answerLivez(v Verdict) (int, answer) {
 	a := newAnswer(v)
 	a.Warnings = slices.Concat(v.StartReasons, v.Warnings)
@@ -81,8 +83,8 @@ func code(ok bool) int {
 	return http.StatusServiceUnavailable
 }
 
-// public is an answer for anybody who reaches the node: it names nothing that a tenant
-// of the cluster owns.
+// public removes from an answer what names objects of the cluster's tenants. It is for
+// addresses that any client can reach.
 func public(what func(Verdict) (int, answer)) func(Verdict) (int, answer) {
 	return func(v Verdict) (int, answer) {
 		v.Details = nil
@@ -90,8 +92,8 @@ func public(what func(Verdict) (int, answer)) func(Verdict) (int, answer) {
 	}
 }
 
-// probe makes a handler of one of the answers. counted hears the code of every answer
-// and may be nil.
+// probe returns a handler for one of the answers. It calls counted with the status code
+// of every answer; counted may be nil.
 func probe(c *checker, what func(Verdict) (int, answer), counted func(code int)) http.HandlerFunc {
 	return func(w http.ResponseWriter, _ *http.Request) {
 		code, body := what(c.verdict())
@@ -102,8 +104,8 @@ func probe(c *checker, what func(Verdict) (int, answer), counted func(code int))
 	}
 }
 
-// writeJSON answers with a value that always encodes. A client that has gone
-// away is not our failure.
+// writeJSON answers with a value that can always be encoded. A write can only fail since
+// the client is gone, which is no error of the server.
 func writeJSON(w http.ResponseWriter, code int, body any) {
 	w.Header().Set("Content-Type", "application/json")
 	w.Header().Set("X-Content-Type-Options", "nosniff")
@@ -111,7 +113,7 @@ func writeJSON(w http.ResponseWriter, code int, body any) {
 	_ = json.NewEncoder(w).Encode(body)
 }
 
-// healthzMux is what :10256 serves.
+// healthzMux serves HealthzAddress, by default port 10256.
 func healthzMux(c *checker, counts *collector) http.Handler {
 	mux := http.NewServeMux()
 	mux.Handle("/healthz", probe(c, public(answerHealthz), counts.healthzAnswered))
@@ -119,22 +121,22 @@ func healthzMux(c *checker, counts *collector) http.Handler {
 	return mux
 }
 
-// probesMux is what the kubelet's probes of our own pod ask, at an address that no
-// kube-proxy has.
+// probesMux serves ProbeAddress: the kubelet's probes of shunt's own pod, at an address
+// that no kube-proxy uses.
 func probesMux(c *checker) http.Handler {
 	mux := http.NewServeMux()
 	addDetailed(mux, c)
 	return mux
 }
 
-// addDetailed serves the answers with all that is known.
+// addDetailed adds livez and readyz with Details.
 func addDetailed(mux *http.ServeMux, c *checker) {
 	mux.Handle("/livez", probe(c, answerLivez, nil))
 	mux.Handle("/readyz", probe(c, answerReadyz, nil))
 }
 
-// plainHealthz is kube-proxy's answer beside its metrics: the word ok. Where something
-// is wrong it says what.
+// plainHealthz is the answer that kube-proxy has beside its metrics: the word ok. With a
+// problem it is a list of the reasons.
 func plainHealthz(c *checker) http.HandlerFunc {
 	return func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", "text/plain; charset=utf-8")

@@ -16,26 +16,26 @@ import (
 	"go.uber.org/zap"
 )
 
-// grace is how long answers that are being written may take when a server is
-// closed. With the closing itself it stays under a second.
+// grace is how long answers that are being written may take when a server is closed.
+// Closing takes less than a second in all.
 const grace = 700 * time.Millisecond
 
-// maxHeader is more than any probe's request has, in bytes.
+// maxHeader bounds the header of a request, in bytes. No probe sends as much.
 const maxHeader = 16 << 10
 
-// backoff is how long to wait between attempts to bind an address: it doubles
-// from min to max. The kernel does not say when a port is free, and a load balancer
-// or a probe waits for it: max is one second. An attempt costs microseconds.
+// backoff is how long to wait between attempts to bind an address: it doubles from min
+// to max. The kernel does not report when a port becomes free, and a load balancer or a
+// probe waits for it: max is one second. An attempt costs microseconds.
 type backoff struct {
 	min, max time.Duration
 }
 
 var bindBackoff = backoff{min: 250 * time.Millisecond, max: time.Second}
 
-// sayAgain is how often a failure to bind that lasts is logged again.
+// sayAgain is how often a lasting failure to bind is logged again.
 const sayAgain = time.Minute
 
-// after is the wait after the given number of failures, of at least one.
+// after returns the wait after a number of failures, which is at least one.
 func (b backoff) after(failures int) time.Duration {
 	d := b.min
 	for i := 1; i < failures && d < b.max; i++ {
@@ -44,15 +44,15 @@ func (b backoff) after(failures int) time.Duration {
 	return min(d, b.max)
 }
 
-// listen binds a TCP address. A wildcard of either family takes both, where the
+// listen binds a TCP address. A wildcard of either family binds both families, where the
 // node has both: net.Listen does so for "tcp".
 func listen(ctx context.Context, addr netip.AddrPort) (net.Listener, error) {
 	var lc net.ListenConfig
 	return lc.Listen(ctx, "tcp", addr.String())
 }
 
-// listenFamily binds a TCP address of one family only, a wildcard too: IPv4's and
-// IPv6's are two sockets.
+// listenFamily binds a TCP address in its own family only, even if it is a wildcard:
+// the wildcards of IPv4 and IPv6 are two sockets.
 func listenFamily(ctx context.Context, addr netip.AddrPort) (net.Listener, error) {
 	network := "tcp4"
 	if addr.Addr().Is6() {
@@ -62,7 +62,8 @@ func listenFamily(ctx context.Context, addr netip.AddrPort) (net.Listener, error
 	return lc.Listen(ctx, network, addr.String())
 }
 
-// bindHint is what to do about a failed bind, where flag sets the address.
+// bindHint returns what to do about a failed bind. flag is the option that sets the
+// address.
 func bindHint(err error, flag string) string {
 	switch {
 	case errors.Is(err, syscall.EADDRINUSE):
@@ -75,9 +76,9 @@ func bindHint(err error, flag string) string {
 	return "choose another address by " + flag
 }
 
-// serve answers on l until ctx is done, then closes l at once, lets answers
-// that are being written end, and returns nil. It returns an error if l fails
-// before. log takes what net/http complains of, such as broken connections.
+// serve answers on l until ctx is done. It then closes l at once, waits up to grace for
+// answers that are being written, and returns nil. It returns an error if l fails before.
+// net/http logs to log, about broken connections for example.
 func serve(ctx context.Context, l net.Listener, h http.Handler, log *zap.Logger) error {
 	complaints, err := zap.NewStdLogAt(log, zap.DebugLevel)
 	if err != nil {
@@ -86,7 +87,7 @@ func serve(ctx context.Context, l net.Listener, h http.Handler, log *zap.Logger)
 	srv := &http.Server{
 		Handler:  h,
 		ErrorLog: complaints,
-		// Any path or method is for our handlers to judge, "OPTIONS *" too.
+		// The handlers get any path and method, "OPTIONS *" too.
 		DisableGeneralOptionsHandler: true,
 		ReadHeaderTimeout:            5 * time.Second,
 		ReadTimeout:                  10 * time.Second,
@@ -101,7 +102,7 @@ func serve(ctx context.Context, l net.Listener, h http.Handler, log *zap.Logger)
 			_ = srv.Close()
 			return fmt.Errorf("accept connections: %w", err)
 		}
-		failed <- err // our owner closed l itself
+		failed <- err // the caller closed l
 	case <-ctx.Done():
 	}
 	limit, cancel := context.WithTimeout(context.WithoutCancel(ctx), grace)
@@ -109,11 +110,11 @@ func serve(ctx context.Context, l net.Listener, h http.Handler, log *zap.Logger)
 	if srv.Shutdown(limit) != nil {
 		_ = srv.Close()
 	}
-	<-failed // Serve has ended, as it was told to
+	<-failed // waits until Serve has returned
 	return nil
 }
 
-// site is one of the servers that have an address of their own.
+// site is a server with an address of its own.
 type site struct {
 	// name is for the log, flag sets addr.
 	name, flag string
@@ -125,7 +126,7 @@ type site struct {
 	at netip.AddrPort
 }
 
-// bound is where the site listens, the zero value while it does not.
+// bound returns where the site listens, the zero value while it does not.
 func (s *site) bound() netip.AddrPort {
 	if s == nil {
 		return netip.AddrPort{}
@@ -175,8 +176,8 @@ func (s *site) once(ctx context.Context, served func()) error {
 	}
 	at := s.addr
 	if tcp, ok := l.Addr().(*net.TCPAddr); ok {
-		// The address as it was given, with the port that the kernel chose for 0:
-		// a dual-stack socket calls itself [::] whatever it was bound to.
+		// The configured address, with the port that the kernel chose for 0: the
+		// address of a dual-stack socket is [::], whatever it was bound to.
 		at = netip.AddrPortFrom(s.addr.Addr(), tcp.AddrPort().Port())
 	}
 	s.setBound(at)

@@ -15,11 +15,11 @@ import (
 	"go.uber.org/zap"
 )
 
-// scrapesAtOnce bounds what a misconfigured scraper can cost.
+// scrapesAtOnce bounds the cost of a misconfigured scraper.
 const scrapesAtOnce = 4
 
-// metricsMux is what 127.0.0.1:10249 serves. Its healthz is not counted in
-// kubeproxy_proxy_healthz_total, which is about :10256.
+// metricsMux serves MetricsAddress, by default 127.0.0.1:10249. Its healthz is not
+// counted in kubeproxy_proxy_healthz_total, which is about HealthzAddress.
 func metricsMux(c *checker, metrics *collector, opts Options) (http.Handler, error) {
 	config, err := json.Marshal(opts.Config)
 	if err != nil {
@@ -38,7 +38,7 @@ func metricsMux(c *checker, metrics *collector, opts Options) (http.Handler, err
 	}
 	mux := http.NewServeMux()
 	mux.Handle("/metrics", promhttp.HandlerFor(registry, promhttp.HandlerOpts{
-		// One source that cannot be read must not cost the others.
+		// A source that cannot be read must not hide the others.
 		ErrorHandling:       promhttp.ContinueOnError,
 		ErrorLog:            scrapeLog{opts.Log},
 		Registry:            registry,
@@ -69,10 +69,10 @@ func addProfiling(mux *http.ServeMux) {
 	mux.HandleFunc("/debug/pprof/trace", pprof.Trace)
 }
 
-// scrapeLog takes what a scrape could not read.
+// scrapeLog logs what a scrape could not read.
 type scrapeLog struct{ log *zap.Logger }
 
-// Println is promhttp's.
+// Println implements promhttp.Logger.
 func (l scrapeLog) Println(v ...any) {
 	l.log.Warn("metrics are incomplete", zap.String("cause", fmt.Sprint(v...)))
 }

@@ -21,9 +21,9 @@ import (
 	"shunt/lb"
 )
 
-// nodePorts serves the healthCheckNodePort of every service that has one: a
-// cloud's load balancer asks it whether this node has an endpoint of its own.
-// One goroutine, run, owns the sockets; the setters only leave word for it.
+// nodePorts serves the healthCheckNodePort of every service that has one: a cloud's load
+// balancer asks there whether this node has a local endpoint. The goroutine of run owns
+// the sockets; the setters only set what it shall do.
 type nodePorts struct {
 	checker  *checker
 	log      *zap.Logger
@@ -34,7 +34,7 @@ type nodePorts struct {
 
 	// changed holds a token when wanted or addrs were replaced.
 	changed chan struct{}
-	// broken takes a socket that ended without having been told to.
+	// broken takes a socket that has failed.
 	broken chan *checkSocket
 
 	mu     sync.Mutex
@@ -42,11 +42,11 @@ type nodePorts struct {
 	addrs  []netip.Addr
 }
 
-// noFamilyRetry is when a family that the node does not have is tried again.
+// noFamilyRetry is the wait before an IP family that the node does not have is tried
+// again.
 const noFamilyRetry = time.Minute
 
-// checkKey is a socket of a service: if its port or address differs it is
-// another one.
+// checkKey identifies a socket: another port or address of a service is another socket.
 type checkKey struct {
 	service lb.ServiceName
 	at      netip.AddrPort
@@ -55,7 +55,7 @@ type checkKey struct {
 // checkSocket is a socket that is wanted: open, or waiting for its next attempt.
 type checkSocket struct {
 	key checkKey
-	// endpoints is what the handler says, changed while it is served.
+	// endpoints is the number in the handler's answer. It changes while the socket serves.
 	endpoints atomic.Int64
 	// listener is nil while the socket is not open.
 	listener net.Listener
@@ -96,8 +96,7 @@ func (n *nodePorts) setAddresses(addrs []netip.Addr) {
 	if !n.selected {
 		return
 	}
-	// A wildcard among them stands for itself as a destination, and must not
-	// open every other address too.
+	// A wildcard is left out: as a socket's address it would stand for every address.
 	addrs = slices.DeleteFunc(slices.Clone(addrs), netip.Addr.IsUnspecified)
 	slices.SortFunc(addrs, netip.Addr.Compare)
 	n.mu.Lock()
@@ -109,11 +108,11 @@ func (n *nodePorts) setAddresses(addrs []netip.Addr) {
 func (n *nodePorts) poke() {
 	select {
 	case n.changed <- struct{}{}:
-	default: // the token that is there covers this change too
+	default: // the token in the channel covers this change too
 	}
 }
 
-// run owns the sockets until ctx is done. When it returns, all of them and
+// run owns the sockets until ctx is done. When it returns, all sockets are closed and
 // their goroutines have ended.
 func (n *nodePorts) run(ctx context.Context) {
 	sockets := map[checkKey]*checkSocket{}
@@ -136,9 +135,9 @@ func (n *nodePorts) run(ctx context.Context) {
 	}
 }
 
-// apply closes what is wanted no more, tells open sockets their new count, and
-// opens what is wanted and due. It closes first: a port may go from one service
-// to another.
+// apply closes the sockets that are no longer wanted, sets the new number of endpoints in
+// open ones, and opens those that are wanted and due. It closes first: a port may move
+// from one service to another.
 func (n *nodePorts) apply(ctx context.Context, wg *sync.WaitGroup, sockets map[checkKey]*checkSocket) {
 	wanted := n.snapshot()
 	keep := make(map[checkKey]bool, len(wanted))
@@ -164,15 +163,15 @@ func (n *nodePorts) apply(ctx context.Context, wg *sync.WaitGroup, sockets map[c
 	}
 }
 
-// wantedSocket is a socket that should be open, and what it says.
+// wantedSocket is a socket that should be open, and the endpoints in its answer.
 type wantedSocket struct {
 	key       checkKey
 	endpoints int
 }
 
-// snapshot returns the sockets that are wanted, those of a check on the addresses of
-// its family, in the order of the checks: of two services with one port, the same one
-// has it after every start.
+// snapshot returns the wanted sockets: one for each check and address of the check's
+// family. They are in the order of the checks: of two services with the same port, the
+// same one gets it after every start.
 func (n *nodePorts) snapshot() []wantedSocket {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -189,11 +188,11 @@ func (n *nodePorts) snapshot() []wantedSocket {
 	return wanted
 }
 
-// open binds a socket and serves it, or notes when to try again.
+// open binds a socket and serves it, or sets when to try again.
 func (n *nodePorts) open(ctx context.Context, wg *sync.WaitGroup, s *checkSocket) {
 	l, err := n.listen(ctx, s.key.at)
 	if errors.Is(err, syscall.EAFNOSUPPORT) {
-		s.retryAt = time.Now().Add(noFamilyRetry) // a node without that family: nobody can ask
+		s.retryAt = time.Now().Add(noFamilyRetry) // the node does not have that family: no probe can arrive
 		return
 	}
 	if err != nil {
@@ -222,7 +221,7 @@ func (n *nodePorts) open(ctx context.Context, wg *sync.WaitGroup, s *checkSocket
 	})
 }
 
-// giveUp forgets a broken socket's listener, so that it is opened again.
+// giveUp closes a broken socket, so that it is opened again.
 func (n *nodePorts) giveUp(s *checkSocket, sockets map[checkKey]*checkSocket) {
 	if sockets[s.key] != s {
 		return
@@ -232,8 +231,8 @@ func (n *nodePorts) giveUp(s *checkSocket, sockets map[checkKey]*checkSocket) {
 		s.key.at.Port(), s.key.service, s.key.at.Addr()))
 }
 
-// putOff notes a failure. The first of a row is told; the rest would only
-// repeat it.
+// putOff records a failure and sets the next attempt. It reports only the first of
+// failures in a row.
 func (n *nodePorts) putOff(s *checkSocket, err error) {
 	s.failures++
 	wait := n.backoff.after(s.failures)
@@ -245,7 +244,7 @@ func (n *nodePorts) putOff(s *checkSocket, err error) {
 	n.failed(s.key.service, s.key.at.Port(), err)
 }
 
-// close frees the port at once; the goroutine ends by itself within grace.
+// close frees the port at once. The goroutine ends by itself within grace.
 func (s *checkSocket) close() {
 	if s.listener == nil {
 		return
@@ -255,7 +254,8 @@ func (s *checkSocket) close() {
 	s.listener = nil
 }
 
-// nextRetry fires when the next attempt is due, never where none is.
+// nextRetry returns a channel that receives when the next attempt is due (nil if none is
+// due), and a function that stops it.
 func (n *nodePorts) nextRetry(sockets map[checkKey]*checkSocket) (<-chan time.Time, func()) {
 	var next time.Time
 	for _, s := range sockets {
@@ -270,7 +270,7 @@ func (n *nodePorts) nextRetry(sockets map[checkKey]*checkSocket) (<-chan time.Ti
 	return timer.C, func() { timer.Stop() }
 }
 
-// checkAnswer is the body, in the form that kube-proxy gives it.
+// checkAnswer is the body of an answer, in kube-proxy's form.
 type checkAnswer struct {
 	Service             checkService `json:"service"`
 	LocalEndpoints      int64        `json:"localEndpoints"`
@@ -282,8 +282,8 @@ type checkService struct {
 	Name      string `json:"name"`
 }
 
-// handler answers any path and method. The node's own state does not count:
-// while a node drains, its endpoints leave one by one, and that is what counts.
+// handler answers any path and method. The state of the Node does not count: while a node
+// drains, its endpoints leave one by one, and their number is in the answer.
 func (n *nodePorts) handler(s *checkSocket) http.HandlerFunc {
 	return func(w http.ResponseWriter, _ *http.Request) {
 		endpoints, healthy := s.endpoints.Load(), n.checker.serving()

@@ -9,8 +9,8 @@ import (
 )
 
 // Requests are the metrics of requests to the API server, with the names, labels and
-// buckets that dashboards of Kubernetes components know. Its methods are safe from any
-// goroutine; the caller knows client-go, which this package does not.
+// buckets of the dashboards of Kubernetes components. Its methods may be called from any
+// goroutine. This package does not import client-go: the caller connects them.
 type Requests struct {
 	latency, rateLimiter      *prometheus.HistogramVec
 	requestSize, responseSize *prometheus.HistogramVec
@@ -22,7 +22,7 @@ var (
 	sizeBuckets    = []float64{64, 256, 512, 1024, 4096, 16384, 65536, 262144, 1048576, 4194304, 16777216}
 )
 
-// NewRequests makes metrics that count from zero.
+// NewRequests returns metrics that are zero.
 func NewRequests() *Requests {
 	histogram := func(name, help string, buckets []float64) *prometheus.HistogramVec {
 		return prometheus.NewHistogramVec(prometheus.HistogramOpts{Name: name, Help: help, Buckets: buckets}, []string{"verb", "host"})
@@ -46,32 +46,32 @@ func NewRequests() *Requests {
 	}
 }
 
-// Took notes the duration of a request.
+// Took records the duration of a request.
 func (r *Requests) Took(verb, host string, d time.Duration) {
 	r.latency.WithLabelValues(verb, host).Observe(d.Seconds())
 }
 
-// Limited notes how long a request waited before it was made.
+// Limited records how long a request waited for the client's rate limiter.
 func (r *Requests) Limited(verb, host string, d time.Duration) {
 	r.rateLimiter.WithLabelValues(verb, host).Observe(d.Seconds())
 }
 
-// Sent notes the size of a request.
+// Sent records the size of a request, in bytes.
 func (r *Requests) Sent(verb, host string, bytes float64) {
 	r.requestSize.WithLabelValues(verb, host).Observe(bytes)
 }
 
-// Received notes the size of an answer.
+// Received records the size of an answer, in bytes.
 func (r *Requests) Received(verb, host string, bytes float64) {
 	r.responseSize.WithLabelValues(verb, host).Observe(bytes)
 }
 
-// Ended counts a request by its outcome.
+// Ended counts a request by its HTTP status code, or <error>.
 func (r *Requests) Ended(code, method, host string) {
 	r.results.WithLabelValues(code, method, host).Inc()
 }
 
-// Retried counts a request that is made again.
+// Retried counts a request that is sent again.
 func (r *Requests) Retried(code, verb, host string) {
 	r.retries.WithLabelValues(code, verb, host).Inc()
 }
@@ -80,14 +80,14 @@ func (r *Requests) all() []prometheus.Collector {
 	return []prometheus.Collector{r.latency, r.rateLimiter, r.requestSize, r.responseSize, r.results, r.retries}
 }
 
-// Describe is prometheus.Collector's.
+// Describe implements prometheus.Collector.
 func (r *Requests) Describe(out chan<- *prometheus.Desc) {
 	for _, c := range r.all() {
 		c.Describe(out)
 	}
 }
 
-// Collect is prometheus.Collector's.
+// Collect implements prometheus.Collector.
 func (r *Requests) Collect(out chan<- prometheus.Metric) {
 	for _, c := range r.all() {
 		c.Collect(out)

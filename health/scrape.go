@@ -11,7 +11,7 @@ import (
 	"shunt/maps"
 )
 
-// The metrics that are read when somebody scrapes.
+// The metrics that are read from their sources at each scrape.
 var (
 	lastTimestamp = desc("kubeproxy_sync_proxy_rules_last_timestamp_seconds",
 		"When the maps last held everything that was known, as a Unix time in seconds; 0 if they never did.")
@@ -54,7 +54,7 @@ func desc(name, help string, labels ...string) *prometheus.Desc {
 	return prometheus.NewDesc(name, help, labels, nil)
 }
 
-// described are the metrics above.
+// described are the metrics above, and those of the watches.
 var described = []*prometheus.Desc{
 	mapEntries, mapSize, reasonSeen, inEffect, flowsExpired, flowsEvicted,
 	lastTimestamp, lastQueued, endpointChanges, endpointChangesPending,
@@ -62,7 +62,7 @@ var described = []*prometheus.Desc{
 	exceptions, exceptionsMax,
 }
 
-// counted are the metrics that are counted as things happen.
+// counted returns the metrics that are counted when something is reported.
 func (m *collector) counted() []prometheus.Collector {
 	return []prometheus.Collector{
 		m.sync, m.syncFull, m.syncPartial, m.programming, m.healthz, m.livez,
@@ -70,7 +70,7 @@ func (m *collector) counted() []prometheus.Collector {
 	}
 }
 
-// Describe is prometheus.Collector's.
+// Describe implements prometheus.Collector.
 func (m *collector) Describe(out chan<- *prometheus.Desc) {
 	for _, d := range described {
 		out <- d
@@ -80,8 +80,8 @@ func (m *collector) Describe(out chan<- *prometheus.Desc) {
 	}
 }
 
-// Collect is prometheus.Collector's. A source that cannot be read makes its own
-// metrics invalid and no others.
+// Collect implements prometheus.Collector. A source that cannot be read makes its own
+// metrics invalid, and no others.
 func (m *collector) Collect(out chan<- prometheus.Metric) {
 	for _, c := range m.counted() {
 		c.Collect(out)
@@ -157,7 +157,7 @@ func counter(out chan<- prometheus.Metric, d *prometheus.Desc, v float64, labels
 	out <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, v, labels...)
 }
 
-// unix gives a time in seconds, 0 for none.
+// unix returns a time as seconds since 1970, 0 for the zero time.
 func unix(t time.Time) float64 {
 	if t.IsZero() {
 		return 0

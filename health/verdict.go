@@ -14,46 +14,46 @@ import (
 	shuntmaps "shunt/maps"
 )
 
-// pressure is the part of a map, in percent, from which on it is worth a
-// warning: what is left must last until somebody has read it.
+// pressure is the fill of a map, in percent, from which on there is a warning. The rest
+// must last until an operator has read it.
 const pressure = 80
 
-// Verdict is how the proxy and its node are, at one moment.
+// Verdict is the health of the proxy and of its node, at one moment.
 type Verdict struct {
-	// Time is that moment; LastUpdated is when the maps last held everything
-	// that was known, zero where they never did.
+	// Time is that moment. LastUpdated is when the maps last held everything that was
+	// known, zero if they never did.
 	Time, LastUpdated time.Time
-	// Healthy: the proxy makes progress, or has nothing to do; a restart would mend
-	// nothing.
+	// Healthy is true if the proxy makes progress or has nothing to do: a restart
+	// would repair nothing.
 	Healthy bool
-	// Serving: what was programmed, by this daemon or by one before it, is in effect.
+	// Serving is true if what this daemon or an earlier one programmed is in effect.
 	Serving bool
-	// NodeEligible: the node may be sent new traffic by a load balancer.
+	// NodeEligible is true if load balancers may send new traffic to the node.
 	NodeEligible bool
-	// ProxyReasons say why it is not healthy, StartReasons why not serving,
-	// NodeReasons why not eligible; Warnings what is not wrong yet, or is being put
-	// right. None of them names what a tenant of the cluster owns: Details do, and
-	// are for those who may read metrics.
+	// ProxyReasons say why the proxy is not healthy, StartReasons why it is not
+	// serving, NodeReasons why the node is not eligible. Warnings say what is not
+	// wrong yet, or is being repaired. None of these names objects of the cluster's
+	// tenants. Details do: they are for clients that may read metrics.
 	ProxyReasons, StartReasons, NodeReasons, Warnings, Details []string
 }
 
-// checker comes to a Verdict by what its sources say.
+// checker makes a Verdict from its sources.
 type checker struct {
 	timeout     time.Duration
 	requireNode bool
 	now         func() time.Time
 	flows       FlowSource // nil: there are none
 	hooks       HookSource // nil: there are none
-	// watches may be nil: there is no API server.
+	// watches is nil where there is no API server.
 	watches func() []Watch
-	// adopted: what a daemon before this one programmed is in effect.
+	// adopted is set when what an earlier daemon programmed is in effect.
 	adopted atomic.Bool
 	source  atomic.Pointer[StatusSource]
 }
 
 func (c *checker) setSource(s StatusSource) { c.source.Store(&s) }
 
-// status is the zero Status until there is a source.
+// status returns the source's status, the zero Status until there is a source.
 func (c *checker) status() lb.Status {
 	if s := c.source.Load(); s != nil {
 		return (*s).Status()
@@ -61,7 +61,7 @@ func (c *checker) status() lb.Status {
 	return lb.Status{}
 }
 
-// fill says how full the maps are.
+// fill returns how full the maps are.
 func (c *checker) fill(st lb.Status) []shuntmaps.Fill {
 	if c.flows == nil {
 		return st.Fill
@@ -69,15 +69,16 @@ func (c *checker) fill(st lb.Status) []shuntmaps.Fill {
 	return append(slices.Clone(st.Fill), c.flows.FlowStats().Fill)
 }
 
-// serving is Verdict.Healthy and Verdict.Serving, for those who are asked often.
+// serving reports whether a Verdict would be Healthy and Serving. It costs less than
+// verdict.
 func (c *checker) serving() bool {
 	st := c.status()
 	reason, _ := c.proxy(st, c.now())
 	return reason == "" && c.inEffect(st)
 }
 
-// inEffect reports whether what was programmed is in effect: by this daemon, or by
-// one before it, while this one still waits for the API server.
+// inEffect reports whether what was programmed is in effect: by this daemon or, while it
+// waits for the API server, by an earlier one.
 func (c *checker) inEffect(st lb.Status) bool { return st.Synced || c.adopted.Load() }
 
 // verdict reads all sources once.
@@ -108,7 +109,7 @@ func (c *checker) verdict() Verdict {
 		v.Warnings = append(v.Warnings, "the last reconcile failed in part and will be tried again: see `shunt status`")
 		v.Details = append(v.Details, "the last reconcile failed and will be tried again: "+st.Err.Error())
 	}
-	if st.Failing > 0 { // whose names are not for everybody who may ask
+	if st.Failing > 0 { // without their names: warnings are in public answers
 		v.Warnings = append(v.Warnings, fmt.Sprintf("%d Services could not be brought into the maps, and are tried again: "+
 			"`shunt status` on the node names them", st.Failing))
 	}
@@ -123,9 +124,9 @@ func (c *checker) verdict() Verdict {
 	return v
 }
 
-// proxy says why the proxy is not in order, "" where it is, and when it was last
-// up to date. What was tried and failed is no reason: it is a problem of one Service,
-// and says nothing of the loop. A change that was not tried for too long is one.
+// proxy returns why the proxy is not healthy, "" if it is, and when it was last up to
+// date. A change that was tried and failed is no reason: it is a problem of one Service,
+// and not of the loop. A change that waits for longer than timeout is one.
 func (c *checker) proxy(st lb.Status, now time.Time) (string, time.Time) {
 	if st.QueuedSince.IsZero() {
 		if !st.Synced {
@@ -140,13 +141,13 @@ func (c *checker) proxy(st lb.Status, now time.Time) (string, time.Time) {
 	return "", st.LastSync
 }
 
-// node says why this node should get no new traffic, "" where it may: KEP-3836
-// lets load balancers drain a node that is going away.
+// node returns why this node should get no new traffic, "" if it may. By KEP-3836 load
+// balancers drain a node that is being deleted.
 func (c *checker) node(st lb.Status) string {
 	n := st.Node
 	switch {
 	case n == nil && c.requireNode && !st.Synced && c.adopted.Load():
-		return "" // nothing was read yet, and load balancers must not drain what works
+		return "" // nothing was read yet: load balancers must not drain a node that works
 	case n == nil && c.requireNode:
 		return "this Node was not seen yet in the API server, or is gone from it"
 	case n == nil:
@@ -159,7 +160,7 @@ func (c *checker) node(st lb.Status) string {
 	return ""
 }
 
-// hookWarnings names the hooks that are not in effect.
+// hookWarnings returns a warning for each hook that is not in effect.
 func (c *checker) hookWarnings() (warnings []string) {
 	if c.hooks == nil {
 		return nil
@@ -173,7 +174,7 @@ func (c *checker) hookWarnings() (warnings []string) {
 	return warnings
 }
 
-// mapWarnings names the maps that are nearly full, and what to do about it.
+// mapWarnings returns a warning for each map that is nearly full, with its flag.
 func mapWarnings(fills []shuntmaps.Fill) []string {
 	var warnings []string
 	for _, f := range fills {
@@ -185,8 +186,8 @@ func mapWarnings(fills []shuntmaps.Fill) []string {
 	return warnings
 }
 
-// underPressure gives how full a map is in percent, and whether that is much.
-// A map of size 0 holds nothing and is never full.
+// underPressure returns how full a map is, in percent, and whether that is at least
+// pressure. A map of size 0 holds nothing and is never full.
 func underPressure(f shuntmaps.Fill) (percent uint64, high bool) {
 	if f.Size == 0 {
 		return 0, false

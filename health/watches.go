@@ -8,16 +8,16 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 )
 
-// Watch is how a watch of the API server goes.
+// Watch is the state of a watch of the API server.
 type Watch struct {
 	// Resource is the plural name, such as endpointslices.
 	Resource string `json:"resource"`
-	// Up: a watch is open, and no request has failed since.
+	// Up is set when a watch was opened and no request has failed since.
 	Up bool `json:"up"`
 	// LastEvent is when the API server last sent anything for it, a bookmark too.
 	LastEvent time.Time `json:"lastEvent,omitzero"`
-	// FailingSince is when requests began to fail, Error what the last of them
-	// failed with; zero and empty where they do not.
+	// FailingSince is when requests began to fail, Error the error of the latest one;
+	// zero and empty while requests succeed.
 	FailingSince time.Time `json:"failingSince,omitzero"`
 	Error        string    `json:"error,omitempty"`
 }
@@ -43,7 +43,7 @@ func (m *collector) collectWatches(out chan<- prometheus.Metric) {
 	}
 }
 
-// watchWarnings name the resources of which the API server says nothing.
+// watchWarnings returns a warning for each resource whose requests fail.
 func (c *checker) watchWarnings() []string {
 	if c.watches == nil {
 		return nil
