@@ -4,8 +4,8 @@
 /* abi.c: the maps without a program. Package maps is generated from it. */
 #include "maps.h"
 
-/* Types that no map names must be used here to reach the BTF, and Go. The
- * variables themselves are never loaded. */
+/* Types that no map names must be used here to get into the BTF, and into Go. The variables
+ * themselves are never loaded. */
 enum reason abi_reason;
 enum frontend_kind abi_frontend_kind;
 enum service_flag abi_service_flag;

@@ -1,9 +1,8 @@
 //go:build ignore
 
 // SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
-/* expire.c: which entries of map flows are past their time. An iterator in the
- * kernel: of a map full of established connections nothing crosses to user space
- * but their number. */
+/* expire.c: finds the expired entries of map `flows`. It is an iterator in the kernel: of a map
+ * full of established connections, nothing crosses to user space but their number. */
 #include <linux/bpf.h>
 #include <bpf/bpf_helpers.h>
 
@@ -11,7 +10,7 @@
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
-/* As far as we read it; the loader finds out where (CO-RE). */
+/* The fields that are read; the loader finds their offsets (CO-RE). */
 #define KERNEL __attribute__((preserve_access_index))
 
 struct seq_file;
@@ -28,15 +27,15 @@ struct bpf_iter__bpf_map_elem {
 	__bpf_md_ptr(void *, value);
 } KERNEL;
 
-/* What user space reads, one after another. The last has a key of kind
- * FLOW_KEY_UNSPEC, and in flow.used the number of all entries of the map. */
+/* What user space reads, one after another. The last one has a key of kind FLOW_KEY_UNSPEC, and
+ * the number of all entries of the map in flow.used. */
 struct expired {
 	struct flow_key key;
 	struct flow flow;
 };
 _Static_assert(sizeof(struct expired) == sizeof(struct flow_key) + sizeof(struct flow), "struct expired");
 
-/* Entries that the reader who opened the iterator last has gone past. */
+/* The session of the iterator that was opened last, and how many entries it has passed. */
 __u64 expire_session, expire_count;
 
 SEC("iter/bpf_map_elem")
@@ -55,12 +54,12 @@ int shunt_expired(struct bpf_iter__bpf_map_elem *ctx)
 		bpf_seq_write(ctx->meta->seq, &out, sizeof(out));
 		return 0;
 	}
-	/* A copy, so that what is judged is what is told. */
+	/* A copy, so that user space gets the same entry that was judged. */
 	out.flow = *flow;
 	if (flow_is_expired(&out.flow, bpf_ktime_get_ns())) {
 		out.key = *key;
 		if (bpf_seq_write(ctx->meta->seq, &out, sizeof(out)))
-			return 0; /* no room: the entry comes again with the next read */
+			return 0; /* no room: the entry is repeated with the next read */
 	}
 	expire_count++;
 	return 0;

@@ -1,7 +1,7 @@
 //go:build ignore
 
 // SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
-/* probe.c: what can't be asked of a kernel but by loading it. Never attached. */
+/* probe.c: a feature check that only loading a program can answer. Never attached. */
 #include <linux/bpf.h>
 #include <bpf/bpf_helpers.h>
 

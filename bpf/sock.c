@@ -1,12 +1,12 @@
 //go:build ignore
 
 // SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
-/* sock.c: the socket path. cgroup hooks on connect, sendmsg, recvmsg and
- * getpeername: a service's address becomes a backend's before the kernel has
- * made a packet, and no packet is translated after that.
+/* sock.c: the socket path. cgroup hooks on connect, sendmsg, recvmsg and getpeername: a frontend's
+ * address becomes a backend's before the kernel makes a packet, and no packet is translated after
+ * that.
  *
- * Each family's four hooks only spell addresses their way; what they do is in
- * the functions above them. A hook returns 1 to go on and 0 to refuse. */
+ * The four hooks of each family only convert addresses. The functions above them do the work. A
+ * hook returns 1 to go on and 0 to refuse. */
 #include <stddef.h>
 
 #include <linux/bpf.h>
@@ -26,9 +26,9 @@ char LICENSE[] SEC("license") = "Dual BSD/GPL";
 #define SOCK_PASS 1
 #define SOCK_REFUSE 0
 
-/* The errno for a refusal. A dropped connection can't be left hanging here, as
- * no packet exists that could be dropped: the caller hears that there is no way
- * to the host, which it can tell from a service without endpoints. */
+/* Sets the errno for a refusal. Where a packet would be dropped, a socket cannot be left to time
+ * out, as there is no packet yet. It gets EHOSTUNREACH, which differs from the error of a service
+ * without endpoints. */
 static __always_inline int sock_refuse(enum reason reason)
 {
 	int dropped = reason == REASON_NO_LOCAL_ENDPOINT || reason == REASON_UNALLOCATED ||
@@ -51,8 +51,8 @@ static __always_inline int sock_in_own_netns(__u64 cookie)
 	return cookie == (own ? own : bpf_get_netns_cookie(NULL));
 }
 
-/* Who asks: for affinity the network namespace (abi.h, affinity_key), for source ranges that
- * and `bound`. */
+/* Fills the client: for affinity by its network namespace (abi.h, affinity_key), for source ranges
+ * by the same and `bound`. */
 static __always_inline void sock_client(struct bpf_sock_addr *ctx, const struct addr *bound,
 					struct lb_client *client)
 {
@@ -66,7 +66,7 @@ static __always_inline void sock_client(struct bpf_sock_addr *ctx, const struct 
 	client->own_netns = sock_in_own_netns(cookie);
 }
 
-/* Whether a UDP socket without a flow to dst answers a process of the node there. */
+/* Reports whether a UDP socket that has no flow to dst answers a process of the node there. */
 static __always_inline int sock_is_answer(struct bpf_sock_addr *ctx, const struct frontend_key *dst,
 					  enum reason reason)
 {
@@ -74,7 +74,7 @@ static __always_inline int sock_is_answer(struct bpf_sock_addr *ctx, const struc
 	       reason != REASON_FLOW_KEPT && own_port_answers(ctx->sk->src_port, dst);
 }
 
-/* A UDP socket sends to dst, or to a backend in its stead. */
+/* Notes that a UDP socket sends to dst, or to a backend instead. `port` is the destination's. */
 static __always_inline void sock_sends(struct bpf_sock_addr *ctx, const struct frontend_key *dst,
 				       __be16 port)
 {
@@ -86,15 +86,15 @@ static __always_inline void sock_sends(struct bpf_sock_addr *ctx, const struct f
 		own_port_note(own, &dst->addr, port);
 }
 
-/* Whether a flow to dst that doesn't hold, and of which *to has the endpoint, keeps that. */
+/* Reports whether a flow to dst that does not hold can keep its endpoint, which is in *to. */
 static __always_inline int sock_flow_stays(const struct frontend_key *dst,
 					   const struct lb_client *client, struct lb_choice *to)
 {
 	return to->port && stays_with(dst, client, to);
 }
 
-/* Whether a frontend can have this address. Most connections are to one that none has, and need
- * neither who asks nor a number at random. */
+/* Reports whether a frontend can have this address. Most connections are to one that none has, and
+ * need neither the client nor a random number. */
 static __always_inline int sock_may_lead(const struct addr *addr)
 {
 	struct addr_info *info = bpf_map_lookup_elem(&addrs, addr);
@@ -102,7 +102,8 @@ static __always_inline int sock_may_lead(const struct addr *addr)
 	return info && info->flags & (ADDR_FLAG_FRONTEND | ADDR_FLAG_CLUSTER_IP | ADDR_FLAG_NODE_PORTS);
 }
 
-/* connect(): choose a backend and remember what it stands for. */
+/* connect(): chooses a backend and records the frontend. Returns the reason, with *to filled if it
+ * is one of translation. */
 static __always_inline enum reason sock_connect(struct bpf_sock_addr *ctx,
 						const struct frontend_key *dst,
 						const struct addr *bound, struct lb_choice *to)
@@ -133,17 +134,17 @@ static __always_inline enum reason sock_connect(struct bpf_sock_addr *ctx,
 	case REASON_NO_FRONTEND:
 		sock_peer_forget(ctx->sk, dst);
 		return reason;
-	default: /* a refused connect leaves the socket with the peer that it had */
+	default: /* a refused connect() leaves the socket with its peer */
 		return reason;
 	}
-	bpf_get_socket_cookie(ctx); /* makes it have one, by which a sweep names it */
+	bpf_get_socket_cookie(ctx); /* makes the kernel assign a cookie, by which a sweep
+				     * identifies the socket */
 	return sock_peer_store(ctx->sk, dst, to) ? REASON_UNRECORDED : reason;
 }
 
-/* A new flow of an unconnected socket. The first pick follows from socket and
- * destination, so that a flow which had to make room for others comes back to
- * its backend while the service does not change; the next ones are for a backend
- * that another flow of this socket has already. */
+/* Begins a flow of an unconnected socket. The first pick follows from socket and destination: a
+ * flow whose record was replaced comes back to its backend while the service does not change. The
+ * next picks are for a backend that another flow of this socket has already. */
 static __always_inline enum reason sock_flow_begin(struct bpf_sock_addr *ctx,
 						   const struct frontend_key *dst,
 						   const struct lb_client *client,
@@ -165,7 +166,7 @@ static __always_inline enum reason sock_flow_begin(struct bpf_sock_addr *ctx,
 	return reason;
 }
 
-/* sendmsg() to an address that frontends may have. */
+/* sendmsg() to an address that frontends may have. Returns as sock_connect. */
 static __always_inline enum reason sock_sendmsg_to(struct bpf_sock_addr *ctx,
 						   const struct frontend_key *dst,
 						   const struct addr *bound, struct lb_choice *to)
@@ -191,7 +192,7 @@ static __always_inline enum reason sock_sendmsg_to(struct bpf_sock_addr *ctx,
 	return sock_flow_store(ctx->sk, dst, to) ? REASON_UNRECORDED : reason;
 }
 
-/* sendmsg() with an address on a UDP socket, connected or not. */
+/* sendmsg() with an address on a UDP socket, connected or not. Returns as sock_connect. */
 static __always_inline enum reason sock_sendmsg(struct bpf_sock_addr *ctx,
 						const struct frontend_key *dst,
 						const struct addr *bound, struct lb_choice *to)
@@ -207,15 +208,15 @@ static __always_inline enum reason sock_sendmsg(struct bpf_sock_addr *ctx,
 	return reason;
 }
 
-/* Whether a reason means that `to` is where to go. */
+/* Reports whether a reason is one of translation: *to is the destination. */
 static __always_inline int sock_is_translated(enum reason reason)
 {
 	return reason == REASON_TRANSLATED || reason == REASON_AFFINITY_KEPT ||
 	       reason == REASON_FLOW_KEPT || reason == REASON_UNRECORDED;
 }
 
-/* Whether the daemon asks (ADDR_FLAG_PROBE). It asks every few seconds, which must not
- * look like a client with a wrong port. */
+/* Reports whether this is the daemon's hook check (ADDR_FLAG_PROBE). It runs every few seconds,
+ * which must not look like a client with a wrong port. */
 static __always_inline int sock_is_probe(const struct frontend_key *dst)
 {
 	struct addr_info *info = bpf_map_lookup_elem(&addrs, &dst->addr);
@@ -223,9 +224,9 @@ static __always_inline int sock_is_probe(const struct frontend_key *dst)
 	return info && info->flags & ADDR_FLAG_PROBE;
 }
 
-/* What both forward hooks of both families do. `bound` is the source address that the socket, or
- * the datagram, has already. Returns the hook's verdict; *translated says whether `to` has to be
- * written to the context. */
+/* Does the work of connect and sendmsg, for both families. `bound` is the source address that the
+ * socket, or the datagram, has already. Returns the hook's verdict; *translated says whether `to`
+ * has to be written to the context. */
 static __always_inline int sock_forward(struct bpf_sock_addr *ctx, const struct frontend_key *dst,
 					const struct addr *bound, int is_connect,
 					struct lb_choice *to, int *translated)
@@ -247,8 +248,8 @@ static __always_inline int sock_forward(struct bpf_sock_addr *ctx, const struct 
 	return SOCK_PASS;
 }
 
-/* recvmsg(): the sender as the socket's owner knows it. What arrives teaches nothing:
- * anybody could have sent it. */
+/* recvmsg(): replaces the sender by the address that the process sent to. A received datagram
+ * makes no new record: anybody can have sent it. */
 static __always_inline int sock_reply(struct bpf_sock_addr *ctx, struct addr *addr, __be16 *port)
 {
 	int restored = sock_reply_restore(ctx->sk, addr, port);
@@ -259,7 +260,7 @@ static __always_inline int sock_reply(struct bpf_sock_addr *ctx, struct addr *ad
 	return restored;
 }
 
-/* getpeername(): the peer as connect() was told. */
+/* getpeername(): replaces the peer by the address that the process connected to. */
 static __always_inline int sock_peername(struct bpf_sock_addr *ctx, struct addr *addr,
 					 __be16 *port)
 {
@@ -341,7 +342,7 @@ int shunt_getpeername4(struct bpf_sock_addr *ctx)
 	return SOCK_PASS;
 }
 
-/* IPv6, and IPv4 on an IPv6 socket: four words, ours as they are. */
+/* IPv6, and IPv4 on an IPv6 socket: four words, as in struct addr. */
 
 static __always_inline void sock6_read(const struct bpf_sock_addr *ctx, struct addr *addr)
 {
@@ -361,7 +362,7 @@ static __always_inline void sock6_write(struct bpf_sock_addr *ctx, const struct 
 	ctx->user_port = port;
 }
 
-/* The source address that a socket, or a datagram, has already; unspecified: none. */
+/* Reads the source address that a socket, or a datagram, has already; unspecified: none. */
 static __always_inline void sock6_bound(const struct bpf_sock_addr *ctx, int is_connect,
 					struct addr *addr)
 {

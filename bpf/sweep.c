@@ -1,14 +1,12 @@
 //go:build ignore
 
 // SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
-/* sweep.c: which connected sockets speak to a backend that serves no more, or by
- * an address that leads there no more.
- * Iterators over the storage that connect left, of all network namespaces at once:
- * their cost is that of the sockets that were translated, and of no others.
+/* sweep.c: finds connected sockets whose backend no longer serves, or whose frontend no longer
+ * leads to it. Iterators over the storage that connect() left, in all network namespaces at once:
+ * the cost is that of the translated sockets, and of no others.
  *
- * sock_diag can give a socket's storage too, but leaves it out for UDP (6.18:
- * inet_sk_diag_fill is done with a socket that is no connection-oriented one
- * before it comes to storage). */
+ * sock_diag can report a socket's storage too, but leaves it out for UDP (6.18: inet_sk_diag_fill
+ * returns for a socket that is not connection-oriented before it comes to storage). */
 #include <linux/bpf.h>
 #include <linux/in.h>
 #include <bpf/bpf_core_read.h>
@@ -22,7 +20,7 @@ char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
 #define AF_INET 2
 
-/* States of a socket that has a peer (net/tcp_states.h); UDP knows the first. Half-closed
+/* States of a socket that has a peer (net/tcp_states.h). UDP has only the first. Half-closed
  * connections are among them: each side can still wait for the other for ever. */
 #define STATE_ESTABLISHED 1
 #define STATE_SYN_SENT 2
@@ -31,8 +29,7 @@ char LICENSE[] SEC("license") = "Dual BSD/GPL";
 #define STATE_CLOSE_WAIT 8
 #define STATE_CLOSING 11
 
-/* What the kernel's own structures have, as far as we read it; the loader finds
- * out where (CO-RE). */
+/* The fields of the kernel's structures that are read; the loader finds their offsets (CO-RE). */
 #define KERNEL __attribute__((preserve_access_index))
 
 struct in6_addr___k {
@@ -85,9 +82,9 @@ struct bpf_iter__bpf_sk_storage_map {
 	__bpf_md_ptr(void *, value);
 } KERNEL;
 
-/* One such socket, as sock_diag must be told of it. */
+/* One such socket, with what sock_diag needs to find it. */
 struct stale_socket {
-	struct addr local, peer; /* of an IPv4 socket in the last word alone */
+	struct addr local, peer; /* an IPv4 address is in the last word alone */
 	__be16 local_port, peer_port;
 	__u32 device; /* SO_BINDTODEVICE; 0: none */
 	__u64 cookie; /* 0: the socket has none yet */
@@ -95,7 +92,7 @@ struct stale_socket {
 	__u16 family;
 	__u8 protocol;
 	__u8 pad;
-	/* What it was connected to, and the service that this was. */
+	/* The frontend that it was connected to, and that frontend's service. */
 	struct addr frontend;
 	__be16 frontend_port;
 	__u16 pad2;
@@ -116,7 +113,7 @@ static __always_inline void sweep_addrs(struct sock *sk, struct stale_socket *ou
 	BPF_CORE_READ_INTO(&out->peer, sk, __sk_common.skc_v6_daddr);
 }
 
-/* Whether the socket still has the peer that the flow is about. */
+/* Reports whether the socket still has the peer that the flow is about. */
 static __always_inline int sweep_is_peer(const struct stale_socket *s, const struct sock_flow *flow)
 {
 	struct addr peer = s->peer;
@@ -132,8 +129,8 @@ static __always_inline int sweep_is_open(__u8 state)
 	       state == STATE_CLOSE_WAIT || state == STATE_CLOSING;
 }
 
-/* Describes the socket if it has a peer, and the one that its flow is about.
- * Returns 1 with *out filled. */
+/* Describes the socket if it has a peer, and this is the flow's backend. Returns 1 with *out
+ * filled, else 0. */
 static __always_inline int sweep_socket(struct sock *sk, const struct sock_flow *flow,
 					struct stale_socket *out)
 {
@@ -158,9 +155,9 @@ static __always_inline int sweep_socket(struct sock *sk, const struct sock_flow 
 	return 1;
 }
 
-/* Whether the socket's flow goes on. A TCP connection does until its backend is gone; a UDP
- * flow ends when the backend serves no more or the address leads elsewhere, as there is no
- * end of it otherwise. */
+/* Reports whether the socket's flow goes on. A TCP connection does until its backend is gone. A
+ * UDP flow has no end of its own: it ends when the backend no longer serves or the frontend
+ * belongs to another service. */
 static __always_inline int sweep_holds(struct sock *sk, const struct sock_flow *flow)
 {
 	if (BPF_CORE_READ(sk, sk_protocol) != IPPROTO_UDP)
@@ -168,8 +165,8 @@ static __always_inline int sweep_holds(struct sock *sk, const struct sock_flow *
 	return sock_flow_serves(flow) && sock_flow_leads(flow, 1);
 }
 
-/* Those that speak to nobody that serves, as far as ids tell: an endpoint that got another record
- * is not known by them, and is found by its address in user space. */
+/* Writes the sockets whose backend no longer serves, by its id. An endpoint that got another
+ * record has another id: user space finds it by its address. */
 SEC("iter/bpf_sk_storage_map")
 int shunt_stale(struct bpf_iter__bpf_sk_storage_map *ctx)
 {
@@ -186,8 +183,8 @@ int shunt_stale(struct bpf_iter__bpf_sk_storage_map *ctx)
 	return 0;
 }
 
-/* The cookies of all translated UDP sockets: a backend can have the address of a
- * frontend, and who speaks to it is not to be taken for untranslated. */
+/* Writes the cookies of all translated UDP sockets. A backend can have the address of a frontend,
+ * and sockets that send to it must not be taken for untranslated ones. */
 SEC("iter/bpf_sk_storage_map")
 int shunt_translated(struct bpf_iter__bpf_sk_storage_map *ctx)
 {

@@ -1,47 +1,45 @@
 // SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
-/* config.h: constants that the loader sets before the verifier sees a program,
- * which then drops the branches that can't be taken. */
+/* config.h: constants that the loader sets before the verifier sees a program. The verifier then
+ * drops the branches that cannot be taken. */
 #pragma once
 
 #include <linux/types.h>
 
 #include "abi.h"
 
-/* The cookie of the node's network namespace: the one that the daemon runs in,
- * which need not be the machine's first. 0: the kernel does not tell user space
- * (before 5.14), and it is taken to be the first. */
+/* The cookie of the node's network namespace, which is the daemon's. It need not be the machine's
+ * first one. 0: the kernel does not report it to user space (before 5.14), and the first one is
+ * taken. */
 const volatile __u64 config_netns_cookie;
 
-/* bpf_set_retval exists (Linux 5.18): a refusal can say ECONNREFUSED. Without
- * it the kernel says EPERM. */
+/* bpf_set_retval exists (Linux 5.18), so that a refusal can return ECONNREFUSED. Without it the
+ * kernel returns EPERM. */
 const volatile __u8 config_has_set_retval;
 
-/* Ports that the kernel gives to sockets of the node which ask for none, in host byte order.
- * None of them is a node port's number, or none is named here. */
+/* The range of ports that the kernel chooses for sockets that ask for none, in host byte order. No
+ * port of it is a node port's number; otherwise the range here is empty. */
 const volatile __u32 config_ephemeral_first = 32768;
 const volatile __u32 config_ephemeral_last = 60999;
 
-/* The packet path (tc.c), loaded once for each sort of device: */
+/* The packet path (tc.c), which is loaded once for each sort of device: */
 
-/* Programs may read how far a packet's checksum is computed (summed.h). */
+/* Programs can read ip_summed: how far a packet's checksum is computed (summed.h). */
 const volatile __u8 config_has_kern_ctx;
 
-/* Packets begin with an Ethernet header, else with that of IP. */
+/* Packets begin with an Ethernet header, else with an IP header. */
 const volatile __u8 config_ethernet = 1;
 
-/* What comes in is from pods of this node, which are clients as sockets here are. */
+/* Packets on ingress are from pods of this node, which are clients inside, as sockets are. */
 const volatile __u8 config_pod_device;
 
-/* Source ports for backends of other nodes: so many, from this one on; after 65535
- * comes 1024. Host byte order. */
+/* SNAT ports: the first of the range, and how many. After 65535 comes 1024. Host byte order. */
 const volatile __u32 config_source_port_first = 61000;
 const volatile __u32 config_source_port_count = 4536;
 
-/* A secret of this node, so that nobody outside can tell which client gets which
- * backend. */
+/* A secret of this node, so that clients cannot predict which backend they get. */
 const volatile __u64 config_flow_seed;
 
-/* Clients that are pods of this cluster, of other nodes among them. */
+/* CIDRs of this cluster's pods, on all nodes: clients from there are inside. */
 #define CONFIG_CLUSTER_CIDRS 4
 struct cidr {
 	struct addr addr, mask;
@@ -49,15 +47,15 @@ struct cidr {
 const volatile struct cidr config_cluster_cidrs[CONFIG_CLUSTER_CIDRS];
 const volatile __u32 config_cluster_cidr_count;
 
-/* A CPU sends at most one ICMP error in so many ns, and a second's worth of them at once. */
+/* A CPU sends at most one ICMP error per so many ns, and a second's worth of them in a burst. */
 const volatile __u64 config_unreachable_interval = 1000000;
 
-/* How long a flow is remembered after its last packet, in ns. */
+/* How long a flow is kept after its last packet, in ns. */
 struct timeouts {
-	__u64 tcp_new;         /* nobody has answered */
+	__u64 tcp_new;         /* no answer yet */
 	__u64 tcp_established;
 	__u64 tcp_close_wait;  /* one side has sent its last byte */
-	__u64 tcp_closed;      /* both have, or one has given up */
+	__u64 tcp_closed;      /* both have, or one has sent a reset */
 	__u64 udp_new;
 	__u64 udp_established;
 };

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
-/* csum.h: the Internet checksum (RFC 1071), by difference (RFC 1624). Sums are
- * unfolded, fields are as they stand in packets. */
+/* csum.h: the Internet checksum (RFC 1071), by difference (RFC 1624). Sums are unfolded; fields
+ * are as in packets. */
 #pragma once
 
 #include <linux/types.h>
@@ -21,13 +21,13 @@ static __always_inline __u16 csum_fold(__u32 sum)
 	return sum;
 }
 
-/* The field after what it covers has changed by `diff`. */
+/* Returns the field for data whose sum has changed by `diff`. */
 static __always_inline __sum16 csum_replace(__sum16 field, __u32 diff)
 {
 	return ~csum_fold(csum_add((__u16)~field, diff));
 }
 
-/* new - old; both of `size` bytes, a multiple of 4. */
+/* Returns new - old, both of `size` bytes, a multiple of 4. */
 static __always_inline __u32 csum_change(const void *old, const void *new, __u32 size)
 {
 	return bpf_csum_diff((void *)old, size, (void *)new, size, 0);
@@ -43,7 +43,7 @@ static __always_inline __u32 csum_change4(__u32 old, __u32 new)
 	return csum_add(~old, new);
 }
 
-/* The same of addresses. Eight additions cost less than a call of bpf_csum_diff. */
+/* The same for addresses. Eight additions cost less than a call of bpf_csum_diff. */
 static __always_inline __u32 csum_change_addr(const struct addr *old, const struct addr *new)
 {
 	__u32 diff = 0;

@@ -1,26 +1,27 @@
 // SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
-/* direct.h: notes of what goes to a backend's own address without a service. Most clients in
- * a cluster speak to backends so, as their own node has translated the socket. The same
- * client may use the same port for a service by packets: then two connections would be one
- * at the backend. Knows notes; changes no packet.
+/* direct.h: notes direct connections: packets to a backend's own address, without a service. Most
+ * clients in a cluster reach backends so, as their own node has translated the socket. The same
+ * client may use the same port for a service by packets: the two connections would collide at the
+ * backend. Knows notes; changes no packet.
  *
- * A note says that between those ends there may be a connection that is no flow. It can be
- * pushed out. TCP does not depend on it: a backend that has a connection between the same
- * ends does not answer a SYN with a SYN-ACK (track_is_answer). */
+ * A note says that between two ends there may be a connection that is no flow. It can be evicted.
+ * TCP does not depend on it: a backend that has a connection between the same ends does not answer
+ * a SYN with a SYN-ACK (track_is_answer). */
 #pragma once
 
 #include "flow.h"
 
-/* The client as the backend has it, to the backend: as its packets would arrive that no flow
- * changes. */
+/* The key of a direct connection from the flow's client, with inner_port, to its backend: of
+ * packets that no flow changes. */
 static __always_inline void direct_key(struct flow_key *key, const struct flow *flow)
 {
 	flow_key_set(key, FLOW_KEY_IN, flow->protocol, &flow->client, flow->inner_port,
 		     &flow->backend, flow->backend_port);
 }
 
-/* `meta` is written first: a flow that finds no note then looks for this one, or has claimed its
- * place before, and is seen by what looks for flows after this. */
+/* Notes a direct connection. `meta` is written first: a flow that begins then searches for the
+ * note. A flow that began before has inserted its entry, and tc_direct finds that after the
+ * note. */
 static __always_inline void direct_note(const struct flow_key *key, __u64 now)
 {
 	struct meta_value *m = lb_meta();
@@ -30,7 +31,8 @@ static __always_inline void direct_note(const struct flow_key *key, __u64 now)
 	bpf_map_update_elem(&directs, key, &now, BPF_ANY);
 }
 
-/* Whether a note is so new that no flow can have taken its place. */
+/* Reports whether a connection was noted less than FLOW_TOUCH ago: no flow can have its ends
+ * then. */
 static __always_inline int direct_is_noted(const struct flow_key *key, __u64 now)
 {
 	__u64 *noted = bpf_map_lookup_elem(&directs, key);
@@ -38,8 +40,8 @@ static __always_inline int direct_is_noted(const struct flow_key *key, __u64 now
 	return noted && (__s64)(now - *noted) < FLOW_TOUCH;
 }
 
-/* Whether there may be a connection between the ends that a flow is to have before the
- * stack. */
+/* Reports whether there may be a direct connection between the ends that a flow is to have before
+ * the stack. */
 static __noinline int direct_is_there(const struct flow *flow)
 {
 	__u64 age = flow->protocol == IPPROTO_TCP ? config_timeouts.tcp_established :
@@ -48,8 +50,8 @@ static __noinline int direct_is_there(const struct flow *flow)
 	struct flow_key key;
 	__u64 *noted;
 
-	/* A look-up in so large a map misses the cache, which is a tenth of what a flow's first
-	 * packet costs. */
+	/* A look-up in so large a map is a cache miss, which is a tenth of the cost of a flow's
+	 * first packet. */
 	if (!m || !m->direct_noted ||
 	    (__s64)(flow->used - m->direct_noted) >= (__s64)age + FLOW_TOUCH)
 		return 0;
@@ -58,7 +60,7 @@ static __noinline int direct_is_there(const struct flow *flow)
 	return noted && (__s64)(flow->used - *noted) < (__s64)age;
 }
 
-/* Says that a flow began that is a direct TCP connection and not confirmed yet. */
+/* Notes in `meta` that an unconfirmed TCP flow with FLOW_FLAG_DIRECT began. */
 static __always_inline void direct_began(__u64 now)
 {
 	struct meta_value *m = lb_meta();
@@ -67,11 +69,11 @@ static __always_inline void direct_began(__u64 now)
 		m->direct = now;
 }
 
-/* How long such a flow can wait: a client repeats its SYN for two minutes. */
+/* How long such a flow can stay unconfirmed: a client repeats its SYN for two minutes. */
 #define DIRECT_WAITS 3 /* times timeouts.tcp_new */
 
-/* Whether `flows_new` can have such a flow. Most of the time it has none, and no packet of a
- * direct connection needs to be looked for there. */
+/* Reports whether `flows_new` can have such a flow. Most of the time it has none, and packets of
+ * direct connections need no look-up there. */
 static __always_inline int direct_may_wait(__u64 now)
 {
 	struct meta_value *m = lb_meta();

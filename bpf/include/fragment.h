@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
-/* fragment.h: the ports of datagrams in pieces. Only the first piece has them, and
- * the others are known by the datagram's id (RFC 791, RFC 8200 4.5). Both hooks see
- * pieces: before the stack has put them together, and after it has taken them apart
- * again, with other addresses. */
+/* fragment.h: the ports of datagrams in fragments. Only the first fragment has them. The others
+ * are found by the datagram's id (RFC 791, RFC 8200 4.5). Both hooks see fragments: ingress before
+ * the stack has reassembled the datagram, and egress after the stack has fragmented it again, with
+ * other addresses. */
 #pragma once
 
 #include "pkt.h"
 
-/* How long a first piece is remembered, in ns: a second longer than Linux waits for the missing
- * pieces of an IPv4 datagram. Ids are used again. */
+/* How long a first fragment is remembered, in ns: a second longer than Linux waits for the missing
+ * fragments of an IPv4 datagram. Ids are used again. */
 #define FRAGMENT_AGE 31000000000LL
 
 static __always_inline void fragment_key_set(struct fragment_key *key, const struct pkt *pkt,
@@ -22,7 +22,7 @@ static __always_inline void fragment_key_set(struct fragment_key *key, const str
 	key->pad = 0;
 }
 
-/* Notes what a first piece says. */
+/* Notes the ports and the protocol of a first fragment. */
 static __noinline void fragment_note(const struct pkt *pkt, int egress, __u64 now)
 {
 	struct fragment value = {
@@ -37,8 +37,8 @@ static __noinline void fragment_note(const struct pkt *pkt, int egress, __u64 no
 	bpf_map_update_elem(&fragments, &key, &value, BPF_ANY);
 }
 
-/* Fills a later piece's ports and protocol from its first. Returns 1, or 0 where that was not
- * seen, or too long ago. */
+/* Sets a later fragment's ports and protocol to those of its first. Returns 1, or 0 where the
+ * first was not seen, or too long ago. */
 static __noinline int fragment_find(struct pkt *pkt, int egress, __u64 now)
 {
 	struct fragment_key key;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
-/* maps.h: the maps. One declaration each, shared by every compilation unit; the
- * sizes here are the defaults of the flags of `shunt run`. */
+/* maps.h: the maps. One declaration each, shared by every compilation unit. The sizes here are the
+ * defaults of the flags of `shunt run`. */
 #pragma once
 
 #include <linux/bpf.h>
@@ -18,35 +18,33 @@
 #define DEFAULT_SOURCES 65536
 #endif
 
-/* Of flows that were seen from one side only, as many entries, and of datagrams in
- * pieces: what does not fit pushes out what was not used lately. A hash has as many
- * buckets as the next power of two: a few entries more than 2^16 halve the chains of a map
- * that is full most of the time, each link of which is a miss of the cache. */
+/* Entries for unconfirmed flows, and for datagrams in fragments: both maps evict what was not used
+ * lately. A hash has as many buckets as the next power of two. A few entries more than 2^16 halve
+ * the chains of a map that is full most of the time, and each link of a chain is a cache miss. */
 #define NEW_FLOWS 69632
 #define FRAGMENTS 8192
 
-/* Notes of what goes to backends' own addresses: one for each connection and UDP flow of a
- * client elsewhere. */
+/* Direct connections: one entry for each connection and UDP flow of a client on another node. */
 #define DIRECTS 69632
 
-/* Flows of which an entry is replaced at one moment: at most one a CPU. */
+/* Locked keys: at most one a CPU at a time. */
 #define CLAIMS 4096
 
 #define OWN_PORTS 4096
 
-/* Some four entries for a pod. */
+/* About four entries for a pod. */
 #define CLIENT_ADDRS 65536
 
 /* Devices that programs are attached to. */
 #define DEVICES 4096
 
-/* Services that are not served as they ask, of which as many are named. */
+/* How many services that are not served as they ask are named. */
 #define PROBLEMS 256
 
 /* Room for the node's own addresses, beside those of frontends. */
 #define NODE_ADDRS 4096
 
-/* Addresses that no backend has any more, which stay marked for the connections to them. */
+/* Room for addresses that no backend has any more. They stay marked for the connections to them. */
 #define LEFT_ADDRS 4096
 
 struct {
@@ -56,8 +54,8 @@ struct {
 	__type(value, struct service);
 } services SEC(".maps");
 
-/* Backend ids, in ranges. A range that an entry of `services` names is not written,
- * but by its own service where the map has no room for another range. */
+/* Backend ids, in slot ranges. A range that an entry of `services` names is not written. The
+ * exception is its own service, if the map has no room for another range. */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(map_flags, BPF_F_MMAPABLE);
@@ -66,7 +64,7 @@ struct {
 	__type(value, __u32);
 } slots SEC(".maps");
 
-/* Element 0 is never used: id 0 is nobody's. */
+/* Element 0 is never used: no backend has id 0. */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(map_flags, BPF_F_MMAPABLE);
@@ -75,9 +73,8 @@ struct {
 	__type(value, struct backend);
 } backends SEC(".maps");
 
-/* Connections and flows begun, by backend id. One counter, not one per CPU: it
- * moves once a connection, and per-CPU counters for every backend would cost
- * gigabytes on a large machine. */
+/* Connections and flows begun, by backend id. One counter, not one per CPU: it is written once a
+ * connection, and per-CPU counters for every backend would cost gigabytes on a large machine. */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(map_flags, BPF_F_MMAPABLE);
@@ -86,9 +83,9 @@ struct {
 	__type(value, __u64);
 } backend_stats SEC(".maps");
 
-/* What the last connect() of a socket was told. The hook runs before the kernel makes the
- * connection, which can still fail: a record counts only while its backend is the peer that
- * the kernel has for the socket. */
+/* What the last connect() of a socket was translated to. The hook runs before the kernel makes the
+ * connection, which can still fail. So a record counts only while its backend is the peer that the
+ * kernel has for the socket. */
 struct {
 	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
@@ -96,8 +93,8 @@ struct {
 	__type(value, struct sock_flow);
 } sock_peer SEC(".maps");
 
-/* The same of the peer that a UDP socket had when that connect() was called, and keeps if it
- * fails. Few sockets connect twice: it is apart for their sake. */
+/* The same for the peer that a UDP socket had before that connect(), and keeps if it fails. Few
+ * sockets connect twice, so this is a map of its own. */
 struct {
 	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
@@ -113,8 +110,9 @@ struct {
 	__type(value, struct sock_flows);
 } sock_flows SEC(".maps");
 
-/* UDP that processes of the node sent from a port that is a node port's number: answers to it
- * go to that process, not to the service. The value is when it was sent: ns, CLOCK_MONOTONIC. */
+/* UDP that processes of the node sent from a port that is a node port's number: answers to that
+ * port are for the process, not for the service. The value is the time of the last datagram: ns,
+ * CLOCK_MONOTONIC. */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__uint(max_entries, OWN_PORTS);
@@ -129,8 +127,7 @@ struct {
 	__type(value, struct affinity_value);
 } affinity SEC(".maps");
 
-/* What an address means to this node. Most addresses mean nothing, and one
- * look-up here is all that they cost. */
+/* What an address means to this node. Most addresses mean nothing, and cost one look-up here. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
@@ -139,9 +136,9 @@ struct {
 	__type(value, struct addr_info);
 } addrs SEC(".maps");
 
-/* Ranges of clients that a load-balancer IP lets in, and of cluster IPs. The value is
- * prefix_bits, or 0 for an address that is taken out of the ranges around it: a cluster
- * IP of a service that has no entries here. */
+/* Source ranges of load-balancer IPs, and service CIDRs. The value is prefix_bits, or 0 for an
+ * address that is excepted from the ranges around it: a cluster IP of a service that has no
+ * entries here. */
 struct {
 	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
@@ -150,8 +147,8 @@ struct {
 	__type(value, __u8);
 } sources SEC(".maps");
 
-/* Source addresses of sockets on this node, which have none yet when they connect. Empty unless
- * a service has source ranges. */
+/* Source addresses of sockets on this node, which have none yet when they connect. Empty unless a
+ * service has source ranges. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
@@ -160,8 +157,8 @@ struct {
 	__type(value, struct client_addr);
 } client_addrs SEC(".maps");
 
-/* Flows of which both sides have heard the other. No LRU: nothing that comes from
- * outside alone can push one out. Two or three entries a flow. */
+/* Confirmed flows: both sides have received from the other. It is no LRU: packets that come from
+ * outside alone cannot evict an entry. Two or three entries a flow. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
@@ -170,7 +167,7 @@ struct {
 	__type(value, struct flow);
 } flows SEC(".maps");
 
-/* Flows of which the client has not answered the backend yet. */
+/* New flows: the client has not answered the backend yet. Also all flows with FLOW_FLAG_OWN. */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__uint(max_entries, NEW_FLOWS);
@@ -178,8 +175,8 @@ struct {
 	__type(value, struct flow);
 } flows_new SEC(".maps");
 
-/* Ends between which there may be a connection that is no flow (direct.h). The value is when
- * it was last seen, in ns of CLOCK_MONOTONIC; the key is its client's packets'. */
+/* Direct connections: ends between which there may be a connection that is no flow (direct.h). The
+ * key is that of the client's packets. The value is when it was last seen: ns, CLOCK_MONOTONIC. */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__uint(max_entries, DIRECTS);
@@ -187,7 +184,7 @@ struct {
 	__type(value, __u64);
 } directs SEC(".maps");
 
-/* Keys of flows whose entry is being replaced. */
+/* Locks: keys of flows whose entry is being replaced. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, CLAIMS);
@@ -233,7 +230,7 @@ struct {
 	__type(value, struct meta_value);
 } meta SEC(".maps");
 
-/* Written by the daemon, read by `shunt status`; `meta` says how many there are. */
+/* Written by the daemon, read by `shunt status`; `meta` has their number. */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(map_flags, BPF_F_MMAPABLE);

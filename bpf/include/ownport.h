@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
-/* ownport.h: UDP of the node's own processes from a port that is a node port's number, so
- * that an answer to it is not taken for a client's datagram to the service. That a process
- * has the port is known from what it sends; what arrives only keeps an entry fresh that is
- * there, and proves nothing. Knows map own_ports; knows no hook's context. */
+/* ownport.h: UDP of the node's own processes from a port that is a node port's number. An answer
+ * to that port must not be taken for a client's datagram to the service. What a process sends
+ * proves that it has the port. What arrives only keeps an existing entry fresh, and proves
+ * nothing. Knows map own_ports; knows no hook's context. */
 #pragma once
 
 #include <linux/in.h>
@@ -11,12 +11,13 @@
 #include "lb.h"
 #include "maps.h"
 
-/* How long after the last datagram of either direction, as for UDP in `flows`; and how
- * precise that is. */
+/* How long after the last datagram of either direction an entry counts, in ns, as for UDP in
+ * `flows`; and how precise that is. */
 #define OWN_PORT_AGE (120 * 1000000000ULL)
 #define OWN_PORT_TOUCH 1000000000ULL
 
-/* Whether own_ports can have an entry that is new enough. On most nodes it never has one. */
+/* Reports whether own_ports can have an entry that is new enough. On most nodes it never has
+ * one. */
 static __always_inline int own_port_may_be_noted(void)
 {
 	struct meta_value *m = lb_meta();
@@ -25,7 +26,7 @@ static __always_inline int own_port_may_be_noted(void)
 	       (__s64)(bpf_ktime_get_ns() - m->own_port_noted) < (__s64)(OWN_PORT_AGE + OWN_PORT_TOUCH);
 }
 
-/* Says that an entry of own_ports is written now. */
+/* Notes in `meta` that an entry of own_ports is written now. */
 static __always_inline void own_port_noted(__u64 now)
 {
 	struct meta_value *m = lb_meta();
@@ -34,7 +35,8 @@ static __always_inline void own_port_noted(__u64 now)
 		m->own_port_noted = now;
 }
 
-/* When the socket's port and the other one were last seen together; NULL: not lately. */
+/* Returns when datagrams between the socket's port and the other one were last noted. NULL: not
+ * within OWN_PORT_AGE. */
 static __always_inline __u64 *own_port_find(__be16 own, __be16 other, __u64 now)
 {
 	struct own_port_key key = { .own = own, .other = other };
@@ -43,7 +45,7 @@ static __always_inline __u64 *own_port_find(__be16 own, __be16 other, __u64 now)
 	return used && (__s64)(now - *used) < (__s64)OWN_PORT_AGE ? used : NULL;
 }
 
-/* Whether a number is that of a UDP node port, of dst's family. */
+/* Reports whether a number, in network order, is that of a UDP node port of dst's family. */
 static __always_inline int own_port_is_node_port(const struct addr *dst, __be16 port)
 {
 	struct frontend_key any = { .port = port, .protocol = IPPROTO_UDP };
@@ -53,8 +55,9 @@ static __always_inline int own_port_is_node_port(const struct addr *dst, __be16 
 	return bpf_map_lookup_elem(&services, &any) != NULL;
 }
 
-/* A socket of the node's own network namespace sends to dst. `port` is the socket's, in host
- * order; 0: it has none yet. Those that the kernel chose are no node ports. */
+/* Notes that a socket of the node's own network namespace sends to dst. `port` is the socket's, in
+ * host order; 0: it has none yet. A port that the kernel chose is no node port's number
+ * (sock_sends). */
 static __always_inline void own_port_note(__u32 port, const struct addr *dst, __be16 other)
 {
 	struct own_port_key key = { .own = bpf_htons(port), .other = other };
@@ -69,7 +72,7 @@ static __always_inline void own_port_note(__u32 port, const struct addr *dst, __
 	bpf_map_update_elem(&own_ports, &key, &now, BPF_ANY);
 }
 
-/* Whether an address is one of the node's that take node ports. */
+/* Reports whether an address is one of this node that takes node ports. */
 static __always_inline int own_port_is_node(const struct addr *addr)
 {
 	struct addr_info *info = bpf_map_lookup_elem(&addrs, addr);
@@ -77,7 +80,8 @@ static __always_inline int own_port_is_node(const struct addr *addr)
 	return info && info->flags & ADDR_FLAG_NODE_PORTS;
 }
 
-/* Whether what a socket with this port sends to dst is for a process of the node. */
+/* Reports whether a datagram from a socket with this port to dst is for a process of the node.
+ * `port` is in host order. */
 static __always_inline int own_port_answers(__u32 port, const struct frontend_key *dst)
 {
 	return own_port_may_be_noted() &&
@@ -85,7 +89,7 @@ static __always_inline int own_port_answers(__u32 port, const struct frontend_ke
 	       own_port_is_node(&dst->addr);
 }
 
-/* A datagram came from that address to a socket with this port. */
+/* Notes a datagram from that address to a socket with this port, in host order. */
 static __always_inline void own_port_heard(__u32 port, const struct addr *from, __be16 own)
 {
 	struct own_port_key key = { .own = own, .other = bpf_htons(port) };

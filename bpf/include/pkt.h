@@ -1,10 +1,8 @@
 // SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
-/* pkt.h: what a packet says of itself. Knows headers; knows neither flows nor
- * services, and changes nothing.
+/* pkt.h: parses packets. Knows headers; knows neither flows nor services, and changes nothing.
  *
- * Plain headers are read in place. The others are read by bpf_skb_load_bytes: their
- * offsets vary (options, extension headers), and parts of a packet need not be in its
- * linear data. */
+ * Plain headers are read in place. All others are read by bpf_skb_load_bytes: their offsets vary
+ * (options, extension headers), and parts of a packet need not be in its linear data. */
 #pragma once
 
 #include <linux/bpf.h>
@@ -21,10 +19,10 @@
 #include "lb.h"
 
 enum pkt_kind {
-	PKT_OTHER,     /* not for us: no IP, or another protocol */
+	PKT_OTHER,     /* passed: no IP, or another protocol */
 	PKT_MALFORMED,
 	PKT_TRANSPORT, /* TCP or UDP, with ports */
-	PKT_PIECE,     /* a fragment after the first: no ports */
+	PKT_PIECE,     /* a later fragment: no ports */
 	PKT_ICMP,
 };
 
@@ -33,10 +31,10 @@ enum pkt_kind {
 #define TCP_RST 0x04
 #define TCP_ACK 0x10
 
-/* Extension headers that we look behind; packets with more are not for us. */
+/* Extension headers that are parsed. Packets with more of them are passed. */
 #define PKT_EXTENSIONS 8
 
-/* Of linux/if_packet.h, which has a name that clashes. */
+/* From linux/if_packet.h, which has a name that clashes. */
 #define PKT_TYPE_HOST 0
 
 struct pkt {
@@ -44,17 +42,17 @@ struct pkt {
 	__be16 sport, dport;
 	__u16 l3, l4;     /* offsets of the headers from the packet's start */
 	__u32 fragment_id;
-	__u8 protocol;    /* of a piece: what the fragment header says comes next */
+	__u8 protocol;    /* of an IPv6 fragment: the next header that the fragment header names */
 	__u8 is_v4;
-	__u8 first_piece; /* a fragment, and the first */
-	__u8 piece;       /* a later one: `sport` and `dport` are not in it */
+	__u8 first_piece; /* the first fragment */
+	__u8 piece;       /* a later fragment: `sport` and `dport` are not in it */
 	__u8 tcp_flags;
 	__u8 pad;
 	__sum16 check; /* of the IPv4 header */
-	struct tcp_point at; /* of TCP, but of later pieces and quoted packets */
+	struct tcp_point at; /* TCP; not set for later fragments and quoted packets */
 };
 
-/* Where the IP header is. */
+/* Returns the offset of the IP header. */
 static __always_inline __u32 pkt_l3(void)
 {
 	return config_ethernet ? ETH_HLEN : 0;
@@ -70,14 +68,14 @@ static __always_inline int pkt_is_syn_ack(const struct pkt *pkt)
 	return (pkt->tcp_flags & (TCP_SYN | TCP_ACK | TCP_RST)) == (TCP_SYN | TCP_ACK);
 }
 
-/* Whether it can be the first of a flow: TCP says so itself, a datagram always can. */
+/* Reports whether it can be the first packet of a flow: a TCP SYN, or any datagram. */
 static __always_inline int pkt_begins(const struct pkt *pkt)
 {
 	return pkt->protocol != IPPROTO_TCP || pkt_is_syn(pkt);
 }
 
-/* Ports. Of a quoted packet (RFC 792: 64 bits behind the IP header) nothing else
- * need be there. */
+/* Parses the ports. A quoted packet need not have more than 64 bits behind the IP header (RFC
+ * 792). */
 static __always_inline enum pkt_kind pkt_parse_ports(struct __sk_buff *skb, struct pkt *pkt,
 						     int quoted)
 {
@@ -147,16 +145,16 @@ static __always_inline enum pkt_kind pkt_parse4(struct __sk_buff *skb, struct pk
 
 struct pkt_fragment_header {
 	__u8 next, reserved;
-	__be16 offset; /* in 8 bytes, the upper 13 bits */
+	__be16 offset; /* in units of 8 bytes, the upper 13 bits */
 	__be32 id;
 };
 
-/* One extension header (RFC 8200). Returns 1 to look at the next, 0 where the
- * chain ends, -1 where it is cut short. */
+/* Parses one extension header (RFC 8200). Returns 1 to go on with the next, 0 where the chain
+ * ends, -1 where it is cut short. */
 static __always_inline int pkt_parse_extension(struct __sk_buff *skb, struct pkt *pkt)
 {
 	struct pkt_fragment_header frag;
-	__u8 head[2]; /* next header; length beyond the first 8 bytes, in 8 bytes */
+	__u8 head[2]; /* next header; length beyond the first 8 bytes, in units of 8 bytes */
 
 	switch (pkt->protocol) {
 	case IPPROTO_HOPOPTS:
@@ -176,7 +174,7 @@ static __always_inline int pkt_parse_extension(struct __sk_buff *skb, struct pkt
 		pkt->piece = (frag.offset & bpf_htons(IP6_OFFSET)) != 0;
 		pkt->first_piece = !pkt->piece &&
 				   (frag.offset & bpf_htons(IP6_MORE_FRAGMENTS)) != 0;
-		return !pkt->piece; /* what follows in a piece is no header */
+		return !pkt->piece; /* in a later fragment, no header follows */
 	}
 	return 0;
 }
@@ -192,7 +190,7 @@ static __always_inline enum pkt_kind pkt_parse6(struct __sk_buff *skb, struct pk
 		return PKT_MALFORMED;
 	__builtin_memcpy(&pkt->src, &ip.saddr, sizeof(pkt->src));
 	__builtin_memcpy(&pkt->dst, &ip.daddr, sizeof(pkt->dst));
-	/* To us that would be an IPv4 address; on a wire it is none (RFC 4942, 2.2). */
+	/* shunt would take it for an IPv4 address. On a wire it is not valid (RFC 4942, 2.2). */
 	if (lb_addr_is_v4(&pkt->src) || lb_addr_is_v4(&pkt->dst))
 		return PKT_MALFORMED;
 	pkt->protocol = ip.nexthdr;
@@ -206,7 +204,7 @@ static __always_inline enum pkt_kind pkt_parse6(struct __sk_buff *skb, struct pk
 	return more ? PKT_OTHER : pkt_parse_ports(skb, pkt, quoted);
 }
 
-/* Ports in place. Returns 1, or 0 where that is for pkt_parse_ports. */
+/* Reads the ports in place. Returns 1, or 0 where pkt_parse_ports has to do that. */
 static __always_inline int pkt_plain_ports(struct pkt *pkt, const void *l4, const void *end)
 {
 	const struct tcphdr *tcp = l4;
@@ -226,10 +224,10 @@ static __always_inline int pkt_plain_ports(struct pkt *pkt, const void *l4, cons
 	return 1;
 }
 
-/* What nearly all packets are: whole TCP or UDP packets with plain headers, in the
- * linear data. A call of bpf_skb_load_bytes costs 20 ns, and each took two. Return 1
- * with all of *pkt filled that is not only for pieces, or 0 where the packet is for
- * pkt_parse4 or 6, which say the same of it. */
+/* Parse what nearly all packets are: whole TCP or UDP packets with plain headers, in the linear
+ * data. A call of bpf_skb_load_bytes costs 20 ns, and each packet took two. Return 1 with all of
+ * *pkt filled that is not only for fragments, or 0 where pkt_parse4 or pkt_parse6 has to parse the
+ * packet. These fill *pkt alike. */
 static __always_inline int pkt_plain4(struct __sk_buff *skb, struct pkt *pkt, __u32 l3)
 {
 	const void *end = (void *)(long)skb->data_end;
@@ -279,8 +277,8 @@ static __noinline enum pkt_kind pkt_parse_any(struct __sk_buff *skb, struct pkt 
 	return PKT_OTHER;
 }
 
-/* The packet itself. A VLAN's tag that the device took off is beside the packet:
- * it comes again, on the device of the VLAN. */
+/* Parses a packet. If the device took off a VLAN's tag, the tag is beside the packet: such a
+ * packet is passed, as it comes again on the VLAN's device. */
 static __always_inline enum pkt_kind pkt_parse(struct __sk_buff *skb, struct pkt *pkt)
 {
 	const __u32 l3 = pkt_l3();
@@ -300,7 +298,7 @@ static __always_inline __u64 pkt_mix(__u64 h, __u64 word)
 	return h ^ (h >> 32);
 }
 
-/* A number that follows from both ends of a packet and this node's secret. */
+/* Returns a hash of both ends of a packet and this node's secret. */
 static __always_inline __u32 pkt_hash(const struct pkt *pkt)
 {
 	__u64 h = config_flow_seed;

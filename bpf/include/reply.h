@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
-/* reply.h: turns a packet that nobody serves into the answer that says so, and
- * sends it back by the device that it came from. Knows packets; knows no flows.
+/* reply.h: turns a refused packet into the answer that says so, and sends it back by the device
+ * that it came from. Knows packets; knows no flows.
  *
- * TCP gets a reset (RFC 9293, 3.10.7.1), UDP an ICMP or ICMPv6 port unreachable (RFC
- * 792, RFC 4443) that quotes the IP header, its options and 8 bytes. */
+ * TCP gets a reset (RFC 9293, 3.10.7.1). UDP gets an ICMP or ICMPv6 port unreachable (RFC 792, RFC
+ * 4443), which quotes the IP header, its options and 8 bytes. */
 #pragma once
 
 #include "csum.h"
@@ -11,20 +11,21 @@
 
 #define REPLY_TTL 64
 
-/* Bytes of a quoted packet: 60 of IPv4, or an IPv6 header with some extensions. */
+/* Bytes of a quoted packet, at most: 60 of an IPv4 header, or an IPv6 header with some
+ * extensions. */
 #define REPLY_QUOTE 256
 
 #define IP_DF 0x4000
 
-/* Limits the answers of one CPU: the ns that are left to spend, as of `at`. */
+/* Limits the ICMP errors of one CPU: the ns that are left to spend, as of `at`. */
 struct reply_limit {
 	__u64 at;
 	__s64 left;
 };
 
-#define REPLY_BURST 1000000000LL /* ns: what can be saved up */
+#define REPLY_BURST 1000000000LL /* ns that can be saved up */
 
-/* Returns 1 where one more answer may be sent now. */
+/* Takes the cost of one answer. Returns 1 if the answer may be sent, else 0. */
 static __always_inline int reply_take(struct reply_limit *limit, __u64 now)
 {
 	__s64 cost = config_unreachable_interval, since = now - limit->at;
@@ -41,8 +42,8 @@ static __always_inline int reply_take(struct reply_limit *limit, __u64 now)
 	return 1;
 }
 
-/* Whether an address is one host's: not the unspecified one, of loopback, a group's, or
- * reserved (RFC 1122, 3.2.2; RFC 4443, 2.4). */
+/* Reports whether an address is one host's: not unspecified, loopback, multicast or reserved (RFC
+ * 1122, 3.2.2; RFC 4443, 2.4). */
 static __always_inline int reply_is_host(const struct addr *addr)
 {
 	if (lb_addr_is_v4(addr))
@@ -52,8 +53,8 @@ static __always_inline int reply_is_host(const struct addr *addr)
 	return bpf_ntohl(lb_word(addr, 3)) > 1;
 }
 
-/* Whether a packet may be answered at all: no reset, and not one whose answer would go to
- * others than its sender, or come back to where it was sent to. */
+/* Reports whether a packet may be answered. A reset may not, nor a packet whose answer would go to
+ * others than its sender, or back to the address that it was sent to. */
 static __always_inline int reply_is_answerable(const struct pkt *pkt)
 {
 	return !(pkt->protocol == IPPROTO_TCP && pkt->tcp_flags & TCP_RST) &&
@@ -73,8 +74,8 @@ static __always_inline long reply_swap_ethernet(struct __sk_buff *skb)
 	return bpf_skb_store_bytes(skb, 0, new, sizeof(new), 0);
 }
 
-/* The pseudo header's sum. src and dst: which is which does not matter to it. Of an
- * IPv4 address, the prefix of its v4-mapped form would count. */
+/* Returns the pseudo header's sum, in which src and dst can be swapped. Of an IPv4 address only
+ * the last word counts: the prefix of its v4-mapped form would change the sum. */
 static __always_inline __u32 reply_pseudo(const struct pkt *pkt, __u8 protocol, __u16 size)
 {
 	__u32 sum = bpf_htons(size) + bpf_htons(protocol);
@@ -86,8 +87,8 @@ static __always_inline __u32 reply_pseudo(const struct pkt *pkt, __u8 protocol, 
 	return sum;
 }
 
-/* The IP header of a reply in place of that of pkt, whose options stay. `size` is
- * that of the IP packet. */
+/* Writes a reply's IP header over that of pkt. Options and extension headers stay. `size` is that
+ * of the IP packet. */
 static __always_inline long reply_turn_ip(struct __sk_buff *skb, const struct pkt *pkt, __u16 size)
 {
 	struct iphdr old, new;
@@ -114,7 +115,7 @@ static __always_inline long reply_turn_ip(struct __sk_buff *skb, const struct pk
 	return bpf_skb_store_bytes(skb, pkt->l3, &new, sizeof(new), BPF_F_RECOMPUTE_CSUM);
 }
 
-/* Length of the TCP or UDP packet by the IP header; 0 where that makes no sense. */
+/* Returns the length of the TCP or UDP packet by its IP header, or 0 where that is invalid. */
 static __always_inline __u16 reply_transport_size(struct __sk_buff *skb, const struct pkt *pkt)
 {
 	__u32 header = pkt->l4 - pkt->l3, size;
@@ -151,10 +152,10 @@ static __always_inline void reply_reset_header(const struct tcphdr *got, __u16 s
 	out->ack_seq = bpf_htonl(bpf_ntohl(got->seq) + data + got->syn + got->fin);
 }
 
-/* Whether a device is to finish the TCP checksum (CHECKSUM_PARTIAL: the packet is
- * from a neighbour on a virtual wire). The field then holds the pseudo header's sum,
- * and must again: that cannot be turned off. It shows in that the kernel leaves the
- * field alone when something else than the pseudo header changes. */
+/* Reports whether a device is to complete the TCP checksum (CHECKSUM_PARTIAL: the packet is from a
+ * virtual device's other end). The field then holds the pseudo header's sum, and must hold the new
+ * one, as this state cannot be cleared. To find out, a change that is not of the pseudo header is
+ * made: the kernel then leaves the field as it is. */
 static __always_inline int reply_is_unfinished(struct __sk_buff *skb, const struct pkt *pkt,
 					       __sum16 check)
 {
@@ -167,7 +168,7 @@ static __always_inline int reply_is_unfinished(struct __sk_buff *skb, const stru
 	return now == check;
 }
 
-/* Returns TC_ACT_REDIRECT's verdict, or -1 where no reset can be made. */
+/* Returns the verdict of bpf_redirect, or -1 where no reset can be made. */
 static __noinline long reply_reset(struct __sk_buff *skb, const struct pkt *pkt)
 {
 	__u16 size = reply_transport_size(skb, pkt);
@@ -192,7 +193,7 @@ static __noinline long reply_reset(struct __sk_buff *skb, const struct pkt *pkt)
 	return bpf_redirect(skb->ifindex, 0);
 }
 
-/* The sum of `size` bytes from an offset on, a multiple of 4. Returns 0, or -1. */
+/* Adds `size` bytes from an offset on, a multiple of 4, to *sum. Returns 0, or -1. */
 static __always_inline long reply_sum(struct __sk_buff *skb, __u32 offset, __u32 size, __u32 *sum)
 {
 	__u32 word;
@@ -258,7 +259,7 @@ static __always_inline long reply_icmp6(struct __sk_buff *skb, const struct pkt 
 	return bpf_skb_store_bytes(skb, pkt->l3, &head, sizeof(head), BPF_F_RECOMPUTE_CSUM);
 }
 
-/* Returns TC_ACT_REDIRECT's verdict, or -1 where no answer can be made. */
+/* Returns the verdict of bpf_redirect, or -1 where no answer can be made. */
 static __noinline long reply_unreachable(struct __sk_buff *skb, const struct pkt *pkt)
 {
 	__u32 quote = pkt->l4 - pkt->l3 + sizeof(struct udphdr), sum = 0;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
-/* sock.h: what a socket was told and what it really speaks to. Knows socket
- * storage; knows neither services nor how a hook spells an address. */
+/* sock.h: records what a socket asked for, and the backend that it really sends to. Knows socket
+ * storage; knows neither services nor how a hook represents an address. */
 #pragma once
 
 #include "lb.h"
@@ -8,7 +8,7 @@
 
 #define SOCK_AF_INET 2
 
-/* Words of a sock_flow for a choice. */
+/* Fills a sock_flow for a choice, but not `used`. */
 static __always_inline void sock_flow_fill(struct sock_flow *flow, const struct frontend_key *dst,
 					   const struct lb_choice *to)
 {
@@ -42,8 +42,8 @@ static __always_inline void sock_flow_choice(const struct sock_flow *flow, struc
 	out->service_id = flow->service_id;
 }
 
-/* The record of the flow's backend; NULL if the endpoint is gone. The record may be another
- * endpoint's of the same service by now: its id alone does not tell. */
+/* Returns the record of the flow's backend; NULL if the endpoint is gone. The record may be
+ * another endpoint's of the same service by now, so address and port are compared too. */
 static __always_inline struct backend *sock_flow_backend(const struct sock_flow *flow)
 {
 	struct backend *be = lb_backend(flow->backend_id, flow->service_id);
@@ -53,7 +53,7 @@ static __always_inline struct backend *sock_flow_backend(const struct sock_flow 
 	return same ? be : NULL;
 }
 
-/* Whether the flow's backend still serves. */
+/* Reports whether the flow's backend still serves. */
 static __always_inline int sock_flow_serves(const struct sock_flow *flow)
 {
 	struct backend *be = sock_flow_backend(flow);
@@ -61,7 +61,7 @@ static __always_inline int sock_flow_serves(const struct sock_flow *flow)
 	return be && !(be->flags & BACKEND_FLAG_UNREADY);
 }
 
-/* Whether the UDP flow's address still leads to its service. */
+/* Reports whether the UDP flow's frontend still belongs to its service. */
 static __always_inline int sock_flow_leads(const struct sock_flow *flow, int own_netns)
 {
 	struct frontend_key key = { .addr = flow->frontend_addr, .port = flow->frontend_port,
@@ -70,13 +70,13 @@ static __always_inline int sock_flow_leads(const struct sock_flow *flow, int own
 	return lb_leads(&key, own_netns, flow->service_id);
 }
 
-/* Whether a datagram of the flow may go where the one before went. */
+/* Reports whether a datagram of the flow may go to the same backend as the one before. */
 static __always_inline int sock_flow_holds(const struct sock_flow *flow, int own_netns)
 {
 	return sock_flow_serves(flow) && sock_flow_leads(flow, own_netns);
 }
 
-/* Whether the kernel has this for the socket's peer. */
+/* Reports whether the kernel has this address and port as the socket's peer. */
 static __always_inline int sock_peer_is(const struct bpf_sock *sk, const struct addr *addr,
 					__be16 port)
 {
@@ -94,7 +94,8 @@ static __always_inline int sock_flow_is_peer(const struct sock_flow *flow,
 	return flow->used && sock_peer_is(sk, &flow->backend_addr, flow->backend_port);
 }
 
-/* What connect() was told of the peer that the socket has. NULL: nothing, or it has none. */
+/* Returns the record of the connect() by which the socket got its peer. NULL: there is none, or
+ * the socket has no peer. */
 static __always_inline struct sock_flow *sock_peer_find(struct bpf_sock *sk)
 {
 	struct sock_flow *flow;
@@ -108,9 +109,9 @@ static __always_inline struct sock_flow *sock_peer_find(struct bpf_sock *sk)
 	return flow && sock_flow_is_peer(flow, sk) ? flow : NULL;
 }
 
-/* The backend of the UDP socket's peer, if dst is what it was connected to and that
- * holds. Returns 1 with *out filled. Else *out has the address and port of the peer's backend
- * (stays_with), zero where the flow is not to dst. */
+/* Finds the backend of a UDP socket's peer, if the socket was connected to dst and the flow holds.
+ * Returns 1 with *out filled. Else *out has the address and port of the peer's backend, for
+ * stays_with, and is not changed where the peer was not reached by dst. */
 static __always_inline int sock_peer_keep(struct bpf_sock *sk, const struct frontend_key *dst,
 					  int own_netns, struct lb_choice *out)
 {
@@ -122,8 +123,9 @@ static __always_inline int sock_peer_keep(struct bpf_sock *sk, const struct fron
 	return sock_flow_holds(peer, own_netns);
 }
 
-/* The same for a UDP socket whose peer was taken away (connect() to AF_UNSPEC): its flow to
- * dst goes on. An endpoint that *out has is of a later flow, and stays unless this one holds. */
+/* The same for a UDP socket whose peer was removed (connect() to AF_UNSPEC): its flow to dst goes
+ * on. If *out has an endpoint already, that is of a later flow, and is kept unless this flow
+ * holds. */
 static __always_inline int sock_peer_resume(struct bpf_sock *sk, const struct frontend_key *dst,
 					    int own_netns, struct lb_choice *out)
 {
@@ -139,9 +141,9 @@ static __always_inline int sock_peer_resume(struct bpf_sock *sk, const struct fr
 	return holds;
 }
 
-/* Before the record of the last connect() is overwritten: keep it if it is of the peer that
- * the socket has, which it keeps if this connect() fails. If both have one backend, nobody can
- * tell them apart later, and the new one counts. Returns 0, or -1 without memory. */
+/* Called before the record of the last connect() is overwritten. Saves it if it is of the socket's
+ * current peer, which the socket keeps if this connect() fails. If both have the same backend,
+ * they cannot be distinguished later, and the new one counts. Returns 0, or -1 without memory. */
 static __always_inline int sock_peer_save(struct bpf_sock *sk, const struct sock_flow *peer,
 					  const struct lb_choice *to)
 {
@@ -162,7 +164,7 @@ static __always_inline int sock_peer_save(struct bpf_sock *sk, const struct sock
 	return 0;
 }
 
-/* Remember what a socket is connected to. Returns 0, or -1 without memory. */
+/* Records what a socket is connected to. Returns 0, or -1 without memory. */
 static __always_inline int sock_peer_store(struct bpf_sock *sk, const struct frontend_key *dst,
 					   const struct lb_choice *to)
 {
@@ -176,12 +178,12 @@ static __always_inline int sock_peer_store(struct bpf_sock *sk, const struct fro
 		return -1;
 	if (sk->dst_port)
 		err = sock_peer_save(sk, peer, to);
-	*peer = flow; /* it may have been there: a UDP socket can connect again */
+	*peer = flow; /* the record may have existed: a UDP socket can connect again */
 	return err;
 }
 
-/* The socket connects to an address that is no service's. Records of another backend are not
- * believed once it has that peer; one of this backend would be. */
+/* Called when the socket connects to an address of no service. Records of another backend do not
+ * count once it has that peer. One of this backend would, and is removed. */
 static __always_inline void sock_peer_forget(struct bpf_sock *sk, const struct frontend_key *dst)
 {
 	struct sock_flow *peer = bpf_sk_storage_get(&sock_peer, sk, NULL, 0);
@@ -195,9 +197,9 @@ static __always_inline void sock_peer_forget(struct bpf_sock *sk, const struct f
 		peer->used = 0;
 }
 
-/* The backend of the unconnected socket's flow to dst, if it has one that holds. Returns 1 with
- * *out filled. Else *out has the address and port of the flow's backend (stays_with), and is left
- * as it is where there is no flow to dst. */
+/* Finds the backend of an unconnected socket's flow to dst, if there is one that holds. Returns 1
+ * with *out filled. Else *out has the address and port of the flow's backend, for stays_with, and
+ * is not changed where there is no flow to dst. */
 static __always_inline int sock_flow_keep(struct bpf_sock *sk, const struct frontend_key *dst,
 					  int own_netns, struct lb_choice *out)
 {
@@ -220,11 +222,11 @@ static __always_inline int sock_flow_keep(struct bpf_sock *sk, const struct fron
 	if (!found.used)
 		return 0;
 	sock_flow_choice(&found, out);
-	return sock_flow_holds(&found, own_netns); /* no helper under the lock */
+	return sock_flow_holds(&found, own_netns); /* no helper may be called under the lock */
 }
 
-/* Whether this socket's datagrams to another frontend go to the same backend
- * already: its replies could then not be told apart. */
+/* Reports whether this socket sends to the same backend by another frontend already. The replies
+ * could then not be told apart. */
 static __always_inline int sock_flow_taken(struct bpf_sock *sk, const struct frontend_key *dst,
 					   const struct lb_choice *to)
 {
@@ -246,11 +248,10 @@ static __always_inline int sock_flow_taken(struct bpf_sock *sk, const struct fro
 	return taken;
 }
 
-/* The place for a new flow to dst: its own, or that of one that was not used
- * lately. Looking for the very oldest would have the verifier follow every order
- * of sixteen ages (6.18: over a million instructions); a hand that goes round and
- * passes over what is in use is a clock instead (second chance), and one step of
- * it is like the other. Call with the lock held. */
+/* Returns the record for a new flow to dst: its own, a free one, or one that was not used lately.
+ * A search for the very oldest would make the verifier follow every order of sixteen ages (6.18:
+ * over a million instructions). So a clock (second chance) is used: a hand goes round and skips
+ * what is in use, and each step is like the others. Call it with the lock held. */
 static __always_inline struct sock_flow *sock_flow_place(struct sock_flows *flows,
 							 const struct frontend_key *dst)
 {
@@ -269,7 +270,7 @@ static __always_inline struct sock_flow *sock_flow_place(struct sock_flows *flow
 	return &flows->flow[flows->hand++ % SOCK_FLOWS];
 }
 
-/* Remember an unconnected socket's flow. Returns 0, or -1 without memory. */
+/* Records an unconnected socket's flow. Returns 0, or -1 without memory. */
 static __always_inline int sock_flow_store(struct bpf_sock *sk, const struct frontend_key *dst,
 					   const struct lb_choice *to)
 {
@@ -287,7 +288,7 @@ static __always_inline int sock_flow_store(struct bpf_sock *sk, const struct fro
 	return 0;
 }
 
-/* Whether the unconnected socket has a record of that backend. */
+/* Reports whether the unconnected socket has a record of that backend. */
 static __always_inline int sock_knows(struct bpf_sock *sk, const struct addr *addr, __be16 port)
 {
 	struct sock_flows *flows = bpf_sk_storage_get(&sock_flows, sk, NULL, 0);
@@ -315,9 +316,9 @@ static __always_inline int sock_knows(struct bpf_sock *sk, const struct addr *ad
 	return peer && sock_flow_is_from(peer, addr, port);
 }
 
-/* A datagram of an unconnected socket goes to an address that is no frontend's. If that is a
- * backend of the socket, what comes from there answers this datagram, until one is sent to the
- * frontend again: a flow of which the frontend is the backend itself says so. */
+/* Called when an unconnected socket sends to an address that is no frontend's. If that is a
+ * backend of the socket, datagrams from there answer this one, until the socket sends to the
+ * frontend again. That is recorded as a flow whose frontend is the backend itself. */
 static __always_inline void sock_flow_direct(struct bpf_sock *sk, const struct frontend_key *dst)
 {
 	struct lb_choice self = { .addr = dst->addr, .port = dst->port };
@@ -326,8 +327,8 @@ static __always_inline void sock_flow_direct(struct bpf_sock *sk, const struct f
 		sock_flow_store(sk, dst, &self);
 }
 
-/* The frontend of a connect() that led to the sender. Returns 1 with *addr and *port
- * replaced. */
+/* Replaces a sender by the frontend of the flow, if the flow's backend is the sender. Returns 1
+ * with *addr and *port replaced, else 0. */
 static __always_inline int sock_reply_of(const struct sock_flow *flow, struct addr *addr,
 					 __be16 *port)
 {
@@ -344,9 +345,9 @@ enum sock_sender {
 	SOCK_DIRECT, /* the socket has sent to the address itself */
 };
 
-/* The frontend of the flow of an unconnected socket that led to the sender. Where two
- * frontends share the backend, it is the one that was written to last. Returns SOCK_FRONTEND
- * with *addr and *port replaced. */
+/* Replaces a sender by the frontend of an unconnected socket's flow to it. If two frontends share
+ * the backend, the one that the socket sent to last counts. Returns SOCK_FRONTEND with *addr and
+ * *port replaced. */
 static __always_inline enum sock_sender sock_reply_of_flows(struct bpf_sock *sk,
 							    struct addr *addr, __be16 *port)
 {
@@ -378,10 +379,11 @@ static __always_inline enum sock_sender sock_reply_of_flows(struct bpf_sock *sk,
 	return SOCK_FRONTEND;
 }
 
-/* What the socket's owner calls the sender of a datagram. Returns 1 with *addr and *port
- * replaced, 0 where the sender is no backend of this socket. A datagram of the socket's peer
- * answers what the peer was connected by. Others came before the socket had that peer, or it has
- * none: then what it wrote last counts, and after that an earlier connect(). */
+/* Replaces the sender of a datagram by the address that the process sent to. Returns 1 with *addr
+ * and *port replaced, 0 where the sender is no backend of this socket. A datagram of the socket's
+ * peer is of the connect() by which the socket got the peer. Any other came before the socket had
+ * that peer, or the socket has none: then the flow that it sent on last counts, and after that an
+ * earlier connect(). */
 static __always_inline int sock_reply_restore(struct bpf_sock *sk, struct addr *addr, __be16 *port)
 {
 	enum sock_sender sender;

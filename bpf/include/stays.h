@@ -1,17 +1,17 @@
 // SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
-/* stays.h: whether a flow of which the ids are out of date can keep its endpoint. An address can
- * go to another service, and an endpoint get another record, while the endpoint serves all the
- * time. Knows services, slots and backends; knows no flow. */
+/* stays.h: whether a flow with outdated ids can keep its endpoint. An address can move to another
+ * service, and an endpoint can get another record, while the endpoint serves all the time. Knows
+ * services, slots and backends; knows no flow. */
 #pragma once
 
 #include "lb.h"
 
-/* Steps of a search in a range of slots: enough for 2^24 of them. */
+/* Steps of a binary search in a slot range: enough for 2^24 slots. */
 #define STAYS_STEPS 25
 
-/* The record of the endpoint with to's address and port, if the service that has the frontend now
- * sends new connections there. The slots of a range are in the order of their endpoints (lb's
- * ranges.go). Returns 1 with *to filled. */
+/* Finds the record of the endpoint with to's address and port, if the service sends new
+ * connections there. The slots of a range are in the order of their endpoints (lb's ranges.go).
+ * Returns 1 with *to filled. */
 static __always_inline int stays_find(const struct slot_range *range, __u32 service_id,
 				      struct lb_choice *to)
 {
@@ -41,10 +41,10 @@ static __always_inline int stays_find(const struct slot_range *range, __u32 serv
 	return 0;
 }
 
-/* Whether new connections to dst can have the endpoint with to's address and port. Connections by
- * packets are of either side: a flow stays with an endpoint that only the other's could have.
- * Returns 1 with *to filled. An entry that changes while it is read is not looked at
- * again: the flow then gets an endpoint like a new one. */
+/* Reports whether new connections to dst can get the endpoint with to's address and port.
+ * Connections by packets search both sides: their flow also stays with an endpoint that only
+ * clients inside can get. Returns 1 with *to filled. If an entry changes while it is read, the
+ * search is not repeated: the flow then gets an endpoint like a new one. */
 static __noinline int stays_with(const struct frontend_key *dst, const struct lb_client *client,
 				struct lb_choice *to)
 {

@@ -1,23 +1,23 @@
 // SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
-/* timeout.h: how long a flow is remembered after its last packet, by what its two
- * sides have said. The same for the programs and for the sweep (expire.c). */
+/* timeout.h: how long a flow is kept after its last packet, by what its two sides have said. The
+ * programs and the sweep (expire.c) share it. */
 #pragma once
 
 #include <linux/in.h>
 
 #include "config.h"
 
-/* How old `used` may get before it is written: once a second, not once a packet. */
+/* How old `used` may get before it is written, in ns: once a second, not once a packet. */
 #define FLOW_TOUCH 1000000000LL
 
-/* TCP: no more data can come. */
+/* Reports whether a TCP connection has ended, so that no more data can come. */
 static __always_inline int flow_is_closed(const struct flow *flow)
 {
 	return (flow->client_said | flow->backend_said) & FLOW_SAID_RST ||
 	       flow->client_said & flow->backend_said & FLOW_SAID_FIN;
 }
 
-/* Returns ns. */
+/* Returns the flow's timeout in ns. */
 static __always_inline __u64 flow_timeout(const struct flow *flow)
 {
 	int confirmed = flow->flags & FLOW_FLAG_CONFIRMED;
@@ -28,13 +28,14 @@ static __always_inline __u64 flow_timeout(const struct flow *flow)
 		return config_timeouts.tcp_closed;
 	if ((flow->client_said | flow->backend_said) & FLOW_SAID_FIN)
 		return config_timeouts.tcp_close_wait;
-	if (flow->client_said & FLOW_SAID_SYN) /* a handshake again (track_hear_backend) */
+	if (flow->client_said & FLOW_SAID_SYN) /* a new handshake (track_hear_backend) */
 		return config_timeouts.tcp_new;
 	return confirmed ? config_timeouts.tcp_established : config_timeouts.tcp_new;
 }
 
-/* `used` may be of another CPU's later clock: the difference has a sign. Of a flow in use the
- * timeout, which is at least twice FLOW_TOUCH, need not be looked up. */
+/* Reports whether the flow was not used for its timeout. `used` may be of another CPU's later
+ * clock, so the age has a sign. A timeout is at least twice FLOW_TOUCH, so it is not computed for
+ * a flow in use. */
 static __always_inline int flow_is_expired(const struct flow *flow, __u64 now)
 {
 	__s64 age = now - flow->used;
