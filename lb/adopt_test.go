@@ -18,7 +18,7 @@ func eachTables(t *testing.T, sizes maps.Sizes, test func(t *testing.T, tables m
 	t.Run("kernel", func(t *testing.T) { test(t, mapstest.New(t, sizes)) })
 }
 
-// town is a store with some of everything, conflicts included.
+// town fills a store with objects of every kind, conflicts included.
 func town(st *Store) {
 	st.SetNode(&Node{Name: "me", Zone: "z1"})
 	st.SetNodeAddrs(nodeAddrs)
@@ -30,7 +30,7 @@ func town(st *Store) {
 	st.SetSlice(slice("web-4", "web", "http:8080/TCP dns:53/UDP", "10.0.0.1@me", "10.0.0.2", "10.0.0.3 serving terminating"))
 	st.SetSlice(slice("web-6", "web", "http:8080/TCP dns:53/UDP", "fd00::1@me", "fd00::2"))
 	st.SetService(service("young", "10.96.0.2", "http:80/TCP").with(func(s *Service) {
-		s.ExternalIPs, s.ExternalLocal = addrs("1.1.1.1"), true // web's
+		s.ExternalIPs, s.ExternalLocal = addrs("1.1.1.1"), true // web has claimed it
 	}))
 	st.SetSlice(slice("young-4", "young", "http:8080/TCP", "10.0.1.1@me", "10.0.1.2"))
 	st.SetService(service("empty", "10.96.0.3", "http:80/TCP"))
@@ -41,8 +41,8 @@ func town(st *Store) {
 
 var townSizes = maps.Sizes{Services: 64, Slots: 256, Backends: 64, Affinity: 16, Sources: 64, Flows: 16}
 
-// With the same objects a new daemon writes nothing; what changed while there
-// was none costs what it costs at any other time.
+// TestAdopt checks that a new daemon writes nothing for unchanged objects, and that a change made
+// while no daemon ran costs the same writes as at any other time.
 func TestAdopt(t *testing.T) {
 	for _, c := range []struct {
 		what      string
@@ -94,15 +94,15 @@ func TestAdopt(t *testing.T) {
 	}
 }
 
-// fe is a frontend's key from "10.96.0.1:80/TCP".
+// fe returns the key of a frontend such as "10.96.0.1:80".
 func fe(s string, protocol Protocol) maps.FrontendKey {
 	ap := netip.MustParseAddrPort(s)
 	return maps.NewFrontendKey(ap.Addr(), ap.Port(), uint8(protocol))
 }
 
-// What maps may hold that no daemon of ours would have left, or one that was
-// killed at a bad moment: it goes, and nothing else is touched meanwhile. Real
-// maps only: the fake does not let such things in.
+// leftoverTests are contents that no daemon leaves in the maps, except when it was killed at a bad
+// moment. They are removed, and nothing else changes meanwhile. They need real maps: the fake
+// refuses them.
 var leftoverTests = []struct {
 	what  string
 	spoil func(k *maps.Kernel, d *maps.Dump) error
@@ -213,7 +213,7 @@ var leftoverTests = []struct {
 	}},
 }
 
-// spoilRange makes service far's entry lead to other slots.
+// spoilRange changes the slot range of service far's entry.
 func spoilRange(k *maps.Kernel, d *maps.Dump, r maps.SlotRange) error {
 	key := fe("10.96.0.4:80", TCP)
 	v := d.Frontends[key]
@@ -239,7 +239,7 @@ func TestLeftovers(t *testing.T) {
 			g.wrong = wrong(spoiled)
 			f := &faults{lives: -1}
 			r.tables = &maps.Faulty{Tables: g, Fail: f.fail}
-			r.store.SetService(service("far", "10.96.0.4", "http:80/TCP")) // no policy: slots are written
+			r.store.SetService(service("far", "10.96.0.4", "http:80/TCP")) // without policy Local: slots are written
 			r.store.SetService(service("new", "10.96.0.5", "http:80/TCP"))
 			r.store.SetSlice(slice("new-4", "new", "http:8080/TCP", "10.0.5.1", "10.0.5.2", "10.0.5.3"))
 			r.start()
@@ -256,8 +256,8 @@ func TestLeftovers(t *testing.T) {
 	}
 }
 
-// keepsService fails unless a service's entry is exactly what it was, ids and
-// all: nobody who was in the middle of a look-up noticed anything.
+// keepsService fails unless a service's entry is unchanged, including its ids: a lookup under way
+// sees no difference.
 func keepsService(t *testing.T, now, before *maps.Dump, frontend string) {
 	t.Helper()
 	key := fe(frontend, TCP)
@@ -266,7 +266,8 @@ func keepsService(t *testing.T, now, before *maps.Dump, frontend string) {
 	}
 }
 
-// wrong gives the entries that lead astray.
+// wrong returns the entries without a name, with an invalid slot range, or with backends of another
+// service.
 func wrong(d *maps.Dump) map[maps.FrontendKey]bool {
 	keys := map[maps.FrontendKey]bool{}
 	for k, v := range d.Frontends {
@@ -283,7 +284,8 @@ func wrong(d *maps.Dump) map[maps.FrontendKey]bool {
 	return keys
 }
 
-// The same with writes that fail: all of it goes in the end.
+// TestLeftoversWithFaults is TestLeftovers with writes that fail: the leftovers are removed in the
+// end.
 func TestLeftoversWithFaults(t *testing.T) {
 	for _, c := range leftoverTests {
 		t.Run(c.what, func(t *testing.T) {
@@ -311,7 +313,8 @@ func TestLeftoversWithFaults(t *testing.T) {
 	}
 }
 
-// What an entry leads to is not freed while the entry can't be removed.
+// TestPruneOrder checks that the backends of an entry are not freed while the entry cannot be
+// deleted.
 func TestPruneOrder(t *testing.T) {
 	k := mapstest.New(t, townSizes)
 	r := newRig(t, k, newTestClock())

@@ -13,14 +13,14 @@ import (
 	"shunt/maps"
 )
 
-// BenchmarkEndpointChoice chooses among the 1,000 endpoints of one service port, in
-// ten slices as the controller makes them, each with a zone hint; every tenth is
-// terminating. An op is all that a change of one of them asks of the policy. On a
-// machine with other work the time of the CPU is the one that means something.
+// BenchmarkEndpointChoice chooses among the 1,000 endpoints of one service port, in ten slices as
+// the controller makes them, each with a zone hint; every tenth is terminating. An op is the work
+// of the policy for one changed endpoint. On a machine with other work only the CPU time is
+// meaningful.
 func BenchmarkEndpointChoice(b *testing.B) {
 	const perSlice = 100
-	// In this heap, which is empty, collections would come fifty times as often as in
-	// a daemon's.
+	// With this nearly empty heap the garbage collector would run fifty times as often as in a
+	// daemon.
 	defer debug.SetGCPercent(debug.SetGCPercent(1000))
 	for _, n := range []int{100, 1000} {
 		b.Run(fmt.Sprintf("endpoints=%d", n), func(b *testing.B) {
@@ -44,7 +44,7 @@ func BenchmarkEndpointChoice(b *testing.B) {
 				plans = planService(svc, all, here)
 			}
 			b.ReportMetric(float64(cpuTime(b)-began)/float64(b.N), "cpu-ns/op")
-			// Those of this zone that are ready: all that terminate are of it.
+			// Ready endpoints of this zone: all terminating ones are in this zone.
 			if used := len(plans[0].inSet(maps.ClusterSet)); used != n/2-n/10 {
 				b.Fatalf("%d endpoints are used, want %d", used, n/2-n/10)
 			}
@@ -52,7 +52,7 @@ func BenchmarkEndpointChoice(b *testing.B) {
 	}
 }
 
-// cpuTime is what this process has used of CPUs, its garbage collector's among it.
+// cpuTime returns the CPU time that this process has used, including its garbage collector.
 func cpuTime(b testing.TB) time.Duration {
 	b.Helper()
 	var used syscall.Rusage
@@ -62,10 +62,9 @@ func cpuTime(b testing.TB) time.Duration {
 	return time.Duration(used.Utime.Nano() + used.Stime.Nano())
 }
 
-// A rolling restart, as the controller shows it: one endpoint at a time is there
-// with its successor, then terminates, then is gone. restart gives each change of
-// one service's slice to the loop, and what it wrote. The service has the endpoints
-// from this number on.
+// restart does a rolling restart of one service, as the controller shows it: one endpoint at a time
+// is listed with its successor, then terminates, then is removed. Each change of the slice is
+// reconciled. The endpoints of the service start at number from. It returns all writes.
 func restart(r *rig, svc, from, perService int) (writes maps.Writes) {
 	step := func(change func(*EndpointSlice)) {
 		s := numberedSlice(svc, 0, 0)
@@ -77,10 +76,10 @@ func restart(r *rig, svc, from, perService int) (writes maps.Writes) {
 	}
 	for e := from; e < from+perService; e++ {
 		old, after := numberedSlice(svc, e, perService), numberedSlice(svc, e+1, perService)
-		step(func(s *EndpointSlice) { // the new one is ready
+		step(func(s *EndpointSlice) { // the new endpoint is ready
 			s.Endpoints = append(old.Endpoints, after.Endpoints[perService-1])
 		})
-		step(func(s *EndpointSlice) { // the old one terminates
+		step(func(s *EndpointSlice) { // the old endpoint terminates
 			s.Endpoints = append(numberedSlice(svc, e, perService).Endpoints, after.Endpoints[perService-1])
 			s.Endpoints[0].Ready, s.Endpoints[0].Terminating = false, true
 		})
@@ -101,9 +100,9 @@ func restartRig(t testing.TB, services, perService int) *rig {
 	return r
 }
 
-// What a restarted endpoint costs does not depend on how many services there are:
-// its record and its successor's with their flags, the frontend at each change of
-// the set, and the sets themselves.
+// TestRollingRestartWrites checks that the writes for a restarted endpoint do not depend on the
+// number of services: its backend and its successor's with their flags, the frontend at each change
+// of the set, and the slots of the sets.
 func TestRollingRestartWrites(t *testing.T) {
 	const perService = 5
 	for _, services := range []int{10, 1000} {
@@ -114,7 +113,8 @@ func TestRollingRestartWrites(t *testing.T) {
 			total.Add(restart(r, i, 0, perService))
 		}
 		const endpoints = restarted * perService
-		// Records: the new one, the old one's two flags, its end. Sets: of six, of five.
+		// Backends: the new one, two flags of the old one, its removal. Slots: sets of six, of
+		// five.
 		want := maps.Writes{Backends: 4 * endpoints, Frontends: 2 * endpoints, Slots: (6 + 5) * endpoints}
 		if total != want {
 			t.Errorf("%d services: %d restarted endpoints cost %+v, want %+v", services, endpoints, total, want)
@@ -123,8 +123,8 @@ func TestRollingRestartWrites(t *testing.T) {
 	}
 }
 
-// BenchmarkRollingRestart restarts 5,000 endpoints of 1,000 services, again and
-// again: an op is a service, the writes are those of an endpoint.
+// BenchmarkRollingRestart restarts 5,000 endpoints of 1,000 services, again and again. An op is a
+// service; the writes are per endpoint.
 func BenchmarkRollingRestart(b *testing.B) {
 	const services, perService = 1000, 5
 	r := restartRig(b, services, perService)
@@ -138,8 +138,8 @@ func BenchmarkRollingRestart(b *testing.B) {
 	b.ReportMetric(float64(writes.Slots)/endpoints, "slot-writes/endpoint")
 }
 
-// BenchmarkChangeAmongFailing changes one service beside many that can't be
-// programmed: an op costs the same however many they are.
+// BenchmarkChangeAmongFailing changes one service beside many that cannot be programmed. The cost
+// of an op does not depend on their number.
 func BenchmarkChangeAmongFailing(b *testing.B) {
 	for _, failing := range []int{0, 5000} {
 		b.Run(fmt.Sprintf("failing=%d", failing), func(b *testing.B) {

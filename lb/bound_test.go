@@ -10,7 +10,7 @@ import (
 	"shunt/maps"
 )
 
-// boundAddr returns the addresses of frontends that source ranges bind in the maps.
+// boundAddr returns the addresses of frontends that source ranges restrict in the maps.
 func (r *rig) boundAddr() map[netip.Addr]bool {
 	bound := map[netip.Addr]bool{}
 	for k, v := range r.dump().Frontends {
@@ -21,8 +21,8 @@ func (r *rig) boundAddr() map[netip.Addr]bool {
 	return bound
 }
 
-// Who follows the addresses of clients hears of a load-balancer IP before source ranges bind it
-// and until they do no more, also when a write fails in between.
+// TestBoundAddresses checks that OnSourceRanges names a load-balancer IP before source ranges
+// restrict it in the maps, and until they no longer do, also when a write fails in between.
 func TestBoundAddresses(t *testing.T) {
 	f := &faults{lives: -1}
 	r := newRig(t, &maps.Faulty{Tables: maps.NewFake(roomy), Fail: f.fail}, newTestClock())
@@ -55,7 +55,7 @@ func TestBoundAddresses(t *testing.T) {
 			t.Errorf("%s: heard %q, want %q", what, heard, want)
 		}
 	}
-	step("nothing", false, "[]", "[]") // what an earlier daemon left can go
+	step("nothing", false, "[]", "[]") // first reconcile: one call at its start, one after it
 	r.store.SetService(service("open", "10.96.0.9", "http:80/TCP"))
 	step("a service without ranges", false)
 	r.store.SetService(rangedService("203.0.113.0/24"))

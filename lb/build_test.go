@@ -2,7 +2,7 @@
 
 package lb
 
-// How tests of this package write objects down, in one line each.
+// Helpers that make an object from one line of text.
 
 import (
 	"net/netip"
@@ -12,7 +12,7 @@ import (
 	"time"
 )
 
-// svcName reads "namespace/name"; without a slash the namespace is "default".
+// svcName parses "namespace/name"; without a slash the namespace is "default".
 func svcName(s string) ServiceName {
 	ns, name, ok := strings.Cut(s, "/")
 	if !ok {
@@ -37,7 +37,7 @@ func prefixes(list ...string) []netip.Prefix {
 	return out
 }
 
-// service is a Service with cluster IPs and ports as "name:80/TCP:30080".
+// service returns a Service with cluster IPs, and ports such as "name:80/TCP:30080".
 func service(name, clusterIPs string, ports ...string) *Service {
 	s := &Service{Name: svcName(name), ClusterIPs: addrs(strings.Fields(clusterIPs)...)}
 	for _, p := range ports {
@@ -74,7 +74,7 @@ func number16(s string) uint16 {
 	return uint16(n)
 }
 
-// with changes a copy of a service.
+// with returns a changed copy of a service.
 func (s *Service) with(change func(*Service)) *Service {
 	c := *s
 	c.Ports = slices.Clone(s.Ports)
@@ -82,8 +82,8 @@ func (s *Service) with(change func(*Service)) *Service {
 	return &c
 }
 
-// slice is an EndpointSlice with ports as "http:8080/TCP", separated by spaces,
-// and endpoints as endpoint reads them.
+// slice returns an EndpointSlice with ports such as "http:8080/TCP", separated by spaces, and
+// endpoints that endpoint parses.
 func slice(name, service, ports string, endpoints ...string) *EndpointSlice {
 	sn := svcName(service)
 	s := &EndpointSlice{Name: SliceName{sn.Namespace, name}, Service: sn}
@@ -97,9 +97,9 @@ func slice(name, service, ports string, endpoints ...string) *EndpointSlice {
 	return s
 }
 
-// endpoint reads "10.0.0.1@node conditions for=node,node zone=zone", where the
-// conditions are words of ready, serving, terminating; none of them: ready and
-// serving, as for the API's defaults; "-": not even that.
+// endpoint parses "10.0.0.1@node conditions for=node,node zone=zone". The conditions are words of
+// ready, serving, terminating. Without one the endpoint is ready and serving, the defaults of the
+// API; "-" stands for none of the conditions.
 func endpoint(s string) Endpoint {
 	words := strings.Fields(s)
 	a, node, _ := strings.Cut(words[0], "@")
@@ -138,7 +138,7 @@ func endpoint(s string) Endpoint {
 	return e
 }
 
-// testClock is a clock that tests move.
+// testClock is a clock that tests advance.
 type testClock struct{ t time.Time }
 
 func newTestClock() *testClock {
@@ -148,15 +148,14 @@ func newTestClock() *testClock {
 func (c *testClock) now() time.Time          { return c.t }
 func (c *testClock) advance(d time.Duration) { c.t = c.t.Add(d) }
 
-// chooser gives a number from 0 to n-1: from a seeded source, or from the
-// bytes of a fuzzer.
+// chooser returns a number from 0 to n-1, from a seeded source or from the bytes of a fuzzer.
 type chooser func(n int) int
 
 func (c chooser) oneIn(n int) bool { return c(n) == 0 }
 
 func pick[T any](c chooser, from []T) T { return from[c(len(from))] }
 
-// fromBytes chooses by a fuzzer's bytes, 0 when they are used up.
+// fromBytes chooses by a fuzzer's bytes, and 0 after they are used up.
 func fromBytes(data []byte) chooser {
 	return func(n int) int {
 		if len(data) == 0 {

@@ -31,8 +31,9 @@ func (r *rig) refused(addr string) bool {
 	return inRange && !slices.Contains(d.Allocated, a)
 }
 
-// TestNotServed: the cluster IPs of services that are not ours to serve are left alone,
-// from when that becomes so until they are ours, or gone, also over a restart.
+// TestNotServed checks that the cluster IPs of services that another proxy serves are not refused,
+// from the moment when that begins until shunt serves them or they are deleted, also over a
+// restart.
 func TestNotServed(t *testing.T) {
 	r := newGuardedRig(t)
 	other := func(name string, ips ...string) *Service {
@@ -80,8 +81,8 @@ func TestNotServed(t *testing.T) {
 	check("and is not any more", "", "10.96.0.9")
 }
 
-// TestNotServedHasItsAddress: what another proxy serves is no other service's external
-// address, also where no service CIDR is known.
+// TestNotServedHasItsAddress checks that an address of a service that another proxy serves is no
+// other service's external address, also where no service CIDR is known.
 func TestNotServedHasItsAddress(t *testing.T) {
 	r := newGuardedRig(t)
 	r.store.SetService(service("tenant", "10.96.0.7", "p:80/TCP").with(func(s *Service) { s.ExternalIPs = addrs("10.96.0.1") }))
@@ -101,8 +102,8 @@ func TestNotServedHasItsAddress(t *testing.T) {
 	}
 }
 
-// TestNotProgrammed: the address of a service that could not be programmed is not taken
-// for nobody's.
+// TestNotProgrammed checks that the address of a service that could not be programmed is not
+// refused as unallocated.
 func TestNotProgrammed(t *testing.T) {
 	clock := newTestClock()
 	fails := true
@@ -128,8 +129,8 @@ func TestNotProgrammed(t *testing.T) {
 	}
 }
 
-// TestNoRoomForExceptions: where an address that is allocated can't be excepted, none is
-// refused; once it can be, others are again.
+// TestNoRoomForExceptions checks that no address is refused while an allocated address cannot be
+// excepted, and that refusal resumes afterwards.
 func TestNoRoomForExceptions(t *testing.T) {
 	clock := newTestClock()
 	sizes := roomy
@@ -158,8 +159,8 @@ func TestNoRoomForExceptions(t *testing.T) {
 	r.sameAs(r.fresh(), "with room again")
 }
 
-// TestManyServicesOfAnotherProxy: with the default sizes, another proxy may serve as many
-// as 16,384 addresses without an effect on the refusal of others.
+// TestManyServicesOfAnotherProxy checks that, with the default sizes, another proxy may serve up to
+// 16,384 addresses without an effect on the refusal of others.
 func TestManyServicesOfAnotherProxy(t *testing.T) {
 	r := newRig(t, maps.NewFake(maps.DefaultSizes()), newTestClock())
 	r.store.SetServiceCIDRs(prefixes("10.96.0.0/12"))
@@ -179,8 +180,8 @@ func TestManyServicesOfAnotherProxy(t *testing.T) {
 	}
 }
 
-// TestNoRoomForExceptionsIsSaidOnce: one line of the log when it begins, however many
-// services come and go meanwhile.
+// TestNoRoomForExceptionsIsSaidOnce checks that one line is logged when the state begins, however
+// many services are added and deleted meanwhile.
 func TestNoRoomForExceptionsIsSaidOnce(t *testing.T) {
 	sizes := roomy
 	sizes.Sources = 16 // room for four exceptions
@@ -198,7 +199,7 @@ func TestNoRoomForExceptionsIsSaidOnce(t *testing.T) {
 	if n := logs.Len(); n != 1 {
 		t.Errorf("%d lines of the log, want 1: %v", n, logs.All())
 	}
-	for i := range 38 { // it ends, and begins again
+	for i := range 38 { // the state ends, and begins again
 		r.store.DeleteService(svcName(fmt.Sprint("s", i)))
 		r.mustStep()
 	}

@@ -12,7 +12,7 @@ import (
 	"shunt/maps"
 )
 
-// asked is a claim as the Service object has it.
+// asked is a claim, taken from the Service object.
 type asked struct {
 	svc      *Service
 	rank     int
@@ -22,7 +22,7 @@ type asked struct {
 	external bool
 }
 
-// askedBy lists what a Service claims, without any of the code under test.
+// askedBy returns what a Service claims, without the code under test.
 func askedBy(svc *Service) []asked {
 	var list []asked
 	for _, family := range []Family{IPv4, IPv6} {
@@ -56,8 +56,8 @@ func askedBy(svc *Service) []asked {
 	return list
 }
 
-// modelOwners is a slow model of who has which address: claims in their order, each
-// of which gets what is free.
+// modelOwners is a slow model of which claim gets each frontend: in the order of claims, each gets
+// its frontend if that is free.
 func modelOwners(st *Store) map[maps.FrontendKey]asked {
 	var all []asked
 	for _, svc := range st.services {
@@ -116,7 +116,7 @@ func (r *rig) checkOwners(what string) {
 	}
 }
 
-// owner returns the service that has a TCP frontend in the maps.
+// owner returns the service and the kind of a TCP frontend in the maps.
 func (r *rig) owner(frontend string) string {
 	d := r.dump()
 	v, there := d.Frontends[fe(frontend, TCP)]
@@ -126,8 +126,8 @@ func (r *rig) owner(frontend string) string {
 	return fmt.Sprintf("%s %s", d.Names[v.Id].Name, maps.FrontendKind(v.Kind))
 }
 
-// TestRankBeatsAge has an older service claim, as an external address, what is a
-// younger one's by a better kind; whatever comes first, the rank decides.
+// TestRankBeatsAge checks that the rank decides, in any order of arrival, where an older service
+// claims by a worse rank what a younger one claims by a better rank.
 func TestRankBeatsAge(t *testing.T) {
 	external := func(ip string) func(*Service) { return func(s *Service) { s.ExternalIPs = addrs(ip) } }
 	balanced := func(ip string) func(*Service) { return func(s *Service) { s.LoadBalancerIPs = addrs(ip) } }
@@ -136,7 +136,7 @@ func TestRankBeatsAge(t *testing.T) {
 		old, new *Service
 		frontend string
 		want     string
-		loser    string // another frontend of the loser, that it keeps
+		loser    string // another frontend of the loser, which it keeps
 	}{
 		{"cluster IP over external IP", service("old", "10.96.0.1", "p:80/TCP").with(external("10.96.0.99")),
 			service("new", "10.96.0.99", "p:80/TCP"), "10.96.0.99:80", "new ClusterIP", "10.96.0.1:80"},
@@ -190,8 +190,9 @@ func TestRankBeatsAge(t *testing.T) {
 	}
 }
 
-// TestExternalIPsInServiceCIDR: such addresses are not programmed, as the CIDRs come
-// and go. Unknown ones are those that the maps have.
+// TestExternalIPsInServiceCIDR checks that external addresses inside a service CIDR are not
+// programmed, also when CIDRs are added and removed. Until the CIDRs are known, those in the maps
+// count.
 func TestExternalIPsInServiceCIDR(t *testing.T) {
 	r := newGuardedRig(t)
 	r.store.SetService(service("a", "10.96.0.1", "p:80/TCP").with(func(s *Service) {
@@ -217,7 +218,7 @@ func TestExternalIPsInServiceCIDR(t *testing.T) {
 	check("two", false, false)
 
 	known := r.store
-	r.store = NewStore(r.clock.now) // a new daemon, that is not told of CIDRs yet
+	r.store = NewStore(r.clock.now) // a new daemon that does not know the CIDRs yet
 	for _, svc := range known.services {
 		r.store.SetService(svc)
 	}
@@ -230,8 +231,8 @@ func TestExternalIPsInServiceCIDR(t *testing.T) {
 	check("none", true, true)
 }
 
-// TestNodeAddressComesAndGoes: a load-balancer IP that becomes an address of the node
-// gives way to a node port, and has its port again when the address goes.
+// TestNodeAddressComesAndGoes checks that a load-balancer IP that becomes an address of the node
+// loses its port to a node port, and gets it back when the node loses the address.
 func TestNodeAddressComesAndGoes(t *testing.T) {
 	r := newGuardedRig(t)
 	r.store.SetNodeAddrs(nodeAddrs)

@@ -18,18 +18,16 @@ import (
 	"shunt/maps"
 )
 
-// stubborn is a rig on maps that never take one service's frontends, or those of many,
-// by what is in broken.
+// stubborn is a rig whose maps never take the services in broken.
 type stubborn struct {
 	*rig
 	broken map[ServiceName]bool
-	// tries counts writes to services that are broken, and to others.
+	// tries counts SetName calls for services in broken; others counts the rest.
 	tries, others int
 	logs          *observer.ObservedLogs
 }
 
-// brokenTables fail every name of a service that is broken: nothing of it is
-// programmed.
+// brokenTables fails every SetName of a service in broken, so that nothing of it is programmed.
 type brokenTables struct {
 	maps.Tables
 	s *stubborn
@@ -54,20 +52,20 @@ func newStubborn(t testing.TB, sizes maps.Sizes) *stubborn {
 	return s
 }
 
-// run is what Run does when something changes: what failed and is not due waits.
+// run does what Run does after a change: failures are not retried.
 func (s *stubborn) run() Report {
 	s.loop.step(s.clock.now(), 0)
 	return s.heard.last()
 }
 
-// retry is what Run does when something is due.
+// retry does what Run does when a failure is due.
 func (s *stubborn) retry() Report {
 	s.loop.step(s.clock.now(), retriesAtOnce)
 	return s.heard.last()
 }
 
-// With 5,000 services that can't be programmed, a change of another one looks at that
-// one only, and writes as much as without them.
+// With 5,000 services that cannot be programmed, a change of another service looks at that service
+// only, and makes as many writes as without them.
 func TestFailingServicesCostOthersNothing(t *testing.T) {
 	const failing = 5000
 	s := newStubborn(t, numberedSizes(failing+1))
@@ -92,7 +90,7 @@ func TestFailingServicesCostOthersNothing(t *testing.T) {
 	if got := s.loop.Status(); got.Failing != failing || got.Problems.Version != version {
 		t.Errorf("status has %d failing, problems of version %d, want %d and %d", got.Failing, got.Problems.Version, failing, version)
 	}
-	// When they are due, a reconcile tries no more than a change can wait for.
+	// When they are due, a reconcile retries at most retriesAtOnce.
 	s.clock.advance(retryMax)
 	for tried := 0; tried < failing; {
 		rep := s.retry()
@@ -104,7 +102,7 @@ func TestFailingServicesCostOthersNothing(t *testing.T) {
 	if rep := s.retry(); rep.Services != 0 {
 		t.Errorf("%d are due again at the same time", rep.Services)
 	}
-	// What can be programmed again is, all of it.
+	// After the fault is gone, all of them are programmed.
 	clear(s.broken)
 	s.settle()
 	if got := s.loop.Status(); got.Failing != 0 || got.Problems.Total != 0 || got.ServiceChangesPending != 0 {
@@ -112,8 +110,8 @@ func TestFailingServicesCostOthersNothing(t *testing.T) {
 	}
 }
 
-// Each object has its own wait, which others neither shorten nor prolong; a change of
-// the object itself is tried at once, and its wait is short again.
+// TestOwnBackoff checks that each object has its own wait, which others neither shorten nor extend.
+// A change of the object itself is tried at once, and its wait is short again.
 func TestOwnBackoff(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := &stubborn{broken: map[ServiceName]bool{svcName(numberedName(1)): true}}
@@ -154,8 +152,8 @@ func TestOwnBackoff(t *testing.T) {
 	})
 }
 
-// What fails has a line at once, and few for as long as it fails, each with a count;
-// many that fail together have few lines too.
+// A failing object logs one line at once, and few while it fails, each with a count. Many objects
+// that fail together log few lines too.
 func TestFailuresAreLoggedSparingly(t *testing.T) {
 	errorsOf := func(s *stubborn) int { return s.logs.FilterLevelExact(zapcore.ErrorLevel).Len() }
 	t.Run("one that fails and a thousand changes of others", func(t *testing.T) {
@@ -234,8 +232,8 @@ func TestFailuresAreLoggedSparingly(t *testing.T) {
 	})
 }
 
-// A service that keeps changing while it can't be programmed costs no more memory for
-// it, and what is gone is forgotten.
+// A service that keeps changing while it cannot be programmed takes no more memory for that, and
+// the state of deleted objects is removed.
 func TestFailuresAreForgotten(t *testing.T) {
 	s := newStubborn(t, numberedSizes(100))
 	for i := range 100 {
@@ -273,8 +271,9 @@ func TestFailuresAreForgotten(t *testing.T) {
 	}
 }
 
-// Leftovers of an earlier daemon go though a service can't be programmed; what that
-// service asks for, and what it leads to, stays until it can be.
+// TestPruneBesideFailures checks that leftovers of an earlier daemon are removed although a service
+// cannot be programmed. The frontends that this service asks for stay until it can be, with what
+// they refer to.
 func TestPruneBesideFailures(t *testing.T) {
 	clock := newTestClock()
 	fake := maps.NewFake(roomy)
@@ -285,18 +284,18 @@ func TestPruneBesideFailures(t *testing.T) {
 	}
 	before.mustStep()
 	frontend := func(i int) string { return fmt.Sprintf("10.96.0.%d:80", i) }
-	for id := range before.dump().Names { // of all that there is, the next daemon knows no name
+	for id := range before.dump().Names { // the next daemon finds all of it without names
 		if err := fake.DeleteName(id); err != nil {
 			t.Fatal(err)
 		}
 	}
 	s := &stubborn{broken: map[ServiceName]bool{svcName(numberedName(1)): true, svcName(numberedName(3)): true}}
-	s.rig = newRig(t, brokenTables{fake, s}, clock) // no guard: what has no name is damaged
-	for i := range 2 {                              // service 2 is gone
+	s.rig = newRig(t, brokenTables{fake, s}, clock) // no guard: it reports entries without a name
+	for i := range 2 {                              // service 2 is deleted
 		s.store.SetService(numberedService(i))
 		s.store.SetSlice(numberedSlice(i, 0, 2))
 	}
-	s.store.SetService(numberedService(3)) // fails, and never was there
+	s.store.SetService(numberedService(3)) // fails, and was never in the maps
 	s.step()
 	if got := s.leads(frontend(2)); got != "no frontend" {
 		t.Errorf("that of a service that is gone leads to %s", got)
@@ -315,7 +314,8 @@ func TestPruneBesideFailures(t *testing.T) {
 	s.sameAs(s.fresh(), "settled")
 }
 
-// Objects that are no services fail for themselves, and are said so.
+// TestNodeObjectsFailAlone checks that objects that are no services fail on their own, and that
+// Status.Err reports them.
 func TestNodeObjectsFailAlone(t *testing.T) {
 	clock := newTestClock()
 	fail := true
@@ -339,8 +339,8 @@ func TestNodeObjectsFailAlone(t *testing.T) {
 	r.sameAs(r.fresh(), "settled")
 }
 
-// The healthCheckNodePort of a service that can't be programmed says that it has no
-// endpoint; that of another one does not.
+// TestHealthCheckOfFailingService checks that the healthCheckNodePort of a service that cannot be
+// programmed reports no local endpoints, and that of another service is unaffected.
 func TestHealthCheckOfFailingService(t *testing.T) {
 	s := newStubborn(t, roomy)
 	balanced := func(i int) *Service {
@@ -372,7 +372,8 @@ func TestHealthCheckOfFailingService(t *testing.T) {
 	if got := local(); !slices.Equal(got, []int{1, 1}) {
 		t.Errorf("programmed: %v local endpoints, want 1 and 1", got)
 	}
-	// Older services take its load-balancer IP and its node port: nobody reaches it.
+	// An older service takes its load-balancer IP and its node port: clients from outside cannot
+	// reach it.
 	s.store.SetService(service("old", "10.97.0.1", "p:80/TCP:30001").with(func(o *Service) {
 		o.LoadBalancerIPs, o.Created = addrs("1.1.1.1"), time.Unix(1, 0)
 	}))

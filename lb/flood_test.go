@@ -13,7 +13,7 @@ import (
 	"shunt/maps/mapstest"
 )
 
-// claimProblems returns the problems of one service's claims, as they are published.
+// claimProblems returns the published problems of one service.
 func (r *rig) claimProblems(name string) []Problem {
 	var list []Problem
 	for _, p := range r.loop.Status().Problems.List {
@@ -24,8 +24,8 @@ func (r *rig) claimProblems(name string) []Problem {
 	return list
 }
 
-// flood is a service that asks for very many external frontends, at one port each of
-// 100, and is older than the others.
+// flood returns a service with ips external IPs and the given number of ports. It is older than the
+// others.
 func flood(ips, ports int) *Service {
 	s := service("a-flood", "10.96.255.1")
 	s.Created = time.Unix(1, 0)
@@ -38,9 +38,9 @@ func flood(ips, ports int) *Service {
 	return s
 }
 
-// TestFloodServiceHarmsNobody: an older Service asks for more than there is room for;
-// ordinary ones that come after, or together with it, are served, and it keeps the
-// room that is left, whatever came first.
+// TestFloodServiceHarmsNobody has an older Service ask for more than there is room for. Ordinary
+// services that are added after it or together with it are served, and it keeps the remaining room,
+// in any order of arrival.
 func TestFloodServiceHarmsNobody(t *testing.T) {
 	sizes := maps.Sizes{Services: 400, Slots: 1024, Backends: 512, Affinity: 16, Sources: 16, Flows: 16}
 	for _, order := range []string{"flood first", "flood last", "together", "adopted"} {
@@ -54,7 +54,7 @@ func TestFloodServiceHarmsNobody(t *testing.T) {
 						}))
 						r.store.SetSlice(numberedSlice(i, 0, 10))
 						if order == "flood first" {
-							r.mustStep() // with no time for anything to rest
+							r.mustStep() // without time for ids to rest
 						}
 					}
 				}
@@ -89,8 +89,8 @@ func TestFloodServiceHarmsNobody(t *testing.T) {
 	}
 }
 
-// TestCutService: a service has no more frontends than it may, always the same ones,
-// by rank; it is said.
+// TestCutService checks that a service has no more frontends than the limit, always the same ones,
+// by rank, and that a problem reports it.
 func TestCutService(t *testing.T) {
 	r := newGuardedRig(t)
 	r.loop.o.MaxFrontends = 12
@@ -121,9 +121,9 @@ func TestCutService(t *testing.T) {
 	}
 }
 
-// TestIssueFlood is the input of the issue, on real maps of the default sizes and with
-// the default bound: 1,320 external IPs and 100 ports in one object, older than 40
-// ordinary services, whose cluster IPs it asks for too.
+// TestIssueFlood is the reported case, on real maps of the default sizes and with the default
+// limit: 1,320 external IPs and 100 ports in one object, older than 40 ordinary services, whose
+// cluster IPs it asks for too.
 func TestIssueFlood(t *testing.T) {
 	r := newRig(t, mapstest.New(t, maps.DefaultSizes()), newTestClock())
 	r.loop.o.MaxFrontends = 4096

@@ -7,9 +7,9 @@ import (
 	"time"
 )
 
-// TestGoneWithoutFrontends deletes a service that had nothing in the maps, in one step
-// with a change of this node, for which every service is looked at: its claims, its
-// problems and its health check must go too.
+// TestGoneWithoutFrontends deletes a service that has nothing in the maps, in one reconcile with a
+// change of the node's zone, for which every service is looked at. Its claims, problems and health
+// check must be removed too.
 func TestGoneWithoutFrontends(t *testing.T) {
 	external := func(age int64, also ...func(*Service)) func(*Service) {
 		return func(s *Service) {
@@ -22,7 +22,7 @@ func TestGoneWithoutFrontends(t *testing.T) {
 	}
 	r := newGuardedRig(t)
 	r.store.SetNodeAddrs(nodeAddrs)
-	// Both want all that lost asks for, so that it has nothing.
+	// Service has claims everything that lost asks for, so that lost has nothing.
 	has := service("has", "10.96.0.1", "p:80/TCP").with(external(1))
 	lost := service("lost", "10.96.0.1", "p:80/TCP").with(external(2, func(s *Service) {
 		s.ExternalLocal, s.HealthCheckNodePort = true, 32000

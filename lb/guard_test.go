@@ -13,35 +13,32 @@ import (
 	"shunt/maps"
 )
 
-// guard is Tables that looks at the maps after every single write, as a program
-// in the kernel could at that moment, and fails the test if one would be led
-// astray.
+// guard is Tables that checks the maps after every single write, as a program in the kernel could
+// see them at that moment. It fails the test where a program would use wrong data.
 type guard struct {
 	maps.Tables
 	t     testing.TB
 	clock *testClock
-	// serving are entries that must have endpoints at every moment of the step
-	// under way.
+	// serving are entries that must have endpoints at every moment of the reconcile under way.
 	serving map[maps.FrontendKey]sides
-	// admits says of entries which probes they must, and must not, let in at every
-	// moment of the step under way.
+	// admits says, for an entry, which clients it must and must not admit at every moment of the
+	// reconcile under way.
 	admits map[maps.FrontendKey]map[netip.Addr]bool
-	// freed and unnamed say when a record or a slot was last given up.
+	// freed is when a backend was freed; unnamed is when a slot was last named by an entry.
 	freed   map[uint32]time.Time
 	unnamed map[uint32]time.Time
-	// named are the slots in ranges of entries now; counts, how many writes of
-	// each kind there were.
+	// named are the slots in the ranges of entries now. writes counts the writes of each kind.
 	named  map[uint32]bool
 	writes maps.Writes
-	// tight: maps are full, so that a range may be written over that an entry names.
+	// tight: maps are full, so that a slot range may be overwritten while an entry names it.
 	tight bool
-	// shut are entries that let nobody in since map sources was full.
+	// shut are entries that have admitted no client since map sources was full.
 	shut map[maps.FrontendKey]bool
-	// wrong are entries that led astray before the guard came.
+	// wrong are entries that were wrong already when the guard started.
 	wrong map[maps.FrontendKey]bool
 }
 
-// sides says on which of its sides an entry has endpoints.
+// sides says whether an entry has endpoints inside and outside.
 type sides struct{ inside, outside bool }
 
 func newGuard(t testing.TB, tables maps.Tables, clock *testClock) *guard {
@@ -49,8 +46,8 @@ func newGuard(t testing.TB, tables maps.Tables, clock *testClock) *guard {
 		freed: map[uint32]time.Time{}, unnamed: map[uint32]time.Time{}, named: map[uint32]bool{}}
 }
 
-// did checks a write that was done. What the fake refuses but for a full map
-// the loop should not have tried.
+// did checks the maps after a write. An error other than for a full map fails the test: the loop
+// should not have tried that write.
 func (g *guard) did(what string, err error) error {
 	g.t.Helper()
 	var full *maps.FullError
@@ -73,7 +70,7 @@ func (g *guard) did(what string, err error) error {
 		v := d.Frontends[k]
 		if want.inside && v.Inside.Count == 0 || want.outside && v.Outside.Count == 0 {
 			g.t.Errorf("after %s: frontend %s has no endpoint for a moment, want some %+v:\n%s", what, k, want, d.Text())
-			delete(g.serving, k) // once is enough
+			delete(g.serving, k) // report it once
 		}
 	}
 	g.checkSources(what, d)
@@ -102,7 +99,7 @@ func (g *guard) checkRange(what string, d *maps.Dump, k maps.FrontendKey, v maps
 	}
 }
 
-// probes are clients from outside, that source ranges of the tests have or have not.
+// probes are clients from outside, in and out of the tests' source ranges.
 var probes = addrs("203.0.113.1", "198.51.100.1", "192.168.0.9", "1.1.1.2", "2001:db8:1::1", "fd00:1::9")
 
 func letsIn(d *maps.Dump, v maps.Service, client netip.Addr) bool {
@@ -110,8 +107,8 @@ func letsIn(d *maps.Dump, v maps.Service, client netip.Addr) bool {
 		slices.ContainsFunc(d.SourcesOf(v.Id), func(p netip.Prefix) bool { return p.Contains(client) })
 }
 
-// checkSources: who may come in before and after may do so all the time, and who
-// may not, never.
+// checkSources checks that a client that is admitted before and after the reconcile is admitted
+// throughout, and that one that is refused before and after is never admitted.
 func (g *guard) checkSources(what string, d *maps.Dump) {
 	g.t.Helper()
 	for k, clients := range g.admits {
@@ -122,9 +119,9 @@ func (g *guard) checkSources(what string, d *maps.Dump) {
 			}
 		}
 	}
-	// In a full map a range may have to go before another comes: room for one. If the
-	// write of that one fails, the frontend stays shut until its service is tried again,
-	// whatever room there is meanwhile.
+	// In a full map a range may be deleted before another is added: that needs room for one. If
+	// that write fails, the frontend admits no client until its service is tried again, whatever
+	// room there is meanwhile.
 	room := int(g.Sizes().Sources) - len(d.Sources) - len(d.ServiceCIDRs) - len(d.Allocated)
 	shut := map[maps.FrontendKey]bool{}
 	for k, v := range d.Frontends {
@@ -170,7 +167,7 @@ func (g *guard) WriteSlots(base uint32, ids []uint32) error {
 	what := fmt.Sprintf("WriteSlots(%d, %v)", base, ids)
 	for i := range ids {
 		slot := base + uint32(i)
-		if g.tight { // what the fake allows, then
+		if g.tight { // then the fake decides
 			continue
 		}
 		if g.named[slot] {
@@ -240,8 +237,9 @@ func (g *guard) DeleteServiceCIDR(p netip.Prefix) error {
 	return g.did("DeleteServiceCIDR", g.Tables.DeleteServiceCIDR(p))
 }
 
-// keepServing notes which entries must have endpoints all through the next
-// step: those of a service port that has some now and will have some after.
+// keepServing sets which entries must have endpoints throughout the next reconcile: those of a
+// service that has some now and has some in after. It also sets which clients they must admit or
+// refuse.
 func (g *guard) keepServing(after *maps.Dump) {
 	g.serving = map[maps.FrontendKey]sides{}
 	g.admits = map[maps.FrontendKey]map[netip.Addr]bool{}

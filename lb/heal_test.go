@@ -12,8 +12,8 @@ import (
 	"shunt/maps/mapstest"
 )
 
-// TestFullMapsHeal: where a map is full, what goes makes room for what comes, inside
-// one service too, and over a restart.
+// TestFullMapsHeal checks that, where a map is full, removals make room for additions, also inside
+// one service and over a restart.
 func TestFullMapsHeal(t *testing.T) {
 	roomFor := maps.Sizes{Services: 64, Slots: 64, Backends: 64, Affinity: 16, Sources: 16, Flows: 16}
 	eight := func(r *rig, ports string, endpoints ...string) {
@@ -76,7 +76,7 @@ func TestFullMapsHeal(t *testing.T) {
 					c.change(r)
 					clock.advance(grace)
 					if c.what == "one endpoint replaced, slots full" {
-						g.keepServing(r.fresh().dump()) // by writing over the range
+						g.keepServing(r.fresh().dump()) // the slot range is overwritten
 					}
 					if restart {
 						r.start()
@@ -92,8 +92,8 @@ func TestFullMapsHeal(t *testing.T) {
 	}
 }
 
-// TestSmallerMaps: a daemon with smaller maps than its predecessor's serves the best
-// that fits, by rank, and one with larger maps all again.
+// TestSmallerMaps checks that a daemon with smaller maps than the previous one serves the best that
+// fits, by rank, and one with larger maps everything again.
 func TestSmallerMaps(t *testing.T) {
 	large := maps.Sizes{Services: 512, Slots: 512, Backends: 512, Affinity: 16, Sources: 64, Flows: 16}
 	for what, size := range map[string]func(*maps.Sizes){
@@ -151,8 +151,8 @@ func TestSmallerMaps(t *testing.T) {
 	}
 }
 
-// TestSmallerMapsWithManyAddresses: more addresses than the smaller map addrs has room
-// for, where the node's own are among them.
+// TestSmallerMapsWithManyAddresses has more addresses than the smaller map addrs has room for, with
+// the node's own among them.
 func TestSmallerMapsWithManyAddresses(t *testing.T) {
 	root := mapstest.BPFFS(t)
 	store := NewStore(newTestClock().now)
@@ -196,8 +196,7 @@ func abiOf(t *testing.T) uint32 {
 	return abi
 }
 
-// fewAddrs is Tables with room for so many addresses of the node, and for so many
-// service CIDRs.
+// fewAddrs is Tables with room for a few addresses of the node, and as many service CIDRs.
 type fewAddrs struct {
 	maps.Tables
 	room        int
@@ -233,8 +232,8 @@ func (f *fewAddrs) DeleteServiceCIDR(p netip.Prefix) error {
 	return f.Tables.DeleteServiceCIDR(p)
 }
 
-// TestAddrsAndCIDRsMakeRoom: what goes makes room for what comes, and one that is
-// refused keeps no other from being programmed.
+// TestAddrsAndCIDRsMakeRoom checks that removals make room for additions, and that one refused
+// addition does not prevent others.
 func TestAddrsAndCIDRsMakeRoom(t *testing.T) {
 	f := &fewAddrs{Tables: maps.NewFake(roomy), room: 2, addrs: map[netip.Addr]bool{}, cidrs: map[netip.Prefix]bool{}}
 	r := newRig(t, f, newTestClock())
@@ -260,8 +259,8 @@ func TestAddrsAndCIDRsMakeRoom(t *testing.T) {
 	}
 }
 
-// TestClusterIPsLeaveRoomForNodeAddrs: cluster IPs as a whole take no entry of map
-// services, but their addresses do not take the room of the node's own either.
+// TestClusterIPsLeaveRoomForNodeAddrs checks that cluster IPs as a whole, which take no entry of
+// map services, leave the room in map addrs that is kept for the node's addresses.
 func TestClusterIPsLeaveRoomForNodeAddrs(t *testing.T) {
 	sizes := roomy
 	sizes.Services = 16

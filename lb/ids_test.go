@@ -9,11 +9,11 @@ import (
 	"time"
 )
 
-// idModel is what must be true of an idPool after any operations.
+// idModel is what must hold for an idPool after any operations.
 type idModel struct {
 	max    uint32
 	used   map[uint32]bool
-	rested map[uint32]time.Time // given back, and when
+	rested map[uint32]time.Time // returned ids, and when
 }
 
 func checkIDs(t *testing.T, c chooser, rounds int) {
@@ -21,7 +21,7 @@ func checkIDs(t *testing.T, c chooser, rounds int) {
 	clock := newTestClock()
 	m := idModel{max: uint32(1 + c(20)), used: map[uint32]bool{}, rested: map[uint32]time.Time{}}
 	p := newIDPool(m.max)
-	if c.oneIn(2) { // an adopted map, also with ids that the pool has not
+	if c.oneIn(2) { // adopted maps, also with ids out of range
 		adopted := map[uint32]bool{}
 		for range c(15) {
 			id := uint32(c(30))
@@ -50,7 +50,7 @@ func checkIDs(t *testing.T, c chooser, rounds int) {
 			t.Fatalf("operation %d: %d in use, want %d", i, p.used, len(m.used))
 		}
 	}
-	// In the end all of them can be given out, each once.
+	// In the end each id can be allocated once.
 	clock.advance(grace)
 	for len(m.used) < int(m.max) {
 		if !m.get(t, p, clock) {
@@ -100,7 +100,7 @@ func FuzzIDPool(f *testing.F) {
 	f.Fuzz(func(t *testing.T, data []byte) { checkIDs(t, fromBytes(data), len(data)) })
 }
 
-// Giving back what the pool never gave out changes nothing.
+// TestIDPoolPutOutOfRange checks that put ignores ids out of range.
 func TestIDPoolPutOutOfRange(t *testing.T) {
 	clock := newTestClock()
 	p := newIDPool(2)
@@ -122,11 +122,11 @@ func TestOrderFor(t *testing.T) {
 	}
 }
 
-// slotModel is what must be true of a slotPool after any operations.
+// slotModel is what must hold for a slotPool after any operations.
 type slotModel struct {
 	size  uint32
 	owned []block
-	// taken says who has each slot; freed, when it was given back.
+	// taken are the slots in use; freed is when a slot was returned.
 	taken map[uint32]bool
 	freed map[uint32]time.Time
 }
@@ -149,7 +149,7 @@ func (m *slotModel) take(t *testing.T, b block, now time.Time) {
 	m.owned = append(m.owned, b)
 }
 
-// mustBeFull fails if a block of that order could be had.
+// mustBeFull fails the test if a block of that order is free.
 func (m *slotModel) mustBeFull(t *testing.T, o order, now time.Time) {
 	t.Helper()
 	for base := uint32(0); base+o.size() <= m.size; base += o.size() {
@@ -185,7 +185,7 @@ func checkSlots(t *testing.T, c chooser, rounds int) {
 	m := slotModel{size: uint32(1 + c(100)), taken: map[uint32]bool{}, freed: map[uint32]time.Time{}}
 	p := newSlotPool(m.size)
 	whole := fmt.Sprint(p.free)
-	for range c(6) { // an adopted map
+	for range c(6) { // adopted maps
 		b := block{uint32(c(110)), order(c(5))}
 		free := b.base%b.size() == 0 && b.base+b.size() <= m.size
 		for s := b.base; free && s < b.base+b.size(); s++ {
@@ -244,7 +244,7 @@ func FuzzSlotPool(f *testing.F) {
 	f.Fuzz(func(t *testing.T, data []byte) { checkSlots(t, fromBytes(data), len(data)) })
 }
 
-// A block is found wherever one fits: the whole array can be handed out.
+// TestSlotPoolFills checks that every slot of the array can be allocated.
 func TestSlotPoolFills(t *testing.T) {
 	now := newTestClock().t
 	p := newSlotPool(1<<10 + 1<<3 + 1)

@@ -11,7 +11,8 @@ import (
 	"shunt/maps"
 )
 
-// large returns a flood with so many source ranges and endpoints.
+// large returns a service like flood's, with load-balancer IPs, and its slice, with the given
+// numbers of addresses, ports, source ranges and endpoints.
 func large(ips, ports, ranges, endpoints int) (*Service, *EndpointSlice) {
 	svc := flood(0, ports).with(func(s *Service) {
 		for i := range ips {
@@ -31,9 +32,9 @@ func large(ips, ports, ranges, endpoints int) (*Service, *EndpointSlice) {
 	return svc, sl
 }
 
-// TestLargeServiceCostsItsSize: to add, change, hand over, adopt and remove one Service
-// that asks for as much as fits of any kind takes a time that is in proportion. What
-// went with the square of the size took minutes.
+// TestLargeServiceCostsItsSize adds, changes, hands over, adopts and deletes one Service of about
+// the largest size of each kind. The time must be proportional to the size: a quadratic algorithm
+// took minutes.
 func TestLargeServiceCostsItsSize(t *testing.T) {
 	const most = 20 * time.Second
 	for _, test := range []struct {

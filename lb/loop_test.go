@@ -15,16 +15,16 @@ import (
 	"shunt/maps"
 )
 
-// running is a loop whose Run is under way in a synctest bubble, where time
-// passes only when everybody waits.
+// running is a loop whose Run is under way in a synctest bubble, where time advances only while all
+// goroutines wait.
 type running struct {
 	*rig
-	fail   atomic.Pointer[func(string) error] // what Faulty asks; nil: nothing fails
+	fail   atomic.Pointer[func(string) error] // decides which calls fail; nil: none
 	cancel context.CancelFunc
 	ended  chan error
 }
 
-// run starts a loop on maps; the caller calls end.
+// run starts a loop on maps. The caller must call end.
 func run(t *testing.T, tables maps.Tables, change func(*LoopOptions)) *running {
 	t.Helper()
 	r := &running{ended: make(chan error, 1)}
@@ -56,8 +56,8 @@ func (r *running) end() {
 	}
 }
 
-// Until all is known nothing is touched, however long it takes: a restart
-// without an API server must leave in effect what it found.
+// Nothing is written before SetSynced, however long that takes: a restart without an API server
+// must leave the adopted contents in effect.
 func TestRunWaitsForSync(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		tables := maps.NewFake(roomy)
@@ -88,8 +88,8 @@ func TestRunWaitsForSync(t *testing.T) {
 	})
 }
 
-// The first change is taken at once, what comes meanwhile together; nothing
-// happens where nothing changes.
+// The first change is taken at once, and those that arrive meanwhile together. Without a change
+// there is no reconcile.
 func TestRunCoalesces(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := run(t, maps.NewFake(roomy), nil)
@@ -122,8 +122,8 @@ func TestRunCoalesces(t *testing.T) {
 	})
 }
 
-// What fails is tried again, with waits that double up to a bound, and at once
-// when something changes; then the waits are short again.
+// A failed object is retried, with waits that double up to a bound, and at once when it changes;
+// then the waits are short again.
 func TestRunBacksOff(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := run(t, maps.NewFake(roomy), nil)
@@ -170,7 +170,7 @@ func TestRunBacksOff(t *testing.T) {
 	})
 }
 
-// A hook that fails ends Run, since what it does is needed.
+// An error of OnSynced ends Run.
 func TestRunOnSynced(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		calls := 0
@@ -205,8 +205,8 @@ func TestRunOnSynced(t *testing.T) {
 	})
 }
 
-// Who asks for the status hears that it is synced when the hook has run, and not
-// before: it is the hook that puts the maps into effect.
+// TestSyncedAfterHook checks that the status is synced only after OnSynced: that puts the maps into
+// effect.
 func TestSyncedAfterHook(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		goOn := make(chan struct{})
@@ -227,7 +227,8 @@ func TestSyncedAfterHook(t *testing.T) {
 	})
 }
 
-// A dump that can't be read is said so: to take it for empty would leak all.
+// TestAdoptFails checks that Adopt returns the error of Dump: with a dump taken as empty,
+// everything in the maps would leak.
 func TestAdoptFails(t *testing.T) {
 	l := NewLoop(LoopOptions{Store: NewStore(time.Now), Tables: noDump{maps.NewFake(roomy)}, Log: zap.NewNop(), Now: time.Now})
 	if _, err := l.Adopt(); !errors.Is(err, errFault) {

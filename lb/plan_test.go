@@ -15,7 +15,7 @@ import (
 	"shunt/maps"
 )
 
-// planText gives the frontends of a plan, one a line.
+// planText returns the frontends of a plan, one a line.
 func planText(plans []portPlan) string {
 	var b strings.Builder
 	for _, p := range plans {
@@ -89,8 +89,8 @@ func TestPlanFrontends(t *testing.T) {
 	}
 }
 
-// Plans have all that serve, and of TCP those that do not, with what they are good for; ends of
-// seconds are cut off.
+// Plans have all serving endpoints, and for TCP also the others, with their flags. Fractions of a
+// second are cut off.
 func TestPlanBackends(t *testing.T) {
 	svc := service("web", "10.96.0.1", "p:80/TCP").with(func(s *Service) { s.AffinityTimeout = 1999 * time.Millisecond })
 	plan := planService(svc, []*EndpointSlice{slice("s", "web", "p:8080/TCP",
@@ -126,7 +126,7 @@ func TestNodePortAddresses(t *testing.T) {
 		node *Node
 		want string
 	}{
-		// A family of which nothing is asked takes node ports at all of its addresses.
+		// A family for which nothing is set takes node ports at all its addresses.
 		{[]string{"10.0.0.0/8"}, node, "::! ::1! fd00:1::1"},
 		{[]string{"172.16.0.0/12"}, node, "172.16.0.1 ::! ::1! fd00:1::1"},
 		{[]string{"fd00:2::/64"}, node, "0.0.0.0! 127.0.0.1! 127.0.0.2! 172.16.0.1 192.168.0.1 192.168.0.2"},
@@ -176,7 +176,7 @@ func TestNodePortAddresses(t *testing.T) {
 	}
 }
 
-// NoLoopback wins over everything that would take loopback.
+// NoLoopback overrides every setting that includes loopback.
 func TestNodePortAddressesNoLoopback(t *testing.T) {
 	node := &Node{Addrs: addrs("192.168.0.1")}
 	for _, flag := range [][]string{nil, {"all"}, {"localhost", "192.168.0.0/24"}, {"127.0.0.0/8", "::1/128", "primary"}} {
@@ -192,9 +192,9 @@ func TestNodePortAddressesNoLoopback(t *testing.T) {
 	}
 }
 
-// What is not known of the Node is not taken for none: it is gone, or is there and has no
-// addresses yet, or was not read yet by a daemon that adopted the maps. The primary
-// addresses stay, as long as an interface has them, and so does the zone.
+// An unknown Node is not taken for a Node without addresses: it was deleted, or has no addresses
+// yet, or a daemon that adopted the maps has not read it yet. The primary addresses stay as long as
+// an interface has them, and so does the zone.
 func TestNodeUnknown(t *testing.T) {
 	primary, err := ParseNodePortAddresses([]string{"primary"})
 	if err != nil {
@@ -242,7 +242,7 @@ func TestNodeUnknown(t *testing.T) {
 	takes("the Node has others", "192.168.0.2 fd00:1::2")
 }
 
-// What a change leaves behind that somebody should look for.
+// TestStale checks which changes report that sockets may be stale.
 func TestStale(t *testing.T) {
 	r := newGuardedRig(t)
 	check := func(what string, want Stale) {

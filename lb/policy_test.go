@@ -9,8 +9,8 @@ import (
 	"testing"
 )
 
-// outcome gives the endpoints of the port "p" over IPv4/TCP with the sets that
-// they are in, as "address:port cluster local", sorted.
+// outcome returns the endpoints of port "p" over IPv4/TCP with the sets that they are in, as
+// "address:port cluster local", sorted.
 func outcome(all []*EndpointSlice, at place) []string {
 	eps := candidates(all, "p", TCP, IPv4, at)
 	choose(eps, at)
@@ -144,7 +144,7 @@ func TestPolicy(t *testing.T) {
 	}
 }
 
-// A node that does not know its name or its zone is where no hint points to.
+// No hint matches a node whose name or zone is unknown.
 func TestPolicyUnknownPlace(t *testing.T) {
 	eps := []*EndpointSlice{{Ports: []EndpointPort{{"p", TCP, 80}}, Endpoints: []Endpoint{
 		{Addr: addrs("10.0.0.1")[0], Ready: true, Hints: &Hints{Nodes: []string{""}, Zones: []string{""}}},
@@ -156,7 +156,7 @@ func TestPolicyUnknownPlace(t *testing.T) {
 	}
 }
 
-// Endpoints are counted for health checks by address: ready, and of this node.
+// Health checks count ready endpoints on this node by address.
 func TestLocalReady(t *testing.T) {
 	all := []*EndpointSlice{
 		slice("s", "a", "p:80/TCP q:81/TCP", "10.0.0.1@me", "10.0.0.2@me serving terminating", "10.0.0.3@you"),
@@ -184,14 +184,14 @@ func TestLocalReady(t *testing.T) {
 	}
 }
 
-// Random slices against the slow model, and in any order.
+// Random slices, compared with the slow model, in any order.
 func TestPolicyAgainstModel(t *testing.T) {
 	rounds := 30000
 	if testing.Short() {
 		rounds = 3000
 	}
 	r := rand.New(rand.NewPCG(1, 2))
-	var sizes [4]int // how often a set had so many: the cases must not be trivial
+	var sizes [4]int // how often a set had that many: the cases must not be trivial
 	for i := range rounds {
 		all, at := randomSlices(r.IntN), randomPlace(r.IntN)
 		got := checkPolicy(t, all, at, r.IntN)
@@ -230,8 +230,8 @@ func FuzzPolicy(f *testing.F) {
 	})
 }
 
-// checkPolicy compares the policy with the model, and with itself on the same
-// slices in another order.
+// checkPolicy compares the policy with the model, and with itself for the same slices in another
+// order.
 func checkPolicy(t *testing.T, all []*EndpointSlice, at place, c chooser) []string {
 	t.Helper()
 	got, want := outcome(all, at), modelOutcome(all, at)

@@ -2,8 +2,8 @@
 
 package lb
 
-// A second reading of the contract's §2, slow and by other means: endpoints are
-// names in sets, and a rule is a filter over a set.
+// A slow second implementation of the contract's §2 in another form: endpoints are names in sets,
+// and a rule is a filter over a set.
 
 import (
 	"fmt"
@@ -32,9 +32,9 @@ func (s set) or(other set) set {
 	return other
 }
 
-// modelOutcome is outcome by the model.
+// modelOutcome returns what outcome returns, by the model.
 func modelOutcome(all []*EndpointSlice, at place) []string {
-	said := map[string][]Endpoint{} // all that slices say of an address and port
+	said := map[string][]Endpoint{} // every listing of an address and port
 	for _, s := range all {
 		for _, p := range s.Ports {
 			for _, e := range s.Endpoints {
@@ -79,8 +79,7 @@ func modelOutcome(all []*EndpointSlice, at place) []string {
 	return out
 }
 
-// bestOf gives those of the best condition: ready, then serving, then
-// terminating.
+// bestOf returns those with the best condition: ready, then serving, then terminating.
 func bestOf(es []Endpoint) []Endpoint {
 	for _, better := range []func(Endpoint) bool{
 		func(e Endpoint) bool { return e.Ready },
@@ -100,8 +99,8 @@ func bestOf(es []Endpoint) []Endpoint {
 	return es
 }
 
-// byHint gives the ready endpoints that hints of one kind allow here; none
-// where those hints don't decide.
+// byHint returns the ready endpoints that hints of one kind allow here; none where those hints do
+// not decide.
 func byHint(ready set, best map[string][]Endpoint, where string, kind func(*Hints) []string) set {
 	hints := func(n string) []string {
 		var all []string
@@ -119,10 +118,10 @@ func byHint(ready set, best map[string][]Endpoint, where string, kind func(*Hint
 	return ready.where(func(n string) bool { return slices.Contains(hints(n), where) })
 }
 
-// randomSlices makes slices of which much coincides.
+// randomSlices returns random slices that overlap much.
 func randomSlices(c chooser) []*EndpointSlice {
 	var all []*EndpointSlice
-	hinted := c(3) // how likely hints are: never, sometimes, always
+	hinted := c(3) // how likely hints are
 	down := 1 + c(6)
 	for i := range c(4) {
 		s := &EndpointSlice{Name: SliceName{"ns", fmt.Sprint(i)}}
@@ -172,8 +171,7 @@ func randomPlace(c chooser) place {
 	return place{node: pick(c, []string{"me", "me", "you", ""}), zone: pick(c, []string{"z1", "z2", "z3", ""})}
 }
 
-// shuffled gives the same slices in another order, and their ports and
-// endpoints too.
+// shuffled returns the same slices in another order, with their ports and endpoints shuffled too.
 func shuffled(all []*EndpointSlice, c chooser) []*EndpointSlice {
 	out := make([]*EndpointSlice, 0, len(all))
 	for _, s := range all {

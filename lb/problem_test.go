@@ -12,14 +12,14 @@ import (
 	"shunt/maps"
 )
 
-// conflict is a problem of a numbered service at a frontend of its own.
+// conflict returns a problem of a numbered service at its own frontend.
 func conflict(service, port int) Problem {
 	return Problem{Service: svcName(numberedName(service)), Kind: maps.Conflict,
 		Frontend: fe(fmt.Sprintf("1.1.1.1:%d", port), TCP), Owner: svcName("owner")}
 }
 
-// A problem is new once, keeps its age, and is gone with what found it; what another
-// finder found of the same service stays.
+// A problem is new once, keeps its time, and is removed when its finder no longer finds it. What
+// another finder found for the same service stays.
 func TestProblemTable(t *testing.T) {
 	clock := newTestClock()
 	table := newProblemTable(clock.now)
@@ -69,8 +69,8 @@ func TestProblemTable(t *testing.T) {
 	}
 }
 
-// The list is bounded for each service and in all; the rest is counted, and a kind of
-// problem is never hidden behind another.
+// The list is bounded for each service and as a whole, and counts the rest. No kind of problem is
+// hidden by another kind.
 func TestProblemsAreBounded(t *testing.T) {
 	table := newProblemTable(newTestClock().now)
 	const services = maxListed
@@ -106,8 +106,8 @@ func TestProblemsAreBounded(t *testing.T) {
 	}
 }
 
-// A service that can't be programmed is a problem of each of its ports, by kind, until
-// it can be.
+// A service that cannot be programmed has a problem for each of its ports, by kind, until it is
+// programmed.
 func TestFailedServiceIsAProblem(t *testing.T) {
 	for _, c := range []struct {
 		kind ProblemKind

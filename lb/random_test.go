@@ -10,19 +10,18 @@ import (
 	"shunt/maps"
 )
 
-// roomy is enough for whatever world makes; tight is not.
+// roomy has room for everything that world makes; tight has not.
 var (
 	roomy = maps.Sizes{Services: 256, Slots: 1024, Backends: 512, Affinity: 16, Sources: 256, Flows: 16}
 	tight = maps.Sizes{Services: 20, Slots: 32, Backends: 20, Affinity: 16, Sources: 3, Flows: 16}
 )
 
-// faults fail writes: some, or all from a moment on, as for a daemon that is
-// killed there.
+// faults fails writes: some, or all after a number of them, like a daemon that is killed then.
 type faults struct {
 	c chooser
-	// rate: one write in so many fails; 0: none.
+	// rate: one write of that many fails; 0: none.
 	rate int
-	// lives counts the writes until all fail; less than 0: it lives.
+	// lives counts the writes until all fail; negative: no limit.
 	lives int
 }
 
@@ -36,8 +35,8 @@ func (f *faults) fail(string) error {
 	return nil
 }
 
-// checkRandom makes random changes, has a loop follow them with faults and
-// kills, and looks at the maps at every moment.
+// checkRandom makes random changes, has a loop follow them with faults and kills, and checks the
+// maps after each write.
 func checkRandom(t *testing.T, c chooser, sizes maps.Sizes, rounds int) {
 	t.Helper()
 	clock := newTestClock()
@@ -67,7 +66,7 @@ func checkRandom(t *testing.T, c chooser, sizes maps.Sizes, rounds int) {
 			f.lives = c(30)
 		}
 		r.step()
-		if f.lives >= 0 { // a new daemon, a while later
+		if f.lives >= 0 { // a new daemon, some time later
 			story = append(story, "killed")
 			f.lives = -1
 			clock.advance(time.Second)
@@ -92,7 +91,7 @@ func checkRandom(t *testing.T, c chooser, sizes maps.Sizes, rounds int) {
 	checkEmptied(t, r, g)
 }
 
-// checkEmptied deletes everything: nothing may be left.
+// checkEmptied deletes all objects, and checks that the maps are empty.
 func checkEmptied(t *testing.T, r *rig, g *guard) {
 	t.Helper()
 	g.serving, g.admits = nil, nil
@@ -129,8 +128,8 @@ func TestRandomChanges(t *testing.T) {
 	}
 }
 
-// Maps that are too small: what is in them keeps working, and when there is
-// room again, all is as it should be.
+// Maps that are too small: their contents keep working, and when there is room again everything is
+// as it should be.
 func TestRandomChangesInTightMaps(t *testing.T) {
 	runs := 150
 	if testing.Short() {
@@ -145,7 +144,7 @@ func TestRandomChangesInTightMaps(t *testing.T) {
 	}
 }
 
-// In maps of any sizes. The first seeds found something once.
+// Maps of any sizes. The first seeds found defects.
 func TestRandomChangesInMapsOfAnySize(t *testing.T) {
 	seeds := []uint64{1648, 2306}
 	for i := range 50 {

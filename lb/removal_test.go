@@ -9,8 +9,8 @@ import (
 	"shunt/maps"
 )
 
-// What can't be removed from the maps is a problem of its service, also of one that is
-// gone, until it is removed.
+// TestFailedRemovalIsProblem checks that a failed removal from the maps is a problem of its
+// service, even of a deleted one, until it succeeds.
 func TestFailedRemovalIsProblem(t *testing.T) {
 	for _, method := range []string{"DeleteFrontend", "FreeBackend", "DeleteName"} {
 		t.Run(method, func(t *testing.T) {
@@ -34,7 +34,7 @@ func TestFailedRemovalIsProblem(t *testing.T) {
 			if st.Failing != 1 || len(st.Problems.List) == 0 {
 				t.Fatalf("%d services fail, problems %+v; want those of one", st.Failing, st.Problems.List)
 			}
-			for _, p := range st.Problems.List { // by port
+			for _, p := range st.Problems.List { // one for each port
 				if p.Service != name || p.Kind != maps.Failed || !strings.Contains(p.Error, errFault.Error()) {
 					t.Errorf("problem %+v", p)
 				}

@@ -14,8 +14,8 @@ import (
 	"shunt/maps"
 )
 
-// A port that gets another name keeps its id and its records, also where that happens while
-// no daemon runs. One that has another address is another port.
+// TestRenamedPort checks that a port with a new name keeps its id and its backends, also if the
+// name changes while no daemon runs. A port of another number is another port.
 func TestRenamedPort(t *testing.T) {
 	r := newGuardedRig(t)
 	type known struct {
@@ -49,7 +49,7 @@ func TestRenamedPort(t *testing.T) {
 	if got := find(); got.service != before.service || got.backend != before.backend || got.name != "default/a:dns-udp/UDP" {
 		t.Errorf("after the name has changed: %+v, before it was %+v", got, before)
 	}
-	set("x", "y") // both at once, and without a daemon
+	set("x", "y") // both at once, while no daemon runs
 	r.start()
 	r.mustStep()
 	if got := find(); got.service != before.service || got.backend != before.backend || got.name != "default/a:x/UDP" {
@@ -72,7 +72,8 @@ func TestRenamedPort(t *testing.T) {
 	}
 }
 
-// records returns, by port of UDP, the service id of the frontend and the records that this has.
+// records returns, for each UDP port of 10.96.0.1, the service id of its frontend and the backends
+// of that id.
 func (r *rig) records(ports ...uint16) map[uint16]string {
 	r.t.Helper()
 	d := r.dump()
@@ -96,7 +97,8 @@ func (r *rig) records(ports ...uint16) map[uint16]string {
 	return all
 }
 
-// setTwo has the ports 53 and 54 of a service, by names in the Service and in its slice.
+// setTwo sets the names of ports 53 and 54 of a service, in the Service and in its slice; "": no
+// change.
 func (r *rig) setTwo(inService, inSlice string) {
 	r.clock.advance(grace)
 	if names := strings.Fields(inService); len(names) > 0 {
@@ -108,13 +110,13 @@ func (r *rig) setTwo(inService, inSlice string) {
 	r.mustStep()
 }
 
-// Ports keep their ids and records when names change, whether the Service and its slices change
-// at once or one after the other, and two ports when they swap names.
+// TestNamesOfPortsChange checks that ports keep their ids and backends when names change or are
+// swapped, whether the Service and its slices change at once or one after the other.
 func TestNamesOfPortsChange(t *testing.T) {
 	for _, test := range []struct {
 		name  string
 		steps [][2]string // names in the Service, in the slice; "": no change
-		apart bool        // for a moment, what the names lead to is another endpoint
+		apart bool        // between the steps the names refer to other endpoints
 	}{
 		{"at once", [][2]string{{"x y", "x y"}}, false},
 		{"the Service first", [][2]string{{"x y", ""}, {"", "x y"}}, false},
@@ -155,8 +157,8 @@ func TestNamesOfPortsChange(t *testing.T) {
 	}
 }
 
-// While names differ, nobody is sent to an endpoint that the port does not have by name, and
-// after a bounded time it is as if it had never been there.
+// TestNamesOfPortsStayApart checks that, while names differ, no new flow goes to an endpoint that
+// the port does not have by name, and that after listedPause nothing of that endpoint remains.
 func TestNamesOfPortsStayApart(t *testing.T) {
 	r := newGuardedRig(t)
 	r.setTwo("dns alt", "dns alt")
@@ -190,8 +192,8 @@ func TestNamesOfPortsStayApart(t *testing.T) {
 	}
 }
 
-// An endpoint that the slices do not list, or that the Service has no port for any more, goes at
-// once.
+// TestGoneIsNotRenamed checks that an endpoint is removed at once if the slices no longer list it,
+// or the Service no longer has a port for it.
 func TestGoneIsNotRenamed(t *testing.T) {
 	for name, change := range map[string]func(r *rig){
 		"the endpoint goes": func(r *rig) {
@@ -222,7 +224,8 @@ func TestGoneIsNotRenamed(t *testing.T) {
 	}
 }
 
-// What a node port leads to keeps its ids and records, whatever else of its Service changes.
+// TestNodePortStays checks that a node port keeps its service id and its backends, whatever else of
+// its Service changes.
 func TestNodePortStays(t *testing.T) {
 	at := maps.NewFrontendKey(netip.IPv4Unspecified(), 30053, 17)
 	for name, change := range map[string]func(r *rig){
@@ -254,7 +257,7 @@ func TestNodePortStays(t *testing.T) {
 			r.store.SetService(service("a", "10.96.0.1 fd96::1", "dns:53/UDP:30053"))
 			r.store.SetSlice(slice("a", "a", "dns:5353/UDP", "10.0.0.1"))
 			r.mustStep()
-			// what is the node port's id, and the record of the endpoint that it leads to
+			// leads returns the node port's service id, and the ids of its backends.
 			leads := func() (uint32, []uint32) {
 				t.Helper()
 				d := r.dump()

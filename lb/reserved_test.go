@@ -13,8 +13,8 @@ import (
 
 func addrPort(s string) netip.AddrPort { return netip.MustParseAddrPort(s) }
 
-// reservedWorld is a node that reaches the API server at 172.18.0.2:6443, has probes on
-// all addresses and metrics on loopback.
+// reservedWorld sets a node that reaches the API server at 172.18.0.2:6443, and listens for probes
+// on all addresses and for metrics on loopback.
 func reservedWorld(t *testing.T) *rig {
 	r := newGuardedRig(t)
 	r.store.SetNodeAddrs(nodeAddrs)
@@ -26,7 +26,7 @@ func reservedWorld(t *testing.T) *rig {
 	return r
 }
 
-// tenant is a Service with external IPs, each at every port.
+// tenant returns a Service with external IPs, each at every port.
 func tenant(name string, ips []string, ports ...string) *Service {
 	return service(name, "10.96.0.66", ports...).with(func(s *Service) {
 		s.ClusterIPs = addrs("10.96.0.66", "fd96::66")
@@ -45,7 +45,7 @@ func (r *rig) externals() string {
 	return strings.Join(got, " ")
 }
 
-// TestReserved has a tenant name the addresses of the API server and of this daemon.
+// TestReserved has a tenant ask for the addresses of the API server and of this daemon.
 func TestReserved(t *testing.T) {
 	for _, c := range []struct {
 		what  string
@@ -71,7 +71,7 @@ func TestReserved(t *testing.T) {
 		if got := r.externals(); got != c.want {
 			t.Errorf("%s: programmed are %q, want %q", c.what, got, c.want)
 		}
-		for _, lb := range []bool{true, false} { // the same as load-balancer IPs
+		for _, lb := range []bool{true, false} { // as load-balancer IPs, and as external IPs
 			s := tenant("t", strings.Fields(c.ips), c.ports...)
 			if lb {
 				s.ExternalIPs, s.LoadBalancerIPs = nil, s.ExternalIPs
@@ -89,7 +89,8 @@ func TestReserved(t *testing.T) {
 	}
 }
 
-// TestReservedComes: what was programmed goes when it becomes reserved, and comes back.
+// TestReservedComes checks that a programmed frontend is removed when it becomes reserved, and
+// comes back afterwards.
 func TestReservedComes(t *testing.T) {
 	r := newGuardedRig(t)
 	r.store.SetNodeAddrs(nodeAddrs)
@@ -122,7 +123,7 @@ func TestReservedComes(t *testing.T) {
 	check("all is as it was", port+" 192.168.0.1:31000/TCP 192.168.0.2:31000/TCP")
 }
 
-// TestReservedNotClusterIPs: the daemon may use a cluster IP to reach the API server.
+// TestReservedNotClusterIPs checks that the daemon may use a cluster IP to reach the API server.
 func TestReservedNotClusterIPs(t *testing.T) {
 	r := newGuardedRig(t)
 	r.store.SetNodeAddrs(nodeAddrs)

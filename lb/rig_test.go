@@ -16,7 +16,7 @@ import (
 	"shunt/maps"
 )
 
-// rig is a loop that a test drives a step at a time, with a clock of its own.
+// rig is a loop that a test drives one reconcile at a time, with its own clock.
 type rig struct {
 	t      testing.TB
 	clock  *testClock
@@ -24,11 +24,11 @@ type rig struct {
 	loop   *Loop
 	tables maps.Tables
 	heard  *recorder
-	// share is another than that of the maps' sizes; nil: it is not.
+	// share replaces the share that follows from the sizes of the maps; nil: it does not.
 	share *room
 }
 
-// recorder is an Observer that keeps what it hears.
+// recorder is an Observer that keeps what it is called with.
 type recorder struct {
 	mu       sync.Mutex
 	reports  []Report
@@ -57,7 +57,7 @@ func (r *recorder) last() Report {
 	return r.reports[len(r.reports)-1]
 }
 
-// newRig makes a loop for node "me", whose store is synced already.
+// newRig returns a rig for node "me", whose store is synced.
 func newRig(t testing.TB, tables maps.Tables, clock *testClock) *rig {
 	t.Helper()
 	r := &rig{t: t, clock: clock, tables: tables, store: NewStore(clock.now)}
@@ -66,7 +66,7 @@ func newRig(t testing.TB, tables maps.Tables, clock *testClock) *rig {
 	return r
 }
 
-// start makes another loop on the same store and maps, as a new daemon would.
+// start makes another loop on the same store and maps, like a new daemon.
 func (r *rig) start() Adopted {
 	r.t.Helper()
 	r.heard = &recorder{}
@@ -85,14 +85,14 @@ func (r *rig) start() Adopted {
 	return adopted
 }
 
-// step reconciles once, what changed and all that failed before, whenever that is
-// due, and gives what was done.
+// step reconciles once: everything that changed and every failure, whether due or not. It returns
+// the report.
 func (r *rig) step() Report {
 	r.loop.step(r.clock.now().Add(2*retryMax), math.MaxInt)
 	return r.heard.last()
 }
 
-// mustStep reconciles once, and fails the test if that fails.
+// mustStep reconciles once, and fails the test on an error.
 func (r *rig) mustStep() Report {
 	r.t.Helper()
 	rep := r.step()
@@ -102,7 +102,7 @@ func (r *rig) mustStep() Report {
 	return rep
 }
 
-// settle reconciles until nothing is left to do.
+// settle reconciles until no failure is left.
 func (r *rig) settle() {
 	r.t.Helper()
 	for range 50 {
@@ -127,7 +127,7 @@ func (r *rig) dump() *maps.Dump {
 	return d
 }
 
-// copyTo gives the store's objects to another store.
+// copyTo sets the objects of the store in another store.
 func (s *Store) copyTo(to *Store) {
 	for _, svc := range s.services {
 		to.SetService(svc)
@@ -149,8 +149,8 @@ func (s *Store) copyTo(to *Store) {
 	}
 }
 
-// fresh is a loop that programs the same objects at once, without faults, into
-// maps of the same sizes.
+// fresh returns a rig that has programmed the same objects at once, without faults, into maps of
+// the same sizes.
 func (r *rig) fresh() *rig {
 	r.t.Helper()
 	f := newRig(r.t, maps.NewFake(r.tables.Sizes()), newTestClock())
@@ -160,7 +160,7 @@ func (r *rig) fresh() *rig {
 	return f
 }
 
-// used is what the loop thinks is in use.
+// used is what the loop counts as in use.
 type used struct {
 	services, records, slots uint32
 	entries, names, sources  int
@@ -177,8 +177,7 @@ func (r *rig) used() used {
 	}}
 }
 
-// sameAs fails unless both loops have come to the same, in the maps and in what
-// they remember.
+// sameAs fails unless both rigs have the same contents of maps and the same counts of use.
 func (r *rig) sameAs(f *rig, what string) {
 	r.t.Helper()
 	if got, want := r.dump().Lasting().Text(), f.dump().Lasting().Text(); got != want {
@@ -189,22 +188,21 @@ func (r *rig) sameAs(f *rig, what string) {
 	}
 }
 
-// errFault is what injected faults fail with.
+// errFault is the error of injected faults.
 var errFault = errors.New("injected fault")
 
-// nodeAddrs are of a node with both families.
+// nodeAddrs are the addresses of a node with both families.
 var nodeAddrs = []netip.Addr{netip.MustParseAddr("127.0.0.1"), netip.MustParseAddr("::1"),
 	netip.MustParseAddr("192.168.0.1"), netip.MustParseAddr("fd00:1::1")}
 
-// newGuardedRig is a rig on a guarded fake with room.
+// newGuardedRig returns a rig on a guarded fake with enough room.
 func newGuardedRig(t testing.TB) *rig {
 	t.Helper()
 	clock := newTestClock()
 	return newRig(t, newGuard(t, maps.NewFake(roomy), clock), clock)
 }
 
-// leads gives the addresses that clients of this node are led to by a TCP
-// frontend, sorted.
+// leads returns the backends that clients inside get from a TCP frontend, sorted.
 func (r *rig) leads(frontend string) string {
 	r.t.Helper()
 	d := r.dump()

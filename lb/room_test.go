@@ -19,7 +19,7 @@ type chosen struct {
 	f    frontendPlan
 }
 
-// modelRoom counts what these take of each map, with everything counted again.
+// modelRoom returns the room that these frontends need, counted from nothing.
 func modelRoom(has []chosen) (r room) {
 	ports, blocks, sources := map[portKey]*portPlan{}, map[string]int{}, map[portKey]int{}
 	for _, c := range has {
@@ -58,7 +58,7 @@ func modelRoom(has []chosen) (r room) {
 	}
 	for _, p := range ports {
 		for _, b := range p.backends {
-			if b.flags&maps.Unready == 0 { // others have a record while nobody needs the room
+			if b.flags&maps.Unready == 0 { // the others have a backend only while the room is not needed
 				r[ofRecords]++
 			}
 		}
@@ -66,9 +66,9 @@ func modelRoom(has []chosen) (r room) {
 	return r
 }
 
-// modelGranted is a slow model of which frontends find room: by rank over all
-// services, in a rank by age and name, in a service by ports and addresses; what is
-// beyond a service's share comes after all that is within one, in the same order.
+// modelGranted is a slow model of which frontends have room: by rank over all services, in a rank
+// by age and name, in a service by ports and addresses. What is beyond a service's share comes
+// after everything within shares, in the same order.
 func modelGranted(st *Store, at place, sizes maps.Sizes, share room) map[maps.FrontendKey]bool {
 	owners := modelOwners(st)
 	services := slices.SortedFunc(gomaps.Values(st.services), func(a, b *Service) int {
@@ -126,8 +126,8 @@ func (r *rig) checkRoom(what string) {
 	}
 }
 
-// TestRoomByModel compares who finds room with the slow model, in random worlds and
-// small maps, in which objects come and go in any order and writes fail.
+// TestRoomByModel compares which frontends have room with the slow model, in random worlds with
+// small maps. Objects change in any order, and writes fail.
 func TestRoomByModel(t *testing.T) {
 	runs := 200
 	if testing.Short() {
@@ -143,7 +143,7 @@ func TestRoomByModel(t *testing.T) {
 		g := newGuard(t, maps.NewFake(sizes), clock)
 		g.tight = true
 		r := newRig(t, &maps.Faulty{Tables: g, Fail: f.fail}, clock)
-		if c.oneIn(2) { // some of a service is within its share, and some is not
+		if c.oneIn(2) { // so that a service is partly beyond its share
 			r.share = &room{int32(1 + c(8)), int32(1 + c(4)), int32(c(6)), int32(c(10)), int32(c(4)), int32(1 + c(5))}
 			r.start()
 		}

@@ -11,8 +11,8 @@ import (
 	"shunt/maps"
 )
 
-// TestRoomIsGivenAgainForTheSameSum has the need of a service move from one port to
-// another: all services together ask for as much as before, but other things fit.
+// TestRoomIsGivenAgainForTheSameSum moves the need of a service from one port to the other. All
+// services ask for as much as before, but other frontends fit.
 func TestRoomIsGivenAgainForTheSameSum(t *testing.T) {
 	clock := newTestClock()
 	sizes := roomy
@@ -38,8 +38,8 @@ func TestRoomIsGivenAgainForTheSameSum(t *testing.T) {
 	r.sameAs(r.fresh(), "with the need moved")
 }
 
-// TestThousandsShortCostLittle: what is said of services without room names the first of
-// them and counts the others, and costs no more where there are thousands.
+// TestThousandsShortCostLittle checks that the error for services without room names the first ones
+// and counts the others, and costs no more where there are thousands.
 func TestThousandsShortCostLittle(t *testing.T) {
 	sizes := roomy
 	sizes.Services = 8
@@ -47,7 +47,7 @@ func TestThousandsShortCostLittle(t *testing.T) {
 	const services = 2000
 	for i := range services {
 		r.store.SetService(service(fmt.Sprintf("s%04d", i), fmt.Sprintf("10.96.%d.%d", i/256, i%256), "p:80/TCP").with(func(s *Service) {
-			s.Created = time.Unix(int64(services-i), 0) // the last names are served first
+			s.Created = time.Unix(int64(services-i), 0) // services with the last names come first
 		}))
 	}
 	r.step()
@@ -72,8 +72,8 @@ func TestThousandsShortCostLittle(t *testing.T) {
 	}
 }
 
-// TestManyFrontendsOfOnePort changes the endpoints of a service with thousands of external
-// IPs: others wait for it, so each frontend must cost what it costs in a small service.
+// TestManyFrontendsOfOnePort changes the endpoints of a service with thousands of external IPs.
+// Other services wait meanwhile, so each frontend must cost as little as in a small service.
 func TestManyFrontendsOfOnePort(t *testing.T) {
 	took := func(ips int) time.Duration {
 		r := newRig(t, maps.NewFake(maps.DefaultSizes()), newTestClock())
@@ -92,7 +92,8 @@ func TestManyFrontendsOfOnePort(t *testing.T) {
 		}
 		return best
 	}
-	// 16 times as many; it was 250 times as long. A busy machine may spoil a measurement.
+	// 16 times as many frontends; they took 250 times as long once. Other work on the machine may
+	// spoil a measurement.
 	const few, many = 500, 8000
 	for range 5 {
 		a, b := took(few), took(many)

@@ -12,8 +12,8 @@ import (
 	"shunt/maps"
 )
 
-// hungry is the oldest service, which asks for as much as a map of sizes has in all, at
-// one port.
+// hungry returns the oldest service. It asks for all of one resource in maps of these sizes, at one
+// port.
 func hungry(sizes maps.Sizes, of resource) (*Service, *EndpointSlice) {
 	svc := service("a-hungry", "10.96.255.1", "p:80/TCP").with(func(s *Service) { s.Created = time.Unix(1, 0) })
 	sl := slice("a-hungry-1", "a-hungry", "p:8080/TCP")
@@ -42,9 +42,9 @@ func hungry(sizes maps.Sizes, of resource) (*Service, *EndpointSlice) {
 	return svc, sl
 }
 
-// TestOneServiceHasItsShare: the oldest Service asks for as many endpoints, slots or source
-// ranges as a map has in all. The others are served in full, whatever came first, and the
-// Service says why it is not; with room, it is served.
+// TestOneServiceHasItsShare has the oldest Service ask for as many endpoints, slots or source
+// ranges as a map has in all. The other services are served in full, in any order of arrival, and a
+// problem of the Service says why it is not. With room it is served.
 func TestOneServiceHasItsShare(t *testing.T) {
 	for of, sizes := range map[resource]maps.Sizes{
 		ofRecords: {Services: 512, Slots: 2048, Backends: 512, Affinity: 16, Sources: 256, Flows: 16},
@@ -114,8 +114,9 @@ func TestOneServiceHasItsShare(t *testing.T) {
 	}
 }
 
-// TestLargeServiceIsServed: 5,000 endpoints of both families and two ports are no reason
-// for anything by default, and neither are more than a share as long as there is room.
+// TestLargeServiceIsServed checks that a service with 5,000 endpoints of both families and two
+// ports has no problems by default, and neither has one that exceeds its share, as long as there is
+// room.
 func TestLargeServiceIsServed(t *testing.T) {
 	for _, endpoints := range []int{5000, 30000} {
 		r := newRig(t, maps.NewFake(maps.DefaultSizes()), newTestClock())

@@ -10,10 +10,10 @@ import (
 	"shunt/maps"
 )
 
-// Status is asked by probes while reconciles run, and shares nothing with the loop
-// that the loop writes to later. Services with source ranges are looked at again
-// when an address of the node changes: they join a reconcile that has begun. (A map
-// that is read while it is written ends the process, also without the race detector.)
+// TestStatusDuringReconcile checks that a Status shares nothing with the loop that the loop
+// modifies later: probes read it while reconciles run. Services with source ranges are looked at
+// again when an address of the node changes: they join a reconcile under way. (Reading a Go map
+// while it is written ends the process, even without the race detector.)
 func TestStatusDuringReconcile(t *testing.T) {
 	const ranged = 100
 	clock := newTestClock()
@@ -40,7 +40,7 @@ func TestStatusDuringReconcile(t *testing.T) {
 				default:
 				}
 				s := r.loop.Status()
-				// No Service changes here; those that the address concerns don't count.
+				// No Service changes here. Those that the address affects do not count as changes.
 				if s.ServiceChangesPending > 0 || s.EndpointChangesPending > 1 {
 					t.Errorf("%d changes of Services and %d of endpoints are pending, of none and one",
 						s.ServiceChangesPending, s.EndpointChangesPending)
@@ -67,7 +67,7 @@ func TestStatusDuringReconcile(t *testing.T) {
 	probes.Wait()
 }
 
-// What an observer and a probe were given stays as it was, whatever happens later.
+// TestSnapshotsStay checks that what an observer and a probe received is not modified later.
 func TestSnapshotsStay(t *testing.T) {
 	r := newGuardedRig(t)
 	town(r.store)
@@ -88,7 +88,7 @@ func TestSnapshotsStay(t *testing.T) {
 	own := addrs("127.0.0.1", "192.168.0.9")
 	r.store.SetNodeAddrs(own)
 	r.mustStep()
-	own[1] = nodeAddrs[2] // the caller's own slice is the caller's
+	own[1] = nodeAddrs[2] // the store must have its own copy
 	r.store.SetSlice(slice("far-4", "far", "p:80/TCP", "10.0.0.9@me"))
 	r.store.DeleteService(svcName("web"))
 	r.store.SetService(checked(32001))

@@ -13,7 +13,7 @@ import (
 	"shunt/maps"
 )
 
-// rangedService has load-balancer IPs of both families.
+// rangedService returns a service with load-balancer IPs of both families.
 func rangedService(ranges ...string) *Service {
 	return service("web", "10.96.0.1 fd96::1", "http:80/TCP:30080", "dns:53/UDP").with(func(s *Service) {
 		s.LoadBalancerIPs, s.ExternalIPs = addrs("1.1.1.2", "1.1.1.3", "2001:db8::2"), addrs("1.1.1.9")
@@ -21,9 +21,8 @@ func rangedService(ranges ...string) *Service {
 	})
 }
 
-// The ranges of each family bind its load-balancer IPs and nothing else; a family
-// without ranges is open. A range that contains an address of the node lets the
-// load-balancer IPs in as well.
+// The ranges of each family restrict its load-balancer IPs and nothing else. A family without
+// ranges is open. A range that contains an address of the node also admits the load-balancer IPs.
 func TestPlanSources(t *testing.T) {
 	for _, c := range []struct {
 		what   string
@@ -67,8 +66,8 @@ func TestPlanSources(t *testing.T) {
 	}
 }
 
-// When the node's addresses change, the services with ranges are looked at again,
-// and no others; an address that changes nothing costs no write.
+// When the node's addresses other than loopback change, exactly the services with ranges are looked
+// at again. An address without an effect on them costs no write.
 func TestSourcesFollowNodeAddresses(t *testing.T) {
 	eachTables(t, roomy, func(t *testing.T, tables maps.Tables) {
 		r := newRig(t, tables, newTestClock())
@@ -89,7 +88,7 @@ func TestSourcesFollowNodeAddresses(t *testing.T) {
 		}{
 			{"127.0.0.1 192.168.0.1 192.168.1.1", with, maps.Writes{Sources: 4, NodeAddrs: 1}, 1},
 			{"127.0.0.1 192.168.0.1 192.168.1.2", with, maps.Writes{NodeAddrs: 2}, 1},
-			{"192.168.0.1 192.168.1.2", with, maps.Writes{NodeAddrs: 2}, 0}, // loopback is two entries
+			{"192.168.0.1 192.168.1.2", with, maps.Writes{NodeAddrs: 2}, 0}, // loopback takes two entries
 			{"192.168.0.1", without, maps.Writes{Sources: 4, NodeAddrs: 1}, 1},
 		} {
 			r.store.SetNodeAddrs(addrs(strings.Fields(c.addrs)...))
@@ -110,7 +109,7 @@ func TestSourcesFollowNodeAddresses(t *testing.T) {
 	})
 }
 
-// A look at the node's addresses that fails half-way is done again.
+// A reconcile for changed addresses of the node that fails half-way is repeated.
 func TestSourcesAfterFailure(t *testing.T) {
 	f := &faults{lives: -1}
 	r := newRig(t, &maps.Faulty{Tables: maps.NewFake(roomy), Fail: f.fail}, newTestClock())
@@ -130,8 +129,8 @@ func TestSourcesAfterFailure(t *testing.T) {
 	}
 }
 
-// With map sources full, a range that made room for another one is back if that can't be
-// written: else the service would let nobody in until it is tried again.
+// With map sources full, a range that was deleted to make room is restored if the new one cannot be
+// written: otherwise the service would admit no client until it is tried again.
 func TestRangeIsPutBack(t *testing.T) {
 	sizes := roomy
 	sizes.Sources = 1
@@ -166,14 +165,14 @@ func TestRangeIsPutBack(t *testing.T) {
 	}
 }
 
-// flags gives the flags of a TCP frontend, and whether it is there.
+// flags returns the flags of a TCP frontend, and whether it exists.
 func (r *rig) flags(frontend string) (uint16, bool) {
 	v, there := r.dump().Frontends[fe(frontend, TCP)]
 	return v.Flags, there
 }
 
-// With map sources full, a load-balancer IP whose ranges find no room is not programmed,
-// rather than open to everybody, whatever it was before; all else of the service works.
+// With map sources full, a load-balancer IP whose ranges have no room is not programmed, rather
+// than open to all clients, whatever it was before. Everything else of the service works.
 func TestSourcesFull(t *testing.T) {
 	sizes := roomy
 	sizes.Sources = 3
@@ -235,8 +234,8 @@ func TestSourcesFull(t *testing.T) {
 	})
 }
 
-// oddSource is Tables that hold a range which no service can have: one of a part
-// of the services' ids would let clients in to many.
+// oddSource is Tables with a range that no daemon writes: its prefix covers only a part of the
+// service id, so it would admit clients to many services.
 type oddSource struct {
 	maps.Tables
 	odd  maps.SourceKey
@@ -272,8 +271,8 @@ func TestOddSourceIsRemoved(t *testing.T) {
 	r.sameAs(r.fresh(), "after that")
 }
 
-// Sources that can't be removed keep their id from being another service's, and
-// its name from being removed.
+// While source ranges cannot be deleted, no other service gets their id, and its name is not
+// deleted.
 func TestSourcesOfALeftoverID(t *testing.T) {
 	fake := maps.NewFake(roomy)
 	stuck := true
@@ -284,7 +283,7 @@ func TestSourcesOfALeftoverID(t *testing.T) {
 		return nil
 	}}, newTestClock())
 	if err := errors.Join(fake.SetSource(maps.NewSourceKey(1, prefixes("0.0.0.0/0")[0])),
-		fake.SetName(2, maps.Name{Namespace: "x", Name: "y", Family: 4}), // of no protocol
+		fake.SetName(2, maps.Name{Namespace: "x", Name: "y", Family: 4}), // without a protocol
 		fake.SetSource(maps.NewSourceKey(2, prefixes("0.0.0.0/0")[0]))); err != nil {
 		t.Fatal(err)
 	}

@@ -12,7 +12,7 @@ import (
 	"shunt/maps"
 )
 
-// What Status says from the first change to the last, through failures.
+// Status from the first change to the last, with failures in between.
 func TestStatus(t *testing.T) {
 	clock := newTestClock()
 	fail := false
@@ -78,7 +78,7 @@ func TestStatus(t *testing.T) {
 	check("the node is gone", Status{Synced: true, LastSync: at(10), LastQueued: at(10), ServiceChanges: 1, EndpointChanges: 2})
 }
 
-// Fill and the counts of missing local endpoints, by family and policy.
+// Fill and the counts of service ports without local endpoints, by family and policy.
 func TestStatusCounts(t *testing.T) {
 	r := newGuardedRig(t)
 	town(r.store)
@@ -124,8 +124,8 @@ func TestStatusCounts(t *testing.T) {
 	noLocal("web is deleted", 0, 0, 0, 0)
 }
 
-// Reports: what was looked at, what failed, and when the change happened that
-// is now in the maps, each once.
+// TestReport checks what a Report says: the services looked at, those that failed, and the time of
+// each change that is now in the maps, once.
 func TestReport(t *testing.T) {
 	clock := newTestClock()
 	f := &faults{lives: 0}
@@ -150,7 +150,7 @@ func TestReport(t *testing.T) {
 		n.LastChange = clock.t.Add(time.Duration(i) * time.Millisecond)
 		changed = append(changed, n.LastChange)
 		r.store.SetSlice(n)
-		if i == 1 { // what is taken by an attempt that fails is not lost
+		if i == 1 { // a change of a failed attempt is not lost
 			f.lives = 0
 			if rep := r.step(); len(rep.Programmed) != 0 || rep.Failed != 1 {
 				t.Errorf("failed: %+v", rep)
@@ -162,7 +162,7 @@ func TestReport(t *testing.T) {
 	if rep := r.mustStep(); !slices.Equal(rep.Programmed, changed) {
 		t.Errorf("programmed are changes of %v, want %v", rep.Programmed, changed)
 	}
-	// Looked at twice in one step, since it inherits an address.
+	// Looked at twice in one reconcile, since it also wins an address.
 	claim := func(s *Service) { s.ExternalIPs = addrs("1.1.1.1") }
 	r.store.SetService(numberedService(0).with(claim))
 	r.store.SetService(numberedService(1).with(claim))
@@ -181,8 +181,8 @@ func TestReport(t *testing.T) {
 	}
 }
 
-// What finds no room is named, with its map and the flag; the others are programmed, and
-// nothing has failed.
+// TestFullMapHurtsOneService checks that a problem names what has no room, with its map and the
+// flag. Other services are programmed, and nothing fails.
 func TestFullMapHurtsOneService(t *testing.T) {
 	for full, sizes := range map[string]maps.Sizes{
 		"services": {Services: 4, Slots: 64, Backends: 32, Affinity: 16, Sources: 16, Flows: 16},
@@ -221,11 +221,11 @@ func TestFullMapHurtsOneService(t *testing.T) {
 	}
 }
 
-// Where a map is full, what takes the place of something else gets its room.
+// TestFullMapSwap checks that, in a full map, what replaces something gets the room of that.
 func TestFullMapSwap(t *testing.T) {
 	clock := newTestClock()
 	r := newRig(t, newGuard(t, maps.NewFake(maps.Sizes{Services: 16, Slots: 64, Backends: 4, Affinity: 16, Sources: 16, Flows: 16}), clock), clock)
-	for _, name := range []string{"p", "q"} { // the same port by another name
+	for _, name := range []string{"p", "q"} { // the same port under another name
 		r.store.SetService(service("a", "10.96.0.1", name+":80/TCP"))
 		r.store.SetSlice(slice("a", "a", name+":80/TCP", "10.0.0.1", "10.0.0.2", "10.0.0.3"))
 		clock.advance(grace)
@@ -234,7 +234,7 @@ func TestFullMapSwap(t *testing.T) {
 	}
 }
 
-// The list of health checks is given when one of them changed, whole, sorted.
+// TestHealthChecks checks that all health checks are reported, sorted, when one of them changed.
 func TestHealthChecks(t *testing.T) {
 	r := newGuardedRig(t)
 	check := func(what string, want ...HealthCheck) {

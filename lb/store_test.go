@@ -9,7 +9,7 @@ import (
 	"time"
 )
 
-// poked says whether the store woke the loop since it was asked last.
+// poked reports whether the store has woken the loop since its last call.
 func poked(s *Store) bool {
 	select {
 	case <-s.poke:
@@ -19,8 +19,8 @@ func poked(s *Store) bool {
 	}
 }
 
-// Every real change wakes the loop and is counted once; an equal object, or one
-// that was not there, changes nothing.
+// Every change wakes the loop and is counted once. An equal object, or the deletion of one that
+// does not exist, changes nothing.
 func TestStoreChanges(t *testing.T) {
 	clock := newTestClock()
 	s := NewStore(clock.now)
@@ -80,7 +80,7 @@ func TestStoreChanges(t *testing.T) {
 	}
 }
 
-// Before everything is there nobody is woken, and then once.
+// Before SetSynced the loop is not woken, and SetSynced wakes it once.
 func TestStoreSynced(t *testing.T) {
 	s := NewStore(newTestClock().now)
 	s.SetService(service("a", "10.96.0.1", "p:80/TCP"))
@@ -93,8 +93,8 @@ func TestStoreSynced(t *testing.T) {
 	}
 }
 
-// A slice that moves from one service to another leaves the first, in any
-// number of moves, and both are looked at.
+// A slice that moves from one service to another leaves the first, in any number of moves, and both
+// services are looked at.
 func TestSliceMoves(t *testing.T) {
 	r := newGuardedRig(t)
 	r.store.SetService(service("a", "10.96.0.1", "p:80/TCP"))
@@ -119,13 +119,13 @@ func TestSliceMoves(t *testing.T) {
 	}
 }
 
-// Watchers, the loop and those who ask for its status at once: for the race
-// detector, and nothing may be lost.
+// Watchers, the loop and readers of the status run at once, for the race detector. No change may be
+// lost.
 func TestStoreConcurrent(t *testing.T) {
 	r := newGuardedRig(t)
 	var writers, readers sync.WaitGroup
 	stop := make(chan struct{})
-	var now sync.Mutex // the test's clock is not made for this
+	var now sync.Mutex // testClock is not safe for concurrent use
 	r.store.now = func() time.Time { now.Lock(); defer now.Unlock(); return r.clock.t }
 	r.loop.o.Now, r.loop.r.now = r.store.now, r.store.now
 	readers.Go(func() {

@@ -9,8 +9,8 @@ import (
 	"shunt/maps"
 )
 
-// An endpoint that is listed and serves nobody keeps the TCP record that it has, until it
-// is gone, is ready again, or others need the room. It gets none.
+// An endpoint that is listed and serves no client keeps the TCP backend that it has, until it is
+// removed, is ready again, or others need the room. It gets no new backend.
 func TestUnreadyRecords(t *testing.T) {
 	r := newGuardedRig(t)
 	has := func(what, addr string, want bool, flags uint8) {

@@ -9,12 +9,12 @@ import (
 	"time"
 )
 
-// world makes random changes to a few services that share much: names,
-// addresses, node ports, endpoints.
+// world makes random changes to a few services that share much: names, addresses, node ports,
+// endpoints.
 type world struct {
 	c     chooser
 	store *Store
-	// created is when the newest service was made; ageless: nobody says, as in
+	// created is when the newest service was created. ageless: the time is unknown, as in
 	// manifests.
 	created int
 	ageless bool
@@ -53,7 +53,7 @@ func (w *world) change() string {
 		all := prefixes("10.96.0.0/16", "fd96::/112", "10.97.0.0/24")
 		w.store.SetServiceCIDRs(all[c(3):])
 		return "service CIDRs"
-	case 10: // a service as a user replaces it
+	case 10: // a user replaces a service by another one
 		w.store.DeleteService(name)
 		other := svcName(pick(c, worldNames))
 		w.store.SetService(w.service(other))
@@ -68,9 +68,9 @@ func (w *world) service(name ServiceName) *Service {
 	c := w.c
 	s := &Service{Name: name}
 	if old := w.store.services[name]; old != nil && !c.oneIn(4) {
-		s.Created = old.Created // an update; else it was made anew, later
+		s.Created = old.Created // an update; otherwise it was created anew, later
 	} else if !w.ageless {
-		w.created += c(2) // the API tells seconds
+		w.created += c(2) // times of the API have whole seconds
 		s.Created = time.Unix(int64(w.created), 0)
 	}
 	if !c.oneIn(4) {
@@ -83,7 +83,7 @@ func (w *world) service(name ServiceName) *Service {
 		s.NotServed = true
 		return s
 	}
-	// Among them another's cluster IP, and an address of the node.
+	// Some are the cluster IP of another service, or an address of the node.
 	for _, a := range addrs("1.1.1.1", "1.1.1.2", "2001:db8::1", "10.96.0.1", "192.168.0.1") {
 		if c.oneIn(4) {
 			s.ExternalIPs = append(s.ExternalIPs, a)
@@ -114,7 +114,8 @@ func (w *world) ranges() []netip.Prefix {
 	return list
 }
 
-// ports are such as the API lets in: no two with one number or one name.
+// ports returns ports that the API accepts: no two with the same name, or with the same protocol
+// and number.
 func (w *world) ports() []ServicePort {
 	c := w.c
 	var ports []ServicePort
@@ -132,7 +133,7 @@ func (w *world) ports() []ServicePort {
 	return ports
 }
 
-// alter changes one thing about a service.
+// alter changes one property of a service.
 func (w *world) alter(old *Service) string {
 	c := w.c
 	what := ""

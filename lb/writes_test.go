@@ -26,7 +26,7 @@ func numberedService(i int) *Service {
 	return service(numberedName(i), ip.String(), "http:80/TCP")
 }
 
-// numberedSlice has n endpoints from the given one on.
+// numberedSlice returns a slice of n endpoints, starting at number from.
 func numberedSlice(i, from, n int) *EndpointSlice {
 	s := slice(numberedName(i)+"-1", numberedName(i), "http:8080/TCP")
 	for e := from; e < from+n; e++ {
@@ -36,8 +36,8 @@ func numberedSlice(i, from, n int) *EndpointSlice {
 	return s
 }
 
-// numberedRanged is service 3 as the tests before it left it, with a load-balancer
-// IP for these clients.
+// numberedRanged returns service 3 as the tests before it left it, with a load-balancer IP that
+// these ranges restrict.
 func numberedRanged(ranges ...string) *Service {
 	return numberedService(3).with(func(s *Service) {
 		s.AffinityTimeout, s.ExternalLocal, s.Ports[0].NodePort = 5e9, true, 30080
@@ -50,8 +50,8 @@ func numberedSizes(services int) maps.Sizes {
 	return maps.Sizes{Services: 2 * n, Slots: 20 * n, Backends: 12 * n, Affinity: 16, Sources: 16, Flows: 16}
 }
 
-// What a change of one service costs, in writes of each kind, and that it costs
-// the same whether there are 10 services or 10,000.
+// The writes of each kind that a change of one service costs. They are the same with 10 services
+// and with 10,000.
 func TestWriteCounts(t *testing.T) {
 	type w = maps.Writes
 	changes := []struct {
@@ -66,7 +66,7 @@ func TestWriteCounts(t *testing.T) {
 			sl := numberedSlice(3, 1, 10)
 			sl.Endpoints[4].Ready, sl.Endpoints[4].Terminating = false, true
 			s.SetSlice(sl)
-		}, w{Frontends: 1, Slots: 9, Backends: 2}}, // terminating is set before, the cluster set cleared after
+		}, w{Frontends: 1, Slots: 9, Backends: 2}}, // terminating is set first, the cluster set cleared last
 		{"the same again", func(s *Store) {
 			sl := numberedSlice(3, 1, 10)
 			sl.Endpoints[4].Ready, sl.Endpoints[4].Terminating = false, true
@@ -76,7 +76,7 @@ func TestWriteCounts(t *testing.T) {
 			sl := numberedSlice(3, 1, 10)
 			sl.Endpoints[0].Node = "me"
 			s.SetSlice(sl)
-		}, w{Frontends: 1, Slots: 10, Backends: 3}}, // and number 4 is ready again
+		}, w{Frontends: 1, Slots: 10, Backends: 3}}, // number 4 is ready again, too
 		{"all endpoints go", func(s *Store) { s.DeleteSlice(SliceName{"default", "svc-3-1"}) }, w{Frontends: 1, Backends: 10}},
 		{"they come back", func(s *Store) { s.SetSlice(numberedSlice(3, 0, 10)) }, w{Frontends: 1, Slots: 10, Backends: 10}},
 		{"affinity", func(s *Store) {
@@ -129,7 +129,7 @@ func TestWriteCounts(t *testing.T) {
 	}
 }
 
-// The counts are those of the calls that the tables see.
+// The counts of writes equal the calls of the tables.
 func TestWritesAreCounted(t *testing.T) {
 	clock := newTestClock()
 	g := newGuard(t, maps.NewFake(numberedSizes(10)), clock)
@@ -171,7 +171,7 @@ func benchmarkEndpointChange(b *testing.B, r *rig, n int) {
 	var writes uint64
 	i := 0
 	for b.Loop() {
-		r.clock.advance(grace) // so that ranges are free again, as between changes in life
+		r.clock.advance(grace) // so that slot ranges are free again, as between changes in practice
 		r.store.SetSlice(numberedSlice((i*7)%n, i/n%2+1, 10))
 		writes += r.mustStep().Writes.Total()
 		r.heard.reports = r.heard.reports[:0]
@@ -180,7 +180,7 @@ func benchmarkEndpointChange(b *testing.B, r *rig, n int) {
 	b.ReportMetric(float64(writes)/float64(b.N), "writes/op")
 }
 
-// BenchmarkFirstSync programs 10,000 services of 10 endpoints from nothing.
+// BenchmarkFirstSync programs 10,000 services of 10 endpoints into empty maps.
 func BenchmarkFirstSync(b *testing.B) {
 	const services = 10000
 	for range b.N {
@@ -198,7 +198,7 @@ func BenchmarkFirstSync(b *testing.B) {
 	b.ReportMetric(services, "services/op")
 }
 
-// BenchmarkAdopt is a restart with 10,000 services, of which nothing changed.
+// BenchmarkAdopt is a restart with 10,000 unchanged services.
 func BenchmarkAdopt(b *testing.B) {
 	r := newRig(b, mapstest.New(b, maps.DefaultSizes()), newTestClock())
 	numbered(r.store, 10000)
