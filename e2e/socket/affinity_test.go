@@ -12,11 +12,12 @@ import (
 	"shunt/lab"
 )
 
-// stuck asks often and wants the same server each time, and gives it.
+// stuck makes several connections, checks that the same server answers all of them, and
+// returns its name.
 func (w way) stuck(t *testing.T, from *lab.Pod, dst netip.AddrPort) string {
 	t.Helper()
 	server := ""
-	for range 12 { // of three endpoints the same would come by chance in 1 of 3^11
+	for range 12 { // without affinity, three endpoints give the same server with a chance of 1 in 3^11
 		a := w.ask(from, dst)
 		if err := w.checkAnswer(a, dst); err != nil {
 			t.Fatalf("%s: %s asks %v: %v", w, from.Name(), dst, err)
@@ -29,9 +30,9 @@ func (w way) stuck(t *testing.T, from *lab.Pod, dst netip.AddrPort) string {
 	return server
 }
 
-// TestAffinity: a client keeps its endpoint, whatever frontend of the service port
-// it uses and from whatever source port. A client is a network namespace: each pod
-// one, and the node's own processes together one.
+// TestAffinity: a client keeps its endpoint, through every frontend of the service port and
+// from every source port. A client is a network namespace: each pod is one client, and all
+// processes in the node's namespace together are one.
 func TestAffinity(t *testing.T) {
 	t.Parallel()
 	c := startCluster(t)
@@ -68,8 +69,8 @@ func TestAffinity(t *testing.T) {
 		}
 	})
 	t.Run("pods are clients of their own", func(t *testing.T) {
-		// Were they one client, the second pod's first connection would be counted
-		// as kept by affinity.
+		// If they were one client, the second pod's first connection would be counted as
+		// kept by affinity.
 		for i := range 3 {
 			pod := c.n1.Pod(fmt.Sprintf("new-%d", i))
 			for _, w := range []way{ways[0], ways[1], ways[3], ways[7]} {
@@ -87,19 +88,19 @@ func TestAffinity(t *testing.T) {
 	})
 }
 
-// sticky is a client and a frontend of a service of its own with affinity.
+// sticky is a client and a frontend of its own service with affinity.
 type sticky struct {
 	name string
 	w    way
 	from *lab.Pod
 	dst  netip.AddrPort
-	// server answered the last connection, which was made between these times.
+	// server answered the last connection, which was made between began and ended.
 	server       string
 	began, ended time.Time
 }
 
-// stickies are a client of each sort for each kind of frontend, in both families
-// and over both protocols; each has a service, of which it is the only client.
+// stickies returns a client of each sort for each kind of frontend, in both families and
+// over both protocols. Each has its own service, of which it is the only client.
 func (c *cluster) stickies(seconds int32) []*sticky {
 	c.t.Helper()
 	outside := c.Client("outside")
@@ -131,7 +132,7 @@ func (c *cluster) stickies(seconds int32) []*sticky {
 	return all
 }
 
-// connect makes a new connection and says whether affinity has kept it.
+// connect makes a new connection and reports whether affinity kept its endpoint.
 func (s *sticky) connect(t *testing.T, d *rig.Daemon) (kept bool) {
 	t.Helper()
 	before := d.Reasons()["affinity_kept"]
@@ -145,9 +146,9 @@ func (s *sticky) connect(t *testing.T, d *rig.Daemon) (kept bool) {
 	return d.Reasons()["affinity_kept"] > before
 }
 
-// TestAffinityTimeout measures the timeout, of every kind of frontend and for every
-// sort of client: what is within it of the last connection is kept, and puts it off;
-// what comes after is chosen anew.
+// TestAffinityTimeout checks the timeout for every kind of frontend and every sort of
+// client: a connection within the timeout keeps the endpoint and restarts the timeout, a
+// later one gets a new choice.
 func TestAffinityTimeout(t *testing.T) {
 	t.Parallel()
 	c := startCluster(t)
@@ -160,11 +161,11 @@ func TestAffinityTimeout(t *testing.T) {
 	}
 	measured := 0
 	for range 3 { // one and a half times the timeout
-		time.Sleep(timeout / 2) // it is time itself that is tested
+		time.Sleep(timeout / 2) // the test is about time itself
 		for _, s := range all {
 			first, last := s.server, s.began
 			kept := s.connect(t, c.d)
-			if s.ended.Sub(last) >= timeout { // this machine has other things to do
+			if s.ended.Sub(last) >= timeout { // this machine was too busy
 				continue
 			}
 			measured++
@@ -185,8 +186,8 @@ func TestAffinityTimeout(t *testing.T) {
 	}
 }
 
-// TestAffinityOfGoneEndpoint: affinity ends with its endpoint, at once, and does
-// not come back with it.
+// TestAffinityOfGoneEndpoint: affinity ends at once with its endpoint, and does not return
+// with it.
 func TestAffinityOfGoneEndpoint(t *testing.T) {
 	t.Parallel()
 	c := startCluster(t)

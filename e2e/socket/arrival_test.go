@@ -14,9 +14,10 @@ import (
 	"shunt/maps"
 )
 
-// TestArrivalTeachesNothing: a datagram that comes from a frontend's own address, as
-// anybody can forge it, or as the conntrack of a kube-proxy that was there before makes it,
-// changes nothing for the socket that receives it: what it sends there goes to the service.
+// TestArrivalTeachesNothing: a datagram from a frontend's own address changes nothing for
+// the socket that receives it: what the socket sends to that address goes to the service.
+// Such a datagram may be forged, or translated by conntrack entries of an earlier
+// kube-proxy.
 func TestArrivalTeachesNothing(t *testing.T) {
 	t.Parallel()
 	c := startCluster(t)
@@ -51,8 +52,8 @@ func TestArrivalTeachesNothing(t *testing.T) {
 	}
 }
 
-// sendAs sends a datagram from an address, whether the calling thread's network namespace
-// has it or not, and past the hooks.
+// sendAs sends a datagram from any address, even one that the calling thread's network
+// namespace does not have. The hooks do not see the socket.
 func sendAs(from, to netip.AddrPort) error {
 	family, level, option := unix.AF_INET, unix.SOL_IP, unix.IP_TRANSPARENT
 	if from.Addr().Is6() {
@@ -79,8 +80,9 @@ func sockaddrOf(a netip.AddrPort) unix.Sockaddr {
 	return &unix.SockaddrInet4{Port: int(a.Port()), Addr: a.Addr().As4()}
 }
 
-// TestOwnPort: a process of the node has a node port's number at its own end. What a server
-// sends to it reaches the process, as long as the two have spoken within two minutes.
+// TestOwnPort: a process of the node uses a port with the number of a node port. A server's
+// datagrams to that port reach the process if the two have exchanged datagrams within two
+// minutes.
 func TestOwnPort(t *testing.T) {
 	t.Parallel()
 	c := startCluster(t)
@@ -99,7 +101,7 @@ func TestOwnPort(t *testing.T) {
 			t.Fatalf("%s: before the process has said anything, the node port is answered by %s", w, got)
 		}
 		_ = server.Close()
-		server = w.open(t, c.client) // without the flow
+		server = w.open(t, c.client) // a socket without the flow
 		if err := server.Bind(netip.AddrPortFrom(w.any(), port)); err != nil {
 			t.Fatal(err)
 		}
@@ -129,12 +131,12 @@ func TestOwnPort(t *testing.T) {
 		if got := server.askTo(own); got != "web-0" {
 			t.Errorf("%s: two minutes after, the node port is answered by %s", w, got)
 		}
-		_ = process.Close() // its port is the next one's
+		_ = process.Close() // the next round uses its port
 	}
 }
 
-// setOwnPort makes the last datagram between two ports, which map own_ports must have, so
-// old.
+// setOwnPort sets the age of the last datagram between two ports. Map own_ports must have
+// an entry for them.
 func (c *cluster) setOwnPort(own, other uint16, age time.Duration) {
 	c.t.Helper()
 	set, err := maps.Load(c.d.Root)

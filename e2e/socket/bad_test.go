@@ -21,8 +21,8 @@ import (
 	"shunt/lab"
 )
 
-// TestBadFlags: flags that make no sense are refused in one line that names the
-// flag, with the exit code of a usage error, before anything is touched.
+// TestBadFlags: invalid flags are refused in one line that names the flag, with the exit
+// code of a usage error, before anything is changed.
 func TestBadFlags(t *testing.T) {
 	t.Parallel()
 	l := lab.ForTest(t)
@@ -75,7 +75,7 @@ func TestBadFlags(t *testing.T) {
 	}
 }
 
-// checkRefusal wants one line that says that.
+// checkRefusal checks for one line with these texts.
 func checkRefusal(t *testing.T, stderr string, code, want int, says ...string) {
 	t.Helper()
 	if code != want || strings.Count(stderr, "\n") != 1 || !strings.HasPrefix(stderr, "error: ") {
@@ -88,8 +88,8 @@ func checkRefusal(t *testing.T, stderr string, code, want int, says ...string) {
 	}
 }
 
-// nothingLeft checks that nothing is pinned, and so nothing loaded or attached.
-// The kernel itself puts two files at the top of every bpf file system.
+// nothingLeft checks that nothing is pinned, and so nothing is loaded or attached. The
+// kernel itself puts two files at the top of every bpf file system.
 func nothingLeft(t *testing.T, n *lab.Node) {
 	t.Helper()
 	err := filepath.WalkDir(n.BPFFS(), func(path string, d fs.DirEntry, err error) error {
@@ -103,8 +103,7 @@ func nothingLeft(t *testing.T, n *lab.Node) {
 	}
 }
 
-// TestBadEnvironment: what the machine lacks is said in one line, with what to do
-// about it.
+// TestBadEnvironment: what the machine lacks is reported in one line, with a remedy.
 func TestBadEnvironment(t *testing.T) {
 	t.Parallel()
 	l := lab.ForTest(t)
@@ -147,8 +146,8 @@ func TestBadEnvironment(t *testing.T) {
 	}
 }
 
-// TestNoBPF: a kernel without the bpf system call, and a container that may not use
-// it. A seccomp filter makes both.
+// TestNoBPF: a kernel without the bpf system call, and a container that may not use it. A
+// seccomp filter simulates both.
 func TestNoBPF(t *testing.T) {
 	t.Parallel()
 	l := lab.ForTest(t)
@@ -162,7 +161,7 @@ func TestNoBPF(t *testing.T) {
 		cmd.Stderr = &said
 		done := make(chan error)
 		go func() {
-			runtime.LockOSThread() // never unlocked: the filter is this thread's, and its children's
+			runtime.LockOSThread() // never unlocked: the filter applies to this thread and its children
 			err := refuseBPF(errno)
 			if err == nil {
 				err = cmd.Run()
@@ -189,8 +188,7 @@ func refuseBPF(errno syscall.Errno) error {
 	return unix.Prctl(unix.PR_SET_SECCOMP, unix.SECCOMP_MODE_FILTER, uintptr(unsafe.Pointer(&program)), 0, 0)
 }
 
-// TestMountBPFFS: with --mount-bpffs a bpf file system is mounted where there is
-// none.
+// TestMountBPFFS: --mount-bpffs mounts a bpf file system if there is none.
 func TestMountBPFFS(t *testing.T) {
 	t.Parallel()
 	c := newCluster(t)
@@ -206,7 +204,7 @@ func TestMountBPFFS(t *testing.T) {
 	c.apply(rig.Service("web", 1), rig.SlicesOf("web", rig.Up(c.web[0])...))
 	ways[0].wantServers(t, c.client, rig.VIP(1, 4), c.web[0])
 	c.d.Stop()
-	// The file system as a whole is a directory for pins too, and stays.
+	// The root of the file system can also be a directory for pins. It stays.
 	for _, root := range []string{c.d.Root, dir} {
 		c.d.Root = root
 		c.d.Start("--bpffs-root", root+"/")
@@ -221,14 +219,14 @@ func TestMountBPFFS(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, e := range entries {
-		if !strings.HasSuffix(e.Name(), ".debug") { // the kernel's own, of kernels that have them
+		if !strings.HasSuffix(e.Name(), ".debug") { // files that some kernels create
 			t.Errorf("%s is left", e.Name())
 		}
 	}
 }
 
-// TestMalformedManifests: what can't be read is said with file and place, what it
-// was before stays, and everything else goes on.
+// TestMalformedManifests: what cannot be read is reported with file and position, its last
+// valid content stays in effect, and everything else works.
 func TestMalformedManifests(t *testing.T) {
 	t.Parallel()
 	c := newCluster(t)
@@ -261,8 +259,8 @@ func TestMalformedManifests(t *testing.T) {
 	if h, err := c.d.Healthz(); err != nil || h.Code != 200 {
 		t.Errorf("healthz: %d, %v", h.Code, err)
 	}
-	// The file that was good becomes bad: it keeps what it said, over a restart of
-	// the daemon as well.
+	// The valid file becomes invalid: its last content stays in effect, also over a restart
+	// of the daemon.
 	write("all.yaml", "{{{ neither is this\n")
 	rig.Eventually(t, "the file is complained of", func() bool { return strings.Contains(c.d.Log.String(), "all.yaml") })
 	ways[0].wantServers(t, c.client, rig.VIP(1, 4), c.web[1])

@@ -15,8 +15,8 @@ import (
 	"shunt/lab"
 )
 
-// cluster is what most tests need: two nodes, of which the first runs a daemon,
-// pods that serve, and clients.
+// cluster is used by most tests: two nodes, of which the first runs a daemon, pods that
+// serve, and clients.
 //
 //	n1: web-0, web-2, client, host (the node's own processes), shunt
 //	n2: web-1
@@ -31,8 +31,7 @@ type cluster struct {
 	d      *rig.Daemon
 }
 
-// newCluster makes the lab; the daemon's file is there, and empty but for what is
-// given.
+// newCluster makes the lab. The daemon's file holds only the given objects.
 func newCluster(t *testing.T, objects ...any) *cluster {
 	t.Helper()
 	l := lab.ForTest(t)
@@ -65,7 +64,8 @@ func (c *cluster) apply(objects ...any) {
 	c.m.Settle(c.d)
 }
 
-// remove takes services away with their slices and waits until they are gone.
+// remove removes services and their slices, and waits until the maps do not have them any
+// more.
 func (c *cluster) remove(services ...string) {
 	c.t.Helper()
 	for _, s := range services {
@@ -75,14 +75,14 @@ func (c *cluster) remove(services ...string) {
 	c.m.Settle(c.d)
 }
 
-// way is one way to reach an address: a protocol and the kind of socket.
+// way is a method to reach an address: a protocol and a kind of socket.
 type way struct {
-	network string // as the lab takes it
+	network string // named as in the lab
 	family  int    // of the address: 4 or 6
 	sendto  bool   // UDP without connect
 }
 
-// ways are TCP, connected UDP and unconnected UDP, each by IPv4, IPv6 and by an
+// ways are TCP, connected UDP and unconnected UDP, each over IPv4, over IPv6, and from an
 // IPv6 socket to an IPv4 address.
 var ways = []way{
 	{"tcp4", 4, false}, {"tcp6", 6, false}, {"tcp6", 4, false},
@@ -101,10 +101,10 @@ func (w way) String() string {
 	return s
 }
 
-// of picks the address of the way's family.
+// of returns the address of the way's family.
 func (w way) of(addrs []netip.Addr) netip.Addr { return addrs[w.family/5] }
 
-// asked is an address as a socket of this way gives it back.
+// asked returns an address as a socket of this way returns it.
 func (w way) asked(a netip.AddrPort) netip.AddrPort {
 	if strings.HasSuffix(w.network, "6") {
 		return netip.AddrPortFrom(netip.AddrFrom16(a.Addr().As16()), a.Port())
@@ -116,9 +116,8 @@ func (w way) ask(from *lab.Pod, dst netip.AddrPort) lab.Answer {
 	return from.Request(w.network, dst, lab.RequestOptions{Unconnected: w.sendto})
 }
 
-// checkAnswer says what is wrong with an answer from behind a frontend: nothing
-// may show that anybody but the frontend was spoken to, or that anybody but the
-// client spoke.
+// checkAnswer returns an error for a wrong answer from behind a frontend: the client must
+// see only the frontend, and the server only the client's own address.
 func (w way) checkAnswer(a lab.Answer, dst netip.AddrPort) error {
 	if a.Err != nil {
 		return a.Err
@@ -135,7 +134,8 @@ func (w way) checkAnswer(a lab.Answer, dst netip.AddrPort) error {
 	return nil
 }
 
-// wantServers asks until every one of the servers has answered, and no other has.
+// wantServers makes exchanges until all of the servers have answered, and fails if another
+// one answers.
 func (w way) wantServers(t *testing.T, from *lab.Pod, dst netip.AddrPort, servers ...*lab.Pod) {
 	t.Helper()
 	missing := map[string]bool{}
@@ -143,8 +143,8 @@ func (w way) wantServers(t *testing.T, from *lab.Pod, dst netip.AddrPort, server
 		missing[p.Name()] = true
 	}
 	known := len(missing)
-	// That one of three servers is not among 100 random choices has a chance of
-	// 3·(2/3)^100, about 1 in 10^17.
+	// The chance that one of three servers is not among 100 random choices is 3·(2/3)^100,
+	// about 1 in 10^17.
 	for i := 0; i < 100 && (len(missing) > 0 || i < 2*known); i++ {
 		a := w.ask(from, dst)
 		if err := w.checkAnswer(a, dst); err != nil {
@@ -160,7 +160,7 @@ func (w way) wantServers(t *testing.T, from *lab.Pod, dst netip.AddrPort, server
 	}
 }
 
-// wantErrno asks once and wants that error of a program, at once.
+// wantErrno makes one exchange, which the hook must refuse at once with this errno.
 func (w way) wantErrno(t *testing.T, from *lab.Pod, dst netip.AddrPort, want syscall.Errno) {
 	t.Helper()
 	want = rig.Refusal(want)
@@ -168,7 +168,7 @@ func (w way) wantErrno(t *testing.T, from *lab.Pod, dst netip.AddrPort, want sys
 	if !errors.Is(a.Err, want) {
 		t.Errorf("%s asks %v: %v (answered by %q), want %v", from.Name(), dst, a.Err, a.Server, want)
 	}
-	if a.Total > 2*time.Second { // a connection that nobody answers takes five
+	if a.Total > 2*time.Second { // an unanswered connection takes five
 		t.Errorf("%s asks %v: %v after %v, want it at once", from.Name(), dst, a.Err, a.Total)
 	}
 	var failed *lab.Error

@@ -19,7 +19,7 @@ import (
 	"shunt/lab"
 )
 
-// statusJSON is what the tests read of `shunt status -o json`.
+// statusJSON has the fields of `shunt status -o json` that the tests read.
 type statusJSON struct {
 	InEffect        bool
 	Wrong, Degraded []string
@@ -49,7 +49,7 @@ type statusJSON struct {
 	}
 }
 
-// statusOf runs status where the daemon is, and wants an exit code.
+// statusOf runs status in the daemon's pod, and checks the exit code.
 func statusOf(d *rig.Daemon, want int) (s statusJSON) {
 	d.T.Helper()
 	stdout, stderr, code := runInPod(d.T, d.Pod, rig.Self, "status", "--bpffs-root", d.Root, "-o", "json")
@@ -72,8 +72,8 @@ func runInPod(t *testing.T, p *lab.Pod, path string, args ...string) (stdout, st
 	return out.String(), errs.String(), code
 }
 
-// TestStatus: status tells a live daemon from a dead one and from none, and what
-// is in effect.
+// TestStatus: status distinguishes a live daemon, a dead one and none, and reports what is
+// in effect.
 func TestStatus(t *testing.T) {
 	t.Parallel()
 	c := startCluster(t)
@@ -98,7 +98,7 @@ func TestStatus(t *testing.T) {
 				t.Errorf("map %+v", m)
 			}
 		}
-		// Two ports in two families and the mark; each with one endpoint.
+		// Two ports in two families and the rig's mark service. Each has one endpoint.
 		if fill["services"] != 5 || fill["backends"] != 5 || fill["slots"] != 5 {
 			t.Errorf("fill: %v", fill)
 		}
@@ -139,14 +139,14 @@ func TestStatus(t *testing.T) {
 		if table, _, _ := rig.Shunt(t, "status", "--bpffs-root", c.d.Root); !strings.Contains(table, "NOT in effect") {
 			t.Errorf("the table says:\n%s", table)
 		}
-		c.d.Start() // mends it
+		c.d.Start() // repairs it
 		if s := statusOf(c.d, 0); !s.InEffect {
 			t.Errorf("after a start: %+v", s.Attachments)
 		}
 	})
 }
 
-// frontendJSON is what the tests read of `shunt services -o json`.
+// frontendJSON has the fields of `shunt services -o json` that the tests read.
 type frontendJSON struct {
 	Address, Protocol, Kind, Namespace, Service, PortName string
 	Port                                                  uint16
@@ -162,8 +162,8 @@ type frontendJSON struct {
 	}
 }
 
-// TestServices: the list has every frontend with what it leads to, in each form,
-// with the daemon alive and dead.
+// TestServices: the list has every frontend with its endpoints, in each output format, with
+// the daemon alive and dead.
 func TestServices(t *testing.T) {
 	t.Parallel()
 	c := startCluster(t)
@@ -193,7 +193,7 @@ func TestServices(t *testing.T) {
 		for _, f := range all {
 			kinds[f.Kind]++
 		}
-		// Two protocols; both families but for the mark.
+		// Two protocols, in both families except for the mark service.
 		want := map[string]int{"ClusterIP": 9, "NodePort": 4, "LoadBalancerIP": 4, "ExternalIP": 4, "UndefinedPort": 5}
 		if fmt.Sprint(kinds) != fmt.Sprint(want) {
 			t.Errorf("kinds of frontends: %v, want %v", kinds, want)
@@ -222,7 +222,7 @@ func TestServices(t *testing.T) {
 	}
 }
 
-// checkServices looks at single frontends, by the filter.
+// checkServices checks single frontends, by the filter.
 func checkServices(t *testing.T, c *cluster, list func(...string) []frontendJSON) {
 	t.Helper()
 	one := list("-o", "json", "*:30001")
@@ -275,8 +275,8 @@ func TestVersion(t *testing.T) {
 	}
 }
 
-// TestCleanup: cleanup refuses while a daemon runs, then removes everything, after
-// which nothing is translated, and connections from before go on.
+// TestCleanup: cleanup refuses while a daemon runs, then removes everything. Then nothing
+// is translated, and earlier connections continue.
 func TestCleanup(t *testing.T) {
 	t.Parallel()
 	c := startCluster(t)
@@ -288,7 +288,7 @@ func TestCleanup(t *testing.T) {
 		t.Fatalf("cleanup of a running daemon: exit code %d\n%s%s", code, stdout, stderr)
 	}
 	ways[0].wantServers(t, c.client, rig.VIP(1, 4), c.web[0])
-	// It only says what it would do, also while a daemon runs.
+	// A dry run only reports, also while a daemon runs.
 	dry, _, code := runInPod(t, c.d.Pod, rig.Self, "cleanup", "--bpffs-root", c.d.Root, "--dry-run")
 	for _, want := range []string{"program shunt_connect4, of cgroup", c.d.Root + "/links/recvmsg6", c.d.Root + "/maps/services", c.d.Root + "/memory", "flow-seed"} {
 		if code != 0 || !strings.Contains(dry, "would detach") || !strings.Contains(dry, want) {
@@ -298,7 +298,8 @@ func TestCleanup(t *testing.T) {
 	if strings.Contains(dry, "kept") {
 		t.Errorf("dry run: something of the daemon's is not known:\n%s", dry)
 	}
-	// With another directory it finds nothing, and leaves what is empty and somebody else's.
+	// In another directory it finds nothing, and leaves the empty directory, which is not
+	// its own.
 	empty := c.d.Root + "-empty"
 	if err := os.Mkdir(empty, 0o700); err != nil {
 		t.Fatal(err)
@@ -311,7 +312,8 @@ func TestCleanup(t *testing.T) {
 	}
 	statusOf(c.d, 0)
 	c.d.Stop()
-	// The hooks' links lie where no daemon looks for them, and something of another's does.
+	// The links of the hooks are in a directory where no daemon looks, and maps/ has a
+	// foreign directory.
 	if err := errors.Join(os.Rename(c.d.Root+"/links", c.d.Root+"-links"), os.Mkdir(c.d.Root+"/maps/theirs", 0o700)); err != nil {
 		t.Fatal(err)
 	}
@@ -340,7 +342,7 @@ func TestCleanup(t *testing.T) {
 			t.Errorf("%s: after cleanup: answered by %q (%v)", w, a.Server, a.Err)
 		}
 	}
-	tcp.ask(rig.VIP(1, 4)) // nothing translates an established connection
+	tcp.ask(rig.VIP(1, 4)) // established connections need no translation
 	if stdout, _, code := rig.Shunt(t, "cleanup", "--bpffs-root", c.d.Root); code != 0 || !strings.Contains(stdout, "nothing to remove") {
 		t.Errorf("cleanup of nothing: exit code %d, %s", code, stdout)
 	}

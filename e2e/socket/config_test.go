@@ -20,15 +20,15 @@ import (
 	"shunt/lab"
 )
 
-// without takes a flag and its value out of arguments.
+// without removes a flag and its value from arguments.
 func without(args []string, flag string) []string {
 	i := slices.Index(args, flag)
 	return slices.Delete(slices.Clone(args), i, i+2)
 }
 
-// TestConfigFile: a KubeProxyConfiguration takes effect: addresses of the servers,
-// node ports that loopback does not take, the node's name, the form of the log;
-// /configz shows it, and the log says once what has no effect.
+// TestConfigFile: a KubeProxyConfiguration takes effect: addresses of the servers, no node
+// ports on loopback, the node's name, the log's format. /configz shows it, and the log
+// lists once what has no effect.
 func TestConfigFile(t *testing.T) {
 	t.Parallel()
 	c := newCluster(t)
@@ -99,7 +99,7 @@ conntrack: {maxPerCore: 32768}
 	c.checkLocalhostNodePorts(c.host, false)
 }
 
-// checkNotes: each field is said in one line of the log, with the reason's word.
+// checkNotes checks that the log has one line for each field, with the reason.
 func checkNotes(d *rig.Daemon, want map[string]string) {
 	d.T.Helper()
 	log := d.Log.String()
@@ -120,9 +120,9 @@ func checkNotes(d *rig.Daemon, want map[string]string) {
 	}
 }
 
-// checkLocalhostNodePorts asks the node port of service 1 on loopback, which
-// answers or not, and on the node's IPv4 address, which always does. Of a kernel on
-// which loopback takes none, none is wanted.
+// checkLocalhostNodePorts asks the node port of service 1 on loopback, which must answer or
+// not, and on the node's IPv4 address, which must answer. On kernels without node ports on
+// loopback it expects none.
 func (c *cluster) checkLocalhostNodePorts(from *lab.Pod, loopback bool) {
 	c.t.Helper()
 	loopback = loopback && rig.TakesLoopback()
@@ -141,9 +141,9 @@ func (c *cluster) checkLocalhostNodePorts(from *lab.Pod, loopback bool) {
 	}
 }
 
-// TestLocalhostNodePorts: --iptables-localhost-nodeports=false keeps node ports off
-// loopback, also where a file says otherwise, and leaves all other addresses; a
-// daemon with another setting changes that in place.
+// TestLocalhostNodePorts: --iptables-localhost-nodeports=false disables node ports on
+// loopback, even if a file enables them, and not on other addresses. A daemon with another
+// setting changes that in place.
 func TestLocalhostNodePorts(t *testing.T) {
 	t.Parallel()
 	c := newCluster(t)

@@ -18,9 +18,9 @@ import (
 	"shunt/lab"
 )
 
-// TestConnect asks every kind of frontend in every way, from a pod and from the
-// node: both endpoints answer, one on this node and one on another, and neither
-// side sees anything of the translation.
+// TestConnect asks every kind of frontend in every way, from a pod and from the node: both
+// endpoints answer, one on this node and one on another, and neither side sees the
+// translation.
 func TestConnect(t *testing.T) {
 	t.Parallel()
 	c := startCluster(t)
@@ -64,10 +64,10 @@ func TestConnect(t *testing.T) {
 	t.Run("MPTCP", func(t *testing.T) { mptcp(t, c) })
 }
 
-// ownPorts: no socket is left listening on a node port, and a process of the node
-// may have that port at its own end of a connection.
+// ownPorts: no socket listens on a node port, and a process of the node may use that port
+// as the source port of a connection.
 func ownPorts(t *testing.T, c *cluster) {
-	// Two by TCP: what was connected once holds its ports for a minute.
+	// Only two ways over TCP: a closed connection holds its ports for a minute.
 	for _, w := range append(slices.Clone(ways[:2]), ways[3:]...) {
 		opts := lab.RequestOptions{Unconnected: w.sendto, Local: netip.AddrPortFrom(w.any(), rig.NodePortOf(1))}
 		for range 10 {
@@ -90,8 +90,8 @@ func ownPorts(t *testing.T, c *cluster) {
 	}
 }
 
-// podLoopback: a pod's 127.0.0.1 and ::1 are the pod's, whatever the port. Its own
-// server answers there, and nobody where it has none.
+// podLoopback: a pod's 127.0.0.1 and ::1 belong to the pod, on every port. Its own server
+// answers there, and nothing does without a server.
 func podLoopback(t *testing.T, c *cluster) {
 	other := c.n1.Pod("other")
 	for _, a := range []string{"127.0.0.1", "::1"} {
@@ -108,14 +108,14 @@ func podLoopback(t *testing.T, c *cluster) {
 	}
 }
 
-// notOurs: what is no frontend is left alone: a pod's address, the node port's
-// number on it, and a free address of the service range.
+// notOurs: addresses that are no frontends are not translated: a pod's address, the node
+// port's number on it, and a free address of the service range.
 func notOurs(t *testing.T, c *cluster) {
 	before := c.d.Reasons()
 	for _, w := range ways {
 		direct := rig.At(w.of(c.web[1].Addrs()), rig.ServerPort)
 		w.wantServers(t, c.client, direct, c.web[1])
-		if !w.sendto { // the kernel does not tell an unconnected socket
+		if !w.sendto { // the kernel sends no ICMP errors to an unconnected socket
 			if a := w.ask(c.client, rig.At(direct.Addr(), rig.NodePortOf(1))); !errors.Is(a.Err, syscall.ECONNREFUSED) {
 				t.Errorf("%s: a pod's closed port is answered by %q (%v)", w, a.Server, a.Err)
 			}
@@ -136,7 +136,7 @@ func notOurs(t *testing.T, c *cluster) {
 	}
 }
 
-// TestHairpin: a pod reaches itself by its own service, as itself.
+// TestHairpin: a pod reaches itself through its own service, and sees its own address.
 func TestHairpin(t *testing.T) {
 	t.Parallel()
 	c := startCluster(t)
@@ -155,7 +155,7 @@ func TestHairpin(t *testing.T) {
 	}
 }
 
-// TestSameNodePort: TCP and UDP of one number may be of different services.
+// TestSameNodePort: TCP and UDP of one port number may belong to different services.
 func TestSameNodePort(t *testing.T) {
 	t.Parallel()
 	c := startCluster(t)

@@ -17,10 +17,10 @@ import (
 	"shunt/lab"
 )
 
-// TestContract goes through the whole table of e2e/contract with real sockets and
-// packets: each client asks each frontend in each way, and hears from each endpoint
-// that may answer and from no other, which sees the client as it should; or it gets
-// the verdict, which is counted. The table holds for the maps, too (e2e/contract).
+// TestContract runs the whole table of e2e/contract with real sockets and packets: each
+// client asks each frontend in each way. Every endpoint that may answer does, no other
+// does, and it sees the client's address as the table says. Or the client gets the verdict,
+// which is counted. Package e2e/contract checks the maps against the same table.
 func TestContract(t *testing.T) {
 	t.Parallel()
 	w := newContractWorld(t)
@@ -87,7 +87,7 @@ func newContractWorld(t *testing.T) *contractWorld {
 	return w
 }
 
-// check asks a case in one way.
+// check runs a case in one way.
 func (w *contractWorld) check(t *testing.T, c contract.Case, way way) {
 	t.Helper()
 	from := w.clients[c.Client]
@@ -98,7 +98,7 @@ func (w *contractWorld) check(t *testing.T, c contract.Case, way way) {
 	}
 	want := strings.Split(c.Want, ",")
 	missing := slices.Clone(want)
-	// That one of two servers is not among 100 random choices: 1 in 2^99.
+	// The chance that one of two servers is not among 100 random choices is 1 in 2^99.
 	for i := 0; i < 100 && (len(missing) > 0 || i < 2*len(want)); i++ {
 		a := way.ask(from, dst)
 		server, err := w.seen(c, way, a, from, dst)
@@ -115,10 +115,10 @@ func (w *contractWorld) check(t *testing.T, c contract.Case, way way) {
 	}
 }
 
-// checkVerdict asks once and wants the verdict, counted. A socket of the node hears
-// it from the system call, and also of a drop. Others hear of a refusal by a packet,
-// which the kernel keeps from a UDP socket that is not connected, and of a drop
-// nothing.
+// checkVerdict makes one exchange and checks the verdict and its counter. On the node, the
+// system call fails for a refusal and for a drop. Other clients learn of a refusal by a
+// packet, which the kernel does not report to an unconnected UDP socket, and get nothing
+// for a drop.
 func (w *contractWorld) checkVerdict(t *testing.T, c contract.Case, way way, from *lab.Pod, dst netip.AddrPort) {
 	t.Helper()
 	errno, reason := syscall.ECONNREFUSED, "no_endpoint"
@@ -140,16 +140,17 @@ func (w *contractWorld) checkVerdict(t *testing.T, c contract.Case, way way, fro
 		}
 	}
 	n := w.d.Reasons()[reason] - before
-	if c.Client.OnNode() && n != 1 || n == 0 { // a packet may be sent again
+	if c.Client.OnNode() && n != 1 || n == 0 { // a packet may be retransmitted
 		t.Errorf("%s %s: counted %d times as %s, want once", c, way, n, reason)
 	}
 }
 
-// seen gives who answered, as the table has it: with a mark where it saw the node
-// in the client's place. Nothing else may show that there is a translation.
+// seen returns the server that answered, in the table's notation: with a mark if it saw the
+// node's address instead of the client's. It returns an error if anything else shows the
+// translation.
 func (w *contractWorld) seen(c contract.Case, way way, a lab.Answer, from *lab.Pod, dst netip.AddrPort) (string, error) {
 	if c.Client.OnNode() {
-		return a.Server, way.checkAnswer(a, dst) // which has that the server saw the client's own address
+		return a.Server, way.checkAnswer(a, dst) // it checks that the server saw the client's own address
 	}
 	if a.Err != nil {
 		return "", a.Err
@@ -160,7 +161,7 @@ func (w *contractWorld) seen(c contract.Case, way way, a lab.Answer, from *lab.P
 	node := way.of([]netip.Addr{w.n1.Addr4(), w.n1.Addr6()})
 	switch a.ClientSeen.Addr() {
 	case way.of(from.Addrs()):
-		return a.Server, nil // by another port, where the client's last flow to that server had this one
+		return a.Server, nil // from another port if the client's last flow to that server had this one
 	case node:
 		return a.Server + contract.SeenAsNode, nil
 	}

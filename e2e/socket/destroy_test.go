@@ -10,8 +10,8 @@ import (
 	"shunt/lab"
 )
 
-// TestDestroyTCP: TCP connections to an endpoint that is gone end only where that
-// was asked for.
+// TestDestroyTCP: TCP connections to an endpoint that is gone are destroyed only with the
+// flag.
 func TestDestroyTCP(t *testing.T) {
 	t.Parallel()
 	for _, flag := range []bool{false, true} {
@@ -33,7 +33,7 @@ func TestDestroyTCP(t *testing.T) {
 			}
 			udp := connectedUDP[0].openTo(t, c.client, rig.VIP(1, 4))
 			c.apply(rig.SlicesOf("web", rig.Up(c.web[1])...))
-			udp.wantDestroyed() // UDP in any case: so the sweep has been
+			udp.wantDestroyed() // UDP sockets always are: the sweep has run
 			for _, k := range clients {
 				if flag {
 					k.wantDestroyed()
@@ -48,8 +48,8 @@ func TestDestroyTCP(t *testing.T) {
 	}
 }
 
-// TestDestroyTCPUnready: an endpoint that is unready is not gone. TCP connections to it go
-// on, with --destroy-tcp-sockets too, and end when it is gone.
+// TestDestroyTCPUnready: an unready endpoint is not gone. TCP connections to it continue,
+// also with --destroy-tcp-sockets, and are destroyed when it is gone.
 func TestDestroyTCPUnready(t *testing.T) {
 	t.Parallel()
 	c := startCluster(t, "--destroy-tcp-sockets")
@@ -63,7 +63,7 @@ func TestDestroyTCPUnready(t *testing.T) {
 	for _, state := range []rig.Endpoint{rig.Unready(c.web[0]), {Pod: c.web[0], Terminating: true}} {
 		udp := connectedUDP[0].openTo(t, c.client, rig.VIP(1, 4))
 		c.apply(rig.SlicesOf("web", state, rig.Up(c.web[1])[0]))
-		udp.wantDestroyed() // so the sweep has been
+		udp.wantDestroyed() // the sweep has run
 		for _, k := range clients {
 			k.wantKept(rig.VIP(1, k.w.family), "web-0")
 		}

@@ -16,7 +16,8 @@ import (
 	"shunt/lab"
 )
 
-// packetsJSON is what `shunt status -o json` says of the packet path.
+// packetsJSON has the fields of the packet path in `shunt status -o json` that the tests
+// read.
 type packetsJSON struct {
 	Devices []struct {
 		Device, Why, Direction, By, Problem, Source4, Source6 string
@@ -25,7 +26,7 @@ type packetsJSON struct {
 	Problems []string
 }
 
-// inNode runs shunt with the node's network.
+// inNode runs shunt in the node's network namespace.
 func inNode(t *testing.T, pod *lab.Pod, args ...string) string {
 	t.Helper()
 	var out, errs bytes.Buffer
@@ -43,7 +44,7 @@ func inNode(t *testing.T, pod *lab.Pod, args ...string) string {
 func packetsOf(d *rig.Daemon, pod *lab.Pod) (s packetsJSON, lines []string) {
 	d.T.Helper()
 	var all struct{ Packets packetsJSON }
-	text, _, _ := runInPod(d.T, pod, rig.Self, "status", "--bpffs-root", d.Root, "-o", "json") // the code is TestStatus'
+	text, _, _ := runInPod(d.T, pod, rig.Self, "status", "--bpffs-root", d.Root, "-o", "json") // TestStatus checks the exit code
 	if err := json.Unmarshal([]byte(text), &all); err != nil {
 		d.T.Fatalf("status: %v\n%s", err, text)
 	}
@@ -53,9 +54,9 @@ func packetsOf(d *rig.Daemon, pod *lab.Pod) (s packetsJSON, lines []string) {
 	return all.Packets, lines
 }
 
-// TestDevices: the daemon attaches to the node's uplink, not to its pods' veths;
-// status says so, with the daemon dead too, and what keeps packets from pods; other
-// flags, other devices; cleanup leaves none.
+// TestDevices: the daemon attaches to the node's uplink, not to its pods' veths. status
+// shows the devices, also with a dead daemon, and why packets from pods are not translated.
+// Other flags select other devices. cleanup leaves none.
 func TestDevices(t *testing.T) {
 	t.Parallel()
 	c := startCluster(t)

@@ -19,7 +19,7 @@ import (
 var udpWays = ways[6:]
 
 // TestFlowStays: an unconnected socket keeps its endpoint of a service while other
-// endpoints come and go, and moves at once when its own has gone.
+// endpoints change, and gets another one at once when its own is gone.
 func TestFlowStays(t *testing.T) {
 	t.Parallel()
 	c := startCluster(t)
@@ -59,9 +59,8 @@ func TestFlowStays(t *testing.T) {
 	}
 }
 
-// TestFlowOfReusedRecord: the record of an endpoint that is gone may come to be
-// another endpoint's of the same service. Whoever still names it must not go to
-// the old address.
+// TestFlowOfReusedRecord: the id of a removed backend may be reused for another endpoint of
+// the same service. A flow with that id must not go to the old address.
 func TestFlowOfReusedRecord(t *testing.T) {
 	t.Parallel()
 	c := startCluster(t)
@@ -81,8 +80,8 @@ func TestFlowOfReusedRecord(t *testing.T) {
 	connected.askTo(rig.VIP(1, 4))
 	next := 0
 	rig.Eventually(t, "the record of an endpoint that is gone is used again", func() bool {
-		// A record rests for 250 ms when its endpoint is gone, and the one that has rested
-		// last is taken first: at a pace near that, some are never taken again.
+		// The allocator holds back a freed id for 250 ms and takes the last one that is
+		// free first: at a similar pace, some ids are never reused.
 		time.Sleep(400 * time.Millisecond)
 		next++
 		c.apply(rig.SlicesOf("web", rig.Up(c.web[1+next%2])...))
@@ -111,11 +110,10 @@ func serveMore(base uint16, n int, pods ...*lab.Pod) {
 	}
 }
 
-// TestServicesAtOnce: one socket writes to several services before it reads, and
-// every answer comes from the address that its question was written to. Up to 16
-// (SOCK_FLOWS) that is promised, where each has an endpoint that no other has
-// taken: two flows of one socket are kept off the same endpoint while the service
-// has another.
+// TestServicesAtOnce: one socket writes to several services before it reads, and every
+// answer comes from the address that its request was sent to. This is promised for up to 16
+// services (SOCK_FLOWS) if each has an endpoint that no other flow of the socket uses: two
+// flows of one socket avoid the same endpoint while the service has another.
 func TestServicesAtOnce(t *testing.T) {
 	t.Parallel()
 	c := startCluster(t)
@@ -147,8 +145,8 @@ func TestServicesAtOnce(t *testing.T) {
 		}
 	}
 	t.Run("as many as there are endpoints", func(t *testing.T) {
-		// Three flows on three endpoints: the last has one left, which the search
-		// finds since it goes round.
+		// Three flows on three endpoints: for the last flow one endpoint is left, which the
+		// search finds because it wraps around.
 		for range rig.InShort(5, 20) {
 			sendThenReceive(t, udpWays[0].open(t, c.client), []int{101, 102, 103}, 2)
 		}
@@ -163,8 +161,8 @@ func numbers(from, to int) []int {
 	return all
 }
 
-// sendThenReceive asks all services, then takes all answers, in some rounds. The
-// servers must be the same in each.
+// sendThenReceive sends to all services, then receives all answers, in several rounds. Each
+// service's server must be the same in every round.
 func sendThenReceive(t *testing.T, k *talker, services []int, rounds int) {
 	t.Helper()
 	servers := map[netip.AddrPort]string{}
@@ -195,15 +193,15 @@ func sendThenReceive(t *testing.T, k *talker, services []int, rounds int) {
 	}
 }
 
-// TestManyServices: one socket and more services than it can remember. Every
-// question is answered by an endpoint of its service. The answer is shown as from
-// the service where fewer than 16 others were asked between question and answer;
-// and a flow that had to make room comes back to its endpoint, while the service
-// does not change and no other flow of the socket is on it.
+// TestManyServices: one socket uses more services than it can have flows. Every request is
+// answered by an endpoint of its service. The answer shows the service's address if fewer
+// than 16 other services were asked between request and answer. An evicted flow gets the
+// same endpoint again, if the service has not changed and no other flow of the socket uses
+// it.
 func TestManyServices(t *testing.T) {
 	t.Parallel()
 	c := startCluster(t)
-	many := rig.InShort(20, 40) // a socket remembers 16
+	many := rig.InShort(20, 40) // a socket can have 16 flows
 	serveMore(9001, many, c.web[0], c.web[1])
 	for i := 1; i <= many; i++ {
 		c.m.Put(rig.Service(fmt.Sprintf("own-%d", i), i), rig.SlicesOf(fmt.Sprintf("own-%d", i),
@@ -222,7 +220,7 @@ func TestManyServices(t *testing.T) {
 				first[i] = server
 			}
 		}
-		// All at once: answered, whatever the name.
+		// All at once: every request is answered, from any address.
 		waiting := map[string]bool{}
 		for i := 1; i <= many; i++ {
 			token := k.token()
@@ -241,8 +239,7 @@ func TestManyServices(t *testing.T) {
 	}
 }
 
-// TestTwoThreads: two threads that send on one socket at once, each to its own
-// service.
+// TestTwoThreads: two threads send on one socket at the same time, each to its own service.
 func TestTwoThreads(t *testing.T) {
 	t.Parallel()
 	c := startCluster(t)
@@ -251,7 +248,7 @@ func TestTwoThreads(t *testing.T) {
 		k := w.open(t, c.client)
 		each := rig.InShort(50, 200)
 		var wg sync.WaitGroup
-		// No more under way than the socket has room for.
+		// The requests in flight must fit into the socket's buffer.
 		window := make(chan struct{}, 50)
 		for n := 1; n <= 2; n++ {
 			wg.Go(func() {
@@ -281,9 +278,9 @@ func TestTwoThreads(t *testing.T) {
 	}
 }
 
-// TestSendToOnConnected: a connected socket may write elsewhere. To its own
-// service it goes to its own endpoint; what it writes to another service arrives,
-// while its own flow goes on.
+// TestSendToOnConnected: a connected socket may send to other addresses. A datagram to its
+// own service goes to its endpoint. One to another service arrives, and the socket's own
+// flow continues.
 func TestSendToOnConnected(t *testing.T) {
 	t.Parallel()
 	c := startCluster(t)
@@ -311,8 +308,8 @@ func TestSendToOnConnected(t *testing.T) {
 	}
 }
 
-// TestReconnect: a UDP socket may connect again and again: to another service, to
-// a pod, to nobody. Its peer has the name of who it is.
+// TestReconnect: a UDP socket may connect repeatedly: to another service, to a pod, to an
+// address without a server. getpeername() always returns the last address.
 func TestReconnect(t *testing.T) {
 	t.Parallel()
 	c := startCluster(t)
@@ -332,8 +329,8 @@ func TestReconnect(t *testing.T) {
 	t.Run("disconnect", func(t *testing.T) { disconnect(t, c) })
 }
 
-// TestFixedPort: a client that always uses the same source port reaches a live
-// endpoint after its own has gone.
+// TestFixedPort: a client that always uses the same source port reaches a live endpoint
+// after its own is gone.
 func TestFixedPort(t *testing.T) {
 	t.Parallel()
 	c := startCluster(t)
@@ -375,7 +372,7 @@ func TestFixedPort(t *testing.T) {
 	}
 }
 
-// any is the way's wildcard address.
+// any returns the way's unspecified address.
 func (w way) any() netip.Addr {
 	if strings.HasSuffix(w.network, "6") {
 		return netip.IPv6Unspecified()

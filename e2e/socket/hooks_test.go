@@ -19,7 +19,7 @@ import (
 func effect(hook string) string  { return fmt.Sprintf("shunt_in_effect{hook=%q}", hook) }
 func repairs(hook string) string { return fmt.Sprintf("shunt_hook_repairs_total{hook=%q}", hook) }
 
-// wantEffect wants a metric to say for every hook that it is in effect, but for some.
+// wantEffect checks that the metric reports every hook as in effect, except those in out.
 func wantEffect(d *rig.Daemon, out ...string) {
 	d.T.Helper()
 	m := d.Metrics()
@@ -41,9 +41,9 @@ func containsText(all []string, one string) bool {
 	return false
 }
 
-// TestHooksRepaired: hooks and pins that somebody takes away while the daemon can do
-// nothing are missed by status, and by the daemon as soon as it can: they are back, and
-// that is logged and counted.
+// TestHooksRepaired: another program removes hooks and pins while the daemon is stopped.
+// status reports it, and the daemon repairs them as soon as it runs, which is logged and
+// counted.
 func TestHooksRepaired(t *testing.T) {
 	t.Parallel()
 	c := startCluster(t)
@@ -62,7 +62,7 @@ func TestHooksRepaired(t *testing.T) {
 	for _, test := range []struct {
 		name, hook string
 		spoil      func() error
-		passes     bool // connections go on all the same
+		passes     bool // connections work meanwhile
 	}{
 		{"a hook's pin is removed", "pins", func() error { return remove("connect4") }, true},
 		{"a hook is detached", "connect4", func() error { rig.DetachLink(t, filepath.Join(links, "connect4")); return nil }, false},
@@ -104,16 +104,15 @@ func TestHooksRepaired(t *testing.T) {
 			}
 		})
 	}
-	// All of it outlives the daemon.
+	// Everything outlives the daemon.
 	c.d.Kill()
 	for _, w := range ways {
 		w.wantServers(t, c.client, rig.VIP(1, w.family), c.web[0])
 	}
 }
 
-// TestHooksOfGoneCgroup: with the cgroup gone nothing is in effect, which the metric, the
-// probe's warnings, the log and status say; a cgroup of that name that is made anew is
-// served.
+// TestHooksOfGoneCgroup: without its cgroup no hook is in effect, which the metric, the
+// warnings of /healthz, the log and status report. A new cgroup with that name is served.
 func TestHooksOfGoneCgroup(t *testing.T) {
 	t.Parallel()
 	c := newCluster(t)
@@ -153,8 +152,8 @@ func TestHooksOfGoneCgroup(t *testing.T) {
 	}
 }
 
-// TestPinsUnmounted: with the bpf file system gone, what is in effect goes on and would
-// end with the daemon. That is said, and mended when there is one again.
+// TestPinsUnmounted: without the bpf file system, hooks stay in effect but would end with
+// the daemon. That is reported, and repaired when the file system is mounted again.
 func TestPinsUnmounted(t *testing.T) {
 	t.Parallel()
 	c := startCluster(t)
@@ -188,8 +187,8 @@ func TestPinsUnmounted(t *testing.T) {
 	ways[0].wantServers(t, c.client, rig.VIP(1, 4), c.web[0])
 }
 
-// TestPrivateCgroupNamespace: a daemon that sees its own cgroup for the root of all says
-// that it serves no pods.
+// TestPrivateCgroupNamespace: a daemon in its own cgroup namespace, whose root is its own
+// cgroup, reports that it serves no pods.
 func TestPrivateCgroupNamespace(t *testing.T) {
 	t.Parallel()
 	c := newCluster(t)

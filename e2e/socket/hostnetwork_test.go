@@ -12,7 +12,8 @@ import (
 )
 
 // TestHostNetworkEndpoints: an endpoint may have the address of a node, this one or
-// another. It is local by its node's name, and reached as any other, also by itself.
+// another. Its nodeName decides whether it is local, and it is reached like any other, also
+// by itself.
 func TestHostNetworkEndpoints(t *testing.T) {
 	t.Parallel()
 	c := startCluster(t)
@@ -51,12 +52,12 @@ func TestHostNetworkEndpoints(t *testing.T) {
 	}
 }
 
-// askFromOutside asks until each of the servers has answered, and no other has: one
-// of this node must see the client's own address.
+// askFromOutside makes exchanges until all of the servers have answered, and fails if
+// another one answers. A server on this node must see the client's own address.
 func (c *cluster) askFromOutside(w way, from *lab.Pod, dst netip.AddrPort, servers ...*lab.Pod) {
 	c.t.Helper()
 	seen := map[string]bool{}
-	for i := 0; i < 100 && (len(seen) < len(servers) || i < 4); i++ { // one of two is not among them: 1 in 2^99
+	for i := 0; i < 100 && (len(seen) < len(servers) || i < 4); i++ { // the chance to miss one of two is 1 in 2^99
 		a := w.ask(from, dst)
 		if a.Err != nil || !contains(servers, a.Server) || strings.HasPrefix(w.network, "udp") && a.From != w.asked(dst) {
 			c.t.Fatalf("%s: %v: answered by %q as %v (%v), want one of %v", w, dst, a.Server, a.From, a.Err, names(servers))

@@ -9,9 +9,9 @@ import (
 	"shunt/lab"
 )
 
-// TestKubeadmFile: a daemon with the file that kubeadm writes for kube-proxy serves,
-// and knows the pods of other nodes by the file's clusterCIDR: with the policy Local
-// they use all endpoints, as clients from outside do not.
+// TestKubeadmFile: a daemon serves with the file that kubeadm writes for kube-proxy. The
+// file's clusterCIDR identifies pods of other nodes: with the policy Local they get all
+// endpoints, unlike clients outside.
 func TestKubeadmFile(t *testing.T) {
 	t.Parallel()
 	c := newCluster(t)

@@ -20,8 +20,8 @@ type traffic struct {
 	*lab.Hammering
 }
 
-// startTraffic hammers service n by TCP, connected UDP and unconnected UDP, both
-// families, from a pod and from the node.
+// startTraffic starts clients of service n over TCP, connected UDP and unconnected UDP, in
+// both families, from a pod and from the node.
 func startTraffic(t *testing.T, c *cluster, n int) []traffic {
 	var all []traffic
 	for i, w := range []way{ways[0], ways[1], ways[3], ways[7]} {
@@ -32,8 +32,8 @@ func startTraffic(t *testing.T, c *cluster, n int) []traffic {
 	return all
 }
 
-// wantAnswered stops the traffic: every connection must have been answered, by one
-// of the servers.
+// wantAnswered stops the traffic. Every connection must have been answered by one of the
+// servers.
 func wantAnswered(t *testing.T, all []traffic, servers ...*lab.Pod) {
 	t.Helper()
 	for _, h := range all {
@@ -52,7 +52,7 @@ func wantAnswered(t *testing.T, all []traffic, servers ...*lab.Pod) {
 	}
 }
 
-// progress waits until each kind of traffic has gone on for some connections.
+// progress waits until each kind of traffic has made some more connections.
 func (c *cluster) progress() {
 	c.t.Helper()
 	count := func() (n uint64) {
@@ -63,7 +63,7 @@ func (c *cluster) progress() {
 	rig.Eventually(c.t, "connections go on", func() bool { return count() >= before+200 })
 }
 
-// writesAfterStart gives what the first reconcile of a daemon wrote.
+// writesAfterStart returns how many entries the first reconcile of a daemon wrote.
 func writesAfterStart(t *testing.T, d *rig.Daemon) float64 {
 	t.Helper()
 	var fields map[string]any
@@ -74,8 +74,8 @@ func writesAfterStart(t *testing.T, d *rig.Daemon) float64 {
 	return fields["writes"].(float64)
 }
 
-// TestKill kills the daemon under traffic and starts it again: nobody notices, and
-// what has not changed is not written again.
+// TestKill kills the daemon under traffic and starts it again: no connection fails, and
+// unchanged entries are not written again.
 func TestKill(t *testing.T) {
 	t.Parallel()
 	c := startCluster(t)
@@ -96,7 +96,7 @@ func TestKill(t *testing.T) {
 			t.Errorf("round %d: %v writes though nothing has changed", round, n)
 		}
 		started := c.d.Log.Find("started")
-		if n := started["adopted_services"].(float64); n != 81 { // 20 of 2 ports and families, and the mark
+		if n := started["adopted_services"].(float64); n != 81 { // 20 services with two ports in two families, and the mark service
 			t.Errorf("round %d: adopted %v services, want 81", round, n)
 		}
 		metrics := c.d.Metrics()
@@ -115,8 +115,8 @@ func TestKill(t *testing.T) {
 	}
 }
 
-// TestChangesWhileAway: what was changed while no daemon ran is in effect when the
-// next one is healthy, also for sockets that were connected before and meanwhile.
+// TestChangesWhileAway: changes made while no daemon ran are in effect when the next one is
+// healthy, also for sockets that were connected before and meanwhile.
 func TestChangesWhileAway(t *testing.T) {
 	t.Parallel()
 	c := startCluster(t)
@@ -129,7 +129,7 @@ func TestChangesWhileAway(t *testing.T) {
 	c.m.RemoveService("old")
 	c.m.Write()
 	for _, w := range ways {
-		w.wantServers(t, c.client, rig.VIP(1, w.family), c.web[0]) // as nobody has told
+		w.wantServers(t, c.client, rig.VIP(1, w.family), c.web[0]) // no daemon has applied the change
 	}
 	c.d.Start()
 	c.m.Settle(c.d)
@@ -148,7 +148,7 @@ func TestChangesWhileAway(t *testing.T) {
 	}
 }
 
-// countOf gives the number of frontends of a service in the maps.
+// countOf returns the number of a service's frontends in the maps.
 func countOf(d *maps.Dump, service string) (n int) {
 	for _, svc := range d.Frontends {
 		if d.Names[svc.Id].Name == service {
@@ -158,7 +158,7 @@ func countOf(d *maps.Dump, service string) (n int) {
 	return n
 }
 
-// TestStop: SIGTERM ends the daemon well and leaves everything in effect.
+// TestStop: SIGTERM ends the daemon with success and leaves everything in effect.
 func TestStop(t *testing.T) {
 	t.Parallel()
 	c := startCluster(t)
@@ -177,8 +177,8 @@ func TestStop(t *testing.T) {
 	}
 }
 
-// TestSecondDaemon: a second daemon with the same directory refuses, says why, and
-// disturbs nothing.
+// TestSecondDaemon: a second daemon with the same directory refuses to start, reports why,
+// and disturbs nothing.
 func TestSecondDaemon(t *testing.T) {
 	t.Parallel()
 	c := startCluster(t)
@@ -198,8 +198,9 @@ func TestSecondDaemon(t *testing.T) {
 	}
 }
 
-// TestResize: a daemon that is started with other map sizes replaces the maps,
-// larger or smaller, under traffic, and keeps what sockets and clients have.
+// TestResize: a daemon that starts with other map sizes replaces the maps, by larger or
+// smaller ones, under traffic, and carries over the flows and affinity of sockets and
+// clients.
 func TestResize(t *testing.T) {
 	t.Parallel()
 	c := startCluster(t)
@@ -244,7 +245,7 @@ func TestResize(t *testing.T) {
 	if got := ways[0].stuck(t, c.client, rig.VIP(2, 4)); got != sticky {
 		t.Errorf("a client with session affinity went from %s to %s", sticky, got)
 	}
-	// What sockets hold still names the backends: the sweep finds them.
+	// The sockets' flows still name the backends: the sweep finds them.
 	c.apply(rig.SlicesOf("web", rig.Up(c.web[2])...))
 	for k := range clients {
 		k.wantDestroyed()

@@ -15,10 +15,9 @@ import (
 	"shunt/maps"
 )
 
-// TestFullMap fills each map that can be full by what a user asks for. The error
-// names the map, its size and its flag, in the log; what was
-// programmed before works on; and when room is made the rest is programmed without
-// a word from anybody. A restart in the midst of it changes nothing.
+// TestFullMap fills each map that a user's objects can fill. The log's error names the map,
+// its size and its flag. What was programmed before works. When there is room again, the
+// rest is programmed without further action. A restart meanwhile changes nothing.
 func TestFullMap(t *testing.T) {
 	t.Parallel()
 	const size, many = 32, 40
@@ -35,8 +34,8 @@ func TestFullMap(t *testing.T) {
 			c.apply(rig.Service("first", 1), rig.SlicesOf("first", rig.Up(c.web[0])...))
 			for i := 2; i <= many; i++ {
 				name := fmt.Sprintf("more-%d", i)
-				// Every kind of frontend where these are to fill the map, so that it is not
-				// the one with the services' names that fills first.
+				// Every kind of frontend, unless the map of the services' names is to be
+				// filled: otherwise that one would be full first.
 				options := []func(*corev1.Service){rig.Everywhere(i)}
 				if test.name != maps.NameServices {
 					options = nil
@@ -83,8 +82,8 @@ func TestFullMap(t *testing.T) {
 	}
 }
 
-// checkProblems asks for the Services that have no room, with the daemon dead: each
-// has a line with its error in status, and in services.
+// checkProblems checks the Services without room, with the daemon dead: status and services
+// have a line with the error of each.
 func checkProblems(t *testing.T, c *cluster, flag string) {
 	t.Helper()
 	problems := statusOf(c.d, 3).Problems
@@ -96,7 +95,7 @@ func checkProblems(t *testing.T, c *cluster, flag string) {
 	for i, p := range problems.List {
 		name, problem := p.Namespace+"/"+p.Service, "no_room: "
 		if p.Kind != "no_room" || !strings.Contains(p.Error, "with a larger "+flag) ||
-			!strings.HasPrefix(p.Service, "more-") && p.Service != "zzz" { // the rig's own, which comes last
+			!strings.HasPrefix(p.Service, "more-") && p.Service != "zzz" { // the rig's own Service is the last one
 			t.Errorf("a problem that is not asked for: %+v", p)
 		}
 		if i < 3 && !strings.Contains(status, name) {
@@ -145,13 +144,13 @@ func checkFull(t *testing.T, c *cluster, name, flag string, size int) {
 			t.Errorf("status has map %s filled with %d of %d", m.Map, m.Used, m.Size)
 		}
 	}
-	// What rests for a moment before it is used again is waited for; for the rest there
-	// is no room, and nothing to wait for.
+	// Slots and ids that are held back become free after a moment. For the rest there is no
+	// room, and nothing to wait for.
 	rig.Eventually(t, "status has no changes pending", func() bool { return statusOf(c.d, 0).Daemon.Pending == 0 })
 }
 
-// TestFullAffinity: where more clients than fit are to be remembered, those that
-// were not seen for longest are forgotten, and every connection works.
+// TestFullAffinity: with more clients than entries, the least recently seen clients are
+// evicted, and every connection works.
 func TestFullAffinity(t *testing.T) {
 	t.Parallel()
 	const size, many = 16, 60

@@ -1,9 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package socket_test tests the whole socket path: the real daemon, on nodes and
-// pods of package lab, asked by real sockets. It owns nothing but its tests. Start
-// reading at cluster_test.go, then connect_test.go; what each test shows is named
-// in its comment.
+// Package socket_test tests the whole socket path: the real daemon, on nodes and pods of
+// package lab, with real sockets as clients. Start reading at cluster_test.go, then
+// connect_test.go; each test's comment says what it shows.
 package socket_test
 
 import (
@@ -13,7 +12,7 @@ import (
 	"shunt/e2e/rig"
 )
 
-// TestMain lets the test binary also be the program redial, beside those of rig.Main.
+// TestMain adds the program redial to the programs of rig.Main that this binary can be.
 func TestMain(m *testing.M) {
 	if len(os.Args) > 1 && os.Args[1] == redialCommand {
 		os.Exit(redial(os.Args[2:]))

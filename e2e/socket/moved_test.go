@@ -14,8 +14,9 @@ import (
 	"shunt/lab"
 )
 
-// frontendMoved: a load-balancer address goes from one service to another in one
-// change. Who is connected to the old endpoint is told, since it serves no more.
+// frontendMoved: a load-balancer address moves from one service to another in one change.
+// Sockets connected to the old endpoint are destroyed, since it serves that address no
+// more.
 func frontendMoved(t *testing.T, c *cluster, name string, n int) {
 	other := name + "-other"
 	c.apply(rig.Service(name, n, rig.Everywhere(n)), rig.SlicesOf(name, rig.Up(c.web[0])...),
@@ -42,7 +43,7 @@ func frontendMoved(t *testing.T, c *cluster, name string, n int) {
 	}
 }
 
-// portRenamed: a service's ports get other names. Nothing of what is reached by them changes.
+// portRenamed: the ports of a service get other names. No socket is affected.
 func portRenamed(t *testing.T, c *cluster, name string, n int) {
 	all := []*lab.Pod{c.web[0], c.web[1], c.web[2]}
 	objects := append(rig.SlicesOf(name, rig.Up(all...)...), rig.Service(name, n))
@@ -68,7 +69,7 @@ func portRenamed(t *testing.T, c *cluster, name string, n int) {
 		}
 	}
 	c.apply(objects...)
-	time.Sleep(quiet) // that nothing happens shows in time alone
+	time.Sleep(quiet) // only time shows that nothing happens
 	for k, server := range connected {
 		k.wantKept(rig.VIP(n, k.w.family), server)
 	}
@@ -79,9 +80,9 @@ func portRenamed(t *testing.T, c *cluster, name string, n int) {
 	}
 }
 
-// addressMoved: an address goes from one service to another, and then away, while
-// both serve on. Datagrams follow it, whatever the socket was told before; those to
-// the services' other addresses and TCP connections stay.
+// addressMoved: an address moves from one service to another, and is then removed, while
+// both services stay. Datagrams follow it, also those of connected sockets. Sockets of the
+// services' other addresses and TCP connections are not affected.
 func addressMoved(t *testing.T, c *cluster, name string, n int) {
 	other := name + "-other"
 	ips := rig.ExternalIPs(n)
@@ -131,7 +132,7 @@ func addressMoved(t *testing.T, c *cluster, name string, n int) {
 	tcp.wantKept(rig.At(ips[0], rig.ServicePort), "web-0")
 }
 
-// wantNoTranslation sends to an address that is nobody's and wants no answer.
+// wantNoTranslation sends to an address without a service, and must get no answer.
 func wantNoTranslation(t *testing.T, k *talker, dst netip.AddrPort) {
 	t.Helper()
 	if err := k.SendTo(dst, line("x")); err != nil {

@@ -18,7 +18,7 @@ import (
 	"shunt/lab"
 )
 
-// changeAddr adds an address to the node's uplink, or takes it away.
+// changeAddr adds an address to the node's uplink, or removes it.
 func changeAddr(t *testing.T, n *lab.Node, a netip.Addr, add bool) {
 	t.Helper()
 	args := []string{"-n", filepath.Base(n.NetnsPath()), "addr", "del", a.String(), "dev", "eth0"}
@@ -33,8 +33,8 @@ func changeAddr(t *testing.T, n *lab.Node, a netip.Addr, add bool) {
 	}
 }
 
-// TestNodeAddresses: an address that an interface gets takes node ports, without
-// a change of any service, and ceases to when it is taken away.
+// TestNodeAddresses: an address added to an interface takes node ports without a change of
+// any service, until it is removed.
 func TestNodeAddresses(t *testing.T) {
 	t.Parallel()
 	c := startCluster(t)
@@ -65,8 +65,8 @@ func TestNodeAddresses(t *testing.T) {
 	tcp.wantServers(t, c.client, rig.At(c.n1.Addr4(), rig.NodePortOf(1)), c.web[0])
 }
 
-// TestNodePortAddresses: --nodeport-addresses says which of the node's addresses
-// take node ports; the others refuse by themselves, as nobody listens there.
+// TestNodePortAddresses: --nodeport-addresses selects the node's addresses that take node
+// ports. The kernel refuses connections to the others, as no socket listens there.
 func TestNodePortAddresses(t *testing.T) {
 	t.Parallel()
 	second := netip.MustParseAddr("192.168.100.78")
@@ -79,7 +79,7 @@ func TestNodePortAddresses(t *testing.T) {
 			[]string{second.String(), "127.0.0.1", "::1"}},
 		{"127.0.0.0/8,::1/128", []string{"127.0.0.1", "::1"}, []string{"192.168.100.1", "fd00:192:168:100::1"}},
 		{"primary", []string{second.String(), "fd00:192:168:100::1"}, []string{"192.168.100.1", "127.0.0.1", "::1"}},
-		// Of the other family nothing is asked: all of its addresses take node ports.
+		// The flag has no range of IPv6: all IPv6 addresses take node ports.
 		{"192.168.100.0/26", []string{"192.168.100.1", "fd00:192:168:100::1"}, []string{second.String(), "127.0.0.1"}},
 	} {
 		t.Run(test.flag, func(t *testing.T) {
@@ -89,7 +89,7 @@ func TestNodePortAddresses(t *testing.T) {
 			}
 			node := &corev1.Node{}
 			node.APIVersion, node.Kind, node.Name = "v1", "Node", "n1"
-			// The first InternalIP is primary, wherever it is in the list.
+			// The first InternalIP is primary, at any position in the list.
 			node.Status.Addresses = append(node.Status.Addresses, corev1.NodeAddress{Type: corev1.NodeExternalIP, Address: "192.168.100.1"})
 			for _, a := range []string{second.String(), "192.168.100.1", "fd00:192:168:100::1"} {
 				node.Status.Addresses = append(node.Status.Addresses, corev1.NodeAddress{Type: corev1.NodeInternalIP, Address: a})
@@ -120,8 +120,8 @@ func TestNodePortAddresses(t *testing.T) {
 	}
 }
 
-// TestPrimaryAddresses: with --nodeport-addresses=primary node ports go with the
-// addresses of the Node, as those change.
+// TestPrimaryAddresses: with --nodeport-addresses=primary, node ports follow changes of the
+// Node's addresses.
 func TestPrimaryAddresses(t *testing.T) {
 	t.Parallel()
 	const second4, second6 = "192.168.100.79", "fd00:192:168:100::79"
@@ -150,7 +150,7 @@ func TestPrimaryAddresses(t *testing.T) {
 		{node(second4, first4, second6), []string{second4, second6}, []string{first4, first6}},
 		{node(second4), []string{second4}, []string{first4, first6, second6}},
 		{node(first6, first4), []string{first4, first6}, []string{second4, second6}},
-		// Without addresses, as a Node that was made anew has none yet: as they were.
+		// Without addresses, like a recreated Node at first: no change.
 		{node(), []string{first4, first6}, []string{second4, second6}},
 	} {
 		c.apply(step.node)

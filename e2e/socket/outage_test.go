@@ -25,7 +25,7 @@ users: [{name: u, user: {}}]
 current-context: c
 `
 
-// withoutAPI makes the next daemon one of an API server that can't be reached.
+// withoutAPI configures the next daemon for an API server that cannot be reached.
 func withoutAPI(d *rig.Daemon) {
 	d.T.Helper()
 	file := filepath.Join(d.T.TempDir(), "kubeconfig")
@@ -37,8 +37,8 @@ func withoutAPI(d *rig.Daemon) {
 	d.Args[at], d.Args[at+1] = "--kubeconfig", file
 }
 
-// wantAdopted waits until healthz says that what an earlier daemon programmed is in
-// effect, or that nothing is.
+// wantAdopted waits until healthz reports that an earlier daemon's services are in effect,
+// or that none are.
 func wantAdopted(d *rig.Daemon, inEffect bool) {
 	d.T.Helper()
 	want, text := http.StatusServiceUnavailable, "starting: Services and EndpointSlices are not in the maps yet"
@@ -51,9 +51,8 @@ func wantAdopted(d *rig.Daemon, inEffect bool) {
 	})
 }
 
-// TestHooksWhileStarting: a daemon that starts during an outage of the API server, with
-// what an earlier one left in effect, watches over that, and repairs it with the maps that
-// it has adopted.
+// TestHooksWhileStarting: a daemon that starts during an outage of the API server adopts
+// the maps of an earlier one, and checks and repairs the hooks with them.
 func TestHooksWhileStarting(t *testing.T) {
 	t.Parallel()
 	c := startCluster(t)
@@ -80,18 +79,18 @@ func TestHooksWhileStarting(t *testing.T) {
 	if s := statusOf(c.d, 1); !s.InEffect || !strings.Contains(strings.Join(s.Wrong, "\n"), "device eth0 ingress") {
 		t.Errorf("status: in effect: %v, wrong: %v", s.InEffect, s.Wrong)
 	}
-	// Devices wait for the Node, whose addresses choose them.
+	// Devices wait for the Node: its addresses select them.
 	wantEffect(c.d, "ingress", "egress")
 	rig.DetachLink(t, filepath.Join(c.d.Root, "links", "sendmsg4"))
 	rig.Eventually(t, "it is repaired again", func() bool { return c.d.Metrics()[repairs("sendmsg4")] > 1 })
-	c.d.Kill() // and what was repaired outlives the daemon
+	c.d.Kill() // and the repaired hook outlives the daemon
 	for _, w := range ways {
 		w.wantServers(t, c.client, rig.VIP(1, w.family), c.web[0])
 	}
 }
 
-// TestHooksGoneWhileStarting: maps that can't be adopted can't be used for a repair before
-// they are filled: what is out of effect is said, and such a node is not healthy.
+// TestHooksGoneWhileStarting: maps that cannot be adopted cannot be used for a repair
+// before they are filled. Missing hooks are reported, and the node is not healthy.
 func TestHooksGoneWhileStarting(t *testing.T) {
 	t.Parallel()
 	c := startCluster(t)
@@ -123,7 +122,7 @@ func TestHooksGoneWhileStarting(t *testing.T) {
 }
 
 // TestHealthChecksWhileStarting: load balancers of a Service with policy Local ask its
-// healthCheckNodePort, and must not take a node out whose maps work while its daemon waits
+// healthCheckNodePort. They must not remove a node whose maps work while its daemon waits
 // for the API server.
 func TestHealthChecksWhileStarting(t *testing.T) {
 	t.Parallel()
@@ -146,7 +145,7 @@ func TestHealthChecksWhileStarting(t *testing.T) {
 			c.d.Launch()
 			wantAdopted(c.d, true)
 			rig.Eventually(t, "it is answered, by "+ask(), func() bool { return ask() == want })
-			// A Service that is gone by the time of the sync is answered for no more.
+			// The health check of a Service that was deleted meanwhile ends with the sync.
 			c.d.Kill()
 			c.m.RemoveService("web")
 			c.m.Write()

@@ -17,7 +17,7 @@ import (
 	"shunt/maps"
 )
 
-// hostRanges are the ranges that hold these addresses and no other.
+// hostRanges returns ranges with exactly these addresses.
 func hostRanges(addrs ...netip.Addr) []string {
 	var all []string
 	for _, a := range addrs {
@@ -41,7 +41,7 @@ func newRangesRig(t *testing.T) *rangesRig {
 	return &rangesRig{c, c.n1.Pod("other")}
 }
 
-// serve applies service 1 with these ranges; none: everybody is let in.
+// serve applies service 1 with these ranges. Without ranges all clients are admitted.
 func (r *rangesRig) serve(ranges ...string) {
 	r.t.Helper()
 	r.apply(rig.Service("web", 1, rig.Everywhere(1), rig.FromRanges(ranges...)), rig.SlicesOf("web", rig.Up(r.web[0], r.web[1])...))
@@ -51,7 +51,8 @@ func (r *rangesRig) balancer(w way) netip.AddrPort {
 	return rig.At(w.of(rig.BalancerIPs(1)), rig.ServicePort)
 }
 
-// let wants an answer, refused the errno and the reason.
+// let checks that the pods are admitted, refused that they get the errno and that the
+// reason is counted.
 func (r *rangesRig) let(from ...*lab.Pod) {
 	r.t.Helper()
 	for _, p := range from {
@@ -74,7 +75,7 @@ func (r *rangesRig) refused(reason string, from ...*lab.Pod) {
 	}
 }
 
-// clientAddrs returns what map client_addrs holds.
+// clientAddrs returns the content of map client_addrs.
 func (r *rangesRig) clientAddrs() (all map[maps.ClientKey]netip.Addr) {
 	r.t.Helper()
 	var read error
@@ -85,9 +86,9 @@ func (r *rangesRig) clientAddrs() (all map[maps.ClientKey]netip.Addr) {
 	return all
 }
 
-// TestSourceRangesOfNode: source ranges bind the pods and processes of this node, by the
-// address that their sockets have; ranges come, change and go while clients ask. Other
-// frontends of the service and other services are open to all.
+// TestSourceRangesOfNode: source ranges apply to the pods and processes of this node, by
+// the source addresses of their sockets. Ranges are added, changed and removed while
+// clients ask. Other frontends of the service and other services admit all clients.
 func TestSourceRangesOfNode(t *testing.T) {
 	t.Parallel()
 	r := newRangesRig(t)
@@ -114,7 +115,7 @@ func TestSourceRangesOfNode(t *testing.T) {
 	r.serve("10.244.0.0/16", "fd00:10:244::/48")
 	r.let(r.client, r.other)
 	r.refused("source_range", r.host)
-	// Of one family only: the other is open, as with kube-proxy.
+	// Ranges of one family only: the other family admits all clients, as with kube-proxy.
 	r.serve(hostRanges(r.client.Addr4())...)
 	for _, w := range ways {
 		if w.family == 6 {
@@ -128,8 +129,8 @@ func TestSourceRangesOfNode(t *testing.T) {
 	rig.Eventually(t, "no source address is kept without ranges", func() bool { return len(r.clientAddrs()) == 0 })
 }
 
-// TestSourceRangesWithoutCookies: where the kernel does not report the cookies of network namespaces, all pods
-// and processes of the node are refused, and the log says why.
+// TestSourceRangesWithoutCookies: if the kernel does not report the cookies of network namespaces,
+// all pods and processes of the node are refused, and the log says why.
 func TestSourceRangesWithoutCookies(t *testing.T) {
 	t.Parallel()
 	if !rig.Lacks("SO_NETNS_COOKIE") {
@@ -146,7 +147,8 @@ func TestSourceRangesWithoutCookies(t *testing.T) {
 	r.let(r.client, r.host)
 }
 
-// TestSourceRangesBound: what a socket is bound to counts before what it would get.
+// TestSourceRangesBound: the address that a socket is bound to takes precedence over the
+// one that the kernel would choose.
 func TestSourceRangesBound(t *testing.T) {
 	t.Parallel()
 	r := newRangesRig(t)
@@ -157,8 +159,8 @@ func TestSourceRangesBound(t *testing.T) {
 	ask := func(w way, p *lab.Pod, from netip.Addr) error {
 		return p.Request(w.network, r.balancer(w), lab.RequestOptions{Unconnected: w.sendto, Local: netip.AddrPortFrom(from, 0)}).Err
 	}
-	// Which of its addresses the kernel takes toward the load-balancer IP, by a port of it that
-	// no service has: a socket that is not translated.
+	// The address that the kernel chooses toward the load-balancer IP, from a socket to a port
+	// of that IP without a service, which is not translated.
 	chosen := map[int]netip.Addr{}
 	for _, w := range ways[3:5] {
 		k := w.openTo(t, r.other, rig.At(r.balancer(w).Addr(), rig.ServicePort+1))
@@ -187,7 +189,8 @@ func TestSourceRangesBound(t *testing.T) {
 			if slices.Contains(allowed, chosen[w.family]) != (err == nil) {
 				t.Errorf("%s not bound, for which the kernel takes %s: %v", w, chosen[w.family], err)
 			}
-			// An address that the socket can be bound to and packets can't come from.
+			// An address that a socket can be bound to, but that packets cannot have as
+			// their source.
 			if w == ways[3] {
 				before := r.d.Reasons()["source_unknown"]
 				if err := ask(w, r.other, netip.MustParseAddr("224.0.0.1")); !errors.Is(err, rig.Refusal(syscall.EHOSTUNREACH)) {
@@ -201,9 +204,9 @@ func TestSourceRangesBound(t *testing.T) {
 	}
 }
 
-// TestSourceRangesBorrowed: a pod that may change its own network gives itself an address that is
-// let in, and a route with that source. With kube-proxy the answers would not reach it; here it is
-// refused.
+// TestSourceRangesBorrowed: a pod that may change its own network adds an address that is
+// admitted, and a route with that source. With kube-proxy the replies would not reach it; here it
+// is refused.
 func TestSourceRangesBorrowed(t *testing.T) {
 	t.Parallel()
 	r := newRangesRig(t)
@@ -228,8 +231,8 @@ func TestSourceRangesBorrowed(t *testing.T) {
 	r.refused("source_unknown", r.other)
 }
 
-// TestSourceRangesChoice: of several addresses of the node the one counts that the kernel
-// chooses toward the load-balancer IP, as routes and addresses change.
+// TestSourceRangesChoice: of several addresses of the node, the one that the kernel chooses
+// toward the load-balancer IP is checked, also after routes and addresses change.
 func TestSourceRangesChoice(t *testing.T) {
 	t.Parallel()
 	r := newRangesRig(t)
@@ -244,12 +247,12 @@ func TestSourceRangesChoice(t *testing.T) {
 	bound := lab.RequestOptions{Local: netip.AddrPortFrom(second.Addr(), 0), Timeout: time.Second}
 	rig.Eventually(t, "a socket that is bound to the new address is let in", func() bool {
 		err := r.host.Request(w.network, r.balancer(w), bound).Err
-		return err == nil || errors.Is(err, syscall.ETIMEDOUT) // endpoints have no way back to it
+		return err == nil || errors.Is(err, syscall.ETIMEDOUT) // endpoints have no route to it
 	})
 	r.serve(hostRanges(r.n1.Addr4())...)
 	w.wantServers(t, r.host, r.balancer(w), r.web[0], r.web[1])
-	// The load-balancer IP is the node's own now: that is its source, and it is let in where
-	// a range contains the node.
+	// The load-balancer IP is now an address of the node, and so the source. It is admitted
+	// by a range that contains the node.
 	vip := netip.PrefixFrom(rig.BalancerIPs(1)[0], 32)
 	r.n1.AddAddr("lo", vip)
 	rig.Eventually(t, "the load-balancer IP is a source of its own", func() bool {
@@ -258,9 +261,9 @@ func TestSourceRangesChoice(t *testing.T) {
 	})
 }
 
-// TestSourceRangesNewPod: a pod that comes while the daemon runs is refused until its address
-// is known, and that is soon; one that comes while no daemon runs is refused until there is
-// one. What is known stays known meanwhile.
+// TestSourceRangesNewPod: a pod that is added while the daemon runs is refused until its
+// address is known, which is soon. One that is added while no daemon runs is refused until
+// there is one. Known addresses stay known meanwhile.
 func TestSourceRangesNewPod(t *testing.T) {
 	t.Parallel()
 	r := newRangesRig(t)
@@ -314,7 +317,7 @@ func TestSourceRangesNewPod(t *testing.T) {
 	})
 }
 
-// TestSourceRangesOfFlows: ranges that change are for new connections and flows.
+// TestSourceRangesOfFlows: changed ranges apply to new connections and flows only.
 func TestSourceRangesOfFlows(t *testing.T) {
 	t.Parallel()
 	r := newRangesRig(t)

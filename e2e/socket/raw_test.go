@@ -8,7 +8,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// connectRaw is connect(2) with an address of any form.
+// connectRaw calls connect(2) with an address of any form.
 func connectRaw(fd int, addr []byte) error {
 	_, _, errno := unix.Syscall(unix.SYS_CONNECT, uintptr(fd), uintptr(unsafe.Pointer(&addr[0])), uintptr(len(addr)))
 	if errno != 0 {

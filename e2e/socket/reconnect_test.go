@@ -12,9 +12,9 @@ import (
 	"shunt/e2e/rig"
 )
 
-// TestFailedReconnect: the hook of connect() runs before the kernel looks for a route. A
-// connect() that fails after the hook leaves a UDP socket connected as it was: it keeps
-// its peer and the peer's name, and is destroyed when that peer's endpoint goes.
+// TestFailedReconnect: the hook of connect() runs before the kernel looks up a route. If
+// connect() fails after the hook, a UDP socket stays connected as before: it keeps its peer
+// and the peer's address, and is destroyed when that peer's endpoint is gone.
 func TestFailedReconnect(t *testing.T) {
 	t.Parallel()
 	c := startCluster(t)
@@ -56,7 +56,8 @@ func TestFailedReconnect(t *testing.T) {
 }
 
 // TestFailedTCP: a TCP socket whose connect() failed may be connected to another service.
-// It has that one's name, and goes with that one's endpoint.
+// getpeername() then returns that service, and the socket is destroyed with that service's
+// endpoint.
 func TestFailedTCP(t *testing.T) {
 	t.Parallel()
 	c := startCluster(t, "--destroy-tcp-sockets")
@@ -84,8 +85,8 @@ func TestFailedTCP(t *testing.T) {
 	}
 }
 
-// TestSameEndpoint: two services have the one endpoint. What it answers carries the name of
-// the service that was asked, however the socket came to ask it.
+// TestSameEndpoint: two services have the same endpoint. Its answer shows the address of
+// the service that was asked, after any sequence of calls.
 func TestSameEndpoint(t *testing.T) {
 	t.Parallel()
 	c := startCluster(t)
@@ -115,7 +116,7 @@ func TestSameEndpoint(t *testing.T) {
 			k.askTo(b)
 		})
 		steps("answer after the disconnect", func(k *talker) {
-			if err := k.Bind(netip.AddrPortFrom(w.any(), 5300)); err != nil { // so that the port is kept
+			if err := k.Bind(netip.AddrPortFrom(w.any(), 5300)); err != nil { // keeps the port
 				k.t.Fatal(err)
 			}
 			connect(k, a)

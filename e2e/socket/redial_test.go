@@ -16,27 +16,26 @@ import (
 	"shunt/e2e/rig"
 )
 
-// redialCommand makes this binary a process that does with one UDP socket what
-// the lab's sockets have no call for: it takes the peer away (connect to
-// AF_UNSPEC).
+// redialCommand makes this binary a process that makes a call on a UDP socket that the
+// lab's sockets do not have: connect to AF_UNSPEC removes the peer.
 const redialCommand = "redial"
 
-// redialReport is what it prints.
+// redialReport is the process's output.
 type redialReport struct {
-	// Peer is the errno of getpeername after the disconnect.
+	// Peer is the errno of getpeername() after the disconnect.
 	Peer unix.Errno
-	// Heard is who answered at each step, as it was shown: "server address".
+	// Heard has the server and the source address of the answer at each step: "server
+	// address".
 	Heard []string
 	Error string
 }
 
-// redials is how often it does it all, each time with a new socket: of two
-// endpoints the right one would come by chance.
+// redials is how often everything is repeated, each time with a new socket: with two
+// endpoints, the right one could answer by chance.
 const redials = 20
 
-// redial connects to a service, asks, disconnects, asks by sendto, connects to
-// another address and asks: redial SERVICE
-// OTHER. With SERVICE alone it asks once by MPTCP.
+// redial connects to a service, asks, disconnects, asks by sendto, connects to another
+// address and asks: redial SERVICE OTHER. With SERVICE alone it asks once over MPTCP.
 func redial(args []string) int {
 	if len(args) == 1 {
 		return dialMPTCP(netip.MustParseAddrPort(args[0]))
@@ -67,13 +66,13 @@ func (r *redialReport) run(service, other netip.AddrPort) error {
 	if err := r.ask(fd, "connect", unix.Connect(fd, to), nil); err != nil {
 		return err
 	}
-	// A sockaddr of AF_UNSPEC, which package unix has no type for.
+	// A sockaddr of AF_UNSPEC, for which package unix has no type.
 	none := [unix.SizeofSockaddrInet4]byte{}
 	if err := connectRaw(fd, none[:]); err != nil {
 		return fmt.Errorf("disconnect: %w", err)
 	}
 	_, err = unix.Getpeername(fd)
-	_ = errors.As(err, &r.Peer) // 0 where it still has one
+	_ = errors.As(err, &r.Peer) // 0 if it still has a peer
 	if err := r.ask(fd, "sendto", nil, to); err != nil {
 		return err
 	}
@@ -81,7 +80,7 @@ func (r *redialReport) run(service, other netip.AddrPort) error {
 	return r.ask(fd, "connect again", unix.Connect(fd, next), nil)
 }
 
-// ask asks once, after a step that came to err.
+// ask makes one exchange, after a step that returned err.
 func (r *redialReport) ask(fd int, step string, err error, to unix.Sockaddr) error {
 	if err != nil {
 		return fmt.Errorf("%s: %w", step, err)
@@ -105,8 +104,8 @@ func (r *redialReport) ask(fd int, step string, err error, to unix.Sockaddr) err
 	return nil
 }
 
-// disconnect: after the peer is taken away, the socket is an unconnected one that
-// keeps its endpoint, and may connect to a pod, of which it then has the name.
+// disconnect: after the peer is removed, the socket is unconnected and keeps its endpoint.
+// It may connect to a pod, and getpeername() then returns that pod.
 func disconnect(t *testing.T, c *cluster) {
 	pod := rig.At(c.web[1].Addr4(), rig.ServerPort)
 	cmd := c.client.Command(t.Context(), rig.Self, redialCommand, rig.VIP(2, 4).String(), pod.String())
@@ -131,10 +130,11 @@ func disconnect(t *testing.T, c *cluster) {
 	}
 }
 
-// notHere is the exit code of dialMPTCP where the kernel has no MPTCP.
+// notHere is the exit code of dialMPTCP if the kernel has no MPTCP.
 const notHere = 4
 
-// dialMPTCP connects to an IPv4 service with MPTCP, asks and prints the answer.
+// dialMPTCP connects to an IPv4 service over MPTCP, makes one exchange and prints the
+// answer.
 func dialMPTCP(service netip.AddrPort) int {
 	const protocolMPTCP = 262 // IPPROTO_MPTCP
 	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, protocolMPTCP)
@@ -159,7 +159,7 @@ func dialMPTCP(service netip.AddrPort) int {
 	return 0
 }
 
-// mptcp: what an MPTCP socket opens first is a TCP connection like others.
+// mptcp: an MPTCP socket first opens a TCP connection like any other.
 func mptcp(t *testing.T, c *cluster) {
 	cmd := c.client.Command(t.Context(), rig.Self, redialCommand, rig.VIP(1, 4).String())
 	var out rig.LogText

@@ -12,8 +12,8 @@ import (
 	"shunt/lab"
 )
 
-// TestRefuse asks in every way for what nobody serves, and wants to hear of it at
-// once, in the words that tell one case from the other.
+// TestRefuse asks in every way for frontends without endpoints, and must get an error at
+// once that distinguishes the cases.
 func TestRefuse(t *testing.T) {
 	t.Parallel()
 	c := startCluster(t)
@@ -82,8 +82,8 @@ func TestRefuse(t *testing.T) {
 	})
 }
 
-// TestLocal: with the policy Local the endpoints of this node are used alone, as
-// long as there are any.
+// TestLocal: with the policy Local only the endpoints of this node are used, as long as
+// there are any.
 func TestLocal(t *testing.T) {
 	t.Parallel()
 	c := startCluster(t)
@@ -104,15 +104,15 @@ func TestLocal(t *testing.T) {
 	metrics := c.d.Metrics()
 	for _, family := range []string{"IPv4", "IPv6"} {
 		for _, policy := range []string{"internal", "external"} {
-			if got := metrics[fmt.Sprintf(noLocal, family, policy)]; got != 2 { // its two ports
+			if got := metrics[fmt.Sprintf(noLocal, family, policy)]; got != 2 { // the service's two ports
 				t.Errorf("no_local_endpoints_total of %s, %s: %v, want 2", family, policy, got)
 			}
 		}
 	}
 }
 
-// TestRefusedReconnect: a connect that is refused leaves a connected UDP socket as
-// it was, with the name of its peer.
+// TestRefusedReconnect: a refused connect() leaves a connected UDP socket as it was, with
+// the same peer.
 func TestRefusedReconnect(t *testing.T) {
 	t.Parallel()
 	c := startCluster(t)

@@ -20,12 +20,12 @@ import (
 	"shunt/maps"
 )
 
-// inProcess is what the daemon wires together, in this process: files can't change
+// inProcess is the daemon's store, loop and programs in this process: files cannot change
 // 500 times a second.
 type inProcess struct {
 	t     *testing.T
 	store *lb.Store
-	// done hears the moment (lab.Monotonic) at which each reconcile was over.
+	// done receives the time (lab.Monotonic) of the end of each reconcile.
 	done chan int64
 }
 
@@ -37,7 +37,7 @@ func (p *inProcess) Reconciled(r lb.Report) {
 	p.done <- lab.Monotonic()
 }
 
-// SetHealthChecks is not of interest here.
+// SetHealthChecks is not tested here.
 func (p *inProcess) SetHealthChecks([]lb.HealthCheck) {}
 
 func startInProcess(t *testing.T, node *lab.Node) *inProcess {
@@ -61,7 +61,7 @@ func startInProcess(t *testing.T, node *lab.Node) *inProcess {
 	}
 	closing(kernel)
 	var programs *bpf.Programs
-	err = node.Do(func() (err error) { // the node's network namespace is the daemon's
+	err = node.Do(func() (err error) { // the daemon's network namespace is the node's
 		programs, err = bpf.Load(set)
 		return err
 	})
@@ -90,13 +90,12 @@ func startInProcess(t *testing.T, node *lab.Node) *inProcess {
 	return p
 }
 
-// span is when an endpoint was, or may have been, in the maps.
+// span is the time in which an endpoint was, or may have been, in the maps.
 type span struct{ from, to int64 }
 
-// TestReplacedEndpoints replaces the endpoints of a service 500 times a second
-// while 20,000 connections are made to it, and others by IPv6 and UDP: none is
-// refused, and none reaches an endpoint that was gone before connect began or came
-// after it was done.
+// TestReplacedEndpoints replaces the endpoints of a service 500 times a second while 20,000
+// connections are made to it, and others over IPv6 and UDP: none is refused, and none
+// reaches an endpoint that was removed before connect began or was added after it returned.
 func TestReplacedEndpoints(t *testing.T) {
 	l := lab.ForTest(t)
 	n1, n2 := l.Node("n1"), l.Node("n2")
@@ -121,7 +120,7 @@ func TestReplacedEndpoints(t *testing.T) {
 	go func() {
 		defer close(replaced)
 		for i := 1; ctx.Err() == nil; i++ {
-			time.Sleep(time.Until(start.Add(time.Duration(i) * 2 * time.Millisecond))) // 500 a second
+			time.Sleep(time.Until(start.Add(time.Duration(i) * 2 * time.Millisecond))) // 500 per second
 			r.replace(name)
 		}
 	}()
@@ -143,7 +142,7 @@ func TestReplacedEndpoints(t *testing.T) {
 	elapsed := time.Since(start)
 	stop()
 	<-replaced
-	// How many there are a second is the machine's; that there are many, the test's.
+	// The rate depends on the machine. The test needs many changes.
 	t.Logf("%d changes in %v: %.0f a second", r.changes, elapsed, float64(r.changes)/elapsed.Seconds())
 	if r.changes < 200 {
 		t.Errorf("only %d changes", r.changes)
@@ -153,13 +152,13 @@ func TestReplacedEndpoints(t *testing.T) {
 	}
 }
 
-// replacer changes which pods are a service's endpoints, and remembers when each
-// was one. It belongs to one goroutine at a time.
+// replacer changes which pods are a service's endpoints, and records when each was one.
+// Only one goroutine at a time may use it.
 type replacer struct {
 	p       *inProcess
 	pods    []*lab.Pod
 	random  *rand.Rand
-	current uint // bits: which pods are endpoints now
+	current uint // bits: the pods that are endpoints now
 	spans   map[string][]span
 	changes int
 }
@@ -183,13 +182,13 @@ func (r *replacer) replace(name lb.ServiceName) {
 	}
 }
 
-// set picks another set, of at least one, and gives it to the store.
+// set picks another set, of at least one, and passes it to the store.
 func (r *replacer) set(name lb.ServiceName) {
 	before := r.current
 	for r.current == before {
 		r.current = 1 + r.random.UintN(1<<len(r.pods)-1)
 	}
-	if before == 0 { // the first set is there from the beginning
+	if before == 0 { // the first set exists from the beginning
 		for i, p := range r.pods {
 			if r.current&(1<<i) != 0 {
 				r.spans[p.Name()] = []span{{0, 1<<63 - 1}}
@@ -209,7 +208,7 @@ func (r *replacer) set(name lb.ServiceName) {
 	r.p.store.SetSlice(sl)
 }
 
-// check looks at every connection: whoever answered was an endpoint at some moment
+// check checks every connection: the server that answered was an endpoint at some time
 // between the beginning and the end of connect.
 func (r *replacer) check(t *testing.T, network string, s lab.Summary) {
 	t.Helper()
@@ -224,9 +223,9 @@ func (r *replacer) check(t *testing.T, network string, s lab.Summary) {
 		spans := r.spans[c.Server]
 		done := c.Connected
 		if network == "udp4 sendto" {
-			done = c.End // it is sendto that chooses
+			done = c.End // sendto makes the choice
 		}
-		// The last one that began before connect was done has to be the one.
+		// The last span that began before connect was done must be the right one.
 		i, _ := slices.BinarySearchFunc(spans, done, func(s span, at int64) int {
 			if s.from <= at {
 				return -1

@@ -12,9 +12,10 @@ import (
 	"shunt/e2e/rig"
 )
 
-// TestReserved: a tenant's externalIPs name the node's own address at the ports of this
-// daemon's probes and of another daemon. The first stays ours, as the API server's would;
-// the second is the tenant's, as with kube-proxy, until externalIPs are switched off.
+// TestReserved: a tenant's externalIPs name the node's own address, at the port of this
+// daemon's probes and at a port of another daemon. The first is reserved, as the API
+// server's is. The second goes to the tenant, as with kube-proxy, until externalIPs are
+// disabled.
 func TestReserved(t *testing.T) {
 	t.Parallel()
 	c := startCluster(t, "--healthz-bind-address=0.0.0.0:10256")

@@ -14,8 +14,8 @@ import (
 	"shunt/maps"
 )
 
-// TestSignals: what other daemons take for "read your files again" does not end this
-// one, nor does a log that nobody reads any more.
+// TestSignals: SIGHUP and the like, with which other daemons read their files again, do not
+// end this one, nor does a log whose reader is gone.
 func TestSignals(t *testing.T) {
 	t.Parallel()
 	c := startCluster(t)
@@ -42,7 +42,7 @@ func TestSignals(t *testing.T) {
 	if err := reader.Close(); err != nil {
 		t.Fatal(err)
 	}
-	c.d.WaitHealthy() // it has written lines until then
+	c.d.WaitHealthy() // it has written log lines by then
 	if err := c.d.Cmd.Signal(syscall.SIGHUP); err != nil {
 		t.Fatal(err)
 	}
@@ -51,8 +51,8 @@ func TestSignals(t *testing.T) {
 	c.d.Stop()
 }
 
-// TestOtherABI: commands that read the maps refuse those of another ABI, whose layout
-// they don't know, and name what to do.
+// TestOtherABI: commands that read the maps refuse maps of another ABI, whose layout they
+// do not know, and name a remedy.
 func TestOtherABI(t *testing.T) {
 	t.Parallel()
 	c := startCluster(t)

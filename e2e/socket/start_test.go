@@ -13,8 +13,8 @@ import (
 	"shunt/maps"
 )
 
-// TestForeignMaps: maps that this binary can't work with are replaced beside the
-// ones that serve, under traffic, and the log says why.
+// TestForeignMaps: maps that this binary cannot use are replaced while the old ones serve,
+// under traffic, and the log says why.
 func TestForeignMaps(t *testing.T) {
 	t.Parallel()
 	c := startCluster(t)
@@ -53,8 +53,9 @@ func TestForeignMaps(t *testing.T) {
 	wantAnswered(t, traffic, c.web[0], c.web[1])
 }
 
-// TestTakenPort: a port that somebody else has costs a node its health checks and
-// not its services, and is taken as soon as it is free; unless that is not wanted.
+// TestTakenPort: a node whose port is in use by another process has no health checks, but
+// its services work. The daemon takes the port as soon as it is free, unless a flag makes
+// that an error.
 func TestTakenPort(t *testing.T) {
 	t.Parallel()
 	c := newCluster(t)

@@ -16,9 +16,10 @@ import (
 	"shunt/maps"
 )
 
-// TestEndpointStays: names, ids and owners of addresses change, and the endpoint of a socket
-// serves all the time at the address that the socket was told. No socket is ended or led
-// elsewhere. A real cluster makes some of these changes by two objects, one after the other.
+// TestEndpointStays: names, ids and the services of addresses change, while the endpoint of
+// a socket keeps serving the address that the socket used. No socket is destroyed or gets
+// another endpoint. A real cluster makes some of these changes by two objects, one after the
+// other.
 func TestEndpointStays(t *testing.T) {
 	t.Parallel()
 	c := startCluster(t, "--destroy-tcp-sockets")
@@ -46,13 +47,13 @@ func TestEndpointStays(t *testing.T) {
 	}
 }
 
-// otherPort is a second one of the servers.
+// otherPort is a second port of the servers.
 const otherPort = rig.ServerPort + 1
 
 // moment is how much later a second object changes.
 const moment = 150 * time.Millisecond
 
-// held is a socket, what it was told, and who answers it.
+// held is a socket, the address it asked, and the server that answered.
 type held struct {
 	*talker
 	dst    netip.AddrPort
@@ -77,11 +78,11 @@ func (c *cluster) hold(addrs []netip.Addr, port uint16) (all []held) {
 	return all
 }
 
-// wantHeld checks that all sockets go on, after the passes of a sweep that end some a moment
-// later.
+// wantHeld checks that all sockets work, after the delayed scans of a sweep, which destroy
+// some sockets later.
 func (c *cluster) wantHeld(all []held) {
 	c.t.Helper()
-	time.Sleep(1100*time.Millisecond + quiet) // that nothing happens shows in time alone
+	time.Sleep(1100*time.Millisecond + quiet) // only time shows that nothing happens
 	for _, h := range all {
 		if !h.w.sendto {
 			h.wantKept(h.dst, h.server)
@@ -125,13 +126,14 @@ func serviceReplaced(c *cluster, name string, n int) {
 	up := rig.Up(c.web...)
 	c.apply(rig.Service(name, n, rig.Everywhere(n)), rig.SlicesOf(name, up...))
 	all := append(c.holdEverywhere(n), c.hold(rig.ClusterIPs(n), rig.ServicePort)...)
-	other := "a" + name // its name is before the other's
+	other := "a" + name // its name is before the other one's
 	c.m.RemoveService(name)
 	c.apply(rig.Service(other, n, rig.Everywhere(n)), rig.SlicesOf(other, up...))
 	c.wantHeld(all)
 }
 
-// named makes a service with two ports of each protocol, and its slices, with names of ports.
+// named returns a service with two ports of each protocol, and its slices, with these names
+// of ports.
 func (c *cluster) named(name string, n int, inService, inSlices [2]string) (service *corev1.Service, slices []any) {
 	service = rig.Service(name, n, rig.Everywhere(n))
 	service.Spec.Ports = nil
@@ -197,9 +199,9 @@ func portsSwapped(serviceFirst bool) func(c *cluster, name string, n int) {
 	}
 }
 
-// TestOtherIDs: a daemon that can't use the maps of an earlier one fills others, in which the ids
-// are new. Sockets from before keep their endpoints, and those of which the endpoint went
-// meanwhile are told.
+// TestOtherIDs: a daemon that cannot use the maps of an earlier one fills others, with new ids.
+// Earlier sockets keep their endpoints, and those whose endpoint was removed meanwhile are
+// destroyed.
 func TestOtherIDs(t *testing.T) {
 	t.Parallel()
 	c := startCluster(t, "--destroy-tcp-sockets")
@@ -216,7 +218,7 @@ func TestOtherIDs(t *testing.T) {
 		t.Fatal(err)
 	}
 	c.m.RemoveService("goes")
-	// Names before the old ones: they get the first ids.
+	// These names sort before the old ones: they get the first ids.
 	c.m.Put(rig.Service("a", 3), rig.SlicesOf("a", up...), rig.Service("b", 4), rig.SlicesOf("b", up...))
 	c.m.Write()
 	c.d.Start()

@@ -14,13 +14,13 @@ import (
 	"shunt/lab"
 )
 
-// talker is one UDP (or TCP) socket in a pod that speaks to the lab's servers and
-// checks what it hears.
+// talker is one UDP (or TCP) socket in a pod that makes exchanges with the lab's servers
+// and checks the answers.
 type talker struct {
 	*lab.Socket
 	t *testing.T
 	w way
-	n int // questions so far
+	n int // requests so far
 	// own is the socket's port, once it has been answered.
 	own uint16
 }
@@ -28,7 +28,7 @@ type talker struct {
 // heard is one answer.
 type heard struct {
 	token, server string
-	// seen is who the server saw; from is who recvfrom(2) gave.
+	// seen is the client that the server saw; from is the source by recvfrom(2).
 	seen, from netip.AddrPort
 }
 
@@ -55,7 +55,7 @@ func (k *talker) token() string {
 	return fmt.Sprintf("%s-%d", k.w, k.n)
 }
 
-// hear takes one answer.
+// hear receives one answer.
 func (k *talker) hear() heard {
 	k.t.Helper()
 	data, from, err := k.Recv(5 * time.Second)
@@ -73,8 +73,8 @@ func (k *talker) hear() heard {
 	return heard{words[0], words[1], seen, from}
 }
 
-// askTo sends a question to dst, connected or not, and takes the answer, which
-// must be shown as from dst. It gives the server's name.
+// askTo sends a request to dst, connected or not, and receives the answer, which must show
+// dst as its source. It returns the server's name.
 func (k *talker) askTo(dst netip.AddrPort) string {
 	k.t.Helper()
 	token := k.token()
@@ -117,8 +117,8 @@ func (k *talker) wantPeer(dst netip.AddrPort) {
 	}
 }
 
-// woken says whether an error or a hang-up comes within the time, and how long it
-// took.
+// woken reports whether poll(2) reports an error or a hang-up within the time, and after
+// how long.
 func (k *talker) woken(within time.Duration) (bool, time.Duration) {
 	k.t.Helper()
 	start := time.Now()
@@ -129,10 +129,10 @@ func (k *talker) woken(within time.Duration) (bool, time.Duration) {
 	return events&(lab.PollErr|lab.PollHup) != 0, time.Since(start)
 }
 
-// quiet is how long a test waits for what must not happen: several sweeps.
+// quiet is how long a test waits for an event that must not happen: several sweeps.
 const quiet = 300 * time.Millisecond
 
-// wantKept checks that the socket goes on to the same server, connected to dst.
+// wantKept checks that the socket still reaches the same server, connected to dst.
 func (k *talker) wantKept(dst netip.AddrPort, server string) {
 	k.t.Helper()
 	if woken, _ := k.woken(time.Millisecond); woken {
@@ -145,7 +145,8 @@ func (k *talker) wantKept(dst netip.AddrPort, server string) {
 	k.wantPeer(dst)
 }
 
-// wantDestroyed checks that the socket has been told, and can be used anew.
+// wantDestroyed checks that the socket was destroyed: it is woken, and has an error
+// (SO_ERROR).
 func (k *talker) wantDestroyed() {
 	k.t.Helper()
 	if woken, _ := k.woken(rig.Patience); !woken {
@@ -156,5 +157,5 @@ func (k *talker) wantDestroyed() {
 	}
 }
 
-// line gives the bytes of a question.
+// line returns the bytes of a request.
 func line(token string) []byte { return append(bytes.Clone([]byte(token)), '\n') }

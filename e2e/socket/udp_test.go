@@ -17,9 +17,9 @@ import (
 // connectedUDP are the kinds of connected UDP sockets.
 var connectedUDP = ways[3:6]
 
-// TestUDPChanges: what becomes of UDP sockets when their service changes, each
-// case that contract §7 names and what must not happen beside it. The cases share
-// a node and its daemon, each with a service of its own.
+// TestUDPChanges: what happens to UDP sockets when their service changes. It has each case
+// of contract §7, and what must not happen besides. The cases share a node and its daemon,
+// each with its own service.
 func TestUDPChanges(t *testing.T) {
 	t.Parallel()
 	c := startCluster(t)
@@ -47,8 +47,8 @@ func TestUDPChanges(t *testing.T) {
 	}
 }
 
-// clients opens a connected socket of each kind in three network namespaces of the
-// node and gives each with the server that it has.
+// clients opens a connected socket of each kind in three network namespaces of the node,
+// and returns each with its server.
 func (c *cluster) clients(n int, pods ...*lab.Pod) map[*talker]string {
 	c.t.Helper()
 	all := map[*talker]string{}
@@ -64,8 +64,8 @@ func (c *cluster) clients(n int, pods ...*lab.Pod) map[*talker]string {
 	return all
 }
 
-// scaledToZero: every socket is told; while there is nobody, connect and sendto
-// are refused; afterwards all of it works, on the sockets from before as well.
+// scaledToZero: every socket is destroyed. Without endpoints, connect and sendto are
+// refused. Afterwards everything works again, also on the earlier sockets.
 func scaledToZero(t *testing.T, c *cluster, name string, n int) {
 	c.apply(rig.Service(name, n), rig.SlicesOf(name, rig.Up(c.web[0], c.web[1])...))
 	clients := c.clients(n)
@@ -90,7 +90,7 @@ func scaledToZero(t *testing.T, c *cluster, name string, n int) {
 		if err := k.Connect(rig.VIP(n, k.w.family)); err != nil {
 			t.Fatalf("%s: connect again: %v", k.w, err)
 		}
-		k.own = 0 // the kernel has given it another port
+		k.own = 0 // the kernel has chosen another port
 		k.wantKept(rig.VIP(n, k.w.family), "web-2")
 	}
 	if got := unconnected.askTo(rig.VIP(n, 4)); got != "web-2" {
@@ -98,7 +98,7 @@ func scaledToZero(t *testing.T, c *cluster, name string, n int) {
 	}
 }
 
-// deleted: as scaled to zero, and then the address is nobody's.
+// deleted: as scaledToZero, and then the address has no service.
 func deleted(t *testing.T, c *cluster, name string, n int) {
 	server := c.web[0].Serve("udp", 9999)
 	c.apply(rig.Service(name, n), rig.SlicesOf(name, rig.UpAt(9999, c.web[0])...))
@@ -121,8 +121,8 @@ func deleted(t *testing.T, c *cluster, name string, n int) {
 	}
 }
 
-// beforeService: sockets that were connected to the address when it was nobody's
-// speak to nobody. They are told when it becomes a service's, and only then.
+// beforeService: sockets connect to an address without a service, where no server answers.
+// They are destroyed when a service gets the address, and only then.
 func beforeService(t *testing.T, c *cluster, name string, n int) {
 	var before []*talker
 	for _, p := range []*lab.Pod{c.client, c.host} {
@@ -147,9 +147,8 @@ func beforeService(t *testing.T, c *cluster, name string, n int) {
 	c.remove("unrelated")
 }
 
-// endpointRemoved: the sockets of that endpoint are told, at once and in every
-// network namespace, and those of the others are not. A new connect reaches one
-// that is there.
+// endpointRemoved: the sockets of that endpoint are destroyed at once and in every network
+// namespace, those of the others are not. A new connect reaches a remaining endpoint.
 func endpointRemoved(t *testing.T, c *cluster, name string, n int) {
 	c.apply(rig.Service(name, n), rig.SlicesOf(name, rig.Up(c.web[0], c.web[1])...))
 	clients := c.clients(n)
@@ -184,15 +183,15 @@ func serversOf(clients map[*talker]string) map[string]bool {
 	return all
 }
 
-// endpointDraining: an endpoint that terminates but serves keeps its flows, and
-// gets no new ones.
+// endpointDraining: a terminating but serving endpoint keeps its flows, and gets no new
+// ones.
 func endpointDraining(t *testing.T, c *cluster, name string, n int) {
 	c.apply(rig.Service(name, n), rig.SlicesOf(name, rig.Up(c.web[0])...))
 	clients := c.clients(n)
 	unconnected := udpWays[0].open(t, c.client)
 	unconnected.askTo(rig.VIP(n, 4))
 	c.apply(rig.SlicesOf(name, rig.Draining(c.web[0]), rig.Up(c.web[1])[0]))
-	time.Sleep(quiet) // that nothing happens shows in time alone
+	time.Sleep(quiet) // only time shows that nothing happens
 	for k, server := range clients {
 		k.wantKept(rig.VIP(n, k.w.family), server)
 	}
@@ -223,7 +222,7 @@ func endpointUnready(t *testing.T, c *cluster, name string, n int) {
 	}
 }
 
-// direct: who speaks to the pod's own address is no client of the service.
+// direct: a socket connected to the pod's own address is no client of the service.
 func direct(t *testing.T, c *cluster, name string, n int) {
 	c.apply(rig.Service(name, n), rig.SlicesOf(name, rig.Up(c.web[1])...))
 	var clients []*talker
@@ -231,7 +230,8 @@ func direct(t *testing.T, c *cluster, name string, n int) {
 		pod := rig.At(w.of(c.web[1].Addrs()), rig.ServerPort)
 		k := w.openTo(t, c.client, pod)
 		clients = append(clients, k)
-		// One that was the service's client before and is the pod's now.
+		// A socket that was connected to the service before, and is connected to the pod
+		// now.
 		again := w.openTo(t, c.client, rig.VIP(n, w.family))
 		again.ask(rig.VIP(n, w.family))
 		if err := again.Connect(pod); err != nil {
@@ -242,16 +242,16 @@ func direct(t *testing.T, c *cluster, name string, n int) {
 	witness := c.clients(n)
 	c.remove(name)
 	for k := range witness {
-		k.wantDestroyed() // so the sweep has been
+		k.wantDestroyed() // the sweep has run
 	}
 	for _, k := range clients {
 		k.wantKept(rig.At(k.w.of(c.web[1].Addrs()), rig.ServerPort), "web-1")
 	}
 }
 
-// endpointIsFrontend: a process of the node serves at the node's own address, which
-// the service has as an external IP. Who speaks to it by the service is translated,
-// though the address is the same, and no other service's coming concerns it.
+// endpointIsFrontend: a process of the node serves at the node's own address, which the
+// service has as an external IP. Clients of the service are translated, though the address
+// stays the same, and another new service does not affect them.
 func endpointIsFrontend(t *testing.T, c *cluster, name string, n int) {
 	c.host.Serve("udp", rig.ServicePort)
 	svc := rig.Service(name, n)
@@ -268,7 +268,7 @@ func endpointIsFrontend(t *testing.T, c *cluster, name string, n int) {
 	}
 	nobody := connectedUDP[0].openTo(t, c.client, rig.VIP(99, 4))
 	c.apply(rig.Service("late", 99), rig.SlicesOf("late", rig.Up(c.web[0])...))
-	nobody.wantDestroyed() // so the sweep has been
+	nobody.wantDestroyed() // the sweep has run
 	for i, k := range clients {
 		k.wantKept(asked[i], "host")
 	}
@@ -278,10 +278,9 @@ func endpointIsFrontend(t *testing.T, c *cluster, name string, n int) {
 	}
 }
 
-// TestOtherNodes: a daemon leaves the sockets of other nodes alone, though it can
-// see them here: those that another daemon has translated to the same endpoint,
-// and those that are connected untranslated to an address that becomes its
-// service's.
+// TestOtherNodes: a daemon does not destroy sockets of other nodes, though it can see them
+// here: sockets that another daemon has translated to the same endpoint, and untranslated
+// sockets to an address that becomes its service's.
 func TestOtherNodes(t *testing.T) {
 	t.Parallel()
 	c := startCluster(t)
@@ -307,7 +306,7 @@ func TestOtherNodes(t *testing.T) {
 	}
 	before := connectedUDP[0].openTo(t, c.client, netip.MustParseAddrPort("10.96.0.3:80"))
 	c.apply(rig.Service("newer", 3), rig.SlicesOf("newer", rig.Up(c.web[1])...))
-	before.wantDestroyed() // so the second kind of sweep has been
+	before.wantDestroyed() // the second kind of sweep has run
 	for _, k := range kept {
 		k.wantKept(rig.VIP(1, k.w.family), "web-0")
 	}

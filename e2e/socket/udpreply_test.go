@@ -10,10 +10,10 @@ import (
 	"shunt/lab"
 )
 
-// TestUDPReplies: servers reply from the pod's address, whether they are bound to
-// it or to all of the pod's, and one of hostNetwork from the node's. To recvfrom(2)
-// and recvmsg(2), which are one hook, and to getpeername(2) it is the service's, for
-// each kind of frontend, also of several that one socket asks in turn.
+// TestUDPReplies: servers reply from the pod's address, whether they are bound to it or to
+// all of the pod's, and hostNetwork servers from the node's. recvfrom(2) and recvmsg(2),
+// which share one hook, and getpeername(2) return the service's address, for each kind of
+// frontend, also for several services that one socket asks in turn.
 func TestUDPReplies(t *testing.T) {
 	t.Parallel()
 	c := startCluster(t)
@@ -40,7 +40,7 @@ func TestUDPReplies(t *testing.T) {
 					if !w.sendto {
 						k = w.openTo(t, from, dst)
 					}
-					// askTo wants the answer to be shown as from dst.
+					// askTo checks that the answer shows dst as its source.
 					if got := k.askTo(dst); got != want {
 						t.Errorf("%s: %s asks %v: %s answers, want %s", w, from.Name(), dst, got, want)
 					}

@@ -16,9 +16,9 @@ import (
 	"shunt/lab"
 )
 
-// TestUnallocated: an address of a service CIDR that no service has is refused, and
-// counted apart; other addresses and the services there are left as they are. So it
-// is without the daemon, and as long as the range is known.
+// TestUnallocated: an address of a service CIDR without a service is refused, and has its
+// own counter. Other addresses and the services in the range are not affected. This also
+// holds without the daemon, as long as the range is known.
 func TestUnallocated(t *testing.T) {
 	t.Parallel()
 	flag := fmt.Sprintf("--service-cidr=%s,%s", lab.ServiceCIDR4, lab.ServiceCIDR6)
@@ -47,7 +47,7 @@ func TestUnallocated(t *testing.T) {
 				t.Errorf("%s: %s: answered by %q (%v)", w, what, a.Server, a.Err)
 			}
 		}
-		if n := c.d.Reasons()["no_frontend"] - before; n < uint64(len(ways)) { // the daemon's own are among them
+		if n := c.d.Reasons()["no_frontend"] - before; n < uint64(len(ways)) { // it includes the daemon's own
 			t.Errorf("%s: %d were counted as no_frontend, want %d", what, n, len(ways))
 		}
 	}
@@ -72,7 +72,7 @@ func TestUnallocated(t *testing.T) {
 		}
 	}
 
-	// Another proxy's service has the address: its packets are left alone, also over a
+	// A service of another proxy has the address: its packets are not touched, also over a
 	// restart.
 	other := rig.Service("other", nobody)
 	other.Labels = map[string]string{"service.kubernetes.io/service-proxy-name": "another"}
@@ -87,8 +87,7 @@ func TestUnallocated(t *testing.T) {
 	c.remove("other")
 	refused(nobody)
 
-	// The address is a service's, and then nobody's again: also for a socket that
-	// spoke to it.
+	// The address gets a service, and then none again: also for a socket that used it.
 	c.apply(rig.Service("late", nobody), rig.SlicesOf("late", rig.Up(c.web[1])...))
 	for _, w := range ways {
 		w.wantServers(t, c.client, rig.VIP(nobody, w.family), c.web[1])
