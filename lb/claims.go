@@ -109,7 +109,7 @@ func (c *claims) decide(k maps.FrontendKey) {
 	}
 }
 
-// decideUnder decides again about the claims that claims to this frontend beat.
+// decideUnder decides again about the claims to other frontends that lose to a claim to this one.
 func (c *claims) decideUnder(k maps.FrontendKey) {
 	for cl := range c.under[k] {
 		c.decide(cl.frontend.key)

@@ -74,8 +74,7 @@ type failures struct {
 	all map[object]*failure
 	// queue has them ordered by due.
 	queue failureQueue
-	// full are those that failed for want of room and that roomIsFree has not made due earlier
-	// since.
+	// full are those that failed for want of room, until roomIsFree makes them due early.
 	full  map[object]*failure
 	count changeCount
 	// services counts the failed Services.
@@ -96,8 +95,8 @@ func (f *failures) next() (time.Time, bool) {
 	return f.queue[0].due, true
 }
 
-// take adds to todo the failures that are due at until, at most most of them. They stay in failures
-// until done or failed records the result.
+// take adds to todo the failures that are due at until, and no more than most. They stay in
+// failures until done or failed records the result.
 func (f *failures) take(todo *changes, until time.Time, most int) {
 	var taken []*failure
 	for len(taken) < most && len(f.queue) > 0 && !f.queue[0].due.After(until) {

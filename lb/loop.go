@@ -44,9 +44,9 @@ type LoopOptions struct {
 	OnProblem func(Problem)
 }
 
-// Loop is the only writer of the maps. It takes changes from the Store: the first one at once, and
-// those that arrive during a reconcile together afterwards. It reconciles the services that these
-// affect.
+// Loop is the only writer of the entries for Services and for node ports in the maps. It takes
+// changes from the Store: the first one at once, and those that arrive during a reconcile together
+// afterwards. It reconciles the services that these affect.
 type Loop struct {
 	o        LoopOptions
 	r        *reconciler

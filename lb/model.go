@@ -56,7 +56,7 @@ func (p Protocol) String() string {
 type Service struct {
 	Name ServiceName
 	// Created is metadata.creationTimestamp, zero where there is none. Of two services that claim
-	// one frontend by the same rank, the older one gets it.
+	// one frontend with the same rank, the older one gets it.
 	Created time.Time
 	// ClusterIPs holds one address per family at most.
 	ClusterIPs []netip.Addr
@@ -68,7 +68,7 @@ type Service struct {
 	ExternalIPs, LoadBalancerIPs []netip.Addr
 	// SourceRanges is spec.loadBalancerSourceRanges, masked.
 	SourceRanges []netip.Prefix
-	// InternalLocal and ExternalLocal: that traffic policy is Local.
+	// InternalLocal and ExternalLocal: internalTrafficPolicy, and externalTrafficPolicy, is Local.
 	InternalLocal, ExternalLocal bool
 	// AffinityTimeout is sessionAffinityConfig.clientIP.timeoutSeconds, in whole seconds; 0 where
 	// sessionAffinity is None.

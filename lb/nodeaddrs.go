@@ -13,7 +13,7 @@ import (
 )
 
 // NodePortAddresses says which of the node's addresses take node ports (--nodeport-addresses). Each
-// family is independent: those in the family's CIDRs take them, and the Node's primary address if
+// family is independent: the addresses in its CIDRs take them, and the Node's primary address if
 // Primary is set. A family for which neither is set takes them at all its addresses, as kube-proxy
 // does. Loopback takes them for the node's own processes only.
 type NodePortAddresses struct {

@@ -45,7 +45,7 @@ type Status struct {
 	QueuedSince time.Time
 	// LastQueued is when the newest change came in.
 	LastQueued time.Time
-	// Err is why something that is not of one Service is not in the maps (the node's addresses, the
+	// Err is why an object other than a Service is not in the maps (the node's addresses, the
 	// service CIDRs, leftovers of an earlier daemon), and which Services lack room; nil where there
 	// is neither.
 	Err error
