@@ -14,7 +14,7 @@ import (
 	"github.com/cilium/ebpf/link"
 )
 
-// A link that exists need not act where it should: Verify tells.
+// An attached link need not act on a cgroup's processes: Verify reports that.
 func TestVerifyElsewhere(t *testing.T) {
 	root := filepath.Join(bpffs(t), "shunt")
 	here, there := cgroup(t), cgroup(t)
@@ -45,8 +45,8 @@ func TestVerifyElsewhere(t *testing.T) {
 	}
 }
 
-// A daemon that is started with another cgroup moves there, and leaves the first;
-// also where that is gone.
+// A daemon that is started with another cgroup attaches there, and detaches from the first one,
+// also where that was removed.
 func TestAttachElsewhere(t *testing.T) {
 	root := filepath.Join(bpffs(t), "shunt")
 	first, second, third := cgroup(t), cgroup(t), cgroup(t)
@@ -70,7 +70,7 @@ func TestAttachElsewhere(t *testing.T) {
 	if err := os.Remove(second); err != nil {
 		t.Fatal(err)
 	}
-	deadline := time.Now().Add(10 * time.Second) // the kernel detaches some time later
+	deadline := time.Now().Add(10 * time.Second) // the kernel detaches some time after the cgroup's removal
 	for slices.ContainsFunc(Attachments(root, set), func(a Attachment) bool {
 		return a.Attached || !strings.Contains(a.Problem, "gone")
 	}) {
@@ -87,7 +87,7 @@ func TestAttachElsewhere(t *testing.T) {
 	}
 }
 
-// Where a program is attached that lets no other in, the error says so.
+// Where an exclusive program is attached, the error names that cause.
 func TestAttachBesideExclusive(t *testing.T) {
 	root := filepath.Join(bpffs(t), "shunt")
 	cg := cgroup(t)
@@ -117,8 +117,8 @@ func TestAttachBesideExclusive(t *testing.T) {
 	}
 }
 
-// The iterators over sockets load on this kernel and find none where there are
-// none. What they find is tested in e2e/socket.
+// The iterators over sockets load on this kernel, and find no socket where there is none.
+// e2e/socket tests what they find.
 func TestSockIters(t *testing.T) {
 	set, _ := openMaps(t, filepath.Join(bpffs(t), "shunt"))
 	s, err := openIters(set)

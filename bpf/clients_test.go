@@ -31,7 +31,8 @@ func addrsOf(texts ...string) (addrs []netip.Addr) {
 	return addrs
 }
 
-// Which source address sockets have, from the addresses of a network namespace.
+// clientSources returns the source addresses of sockets from the addresses of a network
+// namespace.
 func TestClientSources(t *testing.T) {
 	bound := addrsOf("198.51.100.1", "198.51.100.2", "2001:db8::1")
 	routes := map[string]string{"198.51.100.1": "10.0.0.1", "2001:db8::1": "fd00::2"}
@@ -73,7 +74,7 @@ func TestClientSources(t *testing.T) {
 	}
 }
 
-// Where there is not enough room, the oldest network namespaces have it.
+// Where the map has not enough room, the oldest network namespaces get it.
 func TestClientEntries(t *testing.T) {
 	a, b := netip.MustParseAddr("10.0.0.1"), netip.MustParseAddr("10.0.0.2")
 	both := map[netip.Addr]netip.Addr{a: a, b: b}
@@ -90,7 +91,7 @@ func TestClientEntries(t *testing.T) {
 	}
 }
 
-// clientsRig is a Clients that runs, with maps of its own.
+// clientsRig is a running Clients with maps of its own.
 type clientsRig struct {
 	*testing.T
 	maps    *maps.Kernel
@@ -115,7 +116,7 @@ func newClientsRig(t *testing.T) *clientsRig {
 		if err := <-ended; err != nil {
 			t.Error(err)
 		}
-		r.clients.Want(nil) // ends at once
+		r.clients.Want(nil) // lets Run end at once
 	})
 	return r
 }
@@ -152,7 +153,7 @@ func (r *clientsRig) await(cookie uint64, what string, want ...string) {
 	r.Fatalf("%s: %v, want %v", what, got, expected)
 }
 
-// podNetns is a process in a network namespace of its own with a veth pair to ours.
+// podNetns is a process in a network namespace of its own, with a veth pair to the test's.
 type podNetns struct {
 	process *exec.Cmd
 	handle  *netlink.Handle
@@ -198,7 +199,7 @@ func newPodNetns(t *testing.T, veth string) *podNetns {
 
 func (p *podNetns) end() {
 	_ = p.process.Process.Kill()
-	_ = p.process.Wait() // says that it was killed
+	_ = p.process.Wait() // the error is that the process was killed
 }
 
 func (p *podNetns) addr(t *testing.T, change func(netlink.Link, *netlink.Addr) error, prefix string) {
@@ -213,7 +214,8 @@ func (p *podNetns) addr(t *testing.T, change func(netlink.Link, *netlink.Addr) e
 	}
 }
 
-// Clients follows network namespaces as they come, change and go, and only while it is asked to.
+// Clients follows network namespaces as they are created, changed and removed, but only while
+// addresses are bound.
 func TestClients(t *testing.T) {
 	r := newClientsRig(t)
 	first := newPodNetns(t, "shuntcl0")
@@ -251,7 +253,7 @@ func TestClients(t *testing.T) {
 	second.addr(t, second.handle.AddrDel, "10.9.1.2/24")
 	r.await(second.cookie, "one address again", "0.0.0.0=10.9.0.2", "10.9.0.2=10.9.0.2")
 
-	// The first's address goes to the second, which it must not be taken for.
+	// The second namespace gets the first one's address, and must not be mistaken for it.
 	first.end()
 	r.await(first.cookie, "one that is gone")
 	second.addr(t, second.handle.AddrDel, "10.9.0.2/24")
@@ -263,8 +265,8 @@ func TestClients(t *testing.T) {
 	}
 }
 
-// What a daemon before has left goes where no address is bound any more, and what somebody
-// removed from the map comes back.
+// Clients removes an earlier daemon's entries when no address is bound any more, and restores
+// entries that somebody removed.
 func TestClientsAdopt(t *testing.T) {
 	r := newClientsRig(t)
 	stale := maps.ClientKey{Netns: 1 << 60, Addr: netip.MustParseAddr("10.0.0.1")}
@@ -284,7 +286,7 @@ func TestClientsAdopt(t *testing.T) {
 	}
 }
 
-// BenchmarkClientsScan reads all network namespaces of this machine and some more, each with
+// BenchmarkClientsScan scans all network namespaces of this machine and some more, each with
 // one address.
 func BenchmarkClientsScan(b *testing.B) {
 	if os.Geteuid() != 0 {

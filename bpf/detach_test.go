@@ -17,8 +17,8 @@ import (
 	"shunt/maps"
 )
 
-// TestDetachProven: what is attached goes wherever it is pinned, and what nothing shows
-// to be ours stays where it is.
+// TestDetachProven: Detach removes shunt's programs wherever their links are pinned, and leaves
+// everything else.
 func TestDetachProven(t *testing.T) {
 	root, cg := filepath.Join(bpffs(t), "shunt"), cgroup(t)
 	set, k := openMaps(t, root)
@@ -30,8 +30,8 @@ func TestDetachProven(t *testing.T) {
 		t.Fatal(err)
 	}
 	links := filepath.Join(root, linkDir)
-	// Another's program at the same hook, which reads a map of ours and is pinned in our
-	// directory, and his maps.
+	// A foreign program at the same hook, which reads a map of shunt's and is pinned in shunt's
+	// directory; and its own maps.
 	reads := passing(ebpf.AttachCGroupInet4Connect)
 	reads.Instructions = append(asm.Instructions{asm.LoadMapPtr(asm.R1, set.Map("counters").FD())}, reads.Instructions...)
 	other, err := ebpf.NewProgram(reads)
@@ -53,7 +53,8 @@ func TestDetachProven(t *testing.T) {
 	if err := errors.Join(theirs.Pin(foreign[0]), m.Pin(foreign[1]), os.Mkdir(foreign[2], 0o700)); err != nil {
 		t.Fatal(err)
 	}
-	// One of our links was moved, where it is in effect and no daemon looks for it.
+	// One of shunt's links was moved to a directory where no daemon looks for it. It stays in
+	// effect.
 	moved := filepath.Join(root, "more", "moved")
 	if err := os.Rename(filepath.Join(links, "connect4"), moved); err != nil {
 		t.Fatal(err)
@@ -97,8 +98,9 @@ func TestDetachProven(t *testing.T) {
 	}
 }
 
-// TestDetachOtherRoot: filters have no pins. Those of a daemon that works with another
-// directory stay, and those that nobody works with go, whatever directory is asked for.
+// TestDetachOtherRoot: filters have no pins. Detach leaves the filters of a daemon that works
+// with another directory. It removes those that belong to no running daemon, whichever
+// directory is named.
 func TestDetachOtherRoot(t *testing.T) {
 	n := newNode(t, true)
 	eth0, _ := n.veth("eth0", "192.0.2.1/24")

@@ -7,7 +7,7 @@ import (
 	"testing"
 )
 
-// dev is a device with addresses; those with a "-" before are not for sources.
+// dev returns a device with addresses. Those with the prefix "-" can't be sources.
 func dev(name, kind string, addrs ...string) device {
 	d := device{index: len(name), name: name, kind: kind, header: headerEthernet}
 	for _, a := range addrs {
@@ -20,7 +20,7 @@ func dev(name, kind string, addrs ...string) device {
 	return d
 }
 
-// with changes a copy.
+// with returns a changed copy.
 func (d device) with(change func(*device)) device { change(&d); return d }
 
 func gateway(d *device)   { d.gateway = true }
@@ -29,7 +29,7 @@ func inVRF(d *device)     { d.master = 9 }
 func noHeader(d *device)  { d.header = headerNone }
 func oddHeader(d *device) { d.header = headerUnknown }
 
-// TestChoose: the rule, device by device, as they are found on nodes.
+// TestChoose checks the rule on devices as they exist on nodes.
 func TestChoose(t *testing.T) {
 	node := []netip.Addr{netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("2001:db8::1")}
 	automatic := chooser{node: node}
@@ -102,7 +102,7 @@ func TestDeviceNames(t *testing.T) {
 	}
 }
 
-// TestSources: the device's own address first, then any that the kernel would take.
+// TestSources: the device's own address comes first, then any other that the kernel may choose.
 func TestSources(t *testing.T) {
 	lo := dev("lo", kindLoopback, "-127.0.0.1/8", "-::1/128")
 	eth0 := dev("eth0", "device", "192.0.2.1/24", "198.51.100.1/24", "-2001:db8::bad/64", "2001:db8::1/64", "-fe80::1/64")

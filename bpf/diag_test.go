@@ -12,7 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// diagMsg lays out what sock_diag answers of one socket (linux/inet_diag.h).
+// diagMsg returns sock_diag's answer about one socket (linux/inet_diag.h).
 func diagMsg(family uint8, local, peer netip.AddrPort, cgroup uint64) []byte {
 	b := make([]byte, inetDiagMsgLength)
 	b[0], b[1] = family, stateEstablished
@@ -20,7 +20,7 @@ func diagMsg(family uint8, local, peer netip.AddrPort, cgroup uint64) []byte {
 	binary.BigEndian.PutUint16(b[6:], peer.Port())
 	copy(b[8:], wireAddr(family, local.Addr()))
 	copy(b[24:], wireAddr(family, peer.Addr()))
-	b = append(b, attr(8, []byte{1})...) // one that is not of interest, padded
+	b = append(b, attr(8, []byte{1})...) // an attribute that parseDiag ignores, padded
 	return append(b, attr(repCgroupID, binary.NativeEndian.AppendUint64(nil, cgroup))...)
 }
 
@@ -65,7 +65,7 @@ func TestParseDiag(t *testing.T) {
 			if !slices.Equal(s.id[:], msg[4:52]) {
 				t.Errorf("the kernel would be told of %x, it has %x", s.id, msg[4:52])
 			}
-			// What is cut off is not there; what is there stays right.
+			// Attributes that are cut off are missing; the others are still read correctly.
 			for n := range msg {
 				s, ok := parseDiag(msg[:n])
 				if ok != (n >= inetDiagMsgLength) || ok && s.peer != test.peer || s.cgroup != 0 {
@@ -76,12 +76,12 @@ func TestParseDiag(t *testing.T) {
 	}
 }
 
-// staleBytes lays out what the iterator writes of one socket.
+// staleBytes returns the iterator's output for one socket.
 func staleBytes(raw sweepStaleSocket) []byte {
 	return slices.Clone(unsafe.Slice((*byte)(unsafe.Pointer(&raw)), unsafe.Sizeof(raw)))
 }
 
-// What the iterator says of a socket becomes the id that sock_diag has for it.
+// The iterator's output for a socket becomes the id by which sock_diag finds it.
 func TestParseStale(t *testing.T) {
 	t.Parallel()
 	for _, test := range []struct {
@@ -97,12 +97,12 @@ func TestParseStale(t *testing.T) {
 			raw := sweepStaleSocket{Family: uint16(test.family), Protocol: unix.IPPROTO_UDP, Netns: 4026531840, Cookie: 0x123456789, Device: 7}
 			raw.LocalPort, raw.PeerPort = networkOrder(test.local.Port()), networkOrder(test.peer.Port())
 			raw.Local.B, raw.Peer.B = test.local.Addr().As16(), test.peer.Addr().As16()
-			if test.family == unix.AF_INET { // the last word alone
+			if test.family == unix.AF_INET { // an IPv4 address is in the last word alone
 				clear(raw.Local.B[:12])
 				clear(raw.Peer.B[:12])
 			}
 			data := append(staleBytes(raw), staleBytes(raw)...)
-			all := parseStale(data[:len(data)-1]) // the second is cut off
+			all := parseStale(data[:len(data)-1]) // the second socket is cut off
 			if len(all) != 1 {
 				t.Fatalf("%d sockets, want 1", len(all))
 			}
@@ -134,8 +134,7 @@ func networkOrder(port uint16) uint16 {
 	return binary.NativeEndian.Uint16(binary.BigEndian.AppendUint16(nil, port))
 }
 
-// FuzzParse: whatever comes from the kernel is read without a panic, and what is
-// read of it fits in it.
+// FuzzParse: any bytes are parsed without a panic and without reading past their end.
 func FuzzParse(f *testing.F) {
 	f.Add(diagMsg(unix.AF_INET, local4, peer4, 1))
 	f.Add(diagMsg(unix.AF_INET6, local6, peer6, 1)[:inetDiagMsgLength+6])

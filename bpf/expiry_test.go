@@ -18,25 +18,25 @@ import (
 	"shunt/maps"
 )
 
-// Ages of flows that need no waiting: the oldest there can be, and now. always and
-// never are timeouts to go with them.
+// Times of last use for tests without waiting: longAgo is the oldest possible one. always and
+// never are matching timeouts.
 const (
 	longAgo = 1
 	always  = time.Nanosecond
 	never   = time.Duration(1) << 62
 )
 
-// allNever is no flow ever expired.
+// allNever are timeouts by which no flow ever expires.
 var allNever = Timeouts{never, never, never, never, never, never}
 
-// expiryRig is an Expiry on maps of the test's own, driven a pass at a time.
+// expiryRig is an Expiry on the test's own maps. The test calls its scans.
 type expiryRig struct {
 	*Expiry
 	t   *testing.T
 	log *observer.ObservedLogs
 }
 
-// A way to find what is expired and to delete it.
+// expiryWay is a method of finding and deleting expired entries.
 type expiryWay struct {
 	name        string
 	iter, takes bool
@@ -45,7 +45,7 @@ type expiryWay struct {
 var expiryWays = []expiryWay{{"all that this kernel has", true, true}, {"as without an iterator", false, true},
 	{"as without look-up-and-delete", true, false}, {"as with neither", false, false}}
 
-// eachWay runs a test in all ways in which kernels do it.
+// eachWay runs a test with all methods that kernels have.
 func eachWay(t *testing.T, size uint32, timeouts Timeouts, test func(r *expiryRig)) {
 	inWays(t, expiryWays, size, timeouts, test)
 }
@@ -91,7 +91,7 @@ func (r *expiryRig) mustPass() (enough bool) {
 	return enough
 }
 
-// flowOf is one of many flows, in a state; translated: from an address of the node.
+// flowOf returns flow number i in a given state; with FlowSNAT it has a SNAT address.
 func flowOf(i int, protocol, flags uint8, used uint64, said ...uint8) maps.Flow {
 	client := netip.AddrPortFrom(netip.AddrFrom4([4]byte{192, byte(i >> 16), byte(i >> 8), byte(i)}), 1000)
 	e := maps.Ends{Client: client, Inner: client, Frontend: netip.MustParseAddrPort("10.96.0.1:80"),
@@ -111,7 +111,7 @@ const (
 	fin, rst  = maps.SaidFIN, maps.SaidRST
 )
 
-// put writes entries: of all keys, or of those with the given numbers.
+// put writes a flow's entries: all, or those with the given key numbers.
 func (r *expiryRig) put(f maps.Flow, which ...int) {
 	r.t.Helper()
 	for i, k := range f.Keys() {
@@ -123,7 +123,7 @@ func (r *expiryRig) put(f maps.Flow, which ...int) {
 	}
 }
 
-// has gives the entries of a flow that are there, by the number of their key.
+// has returns the entries that a flow has in the map, by the number of their key.
 func (r *expiryRig) has(f maps.Flow) map[int]maps.Flow {
 	r.t.Helper()
 	there := map[int]maps.Flow{}
@@ -145,8 +145,8 @@ func (r *expiryRig) count() int {
 	return n
 }
 
-// states are those that have a timeout of their own: flags, and what the client and
-// the backend have said.
+// states are the states with a timeout of their own: flags, and what client and backend have
+// said.
 var states = []struct {
 	what     string
 	protocol uint8
@@ -162,15 +162,15 @@ var states = []struct {
 	{"UDP, established", 17, [][3]uint8{{confirmed}, {confirmed | maps.FlowSNAT}}, func(t *Timeouts) { t.UDPEstablished = always }},
 }
 
-// Every state has its timeout: when only that one is over, only flows in that state
-// go, with all of their entries. Fresh ones stay in every state.
+// Every state has its own timeout: if only that one has passed, only flows in that state are
+// removed, with all of their entries. Flows in use stay in every state.
 func TestExpiryStates(t *testing.T) {
 	for _, expiring := range states {
 		t.Run(expiring.what, func(t *testing.T) {
 			timeouts := allNever
 			expiring.expire(&timeouts)
 			inWays(t, expiryWays[:2], 256, timeouts, func(r *expiryRig) {
-				first := expiring.flows[0] // and later, by another CPU's clock
+				first := expiring.flows[0] // used in the future, by another CPU's clock
 				ahead := flowOf(99, expiring.protocol, first[0], monotonic()+uint64(time.Hour), first[1:]...)
 				r.put(ahead)
 				gone, entries, i := 0, 0, 0
@@ -209,7 +209,8 @@ func TestExpiryStates(t *testing.T) {
 	}
 }
 
-// The kernel's rule and Go's are one: of random flows both find the same.
+// The rules in C and in Go find the same of random flows. None of these has FLOW_SAID_SYN,
+// which only C's rule knows.
 func TestExpiryRuleInGo(t *testing.T) {
 	rnd := rand.New(rand.NewPCG(1, 2))
 	for _, expiring := range states {
@@ -245,8 +246,8 @@ func TestExpiryRuleInGo(t *testing.T) {
 	}
 }
 
-// A flow of which one entry is fresh is alive, whichever that is: the others become
-// as fresh, and stay. One of an entry that was lost is removed by what is there.
+// A flow with one entry in use stays, whichever entry that is: the others are refreshed. A flow
+// that has lost an entry is removed by its other ones.
 func TestExpiryLooksAtAllEntries(t *testing.T) {
 	timeouts := allNever
 	timeouts.TCPClosed = always
@@ -260,7 +261,8 @@ func TestExpiryLooksAtAllEntries(t *testing.T) {
 		}
 		lost := flowOf(3, 6, confirmed|maps.FlowSNAT, longAgo, rst, 0)
 		r.put(lost, 2)
-		// What was said last counts: a reset that was not believed, an end.
+		// The latest entry decides about what was said: a reset that was not accepted, and an
+		// end.
 		goesOn := flowOf(4, 6, confirmed, longAgo+1)
 		r.put(flowOf(4, 6, confirmed, longAgo, 0, rst), 0)
 		r.put(goesOn, 1)
@@ -288,7 +290,7 @@ func TestExpiryLooksAtAllEntries(t *testing.T) {
 	})
 }
 
-// More than a step removes goes in several, and all of it in one pass.
+// If one step can't remove all expired flows, the scan takes several.
 func TestExpirySteps(t *testing.T) {
 	timeouts := allNever
 	timeouts.UDPEstablished = always
@@ -310,7 +312,7 @@ func TestExpirySteps(t *testing.T) {
 	})
 }
 
-// Run removes what is there when it begins, and ends with its context.
+// Run removes the flows that have expired when it begins, and ends with its context.
 func TestExpiryRun(t *testing.T) {
 	timeouts := allNever
 	timeouts.UDPEstablished = always
@@ -333,13 +335,13 @@ func TestExpiryRun(t *testing.T) {
 		if warned := r.log.FilterLevelExact(zap.WarnLevel); warned.Len() != 0 {
 			t.Errorf("%v", warned.All())
 		}
-		if err := r.open(); err != nil { // for the rig to close
+		if err := r.open(); err != nil { // the rig closes it
 			t.Error(err)
 		}
 	})
 }
 
-// What is not asked for is as config.h has it.
+// Timeouts that are not set have the defaults of config.h.
 func TestTimeouts(t *testing.T) {
 	all, err := Timeouts{TCPCloseWait: time.Minute, UDPNew: 3 * time.Second}.effective()
 	if err != nil {
@@ -353,8 +355,7 @@ func TestTimeouts(t *testing.T) {
 	}
 }
 
-// BenchmarkExpiryPass goes through maps of the default size, of which nothing has
-// expired.
+// BenchmarkExpiryPass scans maps of the default size without expired entries.
 func BenchmarkExpiryPass(b *testing.B) {
 	for _, entries := range []int{0, 10000, 64000, 128000, 400000} {
 		for _, iter := range []bool{true, false} {

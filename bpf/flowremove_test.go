@@ -9,7 +9,7 @@ import (
 	"shunt/maps"
 )
 
-// An entry under a flow's key that is another flow's is not touched.
+// An entry of another flow under a flow's key is not touched.
 func TestExpiryLeavesOtherFlows(t *testing.T) {
 	timeouts := allNever
 	timeouts.TCPEstablished = always
@@ -17,7 +17,7 @@ func TestExpiryLeavesOtherFlows(t *testing.T) {
 		old := flowOf(1, 6, confirmed|maps.FlowSNAT, longAgo)
 		r.put(old, 0, 1)
 		other := flowOf(2, 6, confirmed|maps.FlowSNAT, monotonic()+uint64(time.Hour))
-		if err := r.flows.Put(old.Keys()[2], other); err != nil { // the source port is another flow's by now
+		if err := r.flows.Put(old.Keys()[2], other); err != nil { // another flow has the SNAT port by now
 			t.Fatal(err)
 		}
 		r.mustPass()
@@ -27,8 +27,8 @@ func TestExpiryLeavesOtherFlows(t *testing.T) {
 	})
 }
 
-// A flow that is used between the look at it and the deletion of any of its entries
-// stays, with all of its entries.
+// A flow that is used between the read and the deletion of any of its entries stays, with all
+// of them.
 func TestExpiryUsedInBetween(t *testing.T) {
 	timeouts := allNever
 	timeouts.TCPEstablished = always
@@ -43,7 +43,8 @@ func TestExpiryUsedInBetween(t *testing.T) {
 			deletions := 0
 			r.table.before = func(maps.FlowKey) {
 				if deletions == moment {
-					// A program refreshes what it finds; what is gone it finds no more.
+					// A program refreshes the entries that it finds, and not those that are
+					// deleted.
 					usedKey = max(usedKey, moment)
 					r.put(used, usedKey)
 				}
@@ -59,7 +60,7 @@ func TestExpiryUsedInBetween(t *testing.T) {
 				t.Errorf("used through entry %d before deletion %d: %d entries are left", usedKey, moment, got)
 			}
 			r.table.before = nil
-			r.mustPass() // the rest is as fresh by then
+			r.mustPass() // it refreshes the other entries
 			for i, v := range r.has(f) {
 				if v != used {
 					t.Errorf("after another pass entry %d is %+v", i, v)
@@ -72,8 +73,8 @@ func TestExpiryUsedInBetween(t *testing.T) {
 	})
 }
 
-// A flow that is made anew while its entries are deleted, or made by another
-// connection, is kept as the programs made it.
+// A flow that is made anew while its entries are deleted stays as the programs made it, also if
+// it is another connection.
 func TestExpiryReplacedInBetween(t *testing.T) {
 	timeouts := allNever
 	timeouts.TCPEstablished = always
@@ -95,7 +96,7 @@ func TestExpiryReplacedInBetween(t *testing.T) {
 	})
 }
 
-// fillUp adds flows in a state until so many entries are there, each used a little
+// fillUp adds flows in a state until the map has so many entries. Each flow is used a little
 // later than the one before.
 func (r *expiryRig) fillUp(from, entries int, said uint8) (next int) {
 	for n := r.count(); n < entries; n += 2 {
@@ -105,8 +106,8 @@ func (r *expiryRig) fillUp(from, entries int, said uint8) (next int) {
 	return from
 }
 
-// Under pressure flows that ended go, and nothing else where that is enough; else
-// the oldest go, until a fifth of the room is free.
+// Under pressure closed flows are removed, and no others if that is enough. If not, the least
+// recently used are evicted, until a fifth of the map is free.
 func TestExpiryPressure(t *testing.T) {
 	eachWay(t, 1000, allNever, func(r *expiryRig) {
 		r.fillUp(0, 900, 0)
@@ -144,8 +145,8 @@ func TestExpiryPressure(t *testing.T) {
 	})
 }
 
-// Under pressure UDP flows go before connections, however idle those are: a flood of
-// datagrams pushes none out.
+// Under pressure UDP flows are evicted before TCP ones, however long those are idle: a flood of
+// datagrams evicts no connection.
 func TestExpiryPressureUDPFirst(t *testing.T) {
 	eachWay(t, 1000, allNever, func(r *expiryRig) {
 		idle := r.fillUp(0, 700, 0)
@@ -163,12 +164,12 @@ func TestExpiryPressureUDPFirst(t *testing.T) {
 				t.Fatalf("connection %d of %d had to go", i, idle)
 			}
 		}
-		for i := range 120 { // the oldest
+		for i := range 120 { // the least recently used
 			if got := len(r.has(flowOf(10000+i, 17, confirmed, 1))); (i < 70) != (got == 0) {
 				t.Fatalf("UDP flow %d has %d entries", i, got)
 			}
 		}
-		// Where they are not enough, connections follow.
+		// If these are not enough, TCP flows follow.
 		r.fillUp(20000, 960, 0)
 		r.mustPass()
 		if r.count() != 800 || len(r.has(flowOf(0, 6, confirmed, 1))) != 0 {
@@ -177,8 +178,7 @@ func TestExpiryPressureUDPFirst(t *testing.T) {
 	})
 }
 
-// A refresh of an entry that is past its time does not undo what a packet has noted
-// in it meanwhile.
+// A refresh of an expired entry does not undo what a packet has written to it meanwhile.
 func TestExpiryRefreshInBetween(t *testing.T) {
 	timeouts := allNever
 	timeouts.TCPCloseWait = always
@@ -196,8 +196,8 @@ func TestExpiryRefreshInBetween(t *testing.T) {
 	})
 }
 
-// A step removes so much and no more; what is left is for the next pass, which comes
-// soon.
+// A step removes a limited number of entries. The next scan, which follows soon, removes
+// others.
 func TestExpiryPressureInSteps(t *testing.T) {
 	eachWay(t, 1000, allNever, func(r *expiryRig) {
 		r.most = 30
@@ -215,7 +215,7 @@ func TestExpiryPressureInSteps(t *testing.T) {
 	})
 }
 
-// What is used while the map is relieved stays.
+// A flow that is used while the map is relieved stays.
 func TestExpiryPressureUsedInBetween(t *testing.T) {
 	eachWay(t, 100, allNever, func(r *expiryRig) {
 		r.fillUp(0, 96, 0)

@@ -11,14 +11,14 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// TestFollowDevices: devices are attached to as they come, forgotten when they go,
-// and are other devices under the same name or index.
+// TestFollowDevices: the programs are attached to new devices, and entries of removed devices
+// are deleted. A new device with the name or index of a removed one counts as new.
 func TestFollowDevices(t *testing.T) {
 	byBothWays(t, func(n *node) {
 		p := n.path()
 		stop := n.run(p)
 		n.veth("eth0", "192.0.2.1/24")
-		n.want() // nothing is in effect before Start
+		n.want() // nothing is attached before Start
 		p.Start()
 		n.want("eth0", "address")
 		eth1, _ := n.veth("eth1", "198.51.100.1/24")
@@ -33,7 +33,7 @@ func TestFollowDevices(t *testing.T) {
 		n.remove(eth1)
 		n.follows("eth0", "address")
 		n.eventually("the entry in map devices is gone", func() bool { return n.sourcesOf(eth1) == "" })
-		// The same index for another device, with no daemon looking.
+		// Another device gets the same index while no daemon runs.
 		stop()
 		eth1, _ = n.veth("eth1", "198.51.100.1/24")
 		n.path().Start()
@@ -54,15 +54,16 @@ func TestFollowDevices(t *testing.T) {
 	})
 }
 
-// follows waits until that is what is attached.
+// follows waits until exactly these are attached.
 func (n *node) follows(pairs ...string) {
 	n.Helper()
 	want := n.wanted(pairs)
 	n.eventually("attached is what should be", func() bool { return slices.Equal(n.attached(), want) })
 }
 
-// TestFollowAddresses: map devices has the address that the kernel would choose, as
-// addresses, routes and the Node's addresses change, which also choose devices.
+// TestFollowAddresses: map devices has the address that the kernel would choose, when
+// addresses, routes and the Node's addresses change. These also decide which devices are
+// chosen.
 func TestFollowAddresses(t *testing.T) {
 	byBothWays(t, func(n *node) {
 		eth0, _ := n.veth("eth0", "192.0.2.1/24")
@@ -106,8 +107,8 @@ func TestFollowAddresses(t *testing.T) {
 	})
 }
 
-// TestMovedDevice: a device that was moved to another network namespace, and is
-// there under the index that it had, is not taken for the one that is here.
+// TestMovedDevice: a device that was moved to another network namespace, and keeps its index
+// there, is not mistaken for the device with that index here.
 func TestMovedDevice(t *testing.T) {
 	byBothWays(t, func(n *node) {
 		eth0, _ := n.veth("eth0", "192.0.2.1/24")
@@ -127,8 +128,8 @@ func TestMovedDevice(t *testing.T) {
 	})
 }
 
-// TestTwoNamespaces: two daemons, each with its own directory and network namespace,
-// do not see each other.
+// TestTwoNamespaces: two daemons, each with its own directory and network namespace, do not
+// affect each other.
 func TestTwoNamespaces(t *testing.T) {
 	byBothWays(t, func(n *node) {
 		n.veth("eth0", "192.0.2.1/24")

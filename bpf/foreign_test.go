@@ -15,7 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// linkID is the kernel's number of a pinned link.
+// linkID returns the kernel's id of a pinned link.
 func (n *node) linkID(a attachment) link.ID {
 	n.Helper()
 	l, err := link.LoadPinnedLink(a.handle.(string), nil)
@@ -26,8 +26,8 @@ func (n *node) linkID(a attachment) link.ID {
 	return info.ID
 }
 
-// TestForeignTCX: others' TCX programs stay where they are, and ours are the first
-// of what comes in and the last of what leaves.
+// TestForeignTCX: foreign TCX programs stay attached. shunt's are the first at ingress and the
+// last at egress.
 func TestForeignTCX(t *testing.T) {
 	if err := haveTCX(); err != nil {
 		t.Skipf("this kernel has no TCX: %v", err)
@@ -75,8 +75,8 @@ func (n *node) programs(index int, dir direction) (ids []ebpf.ProgramID) {
 	return ids
 }
 
-// TestForeignClsact: others' filters and their qdisc stay, whatever priority they
-// took; ours are the first of what comes in and the last of what leaves.
+// TestForeignClsact: foreign filters and their qdisc stay, whatever their priority. shunt's
+// filters are the first at ingress and the last at egress.
 func TestForeignClsact(t *testing.T) {
 	for _, c := range []struct {
 		what   string
@@ -130,7 +130,8 @@ func priorityOf(base netlink.FilterAttrs) uint16 {
 	return filterPriority[ingress]
 }
 
-// checkFilters wants so many filters in each direction, among them the foreign one.
+// checkFilters checks that there are so many filters in each direction, among them the foreign
+// one.
 func (n *node) checkFilters(index, count int) {
 	n.Helper()
 	for dir := range direction(directions) {
@@ -146,8 +147,8 @@ func (n *node) checkFilters(index, count int) {
 	}
 }
 
-// TestForeignIngress: where somebody has a qdisc that has no room for us, that is
-// said, once, with what to do; it stays as it is, and other devices are served.
+// TestForeignIngress: where a foreign qdisc has no room for shunt's filters, that is logged
+// once, with the remedy. The qdisc stays as it is, and other devices are served.
 func TestForeignIngress(t *testing.T) {
 	n := newNode(t, true)
 	eth0, _ := n.veth("eth0", "192.0.2.1/24")
@@ -178,7 +179,7 @@ func TestForeignIngress(t *testing.T) {
 	n.want("eth0", "address", "eth1", "address")
 }
 
-// TestRemovedByOthers: what somebody takes away is put back, and said.
+// TestRemovedByOthers: what somebody else removes is restored and logged.
 func TestRemovedByOthers(t *testing.T) {
 	byBothWays(t, func(n *node) {
 		eth0, _ := n.veth("eth0", "192.0.2.1/24")
@@ -199,7 +200,7 @@ func TestRemovedByOthers(t *testing.T) {
 		p.Start()
 		n.want("eth0", "address")
 		n.wantRun(eth0, frame)
-		if n.noTCX { // of filters the kernel tells
+		if n.noTCX { // the kernel sends notices about filters
 			n.run(p)
 			for range 3 {
 				n.must(netlink.QdiscDel(clsactOf(eth0)))
@@ -209,8 +210,8 @@ func TestRemovedByOthers(t *testing.T) {
 	})
 }
 
-// TestProgramReplacedByOthers: another program in the place of ours is found by a look and
-// by status, and a pass puts ours back.
+// TestProgramReplacedByOthers: a look and status report a foreign program in place of shunt's,
+// and a scan restores shunt's.
 func TestProgramReplacedByOthers(t *testing.T) {
 	byBothWays(t, func(n *node) {
 		eth0, _ := n.veth("eth0", "192.0.2.1/24")

@@ -7,7 +7,7 @@ import (
 	"testing"
 )
 
-// TestPlanHook: what is done about a hook follows from what the kernel says of it alone.
+// TestPlanHook: the plan for a hook depends only on the kernel's state of it.
 func TestPlanHook(t *testing.T) {
 	t.Parallel()
 	want := hookWant{cgroup: 7, program: 70}

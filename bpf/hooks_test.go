@@ -20,8 +20,7 @@ import (
 	shuntmaps "shunt/maps"
 )
 
-// newHooksRig attaches the programs to a cgroup of the test's own, and lets it make
-// passes.
+// newHooksRig attaches the programs to the test's own cgroup. The test calls its scans.
 func newHooksRig(t testing.TB) (h *Hooks, root, cg string, repaired map[string]int) {
 	t.Helper()
 	root, cg = filepath.Join(bpffs(t), "shunt"), cgroup(t)
@@ -60,15 +59,15 @@ func newHooksRig(t testing.TB) (h *Hooks, root, cg string, repaired map[string]i
 	return h, root, cg, repaired
 }
 
-// TestHooksMend: whatever somebody does to links, pins and the cgroup is found, by a look
-// and by a pass, and the pass mends it.
+// TestHooksMend: Now and a scan find every change of links, pins and the cgroup, and the scan
+// repairs it.
 func TestHooksMend(t *testing.T) {
 	h, root, cg, repaired := newHooksRig(t)
 	pin := func(name string) string { return filepath.Join(root, linkDir, name) }
 	for _, test := range []struct {
 		name  string
 		spoil func() error
-		wrong []string // by a look
+		wrong []string // what Now reports
 		mends []string
 	}{
 		{"nothing", func() error { return nil }, nil, nil},
@@ -135,7 +134,7 @@ func TestHooksMend(t *testing.T) {
 	}
 }
 
-// wantWrong wants these names to have problems, and no other.
+// wantWrong checks that exactly these names have problems.
 func wantWrong(t *testing.T, what string, problems map[string]string, names ...string) {
 	t.Helper()
 	want := map[string]bool{}
@@ -152,7 +151,8 @@ func wantWrong(t *testing.T, what string, problems map[string]string, names ...s
 	}
 }
 
-// TestHooksSay: what can't be mended is said, and mended as soon as it can be.
+// TestHooksSay: problems that can't be repaired are reported, and repaired as soon as that is
+// possible.
 func TestHooksSay(t *testing.T) {
 	h, root, cg, repaired := newHooksRig(t)
 	all := []string{EffectCgroup, "connect4", "connect6", "getpeername4", "getpeername6", "recvmsg4", "recvmsg6", "sendmsg4", "sendmsg6"}
@@ -175,7 +175,7 @@ func TestHooksSay(t *testing.T) {
 	if repaired["connect4"] != 1 || repaired[EffectCgroup] != 1 || repaired["lost"] != 1 {
 		t.Errorf("repaired %v", repaired)
 	}
-	// Something is in the place of the directory, which is not ours to remove.
+	// Something else is at the directory's path, and it is not shunt's to remove.
 	if err := errors.Join(os.Rename(root, root+"-away"), os.Mkdir(root, 0o700)); err != nil {
 		t.Fatal(err)
 	}
@@ -188,7 +188,7 @@ func TestHooksSay(t *testing.T) {
 		t.Fatal(err)
 	}
 	wantWrong(t, "it is free", h.pass(t.Context()))
-	// Something is in the place of the links' directory: they are in effect all the same.
+	// Something else is at the path of the links' directory. The links stay in effect.
 	links := filepath.Join(root, linkDir)
 	if err := os.RemoveAll(links); err != nil {
 		t.Fatal(err)
@@ -209,8 +209,8 @@ func TestHooksSay(t *testing.T) {
 	wantWrong(t, "there is a place again", h.pass(t.Context()))
 }
 
-// TestHooksNamesNoPod: what probes show to everybody who reaches the node does not tell one
-// pod from another.
+// TestHooksNamesNoPod: the health endpoints, which anybody who reaches the node can read, name
+// no pod.
 func TestHooksNamesNoPod(t *testing.T) {
 	h, _, _, _ := newHooksRig(t)
 	h.podCgroup = fmt.Sprintf("pods-of-test-%d", os.Getpid())
@@ -222,14 +222,14 @@ func TestHooksNamesNoPod(t *testing.T) {
 	}
 }
 
-// passing is a program for a hook that lets everything pass.
+// passing returns a program for a hook that lets every call pass.
 func passing(at ebpf.AttachType) *ebpf.ProgramSpec {
 	return &ebpf.ProgramSpec{Name: "foreign", Type: ebpf.CGroupSockAddr, AttachType: at, License: "MIT",
 		Instructions: asm.Instructions{asm.Mov.Imm(asm.R0, 1), asm.Return()}}
 }
 
-// BenchmarkHooksPass is what a pass costs where nothing is wrong, and a look, as at a
-// scrape: in a cgroup that is not the root of all, and for this machine's processes.
+// BenchmarkHooksPass measures a scan where nothing is wrong, and Now, as at a scrape. The
+// cgroup is not the root of the hierarchy; the processes are this machine's.
 func BenchmarkHooksPass(b *testing.B) {
 	h, _, _, _ := newHooksRig(b)
 	b.Run("pass", func(b *testing.B) {

@@ -18,7 +18,7 @@ type closedLink struct{ link.Link }
 
 func (closedLink) Close() error { return nil }
 
-// TestLinkIDs: links that others make and free meanwhile don't end the search.
+// TestLinkIDs: links that are made and freed meanwhile don't end the iteration.
 func TestLinkIDs(t *testing.T) {
 	ids := []link.ID{3, 4, 9, 20, 21}
 	tries, refused := map[link.ID]int{}, error(nil)
@@ -36,7 +36,7 @@ func TestLinkIDs(t *testing.T) {
 			switch {
 			case id == 4: // freed
 				return nil, fmt.Errorf("get link: %w", unix.ENOENT)
-			case id == 9 && tries[id] < 3, id == 20: // being made, the one for longer than it may take
+			case id == 9 && tries[id] < 3, id == 20: // being made, the second for longer than get waits
 				return nil, fmt.Errorf("get link: %w", unix.EAGAIN)
 			case id == 21 && refused != nil:
 				return nil, refused

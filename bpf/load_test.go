@@ -15,12 +15,12 @@ import (
 
 func TestMain(m *testing.M) {
 	MaybeProbe()
-	// Or every child of a binary with the race detector waits a second at its end.
-	_ = os.Setenv("GORACE", "atexit_sleep_ms=0 "+os.Getenv("GORACE")) // else it only takes longer
+	// Without it every child of a binary with the race detector waits for a second at its end.
+	_ = os.Setenv("GORACE", "atexit_sleep_ms=0 "+os.Getenv("GORACE")) // if it fails, tests only take longer
 	os.Exit(m.Run())
 }
 
-// bpffs mounts a bpf file system of the test's own.
+// bpffs mounts a bpf file system for the test.
 func bpffs(t testing.TB) string {
 	t.Helper()
 	if os.Geteuid() != 0 {
@@ -38,7 +38,7 @@ func bpffs(t testing.TB) string {
 	return dir
 }
 
-// cgroup makes a cgroup of the test's own.
+// cgroup makes a cgroup for the test.
 func cgroup(t testing.TB) string {
 	t.Helper()
 	root, err := FindCgroupRoot("")
@@ -78,13 +78,13 @@ func openMaps(t testing.TB, root string) (*maps.Set, *maps.Kernel) {
 	return set, k
 }
 
-// Every program loads on this kernel, is attached, acts, is replaced in place,
-// and is gone after Detach.
+// Every program loads on this kernel, is attached, acts, is replaced in place, and is detached
+// by Detach.
 func TestLoadAttachVerify(t *testing.T) {
 	root := filepath.Join(bpffs(t), "shunt")
 	cg := cgroup(t)
 	set, k := openMaps(t, root)
-	for round := range 2 { // the second time updates the pinned links
+	for round := range 2 { // the second round updates the pinned links
 		p, err := Load(set)
 		if err != nil {
 			t.Fatal(err)
@@ -115,7 +115,7 @@ func TestLoadAttachVerify(t *testing.T) {
 	}
 }
 
-// A kernel that lacks what is needed is told so in one line.
+// The error about a kernel that lacks a needed feature is one line.
 func TestFeatures(t *testing.T) {
 	bpffs(t)
 	for _, f := range Features() {

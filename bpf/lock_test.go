@@ -10,7 +10,7 @@ import (
 	"time"
 )
 
-// The lock needs no bpf file system: any directory will do.
+// The lock needs no bpf file system: the test uses any directory.
 func TestLock(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
@@ -46,7 +46,7 @@ func TestLock(t *testing.T) {
 	}
 }
 
-// A daemon that starts while somebody only asks for the lock gets it all the same.
+// A daemon that starts while IsLocked holds the lock for a moment still gets it.
 func TestLockPatience(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()

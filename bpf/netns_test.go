@@ -39,13 +39,13 @@ func foreignNetns(t *testing.T) (inode uint64) {
 	}
 	t.Cleanup(func() {
 		_ = c.Process.Kill()
-		_ = c.Wait() // says that it was killed
+		_ = c.Wait() // the error is that the process was killed
 	})
 	return inodeOf(t, fmt.Sprintf("/proc/%d/ns/net", c.Process.Pid))
 }
 
-// threadNetns gives a thread of this process, and nobody else, a network namespace.
-// The thread is not the first one, whose network namespace is the process's.
+// threadNetns moves one thread of this process to a network namespace of its own. It is not the
+// first thread, whose namespace is that of the process.
 func threadNetns(t *testing.T) (inode uint64) {
 	t.Helper()
 	made, done, over := make(chan error), make(chan struct{}), make(chan struct{})
@@ -53,7 +53,7 @@ func threadNetns(t *testing.T) (inode uint64) {
 	hold = func() {
 		runtime.LockOSThread()
 		if unix.Gettid() == os.Getpid() {
-			go hold() // elsewhere, as this thread is taken until then
+			go hold() // on another thread: this one is locked until then
 			<-over
 			runtime.UnlockOSThread()
 			return
@@ -80,8 +80,8 @@ func threadNetns(t *testing.T) (inode uint64) {
 	return inode
 }
 
-// The walk visits each network namespace once and from within, also those that
-// only a process has; what it can't enter does not stop it.
+// eachNetns visits each network namespace once and from within, also those that only a process
+// is in. A namespace that can't be entered does not stop it.
 func TestEachNetns(t *testing.T) {
 	foreign, own := foreignNetns(t), inodeOf(t, ownNetns)
 	if err := os.MkdirAll("/run/netns", 0o755); err != nil {
@@ -145,8 +145,8 @@ func TestEachNetns(t *testing.T) {
 	}
 }
 
-// No thread of this process is left in another network namespace, the first one
-// included, which never ends.
+// No thread of this process stays in another network namespace, nor does the first thread,
+// which never ends.
 func TestEachNetnsGoesHome(t *testing.T) {
 	foreignNetns(t)
 	own := inodeOf(t, ownNetns)
@@ -167,8 +167,8 @@ func TestEachNetnsGoesHome(t *testing.T) {
 	}
 	for _, path := range threads {
 		var st unix.Stat_t
-		away := func() bool { return unix.Stat(path, &st) == nil && st.Ino != own } // it may have ended
-		for i := 0; i < 1000 && away(); i++ {                                       // or be about to: one of another test
+		away := func() bool { return unix.Stat(path, &st) == nil && st.Ino != own } // the thread may have ended
+		for i := 0; i < 1000 && away(); i++ {                                       // or be about to: another test's
 			time.Sleep(time.Millisecond)
 		}
 		if away() {
@@ -177,7 +177,7 @@ func TestEachNetnsGoesHome(t *testing.T) {
 	}
 }
 
-// What follows the last wildcard of a pattern is not searched for.
+// The part after a pattern's last wildcard is not globbed.
 func TestSplitGlob(t *testing.T) {
 	for glob, want := range map[string][2]string{
 		ownNetns:                          {ownNetns, ""},

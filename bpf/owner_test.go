@@ -10,8 +10,8 @@ import (
 	"testing"
 )
 
-// TestRequireOwn: a directory of pins that another user could change, or one on the way
-// to it, is refused by name; one that others may only read is closed.
+// TestRequireOwn: a directory of pins that another user could change, or such a parent, is
+// refused by name. A directory that others may only read is closed to them.
 func TestRequireOwn(t *testing.T) {
 	const other = 65534
 	for _, test := range []struct {

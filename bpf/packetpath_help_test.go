@@ -25,11 +25,10 @@ import (
 	"shunt/maps"
 )
 
-// patience bounds every wait for something that happens by itself.
+// patience is the longest wait for something that happens asynchronously.
 const patience = 30 * time.Second
 
-// newNetns moves the test's thread into a network namespace of its own until the
-// test ends.
+// newNetns moves the test's thread into a network namespace of its own until the test ends.
 func newNetns(t *testing.T) {
 	t.Helper()
 	if os.Geteuid() != 0 {
@@ -43,7 +42,7 @@ func newNetns(t *testing.T) {
 	t.Cleanup(func() {
 		defer home.Close()
 		if err := unix.Setns(int(home.Fd()), unix.CLONE_NEWNET); err != nil {
-			t.Errorf("leave the network namespace: %v", err) // the thread ends with the test, locked
+			t.Errorf("leave the network namespace: %v", err) // the thread stays locked, and ends with the test
 			return
 		}
 		runtime.UnlockOSThread()
@@ -53,8 +52,8 @@ func newNetns(t *testing.T) {
 	}
 }
 
-// goHere runs fn on a thread of its own in the test's network namespace; the
-// returned function waits for its end.
+// goHere runs fn on a thread of its own in the test's network namespace. The returned function
+// waits until it ends.
 func goHere(t *testing.T, fn func()) (wait func()) {
 	t.Helper()
 	here, err := os.Open(ownNetns)
@@ -90,9 +89,9 @@ type node struct {
 	root string
 	set  *maps.Set
 	maps *maps.Kernel
-	// noTCX: clsact is used whatever the kernel has.
+	// noTCX: clsact is used even if the kernel has TCX.
 	noTCX bool
-	// real: also a short test loads the programs as they are.
+	// real: the real programs are loaded also in short tests.
 	real bool
 	log  *observer.ObservedLogs
 }
@@ -120,7 +119,7 @@ func byBothWays(t *testing.T, test func(n *node)) {
 
 func (n *node) by() string { return map[bool]string{false: "TCX", true: "clsact"}[n.noTCX] }
 
-// path makes a packet path with the given devices.
+// path returns a packet path with changed options.
 func (n *node) path(change ...func(*PacketPathOptions)) *PacketPath {
 	n.Helper()
 	core, logs := observer.New(zap.InfoLevel)
@@ -145,9 +144,9 @@ func (n *node) path(change ...func(*PacketPathOptions)) *PacketPath {
 	return p
 }
 
-// onlyCount replaces the programs by some that count a reason and pass every packet. Short
-// tests of attaching use them: an emulated Linux 5.10 verifies the real ones for half a
-// minute each time. TestPacketVariants and TestAttachDevices load those on every kernel.
+// onlyCount replaces the programs by ones that count a reason and pass every packet. Short
+// tests of attaching use them: an emulated Linux 5.10 verifies the real ones for half a minute
+// each time. TestPacketVariants and TestAttachDevices load the real ones on every kernel.
 func onlyCount(spec *ebpf.CollectionSpec) {
 	for _, p := range spec.Programs {
 		p.Instructions = asm.Instructions{
@@ -165,7 +164,7 @@ func onlyCount(spec *ebpf.CollectionSpec) {
 	}
 }
 
-// must fails the test at an error.
+// must fails the test on an error.
 func (n *node) must(err error) {
 	n.Helper()
 	if err != nil {
@@ -173,7 +172,7 @@ func (n *node) must(err error) {
 	}
 }
 
-// add makes a device with addresses, up, and gives its index.
+// add adds a device with addresses, sets it up, and returns its index.
 func (n *node) add(l netlink.Link, addrs ...string) int {
 	n.Helper()
 	if err := netlink.LinkAdd(l); err != nil {
@@ -198,7 +197,7 @@ func addrOf(t *testing.T, a string) *netlink.Addr {
 	return addr
 }
 
-// veth makes a pair of which the second end is called name-peer.
+// veth adds a veth pair. The peer is called name-peer.
 func (n *node) veth(name string, addrs ...string) (index, peer int) {
 	n.Helper()
 	index = n.add(&netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: name}, PeerName: name + "-peer"}, addrs...)
@@ -213,8 +212,8 @@ func (n *node) remove(index int) {
 	n.must(netlink.LinkDel(linkOf(index)))
 }
 
-// attached gives what is in effect, as "name direction why by", sorted; problems
-// of what is attached end the test.
+// attached returns the attachments in effect, as "name direction why by", sorted. It fails the
+// test if one has a problem.
 func (n *node) attached() []string {
 	n.Helper()
 	devices, err := readDevices()
@@ -240,7 +239,7 @@ func (n *node) attached() []string {
 	return all
 }
 
-// want says what must be attached: pairs of a device's name and why.
+// want checks that exactly these are attached: pairs of a device's name and why.
 func (n *node) want(pairs ...string) {
 	n.Helper()
 	if got, want := n.attached(), n.wanted(pairs); !slices.Equal(got, want) {
@@ -266,7 +265,7 @@ func (n *node) logged() (lines []string) {
 	return lines
 }
 
-// eventually waits until what is asked for is so.
+// eventually waits until ok returns true.
 func (n *node) eventually(what string, ok func() bool) {
 	n.Helper()
 	for deadline := time.Now().Add(patience); !ok(); time.Sleep(5 * time.Millisecond) {
@@ -276,7 +275,7 @@ func (n *node) eventually(what string, ok func() bool) {
 	}
 }
 
-// runs counts how often programs have run.
+// runs returns how often programs have run.
 func (n *node) runs() (sum uint64) {
 	n.Helper()
 	reasons, err := n.maps.Reasons()
@@ -287,12 +286,13 @@ func (n *node) runs() (sum uint64) {
 	return sum
 }
 
-// frame is an Ethernet frame with an IPv4 packet to nobody, with UDP.
+// frame is an Ethernet frame with a UDP packet from 192.0.2.2 to 192.0.2.3, an address that no
+// host has.
 var frame = []byte("\xff\xff\xff\xff\xff\xff\x02\x00\x00\x00\x00\x01\x08\x00" +
 	"\x45\x00\x00\x1c\x00\x00\x00\x00\x40\x11\xf6\xcd\xc0\x00\x02\x02\xc0\x00\x02\x03" +
 	"\x03\xe8\x03\xe9\x00\x08\x00\x00")
 
-// wantRun sends a packet out of a device and wants a program to have run.
+// wantRun sends a packet out of a device and checks that a program has run.
 func (n *node) wantRun(index int, packet []byte) {
 	n.Helper()
 	before := n.runs()
@@ -303,7 +303,7 @@ func (n *node) wantRun(index int, packet []byte) {
 	n.eventually("a packet goes through a program", func() bool { return n.runs() > before })
 }
 
-// run follows the devices until the returned function is called.
+// run runs the packet path until the returned function is called.
 func (n *node) run(p *PacketPath) (stop func()) {
 	n.Helper()
 	ctx, cancel := context.WithCancel(n.Context())
@@ -334,7 +334,8 @@ func (n *node) foreign() *ebpf.Program {
 	return p
 }
 
-// sourcesOf gives map devices' entry as text, "" where there is none.
+// sourcesOf returns the addresses of a device's entry in map devices as text, "" where there is
+// no entry.
 func (n *node) sourcesOf(index int) string {
 	n.Helper()
 	all, err := n.maps.Devices()
@@ -347,7 +348,7 @@ func (n *node) sourcesOf(index int) string {
 	return strings.ReplaceAll(fmt.Sprint(v4, " ", v6), "invalid IP", "-")
 }
 
-// awayNetns gives another network namespace, which ends with the file descriptor.
+// awayNetns returns another network namespace, which ends when the file descriptor is closed.
 func (n *node) awayNetns() (fd int) {
 	n.Helper()
 	goHere(n.T, func() {

@@ -13,9 +13,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// TestAttachDevices: devices with and without an Ethernet header and of pods get
-// their programs, which see the packets of both directions; nothing is left after
-// Detach.
+// TestAttachDevices: devices with and without an Ethernet header and devices of pods get their
+// programs, which see the packets of both directions. Detach removes all of them.
 func TestAttachDevices(t *testing.T) {
 	byBothWays(t, func(n *node) {
 		n.real = true
@@ -28,7 +27,7 @@ func TestAttachDevices(t *testing.T) {
 		n.want()
 		p.Start()
 		n.want("eth0", "address", "flannel.1", "tunnel", "veth0", "pod")
-		for _, index := range []int{eth0, peer, vxlan, pod, podPeer} { // what a peer sends comes in at the other end
+		for _, index := range []int{eth0, peer, vxlan, pod, podPeer} { // what a peer sends arrives at the other end
 			n.wantRun(index, frame)
 		}
 		for index, want := range map[int]string{eth0: "192.0.2.1 2001:db8::1", vxlan: "10.244.0.0 2001:db8::1", pod: "192.0.2.1 2001:db8::1", peer: ""} {
@@ -45,13 +44,13 @@ func TestAttachDevices(t *testing.T) {
 		if qdiscs := n.qdiscs(eth0); len(qdiscs) != 0 {
 			n.Errorf("left: %v", qdiscs)
 		}
-		if entries, err := filepath.Glob(filepath.Join(n.root, "*")); err != nil || len(entries) != 1 { // maps
+		if entries, err := filepath.Glob(filepath.Join(n.root, "*")); err != nil || len(entries) != 1 { // that of maps
 			n.Errorf("left: %v, %v", entries, err)
 		}
 	})
 }
 
-// qdiscs gives the kinds of the qdiscs at ingress and egress of a device.
+// qdiscs returns the kinds of a device's qdiscs at ingress and egress.
 func (n *node) qdiscs(index int) (kinds []string) {
 	n.Helper()
 	all, err := netlink.QdiscList(linkOf(index))
@@ -64,7 +63,7 @@ func (n *node) qdiscs(index int) (kinds []string) {
 	return kinds
 }
 
-// TestAttachNoEthernet: a device whose packets begin with the IP header.
+// TestAttachNoEthernet attaches to a device whose packets begin with the IP header.
 func TestAttachNoEthernet(t *testing.T) {
 	byBothWays(t, func(n *node) {
 		tun, err := os.OpenFile("/dev/net/tun", os.O_RDWR|unix.O_NONBLOCK, 0)
@@ -96,8 +95,8 @@ func TestAttachNoEthernet(t *testing.T) {
 	})
 }
 
-// TestAttachRestart: a newer daemon replaces the programs in place; what its rule no
-// longer chooses is detached, and why a device is chosen is brought up to date.
+// TestAttachRestart: a newer daemon replaces the programs in place. It detaches from devices
+// that its rule does not choose, and updates why a device is chosen.
 func TestAttachRestart(t *testing.T) {
 	byBothWays(t, func(n *node) {
 		eth0, _ := n.veth("eth0", "192.0.2.1/24")
@@ -117,7 +116,7 @@ func TestAttachRestart(t *testing.T) {
 			n.Errorf("another attachment than before: %v, %v", id, n.id(after))
 		}
 		n.must(p.Close())
-		n.want("eth0", "asked") // outlives the daemon
+		n.want("eth0", "asked") // the attachments outlive the daemon
 		n.wantRun(eth0, frame)
 	})
 }
@@ -135,8 +134,8 @@ func (n *node) found(at point) attachment {
 	return attachment{}
 }
 
-// id is what stays when a program is replaced in place, and not when one is attached
-// anew behind another.
+// id returns a value that stays the same when a program is replaced in place, and changes when
+// one is attached anew behind another.
 func (n *node) id(a attachment) any {
 	n.Helper()
 	if f, ok := a.handle.(netlink.Filter); ok {
@@ -145,8 +144,8 @@ func (n *node) id(a attachment) any {
 	return n.linkID(a)
 }
 
-// TestAttachOther: after a daemon that attached by the other way, only this one's
-// programs are left.
+// TestAttachOther: after a daemon that attached by the other method, only this daemon's
+// programs are attached.
 func TestAttachOther(t *testing.T) {
 	byBothWays(t, func(n *node) {
 		if haveTCX() != nil {
@@ -163,11 +162,11 @@ func TestAttachOther(t *testing.T) {
 	})
 }
 
-// TestSetNodeAddrsDoesNotWait: the reconcile loop says it, and a pass over the devices
+// TestSetNodeAddrsDoesNotWait: the reconcile loop calls SetNodeAddrs, and a scan of the devices
 // may take long.
 func TestSetNodeAddrsDoesNotWait(t *testing.T) {
 	p := &PacketPath{poke: make(chan struct{}, 1)}
-	p.mu.Lock() // a pass is under way
+	p.mu.Lock() // a scan is under way
 	defer p.mu.Unlock()
 	done := make(chan struct{})
 	go func() {

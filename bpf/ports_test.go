@@ -4,8 +4,8 @@ package bpf
 
 import "testing"
 
-// TestChooseSourcePorts: no port is one that the kernel gives out, a node port or
-// reserved, and the run is the longest.
+// TestChooseSourcePorts: the ports are the longest run without ports that the kernel assigns,
+// node ports and reserved ones.
 func TestChooseSourcePorts(t *testing.T) {
 	usual := portSpan{32768, 60999}
 	for _, c := range []struct {

@@ -12,8 +12,8 @@ import (
 	"testing"
 )
 
-// TestScopeProblem: pods outside of the cgroup that hooks act on are found, however the
-// reader's cgroup namespace lies to it.
+// TestScopeProblem: pods outside of the cgroup that the hooks act on are found, wherever the
+// root of the reader's cgroup namespace is.
 func TestScopeProblem(t *testing.T) {
 	t.Parallel()
 	for _, test := range []struct {
@@ -43,7 +43,7 @@ func TestScopeProblem(t *testing.T) {
 	}
 }
 
-// The processes of pods are found where they are, by their cgroup's name.
+// The processes of pods are found by their cgroup's name.
 func TestReadScope(t *testing.T) {
 	bpffs(t)
 	node, beside := cgroup(t), cgroup(t)
@@ -78,8 +78,8 @@ func TestReadScope(t *testing.T) {
 	}
 }
 
-// sleepIn starts a process in a new cgroup of that name below another, for as long as the
-// test lasts, and returns the cgroup's path.
+// sleepIn starts a process in a new cgroup of that name below another one. It returns the
+// cgroup's path. Both last as long as the test.
 func sleepIn(t *testing.T, below, named string) (path string) {
 	t.Helper()
 	path = filepath.Join(below, named)

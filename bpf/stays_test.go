@@ -19,8 +19,8 @@ func (f fakeFrontends) Frontend(addr netip.AddrPort, _ uint8) (maps.Service, boo
 	return maps.Service{Id: id}, has
 }
 
-// What becomes of a socket that was connected to 10.96.0.1:53 when service 1 had that, and has
-// the endpoint 10.0.0.1:5353.
+// TestJudge: the verdict about a socket with the endpoint 10.0.0.1:5353 that was connected to
+// 10.96.0.1:53 when that was a frontend of service id 1.
 func TestJudge(t *testing.T) {
 	endpoint := netip.MustParseAddrPort("10.0.0.1:5353")
 	const udp, tcp = unix.IPPROTO_UDP, unix.IPPROTO_TCP
@@ -29,7 +29,7 @@ func TestJudge(t *testing.T) {
 	}
 	for _, test := range []struct {
 		name     string
-		owner    uint32 // 0: the address has none
+		owner    uint32 // 0: the address has no frontend
 		all      []maps.Backend
 		udp, tcp verdict
 	}{
@@ -59,8 +59,9 @@ func TestJudge(t *testing.T) {
 	}
 }
 
-// The address of a connected socket goes from service 1 to nobody, and then to service 2 which
-// has the endpoint by another record; at last it is nobody's for good.
+// The frontend that a socket was connected to is removed from service id 1 and then added to
+// service id 2, whose backend is the same endpoint with another id. At last it is removed for
+// good.
 func TestSweepMoved(t *testing.T) {
 	r := newSweepRig(t)
 	kernel := r.sweeper.o.Maps
@@ -75,8 +76,9 @@ func TestSweepMoved(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	// swept waits for a sweep that began after now: it ends a socket that speaks to nobody. Each
-	// time that is another one: it is woken a moment before it can be connected again (7.3).
+	// swept waits until a sweep that began after the call has ended: it destroys a witness, a
+	// socket without a backend. Each call uses a new witness: its poll returns a moment before
+	// it can be connected again (7.3).
 	swept := func() {
 		t.Helper()
 		witness := r.socket(unix.SOCK_DGRAM)
@@ -98,12 +100,12 @@ func TestSweepMoved(t *testing.T) {
 	must(kernel.SetBackend(3, maps.NewBackend(at, unix.IPPROTO_UDP, maps.ClusterSet, 2)))
 	start := time.Now()
 	swept()
-	if time.Since(start) < movePause { // else the machine was too slow to tell
+	if time.Since(start) < movePause { // else the machine was too slow for this check
 		wantKept("the address is nobody's for a moment")
 	}
 	key := maps.NewFrontendKey(frontend.Addr(), frontend.Port(), unix.IPPROTO_UDP)
 	must(kernel.SetFrontend(key, maps.Service{Id: 2, Kind: uint8(maps.ClusterIP)}))
-	again := r.socket(unix.SOCK_DGRAM) // by now the first may be gone
+	again := r.socket(unix.SOCK_DGRAM) // the first socket may be destroyed by now
 	r.toldOf(again, at, frontend)
 	r.connect(again, at)
 	fd = again

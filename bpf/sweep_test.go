@@ -17,7 +17,7 @@ import (
 )
 
 // sweepRig is a sweeper with maps in which no backend serves, and sockets of the test's
-// own process, of which the test writes what the hook of connect() would.
+// process. The test writes their storage as the connect hook would.
 type sweepRig struct {
 	t       *testing.T
 	set     *maps.Set
@@ -40,7 +40,7 @@ func newSweepRig(t *testing.T) *sweepRig {
 	return r
 }
 
-// server returns a socket on loopback that clients can be connected to.
+// server returns a bound socket on loopback to which clients can connect.
 func (r *sweepRig) server(kind int) (fd int, at netip.AddrPort) {
 	r.t.Helper()
 	fd = r.socket(kind)
@@ -69,13 +69,13 @@ func (r *sweepRig) socket(kind int) int {
 	return fd
 }
 
-// told writes the record of a connect() to a backend that serves no more.
+// told writes the storage of a connect() to a backend that serves no more.
 func (r *sweepRig) told(fd int, backend netip.AddrPort) {
 	r.t.Helper()
 	r.toldOf(fd, backend, netip.MustParseAddrPort("0.0.0.0:0"))
 }
 
-// toldOf is told, of a frontend that service 1 has.
+// toldOf does the same with a frontend of service id 1.
 func (r *sweepRig) toldOf(fd int, backend, frontend netip.AddrPort) {
 	r.t.Helper()
 	flow := maps.SockFlow{BackendId: 1, ServiceId: 1, Used: 1}
@@ -98,7 +98,7 @@ func (r *sweepRig) connect(fd int, to netip.AddrPort) {
 // wantDestroyed waits for the socket's error.
 func (r *sweepRig) wantDestroyed(what string, fd int, within time.Duration) {
 	r.t.Helper()
-	poll := []unix.PollFd{{Fd: int32(fd)}} // errors and hang-ups come unasked
+	poll := []unix.PollFd{{Fd: int32(fd)}} // poll reports errors and hang-ups without being asked
 	for end := time.Now().Add(within); ; {
 		n, err := unix.Poll(poll, int(time.Until(end).Milliseconds()))
 		if err == unix.EINTR {
@@ -115,8 +115,8 @@ func (r *sweepRig) wantDestroyed(what string, fd int, within time.Duration) {
 	}
 }
 
-// A socket that is inside connect() while sweeps pass has a record and no peer yet. It is
-// found when it has one, though nobody asks for another sweep.
+// A socket that is inside connect() during sweeps has storage and no peer yet. Once it has a
+// peer it is found, without another request.
 func TestSweepInsideConnect(t *testing.T) {
 	for _, p := range []struct {
 		name string
@@ -132,7 +132,7 @@ func TestSweepInsideConnect(t *testing.T) {
 			}
 			r.connect(witness, at)
 			r.sweeper.Poke(p.what)
-			r.wantDestroyed("a connected socket", witness, 10*time.Second) // so a sweep has been
+			r.wantDestroyed("a connected socket", witness, 10*time.Second) // a sweep has taken place
 			r.connect(late, at)
 			r.wantDestroyed("a socket that was inside connect()", late, 20*time.Second)
 			r.connect(later, at)
@@ -141,7 +141,7 @@ func TestSweepInsideConnect(t *testing.T) {
 	}
 }
 
-// Half-closed connections are found in each state.
+// Half-closed connections are found in each of their states.
 func TestSweepHalfClosed(t *testing.T) {
 	r := newSweepRig(t)
 	server, at := r.server(unix.SOCK_STREAM)

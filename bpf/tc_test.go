@@ -10,8 +10,8 @@ import (
 	"time"
 )
 
-// TestPacketOptions: what the programs are told is what was asked for, and else what
-// config.h says.
+// TestPacketOptions: the programs' constants are the options, and the defaults of config.h for
+// options that are not set.
 func TestPacketOptions(t *testing.T) {
 	p := &packetPrograms{cookie: 7, opts: PacketOptions{
 		SourcePorts: SourcePorts{First: 61000, Count: 33512}, FlowSeed: 1 << 40,
@@ -66,7 +66,7 @@ func TestPacketOptions(t *testing.T) {
 	}
 }
 
-// TestPacketVariants: the programs of every sort of device load on this kernel.
+// TestPacketVariants: the programs of every kind of device load on this kernel.
 func TestPacketVariants(t *testing.T) {
 	set, _ := openMaps(t, filepath.Join(bpffs(t), "shunt"))
 	p, err := newPacketPrograms(set, PacketOptions{SourcePorts: SourcePorts{First: 61000, Count: 4536}})
@@ -91,8 +91,8 @@ func TestPacketVariants(t *testing.T) {
 	}
 }
 
-// TestFlowSeed: the seed is the same for the next daemon, another for another
-// node's, and gone after Detach.
+// TestFlowSeed: the next daemon has the same seed, another node has a different one, and Detach
+// removes it.
 func TestFlowSeed(t *testing.T) {
 	root, other := bpffs(t), bpffs(t)
 	read := func(dir string) uint64 {

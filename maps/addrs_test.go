@@ -12,7 +12,7 @@ import (
 	"shunt/maps/mapstest"
 )
 
-// marks reads map addrs as the programs do: flags by address.
+// marks returns the flags of map addrs by address, as programs read them.
 func marks(t *testing.T, set *maps.Set) map[netip.Addr]uint32 {
 	t.Helper()
 	var key [16]byte
@@ -28,7 +28,7 @@ func marks(t *testing.T, set *maps.Set) map[netip.Addr]uint32 {
 	return all
 }
 
-// The flags of map addrs, as bpf/include/abi.h has them.
+// The flags of map addrs, as in bpf/include/abi.h.
 const (
 	isFrontend  = 1
 	isClusterIP = 2
@@ -36,8 +36,7 @@ const (
 	ownNetns    = 8
 )
 
-// An address is marked as long as anything makes it known, for each of the
-// reasons that there are, and no longer.
+// An address is marked for each reason exactly as long as that lasts.
 func TestAddressMarks(t *testing.T) {
 	root := mapstest.BPFFS(t)
 	k, _ := mapstest.Open(t, root, small)
@@ -47,7 +46,7 @@ func TestAddressMarks(t *testing.T) {
 	for _, c := range []struct {
 		what string
 		do   func() error
-		want uint32 // of 10.0.0.1; 0: not there
+		want uint32 // flags of 10.0.0.1; 0: no entry
 	}{
 		{"another address", func() error { return k.SetFrontend(frontend("10.0.0.2:80", 6), svc) }, 0},
 		{"a node port", func() error { return k.SetFrontend(frontend("0.0.0.0:30080", 6), svc) }, 0},
@@ -83,8 +82,8 @@ func TestAddressMarks(t *testing.T) {
 	}
 }
 
-// What a daemon left that was killed between two writes is mended at the first
-// write of the next, whatever that is.
+// The first write of a daemon, whichever it is, repairs what its predecessor left when it was
+// killed between two writes.
 func TestAddressMarksMended(t *testing.T) {
 	root := mapstest.BPFFS(t)
 	k, _ := mapstest.Open(t, root, small)
@@ -92,9 +91,9 @@ func TestAddressMarksMended(t *testing.T) {
 	svc := maps.Service{Id: 1, Kind: uint8(maps.ClusterIP)}
 	err := errors.Join(k.SetFrontend(frontend("10.0.0.1:80", 6), svc), k.SetFrontend(frontend("10.0.0.2:80", 6), svc),
 		k.SetFrontend(frontend("10.0.0.4:80", 6), svc), k.SetFrontend(frontend("10.0.0.4:81", 6), svc),
-		set.Map("addrs").Delete(addr("10.0.0.1").As16()),                              // an entry without its mark
-		set.Map("services").Delete(frontend("10.0.0.2:80", 6)),                        // a mark without its entry
-		set.Map("addrs").Put(addr("10.0.0.3").As16(), uint32(isFrontend|hasNodePort))) // one of two
+		set.Map("addrs").Delete(addr("10.0.0.1").As16()),                              // a frontend without its mark
+		set.Map("services").Delete(frontend("10.0.0.2:80", 6)),                        // a mark without its frontend
+		set.Map("addrs").Put(addr("10.0.0.3").As16(), uint32(isFrontend|hasNodePort))) // one flag of two is wrong
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -114,8 +113,8 @@ func TestAddressMarksMended(t *testing.T) {
 	}
 }
 
-// An endpoint that comes and goes again and again takes no mark from others that left, and
-// keeps its own: by its last time it is the newest.
+// An endpoint that is removed and added again and again does not displace the marks of other
+// addresses without backends. It keeps its own: its last removal is the newest.
 func TestFlappingAddressTakesOneMark(t *testing.T) {
 	root := mapstest.BPFFS(t)
 	k, _ := mapstest.Open(t, root, small)
@@ -148,15 +147,15 @@ func TestFlappingAddressTakesOneMark(t *testing.T) {
 	}
 }
 
-// Nothing that a Service, a slice or the node says changes what is at ProbeAddrs: the proof that
-// the hooks act must not depend on a tenant's object.
+// No Service, EndpointSlice or node address changes the entries of ProbeAddrs: the hook check
+// must not depend on a tenant's object.
 func TestProbesStay(t *testing.T) {
 	const isProbe = 32
 	root := mapstest.BPFFS(t)
 	k, _ := mapstest.Open(t, root, small)
 	set, _ := open(t, root, small)
 	for _, a := range maps.ProbeAddrs {
-		// As a daemon may have left it that served such a Service.
+		// The state that a daemon may have left which served such a Service.
 		key, flags := a.As16(), uint32(isFrontend)
 		if err := set.Map("addrs").Put(key, flags); err != nil {
 			t.Fatal(err)

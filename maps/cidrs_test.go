@@ -9,8 +9,8 @@ import (
 	"shunt/maps/mapstest"
 )
 
-// Programs look for a service CIDR only where meta says that there are any, so the
-// count must be that of the map at every moment, also for maps that replace others.
+// Programs look for a service CIDR only if map meta counts any. So the count must equal the
+// map's at every moment, also for maps that replace others.
 func TestServiceCIDRsAreCounted(t *testing.T) {
 	k := mapstest.New(t, small)
 	for _, c := range []struct {

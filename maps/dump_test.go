@@ -12,7 +12,7 @@ import (
 	"shunt/maps"
 )
 
-// reasonWords reads enum reason from the C source.
+// reasonWords reads the names of enum reason from the C source.
 func reasonWords(t *testing.T) []string {
 	t.Helper()
 	source, err := os.ReadFile("../bpf/include/reason.h")
@@ -31,8 +31,7 @@ func reasonWords(t *testing.T) []string {
 	return words
 }
 
-// The text has every entry with its names, in an order of its own, and says
-// what is wrong where something is.
+// The text has every entry with its names, sorted, and shows what is wrong.
 func TestDumpText(t *testing.T) {
 	f := maps.NewFake(small)
 	err := errors.Join(
@@ -91,7 +90,7 @@ service-cidr fd00:10:96::/112
 	}
 }
 
-// A write that Fail refuses does not happen; every method asks, by its name.
+// A write does not happen if Fail returns an error. Every write calls Fail with its own name.
 func TestFaulty(t *testing.T) {
 	refused := errors.New("refused")
 	writes := map[string]func(maps.Tables) error{

@@ -5,5 +5,5 @@ package maps
 // SwitchSteps lets tests stop between the steps of Set.Switch.
 func SwitchSteps(s *Set) []func() error { return s.switchSteps() }
 
-// LeftAddrs is how many addresses stay marked that are no backend's any more.
+// LeftAddrs is how many addresses stay marked after their last backend is gone.
 const LeftAddrs = leftAddrs

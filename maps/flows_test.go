@@ -14,7 +14,7 @@ import (
 
 func ap(s string) netip.AddrPort { return netip.MustParseAddrPort(s) }
 
-// keysText gives a flow's keys as text.
+// keysText returns a flow's keys as text.
 func keysText(f maps.Flow) []string {
 	var keys []string
 	for _, k := range f.Keys() {
@@ -23,8 +23,8 @@ func keysText(f maps.Flow) []string {
 	return keys
 }
 
-// A flow's keys are those that abi.h says: the ends in order of their bytes and
-// then of their ports, as numbers.
+// A flow's keys are those that abi.h defines: the two ends are ordered by the bytes of their
+// addresses, and then by their ports as numbers.
 func TestFlowKeys(t *testing.T) {
 	for _, c := range []struct {
 		what  string
@@ -77,7 +77,7 @@ func TestFlowKeys(t *testing.T) {
 	}
 }
 
-// numberedFlow is one of many flows.
+// numberedFlow returns flow number i.
 func numberedFlow(i int, used uint64) maps.Flow {
 	client := netip.AddrPortFrom(netip.AddrFrom4([4]byte{192, 0, byte(i >> 8), byte(i)}), 1000)
 	return maps.NewFlow(maps.Ends{Client: client, Inner: client, Frontend: ap("10.96.0.1:80"), Backend: ap("10.244.0.1:8080"),
@@ -96,7 +96,7 @@ func putFlows(t *testing.T, set *maps.Set, flows ...maps.Flow) {
 	}
 }
 
-// readFlows gives all entries.
+// readFlows returns all entries of map flows.
 func readFlows(t *testing.T, set *maps.Set) map[maps.FlowKey]maps.Flow {
 	t.Helper()
 	all := map[maps.FlowKey]maps.Flow{}
@@ -113,7 +113,7 @@ func readFlows(t *testing.T, set *maps.Set) map[maps.FlowKey]maps.Flow {
 	return all
 }
 
-// Every entry is visited once, with more of them than one system call reads.
+// Every entry is visited once, also if the map has more than one system call reads.
 func TestEachFlow(t *testing.T) {
 	sizes := small
 	sizes.Flows = 8192
@@ -145,8 +145,8 @@ func TestEachFlow(t *testing.T) {
 	}
 }
 
-// Established connections outlive another size of their map: what the programs
-// note until the switch, too. What does not fit is counted, and stops nothing.
+// Confirmed flows are carried to a map of another size, with the packets that programs note
+// until the switch. Entries that do not fit are counted, and do not stop the start.
 func TestFlowsAreCarried(t *testing.T) {
 	const flows = 30
 	for _, c := range []struct {
@@ -175,12 +175,13 @@ func TestFlowsAreCarried(t *testing.T) {
 			if got, want := len(readFlows(t, set)), min(2*flows, int(c.size)); got != want {
 				t.Errorf("%d entries before the switch, want %d", got, want)
 			}
-			// Until the switch one is used, and one is new; what programs of ours saw last, stays.
-			ours := numberedFlow(77, 10) // known to our programs alone
+			// Before the switch one flow is used and one begins. Entries that the new programs
+			// used last stay.
+			ours := numberedFlow(77, 10) // a flow that only the new programs know
 			used, mine, late := numberedFlow(0, 9), numberedFlow(1, 10), numberedFlow(flows, 9)
 			putFlows(t, old, used, late)
 			over := numberedFlow(2, 5)
-			for _, k := range over.Keys() { // its client begins anew: the next flow is in flows_new
+			for _, k := range over.Keys() { // its client begins again: the next flow is in flows_new
 				if err := old.Map("flows").Delete(k); err != nil {
 					t.Fatal(err)
 				}
@@ -224,8 +225,8 @@ func TestFlowsAreCarried(t *testing.T) {
 	}
 }
 
-// Of another ABI nobody can say what entries mean, whatever the map's size; of the
-// same ABI and size, it is the same map.
+// Maps of another ABI are not copied, since the meaning of their entries is unknown. Within one
+// ABI, a set of the same size shares the map.
 func TestFlowsOfOtherMaps(t *testing.T) {
 	abi := embeddedABI(t)
 	for _, c := range []struct {

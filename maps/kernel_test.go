@@ -13,7 +13,7 @@ import (
 	"shunt/maps/mapstest"
 )
 
-// Nothing stays open or mapped that was closed, twice too.
+// Nothing stays open or mapped after Close, also if that is called twice.
 func TestCloseLeavesNothing(t *testing.T) {
 	root := mapstest.BPFFS(t)
 	fds, mapped := openMaps(), mappings(t)
@@ -43,7 +43,7 @@ func TestCloseLeavesNothing(t *testing.T) {
 		}
 		_ = loaded.Close()
 	}
-	// One more that must be replaced: the older set is closed by Open.
+	// Open makes a set beside one that does not fit, and closes the older one.
 	staged, _, err := maps.Open(root, maps.Sizes{Services: 64, Slots: 32, Backends: 16, Affinity: 16, Sources: 16, Flows: 16})
 	if err != nil {
 		t.Fatal(err)
@@ -99,8 +99,8 @@ func TestMappedMemory(t *testing.T) {
 	}
 }
 
-// What a sweep over the node's sockets asks: is that record still what the
-// socket speaks to, and is that address a service's?
+// A sweep over the node's sockets asks whether a backend id still names the socket's peer, and
+// whether an address is a frontend.
 func TestIsBackendIsFrontend(t *testing.T) {
 	k := mapstest.New(t, small)
 	fill(t, k, 1)
@@ -139,7 +139,7 @@ func TestIsBackendIsFrontend(t *testing.T) {
 		{"192.168.0.1:30081", 17, false},
 		{"[fd00::1]:30081", 17, true},
 		{"[fd00::1]:30080", 6, false},
-		{"127.0.0.1:30080", 6, false}, // every network namespace has its own
+		{"127.0.0.1:30080", 6, false}, // every network namespace has its own 127.0.0.1
 		{"192.168.0.2:30080", 6, false},
 	} {
 		if got := k.IsFrontend(netip.MustParseAddrPort(c.addr), c.protocol); got != c.want {
@@ -148,8 +148,8 @@ func TestIsBackendIsFrontend(t *testing.T) {
 	}
 }
 
-// Another proxy may have translated connections to a frontend that is new here: no device
-// resets unknown connections until that was looked at.
+// Another proxy may translate connections to a new frontend: no device resets unknown
+// connections before that was checked.
 func TestNewFrontendEndsResets(t *testing.T) {
 	root := mapstest.BPFFS(t)
 	k, _ := mapstest.Open(t, root, small)

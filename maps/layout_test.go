@@ -10,7 +10,7 @@ import (
 	"github.com/cilium/ebpf"
 )
 
-// Keys and values in Go have the size that the map's declaration in C says.
+// Keys and values in Go have the size that the map's declaration in C has.
 func TestLayout(t *testing.T) {
 	specs, err := Spec(DefaultSizes())
 	if err != nil {
@@ -44,8 +44,8 @@ func TestLayout(t *testing.T) {
 	}
 }
 
-// Elements of an array lie 8-byte aligned; what is mapped into memory must
-// have that stride.
+// Elements of an array are 8-byte aligned in memory: types that are mapped must have that
+// stride.
 func TestStride(t *testing.T) {
 	specs, err := Spec(DefaultSizes())
 	if err != nil {
@@ -69,7 +69,7 @@ func TestStride(t *testing.T) {
 	}
 }
 
-// Every map has a name in the object, and the ones that a flag sizes get their size.
+// The object declares every map, and maps with a size flag get that size.
 func TestSpecSizes(t *testing.T) {
 	sizes := Sizes{Services: 17, Slots: 18, Backends: 19, Affinity: 20, Sources: 21, Flows: 22}
 	specs, err := Spec(sizes)
@@ -96,7 +96,7 @@ func TestSpecSizes(t *testing.T) {
 	}
 }
 
-// Flags are single bits, each its own: they share a byte or a word.
+// Flags are distinct single bits: they share a byte or a word.
 func TestFlagBits(t *testing.T) {
 	for _, group := range [][]uint32{
 		{uint32(ClusterSet), uint32(LocalSet), uint32(OnNode), uint32(Terminating), uint32(Unready), uint32(Renamed)},

@@ -12,8 +12,7 @@ import (
 	"shunt/maps"
 )
 
-// TestMain fails if any test, or an error path that one went through, left a
-// map open.
+// TestMain fails if a test, or an error path in one, left a map open.
 func TestMain(m *testing.M) {
 	code := m.Run()
 	if n := openMaps(); n != 0 && code == 0 {
@@ -23,7 +22,7 @@ func TestMain(m *testing.M) {
 	os.Exit(code)
 }
 
-// openMaps counts this process's file descriptors of maps.
+// openMaps returns how many file descriptors of maps this process has.
 func openMaps() int {
 	links, _ := filepath.Glob("/proc/self/fd/*")
 	n := 0
@@ -35,7 +34,7 @@ func openMaps() int {
 	return n
 }
 
-// mappings counts this process's memory mappings of maps.
+// mappings returns how many memory mappings of maps this process has.
 func mappings(t *testing.T) int {
 	t.Helper()
 	text, err := os.ReadFile("/proc/self/maps")
@@ -45,5 +44,5 @@ func mappings(t *testing.T) int {
 	return strings.Count(string(text), "bpf-map")
 }
 
-// small is enough for every test here.
+// small are sizes that are enough for every test here.
 var small = maps.Sizes{Services: 16, Slots: 32, Backends: 16, Affinity: 16, Sources: 16, Flows: 16}

@@ -15,8 +15,7 @@ import (
 	"shunt/maps/mapstest"
 )
 
-// TestMemory keeps texts from one daemon to the next, and across maps that are
-// replaced.
+// TestMemory: texts are kept from one daemon to the next, and when maps are replaced.
 func TestMemory(t *testing.T) {
 	root := mapstest.BPFFS(t)
 	if _, err := maps.LoadMemory(root); !errors.Is(err, fs.ErrNotExist) {
@@ -54,7 +53,7 @@ func must(t *testing.T, err error) {
 	}
 }
 
-// TestLeads reads where connections to a frontend are translated.
+// TestLeads: Leads returns the endpoints of a frontend.
 func TestLeads(t *testing.T) {
 	k, _ := mapstest.Open(t, mapstest.BPFFS(t), maps.DefaultSizes())
 	service, a, b := netip.MustParseAddrPort("10.96.0.1:443"), netip.MustParseAddrPort("192.0.2.1:6443"), netip.MustParseAddrPort("[2001:db8::1]:6443")
@@ -63,7 +62,7 @@ func TestLeads(t *testing.T) {
 	}
 	must(t, k.SetBackend(1, maps.NewBackend(a, 6, 0, 7)))
 	must(t, k.SetBackend(2, maps.NewBackend(b, 6, 0, 7)))
-	must(t, k.SetBackend(3, maps.NewBackend(a, 6, 0, 8))) // another service's
+	must(t, k.SetBackend(3, maps.NewBackend(a, 6, 0, 8))) // of another service id
 	must(t, k.WriteSlots(4, []uint32{1, 2, 3}))
 	must(t, k.SetFrontend(maps.NewFrontendKey(service.Addr(), service.Port(), 6), maps.Service{Id: 7, Inside: maps.SlotRange{Base: 4, Count: 3}}))
 	if got := k.Leads(service); !slices.Equal(got, []netip.AddrPort{a, b}) {
@@ -75,7 +74,7 @@ func TestLeads(t *testing.T) {
 	}
 }
 
-// TestLeadsByNodePort: an address of the node may lead somewhere by a node port.
+// TestLeadsByNodePort: Leads finds a node port on an address of the node.
 func TestLeadsByNodePort(t *testing.T) {
 	k, _ := mapstest.Open(t, mapstest.BPFFS(t), maps.DefaultSizes())
 	ends := map[string]netip.AddrPort{"4": netip.MustParseAddrPort("192.0.2.9:6443"), "6": netip.MustParseAddrPort("[2001:db8::9]:6443")}

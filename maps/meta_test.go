@@ -30,7 +30,7 @@ func changeMeta(t *testing.T, root string, change func(*maps.Meta)) {
 	}
 }
 
-// A daemon that starts says all of itself anew, and nothing of what the maps hold.
+// A daemon that starts writes all of its own fields, and none of the others.
 func TestUpdateMeta(t *testing.T) {
 	root := mapstest.BPFFS(t)
 	k, _ := mapstest.Open(t, root, small)
@@ -48,9 +48,9 @@ func TestUpdateMeta(t *testing.T) {
 	}
 }
 
-// The programs of the older set make direct flows in flows_new and notes in directs and own_ports,
-// which both sets have, and note the time in a map meta that only theirs is. Those of the new set
-// have to look for such flows and notes, whatever step a daemon was killed at.
+// The older set's programs make direct flows in flows_new and entries in directs and own_ports,
+// which both sets share. They note the time in their own map meta. The new set's programs must
+// look for such flows and entries, at whichever step a daemon was killed.
 func TestReplacedMapsMayHaveNotes(t *testing.T) {
 	for until := range killedAt {
 		t.Run(fmt.Sprint("killed at ", until), func(t *testing.T) {

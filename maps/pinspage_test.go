@@ -16,9 +16,9 @@ import (
 	"github.com/cilium/ebpf/btf"
 )
 
-// TestPinsPage compares the tables of docs/PINS.md with the type information of the
-// embedded object: every map of maps.h, every structure that is a key or a value, every
-// enumeration, and the ABI number. A row that is missing is printed as it should be.
+// TestPinsPage compares the tables of docs/PINS.md with the type information of the embedded
+// object: every map of maps.h, every structure of a key or a value, every enumeration, and the
+// ABI number. It prints a missing row as it should be.
 func TestPinsPage(t *testing.T) {
 	content, err := os.ReadFile("../docs/PINS.md")
 	if errors.Is(err, fs.ErrNotExist) {
@@ -59,7 +59,7 @@ func TestPinsPage(t *testing.T) {
 	}
 }
 
-// readPage returns the lines of tables, by the heading before them.
+// readPage returns the lines of tables, by the heading above them.
 func readPage(content string) map[string][]string {
 	page, title := map[string][]string{}, ""
 	for line := range strings.Lines(content) {
@@ -120,7 +120,7 @@ func mapRow(name string, m *ebpf.MapSpec, flag, key, value string) string {
 	return fmt.Sprintf("| `%s` | %s | %s | %d | %s | `%s` | `%s` |", name, kinds[m.Type], flags[m.Flags], m.MaxEntries, flag, key, value)
 }
 
-// addStructs adds a structure and those in it.
+// addStructs adds a structure and those that it contains.
 func addStructs(want map[string][]string, typ btf.Type) {
 	switch typ := btf.UnderlyingType(typ).(type) {
 	case *btf.Array:
@@ -138,7 +138,7 @@ func addStructs(want map[string][]string, typ btf.Type) {
 	}
 }
 
-// addEnum adds an enumeration. Of reasons, the page has the words that the metric has.
+// addEnum adds an enumeration. For reasons, the page has the names of the metric's label.
 func addEnum(want map[string][]string, enum *btf.Enum) {
 	title := "enum " + enum.Name
 	for _, v := range enum.Values {
@@ -153,7 +153,7 @@ func addEnum(want map[string][]string, enum *btf.Enum) {
 	}
 }
 
-// typeName spells a type as C does; its name says the byte order.
+// typeName returns a type's name in C, which shows the byte order.
 func typeName(typ btf.Type) string {
 	switch typ := typ.(type) {
 	case *btf.Array:

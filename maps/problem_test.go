@@ -21,8 +21,8 @@ func numberedProblem(i int) maps.Problem {
 	}
 }
 
-// What the daemon writes is read with another opening of the pins; what does not fit
-// is cut or counted, and a shorter list leaves nothing of a longer one.
+// What the daemon writes can be read through another opening of the pins. Problems that do not
+// fit are cut or counted, and a shorter list leaves no element of a longer one.
 func TestProblems(t *testing.T) {
 	root := mapstest.BPFFS(t)
 	k, _ := mapstest.Open(t, root, small)
@@ -68,8 +68,7 @@ func TestProblems(t *testing.T) {
 	}
 }
 
-// A reader never sees two lists at once, nor does a writer that died make it wait for
-// ever.
+// A reader never gets a mixture of two lists, and does not wait forever for a writer that died.
 func TestProblemsWhileWritten(t *testing.T) {
 	root := mapstest.BPFFS(t)
 	writer, _ := mapstest.Open(t, root, small)

@@ -16,7 +16,7 @@ import (
 	"shunt/maps/mapstest"
 )
 
-// fill writes one service to empty maps; abi is what its daemon says of itself.
+// fill writes one service to empty maps, and the ABI number of its daemon.
 func fill(t *testing.T, k *maps.Kernel, abi uint32) {
 	t.Helper()
 	err := errors.Join(
@@ -33,7 +33,7 @@ func fill(t *testing.T, k *maps.Kernel, abi uint32) {
 	k.UpdateMeta(func(m *maps.DaemonMeta) { m.Abi, m.Pid = abi, 42 })
 }
 
-// open is maps.Open for tests that look at the set.
+// open is maps.Open for tests that use the set.
 func open(t *testing.T, root string, sizes maps.Sizes) (*maps.Set, maps.OpenResult) {
 	t.Helper()
 	set, result, err := maps.Open(root, sizes)
@@ -44,7 +44,7 @@ func open(t *testing.T, root string, sizes maps.Sizes) (*maps.Set, maps.OpenResu
 	return set, result
 }
 
-// pins lists what is pinned in a directory below root.
+// pins returns the names in a directory of pins below root.
 func pins(t *testing.T, root, dir string) []string {
 	t.Helper()
 	entries, err := os.ReadDir(filepath.Join(root, dir))
@@ -63,7 +63,7 @@ func pins(t *testing.T, root, dir string) []string {
 	return names
 }
 
-// id is the kernel's number of a map: the same map has the same one.
+// id returns the kernel's id of a map.
 func id(t *testing.T, m *ebpf.Map) ebpf.MapID {
 	t.Helper()
 	info, err := m.Info()
@@ -118,8 +118,8 @@ func TestOpenFresh(t *testing.T) {
 	}
 }
 
-// What was pinned is found again, with all that it holds: also by a daemon
-// whose predecessor died before it said which ABI it had.
+// Pinned maps are adopted with all of their entries, also if the previous daemon died before it
+// wrote its ABI number.
 func TestOpenAdopts(t *testing.T) {
 	for _, abi := range []uint32{0, embeddedABI(t)} {
 		t.Run(fmt.Sprintf("ABI %d", abi), func(t *testing.T) {
@@ -138,8 +138,8 @@ func TestOpenAdopts(t *testing.T) {
 	}
 }
 
-// Maps that don't fit stay in effect until Commit; then the new ones have their
-// place. What sockets and counters hold nobody could fill in again, so it stays.
+// Maps that don't fit stay in use until Commit; then the new ones replace them. The contents of
+// socket storage and counters are kept, since they could not be made again.
 func TestOpenStages(t *testing.T) {
 	abi := embeddedABI(t)
 	larger := maps.Sizes{Services: 32, Slots: 64, Backends: 32, Affinity: 32, Sources: 16, Flows: 16}
@@ -148,7 +148,7 @@ func TestOpenStages(t *testing.T) {
 		abi      uint32
 		sizes    maps.Sizes
 		replaces []string
-		kept     bool // the entries too
+		kept     bool // the entries are kept too
 	}{
 		{"another ABI", abi + 1, small, []string{fmt.Sprintf("ABI %d", abi+1), fmt.Sprintf("binary has %d", abi)}, false},
 		{"more services", abi, maps.Sizes{Services: 32, Slots: 32, Backends: 16, Affinity: 16, Sources: 16, Flows: 16}, []string{"16 entries", maps.FlagServices, "32"}, true},
@@ -219,7 +219,7 @@ func testStage(t *testing.T, abi uint32, sizes maps.Sizes, replaces []string, ke
 	}
 }
 
-// A set of which a part is missing is not adopted; one is made beside it.
+// A set with a missing map is not adopted; Open makes another beside it.
 func TestOpenHalfMade(t *testing.T) {
 	root := mapstest.BPFFS(t)
 	set, _ := open(t, root, small)
@@ -261,7 +261,7 @@ func TestOpenAfterStagedDied(t *testing.T) {
 	}
 }
 
-// Counters are read back, summed over CPUs, by the words of the C source.
+// Counters are returned by the reasons' names in the C source, summed over CPUs.
 func TestReasonsCounted(t *testing.T) {
 	root := mapstest.BPFFS(t)
 	k, _ := mapstest.Open(t, root, small)
@@ -294,7 +294,7 @@ func TestReasonsCounted(t *testing.T) {
 
 // Where maps can't be pinned, nothing stays open.
 func TestOpenErrors(t *testing.T) {
-	root := t.TempDir() // no bpf file system
+	root := t.TempDir() // not a bpf file system
 	before := openMaps()
 	if set, _, err := maps.Open(root, small); err == nil {
 		t.Error("pinned on a file system that can't")

@@ -14,7 +14,7 @@ import (
 	"shunt/maps/mapstest"
 )
 
-// Where a daemon that replaces maps is killed in these tests.
+// The steps at which a daemon that replaces maps is killed in these tests.
 const (
 	staged    = iota // the new maps are filled
 	madeWay          // the first step of Switch
@@ -24,14 +24,14 @@ const (
 	killedAt
 )
 
-// sized returns sizes with which nothing but the size of some maps differs.
+// sized returns sizes that differ from small only in some maps.
 func sized(n uint32) maps.Sizes {
 	s := small
 	s.Flows, s.Affinity = n, n
 	return s
 }
 
-// replaceMaps does what a daemon does to the pins, up to where it is killed.
+// replaceMaps changes the pins as a daemon does that is killed after a step.
 func replaceMaps(t *testing.T, root string, sizes maps.Sizes, until int) *maps.Set {
 	t.Helper()
 	set, _ := open(t, root, sizes)
@@ -70,9 +70,9 @@ func replaceMaps(t *testing.T, root string, sizes maps.Sizes, until int) *maps.S
 	return set
 }
 
-// A daemon that is killed at any step of replacing its predecessor's maps, and another
-// after it, leave to the next one all that is in effect, whichever sizes that has:
-// entries under their ids, connections from outside, and one directory of pins.
+// Two daemons in a row are killed at any step of replacing maps. The next one, whichever sizes
+// it has, gets all contents: entries with their ids, connections from outside, and a single
+// directory of pins.
 func TestKilledWhileReplacing(t *testing.T) {
 	for first := range killedAt {
 		for second := range killedAt {
@@ -94,9 +94,9 @@ func testKilled(t *testing.T, killed []int, then maps.Sizes) {
 	fill(t, k, embeddedABI(t))
 	before := dump(t, k).Text()
 	set, _ := open(t, root, sized(32))
-	inEffect := []*maps.Set{set} // of which programs are attached
+	inEffect := []*maps.Set{set} // their programs are attached
 	flows := []maps.Flow{}
-	note := func() { // a connection by the programs of each
+	note := func() { // one flow by the programs of each set
 		for _, set := range inEffect {
 			f := numberedFlow(len(flows), 5)
 			putFlows(t, set, f)
@@ -148,12 +148,11 @@ func testKilled(t *testing.T, killed []int, then maps.Sizes) {
 	}
 }
 
-// A set that was made at a first start, and never filled, is not taken for one that is
-// in effect.
+// A set that was made at a first start, and never filled, is not adopted.
 func TestKilledAtFirstStart(t *testing.T) {
 	root := mapstest.BPFFS(t)
 	set, _ := open(t, root, small)
-	if err := os.Rename(filepath.Join(root, "maps"), filepath.Join(root, "maps-new")); err != nil { // as before its last step
+	if err := os.Rename(filepath.Join(root, "maps"), filepath.Join(root, "maps-new")); err != nil { // before its last step
 		t.Fatal(err)
 	}
 	if _, err := maps.Load(root); !errors.Is(err, fs.ErrNotExist) {
@@ -168,7 +167,7 @@ func TestKilledAtFirstStart(t *testing.T) {
 	}
 }
 
-// Pinned maps of another ABI are told from those of this one without their layout.
+// CheckABI recognizes pinned maps of another ABI without knowing their layout.
 func TestCheckABI(t *testing.T) {
 	root := mapstest.BPFFS(t)
 	if err := maps.CheckABI(root); !errors.Is(err, fs.ErrNotExist) {

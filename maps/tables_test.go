@@ -13,7 +13,7 @@ import (
 	"shunt/maps/mapstest"
 )
 
-// eachTables runs a test on the fake and on real maps.
+// eachTables runs a test on the fake and on the kernel's maps.
 func eachTables(t *testing.T, sizes maps.Sizes, test func(t *testing.T, tb maps.Tables)) {
 	t.Run("fake", func(t *testing.T) { test(t, maps.NewFake(sizes)) })
 	t.Run("kernel", func(t *testing.T) { test(t, mapstest.New(t, sizes)) })
@@ -36,8 +36,8 @@ func record(s string, protocol, flags uint8, service uint32) maps.Backend {
 	return maps.NewBackend(netip.MustParseAddrPort(s), protocol, flags, service)
 }
 
-// operations are written for maps of the size small, and run in this order.
-// fails is a part of the error, empty where there is none.
+// operations are written for maps of the size small, and run in this order. fails is a part of
+// the error's text; empty: no error.
 var operations = []struct {
 	what  string
 	do    func(maps.Tables) error
@@ -129,7 +129,7 @@ var operations = []struct {
 	{"delete a range that is not there", func(t maps.Tables) error { return t.DeleteSource(source(1, "203.0.0.0/17")) }, ""},
 }
 
-// The fake and real maps come to the same contents, and fail with the same words.
+// The fake and the kernel's maps get the same contents, and return the same errors.
 func TestOperations(t *testing.T) {
 	fake, kernel := maps.NewFake(small), mapstest.New(t, small)
 	if fake.Sizes() != small || kernel.Sizes() != small {
@@ -180,8 +180,8 @@ func sameDump(t *testing.T, a, b *maps.Dump) {
 	}
 }
 
-// A full map says which, how large, and by which flag it grows; what is in it
-// can still be changed and removed, and then there is room again.
+// The error of a full map has its name, its size and the flag that sets it. Its entries can
+// still be changed and removed, and after that there is room again.
 func TestFull(t *testing.T) {
 	key := func(i uint32) maps.FrontendKey { return maps.NewFrontendKey(addr("10.0.0.1"), uint16(i)+1, 6) }
 	node := func(i uint32) netip.Addr { return netip.AddrFrom4([4]byte{10, 1, byte(i >> 8), byte(i)}) }
@@ -248,8 +248,7 @@ func TestFull(t *testing.T) {
 	}
 }
 
-// What only the fake refuses, since on real maps it would be a race with the
-// programs.
+// These writes only the fake refuses: on the kernel's maps they would race with the programs.
 func TestFakeRefusesRaces(t *testing.T) {
 	f := maps.NewFake(small)
 	must := func(err error) {

@@ -10,8 +10,8 @@ import (
 	"shunt/maps"
 )
 
-// Addresses and ports come back as they went in, whatever their family, and an
-// IPv4 address and the same one written as IPv4-mapped are one key.
+// Addresses and ports of both families survive a round trip. An IPv4 address and its
+// IPv4-mapped form are one key.
 func TestFrontendKeyRoundTrip(t *testing.T) {
 	for _, s := range []string{
 		"10.96.0.1:80", "0.0.0.0:30080", "255.255.255.254:65535", "1.2.3.4:1", "127.0.0.1:258",
@@ -36,8 +36,8 @@ func TestFrontendKeyRoundTrip(t *testing.T) {
 	}
 }
 
-// A range of clients comes back as it went in, masked, with the bits of an IPv6
-// prefix after those of the service id.
+// A source range survives a round trip, masked. Its prefix has the bits of the service id, and
+// then those of an IPv6 prefix.
 func TestSourceKey(t *testing.T) {
 	for prefix, bits := range map[string]uint32{
 		"0.0.0.0/0": 128, "10.0.0.0/8": 136, "203.0.113.7/32": 160, "::/0": 32, "2001:db8::/33": 65, "2001:db8::1/128": 160,
@@ -65,7 +65,7 @@ func TestSourceKey(t *testing.T) {
 	}
 }
 
-// The bytes are those of a packet: network order, IPv4 as ::ffff:a.b.c.d.
+// The bytes are those in a packet: network order, IPv4 as ::ffff:a.b.c.d.
 func TestByteOrder(t *testing.T) {
 	key := maps.NewFrontendKey(netip.MustParseAddr("10.1.2.3"), 0x1234, 6)
 	if want := [16]byte{10: 0xff, 11: 0xff, 12: 10, 13: 1, 14: 2, 15: 3}; key.Addr.B != want {
@@ -74,7 +74,7 @@ func TestByteOrder(t *testing.T) {
 	if maps.HostPort(maps.HostPort(0x1234)) != 0x1234 {
 		t.Error("HostPort is not its own inverse")
 	}
-	// Every machine that the objects are built for is little-endian (bpfel).
+	// The objects are built for little-endian machines only (bpfel).
 	if key.Port != 0x3412 {
 		t.Errorf("port %#x in the map, want %#x", key.Port, 0x3412)
 	}
