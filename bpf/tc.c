@@ -52,8 +52,9 @@ struct tc_work {
 	struct reply_limit limit;
 };
 
-/* Returned instead of a verdict where the packet is not done yet: change the packet as the work
- * says; go on, the packet begins a flow; translate the source. */
+/* Returned instead of a verdict where the packet is not done yet. TC_TRANSLATE: change the packet
+ * as tc_work says. TC_BEGINS: go on, the packet begins a flow. TC_REPLACE_SOURCE: translate the
+ * source. */
 #define TC_TRANSLATE -2
 #define TC_BEGINS -3
 #define TC_REPLACE_SOURCE -4
@@ -194,7 +195,8 @@ static __noinline enum reason tc_choose(const struct pkt *pkt, struct flow *flow
 	flow->backend_id = to.backend_id;
 	flow->service_id = to.service_id;
 	/* The reply has to come through this node. It does from this node's backends, and to this
-	 * node's pods. A backend that is its own client would not send it to this node. */
+	 * node's pods. A backend that is its own client would keep it to itself. All else needs
+	 * another source. */
 	if (lb_addr_equal(&flow->client, &flow->backend) ||
 	    (!config_pod_device && !(to.flags & BACKEND_FLAG_ON_NODE)))
 		flow->flags = FLOW_FLAG_SNAT;
@@ -255,7 +257,8 @@ static __noinline enum reason tc_remember(struct flow *flow, enum reason reason,
 /* in, TCP in the middle of a connection that has no flow. `reason` is that of tc_choose. To the
  * node's own addresses and sockets the packet is passed: the stack knows what to do with it. To
  * any other address the stack would forward it to where it came from. With DEVICE_FLAG_RESETS
- * nothing else translates connections to frontends, so the client gets a reset at once. */
+ * nothing else translates connections to frontends. Then the client gets a reset at once, unless
+ * source ranges keep it out or the entry kept changing: the packet is dropped. */
 static __noinline int tc_unknown(struct __sk_buff *skb, struct tc_work *w, enum reason reason)
 {
 	__u32 ifindex = skb->ifindex;
@@ -365,8 +368,8 @@ static __always_inline __u32 tc_meaning(const struct addr *addr)
 }
 
 /* in, of a local flow: for this node's stack. A flow with a port of the SNAT range is a
- * masqueraded client's, and packets that arrive keep it. A flow with a node port's number is a
- * socket's, and only what the socket sends keeps it. */
+ * masqueraded client's: packets that arrive refresh it. A flow with a node port's number is a
+ * socket's: only what the socket sends refreshes it. */
 static __always_inline int tc_follow_own(struct tc_work *w)
 {
 	struct flow *flow = &w->flow;
@@ -486,8 +489,8 @@ static __noinline int tc_icmp_in(struct __sk_buff *skb, struct tc_work *w)
 		     quoted->sport);
 	if (!flow_find(&key, flow) || flow->flags & FLOW_FLAG_OWN || flow_is_expired(flow, tc_now(w)))
 		return tc_end(REASON_ICMP_PASSED, TC_ACT_UNSPEC);
-	/* Quoted frontend → client was backend → client before the translation, and SNAT address →
-	 * backend was client → backend. */
+	/* Quoted frontend → client left the stack as backend → client, and quoted SNAT address →
+	 * backend left it as client → backend. */
 	to_backend = flow->frontend_port == quoted->sport && lb_addr_equal(&flow->frontend, &quoted->src);
 	nat.addr = outer.addr = to_backend ? flow->backend : flow->client;
 	nat.sport = to_backend ? flow->backend_port : flow->inner_port;
@@ -655,10 +658,10 @@ static __always_inline int tc_is_source(struct __sk_buff *skb, struct tc_work *w
 }
 
 /* out, of no flow, and begins one. If its source port is of the SNAT range, netfilter has chosen
- * it for a client that it masquerades, and netfilter does not know the flows. If it is UDP from a
- * node port's number, a socket sent it. (TCP needs no such look: an answer to a connection of a
- * service is no SYN.) Replies to such packets are noted as a local flow: they are for the stack,
- * and for no other flow and no service. */
+ * it for a client that it masquerades, without knowing the flows. If it is UDP from a node port's
+ * number, a socket sent it. (TCP from there needs no note: a reply is no SYN, and begins no flow.)
+ * Replies to such packets are noted as a local flow: they are for the stack, and for no other flow
+ * and no service. */
 static __noinline int tc_out_new(struct __sk_buff *skb, struct tc_work *w)
 {
 	const struct pkt *pkt = &w->pkt;

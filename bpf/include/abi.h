@@ -60,8 +60,8 @@ struct service {
 	struct frontend_key key; /* compared last: the entry may be reused while it is read */
 	__u32 id;               /* service id: of the service port and family, never 0 */
 	__u32 affinity_seconds; /* 0: no session affinity */
-	struct slot_range inside;  /* for clients on this node */
-	struct slot_range outside; /* for packets from a network */
+	struct slot_range inside;  /* for clients on this node, and packets from cluster CIDRs */
+	struct slot_range outside; /* for all other packets */
 	__u16 flags;            /* enum service_flag */
 	__u8 kind;              /* enum frontend_kind */
 	__u8 pad;

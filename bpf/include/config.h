@@ -52,7 +52,7 @@ const volatile __u64 config_unreachable_interval = 1000000;
 
 /* How long a flow is kept after its last packet, in ns. */
 struct timeouts {
-	__u64 tcp_new;         /* no answer yet */
+	__u64 tcp_new;         /* the client has not answered the backend */
 	__u64 tcp_established;
 	__u64 tcp_close_wait;  /* one side has sent its last byte */
 	__u64 tcp_closed;      /* both have, or one has sent a reset */

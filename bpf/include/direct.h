@@ -19,9 +19,8 @@ static __always_inline void direct_key(struct flow_key *key, const struct flow *
 		     &flow->backend, flow->backend_port);
 }
 
-/* Notes a direct connection. `meta` is written first: a flow that begins then searches for the
- * note. A flow that began before has inserted its entry, and tc_direct finds that after the
- * note. */
+/* Notes a direct connection. `meta` is written first: a flow that begins after that searches for
+ * the note. A flow that began before has inserted its entry, and tc_direct finds that entry. */
 static __always_inline void direct_note(const struct flow_key *key, __u64 now)
 {
 	struct meta_value *m = lb_meta();

@@ -56,7 +56,7 @@ static __always_inline int lb_addr_is_v4(const struct addr *a)
 	       lb_word(a, 2) == __builtin_bswap32(0xffff);
 }
 
-/* The order of two ends: by address, byte by byte, and then by port. */
+/* Reports whether end a comes before end b: by address, byte by byte, and then by port. */
 static __always_inline int lb_end_below(const struct addr *a, __be16 aport,
 					const struct addr *b, __be16 bport)
 {
@@ -179,7 +179,7 @@ static __always_inline void lb_affinity_store(const struct service *svc, __u8 se
 					      struct lb_choice *out)
 {
 	struct affinity_value value = { .last_used = now, .backend_id = out->backend_id };
-	/* An int: before Linux 6.4, the upper half of the returned value is not the sign's. */
+	/* An int: before Linux 6.4 the upper half of the returned value is not a sign extension. */
 	int err = bpf_map_update_elem(&affinity, key, &value, BPF_NOEXIST);
 
 	if (err != -EEXIST)
@@ -282,8 +282,8 @@ static __always_inline int lb_unallocated(const struct addr *addr)
 }
 
 /* Looks once at dst's entry, for a new connection, and chooses a backend of the client's side.
- * `pick` is any number: the slot is pick modulo the range. `empty` counts the looks that found no
- * backend. Returns REASON_TRANSLATED or REASON_AFFINITY_KEPT with *out filled,
+ * `pick` is any number: the slot is pick modulo the range's size. `empty` counts the looks that
+ * found no backend. Returns REASON_TRANSLATED or REASON_AFFINITY_KEPT with *out filled,
  * REASON_ENTRY_CHANGED to look again, or the reason why there is no backend. */
 static __always_inline enum reason lb_try(const struct frontend_key *dst,
 					  const struct lb_client *client, __u32 pick,

@@ -139,7 +139,8 @@ static __always_inline __u32 nat_renew_l4(struct __sk_buff *skb, const struct pk
 	}
 	l4->udp.source = nat->sport;
 	l4->udp.dest = nat->dport;
-	/* A checksum makes up for all changes that it covers. Both of IPv4's cover the address. */
+	/* A checksum cancels what it covers in the device's sum. Two of IPv4's cover the address,
+	 * so the sum changes by the opposite. */
 	if (summed == SUMMED_COMPLETE && pkt->is_v4)
 		bpf_csum_update(skb, ~change->addrs);
 	return size;

@@ -111,7 +111,7 @@ static __always_inline int source_try(struct __sk_buff *skb, struct flow *flow, 
 	old = flow_peek(&key);
 	if (old && (i < SOURCE_PATIENT || !track_may_replace(old, flow, TRACK_FORGOTTEN)))
 		return 0;
-	if (source_is_socket(skb, &key)) /* the backend's replies to that port */
+	if (source_is_socket(skb, &key)) /* it would receive the backend's replies */
 		return 0;
 	return old ? !track_replace(&key, flow, TRACK_FORGOTTEN) : !track_claim(&key, flow);
 }

@@ -259,10 +259,10 @@ static __always_inline struct tcp_point track_other(const struct flow *flow, enu
 }
 
 /* Reports whether a packet of an established connection is within both windows of what the other
- * side has shown. Its numbers are far from those of its side's last packet. A SYN is never within:
- * its numbers are another connection's. The SYN-ACK that answers it is, as it shows that the
- * backend has that other connection. Returns 1 for an unconfirmed flow, and where the other side's
- * numbers are not known. */
+ * side has shown. track_point asks it where the packet's numbers are far from its side's last
+ * ones. A SYN is never within: its numbers are another connection's. The SYN-ACK that answers it
+ * is, as it shows that the backend has that other connection. Returns 1 for an unconfirmed flow,
+ * and where the other side's numbers are not known. */
 static __noinline int track_is_within(const struct flow *flow, const struct pkt *pkt,
 				      enum flow_side from)
 {
