@@ -64,8 +64,8 @@ func (s *stubborn) retry() Report {
 	return s.heard.last()
 }
 
-// With 5,000 services that cannot be programmed, a change of another service looks at that service
-// only, and makes as many writes as without them.
+// TestFailingServicesCostOthersNothing checks that with 5,000 services that cannot be programmed, a
+// change of another service looks at that service only, and makes as many writes as without them.
 func TestFailingServicesCostOthersNothing(t *testing.T) {
 	const failing = 5000
 	s := newStubborn(t, numberedSizes(failing+1))
@@ -152,8 +152,8 @@ func TestOwnBackoff(t *testing.T) {
 	})
 }
 
-// A failing object logs one line at once, and few while it fails, each with a count. Many objects
-// that fail together log few lines too.
+// TestFailuresAreLoggedSparingly checks that a failing object logs one line at once, and few while
+// it fails, each with a count, and that many objects that fail together log few lines too.
 func TestFailuresAreLoggedSparingly(t *testing.T) {
 	errorsOf := func(s *stubborn) int { return s.logs.FilterLevelExact(zapcore.ErrorLevel).Len() }
 	t.Run("one that fails and a thousand changes of others", func(t *testing.T) {
@@ -232,8 +232,8 @@ func TestFailuresAreLoggedSparingly(t *testing.T) {
 	})
 }
 
-// A service that keeps changing while it cannot be programmed takes no more memory for that, and
-// the state of deleted objects is removed.
+// TestFailuresAreForgotten checks that a service that keeps changing while it cannot be programmed
+// takes no more memory for that, and that the state of deleted objects is removed.
 func TestFailuresAreForgotten(t *testing.T) {
 	s := newStubborn(t, numberedSizes(100))
 	for i := range 100 {

@@ -11,8 +11,8 @@ import (
 	"testing"
 )
 
-// The radix sort orders like a stable sort by netip: few and many listings, of one network and of
-// all, with equal ones among them.
+// TestSortListings checks that the radix sort orders like a stable sort by netip: few and many
+// listings, of one network and of all, with equal ones among them.
 func TestSortListings(t *testing.T) {
 	r := rand.New(rand.NewPCG(4, 2))
 	for range 300 {

@@ -56,8 +56,8 @@ func (r *running) end() {
 	}
 }
 
-// Nothing is written before SetSynced, however long that takes: a restart without an API server
-// must leave the adopted contents in effect.
+// TestRunWaitsForSync checks that nothing is written before SetSynced, however long that takes: a
+// restart without an API server must leave the adopted contents in effect.
 func TestRunWaitsForSync(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		tables := maps.NewFake(roomy)
@@ -88,8 +88,8 @@ func TestRunWaitsForSync(t *testing.T) {
 	})
 }
 
-// The first change is taken at once, and those that arrive meanwhile together. Without a change
-// there is no reconcile.
+// TestRunCoalesces checks that the first change is taken at once, and those that arrive meanwhile
+// together, and that there is no reconcile without a change.
 func TestRunCoalesces(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := run(t, maps.NewFake(roomy), nil)
@@ -122,8 +122,8 @@ func TestRunCoalesces(t *testing.T) {
 	})
 }
 
-// A failed object is retried, with waits that double up to a bound, and at once when it changes;
-// then the waits are short again.
+// TestRunBacksOff checks that a failed object is retried, with waits that double up to a bound, and
+// at once when it changes; then the waits are short again.
 func TestRunBacksOff(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := run(t, maps.NewFake(roomy), nil)
@@ -170,7 +170,7 @@ func TestRunBacksOff(t *testing.T) {
 	})
 }
 
-// An error of OnSynced ends Run.
+// TestRunOnSynced checks that OnSynced runs once, and that its error ends Run.
 func TestRunOnSynced(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		calls := 0

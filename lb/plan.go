@@ -38,10 +38,10 @@ type portPlan struct {
 	refused []refusal
 	// cut counts the frontends beyond the limit for one service.
 	cut int
-	// backends are the endpoints that serve, in a set or not, sorted by address: a flow keeps an
-	// endpoint that left the set as long as it serves. For TCP they include unready endpoints,
-	// since a connection lasts until its endpoint is gone. An unready endpoint gets no new backend,
-	// but keeps the one it has (unready.go).
+	// backends are the endpoints that are ready or serving, in a set or not, sorted by address: a
+	// flow keeps an endpoint that left the set as long as it serves. For TCP they include unready
+	// endpoints, since a connection lasts until its endpoint is gone. An unready endpoint gets no
+	// new backend, but keeps the one it has (unready.go).
 	backends []backendPlan
 	// sources are the source ranges of the load-balancer IPs, masked and sorted; empty: all clients
 	// are allowed.

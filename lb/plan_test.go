@@ -89,8 +89,8 @@ func TestPlanFrontends(t *testing.T) {
 	}
 }
 
-// Plans have all serving endpoints, and for TCP also the others, with their flags. Fractions of a
-// second are cut off.
+// TestPlanBackends checks that plans have all serving endpoints, and for TCP also the others, with
+// their flags, and that fractions of a second are cut off.
 func TestPlanBackends(t *testing.T) {
 	svc := service("web", "10.96.0.1", "p:80/TCP").with(func(s *Service) { s.AffinityTimeout = 1999 * time.Millisecond })
 	plan := planService(svc, []*EndpointSlice{slice("s", "web", "p:8080/TCP",
@@ -176,7 +176,8 @@ func TestNodePortAddresses(t *testing.T) {
 	}
 }
 
-// NoLoopback overrides every setting that includes loopback.
+// TestNodePortAddressesNoLoopback checks that NoLoopback overrides every setting that includes
+// loopback.
 func TestNodePortAddressesNoLoopback(t *testing.T) {
 	node := &Node{Addrs: addrs("192.168.0.1")}
 	for _, flag := range [][]string{nil, {"all"}, {"localhost", "192.168.0.0/24"}, {"127.0.0.0/8", "::1/128", "primary"}} {
@@ -192,9 +193,9 @@ func TestNodePortAddressesNoLoopback(t *testing.T) {
 	}
 }
 
-// An unknown Node is not taken for a Node without addresses: it was deleted, or has no addresses
-// yet, or a daemon that adopted the maps has not read it yet. The primary addresses stay as long as
-// an interface has them, and so does the zone.
+// TestNodeUnknown checks that an unknown Node is not taken for one without addresses: it was
+// deleted, or has no addresses yet, or a daemon that adopted the maps has not read it yet. The
+// primary addresses stay as long as an interface has them, and so does the zone.
 func TestNodeUnknown(t *testing.T) {
 	primary, err := ParseNodePortAddresses([]string{"primary"})
 	if err != nil {

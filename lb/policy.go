@@ -44,7 +44,8 @@ type candidate struct {
 	inCluster, inLocal bool
 }
 
-// rank orders the conditions that slices list for one endpoint: ready before serving before others.
+// rank orders the conditions that slices list for one endpoint: ready first, then serving, then
+// terminating.
 func (c *candidate) rank() int {
 	r := 0
 	if c.ready {

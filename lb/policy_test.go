@@ -32,7 +32,8 @@ func outcome(all []*EndpointSlice, at place) []string {
 // here is this node in all tests of the policy.
 var here = place{node: "me", zone: "z1"}
 
-// The rules of the contract (§1 EndpointSlice, §2), in its order.
+// policyTests has cases for each rule in policy.go, and for the conditions and hints of
+// EndpointSlices.
 var policyTests = []struct {
 	what   string
 	slices []*EndpointSlice
@@ -144,7 +145,7 @@ func TestPolicy(t *testing.T) {
 	}
 }
 
-// No hint matches a node whose name or zone is unknown.
+// TestPolicyUnknownPlace checks that no hint matches a node whose name or zone is unknown.
 func TestPolicyUnknownPlace(t *testing.T) {
 	eps := []*EndpointSlice{{Ports: []EndpointPort{{"p", TCP, 80}}, Endpoints: []Endpoint{
 		{Addr: addrs("10.0.0.1")[0], Ready: true, Hints: &Hints{Nodes: []string{""}, Zones: []string{""}}},
@@ -156,7 +157,7 @@ func TestPolicyUnknownPlace(t *testing.T) {
 	}
 }
 
-// Health checks count ready endpoints on this node by address.
+// TestLocalReady checks that health checks count ready endpoints on this node by address.
 func TestLocalReady(t *testing.T) {
 	all := []*EndpointSlice{
 		slice("s", "a", "p:80/TCP q:81/TCP", "10.0.0.1@me", "10.0.0.2@me serving terminating", "10.0.0.3@you"),
@@ -184,7 +185,7 @@ func TestLocalReady(t *testing.T) {
 	}
 }
 
-// Random slices, compared with the slow model, in any order.
+// TestPolicyAgainstModel compares the policy with the slow model, for random slices in any order.
 func TestPolicyAgainstModel(t *testing.T) {
 	rounds := 30000
 	if testing.Short() {

@@ -2,8 +2,8 @@
 
 package lb
 
-// A slow second implementation of the contract's §2 in another form: endpoints are names in sets,
-// and a rule is a filter over a set.
+// A slow second implementation of the rules in policy.go, in another form: endpoints are names in
+// sets, and a rule is a filter over a set.
 
 import (
 	"fmt"

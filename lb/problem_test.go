@@ -18,8 +18,8 @@ func conflict(service, port int) Problem {
 		Frontend: fe(fmt.Sprintf("1.1.1.1:%d", port), TCP), Owner: svcName("owner")}
 }
 
-// A problem is new once, keeps its time, and is removed when its finder no longer finds it. What
-// another finder found for the same service stays.
+// TestProblemTable checks that a problem is new once, keeps its time, and is removed when its
+// finder no longer finds it, and that what another finder found for the same service stays.
 func TestProblemTable(t *testing.T) {
 	clock := newTestClock()
 	table := newProblemTable(clock.now)
@@ -69,8 +69,8 @@ func TestProblemTable(t *testing.T) {
 	}
 }
 
-// The list is bounded for each service and as a whole, and counts the rest. No kind of problem is
-// hidden by another kind.
+// TestProblemsAreBounded checks that the list is bounded for each service and as a whole, that it
+// counts the rest, and that no kind of problem is hidden by another kind.
 func TestProblemsAreBounded(t *testing.T) {
 	table := newProblemTable(newTestClock().now)
 	const services = maxListed
@@ -106,8 +106,8 @@ func TestProblemsAreBounded(t *testing.T) {
 	}
 }
 
-// A service that cannot be programmed has a problem for each of its ports, by kind, until it is
-// programmed.
+// TestFailedServiceIsAProblem checks that a service that cannot be programmed has a problem for
+// each of its ports, by kind, until it is programmed.
 func TestFailedServiceIsAProblem(t *testing.T) {
 	for _, c := range []struct {
 		kind ProblemKind

@@ -128,8 +128,8 @@ func TestRandomChanges(t *testing.T) {
 	}
 }
 
-// Maps that are too small: their contents keep working, and when there is room again everything is
-// as it should be.
+// TestRandomChangesInTightMaps makes random changes in maps that are too small. Their contents keep
+// working, and when there is room again everything is as it should be.
 func TestRandomChangesInTightMaps(t *testing.T) {
 	runs := 150
 	if testing.Short() {
@@ -144,7 +144,8 @@ func TestRandomChangesInTightMaps(t *testing.T) {
 	}
 }
 
-// Maps of any sizes. The first seeds found defects.
+// TestRandomChangesInMapsOfAnySize makes random changes in maps of any sizes. The first seeds found
+// defects.
 func TestRandomChangesInMapsOfAnySize(t *testing.T) {
 	seeds := []uint64{1648, 2306}
 	for i := range 50 {

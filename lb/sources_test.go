@@ -21,8 +21,9 @@ func rangedService(ranges ...string) *Service {
 	})
 }
 
-// The ranges of each family restrict its load-balancer IPs and nothing else. A family without
-// ranges is open. A range that contains an address of the node also admits the load-balancer IPs.
+// TestPlanSources checks that the ranges of each family restrict its load-balancer IPs and nothing
+// else, that a family without ranges is open, and that a range that contains an address of the node
+// also admits the load-balancer IPs.
 func TestPlanSources(t *testing.T) {
 	for _, c := range []struct {
 		what   string
@@ -66,8 +67,9 @@ func TestPlanSources(t *testing.T) {
 	}
 }
 
-// When the node's addresses other than loopback change, exactly the services with ranges are looked
-// at again. An address without an effect on them costs no write.
+// TestSourcesFollowNodeAddresses checks that exactly the services with ranges are looked at again
+// when the node's addresses other than loopback change, and that an address without an effect on
+// them costs no write to map sources.
 func TestSourcesFollowNodeAddresses(t *testing.T) {
 	eachTables(t, roomy, func(t *testing.T, tables maps.Tables) {
 		r := newRig(t, tables, newTestClock())
@@ -109,7 +111,8 @@ func TestSourcesFollowNodeAddresses(t *testing.T) {
 	})
 }
 
-// A reconcile for changed addresses of the node that fails half-way is repeated.
+// TestSourcesAfterFailure checks that a reconcile for changed addresses of the node that fails
+// half-way is repeated.
 func TestSourcesAfterFailure(t *testing.T) {
 	f := &faults{lives: -1}
 	r := newRig(t, &maps.Faulty{Tables: maps.NewFake(roomy), Fail: f.fail}, newTestClock())
@@ -129,8 +132,9 @@ func TestSourcesAfterFailure(t *testing.T) {
 	}
 }
 
-// With map sources full, a range that was deleted to make room is restored if the new one cannot be
-// written: otherwise the service would admit no client until it is tried again.
+// TestRangeIsPutBack checks that with map sources full, a range that was deleted to make room is
+// restored if the new one cannot be written: otherwise the service would admit no client until it
+// is tried again.
 func TestRangeIsPutBack(t *testing.T) {
 	sizes := roomy
 	sizes.Sources = 1
@@ -171,8 +175,9 @@ func (r *rig) flags(frontend string) (uint16, bool) {
 	return v.Flags, there
 }
 
-// With map sources full, a load-balancer IP whose ranges have no room is not programmed, rather
-// than open to all clients, whatever it was before. Everything else of the service works.
+// TestSourcesFull checks that with map sources full, a load-balancer IP whose ranges have no room
+// is not programmed, rather than open to all clients, whatever it was before. Everything else of
+// the service works.
 func TestSourcesFull(t *testing.T) {
 	sizes := roomy
 	sizes.Sources = 3
@@ -271,8 +276,8 @@ func TestOddSourceIsRemoved(t *testing.T) {
 	r.sameAs(r.fresh(), "after that")
 }
 
-// While source ranges cannot be deleted, no other service gets their id, and its name is not
-// deleted.
+// TestSourcesOfALeftoverID checks that while source ranges cannot be deleted, no other service gets
+// their id, and its name is not deleted.
 func TestSourcesOfALeftoverID(t *testing.T) {
 	fake := maps.NewFake(roomy)
 	stuck := true

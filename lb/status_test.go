@@ -12,7 +12,7 @@ import (
 	"shunt/maps"
 )
 
-// Status from the first change to the last, with failures in between.
+// TestStatus checks Status from the first change to the last, with failures in between.
 func TestStatus(t *testing.T) {
 	clock := newTestClock()
 	fail := false
@@ -78,7 +78,8 @@ func TestStatus(t *testing.T) {
 	check("the node is gone", Status{Synced: true, LastSync: at(10), LastQueued: at(10), ServiceChanges: 1, EndpointChanges: 2})
 }
 
-// Fill and the counts of service ports without local endpoints, by family and policy.
+// TestStatusCounts checks Fill, and the counts of service ports without local endpoints by family
+// and policy.
 func TestStatusCounts(t *testing.T) {
 	r := newGuardedRig(t)
 	town(r.store)

@@ -19,8 +19,8 @@ func poked(s *Store) bool {
 	}
 }
 
-// Every change wakes the loop and is counted once. An equal object, or the deletion of one that
-// does not exist, changes nothing.
+// TestStoreChanges checks that every change wakes the loop and is counted once, and that an equal
+// object, or the deletion of one that does not exist, changes nothing.
 func TestStoreChanges(t *testing.T) {
 	clock := newTestClock()
 	s := NewStore(clock.now)
@@ -80,7 +80,7 @@ func TestStoreChanges(t *testing.T) {
 	}
 }
 
-// Before SetSynced the loop is not woken, and SetSynced wakes it once.
+// TestStoreSynced checks that the loop is not woken before SetSynced, and once by it.
 func TestStoreSynced(t *testing.T) {
 	s := NewStore(newTestClock().now)
 	s.SetService(service("a", "10.96.0.1", "p:80/TCP"))
@@ -93,8 +93,8 @@ func TestStoreSynced(t *testing.T) {
 	}
 }
 
-// A slice that moves from one service to another leaves the first, in any number of moves, and both
-// services are looked at.
+// TestSliceMoves checks that a slice that moves from one service to another leaves the first, in
+// any number of moves, and that both services are looked at.
 func TestSliceMoves(t *testing.T) {
 	r := newGuardedRig(t)
 	r.store.SetService(service("a", "10.96.0.1", "p:80/TCP"))
@@ -119,8 +119,8 @@ func TestSliceMoves(t *testing.T) {
 	}
 }
 
-// Watchers, the loop and readers of the status run at once, for the race detector. No change may be
-// lost.
+// TestStoreConcurrent runs watchers, the loop and readers of the status at once, for the race
+// detector. No change may be lost.
 func TestStoreConcurrent(t *testing.T) {
 	r := newGuardedRig(t)
 	var writers, readers sync.WaitGroup

@@ -9,8 +9,9 @@ import (
 	"shunt/maps"
 )
 
-// An endpoint that is listed and serves no client keeps the TCP backend that it has, until it is
-// removed, is ready again, or others need the room. It gets no new backend.
+// TestUnreadyRecords checks that an endpoint that is listed and serves no client keeps the TCP
+// backend that it has, until it is removed, is ready again, or others need the room, and that it
+// gets no new backend.
 func TestUnreadyRecords(t *testing.T) {
 	r := newGuardedRig(t)
 	has := func(what, addr string, want bool, flags uint8) {

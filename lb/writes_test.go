@@ -50,8 +50,8 @@ func numberedSizes(services int) maps.Sizes {
 	return maps.Sizes{Services: 2 * n, Slots: 20 * n, Backends: 12 * n, Affinity: 16, Sources: 16, Flows: 16}
 }
 
-// The writes of each kind that a change of one service costs. They are the same with 10 services
-// and with 10,000.
+// TestWriteCounts checks the writes of each kind that a change of one service costs. They are the
+// same with 10 services and with 10,000.
 func TestWriteCounts(t *testing.T) {
 	type w = maps.Writes
 	changes := []struct {
@@ -129,7 +129,7 @@ func TestWriteCounts(t *testing.T) {
 	}
 }
 
-// The counts of writes equal the calls of the tables.
+// TestWritesAreCounted checks that the counts of writes equal the calls of the tables.
 func TestWritesAreCounted(t *testing.T) {
 	clock := newTestClock()
 	g := newGuard(t, maps.NewFake(numberedSizes(10)), clock)
