@@ -175,7 +175,7 @@ func (p *Programs) hold(h hook, l link.Link) {
 	p.links[h.pin] = l
 }
 
-// pinLink pins a link. It detaches the link that is pinned there already: it has a program of
+// pinLink pins a link. It detaches another link that is pinned there: that one has a program of
 // shunt for another cgroup, or for one that was removed.
 func pinLink(l link.Link, pin string) error {
 	if old, err := link.LoadPinnedLink(pin, nil); err == nil {

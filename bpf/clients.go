@@ -18,11 +18,11 @@ import (
 	"shunt/maps"
 )
 
-// Clients maintains map client_addrs: by the network namespace of a socket of this node and by
-// destination address, the source address that the socket will have. It covers the addresses of
-// frontends with loadBalancerSourceRanges (the bound addresses). Clients is the map's only
-// writer. While there are no bound addresses the map is empty, no namespace is scanned, and no
-// netlink socket is open.
+// Clients maintains map client_addrs: the source address that a socket of this node will have,
+// by the socket's network namespace and its destination address. The map covers the addresses
+// of frontends with loadBalancerSourceRanges (the bound addresses). Clients is its only writer.
+// While there are no bound addresses the map is empty, no namespace is scanned, and no netlink
+// socket is open.
 //
 // Every scan asks the kernel. A client that no scan has seen has no entry, and the programs
 // refuse it.
@@ -139,8 +139,8 @@ func (c *Clients) follow(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("subscribe to changes of devices, addresses and routes: %w", err)
 	}
-	// The kernel numbers the namespaces to which a device of this one leads. This option adds
-	// their notices.
+	// Network namespaces to which a device of this one leads have an id here. With this option
+	// the socket also receives their notices.
 	if err := unix.SetsockoptInt(socket.GetFd(), unix.SOL_NETLINK, unix.NETLINK_LISTEN_ALL_NSID, 1); err != nil {
 		c.o.Log.Debug("changes in other network namespaces are not heard of", zap.Error(err))
 	}

@@ -34,8 +34,9 @@ type strangers struct {
 	count int
 }
 
-// look reports whether there are none. It reads conntrack at most once in conntrackPeriod.
-// frontends is the value of maps.Kernel.NewFrontends, isFrontend is maps.Kernel.IsFrontend.
+// look reports whether conntrack translates no connection to a frontend. It reads conntrack at
+// most once in conntrackPeriod. frontends is the value of maps.Kernel.NewFrontends, isFrontend
+// is maps.Kernel.IsFrontend.
 func (s *strangers) look(frontends uint64, isFrontend func(netip.AddrPort, uint8) bool, log *zap.Logger) bool {
 	s.gone = s.gone && s.frontends == frontends
 	if s.gone || time.Since(s.last) < conntrackPeriod {

@@ -54,7 +54,7 @@ const (
 	WhyAsked       Why = "asked"        // --devices names it
 	WhyPod         Why = "pod"          // --pod-devices names it
 	WhyTunnel      Why = "tunnel"       // its kind is one of tunnelKinds: it leads to other nodes
-	WhyAddress     Why = "address"      // it has an address with a prefix shorter than /32 or /128
+	WhyAddress     Why = "address"      // it has a global address with a prefix shorter than /32 or /128
 	WhyGateway     Why = "gateway"      // a route leads through it to a gateway
 	WhyNodeAddress Why = "node-address" // it has an address of the Node
 )

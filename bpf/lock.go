@@ -65,8 +65,8 @@ func tryLock(root string) (*Lock, error) {
 func (l *Lock) Release() error { return l.dir.Close() }
 
 // Keep makes sure that root is the locked directory, and returns what it did; empty: nothing.
-// It renames a directory that was renamed back to root. Where the directory was removed, or its
-// file system unmounted, it makes a new one as RequireBPFFS does, and locks that.
+// If the directory was renamed, Keep renames it to root again. If it was removed, or its file
+// system unmounted, Keep makes a new one as RequireBPFFS does, and locks that.
 func (l *Lock) Keep(root string, mount bool) (did string, err error) {
 	ours, err := l.dir.Stat()
 	if err != nil {

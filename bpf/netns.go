@@ -30,8 +30,9 @@ func InOtherNetns(pid uint32) bool {
 // processes: therefore its pod has hostPID.
 var netnsGlobs = []string{ownNetns, "/proc/[0-9]*/ns/net", "/run/netns/*", "/run/docker/netns/*"}
 
-// threadGlobs are the paths of threads that have left their process's namespace. These are many
-// files, so they are read only for namespaces that netnsGlobs do not have.
+// threadGlobs are the paths of single threads' network namespaces: a thread may have left that
+// of its process. These are many files, so they are read only for namespaces that are not found
+// by netnsGlobs.
 var threadGlobs = []string{"/proc/[0-9]*/task/[0-9]*/ns/net"}
 
 // eachNetns calls visit once in each network namespace for which wanted returns true, by the

@@ -221,7 +221,7 @@ func (p *PacketPath) sync() (ok bool) {
 	p.problems = problems
 	if len(problems) == 0 && !p.inEffect {
 		p.inEffect = true
-		p.wake() // The next scan may let unknown connections be reset.
+		p.wake() // the next scan may let unknown connections be reset
 	}
 	return len(problems) == 0
 }

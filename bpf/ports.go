@@ -12,8 +12,9 @@ import (
 // follows 65535.
 type SourcePorts struct {
 	First, Count uint32
-	// Shared: the kernel assigns these ports to sockets of this node too, because it leaves too
-	// few others. Two such connections to one endpoint may be mistaken for one another.
+	// Shared: too few ports are left without those that the kernel assigns to sockets of this
+	// node, so these are among them. Two such connections to one endpoint may be mistaken for
+	// one another.
 	Shared bool
 }
 

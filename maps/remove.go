@@ -20,7 +20,7 @@ const nameLength = 15
 // Left is what a daemon has left below its directory of pins.
 type Left struct {
 	// Pins are the paths of shunt's maps. Foreign are the other paths in the directories of
-	// maps.
+	// maps, and that of the memory if it is another map.
 	Pins, Foreign []string
 	// IDs are the ids of these maps. Programs that use one of them are the daemon's.
 	IDs []ebpf.MapID

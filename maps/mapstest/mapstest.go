@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package mapstest gives tests real maps, and a bpf file system of their own
-// to pin them in. It holds nothing that outlives the test process. Only tests
-// import it.
+// Package mapstest has real maps for tests, and a bpf file system of their own to pin them in.
+// Nothing of it outlives the test process. Only tests import it.
 package mapstest
 
 import (
@@ -15,10 +14,9 @@ import (
 	"shunt/maps"
 )
 
-// BPFFS gives the path of a new, empty bpf file system. It is mounted nowhere:
-// the path leads through a file descriptor of this process, so that nothing is
-// left of it even if the process is killed. The test is skipped where making
-// one is not allowed.
+// BPFFS returns the path of a new, empty bpf file system. It is mounted nowhere: the path leads
+// through a file descriptor of this process, so that nothing is left of it even if the process
+// is killed. It skips the test where making a file system is not allowed.
 func BPFFS(tb testing.TB) string {
 	tb.Helper()
 	fd, err := newBPFFS()
@@ -48,8 +46,8 @@ func newBPFFS() (int, error) {
 	return fd, nil
 }
 
-// Open opens the maps pinned below root, makes them if there are none, and
-// closes them when the test ends.
+// Open opens the maps pinned below root, makes them if there are none, and closes them when the
+// test ends.
 func Open(tb testing.TB, root string, sizes maps.Sizes) (*maps.Kernel, maps.OpenResult) {
 	tb.Helper()
 	set, result, err := maps.Open(root, sizes)
@@ -73,7 +71,7 @@ func Open(tb testing.TB, root string, sizes maps.Sizes) (*maps.Kernel, maps.Open
 	return k, result
 }
 
-// New gives empty real maps of these sizes.
+// New returns empty real maps of these sizes.
 func New(tb testing.TB, sizes maps.Sizes) *maps.Kernel {
 	tb.Helper()
 	k, _ := Open(tb, BPFFS(tb), sizes)

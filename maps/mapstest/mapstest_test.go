@@ -9,7 +9,7 @@ import (
 	"shunt/maps"
 )
 
-// Two file systems are apart, and what is pinned in one is found again.
+// Two file systems are separate, and what is pinned in one can be opened again.
 func TestBPFFS(t *testing.T) {
 	sizes := maps.Sizes{Services: 16, Slots: 16, Backends: 16, Affinity: 16, Sources: 16, Flows: 16}
 	a, b := BPFFS(t), BPFFS(t)
