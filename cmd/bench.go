@@ -16,7 +16,7 @@ import (
 	"shunt/bench"
 )
 
-// benchFlags are those of `shunt bench`.
+// benchFlags are the flags of `shunt bench`.
 type benchFlags struct {
 	bench.Options
 	json, html, output string
@@ -111,7 +111,8 @@ func runBench(ctx context.Context, stdout, stderr io.Writer, o *benchFlags) erro
 	return writeOutput(stdout, o.output, report, report.Table)
 }
 
-// writable fails before the work, not after it. What is in the file stays.
+// writable checks before the measurement that a file can be written. It does not change
+// what is in the file.
 func writable(file string) error {
 	if file == "" {
 		return nil

@@ -13,12 +13,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// progressBar draws one line on a terminal, again and again; nothing elsewhere.
+// progressBar redraws one line on a terminal. It draws nothing if the output is not a
+// terminal.
 type progressBar struct {
 	mu    sync.Mutex
 	w     io.Writer // nil: not a terminal
 	last  time.Time
-	width int // of what is drawn
+	width int // of the line that is drawn
 }
 
 const (
@@ -51,7 +52,7 @@ func (b *progressBar) show(part float64, what string) {
 	b.width = width
 }
 
-// clear takes the line away, so that others can write.
+// clear removes the line, so that other output can follow.
 func (b *progressBar) clear() {
 	b.mu.Lock()
 	defer b.mu.Unlock()

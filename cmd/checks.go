@@ -12,18 +12,18 @@ import (
 	"shunt/maps"
 )
 
-// keptChecks writes down the healthCheckNodePorts for the next daemon. That one answers
-// them before it has read anything from the API server: what is programmed works, and load
-// balancers must not take the node out meanwhile.
+// keptChecks stores the healthCheckNodePorts in map memory for the next daemon. That daemon
+// answers them before it has read anything from the API server: what is programmed works,
+// and load balancers must not drain the node in the meantime.
 type keptChecks struct {
 	memory *maps.Memory
 	log    *zap.Logger
-	// parts were written last.
+	// parts is how many entries were written last.
 	parts int
 	said  bool
 }
 
-// keptCheck is the written form of a check, which later versions read too.
+// keptCheck is the stored form of a check. Later versions read it too.
 type keptCheck struct {
 	// Service is NAMESPACE/NAME, Family 4 or 6.
 	Service string `json:"service"`
@@ -50,14 +50,14 @@ func (c keptCheck) check() lb.HealthCheck {
 		Port: c.Port, LocalEndpoints: c.Local}
 }
 
-// partsOf splits a list into at most that many parts, each of which fits into a text of the
-// memory, and returns how many checks found no room.
+// partsOf splits a list into at most `most` parts, each of which fits in an entry of map
+// memory. left is the number of checks for which there is no room.
 func partsOf(checks []lb.HealthCheck, most int) (parts [][]keptCheck, left int) {
 	var part []keptCheck
 	size := len("[]")
 	for i, c := range checks {
 		kept := keptOf(c)
-		text, _ := json.Marshal(kept) // has no field that could fail
+		text, _ := json.Marshal(kept) // can't fail: there are only texts and numbers
 		if size += len(text) + len(","); size > maps.MemoryText {
 			if parts = append(parts, part); len(parts) == most {
 				return parts, len(checks) - i
@@ -69,7 +69,7 @@ func partsOf(checks []lb.HealthCheck, most int) (parts [][]keptCheck, left int) 
 	return append(parts, part), 0
 }
 
-// keep replaces what was written down. It is called by the reconcile goroutine only.
+// keep replaces the stored checks. Only the reconcile goroutine calls it.
 func (k *keptChecks) keep(checks []lb.HealthCheck) {
 	parts, left := partsOf(checks, int(maps.MemoryChecksEnd-maps.MemoryChecks)+1)
 	if left > 0 && !k.said {
@@ -78,7 +78,7 @@ func (k *keptChecks) keep(checks []lb.HealthCheck) {
 			zap.Int("of", len(checks)), zap.Int("without_room", left))
 	}
 	written := len(parts)
-	for len(parts) < k.parts { // what there was goes
+	for len(parts) < k.parts { // empty the entries that are no longer used
 		parts = append(parts, nil)
 	}
 	k.parts = written
@@ -90,7 +90,7 @@ func (k *keptChecks) keep(checks []lb.HealthCheck) {
 	}
 }
 
-// recall reads what an earlier daemon wrote down.
+// recall reads the checks that an earlier daemon stored.
 func (k *keptChecks) recall() (checks []lb.HealthCheck) {
 	for of := maps.MemoryChecks; of <= maps.MemoryChecksEnd; of++ {
 		var part []keptCheck

@@ -18,11 +18,11 @@ import (
 
 type cleanupResult struct {
 	BPFFSRoot string `json:"bpffsRoot"`
-	// Removed: there was something to remove, and it is gone.
+	// Removed is set if there was something to remove and it is gone.
 	Removed bool `json:"removed"`
 	DryRun  bool `json:"dryRun"`
-	// Attached is what was in effect, Pins what was pinned; Kept is what lies there and
-	// nothing shows to be shunt's.
+	// Attached is what was in effect, Pins what was pinned. Kept is what is in the
+	// directory and can't be recognised as shunt's.
 	Attached []string `json:"attached"`
 	Pins     []string `json:"pins"`
 	Kept     []string `json:"kept"`
@@ -88,7 +88,7 @@ func (r *cleanupResult) table(w io.Writer) {
 	}
 }
 
-// survey finds what there is to remove.
+// survey finds what can be removed.
 func (r *cleanupResult) survey() error {
 	set, err := maps.FindLeft(r.BPFFSRoot)
 	if err != nil {
@@ -104,7 +104,8 @@ func (r *cleanupResult) survey() error {
 	return nil
 }
 
-// cleanup detaches before it removes: no program runs without its maps.
+// cleanup detaches the programs before it removes the maps: no program runs without its
+// maps.
 func cleanup(root string, dryRun bool) (*cleanupResult, error) {
 	root, err := bpffsRoot(root)
 	res := &cleanupResult{BPFFSRoot: root, DryRun: dryRun, Attached: []string{}, Pins: []string{}, Kept: []string{}}
@@ -120,7 +121,7 @@ func cleanup(root string, dryRun bool) (*cleanupResult, error) {
 		if err := bpf.CheckBPFFS(root); err != nil {
 			return res, err
 		}
-		// Another user's directory may have links to what a daemon works with.
+		// Another user's directory may contain links to files that a daemon uses.
 		if err := bpf.CheckOwn(root); err != nil {
 			return res, err
 		}
@@ -141,9 +142,9 @@ func cleanup(root string, dryRun bool) (*cleanupResult, error) {
 		return res, err
 	}
 	if res.Removed = len(res.Attached)+len(res.Pins) > 0; !res.Removed {
-		return res, nil // nothing shows that the directory is ours
+		return res, nil // the directory can't be recognised as shunt's
 	}
-	// It stays if it is a file system of its own, or holds what others have pinned.
+	// The directory stays if it is a mount point, or contains pins of other programs.
 	stays := []error{os.ErrNotExist, unix.EBUSY, unix.ENOTEMPTY}
 	if err := os.Remove(root); err != nil && !slices.ContainsFunc(stays, func(e error) bool { return errors.Is(err, e) }) {
 		return res, fmt.Errorf("remove directory %s: %w", root, err)

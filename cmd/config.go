@@ -17,8 +17,8 @@ import (
 	"shunt/watcher"
 )
 
-// Config is what `shunt run` was told, checked: everything that can be refused
-// without asking the kernel or an API server has been.
+// Config is the checked configuration of `shunt run`: everything that can be refused
+// without asking the kernel or an API server has been refused.
 type Config struct {
 	ConfigFile string `json:"config,omitempty"`
 	Kubeconfig string `json:"kubeconfig,omitempty"`
@@ -32,7 +32,7 @@ type Config struct {
 	Devices         []string `json:"devices,omitempty"`
 	PodDevices      []string `json:"podDevices,omitempty"`
 
-	// Of requests to the API server; zero values: the client's own defaults.
+	// For requests to the API server; zero values are the client's own defaults.
 	QPS                float32 `json:"qps,omitempty"`
 	Burst              int     `json:"burst,omitempty"`
 	ContentType        string  `json:"contentType,omitempty"`
@@ -57,10 +57,10 @@ type Config struct {
 	Verbosity           int    `json:"verbosity"`
 
 	MapSizes maps.Sizes `json:"mapSizes"`
-	// MaxFrontends is how many one Service may have; 0: any number.
+	// MaxFrontends is how many frontends one Service may have; 0: no limit.
 	MaxFrontends int `json:"maxFrontendsPerService"`
 
-	// What the texts above mean.
+	// The parsed form of the texts above.
 	nodePorts        lb.NodePortAddresses
 	serviceCIDRs     []netip.Prefix
 	healthz, metrics netip.AddrPort
@@ -80,7 +80,7 @@ const (
 	defaultProbes  = "127.0.0.1:10266"
 	defaultLog     = "json"
 
-	// defaultMaxFrontends is far beyond what a Service of a hundred ports needs, and a
+	// defaultMaxFrontends is far more than a Service of a hundred ports needs, and a
 	// small part of what fits: no single object can fill the maps.
 	defaultMaxFrontends = 4096
 )
@@ -124,8 +124,7 @@ func (c *Config) addFlags(f *pflag.FlagSet) {
 	addFieldFlags(f)
 }
 
-// validate checks what was given, by flags and in the file of --config, and works
-// out what it means.
+// validate checks the flags and the file of --config, and sets the parsed fields of c.
 func (c *Config) validate(flags *pflag.FlagSet) error {
 	if err := c.kubeProxy.validate(); err != nil {
 		return err
@@ -180,7 +179,7 @@ func (c *Config) validate(flags *pflag.FlagSet) error {
 	return c.checkAddresses()
 }
 
-// checkAddresses refuses servers of which only one can have its address.
+// checkAddresses refuses servers that can't listen at the same time.
 func (c *Config) checkAddresses() error {
 	type server struct {
 		flag string
@@ -197,14 +196,14 @@ func (c *Config) checkAddresses() error {
 	return nil
 }
 
-// collide says whether only one of two servers can have its address; the
-// unspecified address is both families'.
+// collide reports whether two servers can't listen at the same time: they have the same
+// port, and the same address or an unspecified one, which is of both families.
 func collide(a, b netip.AddrPort) bool {
 	return a.IsValid() && b.IsValid() && a.Port() == b.Port() && a.Port() != 0 &&
 		(a.Addr() == b.Addr() || a.Addr().IsUnspecified() || b.Addr().IsUnspecified())
 }
 
-// bpffsRoot checks --bpffs-root, of every command that has it.
+// bpffsRoot checks --bpffs-root, for every command that has it, and returns it cleaned.
 func bpffsRoot(dir string) (string, error) {
 	if !filepath.IsAbs(dir) {
 		return dir, usageErrorf("--bpffs-root %q: give an absolute path", dir)
@@ -223,7 +222,7 @@ func (c *Config) parseServiceCIDRs() error {
 	return nil
 }
 
-// adopt takes over what the file says and no flag of ours has replaced.
+// adopt copies the merged kube-proxy configuration to c. shunt's own flags win over it.
 func (c *Config) adopt(flags *pflag.FlagSet) error {
 	conf := &c.settings.conf
 	given := flags.Changed
@@ -264,8 +263,9 @@ func (c *Config) adopt(flags *pflag.FlagSet) error {
 	return c.adoptNodeName(flags)
 }
 
-// adoptAddresses: an empty address in the file means the default one, as for
-// kube-proxy, whose family bindAddress sets; an empty flag means none.
+// adoptAddresses sets the addresses of healthz and metrics. As for kube-proxy, an empty
+// address in the file means the default one, whose family bindAddress sets. An empty
+// flag means that there is no server.
 func (c *Config) adoptAddresses(flags *pflag.FlagSet) {
 	conf := &c.settings.conf
 	if a, err := netip.ParseAddr(conf.BindAddress); err == nil && a.Is6() {
@@ -290,8 +290,8 @@ func orElse(keep bool, kept, other string) string {
 	return other
 }
 
-// adoptNodeName: --node-name, else hostnameOverride of flag or file, else the
-// environment, else the host's name.
+// adoptNodeName sets the node's name: --node-name, else hostnameOverride of flag or file,
+// else $NODE_NAME, else the host's name.
 func (c *Config) adoptNodeName(flags *pflag.FlagSet) error {
 	override := nodeNameOf(c.settings.conf.HostnameOverride)
 	if c.NodeName != "" {
@@ -321,7 +321,7 @@ func (c *Config) adoptNodeName(flags *pflag.FlagSet) error {
 	return nil
 }
 
-// notes are what the log says of the configuration, once.
+// notes returns what is logged once about the configuration.
 func (c *Config) notes() []note {
 	notes := c.settings.withoutEffect()
 	if kubeconfig := c.settings.conf.ClientConnection.Kubeconfig; c.Manifests != "" && kubeconfig != "" {
@@ -333,7 +333,8 @@ func (c *Config) notes() []note {
 	return notes
 }
 
-// bindAddress reads IP:PORT, or IP alone with the usual port, as kube-proxy does.
+// bindAddress parses IP:PORT, or an IP alone, for which port is the default. kube-proxy
+// does the same. An empty value is the zero address.
 func bindAddress(value string, port uint16) (netip.AddrPort, error) {
 	if value == "" {
 		return netip.AddrPort{}, nil

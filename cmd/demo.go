@@ -21,12 +21,12 @@ import (
 //go:embed demo.yaml
 var demoManifests []byte
 
-// demoDeadline bounds the whole; it usually takes a few seconds.
+// demoDeadline bounds the whole demo, which usually takes a few seconds.
 const demoDeadline = 2 * time.Minute
 
-// demoReport is what the demo found.
+// demoReport is the result of the demo.
 type demoReport struct {
-	// OK: every answer was what was expected.
+	// OK is set if every answer was as expected.
 	OK      bool         `json:"ok"`
 	Results []demoResult `json:"results"`
 	Elapsed float64      `json:"elapsedSeconds"`
@@ -61,7 +61,7 @@ func newDemoCommand() *cobra.Command {
 	return c
 }
 
-// demo makes the lab, asks everything and removes the lab.
+// demo makes the lab, asks all questions and removes the lab.
 func demo(ctx context.Context, say func(string, ...any)) (report *demoReport, err error) {
 	if os.Geteuid() != 0 {
 		return nil, errors.New("the demo makes network namespaces and loads eBPF programs, which needs root: sudo shunt demo")
@@ -105,7 +105,7 @@ func demo(ctx context.Context, say func(string, ...any)) (report *demoReport, er
 	return report, nil
 }
 
-// err is nil if every answer was what was expected.
+// err returns nil if every answer was as expected.
 func (r *demoReport) err() error {
 	wrong := 0
 	for _, res := range r.Results {

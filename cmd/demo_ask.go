@@ -16,11 +16,11 @@ import (
 	"shunt/lab"
 )
 
-// demoExpect is what must come of a question.
+// demoExpect is the expected outcome of a question.
 type demoExpect string
 
 const (
-	// expectAll: every request is answered, by every endpoint at some time.
+	// expectAll: every request is answered, and every endpoint answers some of them.
 	expectAll demoExpect = "answers of all endpoints"
 	// expectSame: every request is answered, by the same endpoint.
 	expectSame demoExpect = "answers of one endpoint"
@@ -29,10 +29,10 @@ const (
 )
 
 const (
-	// demoRounds is how often each question is asked: that none of 200 random
-	// choices between two endpoints is the second has a chance of 1 in 2^199.
+	// demoRounds is how often each question is asked. The probability that 200 random
+	// choices between two endpoints are all the same is 1 in 2^199.
 	demoRounds = 200
-	// demoRefusals is how often a refusal is asked for.
+	// demoRefusals is how often a question is asked that must be refused.
 	demoRefusals = 10
 	demoTimeout  = 2 * time.Second
 )
@@ -50,7 +50,7 @@ type demoQuestion struct {
 	expect      demoExpect
 }
 
-// demoResult is a question with what came of it.
+// demoResult is a question with its outcome.
 type demoResult struct {
 	From     string         `json:"from"`
 	Frontend string         `json:"frontend"`
@@ -58,20 +58,21 @@ type demoResult struct {
 	Protocol string         `json:"protocol"`
 	Expected demoExpect     `json:"expected"`
 	OK       bool           `json:"ok"`
-	// Problem is what was not as expected.
+	// Problem says what was not as expected.
 	Problem  string `json:"problem,omitempty"`
 	Requests int    `json:"requests"`
-	// Answers counts answers by the pod that gave them.
+	// Answers is the number of answers by the name of the pod that answered.
 	Answers map[string]int `json:"answers,omitempty"`
 	Refused int            `json:"refused,omitempty"`
-	// Medians of connect, request and reply, in microseconds: by the service,
-	// and directly to the endpoint that the service had chosen in the same round.
+	// Service and Direct are medians of connect, request and reply, in microseconds:
+	// through the service, and directly to the endpoint that the service had chosen in
+	// the same round.
 	Service float64 `json:"serviceMicroseconds,omitempty"`
 	Direct  float64 `json:"directMicroseconds,omitempty"`
 	Ratio   float64 `json:"ratio,omitempty"`
 }
 
-// questions are asked in both families.
+// questions returns all questions, in both families.
 func (c *demoCluster) questions() []demoQuestion {
 	type row struct {
 		from         *lab.Pod
@@ -128,8 +129,8 @@ func (c *demoCluster) questions() []demoQuestion {
 	return all
 }
 
-// ask asks once with a close look, then often with a clock. Its error is for
-// what kept it from asking.
+// ask asks once and checks all addresses of the exchange, then often and measures. It
+// returns an error if it could not ask; a wrong answer is in the result.
 func (q demoQuestion) ask(ctx context.Context) (demoResult, error) {
 	if err := ctx.Err(); err != nil {
 		return demoResult{}, err
@@ -160,7 +161,8 @@ func (q demoQuestion) askRefused(r *demoResult) {
 	r.Service = microseconds(median(took))
 }
 
-// look checks what the client and the server see of one request.
+// look checks the addresses that the client and the server see in one request. It returns
+// what is wrong, "" if nothing is.
 func (q demoQuestion) look() string {
 	a := q.from.Request(q.network, q.dst, lab.RequestOptions{Timeout: demoTimeout, Unconnected: q.unconnected})
 	peer := netip.AddrPortFrom(a.Peer.Addr().Unmap(), a.Peer.Port())
@@ -202,7 +204,7 @@ func (q demoQuestion) measure(ctx context.Context, r *demoResult) error {
 	return nil
 }
 
-// judge says what is wrong with the answers; empty: nothing.
+// judge returns what is wrong with the answers, "" if nothing is.
 func (q demoQuestion) judge(s lab.Summary) string {
 	names := slices.Sorted(maps.Keys(s.Servers))
 	switch {
@@ -218,8 +220,8 @@ func (q demoQuestion) judge(s lab.Summary) string {
 	return "answered by " + strings.Join(names, ", ")
 }
 
-// sameRounds gives the median of the exchanges with the service, and of those
-// that in the same rounds went directly to the endpoint the service had chosen.
+// sameRounds returns the median of the exchanges with the service, and the median of the
+// direct exchanges in the same rounds with the endpoint that the service had chosen.
 func sameRounds(all []lab.Summary, servers []string) (service, direct time.Duration) {
 	var s, d []time.Duration
 	for round, record := range all[0].Records {
@@ -230,7 +232,7 @@ func sameRounds(all []lab.Summary, servers []string) (service, direct time.Durat
 	return median(s), median(d)
 }
 
-// median sorts its samples; there is at least one.
+// median returns the median of at least one sample. It sorts the samples.
 func median(d []time.Duration) time.Duration {
 	slices.Sort(d)
 	return d[len(d)/2]

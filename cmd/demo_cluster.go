@@ -18,7 +18,7 @@ import (
 	"shunt/lab"
 )
 
-// demoCluster is the nodes and pods that demo.yaml fits.
+// demoCluster is the nodes and pods whose addresses are in demo.yaml.
 type demoCluster struct {
 	lab    *lab.Lab
 	nodes  []*lab.Node
@@ -26,7 +26,7 @@ type demoCluster struct {
 	web    []*lab.Pod // the endpoints: one on each node
 	client []*lab.Pod // one on each node
 	daemon []*demoDaemon
-	// executable is what is run as the daemon: this one.
+	// executable is the daemon's program: this executable.
 	executable string
 }
 
@@ -46,13 +46,13 @@ const (
 	demoStartDeadline = 20 * time.Second
 )
 
-// newDemoCluster makes nodes and pods; the servers serve when it returns.
+// newDemoCluster makes the nodes and pods. The servers serve when it returns.
 func newDemoCluster(l *lab.Lab) (*demoCluster, error) {
-	// The link stays right when the file is replaced meanwhile.
+	// This link stays valid if the file is replaced in the meantime.
 	c := &demoCluster{lab: l, executable: "/proc/self/exe"}
 	for i, name := range []string{"n1", "n2"} {
 		n := l.Node(name)
-		web := n.Pod(fmt.Sprintf("web-%d", i)) // its node's first: demo.yaml has the address
+		web := n.Pod(fmt.Sprintf("web-%d", i)) // the node's first pod has the address in demo.yaml
 		web.Serve("tcp", demoTCPPort)
 		web.Serve("udp", demoUDPPort)
 		c.nodes = append(c.nodes, n)
@@ -94,7 +94,7 @@ func (c *demoCluster) startDaemons(ctx context.Context) error {
 	return nil
 }
 
-// daemonsAlive fails if one has ended.
+// daemonsAlive returns an error if a daemon has ended.
 func (c *demoCluster) daemonsAlive() error {
 	for _, d := range c.daemon {
 		select {
@@ -106,7 +106,7 @@ func (c *demoCluster) daemonsAlive() error {
 	return nil
 }
 
-// failed says what happened to a daemon, with the end of its log.
+// failed returns an error that says what happened to a daemon, with the end of its log.
 func (d *demoDaemon) failed(what string, err error) error {
 	text := fmt.Sprintf("the daemon of node %s %s", d.node.Name(), what)
 	if err != nil {
@@ -115,7 +115,7 @@ func (d *demoDaemon) failed(what string, err error) error {
 	return fmt.Errorf("%s; its log ends with:\n%s", text, d.log.String())
 }
 
-// waitHealthy asks the daemon's healthz from within its node.
+// waitHealthy polls the daemon's healthz from within its node until it is healthy.
 func (d *demoDaemon) waitHealthy(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, demoStartDeadline)
 	defer cancel()
@@ -156,7 +156,7 @@ func getHealthz(ctx context.Context, client *http.Client) error {
 	return nil
 }
 
-// direct gives the endpoints' own addresses, of the family of like.
+// direct returns the endpoints' own addresses in the family of like.
 func (c *demoCluster) direct(like netip.Addr, port uint16) []netip.AddrPort {
 	var all []netip.AddrPort
 	for _, p := range c.web {
@@ -190,7 +190,7 @@ func (l *lastLines) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// String gives the last lines, indented.
+// String returns the last lines, indented.
 func (l *lastLines) String() string {
 	l.mu.Lock()
 	defer l.mu.Unlock()

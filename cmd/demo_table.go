@@ -11,7 +11,7 @@ import (
 	"text/tabwriter"
 )
 
-// table writes the results for people.
+// table writes the results as a table.
 func (r *demoReport) table(w io.Writer) {
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(t, "FROM\tASKED\tADDRESS\tPROTO\tANSWERED BY\tSERVICE\tDIRECT\tRATIO\t")
@@ -28,7 +28,7 @@ func (r *demoReport) table(w io.Writer) {
 		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t\n",
 			res.From, res.Frontend, res.Address, res.Protocol, res.answeredBy(), service, direct, ratio)
 	}
-	_ = t.Flush() // an error of w shows in what the caller writes next, or not at all
+	_ = t.Flush() // errors of the output are ignored, here as below
 	right := 0
 	for _, res := range r.Results {
 		if res.OK {
@@ -41,7 +41,7 @@ func (r *demoReport) table(w io.Writer) {
 	fmt.Fprintf(w, "\n%d of %d as expected, %d requests to services, %.1f s.\n", right, len(r.Results), requests, r.Elapsed)
 }
 
-// answeredBy is the cell that says who answered.
+// answeredBy returns the cell with the names of the pods that answered.
 func (res demoResult) answeredBy() string {
 	switch {
 	case !res.OK:

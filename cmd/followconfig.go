@@ -14,31 +14,31 @@ import (
 	"go.uber.org/zap"
 )
 
-// configInterval is how often the file of --config is read again. A ConfigMap's volume
-// is swapped as a whole by links, a file on the node may be on any file system: reading
-// it works for all.
+// configInterval is how often the file of --config is read again. A ConfigMap volume is
+// replaced by links, and a file on the node may be on any file system: polling works for
+// all.
 const configInterval = 5 * time.Second
 
-// followedFile is the file of --config as it was when it took effect.
+// followedFile is the file of --config with the content that is in effect.
 type followedFile struct {
 	path  string
 	flags *pflag.FlagSet
 	sum   [sha256.Size]byte
 }
 
-// readFollowedFile notes the content that is about to take effect.
+// readFollowedFile records the content that is about to take effect.
 func readFollowedFile(path string, flags *pflag.FlagSet) followedFile {
 	text, err := os.ReadFile(path)
 	if err != nil {
-		return followedFile{} // none, or refused in a moment
+		return followedFile{} // there is none, or loadSettings refuses it
 	}
 	return followedFile{path, flags, sha256.Sum256(text)}
 }
 
-// follow returns an error when the file's content has changed, as kube-proxy ends then:
-// whatever started the daemon starts it with the new content, and what is programmed
-// stays in effect meanwhile. Content that would be refused is logged, once, and the
-// daemon goes on. It returns nil when ctx is done.
+// follow returns an error when the content of the file has changed. The daemon ends then,
+// as kube-proxy does, and is expected to be restarted with the new content; what is
+// programmed stays in effect until then. Content that would be refused is logged once,
+// and the daemon continues. follow returns nil when ctx is done.
 func (f followedFile) follow(ctx context.Context, every time.Duration, log *zap.Logger) error {
 	if f.path == "" {
 		return nil
@@ -54,7 +54,7 @@ func (f followedFile) follow(ctx context.Context, every time.Duration, log *zap.
 		}
 		text, err := os.ReadFile(f.path)
 		if err != nil {
-			continue // it may be in the midst of a replacement; a start would say so
+			continue // the file may be about to be replaced; if not, the next start fails
 		}
 		sum := sha256.Sum256(text)
 		if sum == f.sum || sum == refused {
@@ -70,8 +70,8 @@ func (f followedFile) follow(ctx context.Context, every time.Duration, log *zap.
 	}
 }
 
-// canStart says why a daemon with the same flags would be refused now; nil: it would not. It
-// works on a configuration of its own, since a check completes what it checks.
+// canStart returns why a daemon with the same flags would refuse to start now, nil if it
+// would start. It checks a new Config, since validate changes the one that it checks.
 func canStart(flags *pflag.FlagSet) error {
 	var c Config
 	again := pflag.NewFlagSet(flags.Name(), pflag.ContinueOnError)
@@ -80,9 +80,9 @@ func canStart(flags *pflag.FlagSet) error {
 	flags.Visit(func(f *pflag.Flag) {
 		to := again.Lookup(f.Name)
 		if to == nil {
-			return // it is no flag of the configuration
+			return // not a flag of the configuration
 		}
-		if list, ok := f.Value.(pflag.SliceValue); ok { // its text is not what it reads
+		if list, ok := f.Value.(pflag.SliceValue); ok { // Set can't parse its String
 			errs = append(errs, to.Value.(pflag.SliceValue).Replace(list.GetSlice()))
 			to.Changed = true
 			return

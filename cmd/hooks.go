@@ -12,22 +12,22 @@ import (
 	"shunt/maps"
 )
 
-// newHooks makes what keeps the programs in effect; it attaches nothing yet.
+// newHooks makes the Hooks, which keep the programs in effect. It attaches nothing yet.
 func (d *daemon) newHooks() *bpf.Hooks {
 	return bpf.NewHooks(bpf.HooksOptions{
 		Root: d.cfg.BPFFSRoot, MountBPFFS: d.cfg.MountBPFFS, Lock: d.lock, Set: d.set, Maps: d.kernel,
 		FindCgroup: func() (string, error) { return bpf.FindCgroupRoot(d.cfg.CgroupRoot) },
 		Programs:   d.programs, Packets: d.packets, FlowSeed: d.flowSeed, Memory: d.memory, Log: d.log,
 		Repaired: func(name string) { d.reporter.health.HookRepaired(name) },
-		// Sockets may have been connected past the hooks.
+		// Sockets may have connected while a hook was not in effect.
 		Lost: func() { d.sweeper.Poke(d.everySocket()) },
 		Earlier: bpf.Earlier{InEffect: d.inEffect, Adopted: d.adopted,
 			Lasts: func(is bool) { d.reporter.health.SetAdoptedInEffect(is) }},
 	})
 }
 
-// attach puts the programs into effect once the maps hold everything, so that a
-// partial view never serves. It runs on the loop's goroutine.
+// attach puts the programs into effect once the maps hold everything, so that a partial
+// view is never in effect. It runs on the reconcile goroutine.
 func (d *daemon) attach(ctx context.Context) error {
 	d.reporter.synced()
 	if err := d.set.Switch(); err != nil {
@@ -46,7 +46,7 @@ func (d *daemon) attach(ctx context.Context) error {
 			zap.Int("entries_without_room", flows.Lost), zap.String("flag", maps.FlagFlows), zap.Error(flows.Err))
 	}
 	d.log.Info("in effect", zap.String("cgroup", d.cgroup))
-	// Sockets that an earlier daemon, or nobody, left with an old address.
+	// Sockets may have an old address, since an earlier daemon, or none, was in effect.
 	d.sweeper.Poke(d.everySocket())
 	return nil
 }

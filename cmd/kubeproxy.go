@@ -15,15 +15,15 @@ import (
 	"shunt/kubeproxy"
 )
 
-// kubeProxyMeaning is what an operator has to know of a kube-proxy beside us.
+// What a kube-proxy beside shunt means for an operator.
 const (
 	rulesMeaning = "its rules still translate what shunt leaves alone: stop kube-proxy and run 'shunt cleanup --kube-proxy' on this node"
 	runsMeaning  = "it translates what shunt leaves alone, and writes its rules again: " +
 		"stop it (delete its DaemonSet), then run 'shunt cleanup --kube-proxy' on this node"
 )
 
-// cleanupKubeProxy runs `shunt cleanup --kube-proxy`. What was done is printed in
-// any case, beside an error.
+// cleanupKubeProxy runs `shunt cleanup --kube-proxy`. It prints what was done, also if
+// there was an error.
 func cleanupKubeProxy(c *cobra.Command, output string, dryRun bool) error {
 	if err := bpf.RequireRoot(); err != nil {
 		return err
@@ -65,9 +65,9 @@ func kubeProxyTable(w io.Writer, r *kubeproxy.Report) {
 	}
 }
 
-// kubeProxyStatus is what `shunt status` says of a kube-proxy beside us.
+// kubeProxyStatus is what `shunt status` reports about a kube-proxy beside shunt.
 type kubeProxyStatus struct {
-	// Rules: some that could be removed are in this network namespace.
+	// Rules is set if something in this network namespace can be removed.
 	Rules   bool                `json:"rules"`
 	Found   []kubeproxy.Finding `json:"found"`
 	Running []kubeproxy.Sign    `json:"running"`
@@ -76,7 +76,7 @@ type kubeProxyStatus struct {
 
 func readKubeProxy(ctx context.Context) (kubeProxyStatus, error) {
 	r, err := kubeproxy.Look(ctx)
-	if err != nil && !errors.Is(err, kubeproxy.ErrUnseen) { // that one is in the report
+	if err != nil && !errors.Is(err, kubeproxy.ErrUnseen) { // ErrUnseen is in the report
 		return kubeProxyStatus{}, fmt.Errorf("look for a kube-proxy: %w", err)
 	}
 	return kubeProxyStatus{Rules: len(r.Found) > 0, Found: r.Found, Running: r.Running, Unseen: r.Unseen}, nil
@@ -101,8 +101,8 @@ func (s *kubeProxyStatus) table(w io.Writer) {
 	}
 }
 
-// warnKubeProxy logs once what is here of a kube-proxy. It looks before our own
-// servers take their ports, and never stands in the way of the start.
+// warnKubeProxy logs once what a kube-proxy has on this node. It looks before the daemon's
+// servers bind their ports. A failure does not keep the daemon from starting.
 func (d *daemon) warnKubeProxy(ctx context.Context) {
 	s, err := readKubeProxy(ctx)
 	if err != nil {

@@ -19,9 +19,9 @@ import (
 	"shunt/lb"
 )
 
-// The checks of KubeProxyConfiguration's fields: their bounds are those that the
-// comments of the API's types give. An empty value passes, it stands for none;
-// any other type than the field's is a mistake in the table, which fails too.
+// The checks of KubeProxyConfiguration's fields. Their bounds are those in the comments of
+// the API's types. An empty value means none, and passes. A value of another type than
+// the field's is a mistake in the table of fields, and fails too.
 
 func checkNotNegative(v any) error {
 	var d time.Duration
@@ -47,7 +47,7 @@ func checkNotNegative(v any) error {
 	return nil
 }
 
-// number reads an int32, or one that may be absent and is 0 then.
+// number returns the value of an int32 or *int32; nil is 0.
 func number(v any) (int32, error) {
 	switch v := v.(type) {
 	case int32:
@@ -80,8 +80,7 @@ func oneOf(words ...string) func(any) error {
 	}
 }
 
-// text makes a check of strings out of one that is called with those that are
-// not empty.
+// text checks a string value. It calls check only for a string that is not empty.
 func text(v any, check func(string) error) error {
 	s, ok := v.(string)
 	switch {
@@ -134,7 +133,7 @@ func checkNodeName(v any) error {
 	})
 }
 
-// nodeNameOf makes a Node's name of a host's, as the kubelet does.
+// nodeNameOf converts a host's name to a Node's name, as the kubelet does.
 func nodeNameOf(host string) string { return strings.ToLower(strings.TrimSpace(host)) }
 
 func checkIP(v any) error {
@@ -177,8 +176,8 @@ func checkCIDRs(v any) error {
 	return nil
 }
 
-// mostClusterCIDRs is CONFIG_CLUSTER_CIDRS of bpf/include/config.h. kube-proxy takes
-// one of each family; there are clusters with more.
+// mostClusterCIDRs is CONFIG_CLUSTER_CIDRS of bpf/include/config.h. kube-proxy accepts one
+// of each family; there are clusters with more.
 const mostClusterCIDRs = 4
 
 func checkClusterCIDR(v any) error {
@@ -188,8 +187,7 @@ func checkClusterCIDR(v any) error {
 	})
 }
 
-// parseClusterCIDRs reads CIDRs of any family with commas between them; none of an
-// empty text.
+// parseClusterCIDRs parses comma-separated CIDRs of any family; none for an empty text.
 func parseClusterCIDRs(list string) (cidrs []netip.Prefix, err error) {
 	if list == "" {
 		return nil, nil

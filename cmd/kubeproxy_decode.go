@@ -27,10 +27,10 @@ const (
 	kubeProxyKind       = "KubeProxyConfiguration"
 )
 
-// readKubeProxyConfig reads a KubeProxyConfiguration, in YAML or JSON. Set tells,
-// by path, which fields say something. A file of another kind or version, and
-// fields that are unknown or malformed, are errors, all of them at once and each
-// with the field's path.
+// readKubeProxyConfig reads a KubeProxyConfiguration, in YAML or JSON. set has the paths
+// of the fields with a value that saysNothing does not match. A file of another kind or
+// version is an error, and so are unknown and malformed fields: one error has all of
+// them, each with the field's path.
 func readKubeProxyConfig(file string) (conf kubeproxy.KubeProxyConfiguration, set map[string]bool, err error) {
 	content, err := os.ReadFile(file)
 	if err != nil {
@@ -67,7 +67,7 @@ func decodeKubeProxyConfig(content []byte) (conf kubeproxy.KubeProxyConfiguratio
 	return conf, d.set, oneError(d.errs)
 }
 
-// onlyDocument gives the one YAML document that has content.
+// onlyDocument returns the only YAML document that has content.
 func onlyDocument(content []byte) ([]byte, error) {
 	var found []byte
 	r := utilyaml.NewYAMLReader(bufio.NewReader(bytes.NewReader(content)))
@@ -82,7 +82,7 @@ func onlyDocument(content []byte) ([]byte, error) {
 			return nil, err
 		}
 		if raw, err := yaml.YAMLToJSON(doc); err == nil && string(raw) == "null" {
-			continue // comments alone
+			continue // only comments
 		}
 		if found != nil {
 			return nil, fmt.Errorf("more than one document: give the %s alone", kubeProxyKind)
@@ -91,10 +91,10 @@ func onlyDocument(content []byte) ([]byte, error) {
 	}
 }
 
-// decoder fills a value from JSON, field by field, so that it can name the path
-// of whatever is wrong; encoding/json names a field only now and then.
+// decoder decodes JSON to a value, field by field, so that each error has the path of its
+// field. encoding/json names the field only in some errors.
 type decoder struct {
-	// set holds the paths of fields that say something: not null, empty, false or 0.
+	// set has the paths of fields with a value that saysNothing does not match.
 	set  map[string]bool
 	errs []error
 }
@@ -103,8 +103,8 @@ func (d *decoder) fail(path, format string, args ...any) {
 	d.errs = append(d.errs, named(path, fmt.Errorf(format, args...)))
 }
 
-// named says what an error is about: `field: "value" is wrong`, `--flag "value" is
-// wrong`. The error begins with the value.
+// named adds the name of a field or flag to an error that begins with the value:
+// `field: "value" is wrong`, `--flag "value" is wrong`.
 func named(name string, err error) error {
 	if !strings.HasPrefix(name, "--") {
 		name += ":"
@@ -112,7 +112,7 @@ func named(name string, err error) error {
 	return fmt.Errorf("%s %w", name, err)
 }
 
-// oneError says all errors in one line, nil where there is none.
+// oneError joins all errors in one line; nil if there is none.
 func oneError(errs []error) error {
 	var all []string
 	for _, err := range errs {
@@ -199,8 +199,8 @@ func (d *decoder) mapping(path string, raw json.RawMessage, v reflect.Value) {
 	}
 }
 
-// saysNothing: a value that stands in for none, as kubeadm writes them; an address
-// that is any address is one of them.
+// saysNothing reports whether a value stands for no value. kubeadm writes such values. The
+// unspecified address is one of them.
 func saysNothing(raw json.RawMessage) bool {
 	switch string(raw) {
 	case `null`, `""`, `0`, `"0"`, `"0s"`, `false`, `[]`, `{}`, `"0.0.0.0"`, `"::"`:
@@ -209,7 +209,7 @@ func saysNothing(raw json.RawMessage) bool {
 	return false
 }
 
-// jsonField finds a struct's field by its name in JSON, also in embedded structs.
+// jsonField finds a field of a struct, or of a struct embedded in it, by its JSON name.
 func jsonField(v reflect.Value, name string) (reflect.Value, bool) {
 	for i := range v.NumField() {
 		f := v.Type().Field(i)

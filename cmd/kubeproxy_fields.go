@@ -2,20 +2,20 @@
 
 package cmd
 
-// field is a field of KubeProxyConfiguration, what kube-proxy's flag for it is
-// called, and what becomes of it here.
+// field is a field of KubeProxyConfiguration, with kube-proxy's flag for it and its effect
+// in shunt.
 type field struct {
 	path string
-	// flag is without its dashes; empty where kube-proxy has none.
+	// flag is the flag's name without dashes; empty where kube-proxy has no flag.
 	flag string
 	// fate says why the field has no effect; honoured: it has one.
 	fate fate
-	// check refuses what is malformed; it is called with the zero value too. nil:
-	// the type says it all.
+	// check refuses malformed values. It is called with the zero value too. nil: every
+	// value of the type is valid.
 	check func(any) error
 }
 
-// fate is what is said, once, of fields that are set and have no effect.
+// fate is the text that is logged once for fields that are set and have no effect.
 type fate string
 
 const (
@@ -36,11 +36,11 @@ const (
 		"only the family of the default healthz and metrics addresses follows"
 )
 
-// gateExternalIPs is the feature gate by which kube-proxy stops serving externalIPs
-// (KEP-5707), the only one that has an effect here.
+// gateExternalIPs is the feature gate that makes kube-proxy stop serving externalIPs
+// (KEP-5707). No other gate has an effect in shunt.
 const gateExternalIPs = "AllowServiceExternalIPs"
 
-// fields are all of them, in the order of the API's types.
+// fields are all fields of KubeProxyConfiguration, in the order of the API's types.
 var fields = []field{
 	{"featureGates", "feature-gates", noGates, nil},
 	{"clientConnection.kubeconfig", "kubeconfig", honoured, nil},

@@ -12,9 +12,9 @@ import (
 	"github.com/spf13/pflag"
 )
 
-// kubeProxyFlags are kube-proxy's flags that stand for no field of its
-// configuration file, some of which it has dropped meanwhile: they are still in
-// operators' manifests. All are hidden.
+// kubeProxyFlags are kube-proxy's flags for which its configuration file has no field.
+// kube-proxy has removed some of them since, but operators' manifests still have them. All
+// are hidden.
 type kubeProxyFlags struct {
 	master      string
 	cleanup     bool
@@ -42,7 +42,7 @@ func (k *kubeProxyFlags) add(f *pflag.FlagSet) {
 	}
 }
 
-// validate refuses what can't be done here.
+// validate refuses flags that shunt can't follow, and malformed values.
 func (k *kubeProxyFlags) validate() error {
 	switch {
 	case k.cleanup:
@@ -59,8 +59,8 @@ func (k *kubeProxyFlags) validate() error {
 	return nil
 }
 
-// wantsVersion tells whether the version is asked for. That of kube-proxy can also
-// change what it reports: ours can't.
+// wantsVersion reports whether --version asks for the version. kube-proxy's flag can also
+// set the version that it reports; shunt's can't.
 func (k *kubeProxyFlags) wantsVersion() (bool, error) {
 	if k.version == "raw" {
 		return true, nil
@@ -72,8 +72,8 @@ func (k *kubeProxyFlags) wantsVersion() (bool, error) {
 	return wants, nil
 }
 
-// atPort adapts an address of a server to its own flag for the port, which counts
-// where the address was not given or has no port.
+// atPort applies a server's flag for the port to its address. The flag counts where the
+// address was not given or has no port. Port 0 means no server.
 func atPort(address string, port int32, addressGiven, portGiven bool) string {
 	if !portGiven || address == "" {
 		return address
@@ -90,7 +90,7 @@ func atPort(address string, port int32, addressGiven, portGiven bool) string {
 	return net.JoinHostPort(host, strconv.Itoa(int(port)))
 }
 
-// pairs reads NAME=VALUE,NAME=VALUE.
+// pairs parses NAME=VALUE,NAME=VALUE and calls each for every pair.
 func pairs(text string, each func(name, value string) error) error {
 	for pair := range strings.SplitSeq(text, ",") {
 		if pair == "" {

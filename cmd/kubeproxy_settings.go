@@ -16,27 +16,26 @@ import (
 	"sigs.k8s.io/yaml"
 )
 
-// settings are a KubeProxyConfiguration: the fields of a file, and over them the
-// flags that were given. Here kube-proxy does otherwise: with a file, it takes
-// most flags for nothing.
+// settings are a KubeProxyConfiguration: the fields of a file, and the flags that were
+// given, which win. kube-proxy differs in that: with a file, it ignores most flags.
 type settings struct {
 	conf kubeproxy.KubeProxyConfiguration
 	file string
-	// said names, by path, who says something: the field's path for the file, or
+	// said has, by field path, what sets the field: the path itself for the file, or
 	// the flag with its dashes.
 	said map[string]string
 	// overruled are the fields of the file that a flag has replaced.
 	overruled []string
 }
 
-// note is something of the configuration that the log says once.
+// note is a part of the configuration that is logged once.
 type note struct {
 	why   string
 	names []string
 }
 
-// loadSettings reads the file, if there is one, and the flags that were given,
-// and refuses what is malformed by the name of its field or flag.
+// loadSettings reads the file, if there is one, and the flags that were given. Its error
+// has the field or flag of each malformed value.
 func loadSettings(file string, flags *pflag.FlagSet) (*settings, error) {
 	s := &settings{file: file, said: map[string]string{}}
 	if file != "" {
@@ -69,7 +68,7 @@ func loadSettings(file string, flags *pflag.FlagSet) (*settings, error) {
 	return s, nil
 }
 
-// who names what is responsible for a field's value.
+// who returns the name of the field or flag that sets a field, for errors.
 func (s *settings) who(path string) string {
 	name, ok := s.said[path]
 	switch {
@@ -80,7 +79,7 @@ func (s *settings) who(path string) string {
 	}
 }
 
-// checkDetectLocal: two of the modes need the name of what they go by.
+// checkDetectLocal checks that two of the modes have the name that they need.
 func (s *settings) checkDetectLocal() error {
 	mode, with := s.conf.DetectLocalMode, s.conf.DetectLocal
 	switch {
@@ -114,7 +113,7 @@ func (s *settings) overlay(path string, f *pflag.Flag) error {
 	return oneError(d.errs)
 }
 
-// flagJSON gives a flag's value as a configuration file would have it.
+// flagJSON returns a flag's value in the form of a configuration file.
 func flagJSON(f *pflag.Flag) (json.RawMessage, error) {
 	text := f.Value.String()
 	switch f.Value.Type() {
@@ -132,8 +131,8 @@ func flagJSON(f *pflag.Flag) (json.RawMessage, error) {
 	return json.Marshal(text)
 }
 
-// withoutEffect gives what was said and has no effect, together by reason, in the
-// order of the fields.
+// withoutEffect returns the fields and flags that are set and have no effect, grouped by
+// the reason, in the order of fields.
 func (s *settings) withoutEffect() []note {
 	var notes []note
 	at := map[fate]int{}
@@ -149,7 +148,7 @@ func (s *settings) withoutEffect() []note {
 	for _, field := range fields {
 		_, gate := s.conf.FeatureGates[gateExternalIPs]
 		if field.path == "featureGates" && gate && len(s.conf.FeatureGates) == 1 {
-			continue // which has an effect
+			continue // this gate has an effect
 		}
 		if name, ok := s.said[field.path]; ok && field.fate != honoured {
 			add(field.fate, name)
@@ -161,7 +160,7 @@ func (s *settings) withoutEffect() []note {
 	return notes
 }
 
-// write leaves the configuration in a file, with the values that c works with.
+// write writes the configuration to a file, with the values that are in effect in c.
 func (s *settings) write(file string, c *Config) error {
 	conf := s.conf
 	conf.TypeMeta = metav1.TypeMeta{APIVersion: kubeProxyAPIVersion, Kind: kubeProxyKind}
@@ -189,8 +188,8 @@ func (s *settings) write(file string, c *Config) error {
 	return nil
 }
 
-// addFieldFlags adds kube-proxy's flags for the fields that have no flag of ours.
-// They are hidden: help is about what has an effect here.
+// addFieldFlags adds kube-proxy's flags for the fields that have no flag of shunt's yet.
+// They are hidden: the help has what has an effect in shunt.
 func addFieldFlags(f *pflag.FlagSet) {
 	var conf kubeproxy.KubeProxyConfiguration
 	for _, field := range fields {
@@ -229,7 +228,7 @@ const (
 	typeVModule      = "pattern=N,..."
 )
 
-// featureGates is a flag's NAME=true|false pairs.
+// featureGates is the value of a flag with NAME=true|false pairs.
 type featureGates map[string]bool
 
 func (g featureGates) String() string { return "" }
@@ -246,7 +245,7 @@ func (g featureGates) Set(text string) error {
 	})
 }
 
-// vmodule is a flag's PATTERN=N pairs, as the file's list.
+// vmodule is the value of a flag with PATTERN=N pairs, in the form of the file's list.
 type vmodule []vmoduleItem
 
 type vmoduleItem struct {

@@ -12,16 +12,17 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// trimMemory gives back what only the start needed: memory of the heap, which the
-// collector would keep in hand for as much garbage again, and pages of our own code.
+// trimMemory returns to the kernel the memory that only the start needed: free memory of
+// the heap, which the garbage collector would keep for as much garbage again, and pages of
+// this process's code.
 func trimMemory() error {
 	debug.FreeOSMemory()
 	return dropCode()
 }
 
-// dropCode tells the kernel to take this process's code out of its memory. Whatever
-// runs on comes back from the page cache at once; most of it is for a start, and
-// would count as resident for as long as nothing else needs the room.
+// dropCode removes this process's code from its resident memory. Code that still runs is
+// mapped again from the page cache at once. Most code is used at the start only, and would
+// count as resident as long as the machine has free memory.
 func dropCode() error {
 	f, err := os.Open("/proc/self/maps")
 	if err != nil {
@@ -36,7 +37,7 @@ func dropCode() error {
 		if _, err := fmt.Sscanf(lines.Text(), "%x-%x %s", &from, &to, &rights); err != nil {
 			return fmt.Errorf("read %q of /proc/self/maps: %w", lines.Text(), err)
 		}
-		// Of a file, and never written: a private page that was would be lost.
+		// Only read-only mappings of files: a private page that was written would be lost.
 		if rights != "r-xp" || !strings.Contains(lines.Text(), " /") {
 			continue
 		}

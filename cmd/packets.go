@@ -44,8 +44,8 @@ func (d *daemon) openPackets() (*bpf.PacketPath, error) {
 	})
 }
 
-// startPackets puts the packet path into effect. What can't be attached is tried
-// again, and does not keep the rest from working.
+// startPackets puts the packet path into effect. A device to which a program can't be
+// attached is tried again, and does not keep the others from working.
 func (d *daemon) startPackets() {
 	problems, err := bpf.ForwardingProblems()
 	if err != nil {
@@ -58,9 +58,9 @@ func (d *daemon) startPackets() {
 	d.packets.Start()
 }
 
-// timeouts are those that kube-proxy sets for the kernel's connection tracking. In one
-// respect ours is another: what is not refreshed with every packet can't expire at
-// once.
+// timeouts returns the timeouts that kube-proxy would set for conntrack; 0 is the default.
+// Unlike kube-proxy's they are bpf.MinTimeout at least: the programs do not refresh a flow
+// with every packet.
 func (c *Config) timeouts() bpf.Timeouts {
 	if c.settings == nil {
 		return bpf.Timeouts{}

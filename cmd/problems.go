@@ -18,26 +18,26 @@ import (
 	"shunt/watcher"
 )
 
-// How many Events about problems of Services a daemon records: so many at once, and
-// then one in so long a time. Without a bound one object could make thousands.
+// Limits of the Events about problems of Services: problemEvents at once, and then one
+// every problemEventPeriod. Without a limit one object could cause thousands.
 const (
 	problemEvents      = 50
 	problemEventPeriod = 2 * time.Second
 )
 
-// problemReporter passes on what the loop says of Services that are not served as
-// they ask: as Events, and into map problems. The loop's goroutine calls it.
+// problemReporter records the problems that the loop reports: as Events, and in map
+// problems. The reconcile goroutine calls it.
 type problemReporter struct {
 	log    *zap.Logger
 	node   string
 	kernel *maps.Kernel
-	// warn is nil where Events are not taken.
+	// warn is nil where Events can't be recorded.
 	warn    func(service lb.ServiceName, reason, note string)
 	limiter *rate.Limiter
-	// unsaid counts Events that the limiter has refused since the last one.
+	// unsaid is the number of Events that the limiter has refused since the last one.
 	unsaid int
-	// written is the version that map problems holds, none at first: it may hold what an
-	// earlier daemon found.
+	// written is the version in map problems. It is nil at first: the map may have the
+	// problems of an earlier daemon.
 	written *uint64
 }
 
@@ -46,7 +46,7 @@ func newProblemReporter(d *daemon, src *source) *problemReporter {
 		limiter: rate.NewLimiter(rate.Every(problemEventPeriod), problemEvents)}
 }
 
-// found records an Event on the Service for a problem that is new.
+// found records an Event on the Service of a new problem.
 func (r *problemReporter) found(p lb.Problem) {
 	if r.warn == nil {
 		return
@@ -64,7 +64,7 @@ func (r *problemReporter) found(p lb.Problem) {
 	r.warn(p.Service, problemEvent(p.Kind), fmt.Sprintf("node %s: %s", r.node, said.text()))
 }
 
-// write brings map problems up to date.
+// write updates map problems, if there is another version.
 func (r *problemReporter) write(p lb.Problems) {
 	if r.written != nil && *r.written == p.Version {
 		return
@@ -105,25 +105,24 @@ type problemStatus struct {
 	Kind      string `json:"kind"`
 	Namespace string `json:"namespace"`
 	Service   string `json:"service"`
-	// PortName, Protocol and Family are empty where the problem is not that of one port.
+	// PortName, Protocol and Family are empty where the problem is not of one port.
 	PortName string `json:"portName,omitempty"`
 	Protocol string `json:"protocol,omitempty"`
 	Family   string `json:"family,omitempty"`
-	// Frontend is empty where the problem is not that of one frontend; Owner is the
-	// Service that has it.
+	// Frontend is empty where the problem is not of one frontend. Owner is the Service
+	// that has the frontend.
 	Frontend string    `json:"frontend,omitempty"`
 	Owner    string    `json:"owner,omitempty"`
 	Error    string    `json:"error,omitempty"`
 	Since    time.Time `json:"since"`
 	Attempts uint32    `json:"attempts"`
-	// More counts further problems of the kind and the Service.
+	// More is the number of further problems of this kind and Service.
 	More uint32 `json:"more,omitempty"`
 }
 
-// problemsStatus is what `shunt status` says of Services that are not served as they
-// ask.
+// problemsStatus is what `shunt status` reports about problems of Services.
 type problemsStatus struct {
-	// Total counts all problems; List has the first of them.
+	// Total is the number of all problems; List has the first of them.
 	Total int             `json:"total"`
 	List  []problemStatus `json:"list"`
 }
@@ -155,7 +154,7 @@ func newProblemStatus(p maps.Problem) problemStatus {
 	return s
 }
 
-// name is the Service, with its port where the problem is that port's.
+// name returns the Service, with the port where the problem is of one port.
 func (p *problemStatus) name() string {
 	name := p.Namespace + "/" + p.Service
 	if p.PortName != "" {
@@ -170,7 +169,7 @@ func (p *problemStatus) name() string {
 	return name
 }
 
-// text says what is wrong, without the Service's name.
+// text returns what is wrong, without the Service's name.
 func (p *problemStatus) text() string {
 	var parts []string
 	if p.Frontend != "" {
@@ -219,9 +218,9 @@ func counted(n int, one, many string) string {
 	return fmt.Sprintf("%d %s", n, many)
 }
 
-// addProblems notes the problems at the frontends that they concern. A frontend that
-// a Service does not have, and a Service of which nothing is served, get an entry of
-// their own.
+// addProblems sets the problem in the reports of the frontends that it concerns. A report
+// is added for a frontend that the Service does not have, and for a Service without
+// frontends.
 func addProblems(list []frontendReport, problems []maps.Problem, match func(netip.AddrPort) bool, all bool) []frontendReport {
 	for _, p := range problems {
 		text := newProblemStatus(p)
@@ -243,19 +242,19 @@ func addProblems(list []frontendReport, problems []maps.Problem, match func(neti
 	return list
 }
 
-// of reports whether a frontend is of the Service, and of the port that is named, if
-// there is one.
+// of reports whether a frontend is of the Service in n, and of its port if n has one.
 func of(r *frontendReport, n maps.Name) bool {
 	return r.Namespace == n.Namespace && r.Service == n.Name &&
 		(n.Family == 0 || r.Family == lb.Family(n.Family).String()) &&
 		(n.Protocol == 0 || r.PortName == n.Port && r.Protocol == maps.ProtocolName(n.Protocol))
 }
 
-// notServed is the kind of a frontend that a Service asks for and does not have.
+// notServed is the kind in the report of a frontend that a Service asks for and does not
+// have.
 const notServed = "none"
 
-// unserved is the entry of a frontend that is not served; its address is empty where
-// no frontend is named.
+// unserved returns the report of a frontend that is not served. Its address is empty
+// where the problem has no frontend.
 func unserved(p maps.Problem) frontendReport {
 	s := newProblemStatus(p)
 	r := frontendReport{Namespace: s.Namespace, Service: s.Service, PortName: s.PortName, Protocol: s.Protocol, Family: s.Family,
@@ -268,8 +267,8 @@ func unserved(p maps.Problem) frontendReport {
 	return r
 }
 
-// anyProblem reports whether any frontend has a problem: only then there is a
-// column for it.
+// anyProblem reports whether a frontend has a problem: only then the table has a column
+// for it.
 func anyProblem(list []frontendReport) bool {
 	return slices.ContainsFunc(list, func(r frontendReport) bool { return r.Problem != "" })
 }

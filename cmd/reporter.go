@@ -13,16 +13,16 @@ import (
 	"shunt/watcher"
 )
 
-// reporter passes what the loop says on to those who tell others: the health and
-// metrics servers, the log, map meta. It is the loop's Observer.
+// reporter passes the loop's reports to the health and metrics servers, the log, and the
+// maps meta, problems and memory. It is the loop's Observer.
 type reporter struct {
 	d        *daemon
 	health   *health.Server
 	problems *problemReporter
 	checks   keptChecks
-	// checked: the loop has said what the healthCheckNodePorts are.
+	// checked is set when the loop has reported healthCheckNodePorts.
 	checked bool
-	// first: the first reconcile is not over yet.
+	// first is set until the first reconcile was reported.
 	first bool
 }
 
@@ -92,15 +92,15 @@ func (r *reporter) Reconciled(rep lb.Report) {
 		zap.Uint64("source_writes", w.Sources), zap.Uint64("service_cidr_writes", w.ServiceCidrs))
 }
 
-// SetHealthChecks passes healthCheckNodePorts on.
+// SetHealthChecks passes healthCheckNodePorts to their server, and stores them.
 func (r *reporter) SetHealthChecks(checks []lb.HealthCheck) {
 	r.checked = true
 	r.health.SetHealthChecks(checks)
 	r.checks.keep(checks)
 }
 
-// synced follows the first reconcile, of which the loop says nothing of healthCheckNodePorts
-// where there are none: an earlier daemon may have had some.
+// synced is called after the first reconcile. The loop does not report healthCheckNodePorts
+// if there are none; synced then removes those of an earlier daemon.
 func (r *reporter) synced() {
 	if !r.checked {
 		r.SetHealthChecks(nil)

@@ -11,11 +11,11 @@ import (
 	"shunt/maps"
 )
 
-// mostAPIAddresses bounds how many addresses of API servers are kept from Services; a
-// name may lead to ever new ones.
+// mostAPIAddresses bounds the addresses of API servers that are reserved: a name may
+// resolve to ever new ones.
 const mostAPIAddresses = 64
 
-// reserved gathers what no Service may have on this node.
+// reserved collects the addresses that no Service may have on this node.
 type reserved struct {
 	store *lb.Store
 
@@ -23,8 +23,8 @@ type reserved struct {
 	now lb.Reserved
 }
 
-// newReserved keeps the addresses at which the daemon will listen from Services, and
-// externalIPs where those are switched off.
+// newReserved reserves the addresses at which the daemon will listen, and those of the
+// hook check. It also refuses externalIPs where those are switched off.
 func newReserved(store *lb.Store, c *Config) *reserved {
 	r := &reserved{store: store, now: lb.Reserved{NoExternalIPs: !c.ExternalIPs, Probes: maps.ProbeAddrs[:]}}
 	for _, a := range []netip.AddrPort{c.healthz, c.metrics, c.probes} {
@@ -36,15 +36,14 @@ func newReserved(store *lb.Store, c *Config) *reserved {
 	return r
 }
 
-// useAPI keeps an address of the API server from Services. It may be called from any
-// goroutine.
+// useAPI reserves an address of the API server. It may be called from any goroutine.
 func (r *reserved) useAPI(a netip.AddrPort) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if slices.Contains(r.now.API, a) {
 		return
 	}
-	first := max(0, len(r.now.API)+1-mostAPIAddresses) // the oldest goes
+	first := max(0, len(r.now.API)+1-mostAPIAddresses) // the oldest is dropped
 	r.now.API = append(slices.Clone(r.now.API[first:]), a)
 	r.store.SetReserved(r.now)
 }

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package cmd owns the command line: one file a command, flags into a checked
-// configuration, and the wiring of the other packages. It decides nothing about
-// traffic. Start reading at Main, then run.go.
+// Package cmd is the command line: a file for each command, a checked configuration made
+// from flags, and the wiring of the other packages. It decides nothing about traffic.
+// Start reading at Main, then run.go.
 package cmd
 
 import (
@@ -21,18 +21,19 @@ import (
 	"shunt/lab"
 )
 
-// Exit codes of every command. For status, exitFailure says that something does not
+// Exit codes of every command. For status, exitFailure means that something does not
 // serve as it should.
 const (
 	exitOK      = 0
 	exitFailure = 1
-	// exitUsage: the command line itself makes no sense; nothing was done.
+	// exitUsage means that the command line is wrong, and nothing was done.
 	exitUsage = 2
-	// exitDegraded: all serves, and something is missing that it will need (status).
+	// exitDegraded (status) means that all serves, but something is missing, such as the
+	// daemon.
 	exitDegraded = 3
 )
 
-// exitError ends a command that has done its work with a code and a line of text.
+// exitError ends a command that has done its work with an exit code and a line of text.
 type exitError struct {
 	code int
 	text string

@@ -23,8 +23,8 @@ import (
 	"shunt/maps"
 )
 
-// gcPercent trades a little time of the garbage collector for memory: the heap
-// is mostly the model, which hardly changes.
+// gcPercent saves memory for a little more time of the garbage collector: the heap is
+// mostly the model, which rarely changes.
 const gcPercent = 50
 
 func newRunCommand() *cobra.Command {
@@ -58,7 +58,7 @@ func newRunCommand() *cobra.Command {
 	return c
 }
 
-// daemon is what run wires together.
+// daemon is all parts of a daemon, which run connects.
 type daemon struct {
 	cfg      *Config
 	log      *zap.Logger
@@ -79,10 +79,10 @@ type daemon struct {
 	reporter *reporter
 	memory   *maps.Memory
 	requests requests
-	// adopted: the maps are an earlier daemon's. inEffect: what one programmed, in these maps
-	// or in those that they replace, was in effect at the start.
+	// adopted is set if the maps are an earlier daemon's. inEffect is set if what an earlier
+	// daemon programmed, in these maps or in those that they replace, was in effect at start.
 	adopted, inEffect bool
-	// mapsMu is held by readers of kernel that do not end with serve.
+	// mapsMu protects kernel from readers that may outlive serve.
 	mapsMu sync.RWMutex
 }
 
@@ -92,8 +92,8 @@ func run(ctx context.Context, cfg *Config) (err error) {
 	if err != nil {
 		return err
 	}
-	defer func() { _ = log.Sync() }() // fails on a terminal, and says nothing of use
-	defer surviveBrokenPipe()()       // a log collector that ends must not take the node's proxy along
+	defer func() { _ = log.Sync() }() // always fails on a terminal
+	defer surviveBrokenPipe()()       // a log collector that ends must not end the node's proxy
 	defer surviveHangup(log)()
 	for _, n := range cfg.notes() {
 		log.Info("configuration without effect", zap.Strings("fields", n.names), zap.String("why", n.why))
@@ -109,7 +109,7 @@ func run(ctx context.Context, cfg *Config) (err error) {
 	if err != nil {
 		return err
 	}
-	// After the source: a configuration that is refused leaves nothing pinned.
+	// After newSource, so that a refused configuration leaves nothing pinned.
 	if d.memory, err = maps.OpenMemory(cfg.BPFFSRoot); err != nil {
 		return bpf.Explain(err)
 	}
@@ -129,7 +129,7 @@ func run(ctx context.Context, cfg *Config) (err error) {
 	return err
 }
 
-// prepare checks what the machine has to have, before anything is touched.
+// prepare checks the machine's requirements before anything is changed, and takes the lock.
 func (d *daemon) prepare() (*bpf.Lock, error) {
 	if err := bpf.RequireRoot(); err != nil {
 		return nil, err
@@ -148,7 +148,7 @@ func (d *daemon) prepare() (*bpf.Lock, error) {
 	return bpf.TakeLock(d.cfg.BPFFSRoot)
 }
 
-// open brings maps and programs into the kernel, not into effect.
+// open loads maps and programs into the kernel. It does not put them into effect.
 func (d *daemon) open() error {
 	set, opened, err := maps.Open(d.cfg.BPFFSRoot, d.cfg.MapSizes)
 	if err != nil {
@@ -182,8 +182,9 @@ func (d *daemon) openKernel() (err error) {
 	return err
 }
 
-// leads returns where this node translates connections to an address, as far as the
-// maps are open. It is asked for the API server's address, from any goroutine.
+// leads returns the endpoints to which this node translates connections to an address;
+// none while the maps are not open. It is called for addresses of the API server, from
+// any goroutine.
 func (d *daemon) leads(to netip.AddrPort) []netip.AddrPort {
 	d.mapsMu.RLock()
 	defer d.mapsMu.RUnlock()
@@ -204,7 +205,7 @@ func (d *daemon) close() {
 	}
 }
 
-// serve runs all parts until the context ends or one of them fails.
+// serve runs all parts until ctx is done or one of them fails.
 func (d *daemon) serve(ctx context.Context, source *source) (err error) {
 	d.hooks = d.newHooks()
 	d.expiry = bpf.NewExpiry(bpf.ExpiryOptions{Set: d.set, Timeouts: d.cfg.timeouts(), Log: d.log})
@@ -238,7 +239,7 @@ func (d *daemon) serve(ctx context.Context, source *source) (err error) {
 		zap.String("bpffs", d.cfg.BPFFSRoot), zap.Int("adopted_frontends", adopted.Frontends),
 		zap.Int("adopted_backends", adopted.Backends), zap.Int("adopted_services", adopted.Services))
 
-	// Known before the first reconcile: what is in effect then takes node ports.
+	// Before the first reconcile, so that node ports work when the programs take effect.
 	addrs, err := bpf.Addrs()
 	if err != nil {
 		return err
@@ -262,7 +263,8 @@ func (d *daemon) serve(ctx context.Context, source *source) (err error) {
 	return group.Wait()
 }
 
-// trim waits for the first sync, which needs most, and gives back what it took.
+// trim waits for the first sync, which needs most memory, and then returns free memory to
+// the kernel.
 func (d *daemon) trim(ctx context.Context) {
 	select {
 	case <-ctx.Done():
@@ -273,8 +275,8 @@ func (d *daemon) trim(ctx context.Context) {
 	}
 }
 
-// newLogger logs to standard error: JSON lines, as cluster log collectors like it,
-// or text for people.
+// newLogger returns a logger to standard error: JSON lines, for the log collectors of a
+// cluster, or text.
 func newLogger(format string, verbosity int) (*zap.Logger, error) {
 	cfg := zap.NewProductionConfig()
 	if format == "text" {

@@ -35,14 +35,13 @@ type frontendReport struct {
 	// network: Cluster or Local.
 	InsidePolicy  string `json:"insidePolicy,omitempty"`
 	OutsidePolicy string `json:"outsidePolicy,omitempty"`
-	// SourceRanges are the clients from outside that are let in, and no others;
-	// empty: all are.
+	// SourceRanges are the clients from outside that are let in; empty: all are.
 	SourceRanges []string `json:"sourceRanges,omitempty"`
 	// Inside and Outside are what new connections may reach.
 	Inside  []backendReport `json:"inside"`
 	Outside []backendReport `json:"outside"`
-	// Problem says what the Service asks for here and does not get, and why. A
-	// frontend that is not served at all has kind "none".
+	// Problem says what the Service asks for and does not get, and why. A frontend
+	// that is not served at all has kind "none".
 	Problem string `json:"problem,omitempty"`
 }
 
@@ -51,7 +50,7 @@ type backendReport struct {
 	Port        uint16 `json:"port"`
 	Local       bool   `json:"local"`
 	Terminating bool   `json:"terminating,omitempty"`
-	// Connections counts connections and flows begun from this node since the
+	// Connections is the number of connections and flows from this node since the
 	// endpoint was added.
 	Connections uint64 `json:"connections"`
 }
@@ -88,7 +87,8 @@ func newServicesCommand() *cobra.Command {
 	return c
 }
 
-// parseMatch reads ADDRESS, ADDRESS:PORT or *:PORT.
+// parseMatch parses ADDRESS, ADDRESS:PORT or *:PORT, and returns a function that reports
+// whether a frontend matches.
 func parseMatch(s string) (func(netip.AddrPort) bool, error) {
 	if rest, ok := strings.CutPrefix(s, "*:"); ok {
 		s = "0.0.0.0:" + rest
@@ -106,7 +106,8 @@ func parseMatch(s string) (func(netip.AddrPort) bool, error) {
 	return func(o netip.AddrPort) bool { return o.Addr() == a }, nil
 }
 
-// readServices returns the frontends that match; all says that every one does.
+// readServices returns the frontends that match. all is set if every frontend matches:
+// then Services that have a problem and no frontend are listed too.
 func readServices(root string, match func(netip.AddrPort) bool, all bool) ([]frontendReport, error) {
 	set, kernel, err := openPins(root)
 	if err != nil {
@@ -166,8 +167,8 @@ func policyName(local bool) string {
 	return "Cluster"
 }
 
-// newBackendReports resolves a range. A record that was freed while the maps were
-// read is left out.
+// newBackendReports returns the backends of a slot range. A backend that was removed while
+// the maps were read is left out.
 func newBackendReports(kernel *maps.Kernel, dump *maps.Dump, r maps.SlotRange) []backendReport {
 	list := []backendReport{}
 	ids, err := dump.Range(r)
@@ -283,7 +284,7 @@ func backendsText(list []backendReport) (text string, connections uint64) {
 	return someOf(names), connections
 }
 
-// someOf names three and counts the rest.
+// someOf returns the first three names, and the number of the others.
 func someOf(names []string) string {
 	if more := len(names) - 3; more > 0 {
 		names = append(names[:3:3], fmt.Sprintf("and %d more", more))

@@ -11,9 +11,9 @@ import (
 	"go.uber.org/zap"
 )
 
-// endOnHangup ends the context also when the terminal of a command is gone, unless
-// the command was started to outlive it (nohup). It is for commands that have
-// something to put away, and not for the daemon.
+// endOnHangup returns a context that ends on SIGHUP too (the terminal is gone), unless the
+// command was started to ignore it (nohup). It is for commands that have something to
+// clean up, and not for the daemon.
 func endOnHangup(ctx context.Context) (context.Context, context.CancelFunc) {
 	if signal.Ignored(syscall.SIGHUP) {
 		return context.WithCancel(ctx)
@@ -21,17 +21,17 @@ func endOnHangup(ctx context.Context) (context.Context, context.CancelFunc) {
 	return signal.NotifyContext(ctx, syscall.SIGHUP)
 }
 
-// surviveBrokenPipe lets a process go on when the reader of its output has gone,
-// which would end it: a write fails with EPIPE then. Call what it returns at the end.
+// surviveBrokenPipe keeps SIGPIPE from ending the process when the reader of its output is
+// gone: the write fails with EPIPE instead. The caller must call stop at the end.
 func surviveBrokenPipe() (stop func()) {
 	broken := make(chan os.Signal, 1)
 	signal.Notify(broken, syscall.SIGPIPE)
 	return func() { signal.Stop(broken) }
 }
 
-// surviveHangup keeps SIGHUP from ending the daemon, and logs that it reads nothing
-// anew: operators send that signal to many daemons for a reload. Call what it returns
-// at the end.
+// surviveHangup keeps SIGHUP from ending the daemon, and logs that the signal has no
+// effect: many daemons reload their configuration on it. The caller must call stop at the
+// end.
 func surviveHangup(log *zap.Logger) (stop func()) {
 	hangup, ended := make(chan os.Signal, 1), make(chan struct{})
 	signal.Notify(hangup, syscall.SIGHUP)
@@ -43,7 +43,7 @@ func surviveHangup(log *zap.Logger) (stop func()) {
 		}
 	}()
 	return func() {
-		signal.Stop(hangup) // nothing is sent to it after this
+		signal.Stop(hangup) // no signal is sent to the channel after this
 		close(hangup)
 		<-ended
 	}

@@ -13,20 +13,21 @@ import (
 	"shunt/watcher"
 )
 
-// source is where Services come from, as parts that run with the daemon.
+// source is where Services are read from: an API server or manifest files.
 type source struct {
+	// parts run with the daemon.
 	parts []func(context.Context) error
-	// warn records a Warning event on a Service; nil where nobody takes events.
+	// warn records an Event of type Warning on a Service; nil without an API server.
 	warn func(service lb.ServiceName, reason, note string)
-	// watches says how the watches of the API server go; nil where there is none.
+	// watches returns the state of each watch; nil without an API server.
 	watches func() []health.Watch
-	// hasNode: a Node will be seen.
+	// hasNode is set with an API server, which has this node's Node.
 	hasNode bool
-	// recall reads what an earlier daemon left in memory; nil where nothing is needed.
+	// recall reads what an earlier daemon left in map memory; nil if nothing is needed.
 	recall func()
 }
 
-// newSource makes the watcher that the flags ask for, and the store it fills.
+// newSource makes the watcher that the flags select. It fills d.store.
 func newSource(d *daemon) (*source, error) {
 	if d.cfg.Manifests != "" {
 		m, err := watcher.NewManifests(watcher.ManifestsOptions{
@@ -64,7 +65,8 @@ func newSource(d *daemon) (*source, error) {
 	}, nil
 }
 
-// servers dials the API server, past what this daemon itself programs at its address.
+// servers returns the Servers that dial the API server. They dial its endpoints directly,
+// in case this daemon itself serves the API server's address.
 func (d *daemon) servers() *watcher.Servers {
 	return watcher.NewServers(watcher.ServersOptions{
 		Leads: d.leads,

@@ -21,26 +21,26 @@ import (
 	"shunt/maps"
 )
 
-// statusReport is what `shunt status -o json` prints. It comes from the pins, so
-// it is there with the daemon dead.
+// statusReport is what `shunt status -o json` prints. It is read from the pins, so it is
+// available without a daemon too.
 type statusReport struct {
 	BPFFSRoot string `json:"bpffsRoot"`
 	Kernel    string `json:"kernel"`
-	// Wrong is what does not serve as it should (exit code 1), Degraded what is missing
-	// though all serves (exit code 3).
+	// Wrong is what does not serve as it should (exit code 1). Degraded is what is missing
+	// while all serves (exit code 3).
 	Wrong    []string `json:"wrong"`
 	Degraded []string `json:"degraded"`
-	// InEffect: every hook of the socket path is attached, for this node's pods.
+	// InEffect is set if every hook of the socket path is attached, for this node's pods.
 	InEffect    bool             `json:"inEffect"`
 	Daemon      daemonStatus     `json:"daemon"`
 	APIServer   watchReport      `json:"apiServer"`
 	Attachments []bpf.Attachment `json:"attachments"`
-	// Scope says why the hooks don't act on this node's pods; empty: nothing says so.
+	// Scope says why the hooks don't act on this node's pods; empty if they seem to.
 	Scope   string       `json:"scope,omitempty"`
 	Packets packetStatus `json:"packets"`
 	// ServiceCIDRs are the ranges in which addresses that no service has are refused.
 	ServiceCIDRs []netip.Prefix `json:"serviceCIDRs"`
-	// Problems are of Services that are not served as they ask.
+	// Problems are those of Services that are not served as they ask.
 	Problems  problemsStatus    `json:"problems"`
 	Maps      []mapStatus       `json:"maps"`
 	Reasons   map[string]uint64 `json:"reasons"`
@@ -52,10 +52,10 @@ type daemonStatus struct {
 	Running bool   `json:"running"`
 	PID     uint32 `json:"pid,omitempty"`
 	ABI     uint32 `json:"abi"`
-	// Started and Synced are nil where that never happened.
+	// Started and Synced are nil if that never happened.
 	Started *time.Time `json:"started,omitempty"`
 	Synced  *time.Time `json:"synced,omitempty"`
-	// Pending counts changes that were not in the maps when it last reconciled.
+	// Pending is the number of changes that were not in the maps after the last reconcile.
 	Pending uint32 `json:"pending"`
 }
 
@@ -96,7 +96,7 @@ func newStatusCommand() *cobra.Command {
 	return c
 }
 
-// openPins opens what a daemon pinned, for commands that only read.
+// openPins opens the pinned maps, for commands that only read.
 func openPins(root string) (*maps.Set, *maps.Kernel, error) {
 	root, err := bpffsRoot(root)
 	if err != nil {
@@ -193,7 +193,8 @@ func unixTime(ns int64) *time.Time {
 	return &t
 }
 
-// servicesUsed counts the entries of map services: a cluster IP as a whole has none.
+// servicesUsed returns the number of entries in map services. A frontend of kind
+// UndefinedPort (all other ports of a cluster IP) has no entry there.
 func servicesUsed(d *maps.Dump) uint32 {
 	var n uint32
 	for _, svc := range d.Frontends {
@@ -204,7 +205,7 @@ func servicesUsed(d *maps.Dump) uint32 {
 	return n
 }
 
-// slotsUsed counts the slots that frontends lead to, each once.
+// slotsUsed returns the number of slots in the slot ranges of frontends, each counted once.
 func slotsUsed(d *maps.Dump) uint32 {
 	seen := map[uint32]uint32{}
 	for _, svc := range d.Frontends {

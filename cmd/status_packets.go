@@ -12,12 +12,13 @@ import (
 	"shunt/maps"
 )
 
-// packetStatus is what `shunt status` says of the packet path.
+// packetStatus is what `shunt status` reports about the packet path.
 type packetStatus struct {
 	Devices []bpf.DeviceAttachment `json:"devices"`
-	// Problems are those of no single device.
+	// Problems are those that are not of one device.
 	Problems []string `json:"problems,omitempty"`
 
+	// elsewhere is set if the daemon is in another network namespace.
 	elsewhere bool
 }
 
@@ -68,7 +69,7 @@ func deviceName(a bpf.DeviceAttachment) string {
 	return a.Device
 }
 
-// deviceText is "why, how, program, source addresses", and what is wrong.
+// deviceText returns "why, how, program, source addresses", and what is wrong.
 func deviceText(a bpf.DeviceAttachment) string {
 	parts := []string{string(a.Why)}
 	if a.By != "" {

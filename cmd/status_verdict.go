@@ -9,7 +9,8 @@ import (
 	"shunt/bpf"
 )
 
-// readScope compares the cgroups that hooks are attached to with where pods are.
+// readScope compares the cgroups to which hooks are attached with those of pods. It
+// returns what is wrong, "" if nothing is.
 func readScope(hooks []bpf.Attachment) (string, error) {
 	looked := map[uint64]bool{}
 	for _, a := range hooks {
@@ -27,7 +28,7 @@ func readScope(hooks []bpf.Attachment) (string, error) {
 	return "", nil
 }
 
-// judge says what is wrong and what is degraded.
+// judge sets Wrong, Degraded and InEffect.
 func (s *statusReport) judge() {
 	s.Wrong, s.Degraded = []string{}, []string{}
 	for _, a := range s.Attachments {
@@ -58,7 +59,7 @@ func (s *statusReport) judge() {
 	}
 }
 
-// exit returns the exit code, with what it is for; nil: all is well.
+// exit returns an error with the exit code and the reasons, nil if all is well.
 func (s *statusReport) exit() error {
 	switch {
 	case len(s.Wrong) > 0:

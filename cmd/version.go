@@ -20,8 +20,8 @@ var version = "devel"
 type versionInfo struct {
 	Version  string `json:"version"`
 	Revision string `json:"revision,omitempty"`
-	// ABI is the version of the maps' layout: daemons of one ABI take over from
-	// each other in place.
+	// ABI is the version of the maps' layout. A daemon can adopt the maps of another
+	// daemon with the same ABI.
 	ABI uint32 `json:"abi"`
 	Go  string `json:"go"`
 }
@@ -63,7 +63,7 @@ func printVersion(w io.Writer, output string) error {
 	})
 }
 
-// addOutputFlag adds -o with the formats that a command has beside its table.
+// addOutputFlag adds -o with the formats that a command has besides its table.
 func addOutputFlag(c *cobra.Command, output *string, formats ...string) {
 	usage := "output format, instead of a table: json"
 	for _, f := range formats[1:] {
@@ -80,7 +80,7 @@ func addOutputFlag(c *cobra.Command, output *string, formats ...string) {
 	}
 }
 
-// writeOutput writes v as JSON if that was asked for, else the table.
+// writeOutput writes v as JSON if output is json, else the table.
 func writeOutput(w io.Writer, output string, v any, table func(io.Writer)) error {
 	if output != "json" {
 		table(w)

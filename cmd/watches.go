@@ -19,19 +19,20 @@ import (
 )
 
 const (
-	// watchesInterval is how often the state of the watches is written down.
+	// watchesInterval is how often the state of the watches is stored if it has changed.
 	watchesInterval = time.Second
-	// watchErrorText bounds an error in what is written down, in bytes.
+	// watchErrorText bounds an error in the stored state, in bytes.
 	watchErrorText = 200
 )
 
-// watchReport is what a daemon leaves of its watches for `shunt status`.
+// watchReport is the state of the watches that a daemon stores for `shunt status`.
 type watchReport struct {
 	Written time.Time      `json:"written,omitzero"`
 	Watches []health.Watch `json:"watches"`
 }
 
-// watches returns the state of the watcher's watches in the terms of package health.
+// watches returns a function that returns the state of api's watches in the types of
+// package health.
 func watches(api *watcher.API) func() []health.Watch {
 	return func() []health.Watch {
 		states := api.Watches()
@@ -43,8 +44,8 @@ func watches(api *watcher.API) func() []health.Watch {
 	}
 }
 
-// keepWatches writes the state of the watches down, where it changed, until ctx is
-// done. With no API server it says so by an empty report.
+// keepWatches stores the state of the watches in map memory whenever it has changed, until
+// ctx is done. Without an API server it stores an empty report.
 func (d *daemon) keepWatches(ctx context.Context, state func() []health.Watch) error {
 	tick := time.NewTicker(watchesInterval)
 	defer tick.Stop()
@@ -71,7 +72,7 @@ func (d *daemon) keepWatches(ctx context.Context, state func() []health.Watch) e
 	}
 }
 
-// readWatches reads what the daemon last wrote; the zero value where it never did.
+// readWatches returns what the daemon last stored, the zero value if it never did.
 func readWatches(root string) (r watchReport) {
 	memory, err := maps.LoadMemory(root)
 	if err != nil {
@@ -115,11 +116,11 @@ func (r *watchReport) table(w io.Writer, running bool) {
 	}
 }
 
-// requests passes what client-go measures on to our metrics.
+// requests passes the measurements of client-go to the metrics of package health.
 type requests struct{ *health.Requests }
 
-// register lets client-go report to r. client-go has one place for this in a process,
-// which the first caller gets.
+// register makes client-go report to r. client-go accepts only the first registration of a
+// process.
 func (r requests) register() {
 	metrics.Register(metrics.RegisterOpts{
 		RequestLatency:     verbMetric(r.Took),
