@@ -14,13 +14,13 @@ import (
 	"shunt/lab"
 )
 
-// answers says whether somebody answers a client soon.
+// answers reports whether a client gets an answer within 200 ms.
 func answers(from *lab.Pod, network string, dst netip.AddrPort) bool {
 	return ask(from, network, dst, 200*time.Millisecond).Err == nil
 }
 
-// TestAddressAtRuntime: an address that an interface gets takes node ports, and
-// ceases to when it is taken away, also where packets to it still come here.
+// TestAddressAtRuntime: an address added to an interface takes node ports until it is
+// removed, also if packets to it still arrive here afterwards.
 func TestAddressAtRuntime(t *testing.T) {
 	t.Parallel()
 	c := startCluster(t, lab.Network{})
@@ -52,9 +52,8 @@ func TestAddressAtRuntime(t *testing.T) {
 	}
 }
 
-// TestDeviceAtRuntime: a device that appears while the daemon runs serves as the
-// others do, with its own addresses and for those of services, and one that goes and
-// comes again does, too.
+// TestDeviceAtRuntime: a device that is added while the daemon runs serves like the others,
+// at its own addresses and at those of services, also after it was removed and added again.
 func TestDeviceAtRuntime(t *testing.T) {
 	t.Parallel()
 	c := startCluster(t, lab.Network{})
@@ -68,7 +67,7 @@ func TestDeviceAtRuntime(t *testing.T) {
 			rig.Eventually(t, "a client behind "+device+" is answered", func() bool { return answers(client, "tcp", dst) })
 			for _, network := range protocols {
 				wantAnswer(t, client, network, dst, c.near, client.LinkAddrs()[family])
-				// The way out is another device than the way in.
+				// The packets leave by another device than they arrived on.
 				wantAnswer(t, client, network, rig.At(dst.Addr(), rig.NodePortOf(2)), c.far, nodeAddrs(c.n1)[family])
 			}
 		}
@@ -77,7 +76,7 @@ func TestDeviceAtRuntime(t *testing.T) {
 }
 
 // TestLoopbackFromOutside: a packet from outside to 127.0.0.1 or ::1 and a node port
-// reaches nobody, though the kernel be told to route such addresses.
+// reaches no server, even if the kernel is configured to route such addresses.
 func TestLoopbackFromOutside(t *testing.T) {
 	t.Parallel()
 	c := startCluster(t, lab.Network{})
@@ -116,7 +115,7 @@ func TestLoopbackFromOutside(t *testing.T) {
 		for _, pair := range [][2]string{{"127.0.0.1", c.n1.Addr4().String()}, {"127.1.2.3", c.n1.Addr4().String()}, {"::1", c.n1.Addr6().String()}} {
 			before := count()
 			send(netip.MustParseAddr(pair[0]))
-			send(netip.MustParseAddr(pair[1])) // later, by the same way: once these are through, so are the others
+			send(netip.MustParseAddr(pair[1])) // sent later on the same path: when these have arrived, so have the others
 			rig.Eventually(t, "packets to the node's own address are served", func() bool { return count() >= before+packets })
 			if n := count() - before; n != packets {
 				t.Errorf("route_localnet %s: %d packets were served, of %d to %s and %d to %s", value, n, packets, pair[0], packets, pair[1])
@@ -129,8 +128,8 @@ func TestLoopbackFromOutside(t *testing.T) {
 	}
 }
 
-// TestOwnConnections: a connection that a process of the node makes from a port that
-// is a node port's number is the process's own, as is one to another node's node port.
+// TestOwnConnections: a process of the node connects from a source port with the number of
+// a node port, and to another node's node port. Neither connection is translated.
 func TestOwnConnections(t *testing.T) {
 	t.Parallel()
 	c := startCluster(t, lab.Network{})
@@ -149,7 +148,7 @@ func TestOwnConnections(t *testing.T) {
 			if heard.Answered != 3 || heard.Servers["outside"] != 1 || heard.Servers["other"] != 1 || heard.Servers["host-far"] != 1 {
 				t.Errorf("round %d: %s from %v: %+v, want each to answer", round, network, own, heard)
 			}
-			// Others are served at that port meanwhile.
+			// Other clients are served at that port meanwhile.
 			wantAnswer(t, c.outside, network, own, c.near, c.outside.Addrs()[family])
 			if heard, err = held.Ask(); err != nil {
 				t.Fatal(err)

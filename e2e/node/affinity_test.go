@@ -10,8 +10,8 @@ import (
 	"shunt/lab"
 )
 
-// TestAffinity: with session affinity ClientIP every client outside has its endpoint,
-// whichever frontend of the port it uses, and whatever its own port is.
+// TestAffinity: with session affinity ClientIP, every client outside keeps its endpoint,
+// for every frontend of the service port and every source port.
 func TestAffinity(t *testing.T) {
 	t.Parallel()
 	c := startCluster(t, lab.Network{})
@@ -36,7 +36,7 @@ func TestAffinity(t *testing.T) {
 				}
 			}
 		}
-		// Its endpoint gone, a client gets another, and keeps that.
+		// When its endpoint is gone, a client gets another, and keeps that one.
 		var left []*lab.Pod
 		for _, p := range more {
 			if p.Name() != chosen[c.outside] {
@@ -57,8 +57,8 @@ func TestAffinity(t *testing.T) {
 	})
 }
 
-// TestAffinityEnds: affinity is kept for its time after the last connection, not after
-// the first, and not for longer.
+// TestAffinityEnds: the timeout of affinity runs from the last connection, not from the
+// first, and affinity ends with it.
 func TestAffinityEnds(t *testing.T) {
 	t.Parallel()
 	c := startCluster(t, lab.Network{})
@@ -73,14 +73,14 @@ func TestAffinityEnds(t *testing.T) {
 		before := last
 		a := ask(c.outside, "tcp", dst, 0)
 		last = time.Now()
-		// On a machine that stood still for so long nothing can be said.
+		// If the machine stalled for that long, the result means nothing.
 		if a.Err != nil || a.Server != first.Server && last.Sub(before) < seconds*time.Second {
 			t.Fatalf("%q answers (%v) %v after the last connection, before it was %s", a.Server, a.Err, last.Sub(before), first.Server)
 		}
 		first = a
 	}
-	// Of four endpoints another one comes in three of four tries: that it never does
-	// has a chance of 1 in 10^7.
+	// With four endpoints, a new choice is another one in three of four tries: the chance
+	// that it never is, is 1 in 10^7.
 	for try := 0; ; try++ {
 		time.Sleep(seconds*time.Second + 100*time.Millisecond)
 		a := ask(c.outside, "tcp", dst, 0)

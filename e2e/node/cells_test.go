@@ -13,13 +13,13 @@ import (
 	"shunt/lab"
 )
 
-// joining is a way in which pods are joined.
+// joining is a kind of pod network.
 type joining struct {
 	name string
 	lab.Network
 }
 
-// networks are all of them.
+// networks are all kinds.
 var networks = []joining{
 	{"ptp", lab.Network{}},
 	{"bridge", lab.Network{Bridge: true}},
@@ -27,8 +27,8 @@ var networks = []joining{
 	{"bridge-vxlan", lab.Network{Bridge: true, VXLAN: true}},
 }
 
-// eachNetwork gives all networks, and where tests are short the plainest and the one
-// that has everything.
+// eachNetwork returns all networks, and in short tests the simplest and the most complete
+// one.
 func eachNetwork() []joining {
 	if testing.Short() {
 		return []joining{networks[0], networks[3]}
@@ -36,13 +36,13 @@ func eachNetwork() []joining {
 	return networks
 }
 
-// backend is a place where an endpoint is.
+// backend is a location of an endpoint.
 type backend struct {
 	name    string
 	service int
 	server  func(*cluster) *lab.Pod
 	remote  bool
-	host    bool // of its node's own network
+	host    bool // with hostNetwork
 }
 
 var backends = []backend{
@@ -52,7 +52,8 @@ var backends = []backend{
 	{"remote-host", 4, func(c *cluster) *lab.Pod { return c.hostFar }, true, true},
 }
 
-// cell is one way for a client outside to reach a server.
+// cell is a combination of a frontend, a location of the endpoint, a protocol and a family,
+// for a client outside.
 type cell struct {
 	network  string // protocol
 	family   int
@@ -75,8 +76,8 @@ func cells() (all []cell) {
 	return all
 }
 
-// seen is the address that the server must see: the client's own where it is on the
-// node that was addressed, else the one that this node itself would use.
+// seen returns the address that the server must see: the client's own if the server is on
+// the node that was addressed, otherwise the address that this node itself would use.
 func (c cell) seen(k *cluster, joined lab.Network) netip.Addr {
 	switch {
 	case !c.backend.remote:
@@ -87,7 +88,7 @@ func (c cell) seen(k *cluster, joined lab.Network) netip.Addr {
 	return nodeAddrs(k.n1)[c.family]
 }
 
-// backendServices makes a service for each place where an endpoint can be.
+// backendServices makes a service for each location of an endpoint.
 func (c *cluster) backendServices() {
 	c.t.Helper()
 	for _, b := range backends {
@@ -100,9 +101,9 @@ func (c *cluster) backendServices() {
 	c.apply()
 }
 
-// TestCells is the table of all that a client outside can ask, on every kind of pod
-// network and under every set of rules that others install: who answers, from which
-// address, and whom the server saw.
+// TestCells covers everything that a client outside can ask, on every kind of pod network
+// and with every foreign rule set: which server answers, from which address, and which
+// client it sees.
 func TestCells(t *testing.T) {
 	for _, joined := range eachNetwork() {
 		t.Run(joined.name, func(t *testing.T) {
@@ -121,10 +122,10 @@ func TestCells(t *testing.T) {
 	}
 }
 
-// askCells asks every cell once.
+// askCells makes one exchange for every cell.
 func (c *cluster) askCells(t *testing.T, joined lab.Network, set ruleSet) {
 	t.Helper()
-	var silences sync.WaitGroup // which take their time, and together no more than one
+	var silences sync.WaitGroup // each waits for its timeout, all of them at the same time
 	defer silences.Wait()
 	for _, cell := range cells() {
 		dst := cell.frontend.of(c, cell.backend.service, cell.family)

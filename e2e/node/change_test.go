@@ -13,7 +13,7 @@ import (
 	"shunt/lab"
 )
 
-// question asks on a socket that may be connected, and gives who answered.
+// question makes an exchange on a connected socket, and returns the server that answered.
 func question(s *lab.Socket, timeout time.Duration) (string, error) {
 	if err := s.Send([]byte("again\n")); err != nil {
 		return "", err
@@ -29,7 +29,8 @@ func question(s *lab.Socket, timeout time.Duration) (string, error) {
 	return server, nil
 }
 
-// connected opens a socket that is connected to a service, and gives who answers.
+// connected opens a socket that is connected to a service, and returns it with the server
+// that answers.
 func connected(t *testing.T, from *lab.Pod, c *cluster, network string, n, family int) (*lab.Socket, string) {
 	t.Helper()
 	s := from.Socket(network + []string{"4", "6"}[family])
@@ -44,8 +45,8 @@ func connected(t *testing.T, from *lab.Pod, c *cluster, network string, n, famil
 	return s, server
 }
 
-// TestFlowsKeepTheirBackend: what has begun goes on where it began, over TCP until
-// its end, over UDP while the endpoint serves; new connections see every change.
+// TestFlowsKeepTheirBackend: TCP connections keep their backend until they end, UDP flows
+// while the endpoint serves. New connections follow every change.
 func TestFlowsKeepTheirBackend(t *testing.T) {
 	t.Parallel()
 	c := startCluster(t, lab.Network{})
@@ -102,9 +103,8 @@ func has(pods []*lab.Pod, name string) bool {
 	return false
 }
 
-// TestZeroAndBack: a UDP client with one socket for all its life is refused while
-// nobody serves and served again after, also by another endpoint, and TCP clients
-// are alike with each new connection.
+// TestZeroAndBack: a UDP client with one socket is refused while there is no endpoint and
+// served afterwards, also by another endpoint. So is each new connection of TCP clients.
 func TestZeroAndBack(t *testing.T) {
 	t.Parallel()
 	c := startCluster(t, lab.Network{})
@@ -135,8 +135,8 @@ func TestZeroAndBack(t *testing.T) {
 	}
 }
 
-// TestServiceComesAndGoes: a client that asked an address before it was a service's,
-// and one that asks after it ceased to be, get what there is then.
+// TestServiceComesAndGoes: a client that asked an address before it had a service, and one
+// that asks after the service is gone, get what is in effect then.
 func TestServiceComesAndGoes(t *testing.T) {
 	t.Parallel()
 	c := startCluster(t, lab.Network{})

@@ -14,12 +14,12 @@ import (
 	"shunt/lab"
 )
 
-// cluster is what most tests need: nodes, each with a daemon, of which the first is
-// the one that clients outside address.
+// cluster is used by most tests: nodes, each with a daemon. Clients outside address the
+// first one.
 //
 //	n1: near (a pod), host-near (a server of the node's own network), inside (a pod)
 //	n2: far, host-far
-//	outside, other: clients on the wire, which reach service addresses by n1
+//	outside, other: clients on the wire, which route service addresses through n1
 type cluster struct {
 	*lab.Lab
 	t                            *testing.T
@@ -31,13 +31,13 @@ type cluster struct {
 	d, d2                        *rig.Daemon
 }
 
-// hostPort is where the servers of the nodes' own network listen.
+// hostPort is the port of the servers in the nodes' own network.
 const hostPort = 9090
 
-// clusterCIDRs is the flag that says which addresses are pods'.
+// clusterCIDRs is the flag with the pods' addresses.
 var clusterCIDRs = fmt.Sprintf("--cluster-cidr=%v,%v", lab.ClusterCIDR4, lab.ClusterCIDR6)
 
-// newCluster makes the lab, and no daemon yet.
+// newCluster makes the lab without daemons.
 func newCluster(t *testing.T, network lab.Network) *cluster {
 	t.Helper()
 	l := lab.ForTest(t)
@@ -78,7 +78,7 @@ func (c *cluster) start(flags ...string) {
 	c.d2.WaitHealthy()
 }
 
-// serve makes pods answer on a port by both protocols.
+// serve makes pods answer on a port over both protocols.
 func serve(port uint16, pods ...*lab.Pod) {
 	for _, p := range pods {
 		p.Serve("tcp", port)
@@ -95,7 +95,7 @@ func (c *cluster) apply(objects ...any) {
 	c.m.Settle(c.d2)
 }
 
-// remove takes services away.
+// remove removes services and their slices.
 func (c *cluster) remove(services ...string) {
 	c.t.Helper()
 	for _, s := range services {
@@ -132,7 +132,7 @@ const (
 	clusterIP
 )
 
-// nodePortAt is the node port of service number n on the first node.
+// nodePortAt returns the node port of service number n on the first node.
 func (c *cluster) nodePortAt(n, family int) netip.AddrPort {
 	return frontends[nodePort].of(c, n, family)
 }
@@ -144,14 +144,14 @@ var (
 	families  = []string{"IPv4", "IPv6"}
 )
 
-// ask asks once, over UDP by an unconnected socket, which shows where the answer
-// came from; TCP shows it by being a connection at all.
+// ask makes one exchange, over UDP with an unconnected socket, which shows the source
+// address of the answer. Over TCP the connection itself shows it.
 func ask(from *lab.Pod, network string, dst netip.AddrPort, timeout time.Duration) lab.Answer {
 	return from.Request(network, dst, lab.RequestOptions{Unconnected: true, Timeout: timeout})
 }
 
-// checkAnswer says what is wrong with an answer: who gave it, whom that saw, or
-// where it came from.
+// checkAnswer returns an error if another server answered, or saw another client, or the
+// answer has another source.
 func checkAnswer(a lab.Answer, network string, dst netip.AddrPort, server *lab.Pod, seen netip.Addr) error {
 	switch {
 	case a.Err != nil:
@@ -168,12 +168,12 @@ func checkAnswer(a lab.Answer, network string, dst netip.AddrPort, server *lab.P
 	return nil
 }
 
-// errOtherPort: the client's port is another at the server. It has to be where the
-// client has the same port for another flow to that server, such as one that some
-// rule kept from being answered: that is chance, and does not come twice in a row.
+// errOtherPort means that the server saw another client port. That is necessary if another
+// flow of the client to that server has the same port, for example one that a rule kept
+// unanswered: this is chance and does not happen twice in a row.
 var errOtherPort = errors.New("want the client's own port")
 
-// askTwice is ask and checkAnswer, once more where the port was another.
+// askTwice is ask and checkAnswer. It tries again after errOtherPort.
 func askTwice(from *lab.Pod, network string, dst netip.AddrPort, timeout time.Duration, server *lab.Pod, seen netip.Addr) error {
 	err := checkAnswer(ask(from, network, dst, timeout), network, dst, server, seen)
 	if errors.Is(err, errOtherPort) {
@@ -182,7 +182,7 @@ func askTwice(from *lab.Pod, network string, dst netip.AddrPort, timeout time.Du
 	return err
 }
 
-// wantAnswer asks once and wants that server to have seen that client.
+// wantAnswer makes one exchange, in which that server must see that client.
 func wantAnswer(t *testing.T, from *lab.Pod, network string, dst netip.AddrPort, server *lab.Pod, seen netip.Addr) {
 	t.Helper()
 	if err := askTwice(from, network, dst, 5*time.Second, server, seen); err != nil {
@@ -190,11 +190,10 @@ func wantAnswer(t *testing.T, from *lab.Pod, network string, dst netip.AddrPort,
 	}
 }
 
-// wantRefused asks once and wants to be refused at once: within much less time than a
-// second try of the client's would take to come.
+// wantRefused makes one exchange, which must be refused before a retransmission.
 func wantRefused(t *testing.T, from *lab.Pod, network string, dst netip.AddrPort) {
 	t.Helper()
-	a := from.Request(network, dst, lab.RequestOptions{Timeout: 900 * time.Millisecond}) // TCP asks again after a second
+	a := from.Request(network, dst, lab.RequestOptions{Timeout: 900 * time.Millisecond}) // TCP retransmits a SYN after a second
 	if !errors.Is(a.Err, syscall.ECONNREFUSED) {
 		t.Errorf("%s asks %v by %s: %v (answered by %q), want to be refused", from.Name(), dst, network, a.Err, a.Server)
 	}
@@ -203,7 +202,7 @@ func wantRefused(t *testing.T, from *lab.Pod, network string, dst netip.AddrPort
 // silence is how long a test waits for an answer that must not come.
 const silence = 300 * time.Millisecond
 
-// wantSilence asks once and wants nothing at all to come back.
+// wantSilence makes one exchange, which must get no answer and no error.
 func wantSilence(t *testing.T, from *lab.Pod, network string, dst netip.AddrPort) {
 	t.Helper()
 	a := from.Request(network, dst, lab.RequestOptions{Timeout: silence})
@@ -221,7 +220,7 @@ func eachWay(do func(network string, family int)) {
 	}
 }
 
-// counted says how the daemon's count of a reason changed while something was done.
+// counted returns how much the daemon's counter of a reason grew during do.
 func (c *cluster) counted(reason string, do func()) uint64 {
 	c.t.Helper()
 	before := c.d.Reasons()[reason]

@@ -14,8 +14,8 @@ import (
 	"shunt/lab"
 )
 
-// exchangesEnv says how many exchanges TestDirect makes for each network and number of
-// ports; 200000 takes a quarter of an hour.
+// exchangesEnv names the number of exchanges that TestDirect makes for each network and
+// number of ports; 200000 takes a quarter of an hour.
 const exchangesEnv = "SHUNT_EXCHANGES"
 
 func exchanges(t *testing.T) int {
@@ -30,9 +30,9 @@ func exchanges(t *testing.T) int {
 	return n
 }
 
-// TestDirect: clients use a few ports for everything: for services by packets, for services
-// that their own node translates, and for the pods behind them. Every answer comes from
-// whom it was asked of.
+// TestDirect: clients use a few ports for everything: services by packets, services that
+// their own node translates, and the pods behind them. Every answer comes from the address
+// that was asked.
 func TestDirect(t *testing.T) {
 	for _, c := range []struct {
 		name  string
@@ -52,7 +52,7 @@ func testDirect(t *testing.T, network lab.Network, ports, count int) {
 	client, second := c.n2.Pod("client"), c.n1.Pod("near-2")
 	serve(rig.ServerPort, second)
 	for _, r := range c.n1.PodCIDRs() {
-		c.outside.RouteVia(r, c.n1) // all that this one asks goes by packets
+		c.outside.RouteVia(r, c.n1) // all requests of this client go by packets
 	}
 	clients := []*lab.Pod{client, c.hostFar, c.outside}
 	for _, p := range clients {
@@ -77,7 +77,7 @@ func testDirect(t *testing.T, network lab.Network, ports, count int) {
 	}
 }
 
-// narrow leaves a client so many ports.
+// narrow restricts a client to so many ports.
 func narrow(t *testing.T, p *lab.Pod, ports int) {
 	t.Helper()
 	err := p.Do(func() error {
@@ -88,7 +88,7 @@ func narrow(t *testing.T, p *lab.Pod, ports int) {
 	}
 }
 
-// exchangeAll asks all of these at once, and gives how often.
+// exchangeAll asks all destinations concurrently, and returns the number of exchanges.
 func exchangeAll(t *testing.T, name string, from *lab.Pod, each int, dsts []netip.AddrPort) (done int) {
 	t.Helper()
 	opts := lab.HammerOptions{Count: each, Concurrency: 4, Timeout: 10 * time.Second}

@@ -16,8 +16,8 @@ import (
 	"shunt/lab"
 )
 
-// TestKill: the daemon is killed and started again under traffic, and nobody outside
-// notices: what is open goes on, and new connections are made all along.
+// TestKill: the daemon is killed and started again under traffic, which does not affect
+// clients outside: open connections continue, and new ones are made all the time.
 func TestKill(t *testing.T) {
 	t.Parallel()
 	c := startCluster(t, lab.Network{})
@@ -59,8 +59,8 @@ func TestKill(t *testing.T) {
 	}
 }
 
-// TestChangesWhileAway: what changed while no daemon ran is in effect for clients
-// outside when the next one is healthy.
+// TestChangesWhileAway: changes made while no daemon ran are in effect for clients outside
+// when the next one is healthy.
 func TestChangesWhileAway(t *testing.T) {
 	t.Parallel()
 	c := startCluster(t, lab.Network{})
@@ -87,8 +87,9 @@ func TestChangesWhileAway(t *testing.T) {
 	}
 }
 
-// TestCleanup: after `shunt cleanup` no program, no queueing discipline and no map of
-// ours is left, the node ports are nobody's, and packets pass as if nothing had been.
+// TestCleanup: after `shunt cleanup` no program, queueing discipline or map of shunt is
+// left, the kernel refuses the node ports, and packets pass as if shunt had never been
+// there.
 func TestCleanup(t *testing.T) {
 	t.Parallel()
 	c := startCluster(t, lab.Network{})
@@ -99,7 +100,8 @@ func TestCleanup(t *testing.T) {
 		}
 	})
 	c.d.Stop()
-	// In the node's network namespace, where the filters of a kernel without TCX are.
+	// It runs in the node's network namespace, where the filters of a kernel without TCX
+	// are.
 	if out, err := runIn(c.hostNear, "", rig.Self, "cleanup", "--bpffs-root", c.d.Root); err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}
@@ -116,7 +118,7 @@ func TestCleanup(t *testing.T) {
 		}
 	}
 	eachWay(func(network string, family int) {
-		// The stack answers so many in a second (net.ipv4.icmp_ratelimit).
+		// The stack limits its ICMP errors per second (net.ipv4.icmp_ratelimit).
 		dst := c.nodePortAt(1, family)
 		rig.Eventually(t, fmt.Sprintf("%v by %s is refused", dst, network), func() bool {
 			return errors.Is(c.outside.Request(network, dst, lab.RequestOptions{Timeout: silence}).Err, syscall.ECONNREFUSED)

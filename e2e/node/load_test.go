@@ -12,11 +12,11 @@ import (
 	"shunt/lab"
 )
 
-// hold opens connections that must all be answered.
+// hold opens connections, all of which must be answered.
 func hold(t *testing.T, from *lab.Pod, network string, opts lab.HoldOptions, dsts ...netip.AddrPort) *lab.Held {
 	t.Helper()
 	if opts.Timeout == 0 {
-		opts.Timeout = 20 * time.Second // of a machine that has much else to do
+		opts.Timeout = 20 * time.Second // for a busy machine
 	}
 	h, err := from.Hold(network, opts, dsts...)
 	if err != nil {
@@ -43,8 +43,8 @@ func askAll(t *testing.T, when string, h *lab.Held, n int) lab.HeldSummary {
 	return s
 }
 
-// TestManyToOneBackend: 60,000 connections at once of one client to one backend. A
-// process may not have so many: there are four on each side.
+// TestManyToOneBackend: one client has 60,000 concurrent connections to one backend. A
+// process may not hold so many: there are four on each side.
 func TestManyToOneBackend(t *testing.T) {
 	c := startCluster(t, lab.Network{})
 	const (
@@ -79,20 +79,20 @@ func TestManyToOneBackend(t *testing.T) {
 	}
 }
 
-// TestFlood: a million first packets from random sources break none of the
-// connections that were established before, and take the service from nobody.
+// TestFlood: a million first packets from random sources break no established connection,
+// and other clients are still served.
 func TestFlood(t *testing.T) {
 	c := startCluster(t, lab.Network{})
 	c.backendServices()
-	const each = 125 // of protocol, family and service: 1,000 in all
+	const each = 125 // each protocol, family and service: 1,000 in all
 	var held []*lab.Held
 	eachWay(func(network string, family int) {
 		opts := lab.HoldOptions{Count: each}
-		if network == "udp" { // a flood takes datagrams from others on their way
+		if network == "udp" { // a flood makes the network lose other datagrams
 			opts.Timeout, opts.Tries = 2*time.Second, 10
 		}
 		h := hold(t, c.other, network, opts, c.nodePortAt(1, family), c.nodePortAt(2, family))
-		askAll(t, "before the flood", h, 2*each) // over UDP, who has not gone on after an answer is as good as the flood
+		askAll(t, "before the flood", h, 2*each) // a UDP flow is confirmed by the next datagram after an answer: a flood cannot evict it then
 		held = append(held, h)
 	})
 	from := []netip.Prefix{netip.MustParsePrefix("100.64.0.0/10"), netip.MustParsePrefix("2001:db8::/32")}
@@ -120,10 +120,10 @@ func TestFlood(t *testing.T) {
 			}
 			flooding = false
 		default:
-			for i, h := range held[:2] { // TCP, which brings again what the flood crowds out
+			for i, h := range held[:2] { // TCP, which retransmits what the flood crowds out
 				askAll(t, fmt.Sprintf("under the flood, %s", families[i]), h, 2*each)
 			}
-			time.Sleep(50 * time.Millisecond) // or there is more of this than of the flood
+			time.Sleep(50 * time.Millisecond) // otherwise there are more of these than of the flood
 		}
 	}
 	t.Logf("%d packets in %v; every connection was asked %d times meanwhile", million, time.Since(start).Round(time.Millisecond), rounds-1)
@@ -141,8 +141,8 @@ func TestFlood(t *testing.T) {
 	t.Logf("reasons: %v", reasons)
 }
 
-// TestBackendsReplacedUnderLoad: while endpoints come and go, every connection is
-// answered by one that served when it was made.
+// TestBackendsReplacedUnderLoad: while endpoints change, every connection is answered by
+// one that served when it was made.
 func TestBackendsReplacedUnderLoad(t *testing.T) {
 	t.Parallel()
 	c := startCluster(t, lab.Network{})
@@ -168,10 +168,10 @@ func TestBackendsReplacedUnderLoad(t *testing.T) {
 	}
 }
 
-// TestSharedBackends: one client has connections to many services at once, from the
-// same source ports, and all the services have the same two endpoints. No connection
-// gets another's bytes, and none stands still; and so again with the ports of those
-// that have just ended.
+// TestSharedBackends: one client has connections to many services at once, from the same
+// source ports, and all services have the same two endpoints. No connection gets another's
+// bytes, and none stalls; the same holds with the ports of connections that have just
+// ended.
 func TestSharedBackends(t *testing.T) {
 	t.Parallel()
 	c := startCluster(t, lab.Network{})
@@ -182,8 +182,8 @@ func TestSharedBackends(t *testing.T) {
 	}
 	c.apply()
 	eachWay(func(network string, family int) {
-		// Two halves of the services take turns: a client does not use a port again
-		// for the same destination at once.
+		// Two halves of the services alternate: a client does not reuse a port for the same
+		// destination at once.
 		var dsts [2][]netip.AddrPort
 		for n := 1; n <= services; n++ {
 			for _, f := range frontends {
@@ -217,8 +217,8 @@ func TestSharedBackends(t *testing.T) {
 	})
 }
 
-// TestPortsAfterFIN: a client's source port that comes again, for another service with
-// the same endpoint, after the connection before was ended as connections are.
+// TestPortsAfterFIN: a client reuses a source port for another service with the same
+// endpoint, after the first connection ended by FINs.
 func TestPortsAfterFIN(t *testing.T) {
 	t.Parallel()
 	c := startCluster(t, lab.Network{})

@@ -14,13 +14,12 @@ import (
 )
 
 const (
-	// much is more than all buffers hold.
+	// much exceeds all buffers.
 	much = 32 << 20
 	gib  = 1 << 30
 )
 
-// path is a cluster with a router, which stands in some way and takes only smaller
-// packets there.
+// path is a cluster with a router, which can be put on a path and has a smaller MTU there.
 type path struct {
 	*cluster
 	router        *lab.Node
@@ -39,7 +38,7 @@ func newPath(t *testing.T, joined lab.Network) *path {
 	return p
 }
 
-// transfer moves bytes through a frontend and changes the path half-way. The sums of
+// transfer moves bytes through a frontend and changes the path half-way. The checksums of
 // both sides must agree.
 func (p *path) transfer(t *testing.T, dst netip.AddrPort, opts lab.TransferOptions, change func()) lab.TransferReport {
 	t.Helper()
@@ -62,25 +61,24 @@ func (p *path) transfer(t *testing.T, dst netip.AddrPort, opts lab.TransferOptio
 	return r
 }
 
-// toPods is the first node's route to the second's pods.
+// toPods sets the first node's route to the second's pods.
 func (p *path) toPods(family, mtu int) {
 	p.at1.SetRoute(lab.Route{Dst: p.n2.PodCIDRs()[family], Via: p.n2, Tunnel: p.tunnel, MTU: mtu})
 }
 
-// toClient is somebody's route to the client; with via by the router.
+// toClient sets from's route to the client, through the router if via is set.
 func (p *path) toClient(from *lab.Pod, family int, via *lab.Node, mtu int) {
 	client := p.outside.Addrs()[family]
 	from.SetRoute(lab.Route{Dst: netip.PrefixFrom(client, client.BitLen()), Via: via, MTU: mtu})
 }
 
-// toNear is the first node's route to its pod.
+// toNear sets the first node's route to its pod.
 func (p *path) toNear(family, mtu int) {
 	near := p.near.Addrs()[family]
 	p.at1.SetRoute(lab.Route{Dst: netip.PrefixFrom(near, near.BitLen()), Device: p.near.NodeDevice(), MTU: mtu})
 }
 
-// straight takes the router out of all paths, and what was learnt of them out of all
-// memories.
+// straight removes the router from all paths, and clears what was learnt of them.
 func (p *path) straight(t *testing.T, family int) {
 	t.Helper()
 	p.toPods(family, 0)
@@ -97,13 +95,13 @@ func (p *path) straight(t *testing.T, family int) {
 	}
 }
 
-// bend is a way in which a path gets to take only smaller packets.
+// bend is a change that lowers a path's MTU.
 type bend struct {
 	name    string
 	service int  // of backendServices
-	up      bool // the client is the one who sends
+	up      bool // the client sends
 	mtu     int
-	routed  bool // another node's pods are reached by plain routes
+	routed  bool // other nodes' pods are reached by plain routes only
 	before  func(p *path, family int)
 	change  func(p *path, family, mtu int)
 }
@@ -137,13 +135,13 @@ var bends = []bend{
 		before: behindRouter, change: routerToClient},
 }
 
-// TestPathMTU: the largest packet that a path takes gets smaller under a transfer, in
-// every place where that can be, and the side that sends hears of it; also through
-// the tracking of connections, for which the error is about one of them (RELATED).
+// TestPathMTU: the MTU of a path is lowered during a transfer, at every possible hop, and
+// the sender learns of it, also through conntrack, for which the ICMP error belongs to a
+// connection (RELATED).
 func TestPathMTU(t *testing.T) {
 	for _, joined := range eachNetwork() {
 		if joined.Bridge && !joined.VXLAN {
-			continue // nothing that the others don't show
+			continue // the other networks cover this
 		}
 		t.Run(joined.name, func(t *testing.T) {
 			t.Parallel()
@@ -171,7 +169,7 @@ func TestPathMTU(t *testing.T) {
 	}
 }
 
-// bent moves bytes along a path that gets to take packets of mtu bytes only.
+// bent moves bytes along a path whose MTU is lowered to mtu bytes.
 func (p *path) bent(t *testing.T, b bend, f frontend, family, mtu int) {
 	p.straight(t, family)
 	if b.before != nil {
@@ -187,8 +185,8 @@ func (p *path) bent(t *testing.T, b bend, f frontend, family, mtu int) {
 	}
 }
 
-// TestGigabyte moves a gigabyte through a node port to a remote backend, while the
-// path's MTU is lowered half-way.
+// TestGigabyte moves a gigabyte through a node port to a remote backend, while the path's
+// MTU is lowered half-way.
 func TestGigabyte(t *testing.T) {
 	p := newPath(t, lab.Network{})
 	amount := rig.InShort(gib/8, gib)
@@ -201,8 +199,8 @@ func TestGigabyte(t *testing.T) {
 	}
 }
 
-// TestFragments: datagrams of 8 kB, in pieces, both ways, on every kind of network and
-// with and without the tracking of connections, which puts pieces together.
+// TestFragments: fragmented datagrams of 8 kB in both directions, on every kind of network,
+// with and without conntrack, which reassembles fragments.
 func TestFragments(t *testing.T) {
 	for _, joined := range eachNetwork() {
 		t.Run(joined.name, func(t *testing.T) {
@@ -228,8 +226,8 @@ func TestFragments(t *testing.T) {
 	}
 }
 
-// talkInPieces asks with 8 kB and wants 8 kB back. The first ones may be lost where
-// the path's MTU has still to be learnt.
+// talkInPieces sends 8 kB and expects 8 kB back. The first datagrams may be lost until the
+// path's MTU is known.
 func (c *cluster) talkInPieces(t *testing.T, name string, family int, dst netip.AddrPort) {
 	t.Helper()
 	s := c.outside.Socket([]string{"udp4", "udp6"}[family])

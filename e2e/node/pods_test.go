@@ -9,10 +9,10 @@ import (
 	"shunt/lab"
 )
 
-// TestPodsOfOtherNodes: with the policy Local and no endpoint here, a pod of another
-// node is served all the same, by an endpoint anywhere: on a third node, on its own,
-// or by itself. The endpoint sees this node, since its answer has to come back here.
-// Clients outside are not served.
+// TestPodsOfOtherNodes: with the policy Local and no endpoint here, a pod of another node
+// is still served, by an endpoint anywhere: on a third node, on its own, or itself. The
+// endpoint sees this node, since its replies must return here. Clients outside are not
+// served.
 func TestPodsOfOtherNodes(t *testing.T) {
 	for _, joined := range eachNetwork() {
 		t.Run(joined.name, func(t *testing.T) {
@@ -44,7 +44,8 @@ func TestPodsOfOtherNodes(t *testing.T) {
 	}
 }
 
-// TestPodsUnknown: without --cluster-cidr a pod of another node is a client like any.
+// TestPodsUnknown: without --cluster-cidr a pod of another node is treated like a client
+// outside.
 func TestPodsUnknown(t *testing.T) {
 	t.Parallel()
 	c := startCluster(t, lab.Network{})
@@ -53,9 +54,9 @@ func TestPodsUnknown(t *testing.T) {
 	eachWay(func(network string, family int) { wantSilence(t, client, network, c.nodePortAt(1, family)) })
 }
 
-// TestPodDevices: a pod whose sockets are out of reach asks by packets, every kind of
-// address, also one that leads back to itself, and is a client of this node: the
-// policy Local does not hide endpoints elsewhere from it.
+// TestPodDevices: a pod whose sockets the hooks do not see reaches every kind of address by
+// packets, also one that leads back to itself. It is a client of this node: it gets
+// endpoints of other nodes with the policy Local too.
 func TestPodDevices(t *testing.T) {
 	t.Parallel()
 	c := startCluster(t, lab.Network{}, "--pod-devices=veth*")
@@ -68,7 +69,7 @@ func TestPodDevices(t *testing.T) {
 		rig.Service("nobody", 7, rig.Everywhere(7)))
 	rig.Eventually(t, "the pod's device is attached to", func() bool { return answers(vm, "tcp", rig.VIP(1, 4)) })
 	for _, cell := range cells() {
-		// A pod of this node is seen as itself: its replies come back to it anyway.
+		// The server sees a pod of this node itself: its replies pass this node anyway.
 		seen := vm.Addrs()[cell.family]
 		dst := cell.frontend.of(c, cell.backend.service, cell.family)
 		if err := checkAnswer(ask(vm, cell.network, dst, 0), cell.network, dst, cell.backend.server(c), seen); err != nil {
@@ -86,8 +87,8 @@ func TestPodDevices(t *testing.T) {
 	})
 }
 
-// TestSourceRangesOfPodDevice: source ranges bind a pod whose sockets are out of reach by the
-// source of its packets, as they bind others.
+// TestSourceRangesOfPodDevice: source ranges apply to a pod whose sockets the hooks do not
+// see, by the source of its packets.
 func TestSourceRangesOfPodDevice(t *testing.T) {
 	t.Parallel()
 	c := startCluster(t, lab.Network{}, "--pod-devices=veth*")

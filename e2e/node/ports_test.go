@@ -13,8 +13,8 @@ import (
 	"shunt/lab"
 )
 
-// fewPorts leaves the daemon of the first node, which is still to be started, ports
-// 1024 to 2099 for its sources, and gives their number.
+// fewPorts restricts the daemon of the first node, which must not have started, to the SNAT
+// ports 1024 to 2099, and returns their number.
 func (c *cluster) fewPorts() (room int) {
 	c.t.Helper()
 	err := c.n1.Do(func() error {
@@ -26,8 +26,8 @@ func (c *cluster) fewPorts() (room int) {
 	return 2100 - 1024
 }
 
-// TestSourcePortsOfSockets: a port on which a process of the node serves is no source
-// for a flow: the backend's answers would be the process's, or the other way round.
+// TestSourcePortsOfSockets: a port on which a process of the node serves is no SNAT port of
+// a flow: otherwise each would get the other's packets.
 func TestSourcePortsOfSockets(t *testing.T) {
 	t.Parallel()
 	c := newCluster(t, lab.Network{})
@@ -42,8 +42,8 @@ func TestSourcePortsOfSockets(t *testing.T) {
 	c.backendServices()
 	eachWay(func(network string, family int) {
 		dst := c.nodePortAt(2, family)
-		// One of four ports is taken: that none of these comes to it by chance is as
-		// likely as 1 in 10^9.
+		// One of four ports is in use: the chance that none of these flows would get it is
+		// 1 in 10^9.
 		for range 75 {
 			a := ask(c.outside, network, dst, 0)
 			if err := checkAnswer(a, network, dst, c.far, nodeAddrs(c.n1)[family]); err != nil {
@@ -56,9 +56,9 @@ func TestSourcePortsOfSockets(t *testing.T) {
 	})
 }
 
-// TestPortsExhausted: a backend of another node takes as many connections as there
-// are source ports for it; what is more is dropped and counted, and troubles nobody
-// who asks for another backend. Closed connections make room.
+// TestPortsExhausted: a backend of another node takes as many connections as there are SNAT
+// ports for it. Further ones are dropped and counted, and clients of other backends are not
+// affected. Closed connections make room.
 func TestPortsExhausted(t *testing.T) {
 	t.Parallel()
 	c := newCluster(t, lab.Network{})
@@ -98,16 +98,16 @@ func TestPortsExhausted(t *testing.T) {
 	}
 }
 
-// masqueradedPorts lets netfilter choose among the ports that the daemon chooses from.
+// masqueradedPorts lets netfilter choose among the daemon's SNAT ports.
 const masqueradedPorts = `*nat
 -A POSTROUTING -s %%pods -d %v -p tcp -j MASQUERADE --to-ports 1024-2099 --random
 -A POSTROUTING -s %%pods -d %v -p udp -j MASQUERADE --to-ports 1024-2099 --random
 COMMIT
 `
 
-// TestMasqueradedPorts: netfilter and the daemon choose sources towards one backend from
-// the same ports, and neither asks the other. Nobody's packets become another's, whoever
-// came first: with as many of each as here, some three of eight ports would be chosen twice.
+// TestMasqueradedPorts: netfilter and the daemon choose SNAT ports towards one backend from
+// the same range, independently. No flow gets another's packets, whichever was first: with
+// as many of each as here, some three of eight ports would be chosen twice.
 func TestMasqueradedPorts(t *testing.T) {
 	t.Parallel()
 	c := newCluster(t, lab.Network{})
@@ -134,7 +134,7 @@ func TestMasqueradedPorts(t *testing.T) {
 					t.Errorf("%s/%s: the server saw the node as the client of %d, want %d: %v", network, families[family], seen, count, h.First.Clients)
 				}
 				if all = append(all, h); t.Failed() {
-					t.FailNow() // each that is not answered takes its time
+					t.FailNow() // each unanswered connection waits for its timeout
 				}
 			}
 		}

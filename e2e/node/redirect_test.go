@@ -12,9 +12,9 @@ import (
 	"shunt/lab"
 )
 
-// TestNoRedirects: a node that forwards by the link a packet came from tells the
-// sender of a shorter way (ICMP redirect). It is the way to the pod: a client must
-// not take it for one to the service.
+// TestNoRedirects: a node that forwards a packet through the link it came from may report a
+// shorter path to the sender (ICMP redirect). That path leads to the pod: a client must not
+// use it for the service.
 func TestNoRedirects(t *testing.T) {
 	t.Parallel()
 	c := startCluster(t, lab.Network{})
@@ -39,17 +39,17 @@ func TestNoRedirects(t *testing.T) {
 			}
 		}
 	})
-	// By IPv6 a node tells of link-local addresses only, and has no such route here.
+	// For IPv6 a node redirects to link-local addresses only, and has no such route here.
 	if redirects(t, c.n1) == before {
 		t.Error("the node has told nobody of a shorter way by IPv4: nothing was tried")
 	}
 }
 
-// redirects counts the IPv4 redirects that a node has sent.
+// redirects returns the number of IPv4 redirects that a node has sent.
 func redirects(t *testing.T, n *lab.Node) (sent int) {
 	t.Helper()
 	err := n.Do(func() error {
-		// This thread's network, which is not that of the whole process.
+		// The network of this thread, not of the process.
 		text, err := os.ReadFile("/proc/thread-self/net/snmp")
 		if err != nil {
 			return err

@@ -15,8 +15,8 @@ import (
 	"shunt/lab"
 )
 
-// TestRefused: where nobody serves, and at a port of a cluster IP that no service
-// has, a client outside hears so at once.
+// TestRefused: without an endpoint, and at a port of a cluster IP without a service, a
+// client outside is refused at once.
 func TestRefused(t *testing.T) {
 	t.Parallel()
 	c := startCluster(t, lab.Network{})
@@ -45,8 +45,8 @@ func TestRefused(t *testing.T) {
 	})
 }
 
-// TestPortsOfNobody: a port of a node's address that is no node port is the stack's to
-// answer, and so is any port of an address that has frontends but is the node's own.
+// TestPortsOfNobody: the node's stack answers at ports of its addresses that are no node
+// ports, and at any other port of its own address that also has frontends.
 func TestPortsOfNobody(t *testing.T) {
 	t.Parallel()
 	c := startCluster(t, lab.Network{})
@@ -58,9 +58,9 @@ func TestPortsOfNobody(t *testing.T) {
 	})
 }
 
-// TestLocalPolicy: with the policy Local and no endpoint here, clients outside hear
-// nothing, and those on the node are served by endpoints elsewhere. With one here only
-// that serves the former.
+// TestLocalPolicy: with the policy Local and no endpoint here, clients outside get no
+// answer, and those on the node are served by endpoints elsewhere. With an endpoint here,
+// only that one serves the former.
 func TestLocalPolicy(t *testing.T) {
 	t.Parallel()
 	c := startCluster(t, lab.Network{})
@@ -86,21 +86,21 @@ func TestLocalPolicy(t *testing.T) {
 				}
 			}
 		}
-		// The policy is not the cluster IP's.
+		// The policy does not apply to the cluster IP.
 		wantAnswer(t, c.outside, network, frontends[clusterIP].of(c, 1, family), c.far, nodeAddrs(c.n1)[family])
 	})
 	c.apply(rig.SlicesOf("web", rig.Up(c.far, c.near)...))
 	eachWay(func(network string, family int) {
 		for _, f := range frontends[:clusterIP] {
-			for range 5 { // both would serve half of them
+			for range 5 { // otherwise each would serve half of them
 				wantAnswer(t, c.outside, network, f.of(c, 1, family), c.near, c.outside.Addrs()[family])
 			}
 		}
 	})
 }
 
-// TestSourceRanges: a load-balancer IP serves the clients that it lets in, and no
-// other frontend asks.
+// TestSourceRanges: a load-balancer IP serves only the clients in its ranges. Other
+// frontends do not check them.
 func TestSourceRanges(t *testing.T) {
 	t.Parallel()
 	c := startCluster(t, lab.Network{})
@@ -146,8 +146,8 @@ func TestSourceRanges(t *testing.T) {
 	})
 }
 
-// TestClosedBackendPort: a backend's own refusal reaches the client, over UDP as an
-// ICMP error of which the quotation is the client's own packet again.
+// TestClosedBackendPort: a backend's own refusal reaches the client, over UDP as an ICMP
+// error that quotes the client's own packet.
 func TestClosedBackendPort(t *testing.T) {
 	for _, joined := range eachNetwork() {
 		t.Run(joined.name, func(t *testing.T) {
@@ -160,7 +160,7 @@ func TestClosedBackendPort(t *testing.T) {
 			c.apply()
 			for _, cell := range cells() {
 				dst := cell.frontend.of(c, cell.backend.service, cell.family)
-				// The backend's kernel makes so many ICMP errors in a second.
+				// The backend's kernel limits its ICMP errors per second.
 				rig.Eventually(t, cell.String()+" is refused", func() bool {
 					a := c.outside.Request(cell.network, dst, lab.RequestOptions{Timeout: silence})
 					return errors.Is(a.Err, syscall.ECONNREFUSED)

@@ -16,20 +16,21 @@ import (
 	"shunt/lab"
 )
 
-// ruleSet is what others install on a node. The texts are for iptables-restore and
-// for nft, once for each family; %words are replaced, see place.fill.
+// ruleSet is what other programs install on a node. The texts are input of iptables-restore
+// and of nft, once for each family. %words are replaced, see place.fill.
 type ruleSet struct {
 	name          string
 	iptables, nft string
-	sysctls       map[string]string // below /proc/sys/net, %device for every device
-	// drops says which cells the rules let nobody pass, with any Service proxy that
-	// leaves no rules of its own. nil: none.
+	sysctls       map[string]string // below /proc/sys/net; %device stands for every device
+	// drops reports whether the rules drop the packets of a cell, with any Service proxy
+	// that has no rules of its own. Nil means never.
 	drops func(cell) bool
 }
 
-// ruleSets are none, and what CNIs and others install: all of it makes the kernel track
-// connections. The first chooses source ports at random, and so now and then one that
-// a flow of ours to the same backend has: before the others there is none.
+// ruleSets are no rules, and rules of CNIs and others: all of them make the kernel track
+// connections. The first set chooses source ports at random, and so sometimes one that a
+// flow of shunt to the same backend has: it is the first, since no earlier set has left
+// such flows.
 var ruleSets = []ruleSet{
 	{
 		name: "flannel-masquerade",
@@ -72,7 +73,7 @@ COMMIT
 }`,
 	},
 	{
-		// What CNIs write: pods that speak to others, and nothing else that is new.
+		// As CNIs write it: for pods that connect to others, and for no other connections.
 		name: "masquerade-of-pods",
 		iptables: `*nat
 -A POSTROUTING -s %pods ! -d %cluster -j MASQUERADE
@@ -117,11 +118,11 @@ COMMIT
 	%ip daddr %cluster accept
 %neighbours
 }`,
-		// The path to another node's own network leads through this one's FORWARD.
+		// The path to another node's own network passes this node's FORWARD chain.
 		drops: func(c cell) bool { return c.backend.remote && c.backend.host },
 	},
 	{
-		// With kube-proxy, its mark lets its connections pass.
+		// With kube-proxy, its mark makes the rules accept its connections.
 		name: "forward-dropped",
 		iptables: `*filter
 :FORWARD DROP [0:0]
@@ -180,7 +181,7 @@ chain forward {
 type tool struct {
 	name string
 	nft  bool
-	// restore are the programs for IPv4 and IPv6 where they are not nft.
+	// restore has the programs for IPv4 and IPv6, if it is not nft.
 	restore [2]string
 }
 
@@ -200,7 +201,7 @@ func (s ruleSet) tools() []tool {
 	return tools
 }
 
-// eachTool gives all tools, and where tests are short one, a set's own by its number.
+// eachTool returns all tools, and in short tests only the one selected by the set's number.
 func (s ruleSet) eachTool(n int) []tool {
 	all := s.tools()
 	if testing.Short() {
@@ -209,7 +210,7 @@ func (s ruleSet) eachTool(n int) []tool {
 	return all
 }
 
-// place is the node whose rules are changed, by processes of its own.
+// place is the node whose rules are changed, by its own processes.
 type place struct {
 	t   *testing.T
 	c   *cluster
@@ -220,7 +221,7 @@ func newPlace(t *testing.T, c *cluster) *place {
 	return &place{t, c, c.n1.HostPod("rules")}
 }
 
-// with installs the rules, runs a test and takes them away.
+// with installs the rules, runs a test and removes them.
 func (p *place) with(t *testing.T, tool tool, set ruleSet, test func()) {
 	t.Helper()
 	defer p.clear(t, tool)
@@ -241,8 +242,8 @@ func (p *place) with(t *testing.T, tool tool, set ruleSet, test func()) {
 	}
 }
 
-// clear leaves the node without rules and without a memory of connections, which
-// outlive the rules that made the kernel track them.
+// clear removes all rules of the node and its conntrack entries, which outlive the rules
+// that made the kernel track connections.
 func (p *place) clear(t *testing.T, tool tool) {
 	t.Helper()
 	switch {
@@ -258,8 +259,8 @@ func (p *place) clear(t *testing.T, tool tool) {
 	p.run(t, "", "conntrack", "-F")
 }
 
-// fill puts in what a rule speaks of. An IPv6 node that drops what it forwards, or
-// whose way back is not known, still has to let neighbours be found.
+// fill replaces the %words of a rule. For IPv6, a node that drops what it forwards, or
+// filters by reverse path, must still allow neighbour discovery.
 func (p *place) fill(text string, family int) string {
 	c := p.c
 	host := func(pod *lab.Pod) string {
@@ -312,7 +313,7 @@ func (p *place) try(input, program string, args ...string) (string, error) {
 	return runIn(p.pod, input, program, args...)
 }
 
-// runIn runs a program in a pod to its end, and gives all that it said.
+// runIn runs a program in a pod to its end, and returns its whole output.
 func runIn(pod *lab.Pod, input, program string, args ...string) (string, error) {
 	var said bytes.Buffer
 	cmd := pod.Command(context.Background(), program, args...)
@@ -330,7 +331,7 @@ func ruleSetOf(name string) ruleSet {
 	panic("no rules are called " + name)
 }
 
-// grep gives the lines that have one of the words.
+// grep returns the lines that contain one of the words.
 func grep(text string, words ...string) string {
 	var all []string
 	for line := range strings.Lines(text) {
@@ -341,8 +342,8 @@ func grep(text string, words ...string) string {
 	return strings.Join(all, "")
 }
 
-// TestPolicy: a network policy that admits one client's address admits that client
-// and no other, by every frontend of a service: it sees who the clients are.
+// TestPolicy: a network policy that admits one client's address admits that client and no
+// other, through every frontend of a service: the policy sees the clients' addresses.
 func TestPolicy(t *testing.T) {
 	t.Parallel()
 	c := startCluster(t, lab.Network{})

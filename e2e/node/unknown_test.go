@@ -43,8 +43,8 @@ func waitResets(t *testing.T, d *rig.Daemon, within time.Duration) {
 	}
 }
 
-// TestUnknownConnection: the packets of an established connection come to another node,
-// which knows nothing of it. The client hears a reset at once.
+// TestUnknownConnection: packets of an established connection arrive at another node, which
+// has no flow for it. The client gets a RST at once.
 func TestUnknownConnection(t *testing.T) {
 	t.Parallel()
 	c := startCluster(t, lab.Network{})
@@ -81,7 +81,7 @@ func TestUnknownConnection(t *testing.T) {
 	}
 }
 
-// dnat is rules of another proxy, for one frontend.
+// dnat is a rule set of another proxy, for one frontend.
 const dnat = `table %[1]s other {
 	chain prerouting {
 		type nat hook prerouting priority -100
@@ -90,9 +90,10 @@ const dnat = `table %[1]s other {
 }
 `
 
-// TestConnectionOfAnother: a connection that another proxy has set up in conntrack goes
-// on when shunt has replaced it, and unknown ones are not reset until it is gone. So does
-// one to a service that shunt learns of when unknown connections are reset already.
+// TestConnectionOfAnother: a connection that another proxy has set up in conntrack
+// continues when shunt replaces that proxy, and unknown connections are not reset until it
+// is gone. The same holds for one to a service that shunt learns of when it resets unknown
+// connections already.
 func TestConnectionOfAnother(t *testing.T) {
 	for name, late := range map[string]bool{"at the start": false, "learnt later": true} {
 		t.Run(name, func(t *testing.T) { testConnectionOfAnother(t, late) })
@@ -128,8 +129,8 @@ func testConnectionOfAnother(t *testing.T, late bool) {
 		}
 	}
 	ask("before")
-	// A service that is older than the daemons: they count its connections as soon as they are
-	// in effect, and only once where there are none.
+	// The service is older than the daemons: they count its connections in conntrack as soon
+	// as they are in effect, and only once if there are none.
 	if late {
 		c.start()
 		c.m.Put(rig.Service("other", 2, rig.Everywhere(2)), rig.SlicesOf("other", rig.Up(c.near)...))
@@ -143,14 +144,14 @@ func testConnectionOfAnother(t *testing.T, late bool) {
 	}
 	c.apply()
 	ask("at once")
-	waitResets(t, c.d2, 30*time.Second) // where nothing was set up
+	waitResets(t, c.d2, 30*time.Second) // there are no conntrack entries
 	for start := time.Now(); time.Since(start) < 12*time.Second; time.Sleep(time.Second) {
 		ask("after")
 		if resets(t, c.d) {
 			t.Fatal("unknown connections are reset while conntrack translates some")
 		}
 	}
-	// A table of NAT keeps it alive; without entries there is nothing to spare.
+	// A table of NAT keeps conntrack active. Without entries there is nothing to spare.
 	if out, err := runIn(c.hostNear, "", "conntrack", "-F"); err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}
