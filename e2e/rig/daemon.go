@@ -22,30 +22,29 @@ import (
 )
 
 const (
-	// HealthzAddr is where daemons here answer probes.
+	// HealthzAddr is the address of probes of the daemons here.
 	HealthzAddr = "127.0.0.1:10256"
-	// MetricsAddr is where they serve metrics.
+	// MetricsAddr is the address of their metrics.
 	MetricsAddr = "127.0.0.1:10249"
-	// Patience bounds every wait for something that happens by itself, on a machine
-	// that may have much else to do. In a VM the kernel alone takes seconds to verify a
-	// daemon's programs, one daemon's after the other's.
+	// Patience bounds every wait for an asynchronous event, on a busy machine. In a VM, the
+	// kernel alone takes seconds to verify a daemon's programs, one daemon after the other.
 	Patience = 4 * time.Minute
-	// Self is this executable, whatever happens to its file meanwhile.
+	// Self is this executable, even if its file was replaced.
 	Self = "/proc/self/exe"
 )
 
-// Daemon is `shunt run` on a node of the lab, as a process of its own.
+// Daemon is `shunt run` on a node of the lab, as a separate process.
 type Daemon struct {
 	T    *testing.T
 	Node *lab.Node
-	Pod  *lab.Pod // the process's place: the node's network, a cgroup below its
+	Pod  *lab.Pod // the node's network namespace, and a cgroup below the node's
 	Root string   // --bpffs-root
 	Args []string // of the command line
-	Cmd  *lab.Cmd // nil until it is launched
+	Cmd  *lab.Cmd // nil before the first Launch
 	Log  *LogText
 }
 
-// NewDaemon prepares a daemon; later flags win over those that are set here.
+// NewDaemon prepares a daemon. Later flags override those that are set here.
 func NewDaemon(t *testing.T, node *lab.Node, manifests string, flags ...string) *Daemon {
 	t.Helper()
 	d := &Daemon{T: t, Node: node, Pod: node.HostPod("shunt"), Root: filepath.Join(node.BPFFS(), "shunt"), Log: &LogText{}}
@@ -69,8 +68,7 @@ func StartDaemon(t *testing.T, node *lab.Node, manifests string, flags ...string
 	return d
 }
 
-// Launch starts the process, with more flags than before if any are given. The
-// log begins anew.
+// Launch starts the process, with further flags if any are given. The log is emptied.
 func (d *Daemon) Launch(flags ...string) {
 	d.T.Helper()
 	d.Args = append(d.Args, flags...)
@@ -89,7 +87,7 @@ func (d *Daemon) Start(flags ...string) {
 	d.WaitHealthy()
 }
 
-// Alive says whether the process runs.
+// Alive reports whether the process runs.
 func (d *Daemon) Alive() bool {
 	if d.Cmd == nil {
 		return false
@@ -108,10 +106,10 @@ func (d *Daemon) Kill() {
 	if err := d.Cmd.Signal(syscall.SIGKILL); err != nil {
 		d.T.Fatalf("kill the daemon: %v; its log:\n%s", err, d.Log.Tail(40))
 	}
-	_ = d.Cmd.Wait() // says that it was killed
+	_ = d.Cmd.Wait() // returns that it was killed
 }
 
-// Stop ends the process by SIGTERM, which it must do well and soon.
+// Stop ends the process by SIGTERM. It must exit with success within Patience.
 func (d *Daemon) Stop() {
 	d.T.Helper()
 	if err := d.Cmd.Stop(Patience); err != nil {
@@ -119,7 +117,7 @@ func (d *Daemon) Stop() {
 	}
 }
 
-// ExitCodeOf gives the exit code of a process that ended with that error.
+// ExitCodeOf returns the exit code of a process that ended with that error.
 func ExitCodeOf(t *testing.T, err error) int {
 	t.Helper()
 	var exit *exec.ExitError
@@ -142,7 +140,7 @@ type Health struct {
 	Warnings     []string
 }
 
-// Healthz asks for the daemon's health.
+// Healthz returns the daemon's health.
 func (d *Daemon) Healthz() (h Health, err error) {
 	code, body, err := d.Get(HealthzAddr, "/healthz")
 	if err == nil {
@@ -152,7 +150,7 @@ func (d *Daemon) Healthz() (h Health, err error) {
 	return h, err
 }
 
-// Get asks the daemon at one of its addresses.
+// Get makes a request to one of the daemon's addresses.
 func (d *Daemon) Get(addr, path string) (code int, body []byte, err error) {
 	client := &http.Client{Timeout: 5 * time.Second, Transport: &http.Transport{
 		DialContext: d.Node.DialContext, DisableKeepAlives: true}}
@@ -165,8 +163,8 @@ func (d *Daemon) Get(addr, path string) (code int, body []byte, err error) {
 	return resp.StatusCode, body, err
 }
 
-// WaitHealthy waits until healthz says so, of what this daemon has programmed: one that
-// has adopted maps is healthy before it has read anything.
+// WaitHealthy waits until healthz reports health, for what this daemon has programmed: one
+// that has adopted maps is healthy before it has read any object.
 func (d *Daemon) WaitHealthy() {
 	d.T.Helper()
 	Eventually(d.T, "the daemon on "+d.Node.Name()+" is healthy", func() bool {
@@ -178,7 +176,7 @@ func (d *Daemon) WaitHealthy() {
 	})
 }
 
-// Metrics gives samples by name and labels, as they are written.
+// Metrics returns samples by name and labels, as in the text format.
 func (d *Daemon) Metrics() map[string]float64 {
 	d.T.Helper()
 	code, body, err := d.Get(MetricsAddr, "/metrics")
@@ -199,7 +197,7 @@ func (d *Daemon) Metrics() map[string]float64 {
 	return all
 }
 
-// Kernel opens what the daemon has pinned, for as long as use takes.
+// Kernel opens the daemon's pinned maps and calls use with them.
 func (d *Daemon) Kernel(use func(*maps.Kernel)) error {
 	set, err := maps.Load(d.Root)
 	if err != nil {
@@ -213,7 +211,7 @@ func (d *Daemon) Kernel(use func(*maps.Kernel)) error {
 	return errors.Join(k.Close(), set.Close())
 }
 
-// Dump gives what the maps hold.
+// Dump returns the content of the maps.
 func (d *Daemon) Dump() *maps.Dump {
 	d.T.Helper()
 	var dump *maps.Dump
@@ -225,7 +223,7 @@ func (d *Daemon) Dump() *maps.Dump {
 	return dump
 }
 
-// Reasons gives the programs' counts of why they ended.
+// Reasons returns the programs' counters by reason.
 func (d *Daemon) Reasons() map[string]uint64 {
 	d.T.Helper()
 	var counts map[string]uint64
@@ -237,7 +235,7 @@ func (d *Daemon) Reasons() map[string]uint64 {
 	return counts
 }
 
-// Shunt runs a command of shunt's to its end.
+// Shunt runs a command of shunt to its end.
 func Shunt(t *testing.T, args ...string) (stdout, stderr string, code int) {
 	t.Helper()
 	return RunCommand(t, exec.Command(Self, args...))
@@ -252,8 +250,8 @@ func RunCommand(t *testing.T, c *exec.Cmd) (stdout, stderr string, code int) {
 	return out.String(), err.String(), code
 }
 
-// Eventually waits until a condition holds, and fails the test if it never does. The
-// longer it takes the more rarely it looks, or a slow machine did little else.
+// Eventually waits until a condition holds, and fails the test after Patience. The interval
+// between checks grows, so that a slow machine can do other work.
 func Eventually(t *testing.T, what string, holds func() bool) {
 	t.Helper()
 	start := time.Now()

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package rig is what tests of the daemon in a lab share: the process, the file of
-// manifests that it reads, and the objects in it. It tests nothing by itself and
-// knows no programs, only `shunt run`. Start reading at Daemon, then Manifests.
+// Package rig is shared by tests of the daemon in a lab: the process, the file of manifests
+// that it reads, and the objects in it. It has no tests and depends on `shunt run` only.
+// Start reading at Daemon, then Manifests.
 package rig

@@ -13,8 +13,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// InShort gives the smaller number where tests are to be short, as in VMs, where a
-// system call takes ten times as long.
+// InShort returns the smaller number in short tests, as in VMs, where a system call takes
+// ten times as long.
 func InShort(short, full int) int {
 	if testing.Short() {
 		return short
@@ -23,15 +23,15 @@ func InShort(short, full int) int {
 }
 
 var kernelTypes = sync.OnceValue(func() []byte {
-	text, _ := os.ReadFile("/sys/kernel/btf/vmlinux") // without it all seems to be lacking, which tests then notice
+	text, _ := os.ReadFile("/sys/kernel/btf/vmlinux") // without it every feature seems to be missing, which the tests notice
 	return text
 })
 
-// declares says whether a name is among those of the kernel's own types (BTF).
+// declares reports whether a name is in the kernel's own types (BTF).
 func declares(name string) bool { return bytes.Contains(kernelTypes(), []byte("\x00"+name+"\x00")) }
 
-// Lacks says whether this kernel is known to be without a feature of shunt status. It
-// asks another way than shunt does.
+// Lacks reports whether this kernel is known to lack a feature of shunt status. It detects
+// this by another method than shunt.
 func Lacks(feature string) bool {
 	switch feature {
 	case "bpf_set_retval":
@@ -52,8 +52,9 @@ func Lacks(feature string) bool {
 	return false
 }
 
-// Refusal is what connect() and sendto() fail with where a program means that error:
-// one that can't say which it means gets EPERM from the kernel (docs/KERNELS.md).
+// Refusal returns the errno of connect() and sendto() for a program's verdict want: without
+// bpf_set_retval a program cannot choose it, and the kernel returns EPERM
+// (docs/KERNELS.md).
 func Refusal(want syscall.Errno) syscall.Errno {
 	if Lacks("bpf_set_retval") {
 		return syscall.EPERM
@@ -61,12 +62,12 @@ func Refusal(want syscall.Errno) syscall.Errno {
 	return want
 }
 
-// TakesLoopback says whether node ports are taken on a node's loopback here: a node
-// of the lab is in a network namespace that is not the machine's first, and a kernel
-// has to tell the daemon which (docs/KERNELS.md).
+// TakesLoopback reports whether node ports work on a node's loopback addresses here: a node
+// of the lab is not in the machine's first network namespace, so the kernel must report
+// which one it is in (docs/KERNELS.md).
 func TakesLoopback() bool { return !Lacks("SO_NETNS_COOKIE") }
 
-// NeedLoopback skips the test where they are not.
+// NeedLoopback skips the test if they do not.
 func NeedLoopback(t *testing.T) {
 	t.Helper()
 	if !TakesLoopback() {

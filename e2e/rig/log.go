@@ -10,40 +10,40 @@ import (
 	"sync"
 )
 
-// LogText is what a daemon has logged.
+// LogText is a daemon's log.
 type LogText struct {
 	mu  sync.Mutex
 	buf bytes.Buffer
 }
 
-// Write appends.
+// Write appends to the log.
 func (l *LogText) Write(p []byte) (int, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.buf.Write(p)
 }
 
-// Reset forgets all.
+// Reset empties the log.
 func (l *LogText) Reset() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.buf.Reset()
 }
 
-// String gives all of it.
+// String returns the whole log.
 func (l *LogText) String() string {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.buf.String()
 }
 
-// Tail gives the last lines.
+// Tail returns the last lines.
 func (l *LogText) Tail(lines int) string {
 	all := strings.Split(strings.TrimSpace(l.String()), "\n")
 	return strings.Join(all[max(0, len(all)-lines):], "\n")
 }
 
-// Find gives the fields of the first line with that message, nil: there is none.
+// Find returns the fields of the first line with that message, nil if there is none.
 func (l *LogText) Find(message string) map[string]any {
 	lines := bufio.NewScanner(strings.NewReader(l.String()))
 	lines.Buffer(nil, 1<<20)

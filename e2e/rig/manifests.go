@@ -18,22 +18,21 @@ import (
 	"shunt/maps"
 )
 
-// Manifests is the file that daemons read. It is replaced as a whole, so that a
-// daemon sees all of a change at once.
+// Manifests is the file that daemons read. It is replaced as a whole, so that a daemon sees
+// a change at once and complete.
 type Manifests struct {
 	t       *testing.T
 	Path    string
 	objects map[string]any // by kind and name
-	// generation counts writes. It is in the file as the one endpoint's port of a
-	// service that sorts last, so that it shows in the maps when all is there that
-	// came with it.
+	// generation counts writes. In the file it is the port of the only endpoint of a
+	// service that sorts last: once it is in the maps, the rest of the change is too.
 	generation uint16
 }
 
-// mark is the service that shows the generation.
+// mark is the frontend of the service that shows the generation.
 var mark = netip.MustParseAddrPort("10.96.255.255:9")
 
-// NewManifests makes a file in a directory, which Write fills.
+// NewManifests returns a manifest file in a directory. Write creates it.
 func NewManifests(t *testing.T, dir string) *Manifests {
 	t.Helper()
 	return &Manifests{t: t, Path: filepath.Join(dir, "all.yaml"), objects: map[string]any{}}
@@ -51,7 +50,7 @@ func keyOf(object any) string {
 	panic(fmt.Sprintf("no key for a %T", object))
 }
 
-// Put adds or replaces objects; a []any counts as what is in it.
+// Put adds or replaces objects. The elements of a []any are added one by one.
 func (m *Manifests) Put(objects ...any) {
 	for _, o := range objects {
 		if list, ok := o.([]any); ok {
@@ -62,14 +61,14 @@ func (m *Manifests) Put(objects ...any) {
 	}
 }
 
-// RemoveService takes a service away with its slices.
+// RemoveService removes a service and its slices.
 func (m *Manifests) RemoveService(name string) {
 	delete(m.objects, "service "+name)
 	delete(m.objects, "slice "+name+"-v4")
 	delete(m.objects, "slice "+name+"-v6")
 }
 
-// Write brings the file up to date.
+// Write writes the file with all objects.
 func (m *Manifests) Write() {
 	m.t.Helper()
 	m.generation++
@@ -97,8 +96,8 @@ func (m *Manifests) Write() {
 	}
 }
 
-// marker gives the service of the generation: a slice of a new name, so that the
-// last thing that a daemon hears of a change is that the one before is gone.
+// marker returns the service of the generation. Its slice has a new name each time: the
+// last event of a change is the deletion of the previous one.
 func (m *Manifests) marker() []any {
 	svc := Service("zzz", 1)
 	svc.Namespace = "zzz"
@@ -114,7 +113,7 @@ func (m *Manifests) marker() []any {
 	return []any{svc, s}
 }
 
-// Settle waits until the daemon's maps hold what the file says.
+// Settle waits until the daemon's maps hold the content of the file.
 func (m *Manifests) Settle(d *Daemon) {
 	m.t.Helper()
 	want := []netip.AddrPort{netip.AddrPortFrom(mark.Addr(), m.generation)}
@@ -126,11 +125,10 @@ func (m *Manifests) Settle(d *Daemon) {
 	})
 }
 
-// BackendsOf gives where new connections from this node to a frontend may go,
-// sorted.
+// BackendsOf returns the backends for new connections from this node to a frontend, sorted.
 func BackendsOf(dump *maps.Dump, frontend netip.AddrPort, protocol uint8) []netip.AddrPort {
 	svc := dump.Frontends[maps.NewFrontendKey(frontend.Addr(), frontend.Port(), protocol)]
-	ids, _ := dump.Range(svc.Inside) // half a change has ranges all the same
+	ids, _ := dump.Range(svc.Inside) // a partly written change has ranges, too
 	var all []netip.AddrPort
 	for _, id := range ids {
 		all = append(all, dump.Backends[id].AddrPort())

@@ -13,38 +13,39 @@ import (
 	"shunt/lab"
 )
 
-// Every service here is dual-stack and has a TCP and a UDP port of the same
-// number, ServicePort, and so do the pods' servers, ServerPort.
+// Every service here is dual-stack and has a TCP and a UDP port with the same number,
+// ServicePort. The pods' servers have ServerPort.
 const (
 	ServicePort = 80
 	ServerPort  = 8080
 )
 
-// ClusterIPs are those of service number n, IPv4 first. The lab's IP plan reserves them.
+// ClusterIPs returns the cluster IPs of service number n, IPv4 first. The lab's IP plan
+// reserves them.
 func ClusterIPs(n int) []netip.Addr { return serviceAddrs("10.96.0.%d", "fd00:10:96::%x", n) }
 
-// BalancerIPs are the load-balancer IPs of service number n, IPv4 first.
+// BalancerIPs returns the load-balancer IPs of service number n, IPv4 first.
 func BalancerIPs(n int) []netip.Addr {
 	return serviceAddrs("198.51.100.%d", "fd00:198:51:100::%x", n)
 }
 
-// ExternalIPs are those of service number n, IPv4 first.
+// ExternalIPs returns the external IPs of service number n, IPv4 first.
 func ExternalIPs(n int) []netip.Addr { return BalancerIPs(n + 100) }
 
-// NodePortOf is the node port of service number n.
+// NodePortOf returns the node port of service number n.
 func NodePortOf(n int) uint16 { return uint16(30000 + n) }
 
 func serviceAddrs(v4, v6 string, n int) []netip.Addr {
 	return []netip.Addr{netip.MustParseAddr(fmt.Sprintf(v4, n)), netip.MustParseAddr(fmt.Sprintf(v6, n))}
 }
 
-// VIP is the address and port of service number n in a family, 4 or 6.
+// VIP returns the cluster IP and port of service number n in a family, 4 or 6.
 func VIP(n, family int) netip.AddrPort { return At(ClusterIPs(n)[family/5], ServicePort) }
 
-// At is an address with a port.
+// At returns an address with a port.
 func At(a netip.Addr, port uint16) netip.AddrPort { return netip.AddrPortFrom(a, port) }
 
-// Texts writes addresses down as objects have them.
+// Texts returns addresses as strings, as in objects.
 func Texts(addrs []netip.Addr) []string {
 	var all []string
 	for _, a := range addrs {
@@ -53,7 +54,7 @@ func Texts(addrs []netip.Addr) []string {
 	return all
 }
 
-// Service makes Service number n, of which the addresses follow.
+// Service returns Service number n. Its addresses follow from n.
 func Service(name string, n int, options ...func(*corev1.Service)) *corev1.Service {
 	s := &corev1.Service{TypeMeta: metav1.TypeMeta{APIVersion: "v1", Kind: "Service"}}
 	s.Name, s.Namespace = name, "default"
@@ -69,7 +70,7 @@ func Service(name string, n int, options ...func(*corev1.Service)) *corev1.Servi
 	return s
 }
 
-// PortName is how services and slices here name the port of a protocol.
+// PortName returns the name that services and slices here use for the port of a protocol.
 func PortName(p corev1.Protocol) string {
 	if p == corev1.ProtocolTCP {
 		return "t"
@@ -77,7 +78,7 @@ func PortName(p corev1.Protocol) string {
 	return "u"
 }
 
-// WithNodePort gives both ports the node port of service number n.
+// WithNodePort sets the node port of service number n on both ports.
 func WithNodePort(n int) func(*corev1.Service) {
 	return func(s *corev1.Service) {
 		s.Spec.Type = corev1.ServiceTypeNodePort
@@ -87,7 +88,7 @@ func WithNodePort(n int) func(*corev1.Service) {
 	}
 }
 
-// Everywhere gives a service every kind of frontend.
+// Everywhere adds every kind of frontend to a service.
 func Everywhere(n int) func(*corev1.Service) {
 	return func(s *corev1.Service) {
 		WithNodePort(n)(s)
@@ -123,17 +124,17 @@ func ExternalLocal(s *corev1.Service) {
 	s.Spec.ExternalTrafficPolicy = corev1.ServiceExternalTrafficPolicyLocal
 }
 
-// Endpoint is an endpoint of a slice; both of the pod's addresses become one.
+// Endpoint is an endpoint of a slice. It stands for both of the pod's addresses.
 type Endpoint struct {
 	Pod                         *lab.Pod
 	Ready, Serving, Terminating bool
 	Port                        uint16 // 0: ServerPort
 }
 
-// Up gives pods that are ready.
+// Up returns ready endpoints on pods.
 func Up(pods ...*lab.Pod) []Endpoint { return UpAt(0, pods...) }
 
-// UpAt gives pods that are ready at a port.
+// UpAt returns ready endpoints on pods, at a port.
 func UpAt(port uint16, pods ...*lab.Pod) []Endpoint {
 	var all []Endpoint
 	for _, p := range pods {
@@ -142,13 +143,13 @@ func UpAt(port uint16, pods ...*lab.Pod) []Endpoint {
 	return all
 }
 
-// Unready gives a pod that serves nobody.
+// Unready returns an endpoint that is neither ready nor serving.
 func Unready(p *lab.Pod) Endpoint { return Endpoint{Pod: p} }
 
-// Draining gives a pod that ends, and serves until then.
+// Draining returns an endpoint that is terminating and still serving.
 func Draining(p *lab.Pod) Endpoint { return Endpoint{Pod: p, Serving: true, Terminating: true} }
 
-// SlicesOf makes the two slices of a service, of its endpoints in either family.
+// SlicesOf returns the two slices of a service, one of each family.
 func SlicesOf(service string, endpoints ...Endpoint) []any {
 	var all []any
 	for i, family := range []discoveryv1.AddressType{discoveryv1.AddressTypeIPv4, discoveryv1.AddressTypeIPv6} {
@@ -172,7 +173,7 @@ func SlicesOf(service string, endpoints ...Endpoint) []any {
 	return all
 }
 
-// NewSlice makes a slice of a service without endpoints and ports.
+// NewSlice returns a slice of a service without endpoints and ports.
 func NewSlice(service, name string, family discoveryv1.AddressType) *discoveryv1.EndpointSlice {
 	s := &discoveryv1.EndpointSlice{AddressType: family,
 		TypeMeta: metav1.TypeMeta{APIVersion: "discovery.k8s.io/v1", Kind: "EndpointSlice"}}
