@@ -16,19 +16,19 @@ import (
 	clientcmdapi "k8s.io/client-go/tools/clientcmd/api"
 )
 
-// tokenLifetime is that of service account tokens, in seconds: longer than any test.
+// tokenLifetime is the lifetime of service account tokens in seconds: longer than any test.
 const tokenLifetime = 4 * 60 * 60
 
 // Config returns the administrator's configuration, through the proxy, without a
 // client-side limit of requests. The caller may change it.
 func (c *Cluster) Config() *rest.Config { return rest.CopyConfig(c.config) }
 
-// Client returns the administrator's client: the hand of the test. It goes past the
-// proxy, so that a test can change objects while others are cut off, and it works
-// whatever network namespace the proxy is in. It speaks protobuf.
+// Client returns the administrator's client, for the test itself. It bypasses the proxy, so
+// that a test can change objects while other clients are cut off, and works with the proxy
+// in any network namespace. It speaks protobuf.
 func (c *Cluster) Client() kubernetes.Interface { return c.client }
 
-// connect makes the administrator's client; nothing is sent yet.
+// connect makes the administrator's client. It sends nothing.
 func (c *Cluster) connect() (err error) {
 	c.config = &rest.Config{
 		Host:            "https://" + c.proxy.Addr(),
@@ -49,8 +49,8 @@ func (c *Cluster) Kubeconfig(path string) error {
 	return c.writeKubeconfig(path, "admin", c.keys.adminToken)
 }
 
-// TokenKubeconfig writes a kubeconfig file with exactly the rights of a service
-// account, which has to exist, by asking the API server for a token of it.
+// TokenKubeconfig writes a kubeconfig file with exactly the rights of a service account,
+// which must exist: it requests a token from the API server.
 func (c *Cluster) TokenKubeconfig(ctx context.Context, namespace, serviceAccount, path string) error {
 	lifetime := int64(tokenLifetime)
 	request := &authenticationv1.TokenRequest{Spec: authenticationv1.TokenRequestSpec{ExpirationSeconds: &lifetime}}

@@ -18,7 +18,7 @@ import (
 	"time"
 )
 
-// keys are a cluster's secrets: files for the API server, and what a client needs.
+// keys are a cluster's secrets: files for the API server, and the credentials of clients.
 type keys struct {
 	caPEM      []byte // the certificate authority that signed the serving certificate
 	adminToken string // bearer token of a member of system:masters
@@ -28,12 +28,12 @@ type keys struct {
 	tokenFile               string // path, CSV
 }
 
-// backendAddress is where kube-apiserver itself listens. It differs from the default
-// address of the proxy, so that both can have the same port.
+// backendAddress is the address on which kube-apiserver itself listens. It differs from the
+// default address of the proxy, so that both can use the same port.
 const backendAddress = "127.0.0.2"
 
-// newKeys makes new keys in dir for a server that clients call by address, by
-// "localhost" or by the names of the kubernetes Service.
+// newKeys makes new keys in dir, for a server that clients reach by address, by "localhost"
+// or by the names of the kubernetes Service.
 func newKeys(dir, address string) (*keys, error) {
 	k := &keys{
 		adminToken:        rand.Text(),
@@ -57,8 +57,8 @@ func newKeys(dir, address string) (*keys, error) {
 	return k, nil
 }
 
-// makeServing makes a certificate authority, whose key is then forgotten, and the
-// serving certificate that it signs.
+// makeServing makes a certificate authority, whose key is not kept, and the serving
+// certificate that it signs.
 func (k *keys) makeServing(address net.IP) error {
 	now := time.Now()
 	ca := &x509.Certificate{

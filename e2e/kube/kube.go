@@ -1,9 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package kube owns a real Kubernetes control plane for a test: etcd and
-// kube-apiserver as child processes, with keys, rights and addresses of their own.
-// It never stands in for either of them and knows nothing of shunt itself.
-// Start reading at Start; a test calls ForTest.
+// Package kube runs a real Kubernetes control plane for a test: etcd and kube-apiserver as
+// child processes, with their own keys, rights and addresses. It simulates neither of them
+// and does not depend on shunt. Start reading at Start; a test calls ForTest.
 package kube
 
 import (
@@ -26,22 +25,22 @@ const (
 	defaultStartTimeout = 2 * time.Minute
 )
 
-// Options says what control plane to start. The zero value is a good one.
+// Options describes the control plane to start. The zero value works.
 type Options struct {
-	// Address is the IP that clients use, IPv4 or IPv6; 127.0.0.1 by default. Where
-	// it is not a loopback address, the kubernetes Service gets it as its endpoint.
+	// Address is the IP that clients use, IPv4 or IPv6; 127.0.0.1 by default. Unless it is
+	// a loopback address, it becomes the endpoint of the kubernetes Service.
 	Address string
-	// Netns is the path of the network namespace in which Address is to be found,
-	// such as /run/netns/NAME; the current one by default. The processes stay on
-	// this machine's loopback in any case: only the proxy listens in there.
+	// Netns is the path of the network namespace with Address, such as /run/netns/NAME; the
+	// current one by default. The processes always use this machine's loopback: only the
+	// proxy listens in that namespace.
 	Netns string
-	// ServiceCIDRs are the ranges of cluster IPs, the first one's family being the
-	// default; 10.96.0.0/12,fd00:10:96::/108 by default.
+	// ServiceCIDRs are the ranges of cluster IPs. The first one's family is the default.
+	// 10.96.0.0/12,fd00:10:96::/108 by default.
 	ServiceCIDRs string
 	// APIServerFlags are appended to the flags of kube-apiserver.
 	APIServerFlags []string
-	// StartTimeout bounds each start of the API server until it is ready, two
-	// minutes by default. Building the tools has no bound but the context.
+	// StartTimeout bounds each start of the API server until it is ready, two minutes by
+	// default. Only the context bounds building the tools.
 	StartTimeout time.Duration
 }
 
@@ -111,8 +110,8 @@ func (c *Cluster) start(ctx context.Context) (err error) {
 	return c.waitNamespaces(ctx)
 }
 
-// ForTest starts a control plane that lives as long as the test. When the test
-// fails, the last lines of both processes' logs are put in its output.
+// ForTest starts a control plane that lives as long as the test. If the test fails, the
+// last lines of both processes' logs are added to its output.
 func ForTest(t testing.TB, options ...Options) *Cluster {
 	t.Helper()
 	var o Options
@@ -134,25 +133,25 @@ func ForTest(t testing.TB, options ...Options) *Cluster {
 	return c
 }
 
-// Addr is host:port where clients reach the API server, the same for the whole life
-// of the cluster. It is the proxy's, and the port is also kube-apiserver's own.
+// Addr returns the host:port at which clients reach the API server, the same for the whole
+// life of the cluster. It is the proxy's address; the port is also kube-apiserver's own.
 func (c *Cluster) Addr() string { return c.proxy.Addr() }
 
-// Proxy is what stands between the clients and the API server.
+// Proxy returns the proxy between the clients and the API server.
 func (c *Cluster) Proxy() *Proxy { return c.proxy }
 
-// CutWatches ends all connections to the API server at once, with a TCP reset, and
-// with them all watches. New connections are taken as before.
+// CutWatches ends all connections to the API server at once, with a TCP reset, and so all
+// watches. New connections are accepted as before.
 func (c *Cluster) CutWatches() { c.proxy.Cut() }
 
-// Dir is the directory of the cluster's files; Stop removes it.
+// Dir returns the directory of the cluster's files. Stop removes it.
 func (c *Cluster) Dir() string { return c.dir.path }
 
 // Log returns the end of the log of "etcd" or "kube-apiserver".
 func (c *Cluster) Log(name string) string { return tail(filepath.Join(c.dir.path, name+".log")) }
 
-// Stop ends both processes and the proxy, waits for them, and removes the files.
-// Calling it twice does no harm.
+// Stop ends both processes and the proxy, waits for them, and removes the files. It may be
+// called twice.
 func (c *Cluster) Stop() error {
 	c.mu.Lock()
 	defer c.mu.Unlock()

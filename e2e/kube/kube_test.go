@@ -23,7 +23,7 @@ import (
 	"k8s.io/client-go/tools/clientcmd"
 )
 
-// within is the deadline of whatever is waited for here.
+// within bounds every wait here.
 const within = 30 * time.Second
 
 func TestServiceGetsAddressesOfBothFamilies(t *testing.T) {
@@ -120,7 +120,7 @@ func TestWatchIsCutAndConnectionsRefused(t *testing.T) {
 	if names, open := seen(); open {
 		t.Fatalf("the watch goes on after the cut: %q", names)
 	}
-	expectService(t, client, "before") // the client comes back by itself
+	expectService(t, client, "before") // the client reconnects by itself
 
 	c.Proxy().Refuse()
 	createService(t, c, "while-away") // the test's own client is not cut off
@@ -163,7 +163,7 @@ func TestServiceAccountHasItsOwnRightsOnly(t *testing.T) {
 	checkCreate(t, c)
 }
 
-// checkCreate wants Create to find a field that a kind does not have.
+// checkCreate checks that Create rejects a field that a kind does not have.
 func checkCreate(t *testing.T, c *Cluster) {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "manifest.yaml")
@@ -261,7 +261,7 @@ func createService(t *testing.T, c *Cluster, name string) *corev1.Service {
 	return created
 }
 
-// throughProxy makes a client as shunt has one.
+// throughProxy returns a client that uses the proxy, as shunt's does.
 func throughProxy(t *testing.T, c *Cluster) kubernetes.Interface {
 	t.Helper()
 	client, err := kubernetes.NewForConfig(c.Config())
@@ -271,7 +271,7 @@ func throughProxy(t *testing.T, c *Cluster) kubernetes.Interface {
 	return client
 }
 
-// expectService waits for a service, since the first request after a cut can fail.
+// expectService waits for a service. The first request after a cut can fail.
 func expectService(t *testing.T, client kubernetes.Interface, name string) {
 	t.Helper()
 	eventually(t, "the service "+name, func() error {
@@ -280,7 +280,7 @@ func expectService(t *testing.T, client kubernetes.Interface, name string) {
 	})
 }
 
-// gone wants a process that was waited for to be no more.
+// gone checks that a process that was waited for does not exist any more.
 func gone(t *testing.T, pid int) {
 	t.Helper()
 	if err := syscall.Kill(pid, 0); !errors.Is(err, syscall.ESRCH) {

@@ -20,8 +20,8 @@ import (
 	"sigs.k8s.io/yaml"
 )
 
-// ReadManifests decodes the objects of YAML files, in order. An unknown or doubled
-// key of YAML is an error here, an unknown field is for the API server to find.
+// ReadManifests decodes the objects of YAML files, in order. An unknown or duplicate key of
+// YAML is an error here; the API server checks for unknown fields.
 func ReadManifests(paths ...string) ([]*unstructured.Unstructured, error) {
 	var objects []*unstructured.Unstructured
 	for _, path := range paths {
@@ -42,7 +42,7 @@ func ReadManifests(paths ...string) ([]*unstructured.Unstructured, error) {
 			if err != nil {
 				return nil, fmt.Errorf("read document %d of %s: %w", n, path, err)
 			}
-			if len(object.Object) > 0 { // a document of comments alone is empty
+			if len(object.Object) > 0 { // a document with only comments is empty
 				objects = append(objects, object)
 			}
 		}

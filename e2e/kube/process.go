@@ -14,14 +14,14 @@ import (
 	"syscall"
 )
 
-// process is a child that can't outlive this process. A nil process has ended.
+// process is a child that cannot outlive this process. A nil process has ended.
 type process struct {
 	name string
 	pid  int
 	os   *os.Process
 	log  string
 	done chan struct{} // closed when it has ended and was waited for
-	err  error         // how it ended; read it after done
+	err  error         // the result of its end; valid after done
 }
 
 // startProcess runs a program in a directory, with its output appended to
@@ -34,15 +34,16 @@ func startProcess(dir, name, program string, args ...string) (*process, error) {
 	}
 	cmd := exec.Command(program, args...)
 	cmd.Dir, cmd.Stdout, cmd.Stderr = dir, log, log
-	// A group of its own: Ctrl-C is for this process, and the child ends with it.
+	// Its own process group: Ctrl-C must reach only this process, and the child ends with
+	// it.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
 
 	started := make(chan error, 1)
 	go func() {
 		defer close(p.done)
 		defer func() { _ = log.Close() }()
-		// The parent-death signal comes when the thread that made the child ends,
-		// so this goroutine keeps its thread until the child is gone.
+		// The parent-death signal is sent when the thread that made the child ends, so this
+		// goroutine keeps its thread until the child is gone.
 		runtime.LockOSThread()
 		defer runtime.UnlockOSThread()
 		if err := cmd.Start(); err != nil {
@@ -59,7 +60,7 @@ func startProcess(dir, name, program string, args ...string) (*process, error) {
 	return p, nil
 }
 
-// alive tells whether it was started and has not ended.
+// alive reports whether it was started and has not ended.
 func (p *process) alive() bool {
 	if p == nil {
 		return false
@@ -72,15 +73,15 @@ func (p *process) alive() bool {
 	}
 }
 
-// kill ends it at once and returns when it is gone.
+// kill kills it and returns when it is gone.
 func (p *process) kill() {
 	if p.alive() {
-		_ = p.os.Kill() // it can have ended by itself in this moment
+		_ = p.os.Kill() // it may have ended by itself
 		<-p.done
 	}
 }
 
-// terminate asks it to end and waits; when the context ends first, it is killed.
+// terminate sends SIGTERM and waits. When the context ends first, it kills the process.
 func (p *process) terminate(ctx context.Context) error {
 	if !p.alive() {
 		return nil
@@ -97,7 +98,7 @@ func (p *process) terminate(ctx context.Context) error {
 	}
 }
 
-// failure describes an end that nobody asked for.
+// failure describes an unexpected end.
 func (p *process) failure() error {
 	reason := "exit status 0"
 	if p.err != nil {
@@ -106,7 +107,7 @@ func (p *process) failure() error {
 	return fmt.Errorf("%s ended (%s); its last words:\n%s", p.name, reason, tail(p.log))
 }
 
-// tail returns the last 4 KiB of a file, or says why not.
+// tail returns the last 4 KiB of a file, or the error.
 func tail(path string) string {
 	f, err := os.Open(path)
 	if err != nil {

@@ -44,7 +44,7 @@ func runParent() int {
 }
 
 func TestChildDiesWithAKilledParent(t *testing.T) {
-	t.Setenv("TMPDIR", t.TempDir()) // the sweep below must see our directory only
+	t.Setenv("TMPDIR", t.TempDir()) // the sweep below must see only this test's directory
 	parent := exec.Command(os.Args[0])
 	parent.Env = append(os.Environ(), parentEnv+"=1")
 	parent.Stderr = os.Stderr
@@ -90,8 +90,8 @@ func TestChildDiesWithAKilledParent(t *testing.T) {
 	}
 }
 
-// ended tells whether an orphan has ended: gone, or a zombie that the machine's
-// first process has not collected yet.
+// ended reports whether an orphan has ended: it is gone, or a zombie that the machine's
+// first process has not reaped yet.
 func ended(pid int) bool {
 	stat, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(pid), "stat"))
 	if err != nil {

@@ -26,12 +26,12 @@ const (
 	lastPort  = 29999
 )
 
-// Proxy passes TCP connections on to one address, cuts them and refuses new ones
-// when told. What it passes it does not look at.
+// Proxy forwards TCP connections to one address, cuts them and refuses new ones on request.
+// It does not read their content.
 type Proxy struct {
 	netns    string
-	address  string // host:port where it listens
-	upstream string // host:port where it passes connections on to
+	address  string // host:port on which it listens
+	upstream string // host:port to which it forwards connections
 
 	ctx    context.Context // ends dials when the proxy is closed
 	cancel context.CancelFunc
@@ -40,12 +40,12 @@ type Proxy struct {
 	mu       sync.Mutex
 	closed   bool
 	listener net.Listener          // nil while connections are refused
-	conns    map[net.Conn]struct{} // both sides of all that it passes
+	conns    map[net.Conn]struct{} // both sides of all connections
 }
 
-// NewProxy listens on address (host:port, port 0 for a free one) in a network namespace, given by its path
-// or "" for the current one, and passes connections on to upstream (host:port), which
-// it reaches from the current one. Close ends it.
+// NewProxy listens on address (host:port, port 0 for a free one) in a network namespace, given by
+// its path or "" for the current one. It forwards connections to upstream (host:port), which it
+// dials from the current namespace. Close ends it.
 func NewProxy(netns, address, upstream string) (*Proxy, error) {
 	p := &Proxy{netns: netns, address: address, upstream: upstream, conns: map[net.Conn]struct{}{}}
 	p.ctx, p.cancel = context.WithCancel(context.Background())
@@ -56,7 +56,7 @@ func NewProxy(netns, address, upstream string) (*Proxy, error) {
 	return p, nil
 }
 
-// newClusterProxy picks a port that is free for the proxy at address and for the API
+// newClusterProxy picks a port that is free both for the proxy at address and for the API
 // server behind it.
 func newClusterProxy(netns, address string) (*Proxy, error) {
 	var last error
@@ -80,14 +80,14 @@ func newClusterProxy(netns, address string) (*Proxy, error) {
 	return nil, fmt.Errorf("found no port between %d and %d for the API server: %w", firstPort, lastPort, last)
 }
 
-// Addr is host:port where the proxy listens.
+// Addr returns the host:port on which the proxy listens.
 func (p *Proxy) Addr() string {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.address
 }
 
-// Accept takes connections again after Refuse. It does nothing if they are taken.
+// Accept accepts connections again after Refuse. Otherwise it does nothing.
 func (p *Proxy) Accept() error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -110,8 +110,8 @@ func (p *Proxy) Accept() error {
 func (p *Proxy) Cut() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	// First all of them, then close: as one side closes, pass closes the other, which
-	// must not be a normal end by then.
+	// First mark all of them, then close: as one side closes, pass closes the other, which
+	// must be marked by then.
 	for conn := range p.conns {
 		resetOnClose(conn)
 	}
@@ -121,7 +121,7 @@ func (p *Proxy) Cut() {
 	clear(p.conns)
 }
 
-// Refuse does what Cut does, and gives new connections a reset (ECONNREFUSED) until
+// Refuse does what Cut does, and refuses new connections with a reset (ECONNREFUSED) until
 // Accept.
 func (p *Proxy) Refuse() {
 	p.mu.Lock()
@@ -150,8 +150,8 @@ func (p *Proxy) serve(listener net.Listener) {
 			return
 		}
 		if err != nil {
-			// Shut down and to be closed in a moment, or out of file descriptors:
-			// Accept would fail again at once.
+			// Shut down and about to be closed, or out of file descriptors: Accept would
+			// fail again at once.
 			select {
 			case <-p.ctx.Done():
 				return
@@ -165,8 +165,7 @@ func (p *Proxy) serve(listener net.Listener) {
 	}
 }
 
-// track remembers a new connection, or resets it if it came in over a listener that
-// was closed meanwhile.
+// track records a new connection, or resets it if its listener was closed meanwhile.
 func (p *Proxy) track(listener net.Listener, conn net.Conn) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -178,7 +177,7 @@ func (p *Proxy) track(listener net.Listener, conn net.Conn) bool {
 	return true
 }
 
-// join adds the far side of a connection, unless that was cut meanwhile.
+// join adds the far side of a connection, unless the connection was cut meanwhile.
 func (p *Proxy) join(near, far net.Conn) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -197,12 +196,12 @@ func (p *Proxy) forget(conns ...net.Conn) {
 	}
 }
 
-// pass copies both ways until either side ends.
+// pass copies in both directions until either side ends.
 func (p *Proxy) pass(near net.Conn) {
 	dialer := net.Dialer{Timeout: 5 * time.Second}
 	far, err := dialer.DialContext(p.ctx, "tcp", p.upstream)
 	if err != nil {
-		reset(near) // as close to a refusal as one can get after the handshake
+		reset(near) // the closest to a refusal after the handshake
 		p.forget(near)
 		return
 	}
@@ -222,9 +221,8 @@ func (p *Proxy) pass(near net.Conn) {
 	copies.Wait()
 }
 
-// stopListening closes a listener so that the port refuses at once. Closing alone
-// would not do: a child process that is being forked in this moment holds the socket
-// until its exec.
+// stopListening closes a listener so that the port refuses at once. Closing is not enough:
+// a child process that is being forked holds the socket until its exec.
 func stopListening(listener net.Listener) {
 	if tcp, ok := listener.(*net.TCPListener); ok {
 		if raw, err := tcp.SyscallConn(); err == nil {
@@ -245,8 +243,8 @@ func resetOnClose(conn net.Conn) {
 	}
 }
 
-// listenIn listens in a network namespace. The socket stays there, whichever thread
-// uses it later.
+// listenIn listens in a network namespace. The socket stays there, whatever thread uses it
+// later.
 func listenIn(netns, address string) (net.Listener, error) {
 	if netns == "" {
 		return net.Listen("tcp", address)
@@ -257,7 +255,8 @@ func listenIn(netns, address string) (net.Listener, error) {
 	}
 	done := make(chan result)
 	go func() {
-		// Never unlocked: the thread, which is in the wrong place, ends with us.
+		// Never unlocked: the thread, which is in another namespace, ends with the
+		// goroutine.
 		runtime.LockOSThread()
 		listener, err := func() (net.Listener, error) {
 			f, err := os.Open(netns)

@@ -25,14 +25,14 @@ func TestProxyCutsRefusesAndAccepts(t *testing.T) {
 	p.Cut()
 	expectReset(t, conn)
 	conn = dial(t, p)
-	expectEcho(t, conn) // new ones are taken
+	expectEcho(t, conn) // new connections are accepted
 
 	p.Refuse()
 	expectReset(t, conn)
 	if _, err := net.Dial("tcp", p.Addr()); !errors.Is(err, syscall.ECONNREFUSED) {
 		t.Errorf("dial: %v, want a refusal", err)
 	}
-	p.Refuse() // again does no harm, and so does Accept
+	p.Refuse() // a second Refuse is harmless, and so is a second Accept
 	for range 2 {
 		if err := p.Accept(); err != nil {
 			t.Fatal(err)
@@ -48,7 +48,7 @@ func TestProxyCutsRefusesAndAccepts(t *testing.T) {
 
 func TestProxyWithoutUpstreamResets(t *testing.T) {
 	t.Parallel()
-	const upstream = "127.0.0.3:1" // nobody listens on tcpmux here
+	const upstream = "127.0.0.3:1" // no server listens on tcpmux here
 	p := newTestProxy(t, "", "127.0.0.1:0", upstream)
 	conn, err := net.Dial("tcp", p.Addr())
 	if errors.Is(err, syscall.ECONNRESET) {
@@ -61,8 +61,8 @@ func TestProxyWithoutUpstreamResets(t *testing.T) {
 	expectReset(t, conn)
 }
 
-// The proxy listens in a namespace that shares nothing with the one of its upstream:
-// the only way from the one to the other is the proxy.
+// TestProxyListensInANetworkNamespace: the proxy's namespace shares nothing with that of
+// its upstream: only the proxy connects them.
 func TestProxyListensInANetworkNamespace(t *testing.T) {
 	t.Parallel()
 	upstream := echoServer(t)
@@ -91,8 +91,8 @@ func newTestProxy(t *testing.T, netns, address, upstream string) *Proxy {
 	return p
 }
 
-// newNetns makes a network namespace with its loopback up, which lives as long as
-// the test, and returns its path and a way to dial in it.
+// newNetns makes a network namespace with its loopback up, which lives as long as the test.
+// It returns its path and a function that dials in it.
 func newNetns(t *testing.T) (path string, dialThere func(string) (net.Conn, error)) {
 	t.Helper()
 	addresses := make(chan string)
@@ -129,7 +129,7 @@ func newNetns(t *testing.T) (path string, dialThere func(string) (net.Conn, erro
 	}
 }
 
-// echoServer returns the address of a server that sends back what it gets.
+// echoServer returns the address of a server that echoes what it receives.
 func echoServer(t *testing.T) string {
 	t.Helper()
 	listener, err := net.Listen("tcp", "127.0.0.1:0")

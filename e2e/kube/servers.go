@@ -19,8 +19,8 @@ import (
 
 const (
 	pollInterval = 50 * time.Millisecond
-	// The sockets of etcd, in the cluster's directory, which is where the processes
-	// run: no port of etcd can collide with anything.
+	// The sockets of etcd, in the cluster's directory, which is the processes' working
+	// directory: etcd needs no ports.
 	etcdClientURL = "unix://etcd-client.sock"
 	etcdPeerURL   = "unix://etcd-peer.sock"
 )
@@ -37,10 +37,9 @@ func (c *Cluster) startEtcd() (err error) {
 	return err
 }
 
-// StartAPIServer starts kube-apiserver, also again after KillAPIServer or
-// StopAPIServer, on the same port and data, and returns when it is ready. Clients
-// are let through as soon as the process runs: they see it get ready as they would
-// on a real control plane.
+// StartAPIServer starts kube-apiserver, also again after KillAPIServer or StopAPIServer, on
+// the same port and data, and returns when it is ready. The proxy accepts clients as soon
+// as the process runs: they see it get ready as on a real control plane.
 func (c *Cluster) StartAPIServer(ctx context.Context) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -65,8 +64,8 @@ func (c *Cluster) StartAPIServer(ctx context.Context) error {
 	return nil
 }
 
-// KillAPIServer kills kube-apiserver with SIGKILL. Until it is started again, clients
-// are refused at its address, as they are where a process is gone.
+// KillAPIServer kills kube-apiserver with SIGKILL. Until it is started again, clients are
+// refused at its address, as if the process were gone.
 func (c *Cluster) KillAPIServer() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -74,8 +73,8 @@ func (c *Cluster) KillAPIServer() {
 	c.proxy.Refuse()
 }
 
-// StopAPIServer lets kube-apiserver end in order: it closes watches and finishes
-// what it was asked. When the context ends first, it is killed, and that is an error.
+// StopAPIServer ends kube-apiserver gracefully: it closes watches and finishes requests.
+// When the context ends first, the process is killed, which is an error.
 func (c *Cluster) StopAPIServer(ctx context.Context) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -100,21 +99,21 @@ func (c *Cluster) apiServerFlags() []string {
 		"--allow-privileged=true", "--profiling=false",
 	}
 	if ip := net.ParseIP(c.options.Address); ip.IsLoopback() || ip.IsUnspecified() {
-		// The API refuses a loopback address as an endpoint of the kubernetes
-		// Service: leave that Service without one rather than retry for ever.
+		// The API does not accept a loopback address as an endpoint of the kubernetes
+		// Service: leave that Service without one instead of retrying for ever.
 		flags = append(flags, "--endpoint-reconciler-type=none")
 	}
 	return append(flags, c.options.APIServerFlags...)
 }
 
-// waitReady returns when /readyz says so, or an error with the reason so far.
+// waitReady returns when /readyz reports success, or an error with the last reason.
 func (c *Cluster) waitReady(ctx context.Context) error {
 	pool := x509.NewCertPool()
 	pool.AppendCertsFromPEM(c.keys.caPEM)
 	transport := &http.Transport{TLSClientConfig: &tls.Config{RootCAs: pool}}
 	defer transport.CloseIdleConnections()
 	probe := &http.Client{Transport: transport, Timeout: 5 * time.Second}
-	// Asked directly, so that the state of the proxy does not matter.
+	// Asked directly: the proxy may refuse connections.
 	url := "https://" + c.proxy.upstream + "/readyz?verbose"
 	return c.poll(ctx, "kube-apiserver to be ready", func() error {
 		request, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
@@ -135,8 +134,8 @@ func (c *Cluster) waitReady(ctx context.Context) error {
 	})
 }
 
-// waitNamespaces returns when the namespaces that the API server makes by itself
-// are there, which is a moment after it is ready.
+// waitNamespaces returns when the namespaces that the API server creates exist, which is a
+// moment after it is ready.
 func (c *Cluster) waitNamespaces(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, c.options.StartTimeout)
 	defer cancel()
@@ -152,7 +151,7 @@ func (c *Cluster) waitNamespaces(ctx context.Context) error {
 	return nil
 }
 
-// poll repeats a check until it succeeds, the context ends or a process does.
+// poll repeats a check until it succeeds, or the context or a process ends.
 func (c *Cluster) poll(ctx context.Context, what string, check func() error) error {
 	ticker := time.NewTicker(pollInterval)
 	defer ticker.Stop()

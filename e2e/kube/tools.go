@@ -28,8 +28,8 @@ func findTools(ctx context.Context) (tools, error) {
 }
 
 // Tools returns the paths of tools by name, in order (see e2e/tools/build.sh for the
-// names), and builds what is missing, which can take minutes. It works anywhere
-// below the module's root.
+// names), and builds missing ones, which can take minutes. It works in any directory below
+// the module's root.
 func Tools(ctx context.Context, names ...string) ([]string, error) {
 	script, err := findAbove(buildScript)
 	if err != nil {
@@ -38,7 +38,7 @@ func Tools(ctx context.Context, names ...string) ([]string, error) {
 	var stdout, stderr bytes.Buffer
 	cmd := exec.CommandContext(ctx, script, names...)
 	cmd.Stdout, cmd.Stderr = &stdout, io.MultiWriter(&stderr, os.Stderr)
-	// The script's children (the compiler) have to end with it.
+	// The script's children (the compiler) must end with it.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
 	if err := cmd.Run(); err != nil {
@@ -51,7 +51,7 @@ func Tools(ctx context.Context, names ...string) ([]string, error) {
 	return paths, nil
 }
 
-// findAbove looks for a path in the working directory and the ones above it.
+// findAbove looks for a path in the working directory and its parents.
 func findAbove(path string) (string, error) {
 	start, err := os.Getwd()
 	if err != nil {

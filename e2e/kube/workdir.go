@@ -17,17 +17,17 @@ const (
 	ownerFile     = "owner"
 )
 
-// workDir holds one cluster's keys, logs and data. Its owner keeps a lock on a file
-// in it for life: a directory whose lock is free was left by a killed process.
+// workDir holds one cluster's keys, logs and data. Its owner holds a lock on a file in it:
+// a directory with a free lock was left by a killed process.
 type workDir struct {
 	path  string
 	owner *os.File
 }
 
-// newWorkDir makes a directory, and removes those that killed processes left.
+// newWorkDir makes a directory, and removes those left by killed processes.
 func newWorkDir() (*workDir, error) {
 	removeAbandoned()
-	// Under another name until it is locked, lest somebody take it for abandoned.
+	// It has another name until it is locked, so that no process takes it for abandoned.
 	making, err := os.MkdirTemp("", "making-"+workDirPrefix)
 	if err != nil {
 		return nil, fmt.Errorf("make a directory for a control plane: %w", err)
@@ -47,7 +47,7 @@ func (d *workDir) remove() error {
 	return errors.Join(os.RemoveAll(d.path), d.owner.Close())
 }
 
-// removeAbandoned is best effort: what it can't remove now, a later start will.
+// removeAbandoned makes a best effort: a later start removes what it cannot.
 func removeAbandoned() {
 	dirs, err := filepath.Glob(filepath.Join(os.TempDir(), workDirPrefix+"*"))
 	if err != nil {
@@ -61,7 +61,7 @@ func removeAbandoned() {
 	}
 }
 
-// lock opens a file and locks it, or fails at once when somebody else holds it.
+// lock opens a file and locks it. It fails at once if another process holds the lock.
 // Closing the file, or the end of the process, frees it.
 func lock(path string, flags int) (*os.File, error) {
 	f, err := os.OpenFile(path, os.O_RDWR|flags, 0o600)
