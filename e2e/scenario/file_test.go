@@ -10,21 +10,21 @@ import (
 )
 
 // A scenario file is text in sections, each after a line "-- KIND: comment --".
-// What comes before the first says what it is about. In the order of the file:
+// The text before the first one is the introduction. In the order of the file:
 //
 //	node      YAML of this node's Node
 //	addresses the addresses of this node's interfaces, one a line
-//	apply     YAML documents: Services and EndpointSlices that are made or replaced
+//	apply     YAML documents: Services and EndpointSlices to create or replace
 //	delete    lines "Service NAMESPACE/NAME" or "EndpointSlice NAMESPACE/NAME"
-//	warnings  what was said of the objects applied since the last maps
-//	maps      what the maps hold then (maps.Dump.Text)
+//	warnings  the warnings about objects applied since the last maps
+//	maps      the content of the maps then (maps.Dump.Text)
 //
-// go test -update writes the sections warnings and maps: read the difference.
+// go test -update writes the sections warnings and maps: review the difference.
 type section struct {
 	kind, title, text string
 }
 
-// readFile cuts a scenario into what it is about and its sections.
+// readFile splits a scenario into its introduction and its sections.
 func readFile(t *testing.T, path string) (about string, sections []section) {
 	t.Helper()
 	data, err := os.ReadFile(path)

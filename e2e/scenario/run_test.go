@@ -28,14 +28,14 @@ import (
 
 var update = flag.Bool("update", false, "write what the maps hold into the files of testdata")
 
-// sizes have room for every scenario.
+// sizes fit every scenario.
 var sizes = maps.Sizes{Services: 64, Slots: 256, Backends: 64, Affinity: 16, Sources: 64, Flows: 16}
 
-// The ways in which every scenario comes to the same.
+// modes are the ways to run a scenario. All have the same result.
 var modes = []struct {
 	name   string
 	tables func(t *testing.T) maps.Tables
-	// restart: a new daemon for every step.
+	// restart: every step has a new daemon.
 	restart bool
 }{
 	{"fake", func(*testing.T) maps.Tables { return maps.NewFake(sizes) }, false},
@@ -46,7 +46,7 @@ var modes = []struct {
 	{"kernel and restarts", func(t *testing.T) maps.Tables { return mapstest.New(t, sizes) }, true},
 }
 
-// withFaults is a fake of which every fifth write fails, on the average.
+// withFaults returns a fake of which every fifth write fails on average.
 func withFaults(t *testing.T) maps.Tables {
 	r := rand.New(rand.NewPCG(uint64(len(t.Name())), 5))
 	return &maps.Faulty{Tables: maps.NewFake(sizes), Fail: func(string) error {
@@ -76,7 +76,7 @@ func TestScenarios(t *testing.T) {
 	}
 }
 
-// player is one daemon's worth of a scenario: the converter, the store, the loop.
+// player runs a scenario with one daemon's parts: the converter, the store, the loop.
 type player struct {
 	t         *testing.T
 	tables    maps.Tables
@@ -98,7 +98,7 @@ type objects struct {
 	addrs    []netip.Addr
 }
 
-// play goes through the sections, in a bubble where time passes at once.
+// play runs the sections in a bubble of synctest, in which time passes at once.
 func play(t *testing.T, tables maps.Tables, restart bool, sections []section) {
 	synctest.Test(t, func(t *testing.T) {
 		p := &player{t: t, tables: tables, objects: objects{
@@ -138,7 +138,7 @@ func play(t *testing.T, tables maps.Tables, restart bool, sections []section) {
 	})
 }
 
-// start makes a daemon that lists all there is and goes on from there.
+// start makes a daemon that lists all existing objects first.
 func (p *player) start() {
 	p.store = lb.NewStore(time.Now)
 	p.loop = lb.NewLoop(lb.LoopOptions{Store: p.store, Tables: p.tables, Log: zap.NewNop(), Now: time.Now, NodeName: "me"})
@@ -162,7 +162,7 @@ func (p *player) start() {
 	p.store.SetSynced()
 }
 
-// stop ends the loop at whatever it had come to.
+// stop ends the loop at any point of its work.
 func (p *player) stop() {
 	p.cancel()
 	if err := <-p.ended; err != nil {
@@ -170,13 +170,13 @@ func (p *player) stop() {
 	}
 }
 
-// settle waits until all that was taken is in the maps.
+// settle waits until all objects are in the maps.
 func (p *player) settle() {
 	p.t.Helper()
 	deadline := time.Now().Add(time.Hour)
 	for synctest.Wait(); ; synctest.Wait() {
 		st := p.loop.Status()
-		// LastSync: what an earlier daemon left is gone, too.
+		// LastSync: the remains of an earlier daemon are gone, too.
 		if st.Synced && !st.LastSync.IsZero() && st.QueuedSince.IsZero() && st.Err == nil && st.Failing == 0 {
 			return
 		}
@@ -208,8 +208,8 @@ func (p *player) expect(s *section, got string) {
 	}
 }
 
-// sameAsFresh wants the maps to be those of a daemon that starts now, with empty
-// maps: what came before has left nothing.
+// sameAsFresh checks that the maps equal those of a daemon that starts now with empty maps:
+// earlier objects have left nothing.
 func (p *player) sameAsFresh(s *section) {
 	p.t.Helper()
 	fresh := &player{t: p.t, tables: maps.NewFake(sizes), objects: p.objects}
@@ -227,7 +227,7 @@ func (p *player) note(warnings []watcher.Warning) {
 	}
 }
 
-// apply sets objects as watchers do: what is not ours is deleted.
+// apply sets objects as watchers do: objects of other proxies are deleted.
 func (p *player) apply(text string) {
 	p.t.Helper()
 	for doc := range strings.SplitSeq(text, "\n---\n") {
