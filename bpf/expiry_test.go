@@ -209,8 +209,7 @@ func TestExpiryStates(t *testing.T) {
 	}
 }
 
-// The rules in C and in Go find the same of random flows. None of these has FLOW_SAID_SYN,
-// which only C's rule knows.
+// The rules in C and in Go find the same of random flows.
 func TestExpiryRuleInGo(t *testing.T) {
 	rnd := rand.New(rand.NewPCG(1, 2))
 	for _, expiring := range states {
@@ -218,7 +217,7 @@ func TestExpiryRuleInGo(t *testing.T) {
 		expiring.expire(&timeouts)
 		inWays(t, expiryWays[:1], 4096, timeouts, func(r *expiryRig) {
 			for i := range 500 {
-				f := flowOf(i, []uint8{6, 17, 132}[rnd.IntN(3)], uint8(rnd.UintN(8)), uint64(rnd.IntN(1e9)), uint8(rnd.UintN(8)), uint8(rnd.UintN(8)))
+				f := flowOf(i, []uint8{6, 17, 132}[rnd.IntN(3)], uint8(rnd.UintN(8)), uint64(rnd.IntN(1e9)), uint8(rnd.UintN(128)), uint8(rnd.UintN(128)))
 				r.put(f)
 			}
 			find := func(each func(func(*flowRecord) bool) (int, error)) (int, map[flowRecord]bool) {

@@ -51,8 +51,7 @@ func (t Timeouts) effective() (flowTimeouts, error) {
 	return all, nil
 }
 
-// of returns a flow's timeout in ns. It is flow_timeout of timeout.h, except that it ignores
-// SaidSYN: that function returns the timeout of a new flow there.
+// of returns a flow's timeout in ns. It is flow_timeout of timeout.h.
 func (t *expireTimeouts) of(f *maps.Flow) uint64 {
 	confirmed := f.Flags&maps.FlowConfirmed != 0
 	switch {
@@ -64,7 +63,7 @@ func (t *expireTimeouts) of(f *maps.Flow) uint64 {
 		return t.TcpClosed
 	case (f.ClientSaid|f.BackendSaid)&maps.SaidFIN != 0:
 		return t.TcpCloseWait
-	case confirmed:
+	case confirmed && f.ClientSaid&maps.SaidSYN == 0:
 		return t.TcpEstablished
 	}
 	return t.TcpNew
