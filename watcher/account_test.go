@@ -15,15 +15,16 @@ import (
 	"shunt/lb"
 )
 
-// account checks that whatever an object asks for is in its model, or in a
-// warning that names the object and the field. It reads objects in its own way,
-// apart from the converter's.
+// account checks that everything that an object asks for is in its model, or in a
+// warning with the object and the field. It does not use the converter's code to read
+// objects.
 type account struct {
 	warnings []Warning
 	missing  []string
 }
 
-// need notes what is neither there nor warned of, at the field or below it.
+// need records what is not in the model, unless there is a warning for the field or for
+// one below it.
 func (a *account) need(there bool, field string, what any) {
 	if !there && !a.warned(field) {
 		a.missing = append(a.missing, fmt.Sprintf("%s: %v is neither in the model nor in a warning", field, what))

@@ -35,9 +35,8 @@ import (
 	"shunt/lb"
 )
 
-// cluster is client-go's fake API server, taught to apply selectors to watches
-// as a real one does: an object that starts to match is ADDED, one that ceases
-// to is DELETED.
+// cluster is client-go's fake API server. Like a real one it applies selectors to watches:
+// an object that starts to match is ADDED, one that no longer matches is DELETED.
 type cluster struct {
 	*fake.Clientset
 	mu       sync.Mutex
@@ -72,7 +71,7 @@ func (c *cluster) filter(w watch.Interface, l labels.Selector, f fields.Selector
 		matches := l.Matches(labels.Set(m.GetLabels())) && f.Matches(fields.Set{"metadata.name": m.GetName()})
 		was, known := shown[key]
 		if !known {
-			was = e.Type != watch.Added // from before this watch: let through
+			was = e.Type != watch.Added // it is older than this watch: pass the event
 		}
 		shown[key] = matches && e.Type != watch.Deleted
 		switch {
@@ -86,7 +85,7 @@ func (c *cluster) filter(w watch.Interface, l labels.Selector, f fields.Selector
 	})
 }
 
-// cut ends all watches, as an API server does that goes away.
+// cut ends all watches, as if the API server was gone.
 func (c *cluster) cut() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -162,7 +161,7 @@ func TestAPI(t *testing.T) {
 		_, err := slices.Update(ctx, obj, metav1.UpdateOptions{})
 		must(t, err)
 	}
-	// A label set and removed on a live object takes effect at once.
+	// A label that is set or removed on an existing object takes effect at once.
 	web := webService()
 	web.Labels = map[string]string{labelProxyName: "someone"}
 	update(web)
@@ -177,7 +176,7 @@ func TestAPI(t *testing.T) {
 	update(other)
 	s.next("set service shop/other")
 
-	// Changes and ends.
+	// Changes and deletions.
 	updateSlice(slice("b", func(s *discoveryv1.EndpointSlice) { s.Endpoints = nil }))
 	s.next("set slice shop/b")
 	updateSlice(slice("b", func(s *discoveryv1.EndpointSlice) { delete(s.Labels, discoveryv1.LabelServiceName) }))
@@ -185,7 +184,7 @@ func TestAPI(t *testing.T) {
 	must(t, services.Delete(ctx, "other", metav1.DeleteOptions{}))
 	s.next("delete service shop/other")
 
-	// The own node only, its changes and its end.
+	// Only this node's Node, its change and its deletion.
 	n := node("n1")
 	n.Spec.Taints = []v1.Taint{{Key: taintAutoscaler}}
 	_, err := c.CoreV1().Nodes().Update(ctx, node("n2"), metav1.UpdateOptions{})
@@ -200,8 +199,8 @@ func TestAPI(t *testing.T) {
 	s.next("no node")
 }
 
-// TestSelectors: it is the server that selects, but for Services: those of another
-// proxy have addresses too.
+// TestSelectors: the server selects slices and the Node. Services are not selected: those
+// of another proxy have addresses too.
 func TestSelectors(t *testing.T) {
 	c := newCluster(node("n1"))
 	s, stop := runAPI(t, c, nil)
@@ -231,7 +230,7 @@ func TestSelectors(t *testing.T) {
 	}
 }
 
-// TestWatchCut: what changed while the watches were cut arrives, and nothing else.
+// TestWatchCut: changes during a time without watches arrive, and nothing else does.
 func TestWatchCut(t *testing.T) {
 	c := newCluster(webService(), slice("a"), slice("b"), node("n1"))
 	s, _ := runAPI(t, c, nil)
@@ -256,8 +255,8 @@ func TestWatchCut(t *testing.T) {
 	s.same(s.take(), nil)
 }
 
-// TestAPIServerDown: failures are said at a bounded rate, nothing is synced
-// before all is known, and the end of the trouble is said, too.
+// TestAPIServerDown: failures are logged at a bounded rate, SetSynced is not called before
+// everything is known, and the end of the failure is logged too.
 func TestAPIServerDown(t *testing.T) {
 	c := newCluster(webService(), slice("a"), node("n1"))
 	var mu sync.Mutex
@@ -299,7 +298,7 @@ func TestAPIServerDown(t *testing.T) {
 	}
 }
 
-// TestEndsWhileDown: Run ends at once although everything waits for a retry.
+// TestEndsWhileDown: Run ends at once although every reflector waits for a retry.
 func TestEndsWhileDown(t *testing.T) {
 	c := newCluster()
 	c.PrependReactor("list", "*", func(clienttesting.Action) (bool, kruntime.Object, error) {
@@ -323,12 +322,12 @@ func (c counted) RoundTrip(r *http.Request) (*http.Response, error) {
 	return c.RoundTripper.RoundTrip(r)
 }
 
-// TestEndsWhileRefused: the same with a client that streams lists, for which
-// client-go waits in another place.
+// TestEndsWhileRefused: the same with a client that streams lists, for which the wait is
+// elsewhere in client-go.
 func TestEndsWhileRefused(t *testing.T) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	must(t, err)
-	must(t, l.Close()) // nobody listens there now
+	must(t, l.Close()) // connections to it are refused now
 	_, cfg, err := NewClient(ClientOptions{APIServer: "http://" + l.Addr().String()})
 	must(t, err)
 	var tries atomic.Int32
@@ -343,7 +342,7 @@ func TestEndsWhileRefused(t *testing.T) {
 	done := make(chan error, 1)
 	go func() { done <- a.Run(ctx) }()
 	eventually(t, "three tries of each kind", func() bool { return tries.Load() >= 9 })
-	cancel() // each waits 0.8 s at least for its next try
+	cancel() // each reflector waits 0.8 s at least for its next attempt
 	select {
 	case err := <-done:
 		must(t, err)
@@ -353,8 +352,8 @@ func TestEndsWhileRefused(t *testing.T) {
 	s.same(s.take(), nil)
 }
 
-// TestNoNode: a missing or unreadable Node is said, and does not keep the proxy
-// from starting.
+// TestNoNode: a missing or unreadable Node is logged, and does not keep the proxy from
+// starting.
 func TestNoNode(t *testing.T) {
 	log, logs := testLog(zap.WarnLevel)
 	s, stop := runAPI(t, newCluster(webService()), log)
@@ -386,5 +385,5 @@ func TestNewAPIRefuses(t *testing.T) {
 		}
 	}
 	a, _ := newTestAPI(t, nil, nil)
-	a.ServiceWarning(lb.ServiceName{}, "", "") // without a recorder: nothing happens
+	a.ServiceWarning(lb.ServiceName{}, "", "") // without a recorder it does nothing
 }

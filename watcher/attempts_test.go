@@ -17,8 +17,9 @@ import (
 	clienttesting "k8s.io/client-go/testing"
 )
 
-// TestResetIsSaid has every connection reset, as by a load balancer without an API
-// server behind it: client-go takes that for a watch that ended.
+// TestResetIsSaid resets every connection, like a load balancer without an API server
+// behind it. client-go takes that for a watch that has ended; the failure is logged all
+// the same.
 func TestResetIsSaid(t *testing.T) {
 	noEnvironment(t)
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
@@ -60,8 +61,8 @@ func TestResetIsSaid(t *testing.T) {
 	}
 }
 
-// TestWatchForbidden may list and not watch: that is said once, though lists, which
-// are made again and again in place of the watch, go well.
+// TestWatchForbidden: an account that may list but not watch is logged once, although the
+// lists, which are repeated in place of the watch, succeed.
 func TestWatchForbidden(t *testing.T) {
 	c := newCluster(webService(), slice("a"), node("n1"))
 	var mu sync.Mutex

@@ -15,9 +15,9 @@ import (
 	"shunt/lb"
 )
 
-// bigSlice is the i-th slice of a cluster of 5,000 nodes in 3 zones: as many
-// endpoints as the controller puts in one at most, made as a decoder makes
-// them, each with strings of its own.
+// bigSlice returns the i-th slice of a cluster of 5,000 nodes in 3 zones. As after
+// decoding, every endpoint has strings of its own. The EndpointSlice controller puts at
+// most 100 endpoints in a slice by default.
 func bigSlice(i, endpoints int) *discoveryv1.EndpointSlice {
 	s := &discoveryv1.EndpointSlice{
 		ObjectMeta: metav1.ObjectMeta{
@@ -79,7 +79,7 @@ func BenchmarkParse(b *testing.B) {
 	}
 }
 
-// heap is how many bytes live.
+// heap returns the live bytes of the heap.
 func heap() int64 {
 	runtime.GC()
 	runtime.GC()
@@ -88,7 +88,7 @@ func heap() int64 {
 	return int64(m.HeapAlloc)
 }
 
-// quietSink takes everything and keeps nothing but what the store shares.
+// quietSink is an lb.Sink that keeps nothing.
 type quietSink struct{}
 
 func (quietSink) SetService(*lb.Service)       {}
@@ -98,7 +98,7 @@ func (quietSink) DeleteSlice(lb.SliceName)     {}
 func (quietSink) SetNode(*lb.Node)             {}
 func (quietSink) SetSynced()                   {}
 
-// TestMemory measures what the watcher holds for each endpoint: the model, its
+// TestMemory measures the memory of the watcher for each endpoint: the model, and its
 // share of the slice, of the store's map and of the shared strings.
 func TestMemory(t *testing.T) {
 	for _, c := range []struct{ slices, endpoints, most int }{

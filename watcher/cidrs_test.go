@@ -42,15 +42,15 @@ func (s *sink) ranges(want ...string) {
 	})
 }
 
-// said counts the calls of SetServiceCIDRs.
+// said returns the number of calls of SetServiceCIDRs.
 func (s *sink) said() int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.cidrsSet
 }
 
-// TestServiceCIDRs: the union of all objects' ranges, as they come and go. What is
-// no range is said, and left out.
+// TestServiceCIDRs: the sink gets the union of all objects' ranges, as objects are created
+// and deleted. A text that is not a range is logged and left out.
 func TestServiceCIDRs(t *testing.T) {
 	log, logs := testLog(zap.InfoLevel)
 	c := newCluster(node("n1"), cidrObject("kubernetes", "10.96.0.0/16", "fd00:10:96::/112"))
@@ -73,13 +73,13 @@ func TestServiceCIDRs(t *testing.T) {
 	_, err = api.Update(ctx, leaving, metav1.UpdateOptions{})
 	must(t, err)
 	must(t, api.Delete(ctx, "more", metav1.DeleteOptions{}))
-	s.ranges("10.96.0.0/16", "fd00:10:96::/112") // it counts while it is there
+	s.ranges("10.96.0.0/16", "fd00:10:96::/112") // an object that is being deleted counts
 	must(t, api.Delete(ctx, "kubernetes", metav1.DeleteOptions{}))
 	s.ranges()
 }
 
-// TestNoServiceCIDRs: an API server without them says that there are none, one that
-// is down or refuses says nothing, and neither keeps the proxy from starting.
+// TestNoServiceCIDRs: with an API server without ServiceCIDRs the sink gets an empty list;
+// with one that is down or refuses it gets none. The proxy starts in every case.
 func TestNoServiceCIDRs(t *testing.T) {
 	resource := schema.GroupResource{Group: "networking.k8s.io", Resource: "servicecidrs"}
 	for _, c := range []struct {
@@ -118,7 +118,7 @@ func TestNoServiceCIDRs(t *testing.T) {
 	}
 }
 
-// TestFixedCIDRs: who knows the ranges asks no API server for them.
+// TestFixedCIDRs: with configured ranges, ServiceCIDRs are neither listed nor watched.
 func TestFixedCIDRs(t *testing.T) {
 	c := newCluster(node("n1"), cidrObject("kubernetes", "10.96.0.0/16"))
 	s := newSink(t)

@@ -18,7 +18,8 @@ import (
 	"k8s.io/client-go/kubernetes/scheme"
 )
 
-// fakeServer answers a list of services, in protobuf, over TLS, to one token.
+// fakeServer returns a TLS server that answers with a list of services in protobuf, if the
+// request has the right token.
 func fakeServer(t *testing.T) (server *httptest.Server, ca []byte) {
 	t.Helper()
 	server = httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -58,14 +59,14 @@ users: [{name: u, user: {token: secret}}]
 `)
 }
 
-// noEnvironment hides what the machine says of an API server.
+// noEnvironment clears the environment variables that name an API server.
 func noEnvironment(t *testing.T) {
 	for _, name := range []string{EnvAPIServer, envControlPlane, envServiceHost, envServicePort} {
 		t.Setenv(name, "")
 	}
 }
 
-// TestClientReaches asks a server by each of the ways to its address.
+// TestClientReaches sends a request with each source of the server's address.
 func TestClientReaches(t *testing.T) {
 	server, ca := fakeServer(t)
 	hostPort := strings.TrimPrefix(server.URL, "https://")
@@ -112,8 +113,7 @@ func TestClientReaches(t *testing.T) {
 	}
 }
 
-// TestClientRefuses: one line that says what is missing and what to do.
-// TestClientContentTypes: what is sent and asked for is protobuf unless the options
+// TestClientContentTypes: requests and accepted responses are protobuf unless the options
 // say otherwise.
 func TestClientContentTypes(t *testing.T) {
 	noEnvironment(t)
@@ -131,6 +131,7 @@ func TestClientContentTypes(t *testing.T) {
 	}
 }
 
+// TestClientRefuses: the error is one line that says what is missing and what to do.
 func TestClientRefuses(t *testing.T) {
 	noEnvironment(t)
 	empty := t.TempDir()

@@ -50,7 +50,7 @@ func serviceCasesMore() []serviceCase {
 			warnings: []string{`status.loadBalancer.ingress[0].ip: "nonsense" is not an IP address: ignored`},
 		},
 
-		// Source ranges: trimmed, masked, and closed where they can't be read.
+		// Source ranges are trimmed and masked. They fail closed where they can't be read.
 		{
 			name:   "ranges are trimmed, masked and unique",
 			change: ranges(" 203.0.113.7/24\t", "203.0.113.0/24", "2001:db8:1::1/48", "010.0.0.0/8", "::ffff:192.0.2.0/120"),

@@ -35,7 +35,7 @@ func prefixes(list ...string) []netip.Prefix {
 	return out
 }
 
-// lines gives warnings as the log has them.
+// lines returns warnings as they are logged, with the reason of the Event.
 func lines(warnings []Warning) []string {
 	var out []string
 	for _, w := range warnings {
@@ -93,8 +93,8 @@ func webModel() *lb.Service {
 
 type serviceCase struct {
 	name string
-	// change makes the input of webService; want the model of webModel (nil:
-	// the service is skipped).
+	// change changes webService to the input, and want changes webModel to the expected
+	// model. nil: no change.
 	change   func(*v1.Service)
 	want     func(*lb.Service)
 	skipped  bool
@@ -136,7 +136,7 @@ func addressesOnly(m *lb.Service) {
 	*m = lb.Service{Name: m.Name, ClusterIPs: m.ClusterIPs, NotServed: true}
 }
 
-// TestService goes through the contract's rules for a Service in their order.
+// TestService has the rules for a Service, in the order of the contract.
 func TestService(t *testing.T) {
 	keep := func(*v1.Service) {}
 	cases := []serviceCase{
@@ -146,7 +146,7 @@ func TestService(t *testing.T) {
 		{name: "no cluster IP", change: func(s *v1.Service) { s.Spec.ClusterIP = "" }, skipped: true},
 		{name: "headless", change: func(s *v1.Service) { s.Spec.ClusterIP, s.Spec.ClusterIPs = "None", []string{"None"} }, skipped: true},
 
-		// Not for us to serve; their addresses are allocated.
+		// Services that shunt does not serve: only their addresses are used.
 		{
 			name: "ExternalName with a cluster IP", change: func(s *v1.Service) { s.Spec.Type = v1.ServiceTypeExternalName },
 			want: addressesOnly,
@@ -174,7 +174,7 @@ func TestService(t *testing.T) {
 			warnings: []string{`metadata.name: "` + strings.Repeat("n", 64) + `": object ignored: must be no more than 63 characters`},
 		},
 
-		// The cluster IP of a family, by its place in ipFamilies.
+		// The cluster IP of a family, by its index in ipFamilies.
 		{
 			name:   "IPv6 first",
 			change: func(s *v1.Service) { reverse(s); s.Spec.ClusterIP = "fd00:96::10" },
@@ -269,7 +269,7 @@ func TestService(t *testing.T) {
 	}
 }
 
-// only4 leaves a service nothing but IPv4 beside its cluster IPs.
+// only4 removes the IPv6 addresses of a service, except its cluster IP.
 func only4(s *v1.Service) {
 	s.Spec.ExternalIPs = s.Spec.ExternalIPs[:1]
 	s.Status.LoadBalancer.Ingress = s.Status.LoadBalancer.Ingress[:1]

@@ -53,7 +53,7 @@ func sliceModel() *lb.EndpointSlice {
 	}
 }
 
-// TestSlice goes through the contract's rules for an EndpointSlice in their order.
+// TestSlice has the rules for an EndpointSlice, in the order of the contract.
 func TestSlice(t *testing.T) {
 	type in = discoveryv1.EndpointSlice
 	type out = lb.EndpointSlice
@@ -69,7 +69,7 @@ func TestSlice(t *testing.T) {
 	}{
 		{name: "everything valid", change: func(*in) {}},
 
-		// Conditions: what nil means.
+		// Conditions: the defaults for nil.
 		{
 			name: "conditions are taken as they are",
 			change: func(s *in) {
@@ -115,7 +115,7 @@ func TestSlice(t *testing.T) {
 		},
 		{name: "no ports", change: ports(), want: func(m *out) { m.Ports = nil }},
 
-		// Addresses: the first counts.
+		// Addresses: only the first one is used.
 		{name: "the first address only", change: addresses("10.1.0.2", "nonsense", "10.1.0.3")},
 		{name: "no address", change: addresses(), want: first, warnings: []string{"endpoints[1].addresses: is empty: endpoint ignored"}},
 		{name: "no IP address", change: addresses("pod-1"), want: first, warnings: []string{`endpoints[1].addresses[0]: "pod-1" is not an IP address: ignored`}},
@@ -214,8 +214,8 @@ func TestSlice(t *testing.T) {
 	}
 }
 
-// TestSharedStrings says that equal names and hints of many endpoints are one
-// in memory, and share none with the object.
+// TestSharedStrings: equal names and hints of many endpoints are in memory once, and share
+// no memory with the object.
 func TestSharedStrings(t *testing.T) {
 	var c Converter
 	a, _ := c.Slice(webSlice())

@@ -23,7 +23,7 @@ import (
 func runEvents(t *testing.T, c *fake.Clientset, log *zap.Logger) *Events {
 	t.Helper()
 	e := NewEvents(c, "n1", log)
-	e.Starting() // before Run: waits for it
+	e.Starting() // before Run: the Event waits in the queue
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
 	go func() { done <- e.Run(ctx) }()
@@ -82,7 +82,7 @@ func TestEventRefused(t *testing.T) {
 	eventually(t, "a line in the log", func() bool { return said(logs, "rejected event") == 1 })
 }
 
-// TestEventsFull: nobody waits for events that nobody writes.
+// TestEventsFull: with a full queue an Event is dropped, and the caller does not block.
 func TestEventsFull(t *testing.T) {
 	log, logs := testLog(zap.InfoLevel)
 	e := NewEvents(fake.NewClientset(), "n1", log)

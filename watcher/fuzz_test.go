@@ -8,9 +8,8 @@ import (
 	"shunt/lb"
 )
 
-// FuzzManifest reads any bytes as a manifest file: nothing crashes, every model
-// keeps the invariants, every failure says something. Its corpus is in
-// testdata/fuzz/FuzzManifest.
+// FuzzManifest reads any bytes as a manifest file: nothing crashes, every model keeps the
+// invariants, and every failure has a text. Its corpus is in testdata/fuzz/FuzzManifest.
 func FuzzManifest(f *testing.F) {
 	f.Add([]byte(docs(serviceDoc("web", "10.96.0.1"), sliceDoc("web-1", "web", "10.1.0.1"))))
 	f.Add([]byte(`{"apiVersion":"v1","kind":"List","items":[null,{"apiVersion":"v1","kind":"List","items":[{}]}]}`))

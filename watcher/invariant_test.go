@@ -11,8 +11,8 @@ import (
 	"shunt/lb"
 )
 
-// The invariants are what lb/model.go promises of each type. They are written
-// against its comments, not against the converter.
+// The invariants are those that the comments in lb/model.go promise for each type. They
+// are written from these comments, not from the converter.
 
 func checkAddrs(what string, list []netip.Addr) error {
 	seen := make(map[netip.Addr]bool)

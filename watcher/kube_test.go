@@ -19,11 +19,10 @@ import (
 	"shunt/lb"
 )
 
-// TestRealAPIServer runs the watcher against a real kube-apiserver and etcd,
-// through what can happen to it in a life: objects of every kind, labels
-// toggled, watches cut, objects changed while it was away, a server killed and
-// started again. The Sink must hear of every difference, once, and of nothing
-// else.
+// TestRealAPIServer runs the watcher against a real kube-apiserver and etcd: objects of
+// every kind, labels that are set and removed, watches that are cut, objects that change
+// while the watcher is not connected, a server that is killed and started again. The Sink
+// must get every difference once, and nothing else.
 func TestRealAPIServer(t *testing.T) {
 	if testing.Short() {
 		t.Skip("starts a control plane")
@@ -61,8 +60,8 @@ type realTest struct {
 	api   *API
 }
 
-// run starts the watcher with the client that the daemon uses: through the
-// proxy that can be cut, in protobuf, from a kubeconfig file.
+// run starts the watcher with the client that the daemon uses: in protobuf, from a
+// kubeconfig file, through the proxy whose connections can be cut.
 func (h *realTest) run() (stop func()) {
 	file := filepath.Join(h.TempDir(), "kubeconfig")
 	must(h.T, h.Kubeconfig(file))
@@ -70,7 +69,7 @@ func (h *realTest) run() (stop func()) {
 	client, _, err := NewClient(ClientOptions{Kubeconfig: file})
 	must(h.T, err)
 	events := NewEvents(client, "n1", nil)
-	log, logs := testLog(-10) // all that client-go has to say
+	log, logs := testLog(-10) // every log line of client-go
 	h.api, err = NewAPI(APIOptions{Client: client, NodeName: "n1", Sink: h.sink, Log: log, Recorder: events})
 	must(h.T, err)
 	ctx, cancel := context.WithCancel(context.Background())
@@ -94,7 +93,7 @@ func (h *realTest) run() (stop func()) {
 	}
 }
 
-// next is sink.next without what the API server does on its own account.
+// next is sink.next without the API server's own objects (default/kubernetes).
 func (h *realTest) next(want ...string) {
 	h.Helper()
 	var got []string
@@ -126,7 +125,7 @@ func realSlice(name, service, addr string, labels map[string]string) *discoveryv
 	return &discoveryv1.EndpointSlice{
 		ObjectMeta:  metav1.ObjectMeta{Namespace: "shop", Name: name, Labels: all},
 		AddressType: discoveryv1.AddressTypeIPv4,
-		Ports:       []discoveryv1.EndpointPort{{Port: ptr(int32(8080))}}, // the API server makes the name ""
+		Ports:       []discoveryv1.EndpointPort{{Port: ptr(int32(8080))}}, // the API server sets the name ""
 		Endpoints:   []discoveryv1.Endpoint{{Addresses: []string{addr}}},
 	}
 }
@@ -179,7 +178,7 @@ func (h *realTest) labels() {
 	h.next("set slice shop/web-1")
 }
 
-// cut: the watches are cut, and objects change while the watcher is away.
+// cut cuts the watches, and changes objects while the watcher is not connected.
 func (h *realTest) cut() {
 	h.Helper()
 	h.CutWatches()
@@ -189,7 +188,7 @@ func (h *realTest) cut() {
 	h.Proxy().Refuse()
 	services, slices := h.admin.CoreV1().Services("shop"), h.admin.DiscoveryV1().EndpointSlices("shop")
 	must(h.T, services.Delete(h.Context(), "web", metav1.DeleteOptions{}))
-	h.create(realService("web", nil)) // of the same name, another UID and address
+	h.create(realService("web", nil)) // the same name, another UID and address
 	h.create(realService("brief", nil))
 	must(h.T, services.Delete(h.Context(), "brief", metav1.DeleteOptions{}))
 	must(h.T, slices.Delete(h.Context(), "web-2", metav1.DeleteOptions{}))
@@ -203,7 +202,7 @@ func (h *realTest) cut() {
 	}
 }
 
-// awaitState waits until the sink has exactly these slices, and web as it is.
+// awaitState waits until the sink has exactly these slices, and the current web.
 func (h *realTest) awaitState(slicesOfShop ...string) {
 	h.Helper()
 	s, err := h.admin.CoreV1().Services("shop").Get(h.Context(), "web", metav1.GetOptions{})
@@ -222,7 +221,7 @@ func (h *realTest) awaitState(slicesOfShop ...string) {
 	h.sink.take()
 }
 
-// restart: the API server is killed and started again; nothing changes by that.
+// restart kills the API server and starts it again: the sink gets no change by that.
 func (h *realTest) restart() {
 	h.Helper()
 	h.KillAPIServer()
@@ -235,7 +234,7 @@ func (h *realTest) restart() {
 	h.next("no node", "delete service shop/web")
 }
 
-// event: an Event on a Service arrives, valid to a real API server.
+// event records an Event on a Service: a real API server accepts it.
 func (h *realTest) event() {
 	h.Helper()
 	h.create(realService("checked", nil))
@@ -243,8 +242,8 @@ func (h *realTest) event() {
 	h.api.ServiceWarning(lb.ServiceName{Namespace: "shop", Name: "checked"}, EventFailedHealthCheck, "port 30000 is taken")
 	s, err := h.admin.CoreV1().Services("shop").Get(h.Context(), "checked", metav1.GetOptions{})
 	must(h.T, err)
-	// The API server has just been restarted: a write that meets the connection to
-	// the old one is tried again by client-go after 10 s and more.
+	// The API server has just been restarted. client-go retries a write on the connection
+	// to the old process after 10 s or more.
 	within(h.T, 90*time.Second, "an Event", func() bool {
 		list, err := h.admin.EventsV1().Events("shop").List(h.Context(), metav1.ListOptions{})
 		must(h.T, err)

@@ -32,7 +32,7 @@ endpoints: [{addresses: [%s]}]
 
 func docs(list ...string) string { return strings.Join(list, "---\n") }
 
-// looker is a Manifests that looks when a test says so.
+// looker is a Manifests whose looks the test makes.
 type looker struct {
 	*Manifests
 	*sink
@@ -54,8 +54,8 @@ func newLooker(t *testing.T, files map[string]string) *looker {
 	return l
 }
 
-// after writes files (an empty content removes one), looks until nothing is
-// pending, and checks what the sink was told.
+// after writes files (an empty content removes one), looks until nothing is pending, and
+// checks the calls of the sink.
 func (l *looker) after(files map[string]string, want ...string) {
 	l.t.Helper()
 	for name, content := range files {
@@ -69,7 +69,7 @@ func (l *looker) after(files map[string]string, want ...string) {
 	l.same(l.take(), want)
 }
 
-// said checks that the log has a text, once.
+// said checks that the log has each text once.
 func (l *looker) said(texts ...string) {
 	l.t.Helper()
 	for _, text := range texts {
@@ -94,7 +94,7 @@ func TestManifestsFirstLook(t *testing.T) {
 		t.Errorf("web: %+v", got)
 	}
 	l.after(nil)
-	// What is written again without a change is none; nor is a comment.
+	// Writing the same objects again is no change; nor is a comment.
 	l.after(map[string]string{"a.yaml": "# my shop\n---\n" + docs(serviceDoc("web", "10.96.0.1"), "# endpoints\n"+sliceDoc("web-1", "web", "10.1.0.1"))})
 	l.after(map[string]string{"a.yaml": docs(serviceDoc("web", "10.96.0.1"), sliceDoc("web-1", "web", "10.1.0.9"))}, "set slice default/web-1")
 	l.after(map[string]string{"a.yaml": docs(serviceDoc("web", "10.96.0.1"))}, "delete slice default/web-1")
@@ -119,26 +119,27 @@ func TestManifestsNode(t *testing.T) {
 	l.after(map[string]string{"n.yaml": ""}, "no node")
 }
 
-// TestManifestsBadDocuments: bad documents keep what they were; the others apply.
+// TestManifestsBadDocuments: the object of a bad document keeps its last good version, and
+// the other documents apply.
 func TestManifestsBadDocuments(t *testing.T) {
 	web, db := serviceDoc("web", "10.96.0.1"), serviceDoc("db", "10.96.0.2")
 	l := newLooker(t, map[string]string{"a.yaml": docs(web, db)})
 	l.after(nil, "set node n1", "set service default/web", "set service default/db", "synced")
 
-	// Its object can be told: that one stays, others change and go.
+	// The bad document's object is known: it stays, others change and are removed.
 	badPort := strings.Replace(web, "port: 80", "port: eighty", 1)
 	l.after(map[string]string{"a.yaml": docs(badPort, serviceDoc("db", "10.96.0.3"))}, "set service default/db")
 	l.said("Service default/web cannot be used", "spec.ports[0].port: json: cannot unmarshal string")
 	l.after(map[string]string{"a.yaml": docs(badPort)}, "delete service default/db")
 	l.after(map[string]string{"a.yaml": docs(web, db)}, "set service default/db")
 
-	// It can't be told: nothing goes, others change and come.
+	// The object is not known: none is removed, others change and are added.
 	broken := "apiVersion: v1\nkind: Service\nmetadata:\n  name: web\n spec: [\n"
 	l.after(map[string]string{"a.yaml": docs(serviceDoc("new", "10.96.0.4"), broken)}, "set service default/new")
-	l.said("document=2 error=yaml: line 12") // the library's count, which may be one short
+	l.said("document=2 error=yaml: line 12") // the YAML library's line, which may be one too small
 	l.after(map[string]string{"a.yaml": docs(serviceDoc("new", "10.96.0.4"))}, "delete service default/web", "delete service default/db")
 
-	// What is no object of the API, or has no name or kind.
+	// Documents that are not an object of the API, or have no name or kind.
 	for _, bad := range []struct{ doc, say string }{
 		{"just text\n", "is not an object of the API"},
 		{"- a\n- list\n", "cannot unmarshal array"},
@@ -177,14 +178,14 @@ func TestManifestsWarnings(t *testing.T) {
 		`key "name" already set in map`,
 	}
 	l.said(texts...)
-	// Nothing is said again when another part of the file changes.
+	// Nothing is logged again when another part of the file changes.
 	data, err := os.ReadFile(filepath.Join(l.dir, "a.yaml"))
 	must(t, err)
 	l.after(map[string]string{"a.yaml": serviceDoc("more", "10.96.0.7") + "---\n" + string(data)}, "set service default/more")
 	l.said(texts...)
 }
 
-// TestManifestsDuplicates: the first file by name has an object.
+// TestManifestsDuplicates: of objects with one name, that in the first file by name counts.
 func TestManifestsDuplicates(t *testing.T) {
 	l := newLooker(t, map[string]string{
 		"a.yaml": docs(serviceDoc("web", "10.96.0.1"), serviceDoc("web", "10.96.0.9")),
@@ -202,14 +203,14 @@ func TestManifestsDuplicates(t *testing.T) {
 		t.Errorf("the other did not take over: %s", ip())
 	}
 	l.after(map[string]string{"a.yaml": serviceDoc("web", "10.96.0.1")}, "set service default/web")
-	// A good one in a later file does not take over while the first file's is bad.
+	// A good one in a later file does not replace it while the first file's is bad.
 	l.after(map[string]string{"a.yaml": strings.Replace(serviceDoc("web", "10.96.0.1"), "80", "x", 1)})
 	if ip() != "10.96.0.1" {
 		t.Errorf("a bad document lost to a later file: %s", ip())
 	}
 }
 
-// TestManifestsLabels: labels act as with an API server.
+// TestManifestsLabels: labels have the same effect as with an API server.
 func TestManifestsLabels(t *testing.T) {
 	label := func(doc, l string) string {
 		return strings.Replace(doc, "metadata: {", "metadata: {labels: {"+l+": x}, ", 1)
@@ -225,8 +226,8 @@ func TestManifestsLabels(t *testing.T) {
 	l.after(map[string]string{"e.yaml": ep}, "set slice default/web-1")
 }
 
-// TestManifestsAllBad: where nothing can be used, nothing is synced: what an
-// earlier process programmed must not go for a typing error.
+// TestManifestsAllBad: where nothing can be used, SetSynced is not called: a typing error
+// must not remove what an earlier process programmed.
 func TestManifestsAllBad(t *testing.T) {
 	l := newLooker(t, map[string]string{"a.yaml": "a: b: c\n"})
 	l.after(nil, "set node n1")
@@ -247,7 +248,7 @@ func TestManifestsUnreadable(t *testing.T) {
 	if _, err := NewManifests(ManifestsOptions{Path: dir}); err == nil {
 		t.Error("without a sink: no error")
 	}
-	// A pipe among the files is never opened: that would block for ever.
+	// A pipe among the files is never opened: that would block forever.
 	l := newLooker(t, map[string]string{"a.yaml": serviceDoc("web", "10.96.0.1")})
 	must(t, syscall.Mkfifo(filepath.Join(l.dir, "p.yaml"), 0o600))
 	l.after(nil, "set node n1", "set service default/web", "synced")
@@ -261,7 +262,7 @@ func TestManifestsUnreadable(t *testing.T) {
 	l.after(nil, "delete service default/web")
 }
 
-// TestManifestsGone: a file that is away, or empty, for a moment loses nothing.
+// TestManifestsGone: a file that is missing or empty for a moment keeps its objects.
 func TestManifestsGone(t *testing.T) {
 	l := newLooker(t, map[string]string{"a.yaml": serviceDoc("web", "10.96.0.1")})
 	l.after(nil, "set node n1", "set service default/web", "synced")
@@ -307,8 +308,8 @@ func TestSplitDocuments(t *testing.T) {
 	}
 }
 
-// TestManifestsSameTick: two writes within one tick of the file system's clock,
-// of the same size, are two.
+// TestManifestsSameTick: of two writes of the same size within one tick of the file
+// system's clock, the second is not missed.
 func TestManifestsSameTick(t *testing.T) {
 	l := newLooker(t, map[string]string{"a.yaml": serviceDoc("web", "10.96.0.1")})
 	l.after(nil, "set node n1", "set service default/web", "synced")
@@ -319,7 +320,7 @@ func TestManifestsSameTick(t *testing.T) {
 	f.is = identify(info) // as if the clock had not moved
 	l.after(nil, "set service default/web")
 
-	// Long after, an equal identity is an equal file: it is not even read.
+	// Long after, an equal identity means an equal file: it is not read.
 	write(t, path, serviceDoc("web", "10.96.0.3"))
 	info, err = os.Stat(path)
 	must(t, err)

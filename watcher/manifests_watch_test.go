@@ -13,11 +13,10 @@ import (
 	"shunt/lb"
 )
 
-// never is how often a test's files are looked at without being told, where the
-// watch has to see everything.
+// never is the poll interval of tests in which inotify must report every change.
 const never = 24 * time.Hour
 
-// runManifests runs a watcher until the test ends, with that interval of its poll.
+// runManifests runs a watcher with that poll interval until the test ends.
 func runManifests(t *testing.T, path string, poll time.Duration) *sink {
 	t.Helper()
 	s := newSink(t)
@@ -41,7 +40,8 @@ func runManifests(t *testing.T, path string, poll time.Duration) *sink {
 	return s
 }
 
-// TestManifestsWatch: every way in which programs change a file is seen at once.
+// TestManifestsWatch: a change is seen at once, by whatever method a program changes a
+// file.
 func TestManifestsWatch(t *testing.T) {
 	ip := 0
 	next := func() string { // another version of one service
@@ -53,7 +53,7 @@ func TestManifestsWatch(t *testing.T) {
 	}
 	for _, c := range []struct {
 		name string
-		// setup makes what path names; change changes it.
+		// setup makes a file or directory and returns its path; change changes it.
 		setup  func(t *testing.T, dir string) (path string)
 		change func(t *testing.T, dir string)
 	}{
@@ -116,8 +116,8 @@ func TestManifestsWatch(t *testing.T) {
 	}
 }
 
-// configMap writes a version of a volume as the kubelet does: a directory of
-// its own, and one rename of a link that makes it the current one.
+// configMap writes a version of a volume as the kubelet does: to a new directory, to which
+// one rename then points the link ..data.
 func configMap(t *testing.T, dir, version, content string) {
 	t.Helper()
 	write(t, filepath.Join(dir, ".."+version, "a.yaml"), content)
@@ -128,7 +128,7 @@ func configMap(t *testing.T, dir, version, content string) {
 	}
 }
 
-// TestManifestsWatchFiles: files come and go in a directory.
+// TestManifestsWatchFiles: files are created and removed in a directory.
 func TestManifestsWatchFiles(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "manifests")
 	must(t, os.Mkdir(dir, 0o755))
@@ -142,7 +142,7 @@ func TestManifestsWatchFiles(t *testing.T) {
 	s.next("delete service default/web")
 }
 
-// TestManifestsWatchDirectory: the whole directory goes and comes back: the poll
+// TestManifestsWatchDirectory: the whole directory is removed and created again. The poll
 // finds it at the latest.
 func TestManifestsWatchDirectory(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "manifests")
@@ -155,8 +155,8 @@ func TestManifestsWatchDirectory(t *testing.T) {
 	s.next("set service default/web")
 }
 
-// TestManifestsHalfWritten: a file that is truncated and written in pieces is
-// not taken for what its first half says, as long as the pieces come quickly.
+// TestManifestsHalfWritten: a file that is truncated and written in parts is not read
+// before it is complete, as long as the parts follow each other quickly.
 func TestManifestsHalfWritten(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "a.yaml")
 	web, db := serviceDoc("web", "10.96.0.1"), serviceDoc("db", "10.96.0.2")
@@ -165,7 +165,7 @@ func TestManifestsHalfWritten(t *testing.T) {
 	s.next("set service default/web", "set service default/db", "synced")
 	name := lb.ServiceName{Namespace: "default", Name: "web"}
 	quick := 0
-	for i := range 50 { // on a busy machine, a piece may come late
+	for i := range 50 { // on a busy machine, a part may be late
 		start := time.Now()
 		f, err := os.Create(path) // truncates
 		must(t, err)
@@ -192,8 +192,8 @@ func TestManifestsHalfWritten(t *testing.T) {
 	t.Skip("the machine is too busy to write a file in time")
 }
 
-// TestManifestLinkLeadsNowhere: a link in the directory whose target is removed loses
-// its objects, as a file that is removed does, and is not looked at all the time.
+// TestManifestLinkLeadsNowhere: a link whose target is removed loses its objects, like a
+// file that is removed, and does not cause endless looks.
 func TestManifestLinkLeadsNowhere(t *testing.T) {
 	dir, elsewhere := t.TempDir(), t.TempDir()
 	target := write(t, filepath.Join(elsewhere, "target"), serviceDoc("web", "10.96.1.1"))
@@ -212,7 +212,7 @@ func TestManifestLinkLeadsNowhere(t *testing.T) {
 		if looks++; looks > 20 {
 			t.Fatal("the link is looked at for ever")
 		}
-		time.Sleep(missingGrace / 2) // a look is due only then
+		time.Sleep(missingGrace / 2) // Run would wait missingGrace
 	}
 	s.next("delete service default/web")
 	if looks == 0 {

@@ -17,11 +17,11 @@ import (
 	kjson "sigs.k8s.io/json"
 )
 
-// mutations is how many mutated objects each of the tests below tries.
+// mutations is the number of mutated objects in each of the tests below.
 const mutations = 1000
 
-// values are what a mutation puts somewhere: the ends of ranges, the wrong
-// type, addresses of every kind that must not be programmed.
+// values are those that a mutation sets: the ends of ranges, wrong types, addresses of
+// every kind that must not be programmed.
 var values = []any{
 	nil, "", 0, -1, 1, 80, 65535, 65536, 1 << 31, 1 << 40, 1.5, true, false, "x", "None", "Local", "ClientIP", "Proxy", "SCTP", "UDP",
 	"IPv4", "IPv6", "FQDN", "ExternalName", "ClusterIP", "10.96.0.10", "10.1.0.1", "0.0.0.0", "::", "127.0.0.1", "::1", "224.0.0.1", "ff02::1",
@@ -36,7 +36,7 @@ type spot struct {
 	value  any
 }
 
-// spots gives every place of a JSON tree that a mutation can change.
+// spots returns every value in a JSON tree that a mutation can change.
 func spots(node any) []spot {
 	var out []spot
 	switch n := node.(type) {
@@ -65,7 +65,7 @@ func mutateTree(r *rand.Rand, root any) {
 				s.remove()
 			}
 		case 1:
-			s.set(copied(all[r.IntN(len(all))].value)) // something of the same object, elsewhere
+			s.set(copied(all[r.IntN(len(all))].value)) // another value of the same object
 		case 2:
 			if isList && len(list) > 0 {
 				s.set(append(slices.Clone(list), list[r.IntN(len(list))]))
@@ -78,7 +78,7 @@ func mutateTree(r *rand.Rand, root any) {
 	}
 }
 
-// like picks a value of the same JSON type.
+// like returns a value of the same JSON type, text or number, else old itself.
 func like(r *rand.Rand, old any) any {
 	for range 100 {
 		v := values[r.IntN(len(values))]
@@ -93,7 +93,7 @@ func like(r *rand.Rand, old any) any {
 	return old
 }
 
-// copied keeps a tree a tree.
+// copied returns a deep copy, so that the tree has no cycle.
 func copied(v any) any {
 	data, err := json.Marshal(v)
 	if err != nil {
@@ -163,7 +163,7 @@ func mutateTyped(r *rand.Rand, v reflect.Value) {
 	}
 }
 
-// tally says what the mutations did, so that a test that tests nothing fails.
+// tally counts the outcomes of the mutations, so that a test that tests nothing fails.
 type tally struct{ refused, skipped, warned, clean int }
 
 func (n *tally) count(skipped bool, warnings []Warning) {
@@ -232,9 +232,9 @@ func TestMutatedFields(t *testing.T) {
 	slices.check(t, false)
 }
 
-// TestMutatedJSON mutates the JSON of valid objects, with no regard to types,
-// and takes what still decodes through the converter; what does not must be
-// refused by the manifest reader with the object and the field.
+// TestMutatedJSON mutates the JSON of valid objects, regardless of types. It converts what
+// can still be decoded. The rest the manifest reader must refuse, with the object and the
+// field.
 func TestMutatedJSON(t *testing.T) {
 	var services, slices tally
 	for seed := range mutations {
@@ -281,7 +281,7 @@ func decodeMutated(t *testing.T, r *rand.Rand, seed int, version, kind string, v
 	return true
 }
 
-// TestLocate: a fault that the decoder does not place is placed.
+// TestLocate: locate finds the field of a fault that the decoder's message does not have.
 func TestLocate(t *testing.T) {
 	for doc, want := range map[string]string{
 		`{"metadata":{"creationTimestamp":"noon"}}`:                   "metadata.creationTimestamp",
@@ -297,7 +297,7 @@ func TestLocate(t *testing.T) {
 			t.Errorf("%s: %q, want %q", doc, got, want)
 		}
 	}
-	// Bounded, however large the object.
+	// The work is bounded, however large the object is.
 	doc := `{"spec":{"externalIPs":[` + strings.Repeat(`"a",`, 5000) + `1,2]}}`
 	tries := 0
 	locate([]byte(doc), func(d []byte) error { tries++; return fmt.Errorf("never") })

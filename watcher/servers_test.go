@@ -34,8 +34,8 @@ func closedPort(t *testing.T) netip.AddrPort {
 
 func addrOf(l net.Listener) netip.AddrPort { return l.Addr().(*net.TCPAddr).AddrPort() }
 
-// stranger accepts connections and closes them: it has an address that was an API
-// server's before.
+// stranger returns the address of a server that accepts connections and closes them: a
+// program that now has an address at which an API server was before.
 func stranger(t *testing.T) netip.AddrPort {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -54,8 +54,8 @@ func stranger(t *testing.T) netip.AddrPort {
 	return addrOf(l)
 }
 
-// translations are where a node translates connections to the API server's address,
-// and what a daemon left for the next one.
+// translations are the endpoints to which a node translates connections to the API
+// server's address, and the endpoints that a daemon saved for the next one.
 type translations struct {
 	mu    sync.Mutex
 	leads map[netip.AddrPort][]netip.AddrPort
@@ -68,7 +68,7 @@ func (w *translations) lead(from netip.AddrPort, to ...netip.AddrPort) {
 	w.leads = map[netip.AddrPort][]netip.AddrPort{from: to}
 }
 
-// servers are those of a daemon that starts now.
+// servers returns the Servers of a daemon that starts now.
 func (w *translations) servers() *Servers {
 	s := NewServers(ServersOptions{
 		Leads: func(a netip.AddrPort) []netip.AddrPort {
@@ -90,7 +90,8 @@ func (w *translations) servers() *Servers {
 	return s
 }
 
-// clientOf makes a client whose kubeconfig has this server, and lists one kind once.
+// clientOf returns a client whose kubeconfig has this server. With others, the option
+// APIServer has all of them.
 func clientOf(t *testing.T, s *Servers, ca []byte, server string, others ...string) kubernetes.Interface {
 	t.Helper()
 	noEnvironment(t)
@@ -115,8 +116,9 @@ func list(t *testing.T, c kubernetes.Interface) error {
 	return err
 }
 
-// TestOwnServiceLost dials an address that this node translates: to the API server,
-// then to nothing, to nobody and to a stranger, in the same daemon and in a new one.
+// TestOwnServiceLost dials an address that this node translates: first to the API server,
+// then to no endpoint, to a closed port and to a stranger. It does so in the same daemon
+// and in a new one.
 func TestOwnServiceLost(t *testing.T) {
 	server, ca := fakeServer(t)
 	endpoint := addrOf(server.Listener)
@@ -161,8 +163,8 @@ func TestOwnServiceLost(t *testing.T) {
 	}
 }
 
-// TestProvenEndpointsAreRemembered: where a name has lost its addresses, the one at
-// which a server answered is dialled.
+// TestProvenEndpointsAreRemembered: where a name can't be resolved any more, the address
+// at which a server answered is dialled.
 func TestProvenEndpointsAreRemembered(t *testing.T) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	must(t, err)
@@ -175,7 +177,7 @@ func TestProvenEndpointsAreRemembered(t *testing.T) {
 	must(t, conn.Close())
 }
 
-// TestServersInTurn has several addresses, of which the last is that of a server.
+// TestServersInTurn: of several addresses only the last is that of a server.
 func TestServersInTurn(t *testing.T) {
 	server, ca := fakeServer(t)
 	for name, first := range map[string]netip.AddrPort{"closed": closedPort(t), "a stranger": stranger(t)} {
@@ -190,8 +192,8 @@ func TestServersInTurn(t *testing.T) {
 	}
 }
 
-// TestSilentEndpoint: an address that swallows packets holds the others up for
-// dialDelay only.
+// TestSilentEndpoint: an address whose packets are lost delays the others by dialDelay
+// only.
 func TestSilentEndpoint(t *testing.T) {
 	server, ca := fakeServer(t)
 	silent, service := netip.MustParseAddrPort("192.0.2.1:6443"), closedPort(t)
@@ -213,8 +215,8 @@ func TestSilentEndpoint(t *testing.T) {
 	}
 }
 
-// TestHint: a pod that knows the kubernetes Service only is told what is missing,
-// until a server has answered.
+// TestHint: where only the kubernetes Service's address is known, there is a hint until a
+// server has answered.
 func TestHint(t *testing.T) {
 	server, ca := fakeServer(t)
 	dir := t.TempDir()
@@ -244,7 +246,7 @@ func TestHint(t *testing.T) {
 	}
 }
 
-// TestBodyIsSentAgain: a request with a body goes whole to the next server.
+// TestBodyIsSentAgain: the next server gets the whole body of a request.
 func TestBodyIsSentAgain(t *testing.T) {
 	noEnvironment(t)
 	got := make(chan string, 1)
@@ -267,9 +269,9 @@ func TestBodyIsSentAgain(t *testing.T) {
 	}
 }
 
-// TestRememberedForConfigured: endpoints are kept for the addresses that are configured
-// now, and written down again only where something is new, also for a Service with more
-// endpoints than are remembered.
+// TestRememberedForConfigured: endpoints are remembered for the addresses that are
+// configured now, and saved again only if something is new. That is so for a Service with
+// more than mostRemembered endpoints too.
 func TestRememberedForConfigured(t *testing.T) {
 	const host = "192.0.2.1:443"
 	var many []netip.AddrPort
@@ -300,8 +302,8 @@ func TestRememberedForConfigured(t *testing.T) {
 	}
 }
 
-// TestForgottenWithoutChange: endpoints of an address that is not configured any more are
-// removed from what is saved, also where nothing else changes.
+// TestForgottenWithoutChange: endpoints of an address that is no longer configured are
+// removed from what is saved, even if nothing else changes.
 func TestForgottenWithoutChange(t *testing.T) {
 	at := []netip.AddrPort{netip.MustParseAddrPort("10.0.0.1:6443")}
 	var saved []Endpoints
@@ -318,8 +320,8 @@ func TestForgottenWithoutChange(t *testing.T) {
 	}
 }
 
-// TestRememberedFits: as many endpoints are saved as there is room for, evenly over the
-// addresses, those that are configured first before others. At the limit nothing is lost.
+// TestRememberedFits: as many endpoints are saved as there is room for, evenly for all
+// addresses; addresses configured first have priority. With just enough room all are saved.
 func TestRememberedFits(t *testing.T) {
 	var saved Endpoints
 	o := ServersOptions{Save: func(e Endpoints) error { saved = e; return nil }}

@@ -19,7 +19,7 @@ import (
 	"shunt/lb"
 )
 
-// sink is an lb.Sink that remembers what it was told, and checks it.
+// sink is an lb.Sink that records its calls and checks the models.
 type sink struct {
 	t *testing.T
 
@@ -106,21 +106,21 @@ func (s *sink) SetSynced() {
 	s.synced++
 }
 
-// service gives a service as it was last set, nil where it is not there.
+// service returns the last model of a service, nil if there is none.
 func (s *sink) service(n lb.ServiceName) *lb.Service {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.services[n]
 }
 
-// sliceNames gives the slices that are there.
+// sliceNames returns the names of the slices that were set and not deleted.
 func (s *sink) sliceNames() []lb.SliceName {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return slices.Collect(maps.Keys(s.slices))
 }
 
-// take gives the calls since the last take.
+// take returns the calls since the last take.
 func (s *sink) take() []string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -129,16 +129,16 @@ func (s *sink) take() []string {
 	return calls
 }
 
-// deadline bounds every wait of a test; nothing waits that long unless it fails.
+// deadline bounds every wait of a test. A test waits that long only if it fails.
 const deadline = 20 * time.Second
 
-// eventually polls until ok.
+// eventually polls until ok returns true.
 func eventually(t *testing.T, what string, ok func() bool) {
 	t.Helper()
 	within(t, deadline, what, ok)
 }
 
-// within is eventually with a time of its own.
+// within is eventually with another limit.
 func within(t *testing.T, limit time.Duration, what string, ok func() bool) {
 	t.Helper()
 	for end := time.Now().Add(limit); time.Now().Before(end); time.Sleep(2 * time.Millisecond) {
@@ -149,7 +149,7 @@ func within(t *testing.T, limit time.Duration, what string, ok func() bool) {
 	t.Fatalf("not within %v: %s", limit, what)
 }
 
-// next waits for these calls, in any order, and that there are no others.
+// next waits for these calls, in any order, and checks that there are no others.
 func (s *sink) next(want ...string) {
 	s.t.Helper()
 	var got []string
@@ -167,7 +167,7 @@ func (s *sink) same(got, want []string) {
 	}
 }
 
-// testLog is a logger whose lines a test can read.
+// testLog returns a logger whose lines a test can read.
 func testLog(level zapcore.Level) (*zap.Logger, *observer.ObservedLogs) {
 	core, logs := observer.New(level)
 	return zap.New(core), logs

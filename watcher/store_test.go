@@ -17,7 +17,7 @@ import (
 	"shunt/lb"
 )
 
-// events is a Recorder that remembers.
+// recorded is a Recorder that keeps its Events.
 type recorded struct{ list []string }
 
 func (r *recorded) ServiceWarning(s lb.ServiceName, uid types.UID, reason, note string) {
@@ -50,8 +50,8 @@ func must(t *testing.T, err error) {
 	}
 }
 
-// TestRelist says that a list after a cut watch passes on the difference and
-// nothing else, and sets before it removes.
+// TestRelist: a list after a lost watch passes only the difference to the Sink, and sets
+// before it removes.
 func TestRelist(t *testing.T) {
 	a, s := newTestAPI(t, nil, nil)
 	must(t, a.slices.Replace([]any{slice("a"), slice("b"), slice("c")}, "1"))
@@ -80,7 +80,8 @@ func TestRelist(t *testing.T) {
 	s.same(s.take(), []string{"delete slice shop/a", "delete slice shop/b", "delete slice shop/d"})
 }
 
-// TestStreamedList: a streamed list hands over what the transformer made of it.
+// TestStreamedList: Replace accepts the results of the transformer, as a streamed list has
+// them.
 func TestStreamedList(t *testing.T) {
 	a, s := newTestAPI(t, nil, nil)
 	made, err := a.slices.Transformer()(slice("a"))
@@ -97,7 +98,7 @@ func TestStreamedList(t *testing.T) {
 	}
 }
 
-// TestServiceTurns follows one service through what can happen to it.
+// TestServiceTurns follows one service through all kinds of changes.
 func TestServiceTurns(t *testing.T) {
 	a, s := newTestAPI(t, nil, nil)
 	must(t, a.services.Add(webService()))
@@ -123,7 +124,7 @@ func TestServiceTurns(t *testing.T) {
 		t.Errorf("UID %q", a.services.uid(name))
 	}
 
-	// Deleted and made again between two looks: one replacement.
+	// Deleted and created again between two lists: one replacement.
 	other := webService()
 	other.UID, other.CreationTimestamp.Time = "u2", other.CreationTimestamp.Add(1e9)
 	must(t, a.services.Update(other))
@@ -131,7 +132,7 @@ func TestServiceTurns(t *testing.T) {
 	if a.services.uid(name) != "u2" {
 		t.Errorf("UID %q after it was made again", a.services.uid(name))
 	}
-	other = other.DeepCopy() // again, and in all that counts the same
+	other = other.DeepCopy() // created again, with an equal model
 	other.UID = "u3"
 	must(t, a.services.Update(other))
 	if s.same(s.take(), nil); a.services.uid(name) != "u3" {
@@ -144,8 +145,8 @@ func TestServiceTurns(t *testing.T) {
 	s.same(s.take(), nil)
 }
 
-// TestWarnings: each is said once, until it is gone and comes back; an Event
-// goes to the Service, with its UID.
+// TestWarnings: each warning is logged once, and again only after it was gone. An Event is
+// recorded on the Service, with its UID.
 func TestWarnings(t *testing.T) {
 	log, logs := testLog(zap.WarnLevel)
 	r := &recorded{}
@@ -160,7 +161,7 @@ func TestWarnings(t *testing.T) {
 	}
 	must(t, a.slices.Replace([]any{bad("fd00::1")}, "1"))
 	must(t, a.slices.Replace([]any{bad("fd00::1")}, "1"))
-	must(t, a.slices.Update(bad("10.1.0.7", "fd00::1"))) // the index moves
+	must(t, a.slices.Update(bad("10.1.0.7", "fd00::1"))) // the index changes
 	const text = `"fd00::1" is IPv6, but addressType is IPv4: endpoint ignored`
 	if n := said(logs, text); n != 1 || logs.Len() != 1 {
 		t.Errorf("said %d times, in %d lines", n, logs.Len())
@@ -199,8 +200,8 @@ func TestWarnings(t *testing.T) {
 	}
 }
 
-// An object whose every version has other faults has few lines in the log, and those
-// say how many were left out; another object has its own.
+// TestWarningsOfManyVersions: an object whose every version has other faults has few lines
+// in the log, with the number that was left out. Another object has lines of its own.
 func TestWarningsOfManyVersions(t *testing.T) {
 	log, logs := testLog(zap.WarnLevel)
 	a, _ := newTestAPI(t, log, nil)
@@ -234,8 +235,8 @@ func TestWarningsOfManyVersions(t *testing.T) {
 	t.Errorf("no later line counts %d that were left out; the last is %v", 100*11-mostSaid, last)
 }
 
-// TestWarningsOfManyObjects: an object that is made again and again under new names, each
-// time with the same fault, is bounded in the log and in Events as one that changes.
+// TestWarningsOfManyObjects: log lines and Events are also bounded for an object that is
+// created again and again under new names, each time with the same fault.
 func TestWarningsOfManyObjects(t *testing.T) {
 	log, logs := testLog(zap.WarnLevel)
 	rec, now := &recorded{}, time.Unix(0, 0)

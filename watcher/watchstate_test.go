@@ -14,8 +14,8 @@ import (
 	clienttesting "k8s.io/client-go/testing"
 )
 
-// TestWatchStates follows the state of the watches: before the first answer, while all
-// is well, while requests fail, and after it.
+// TestWatchStates follows the state of the watches: before the first answer, without
+// failures, while requests fail, and after that.
 func TestWatchStates(t *testing.T) {
 	c := newCluster(webService(), slice("a"), node("n1"))
 	var mu sync.Mutex
