@@ -20,14 +20,14 @@ import (
 	"shunt/e2e/kube"
 )
 
-// serverSlice is the EndpointSlice of the kubernetes Service, which this API server
-// does not write itself.
+// serverSlice is the EndpointSlice of the kubernetes Service, which the API server does not
+// write in this test.
 type serverSlice struct {
 	t   *testing.T
 	api typeddiscovery.EndpointSliceInterface
 }
 
-// set replaces the endpoints; none: the slice is empty.
+// set replaces the endpoints. Without arguments the slice is empty.
 func (s serverSlice) set(endpoints ...netip.AddrPort) {
 	s.t.Helper()
 	slice, err := s.api.Get(s.t.Context(), "kubernetes", metav1.GetOptions{})
@@ -46,7 +46,7 @@ func (s serverSlice) set(endpoints ...netip.AddrPort) {
 	check(s.t, err)
 }
 
-// targets are the endpoints for clients of the node.
+// targets returns the endpoints for clients on the node.
 func (fe frontend) targets() string {
 	var all []string
 	for _, be := range fe.Inside {
@@ -68,10 +68,10 @@ func (f *fixture) kubeconfigOf(t *testing.T, server string) string {
 	return path
 }
 
-// TestAPIServerBehindOwnService has a daemon whose only address of the API server is
-// that of the kubernetes Service, which the daemon programs itself. Whatever the
-// Service's EndpointSlice becomes, at run time and while the daemon is down, the
-// daemon must reach the API server again.
+// TestAPIServerBehindOwnService has a daemon that reaches the API server only through the
+// kubernetes Service, which the daemon programs itself. However the Service's EndpointSlice
+// changes, at run time and while the daemon is down, the daemon must reach the API server
+// again.
 func TestAPIServerBehindOwnService(t *testing.T) {
 	w := setUp(t).in(t, "own-service")
 	n := w.testNode(t, "own")
@@ -110,7 +110,7 @@ func TestAPIServerBehindOwnService(t *testing.T) {
 		})
 	}
 
-	// The first daemon has another address, as a node has where kube-proxy still runs.
+	// The first daemon uses another address, as on a node where kube-proxy still runs.
 	o := daemonOptions{name: "own", node: n}
 	d := w.runFor(t, o)
 	programmed(d, endpoint.String())

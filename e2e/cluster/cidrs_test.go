@@ -19,7 +19,8 @@ import (
 	"shunt/lab"
 )
 
-// unallocated wants to be told at once that nobody has the address.
+// unallocated checks that a connection is refused at once because no service has the
+// address.
 func (w *world) unallocated(from *lab.Pod, network string, to netip.AddrPort) {
 	w.t.Helper()
 	if a := from.Ask(network, to); !errors.Is(a.Err, syscall.EHOSTUNREACH) {
@@ -27,7 +28,7 @@ func (w *world) unallocated(from *lab.Pod, network string, to netip.AddrPort) {
 	}
 }
 
-// expectCIDR waits until the daemon's maps have a range, or not.
+// expectCIDR waits until a range is, or is not, in the daemon's maps.
 func (w *world) expectCIDR(cidr string, there bool) {
 	w.t.Helper()
 	eventually(w.t, fmt.Sprintf("service CIDR %s is in the maps: %t", cidr, there), func() error {
@@ -39,8 +40,8 @@ func (w *world) expectCIDR(cidr string, there bool) {
 	})
 }
 
-// TestServiceCIDRs adds a range to those that the API server began with, has a
-// service in it, and takes it away again.
+// TestServiceCIDRs adds a range to the initial ones of the API server, makes a service in
+// it, and removes the range.
 func TestServiceCIDRs(t *testing.T) {
 	w := setUp(t).in(t, "cidrs")
 	const cidr, ip, free = "10.222.0.0/24", "10.222.0.7", "10.222.0.8"
@@ -48,7 +49,7 @@ func TestServiceCIDRs(t *testing.T) {
 		w.silent(w.client, network, addr(free, 80))
 	}
 	api := w.api.NetworkingV1().ServiceCIDRs()
-	// The finalizer stands for that of the controller, which does not run here.
+	// The finalizer simulates that of the controller, which does not run here.
 	_, err := api.Create(t.Context(), &networkingv1.ServiceCIDR{
 		ObjectMeta: metav1.ObjectMeta{Name: "more", Finalizers: []string{"test.example/in-use"}},
 		Spec:       networkingv1.ServiceCIDRSpec{CIDRs: []string{cidr}}}, metav1.CreateOptions{})
@@ -60,7 +61,7 @@ func TestServiceCIDRs(t *testing.T) {
 	t.Cleanup(func() {
 		ctx := context.Background()
 		err := errors.Join(release(ctx), api.Delete(ctx, "more", metav1.DeleteOptions{}))
-		if t.Failed() { // or it is gone
+		if t.Failed() { // otherwise it is gone
 			t.Logf("ServiceCIDR more is taken away: %v", err)
 		}
 	})
@@ -82,7 +83,7 @@ func TestServiceCIDRs(t *testing.T) {
 	check(t, api.Delete(t.Context(), "more", metav1.DeleteOptions{}))
 	w.remove("web")
 	w.expect(t, w.namespace)
-	w.unallocated(w.client, "tcp", addr(ip, 80)) // the range is being deleted, and is there
+	w.unallocated(w.client, "tcp", addr(ip, 80)) // the range is being deleted, but still exists
 	check(t, release(t.Context()))
 	w.expectCIDR(cidr, false)
 	w.silent(w.client, "tcp", addr(ip, 80))

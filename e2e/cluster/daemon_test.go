@@ -25,23 +25,24 @@ import (
 	"shunt/maps"
 )
 
-// daemonOptions say how to run the daemon; the zero value of a field is described
-// where there is one.
+// daemonOptions describe how to run the daemon. Comments name the meaning of zero values.
 type daemonOptions struct {
 	name string // unique on the node
 	node *node
-	// nodeName is the node's by default.
+	// nodeName is the node's name by default.
 	nodeName string
 	// cgroup is the node's by default, root is named after the daemon.
 	cgroup, root string
-	// kubeconfig is the administrator's by default; manifests are used instead.
+	// kubeconfig is the administrator's by default. If manifests is set, it is used
+	// instead.
 	kubeconfig, manifests string
-	// healthz and metrics are where they are served: nowhere by default.
+	// healthz, metrics and probes are the addresses of the servers. By default there are
+	// none.
 	healthz, metrics, probes string
 	flags                    []string
 }
 
-// daemon is a running `shunt run`, as a process of its own in a node.
+// daemon is a running `shunt run`, a separate process on a node.
 type daemon struct {
 	o     daemonOptions
 	cmd   *lab.Cmd
@@ -49,7 +50,7 @@ type daemon struct {
 	log   logBuffer
 }
 
-// run starts a daemon; it ends with the lab at the latest.
+// run starts a daemon. It ends with the lab at the latest.
 func (f *fixture) run(o daemonOptions) (*daemon, error) {
 	if o.nodeName == "" {
 		o.nodeName = o.node.Name()
@@ -81,12 +82,12 @@ func (f *fixture) run(o daemonOptions) (*daemon, error) {
 	return d, d.cmd.Start()
 }
 
-// shuntEnv is the environment of shunt. The race detector's run-time library, where
-// it is there, would put off the end of every process by a second.
+// shuntEnv returns the environment of shunt. It disables the wait of a second at the end of
+// every process by the race detector's run-time library.
 func shuntEnv() []string { return append(os.Environ(), "GORACE=atexit_sleep_ms=0") }
 
-// runFor runs a daemon for the time of a test, which it must survive, and takes
-// away what it leaves. (Killed by the test is fine.)
+// runFor runs a daemon for the time of a test, which must not end by itself, and removes
+// what it leaves. The test may kill it.
 func (f *fixture) runFor(t *testing.T, o daemonOptions) *daemon {
 	t.Helper()
 	d, err := f.run(o)
@@ -103,25 +104,25 @@ func (f *fixture) runFor(t *testing.T, o daemonOptions) *daemon {
 	return d
 }
 
-// again starts the daemon once more, after it has ended.
+// again starts the daemon again, after it has ended.
 func (d *daemon) again(t *testing.T, f *fixture) *daemon {
 	t.Helper()
 	<-d.cmd.Done()
 	return f.runFor(t, d.o)
 }
 
-// kill ends it as the kernel does when memory runs out.
+// kill ends it by SIGKILL, as the kernel does when memory runs out.
 func (d *daemon) kill(t *testing.T) {
 	t.Helper()
 	check(t, d.cmd.Signal(syscall.SIGKILL))
 	<-d.cmd.Done()
 }
 
-// stopTimeout is how long a daemon may take to end, on a machine with much to do.
+// stopTimeout bounds the end of a daemon, on a busy machine.
 const stopTimeout = 30 * time.Second
 
-// stop asks a daemon to end. If it does not, or not well, the test fails, with the
-// stacks of what is still running.
+// stop asks a daemon to end. If it does not, or not with success, the test fails and shows
+// the stacks of its goroutines.
 func (d *daemon) stop(t *testing.T) {
 	t.Helper()
 	if d.alive() == nil {
@@ -139,7 +140,7 @@ func (d *daemon) stop(t *testing.T) {
 	d.sound(t)
 }
 
-// sound fails the test if the daemon's log has what no daemon may ever say.
+// sound fails the test if the daemon's log has a message that must never occur.
 func (d *daemon) sound(t *testing.T) {
 	t.Helper()
 	for _, bad := range []string{"DATA RACE", "panic", "fatal error"} {
@@ -149,7 +150,7 @@ func (d *daemon) sound(t *testing.T) {
 	}
 }
 
-// alive fails if the daemon has ended.
+// alive returns an error if the daemon has ended.
 func (d *daemon) alive() error {
 	select {
 	case <-d.cmd.Done():
@@ -159,7 +160,7 @@ func (d *daemon) alive() error {
 	}
 }
 
-// awaitLog waits for a line that has all of these texts.
+// awaitLog waits for a log line that contains all of these texts.
 func (d *daemon) awaitLog(ctx context.Context, texts ...string) error {
 	err := poll(ctx, fmt.Sprintf("daemon %s says %q", d.o.name, texts), func() error {
 		if d.log.count(texts...) > 0 {
@@ -178,7 +179,7 @@ func (d *daemon) await(t *testing.T, texts ...string) {
 	check(t, d.awaitLog(t.Context(), texts...))
 }
 
-// get asks the daemon's HTTP servers from within its node.
+// get makes a request to the daemon's HTTP servers from its node.
 func (d *daemon) get(address, path string) (code int, body string, err error) {
 	transport := &http.Transport{DialContext: d.o.node.DialContext}
 	defer transport.CloseIdleConnections()
@@ -192,7 +193,7 @@ func (d *daemon) get(address, path string) (code int, body string, err error) {
 	return resp.StatusCode, string(text), err
 }
 
-// answers waits until healthz or livez answers with a code and a text.
+// answers waits until a path of healthz returns a code and a text.
 func (d *daemon) answers(t *testing.T, path string, want int, text string) {
 	t.Helper()
 	eventually(t, fmt.Sprintf("%s of daemon %s says %d %q", path, d.o.name, want, text), func() error {
@@ -223,7 +224,7 @@ func (l *logBuffer) lines() []string {
 	return strings.Split(string(bytes.TrimSpace(l.text)), "\n")
 }
 
-// with gives the lines that have all of these texts.
+// with returns the lines that contain all of these texts.
 func (l *logBuffer) with(texts ...string) []string {
 	return slices.DeleteFunc(l.lines(), func(line string) bool {
 		return slices.ContainsFunc(texts, func(text string) bool { return !strings.Contains(line, text) })
@@ -237,7 +238,7 @@ func (l *logBuffer) tail(n int) string {
 	return strings.Join(lines[max(0, len(lines)-n):], "\n")
 }
 
-// field reads a number of the last line with this message.
+// field returns a number of the last line with this message.
 func (l *logBuffer) field(t *testing.T, msg, field string) float64 {
 	t.Helper()
 	lines := l.with(`"msg":"` + msg + `"`)
@@ -253,8 +254,7 @@ func (l *logBuffer) field(t *testing.T, msg, field string) float64 {
 	return v
 }
 
-// metrics gives the daemon's metrics: what is before the value in the text format,
-// and the value.
+// metrics returns the daemon's metrics by the text before the value in the text format.
 func (d *daemon) metrics(t *testing.T) map[string]float64 {
 	t.Helper()
 	code, text, err := d.get(d.o.metrics, "/metrics")

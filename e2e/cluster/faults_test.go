@@ -18,16 +18,16 @@ import (
 	"shunt/lab"
 )
 
-// faulty is a service whose endpoints the tests of faults change, and a client that
-// never stops asking for it.
+// faulty is a service whose endpoints the fault tests change, and a client that connects to
+// it all the time.
 type faulty struct {
 	*world
-	root string // of the daemon that is looked at
+	root string // of the daemon under test
 	ip   string
 	load *lab.Hammering
 }
 
-// faulty makes the service, and starts to ask for it once the daemon has it.
+// faulty makes the service, and starts the client once the daemon has the service.
 func (w *world) faulty(d *daemon, client *lab.Pod) *faulty {
 	w.t.Helper()
 	s := &faulty{world: w, root: d.o.root}
@@ -48,13 +48,13 @@ func (s *faulty) has(pods ...string) {
 	s.expectOf(s.t, s.root, s.namespace, line)
 }
 
-// to gives the service other endpoints.
+// to replaces the endpoints of the service.
 func (s *faulty) to(pods ...*lab.Pod) {
 	s.t.Helper()
 	s.updateSlice("web-1", func(sl *discoveryv1.EndpointSlice) { sl.Endpoints = v4(pods...) })
 }
 
-// unhurt ends the asking: not one of the connections may have failed.
+// unhurt stops the client. None of its connections may have failed.
 func (s *faulty) unhurt() {
 	s.t.Helper()
 	sum, err := s.load.Stop()
@@ -72,7 +72,7 @@ func TestAPIServerKilled(t *testing.T) {
 	since := time.Now()
 	w.daemon.await(t, "cannot watch", "what is programmed stays")
 	w.watched(t, 0, "services", "endpointslices", "nodes", "servicecidrs")
-	w.daemon.answers(t, "/healthz", 200, `"nodeEligible":true`) // nothing is waiting to be programmed
+	w.daemon.answers(t, "/healthz", 200, `"nodeEligible":true`) // no change is waiting to be programmed
 	w.reach(w.client, "tcp", addr(s.ip, 80), "p0", "p5")
 	check(t, w.kube.StartAPIServer(t.Context()))
 	s.to(w.pods[1], w.pods[6])
@@ -87,7 +87,7 @@ func TestAPIServerKilled(t *testing.T) {
 	w.expectFresh(t)
 }
 
-// watched waits until the metrics and the status say of each watch whether it is open.
+// watched waits until the metrics and the status report whether each watch is open.
 func (w *world) watched(t *testing.T, up float64, resources ...string) {
 	t.Helper()
 	eventually(t, fmt.Sprintf("shunt_watch_up is %v", up), func() error {
@@ -111,7 +111,7 @@ func (w *world) watched(t *testing.T, up float64, resources ...string) {
 	eventually(t, "shunt status says so", func() error {
 		c := exec.Command("/proc/self/exe", "status", "--bpffs-root", w.daemon.o.root)
 		c.Env = shuntEnv()
-		text, _ := c.Output() // the exit code is of the whole node
+		text, _ := c.Output() // the exit code is about the whole node
 		want := map[float64]string{0: "are NOT open", 1: "answers: all watches are open"}[up]
 		if !strings.Contains(string(text), want) {
 			return fmt.Errorf("no %q in:\n%s", want, text)
@@ -120,7 +120,7 @@ func (w *world) watched(t *testing.T, up float64, resources ...string) {
 	})
 }
 
-// TestWatchCut resets the daemon's connections again and again while objects change.
+// TestWatchCut resets the daemon's connections repeatedly while objects change.
 func TestWatchCut(t *testing.T) {
 	w := setUp(t).in(t, "cut")
 	s := w.faulty(w.daemon, w.client)
@@ -137,8 +137,8 @@ func TestWatchCut(t *testing.T) {
 	w.expectFresh(t)
 }
 
-// TestRefused has every connection of the node refused for a time in which objects
-// of all kinds change, go, and are made anew under their old names.
+// TestRefused refuses every connection of the node to the API server for a time in which
+// objects of all kinds are changed, deleted, and recreated under the same names.
 func TestRefused(t *testing.T) {
 	w := setUp(t).in(t, "refused")
 	p := w.pods
@@ -177,8 +177,8 @@ func TestRefused(t *testing.T) {
 	w.expectFresh(t)
 }
 
-// TestStartWithoutAPIServer kills a daemon, starts it while the API server is out of
-// reach, and lets it come back later.
+// TestStartWithoutAPIServer kills a daemon, starts it while the API server cannot be
+// reached, and makes it reachable later.
 func TestStartWithoutAPIServer(t *testing.T) {
 	t.Parallel()
 	w := setUp(t).in(t, "away")
@@ -187,7 +187,7 @@ func TestStartWithoutAPIServer(t *testing.T) {
 	d := w.runFor(t, daemonOptions{name: "away", node: n, healthz: "127.0.0.1:10256"})
 	d.await(t, `"in effect"`)
 	d.answers(t, "/livez", 200, "lastUpdated")
-	d.answers(t, "/healthz", 503, "this Node was not seen yet") // there is no Node of this name
+	d.answers(t, "/healthz", 503, "this Node was not seen yet") // there is no Node with this name
 	s := w.faulty(d, client)
 
 	d.kill(t)
@@ -195,10 +195,10 @@ func TestStartWithoutAPIServer(t *testing.T) {
 	s.to(w.pods[1], w.pods[6])
 	d = d.again(t, w.fixture)
 	d.await(t, "cannot", "connection refused", "what is programmed stays")
-	// Neither probes nor load balancers may harm what works.
+	// Neither probes nor load balancers may affect working services.
 	d.answers(t, "/livez", 200, "what an earlier daemon programmed is in effect")
 	d.answers(t, "/healthz", 200, "the API server has not answered for services since ")
-	s.has("p0", "p5") // what the daemon before had programmed
+	s.has("p0", "p5") // as the earlier daemon programmed it
 	w.reach(client, "tcp", addr(s.ip, 80), "p0", "p5")
 	w.register(t, n)
 
@@ -210,8 +210,8 @@ func TestStartWithoutAPIServer(t *testing.T) {
 	s.unhurt()
 }
 
-// TestChangesWhileDown kills a daemon under traffic, changes one of its services,
-// and starts it again: it adopts what it finds, and writes what the change takes.
+// TestChangesWhileDown kills a daemon under traffic, changes one of its services, and
+// starts it again: it adopts the maps, and writes only what the change requires.
 func TestChangesWhileDown(t *testing.T) {
 	w := setUp(t).in(t, "down")
 	n := w.testNode(t, "down")
@@ -241,9 +241,9 @@ func TestChangesWhileDown(t *testing.T) {
 		d.kill(t)
 		changed := map[string]float64{}
 		switch round {
-		case 0: // one endpoint for another: a new range, a record in, a record out
+		case 0: // one endpoint replaced: a new slot range, one backend added, one removed
 			changed = map[string]float64{"frontend_writes": 1, "slot_writes": 2, "backend_writes": 2}
-		case 1: // all for three others
+		case 1: // all replaced by three others
 			changed = map[string]float64{"frontend_writes": 1, "slot_writes": 3, "backend_writes": 5}
 		}
 		if pods != nil {
@@ -269,8 +269,7 @@ func TestChangesWhileDown(t *testing.T) {
 	}
 }
 
-// TestWrongToken starts a daemon whose credentials the API server does not take, in
-// the place of one that had the right ones.
+// TestWrongToken replaces a daemon by one whose credentials the API server does not accept.
 func TestWrongToken(t *testing.T) {
 	t.Parallel()
 	w := setUp(t).in(t, "token")
@@ -294,7 +293,7 @@ func TestWrongToken(t *testing.T) {
 	}
 	d.answers(t, "/livez", 200, "the API server has not answered for services since ")
 	s.to(w.pods[1])
-	// Some attempts later, each still has one line.
+	// After several attempts, each resource still has one line.
 	eventually(t, "the daemon tries again", func() error {
 		if time.Since(d.began) < 5*time.Second {
 			return errors.New("it has had no time")

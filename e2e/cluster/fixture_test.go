@@ -23,19 +23,19 @@ import (
 	"shunt/lab"
 )
 
-// within is the deadline of whatever is waited for.
+// within bounds every wait.
 const within = 60 * time.Second
 
-// The endpoints: so many pods, which answer on so many ports from firstPort on, by
-// TCP and UDP, over both families. The first half of them is on n1.
+// The endpoints: so many pods, which serve on so many ports from firstPort on, over TCP and
+// UDP in both families. The first half of them is on n1.
 const (
 	podCount  = 10
 	portCount = 10
 	firstPort = 8000
 )
 
-// fixture is what the tests of the package share: one API server, and a node n1
-// with the daemon that most tests look at. A test has a namespace of its own.
+// fixture is shared by the tests of the package: one API server, and a node n1 with the
+// daemon that most tests check. Each test has its own namespace.
 type fixture struct {
 	kube   *kube.Cluster
 	api    kubernetes.Interface
@@ -49,14 +49,14 @@ type fixture struct {
 
 	freshMu sync.Mutex
 	fresh   *node
-	starts  atomic.Int64 // of daemons and nodes: what makes names unique
+	starts  atomic.Int64 // of daemons and nodes; makes their names unique
 }
 
-// node is a lab's node from which the API server can be reached.
+// node is a node of the lab that can reach the API server.
 type node struct {
 	*lab.Node
-	// api stands between the node's daemons and the API server, at the same
-	// address and port as in the kubeconfig.
+	// api is the proxy between the node's daemons and the API server, at the same address
+	// and port as in the kubeconfig.
 	api *kube.Proxy
 }
 
@@ -67,7 +67,7 @@ var shared struct {
 	down []func() error
 }
 
-// setUp gives the fixture; the first call makes it.
+// setUp returns the fixture. The first call makes it.
 func setUp(t *testing.T) *fixture {
 	t.Helper()
 	if os.Geteuid() != 0 {
@@ -88,7 +88,7 @@ func setUp(t *testing.T) *fixture {
 	return shared.f
 }
 
-// closeFixture takes everything down in the reverse of the order that it was made in.
+// closeFixture removes everything, in the reverse order.
 func closeFixture() error {
 	var errs []error
 	for i := len(shared.down) - 1; i >= 0; i-- {
@@ -132,10 +132,10 @@ func (f *fixture) start() (err error) {
 	return f.daemon.awaitLog(ctx, "in effect")
 }
 
-// kubeconfig is a file with the administrator's rights.
+// kubeconfig returns a file with the administrator's rights.
 func (f *fixture) kubeconfig() string { return filepath.Join(f.lab.Dir(), "kubeconfig") }
 
-// node makes a node and lets its processes reach the API server.
+// node makes a node whose processes can reach the API server.
 func (f *fixture) node(name string) (*node, error) {
 	n := &node{Node: f.lab.Node(name)}
 	if err := f.lab.Err(); err != nil {
@@ -150,7 +150,7 @@ func (f *fixture) node(name string) (*node, error) {
 	return n, f.lab.Err()
 }
 
-// testNode is node for the time of one test, with a name that begins with this.
+// testNode makes a node for one test, with a name that begins with prefix.
 func (f *fixture) testNode(t *testing.T, prefix string) *node {
 	t.Helper()
 	n := &node{Node: f.lab.Node(fmt.Sprintf("%s-%d", prefix, f.starts.Add(1)))}
@@ -163,7 +163,7 @@ func (f *fixture) testNode(t *testing.T, prefix string) *node {
 	return n
 }
 
-// register makes a node's Node in the API server, for the time of one test.
+// register creates a node's Node in the API server, for one test.
 func (f *fixture) register(t *testing.T, n *node) {
 	t.Helper()
 	_, err := f.api.CoreV1().Nodes().Create(t.Context(), newNode(n.Name()), metav1.CreateOptions{})
@@ -213,7 +213,7 @@ func check(t *testing.T, err error) {
 	}
 }
 
-// pollInterval is how long to wait before what was not so yet is looked at again.
+// pollInterval is the pause between two checks of a condition.
 const pollInterval = 10 * time.Millisecond
 
 // poll repeats a check until it succeeds or the context ends.

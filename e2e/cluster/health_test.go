@@ -19,11 +19,11 @@ import (
 	discoveryv1 "k8s.io/api/discovery/v1"
 )
 
-// checkNodePort is one that tests ask for by number; node ports of this range are
-// not given out by themselves as long as others are left.
+// checkNodePort is a port that tests request by number. The API server does not assign node
+// ports of this range by itself as long as others are free.
 const checkNodePort = 30050
 
-// localService is a load balancer's service with policy Local.
+// localService makes a service one of type LoadBalancer with policy Local.
 func localService(port int32) func(*v1.Service) {
 	return func(s *v1.Service) {
 		s.Spec.Type, s.Spec.ExternalTrafficPolicy = v1.ServiceTypeLoadBalancer, v1.ServiceExternalTrafficPolicyLocal
@@ -31,7 +31,7 @@ func localService(port int32) func(*v1.Service) {
 	}
 }
 
-// healthAnswer is what a cloud's load balancer gets.
+// healthAnswer is the answer to a load balancer's health check.
 type healthAnswer struct {
 	code   int
 	header http.Header
@@ -42,7 +42,7 @@ type healthAnswer struct {
 	}
 }
 
-// askHealth asks a healthCheckNodePort of n1 from another machine.
+// askHealth makes a request to a healthCheckNodePort of n1 from another machine.
 func (w *world) askHealth(method, path string, to netip.AddrPort) (a healthAnswer, err error) {
 	transport := &http.Transport{DialContext: w.n2.DialContext}
 	defer transport.CloseIdleConnections()
@@ -63,7 +63,7 @@ func (w *world) askHealth(method, path string, to netip.AddrPort) (a healthAnswe
 	return a, err
 }
 
-// expectHealth waits for the answer that so many local endpoints make, by IPv4.
+// expectHealth waits for the answer for so many local endpoints, over IPv4.
 func (w *world) expectHealth(service string, port uint16, endpoints int) {
 	w.t.Helper()
 	w.expectHealthAt(service, port, endpoints, w.n1.Addr4())
@@ -91,20 +91,20 @@ func (w *world) expectHealthAt(service string, port uint16, endpoints int, nodes
 	}
 }
 
-// TestHealthCheckNodePort follows the local endpoints of a service, and a port that
-// is taken, is freed, and moves.
+// TestHealthCheckNodePort follows the local endpoints of a service, and a port that is in
+// use, becomes free, and changes.
 func TestHealthCheckNodePort(t *testing.T) {
 	w := setUp(t).in(t, "checks")
 	local, far := w.pods[0], w.pods[5]
 	w.create("web", []v1.ServicePort{tcp("", 80)}, localService(checkNodePort))
 	w.createSlice("web", "web-1", onePort, v4(local, w.pods[1], far))
-	w.createSlice("web", "web-2", onePort, v4(local)) // once more: it still is one
+	w.createSlice("web", "web-2", onePort, v4(local)) // a second time: it still counts as one
 	w.expectHealth("web", checkNodePort, 2)
 	set := func(change func(*discoveryv1.EndpointSlice)) { w.updateSlice("web-1", change) }
 	w.removeSlice("web-2")
 	set(func(s *discoveryv1.EndpointSlice) { s.Endpoints = v4(local, far) })
 	w.expectHealth("web", checkNodePort, 1)
-	set(func(s *discoveryv1.EndpointSlice) { // still used, but not for new load
+	set(func(s *discoveryv1.EndpointSlice) { // still used, but not for new connections
 		s.Endpoints[0].Conditions = discoveryv1.EndpointConditions{Ready: ptr(false), Serving: ptr(true), Terminating: ptr(true)}
 	})
 	w.expectHealth("web", checkNodePort, 0)
@@ -119,7 +119,7 @@ func TestHealthCheckNodePort(t *testing.T) {
 	w.expectHealthAt("web", checkNodePort, 0, w.n1.Addr6()) // no endpoint has IPv6
 	w.createSlice("web", "web-6", []discoveryv1.EndpointPort{target("other", v1.ProtocolTCP, 8000)}, v6(local))
 	w.createSlice("web", "web-7", onePort, v6(far))
-	w.expectHealthAt("web", checkNodePort, 0, w.n1.Addr6()) // none here by a port of web's
+	w.expectHealthAt("web", checkNodePort, 0, w.n1.Addr6()) // none here for a port of web
 	w.updateSlice("web-6", func(s *discoveryv1.EndpointSlice) { s.Ports = onePort })
 	w.expectHealthAt("web", checkNodePort, 1, w.n1.Addr4(), w.n1.Addr6()) // one pod is one endpoint
 	set(func(s *discoveryv1.EndpointSlice) { s.Endpoints = v4(far) })
@@ -133,7 +133,7 @@ func TestHealthCheckNodePort(t *testing.T) {
 	if !strings.Contains(note, fmt.Sprint(taken)) || !strings.Contains(note, "n1") || !strings.Contains(note, "address already in use") {
 		t.Errorf("the event says %q", note)
 	}
-	w.expectHealth("web", checkNodePort, 0) // the others go on
+	w.expectHealth("web", checkNodePort, 0) // the others are still served
 	w.reach(w.client, "tcp", addr(w.get("late").Spec.ClusterIP, 80), "p0")
 	check(t, squatter.Stop())
 	w.expectHealth("late", taken, 1)
@@ -159,7 +159,8 @@ func TestHealthCheckNodePort(t *testing.T) {
 	w.expectFresh(t)
 }
 
-// TestStartingEvent: kubectl describe node shows that the proxy started.
+// TestStartingEvent: the Node has an event that the proxy started, as kubectl describe node
+// shows it.
 func TestStartingEvent(t *testing.T) {
 	w := setUp(t).in(t, "starting")
 	if note := w.event(v1.EventTypeNormal, "Starting", "Node", "n1"); !strings.Contains(note, "shunt") {
@@ -167,7 +168,7 @@ func TestStartingEvent(t *testing.T) {
 	}
 }
 
-// TestMetrics looks at what dashboards read, while objects change.
+// TestMetrics checks the metrics of dashboards, while objects change.
 func TestMetrics(t *testing.T) {
 	w := setUp(t).in(t, "metrics")
 	before := w.daemon.metrics(t)
@@ -183,7 +184,7 @@ func TestMetrics(t *testing.T) {
 	if err != nil || code != http.StatusOK {
 		t.Fatalf("healthz: %d, %v", code, err)
 	}
-	grown := map[string][2]float64{ // by how much, at least and at most
+	grown := map[string][2]float64{ // the least and the largest growth
 		"kubeproxy_network_programming_duration_seconds_count":                                            {1, 1},
 		"kubeproxy_network_programming_duration_seconds_sum":                                              {0.00001, age.Seconds()},
 		"kubeproxy_sync_proxy_rules_duration_seconds_count":                                               {2, 4},
@@ -224,7 +225,7 @@ func TestMetrics(t *testing.T) {
 	w.build(after)
 }
 
-// build looks at what says which proxy this is.
+// build checks the metric that identifies this proxy.
 func (w *world) build(metrics map[string]float64) {
 	w.t.Helper()
 	found := false

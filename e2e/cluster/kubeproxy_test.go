@@ -21,10 +21,10 @@ import (
 	"shunt/e2e/kube"
 )
 
-// freed is how long a port may take to be served after kube-proxy has let go of it.
+// freed bounds the time until shunt serves a port that kube-proxy has released.
 const freed = 2 * time.Second
 
-// httpGet asks from within a node.
+// httpGet makes a request from a node.
 func httpGet(n *node, at, path string) (code int, header http.Header, body string, err error) {
 	transport := &http.Transport{DialContext: n.DialContext, DisableKeepAlives: true}
 	resp, err := (&http.Client{Transport: transport, Timeout: 5 * time.Second}).Get("http://" + at + path)
@@ -36,7 +36,7 @@ func httpGet(n *node, at, path string) (code int, header http.Header, body strin
 	return resp.StatusCode, resp.Header, strings.TrimSpace(string(text)), err
 }
 
-// keys are the paths of the fields of a JSON object.
+// keys returns the paths of the fields of a JSON object.
 func keys(t *testing.T, body string) map[string]bool {
 	t.Helper()
 	var v any
@@ -61,7 +61,7 @@ func keys(t *testing.T, body string) map[string]bool {
 
 // TestKubeProxyHandsOver runs the real kube-proxy on a node, asks its health servers,
 // starts shunt beside it, and ends kube-proxy: shunt must have the ports within 2 s, and
-// answer with what kube-proxy's users read.
+// answer with the fields that users of kube-proxy read.
 func TestKubeProxyHandsOver(t *testing.T) {
 	w := setUp(t).in(t, "handover")
 	tools, err := kube.Tools(t.Context(), "kube-proxy")
@@ -147,7 +147,7 @@ func TestKubeProxyHandsOver(t *testing.T) {
 	if code, _, _, err := httpGet(n, "127.0.0.1:10256", "/readyz"); err == nil && code == http.StatusOK {
 		t.Error("10256 is shunt's already: nothing is handed over")
 	}
-	// So long that a wait which doubles has grown past what is allowed.
+	// So long that a doubling backoff would exceed the limit.
 	time.Sleep(5 * time.Second)
 	check(t, proxy.Signal(syscall.SIGKILL))
 	<-proxy.Done()

@@ -12,8 +12,9 @@ import (
 	"strings"
 )
 
-// listeners gives the ports on which a daemon listens, but for those of healthz and
-// metrics: "tcp 30050". Sockets are told by the process, as others share its network.
+// listeners returns the ports on which a daemon listens, such as "tcp 30050", without those
+// of healthz and metrics. It finds sockets by the process, as other processes share the
+// network namespace.
 func (d *daemon) listeners() ([]string, error) {
 	proc := fmt.Sprintf("/proc/%d", d.cmd.PID())
 	links, err := filepath.Glob(proc + "/fd/*")
@@ -43,8 +44,8 @@ func (d *daemon) listeners() ([]string, error) {
 	return slices.Compact(all), nil
 }
 
-// boundPorts reads a table of /proc/net: the ports of sockets of these inodes that
-// wait for somebody to connect, or are bound and not connected.
+// boundPorts reads a table of /proc/net. It returns the ports of sockets with these inodes
+// that listen, or are bound and not connected.
 func boundPorts(table string, inodes map[string]bool) (ports []uint64, err error) {
 	file, err := os.Open(table)
 	if err != nil {
@@ -68,7 +69,7 @@ func boundPorts(table string, inodes map[string]bool) (ports []uint64, err error
 	return ports, lines.Err()
 }
 
-// sameListeners says how two daemons differ in what they listen on.
+// sameListeners returns an error if two daemons listen on different ports.
 func sameListeners(old, fresh *daemon) error {
 	a, err := old.listeners()
 	if err != nil {

@@ -9,8 +9,8 @@ import (
 	v1 "k8s.io/api/core/v1"
 )
 
-// TestEveryTypeChange takes a service from each type to each other, by a walk that
-// has every pair once: what a type brings is there, and what it does not is gone.
+// TestEveryTypeChange changes a service from each type to each other, in a walk with every
+// pair once: the frontends of the new type exist, and those of the old one do not.
 func TestEveryTypeChange(t *testing.T) {
 	w := setUp(t).in(t, "turns")
 	const vip, name = "198.51.100.30", "web.example"

@@ -13,8 +13,8 @@ import (
 	"shunt/lab"
 )
 
-// TestMain lets the test binary be shunt: where the first argument is a command
-// and no flag of the test's, the command runs.
+// TestMain lets the test binary be shunt: if the first argument is a command and no test
+// flag, the command runs.
 func TestMain(m *testing.M) {
 	bpf.MaybeProbe()
 	lab.MaybeAgent()

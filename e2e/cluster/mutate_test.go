@@ -10,8 +10,8 @@ import (
 	"strings"
 )
 
-// odd is what a mutation puts somewhere: ends of ranges, wrong types, addresses that
-// must not be programmed, and others that may be.
+// odd are the values of mutations: ends of ranges, wrong types, addresses that must not be
+// programmed, and others that may be.
 var odd = []any{
 	nil, "", 0, -1, 1, 80, 65535, 65536, 1 << 31, 1.5, true, false, "x", "None", "Local", "ClientIP", "Proxy", "VIP", "SCTP", "UDP", "TCP",
 	"IPv4", "IPv6", "FQDN", "ExternalName", "ClusterIP", "LoadBalancer", "NodePort", "RequireDualStack", "SingleStack",
@@ -21,7 +21,7 @@ var odd = []any{
 	strings.Repeat("a", 300), "a\x00b", "a/b", "UPPER", "😀", []any{}, map[string]any{}, []any{"x"}, map[string]any{"x": 1}, []any{nil},
 }
 
-// place is somewhere in a JSON tree.
+// place is a value in a JSON tree.
 type place struct {
 	set    func(any)
 	remove func() // nil: an element of a list
@@ -33,7 +33,7 @@ func places(node any) (all []place) {
 	case map[string]any:
 		for _, k := range slices.Sorted(maps.Keys(n)) {
 			if k == "metadata" || k == "apiVersion" || k == "kind" {
-				continue // who it is, it stays
+				continue // its identity stays
 			}
 			all = append(all, place{func(v any) { n[k] = v }, func() { delete(n, k) }, n[k]})
 			all = append(all, places(n[k])...)
@@ -47,7 +47,7 @@ func places(node any) (all []place) {
 	return all
 }
 
-// mutated gives the JSON of an object after one to three changes.
+// mutated returns the JSON of an object after one to three changes.
 func mutated(r *rand.Rand, object any) []byte {
 	root, _ := tree(object).(map[string]any)
 	for range 1 + r.IntN(3) {
@@ -57,7 +57,7 @@ func mutated(r *rand.Rand, object any) []byte {
 		switch n := r.IntN(8); {
 		case n == 0 && at.remove != nil:
 			at.remove()
-		case n == 1: // something of the same object, from elsewhere
+		case n == 1: // another value of the same object
 			at.set(tree(all[r.IntN(len(all))].value))
 		case isList && len(list) > 0 && n < 5:
 			at.set(append(slices.Clone(list), list[r.IntN(len(list))]))
@@ -67,11 +67,11 @@ func mutated(r *rand.Rand, object any) []byte {
 			at.set(tree(oddLike(r, at.value)))
 		}
 	}
-	text, _ := json.Marshal(root) // made of what was unmarshalled
+	text, _ := json.Marshal(root) // cannot fail: it was unmarshalled before
 	return text
 }
 
-// oddLike is of the JSON type of what it stands in for, where there is such.
+// oddLike returns an odd value of the same JSON type as old, if there is one.
 func oddLike(r *rand.Rand, old any) any {
 	for range 100 {
 		v := odd[r.IntN(len(odd))]
@@ -86,7 +86,7 @@ func oddLike(r *rand.Rand, old any) any {
 	return old
 }
 
-// tree gives a copy of a value as JSON has it.
+// tree returns a copy of a value in the types of package json.
 func tree(v any) (out any) {
 	text, err := json.Marshal(v)
 	if err == nil {

@@ -27,8 +27,8 @@ func (w *world) updateNode(name string, change func(*v1.Node)) {
 	}))
 }
 
-// TestNode has the daemon's own Node change its zone, be marked for deletion by the
-// autoscaler, be deleted, and come back.
+// TestNode changes the zone of the daemon's own Node, marks it for deletion as the
+// autoscaler does, deletes it, and creates it again.
 func TestNode(t *testing.T) {
 	t.Parallel()
 	w := setUp(t).in(t, "node")
@@ -49,7 +49,7 @@ func TestNode(t *testing.T) {
 	}
 	d.await(t, "there is no Node of this name")
 	d.await(t, `"in effect"`)
-	expect("p0", "p1", "p2") // no zone is known: no hint counts
+	expect("p0", "p1", "p2") // the zone is not known: hints are ignored
 	d.answers(t, "/healthz", 503, "this Node was not seen yet")
 	d.answers(t, "/livez", 200, "lastUpdated")
 
@@ -62,10 +62,10 @@ func TestNode(t *testing.T) {
 	setZone("zone-b")
 	expect("p1", "p2")
 	setZone("zone-c")
-	expect("p0", "p1", "p2") // no endpoint is for this zone
+	expect("p0", "p1", "p2") // no endpoint has a hint for this zone
 	setZone("zone-a")
 	expect("p0")
-	w.updateSlice("web-1", func(s *discoveryv1.EndpointSlice) { // the node comes before the zone
+	w.updateSlice("web-1", func(s *discoveryv1.EndpointSlice) { // a node hint takes precedence over a zone hint
 		for i, node := range []string{"other", n.Name(), "other"} {
 			s.Endpoints[i].Hints.ForNodes = []discoveryv1.ForNode{{Name: node}}
 		}
@@ -82,8 +82,8 @@ func TestNode(t *testing.T) {
 	w.drain(d)
 }
 
-// drain has the node taken away, in all ways, and looks at what load balancers and
-// the kubelet hear.
+// drain removes the node, by every method, and checks what load balancers and the kubelet
+// see.
 func (w *world) drain(d *daemon) {
 	w.t.Helper()
 	t, name := w.t, d.o.nodeName

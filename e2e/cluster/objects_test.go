@@ -29,8 +29,8 @@ type world struct {
 	namespace string
 }
 
-// in makes a namespace for a test, of a name that begins with this. Its objects go
-// with the test.
+// in makes a namespace for a test, with a name that begins with prefix. Its objects are
+// deleted with the test.
 func (f *fixture) in(t *testing.T, prefix string) *world {
 	t.Helper()
 	made, err := f.api.CoreV1().Namespaces().Create(t.Context(),
@@ -78,7 +78,7 @@ func udp(name string, port int32) v1.ServicePort {
 	return v1.ServicePort{Name: name, Protocol: v1.ProtocolUDP, Port: port}
 }
 
-// create makes a service of type ClusterIP that change may change before.
+// create creates a service of type ClusterIP. change may change it before.
 func (w *world) create(name string, ports []v1.ServicePort, change ...func(*v1.Service)) *v1.Service {
 	w.t.Helper()
 	s := &v1.Service{ObjectMeta: metav1.ObjectMeta{Name: name}, Spec: v1.ServiceSpec{Ports: ports}}
@@ -90,7 +90,7 @@ func (w *world) create(name string, ports []v1.ServicePort, change ...func(*v1.S
 	return s
 }
 
-// update changes a service and gives what became of it.
+// update changes a service and returns the result.
 func (w *world) update(name string, change func(*v1.Service)) (s *v1.Service) {
 	w.t.Helper()
 	check(w.t, retry.RetryOnConflict(retry.DefaultRetry, func() (err error) {
@@ -104,7 +104,7 @@ func (w *world) update(name string, change func(*v1.Service)) (s *v1.Service) {
 	return s
 }
 
-// ingress sets status.loadBalancer.ingress, as a cloud's controller does.
+// ingress sets status.loadBalancer.ingress, as a cloud controller does.
 func (w *world) ingress(name string, ingress ...v1.LoadBalancerIngress) {
 	w.t.Helper()
 	check(w.t, retry.RetryOnConflict(retry.DefaultRetry, func() error {
@@ -123,12 +123,12 @@ func (w *world) remove(name string) {
 	check(w.t, w.services().Delete(w.t.Context(), name, metav1.DeleteOptions{}))
 }
 
-// target is a port of endpoints.
+// target returns a port of endpoints.
 func target(name string, protocol v1.Protocol, port int32) discoveryv1.EndpointPort {
 	return discoveryv1.EndpointPort{Name: &name, Protocol: &protocol, Port: &port}
 }
 
-// v4 and v6 are ready endpoints on pods, with the pods' nodes.
+// v4 and v6 return ready endpoints on pods, with the pods' nodes.
 func v4(pods ...*lab.Pod) []discoveryv1.Endpoint { return endpoints((*lab.Pod).Addr4, pods) }
 
 func v6(pods ...*lab.Pod) []discoveryv1.Endpoint { return endpoints((*lab.Pod).Addr6, pods) }
@@ -146,7 +146,7 @@ func endpoints(addr func(*lab.Pod) netip.Addr, pods []*lab.Pod) (all []discovery
 
 func ptr[T any](v T) *T { return &v }
 
-// newSlice has the family of its first endpoint, IPv4 without any.
+// newSlice returns a slice in the family of its first endpoint, IPv4 without endpoints.
 func newSlice(service, name string, ports []discoveryv1.EndpointPort, eps []discoveryv1.Endpoint) *discoveryv1.EndpointSlice {
 	s := &discoveryv1.EndpointSlice{
 		ObjectMeta:  metav1.ObjectMeta{Name: name, Labels: map[string]string{discoveryv1.LabelServiceName: service}},
@@ -158,7 +158,7 @@ func newSlice(service, name string, ports []discoveryv1.EndpointPort, eps []disc
 	return s
 }
 
-// createSlice makes a slice of a service.
+// createSlice creates a slice of a service.
 func (w *world) createSlice(service, name string, ports []discoveryv1.EndpointPort, eps []discoveryv1.Endpoint,
 	change ...func(*discoveryv1.EndpointSlice)) {
 	w.t.Helper()
@@ -188,12 +188,12 @@ func (w *world) removeSlice(name string) {
 	check(w.t, w.slices().Delete(w.t.Context(), name, metav1.DeleteOptions{}))
 }
 
-// addr is an address and port; IPv6 without brackets.
+// addr returns an address and port. IPv6 addresses have no brackets.
 func addr(ip string, port uint16) netip.AddrPort {
 	return netip.AddrPortFrom(netip.MustParseAddr(ip), port)
 }
 
-// host writes an address as lines have it.
+// host returns an address as in expected lines.
 func host(ip string) string {
 	if netip.MustParseAddr(ip).Is6() {
 		return "[" + ip + "]"
@@ -209,7 +209,7 @@ func (w *world) reach(from *lab.Pod, network string, to netip.AddrPort, pods ...
 		want[p] = true
 	}
 	seen := map[string]bool{}
-	for range 60 * len(pods) { // by chance not all: once in 10^20 tests
+	for range 60 * len(pods) { // the chance to miss one is 1 in 10^20
 		a := from.Ask(network, to)
 		if a.Err != nil || !want[a.Server] {
 			w.t.Fatalf("%s from %s to %v: answered by %q (%v), want one of %q", network, from.Name(), to, a.Server, a.Err, pods)
@@ -221,7 +221,7 @@ func (w *world) reach(from *lab.Pod, network string, to netip.AddrPort, pods ...
 	w.t.Fatalf("%s from %s to %v: only %v have answered, want all of %q", network, from.Name(), to, seen, pods)
 }
 
-// refused wants a connection to be refused.
+// refused checks that a connection is refused.
 func (w *world) refused(from *lab.Pod, network string, to netip.AddrPort) {
 	w.t.Helper()
 	if a := from.Ask(network, to); !errors.Is(a.Err, syscall.ECONNREFUSED) {
@@ -229,7 +229,7 @@ func (w *world) refused(from *lab.Pod, network string, to netip.AddrPort) {
 	}
 }
 
-// silent wants nobody to answer, as at an address that is no service's.
+// silent checks that no answer arrives, as at an address without a service.
 func (w *world) silent(from *lab.Pod, network string, to netip.AddrPort) {
 	w.t.Helper()
 	a := from.Request(network, to, lab.RequestOptions{Timeout: 200 * time.Millisecond})
@@ -238,7 +238,7 @@ func (w *world) silent(from *lab.Pod, network string, to netip.AddrPort) {
 	}
 }
 
-// awaitNextSecond waits until an object made now is younger than a service.
+// awaitNextSecond waits until an object created now is younger than a service.
 func (w *world) awaitNextSecond(service string) {
 	w.t.Helper()
 	s, err := w.services().Get(w.t.Context(), service, metav1.GetOptions{})
@@ -251,8 +251,7 @@ func (w *world) awaitNextSecond(service string) {
 	})
 }
 
-// event waits for an Event of this world's namespace, or of default where the
-// object has none.
+// event waits for an Event in this world's namespace, or in default if the object has none.
 func (w *world) event(kind, reason, object, name string) (note string) {
 	w.t.Helper()
 	namespace := w.namespace

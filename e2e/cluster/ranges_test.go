@@ -18,7 +18,7 @@ import (
 	"shunt/lab"
 )
 
-// rangesNode is a node of TestSourceRangesAsKubeProxy and who asks there.
+// rangesNode is a node of TestSourceRangesAsKubeProxy with its clients.
 type rangesNode struct {
 	*node
 	pod, other, host *lab.Pod
@@ -39,7 +39,7 @@ func (w *world) rangesNode(t *testing.T, name string) *rangesNode {
 	return &rangesNode{node: n, pod: n.Pod("pod"), other: n.Pod("other"), host: n.HostPod("host")}
 }
 
-// whole are the ranges that hold these addresses and no other.
+// whole returns ranges with exactly these addresses.
 func whole(addrs ...netip.Addr) (ranges []string) {
 	for _, a := range addrs {
 		ranges = append(ranges, netip.PrefixFrom(a, a.BitLen()).String())
@@ -47,8 +47,8 @@ func whole(addrs ...netip.Addr) (ranges []string) {
 	return ranges
 }
 
-// TestSourceRangesAsKubeProxy: the real kube-proxy on one node and shunt on another let the
-// same pods and processes of their nodes use load-balancer IPs with source ranges.
+// TestSourceRangesAsKubeProxy: the real kube-proxy on one node and shunt on another admit
+// the same pods and processes of their nodes to load-balancer IPs with source ranges.
 func TestSourceRangesAsKubeProxy(t *testing.T) {
 	w := setUp(t).in(t, "ranges")
 	tools, err := kube.Tools(t.Context(), "kube-proxy")
@@ -66,7 +66,8 @@ func TestSourceRangesAsKubeProxy(t *testing.T) {
 	cases := []struct {
 		name   string
 		ranges []string
-		// local: the load-balancer IPs are the nodes' own, which then is a process's source.
+		// local: the load-balancer IPs are addresses of the nodes, and so the source of
+		// processes.
 		local bool
 	}{
 		{"all", nil, false},
@@ -119,7 +120,7 @@ func TestSourceRangesAsKubeProxy(t *testing.T) {
 		a := from.Request(network, netip.AddrPortFrom(vip, 80), lab.RequestOptions{Timeout: 400 * time.Millisecond})
 		return a.Err == nil
 	}
-	for _, n := range nodes { // both have programmed the first case, and so all
+	for _, n := range nodes { // both have programmed the first case, and so all of them
 		for family := range 2 {
 			eventually(t, n.Name()+" serves", func() error {
 				if !asks(n.pod, "tcp", vips(0)[family]) || !asks(n.pod, "tcp", vips(1)[family]) {

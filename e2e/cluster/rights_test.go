@@ -27,7 +27,8 @@ type account struct {
 	role            *rbacv1.ClusterRole
 }
 
-// deployedAccount puts deploy/rbac.yaml into the API server, as kubectl apply does.
+// deployedAccount creates the objects of deploy/rbac.yaml in the API server, as kubectl
+// apply does.
 func (w *world) deployedAccount() account {
 	w.t.Helper()
 	objects, err := kube.ReadManifests("../../deploy/rbac.yaml")
@@ -68,7 +69,7 @@ func rights(role *rbacv1.ClusterRole) (all []right) {
 	return all
 }
 
-// awaitRights waits until the API server grants an account what its role says.
+// awaitRights waits until the API server grants an account the rights of its role.
 func (w *world) awaitRights(a account) {
 	w.t.Helper()
 	user := fmt.Sprintf("system:serviceaccount:%s:%s", a.namespace, a.name)
@@ -85,7 +86,7 @@ func (w *world) awaitRights(a account) {
 	}
 }
 
-// without makes an account with the same role but for one right.
+// without makes an account with the same role except for one right.
 func (w *world) without(a account, missing right) account {
 	w.t.Helper()
 	ctx := w.t.Context()
@@ -118,8 +119,8 @@ func (w *world) without(a account, missing right) account {
 	return b
 }
 
-// runAs runs a daemon on a node of the test with the rights of an account; several
-// may run on one node, each with a cgroup and one client of its own.
+// runAs runs a daemon on a node of the test with the rights of an account. Several can run
+// on one node, each with its own cgroup and client.
 func (w *world) runAs(a account, n *node) (*daemon, *lab.Pod) {
 	w.t.Helper()
 	kubeconfig := filepath.Join(w.t.TempDir(), a.name)
@@ -129,8 +130,8 @@ func (w *world) runAs(a account, n *node) (*daemon, *lab.Pod) {
 	return w.runFor(w.t, daemonOptions{name: a.name, node: n, kubeconfig: kubeconfig, cgroup: client.Cgroup()}), client
 }
 
-// TestDeployedRights runs the daemon with the service account of deploy/: with all
-// its rights it does everything, with one less it says which one is missing.
+// TestDeployedRights runs the daemon with the service account of deploy/: with all its
+// rights everything works; with one right less the daemon reports the missing one.
 func TestDeployedRights(t *testing.T) {
 	t.Parallel()
 	w := setUp(t).in(t, "rights")
@@ -177,7 +178,7 @@ func TestDeployedRights(t *testing.T) {
 	}
 }
 
-// again has the daemon say something of a service twice.
+// again makes the daemon log a problem of a service twice.
 func (w *world) again(d *daemon, service string, mistake func(*v1.Service)) {
 	w.t.Helper()
 	said := d.log.count("WARN") + d.log.count(`"warn"`)
@@ -191,7 +192,7 @@ func (w *world) again(d *daemon, service string, mistake func(*v1.Service)) {
 	})
 }
 
-// lacks wants a daemon without a right to name it, and to do the rest.
+// lacks checks that a daemon without a right reports it, and that the rest works.
 func (w *world) lacks(d *daemon, missing right, works func(*daemon, *lab.Pod), client *lab.Pod, mistake func(*v1.Service)) {
 	w.t.Helper()
 	named := fmt.Sprintf(`cannot %s resource \"%s\"`, missing.verb, missing.resource)
@@ -202,10 +203,11 @@ func (w *world) lacks(d *daemon, missing right, works func(*daemon, *lab.Pod), c
 			w.again(d, "web", mistake)
 		}
 	case missing.verb == "list":
-		// A streamed list is a watch; lists are for API servers that have none.
+		// A streamed list is a watch. The right to list is for API servers without streamed
+		// lists.
 		works(d, client)
 		return
-	default: // lists stand in for the watch, at longer and longer intervals
+	default: // the daemon lists instead of watching, at growing intervals
 		works(d, client)
 	}
 	d.await(w.t, named)

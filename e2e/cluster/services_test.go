@@ -10,8 +10,7 @@ import (
 	discoveryv1 "k8s.io/api/discovery/v1"
 )
 
-// TestServicePorts changes ports: added, renamed, renumbered, removed, and from one
-// protocol to another.
+// TestServicePorts adds, renames, renumbers and removes ports, and changes their protocol.
 func TestServicePorts(t *testing.T) {
 	w := setUp(t).in(t, "ports")
 	p := w.pods
@@ -30,7 +29,7 @@ func TestServicePorts(t *testing.T) {
 	w.reach(w.client, "udp", addr(ip, 53), "p0", "p5")
 	w.refused(w.client, "tcp", addr(ip, 53))
 
-	// The join is by the name: a port that is called otherwise has no endpoints.
+	// Ports are matched by name: a port with another name has no endpoints.
 	w.update("web", func(s *v1.Service) { s.Spec.Ports[0].Name = "www" })
 	w.expect(t, w.namespace, dns, fmt.Sprintf("web:dns-tcp ClusterIP %s:53/TCP Cluster", ip), fmt.Sprintf("web:www ClusterIP %s:80/TCP Cluster", ip))
 	w.refused(w.client, "tcp", addr(ip, 80))
@@ -39,7 +38,7 @@ func TestServicePorts(t *testing.T) {
 	w.expect(t, w.namespace, dns, fmt.Sprintf("web:dns-tcp ClusterIP %s:53/TCP Cluster", ip), www)
 	w.reach(w.client, "tcp", addr(ip, 80), "p0", "p5")
 
-	// Another number, another target, another protocol, one less: all at once.
+	// Another number, target and protocol, and one port less, all at once.
 	w.update("web", func(s *v1.Service) { s.Spec.Ports = []v1.ServicePort{udp("www", 80), tcp("dns", 81)} })
 	w.updateSlice("web-1", func(s *discoveryv1.EndpointSlice) {
 		s.Ports = []discoveryv1.EndpointPort{target("www", v1.ProtocolUDP, 8002), target("dns", v1.ProtocolTCP, 8003)}
@@ -51,7 +50,7 @@ func TestServicePorts(t *testing.T) {
 	w.refused(w.client, "tcp", addr(ip, 80))
 	w.refused(w.client, "udp", addr(ip, 53))
 
-	// Two names change places: each address goes to the other's endpoints in one step.
+	// Two ports swap names: each address changes to the other one's endpoints in one step.
 	w.update("web", func(s *v1.Service) { s.Spec.Ports = []v1.ServicePort{tcp("a", 80), tcp("b", 81)} })
 	w.updateSlice("web-1", func(s *discoveryv1.EndpointSlice) {
 		s.Ports = []discoveryv1.EndpointPort{target("a", v1.ProtocolTCP, 8004), target("b", v1.ProtocolTCP, 8005)}

@@ -16,8 +16,8 @@ import (
 	"shunt/lab"
 )
 
-// TestSlices has several slices for a service: endpoints move between them, are in
-// two of them, and come and go with whole slices.
+// TestSlices has several slices for a service: endpoints move between them, are in two of
+// them, and are added and removed with whole slices.
 func TestSlices(t *testing.T) {
 	w := setUp(t).in(t, "slices")
 	p := w.pods
@@ -46,7 +46,7 @@ func TestSlices(t *testing.T) {
 	set := func(slice string, pods ...*lab.Pod) {
 		w.updateSlice(slice, func(s *discoveryv1.EndpointSlice) { s.Endpoints = v4(pods...) })
 	}
-	// From one slice to another, which the API shows as two changes.
+	// From one slice to another, which the API reports as two changes.
 	set("web-2", p[5], p[1])
 	expect(p[0], p[1], p[5]) // in both
 	set("web-1", p[0])
@@ -61,7 +61,7 @@ func TestSlices(t *testing.T) {
 	expect(p[2], p[3], p[4], p[6], p[7], p[8], p[9])
 	w.expectFresh(t)
 
-	// Of what two slices say of one endpoint, the better counts, in either order.
+	// If two slices have the same endpoint, the better conditions count, in either order.
 	w.createSlice("web", "web-3", ports, v4(p[2]), func(s *discoveryv1.EndpointSlice) {
 		s.Endpoints[0].Conditions = discoveryv1.EndpointConditions{Ready: ptr(false), Serving: ptr(false)}
 	})
@@ -70,12 +70,12 @@ func TestSlices(t *testing.T) {
 	w.updateSlice("web-1", func(s *discoveryv1.EndpointSlice) { s.Endpoints[0].Conditions.Ready = ptr(false) })
 	expect()
 	w.updateSlice("web-3", func(s *discoveryv1.EndpointSlice) { s.Endpoints[0].Conditions = discoveryv1.EndpointConditions{} })
-	expect(p[2]) // no conditions: ready
+	expect(p[2]) // no conditions mean ready
 	w.expectFresh(t)
 }
 
-// TestConditions drains a service: terminating endpoints are used when there is no
-// other, and unready ones never.
+// TestConditions drains a service: terminating endpoints are used if there are no others,
+// unready ones never.
 func TestConditions(t *testing.T) {
 	w := setUp(t).in(t, "conditions")
 	p := w.pods
@@ -112,8 +112,8 @@ func TestConditions(t *testing.T) {
 	w.expectFresh(t)
 }
 
-// TestLabels sets and removes the labels that take an object out of our sight, and
-// moves a slice to another service.
+// TestLabels sets and removes labels that exclude an object from shunt, and moves a slice
+// to another service.
 func TestLabels(t *testing.T) {
 	w := setUp(t).in(t, "labels")
 	const proxyName, headless = "service.kubernetes.io/service-proxy-name", "service.kubernetes.io/headless"
@@ -132,11 +132,11 @@ func TestLabels(t *testing.T) {
 	}
 	both := "p0:8000 p1:8000"
 	expect(both, "")
-	// The value says which proxy; that there is one is what counts.
+	// The value names the proxy. Only the label's presence counts.
 	w.update("web", func(s *v1.Service) { s.Labels = map[string]string{proxyName: "other"} })
 	expect("gone", "")
 	w.silent(w.client, "tcp", addr(web, 80))                                            // its address is left to the other proxy
-	w.update("web", func(s *v1.Service) { s.Labels = map[string]string{headless: ""} }) // means nothing on a Service
+	w.update("web", func(s *v1.Service) { s.Labels = map[string]string{headless: ""} }) // has no meaning on a Service
 	expect(both, "")
 	w.reach(w.client, "tcp", addr(web, 80), "p0", "p1")
 
@@ -168,8 +168,8 @@ func TestLabels(t *testing.T) {
 	w.expectFresh(t)
 }
 
-// TestScaledToZero takes a UDP service's endpoints away and gives it others, with
-// clients that hold their sockets: none may go on speaking to the old place.
+// TestScaledToZero removes a UDP service's endpoints and adds others, with clients that
+// keep their sockets: none may still reach the old endpoint.
 func TestScaledToZero(t *testing.T) {
 	w := setUp(t).in(t, "zero")
 	ip := w.create("dns", []v1.ServicePort{udp("", 53)}).Spec.ClusterIP

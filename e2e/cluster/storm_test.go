@@ -23,10 +23,10 @@ import (
 	"shunt/lab"
 )
 
-// mutations is how many mutated objects a storm has.
+// mutations is the number of mutated objects in a storm.
 const mutations = 1000
 
-// valid gives a service and a slice of it that use every field that we read.
+// valid returns a service and a slice of it that use every field that shunt reads.
 func (w *world) valid(name string) (*v1.Service, *discoveryv1.EndpointSlice) {
 	s := &v1.Service{
 		TypeMeta:   metav1.TypeMeta{APIVersion: "v1", Kind: "Service"},
@@ -49,7 +49,7 @@ func (w *world) valid(name string) (*v1.Service, *discoveryv1.EndpointSlice) {
 }
 
 // TestMutatedObjects sends a thousand mutated Services and EndpointSlices to the API
-// server. It refuses many; what it takes must hurt nobody.
+// server. It refuses many; those that it accepts must not affect other services.
 func TestMutatedObjects(t *testing.T) {
 	f := setUp(t)
 	canary := f.in(t, "canary").faulty(f.daemon, f.client)
@@ -60,7 +60,7 @@ func TestMutatedObjects(t *testing.T) {
 	for seed := range mutations / 2 {
 		group.Go(func() error {
 			r := rand.New(rand.NewPCG(uint64(seed), 3))
-			s, e := w.valid(fmt.Sprint("s", seed%40)) // created, then changed again and again
+			s, e := w.valid(fmt.Sprint("s", seed%40)) // created, then changed repeatedly
 			for path, body := range map[string][]byte{
 				"/api/v1/namespaces/" + w.namespace + "/services":                         mutated(r, s),
 				"/apis/discovery.k8s.io/v1/namespaces/" + w.namespace + "/endpointslices": mutated(r, e),
@@ -95,14 +95,14 @@ func TestMutatedObjects(t *testing.T) {
 	w.expectFresh(t)
 }
 
-// isRefusal is an answer of the API server. (A node port that is there twice it calls
-// an error of its own.)
+// isRefusal reports whether an error is an answer of the API server. (For a duplicate node
+// port it has another error type.)
 func isRefusal(err error) bool {
 	status := apierrors.APIStatus(nil)
 	return errors.As(err, &status)
 }
 
-// put replaces an object, or creates it where it is not there.
+// put replaces an object, or creates it if it does not exist.
 func (w *world) put(path, name string, body []byte) error {
 	client := w.api.CoreV1().RESTClient()
 	err := client.Put().AbsPath(path, name).SetHeader("Content-Type", "application/json").Body(body).Do(w.t.Context()).Error()
@@ -112,8 +112,8 @@ func (w *world) put(path, name string, body []byte) error {
 	return err
 }
 
-// TestMutatedManifests has a daemon read a thousand mutated objects from files,
-// which nobody has checked before.
+// TestMutatedManifests has a daemon read a thousand mutated objects from files, which no
+// API server has checked.
 func TestMutatedManifests(t *testing.T) {
 	t.Parallel()
 	f := setUp(t)
@@ -140,7 +140,7 @@ func TestMutatedManifests(t *testing.T) {
 			file := filepath.Join(dir, fmt.Sprintf("s%d.yaml", i))
 			if round < mutations/batch {
 				w.write(file, mutated(r, s), mutated(r, e))
-			} else { // mended: what came of bad versions before must be forgotten
+			} else { // valid again: nothing of earlier bad versions may remain
 				w.write(file, text(t, s), text(t, e))
 			}
 		}
@@ -169,7 +169,7 @@ func TestMutatedManifests(t *testing.T) {
 	w.sameAsFresh(d, client)
 }
 
-// sameAsFresh wants a daemon's maps to be those of another that starts now.
+// sameAsFresh checks that a daemon's maps equal those of another daemon that starts now.
 func (w *world) sameAsFresh(d *daemon, client *lab.Pod) {
 	w.t.Helper()
 	o := d.o
@@ -186,7 +186,7 @@ func (w *world) sameAsFresh(d *daemon, client *lab.Pod) {
 	})
 }
 
-// manifest is a service with two pods behind it.
+// manifest returns a service with two pods behind it.
 func (w *world) manifest(name, ip string, port int32) [][]byte {
 	s := &v1.Service{TypeMeta: metav1.TypeMeta{APIVersion: "v1", Kind: "Service"},
 		ObjectMeta: metav1.ObjectMeta{Namespace: w.namespace, Name: name},

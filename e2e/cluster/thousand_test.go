@@ -19,7 +19,7 @@ import (
 
 const manyServices = 1000
 
-// manyService is one of many: IPv4, IPv6 or both, TCP or UDP, by its number.
+// manyService returns a service: IPv4, IPv6 or both, TCP or UDP, by its number.
 func manyService(i int) (*v1.Service, string) {
 	port, network := tcp("main", 80), "tcp"
 	if i%5 == 0 {
@@ -36,11 +36,11 @@ func manyService(i int) (*v1.Service, string) {
 	return s, network
 }
 
-// manyPort is where the endpoints of a service answer.
+// manyPort returns the port of a service's endpoints.
 func manyPort(i int) int32 { return firstPort + int32(i%portCount) }
 
-// TestThousandServices is the main job: a thousand services of ten endpoints each
-// are created in the API server, and every one answers, by one of its own endpoints.
+// TestThousandServices is the main use: a thousand services of ten endpoints each are
+// created in the API server, and every one answers, by one of its own endpoints.
 func TestThousandServices(t *testing.T) {
 	w := setUp(t).in(t, "many")
 	made := make([]*v1.Service, manyServices)
@@ -84,7 +84,7 @@ func TestThousandServices(t *testing.T) {
 		t.Errorf("%d addresses were asked, want %d", asked, want)
 	}
 	all := w.podNames()
-	for i := range portCount { // of some, every endpoint
+	for i := range portCount { // of some services, every endpoint
 		_, network := manyService(i)
 		for _, ip := range made[i].Spec.ClusterIPs {
 			w.reach(w.client, network, addr(ip, 80), all...)
@@ -113,7 +113,8 @@ func (w *world) manyLines(i int, s *v1.Service) (lines []string) {
 	return lines
 }
 
-// answered wants one answer, of a pod at that port, which got it as its own.
+// answered makes one exchange. A pod must answer at that port, and see its own address as
+// the destination.
 func (w *world) answered(network string, to netip.AddrPort, port uint16) {
 	w.t.Helper()
 	a := w.client.Ask(network, to)
@@ -123,8 +124,8 @@ func (w *world) answered(network string, to netip.AddrPort, port uint16) {
 	}
 }
 
-// expectWrites changes one endpoint of one of the many, and wants the daemon to
-// have written no more than that takes.
+// expectWrites changes one endpoint of one of the services. The daemon must write only what
+// that requires.
 func (w *world) expectWrites() {
 	w.t.Helper()
 	before := w.daemon.metrics(w.t)

@@ -12,7 +12,7 @@ import (
 
 var onePort = []discoveryv1.EndpointPort{target("", v1.ProtocolTCP, 8000)}
 
-// TestServiceTypes takes a service through all types that the API lets it have.
+// TestServiceTypes changes a service to every type that the API allows.
 func TestServiceTypes(t *testing.T) {
 	w := setUp(t).in(t, "types")
 	p := w.pods
@@ -40,7 +40,7 @@ func TestServiceTypes(t *testing.T) {
 	atVIP := fmt.Sprintf("web LoadBalancerIP %s:80/TCP Cluster p1:8000 p6:8000", vip)
 	w.expect(t, w.namespace, clusterIP(ip), atNode, atVIP)
 	w.reach(w.client, "tcp", addr(vip, 80), "p1", "p6")
-	w.silent(w.client, "tcp", addr(hop, 80)) // ipMode Proxy: not ours
+	w.silent(w.client, "tcp", addr(hop, 80)) // ipMode Proxy: not served by shunt
 	w.ingress("web", v1.LoadBalancerIngress{IP: vip, IPMode: ptr(v1.LoadBalancerIPModeProxy)},
 		v1.LoadBalancerIngress{IP: hop, IPMode: ptr(v1.LoadBalancerIPModeVIP)})
 	w.expect(t, w.namespace, clusterIP(ip), atNode, fmt.Sprintf("web LoadBalancerIP %s:80/TCP Cluster p1:8000 p6:8000", hop))
@@ -56,7 +56,7 @@ func TestServiceTypes(t *testing.T) {
 	})
 	w.expect(t, w.namespace)
 	w.unallocated(w.client, "tcp", addr(ip, 80))
-	w.refused(w.client, "tcp", addr(node, np)) // the node itself has nobody there
+	w.refused(w.client, "tcp", addr(node, np)) // the node has no server there
 
 	w.update("web", func(s *v1.Service) {
 		s.Spec.Type, s.Spec.ExternalName, s.Spec.ClusterIP = v1.ServiceTypeClusterIP, "", "None"
@@ -74,8 +74,8 @@ func TestServiceTypes(t *testing.T) {
 
 func nodePort(s *v1.Service) uint16 { return uint16(s.Spec.Ports[0].NodePort) }
 
-// TestExternalIPs gives two services one address: the older has it, and when it
-// lets go, the younger, with no moment in which nobody has it.
+// TestExternalIPs gives two services the same address: the older one has it, then the
+// younger one when the older one drops it. The address is served all the time.
 func TestExternalIPs(t *testing.T) {
 	w := setUp(t).in(t, "external")
 	const ext, ext6 = "198.51.100.20", "fd00:198:51:100::20"
@@ -88,13 +88,13 @@ func TestExternalIPs(t *testing.T) {
 	own := func(name, ip, pods string) string {
 		return fmt.Sprintf("%s ClusterIP %s:80/TCP Cluster %s", name, host(ip), pods)
 	}
-	// An IPv6 address of an IPv4 service: said by an event, and the rest works.
+	// An IPv6 address of an IPv4 service: an event reports it, and the rest works.
 	a := w.create("a", []v1.ServicePort{tcp("", 80)}, external(ext, ext6)).Spec.ClusterIP
 	w.createSlice("a", "a-1", onePort, v4(w.pods[0]))
 	w.expect(t, w.namespace, own("a", a, "p0:8000"), at("a", ext, "p0:8000"))
 	w.event(v1.EventTypeWarning, "KubeProxyIncorrectIPVersion", "Service", "a")
 	w.reach(w.client, "tcp", addr(ext, 80), "p0")
-	w.awaitNextSecond("a") // creationTimestamp, which decides, has whole seconds
+	w.awaitNextSecond("a") // creationTimestamp decides, and its unit is a second
 	b := w.create("b", []v1.ServicePort{tcp("", 80)}, external(ext)).Spec.ClusterIP
 	w.createSlice("b", "b-1", onePort, v4(w.pods[1]))
 	w.expect(t, w.namespace, own("a", a, "p0:8000"), at("a", ext, "p0:8000"), own("b", b, "p1:8000"))
@@ -112,7 +112,7 @@ func TestExternalIPs(t *testing.T) {
 	w.expectFresh(t)
 }
 
-// TestPolicies flips traffic policies, affinity, and its timeout.
+// TestPolicies changes traffic policies, affinity, and its timeout.
 func TestPolicies(t *testing.T) {
 	w := setUp(t).in(t, "policies")
 	local, far := w.pods[0], w.pods[5]
@@ -138,12 +138,12 @@ func TestPolicies(t *testing.T) {
 	w.reach(w.client, "tcp", addr(w.n1.Addr4().String(), np), "p0", "p5")
 	external(v1.ServiceExternalTrafficPolicyLocal)
 	expect("", here, both+" | "+here)
-	w.reach(w.client, "tcp", addr(w.n1.Addr4().String(), np), "p0", "p5") // a client of this node
+	w.reach(w.client, "tcp", addr(w.n1.Addr4().String(), np), "p0", "p5") // a client on this node
 	internal(v1.ServiceInternalTrafficPolicyCluster)
 	expect("", both, both+" | "+here)
 	w.reach(w.client, "tcp", addr(ip, 80), "p0", "p5")
 
-	// No endpoint here: dropped, not refused, for what is Local alone.
+	// Without an endpoint here, packets are dropped, not refused, for policy Local.
 	internal(v1.ServiceInternalTrafficPolicyLocal)
 	w.updateSlice("web-1", func(s *discoveryv1.EndpointSlice) { s.Endpoints = v4(far) })
 	expect("", "Local", "Cluster p5:8000 | Local")
@@ -174,7 +174,7 @@ func TestPolicies(t *testing.T) {
 	w.expectFresh(t)
 }
 
-// TestFamilies makes a single-stack service dual-stack and back, and an IPv6 one.
+// TestFamilies changes a single-stack service to dual-stack and back, and has an IPv6 one.
 func TestFamilies(t *testing.T) {
 	w := setUp(t).in(t, "families")
 	p := w.pods
@@ -204,7 +204,7 @@ func TestFamilies(t *testing.T) {
 		s.Spec.Type, s.Spec.IPFamilies = v1.ServiceTypeNodePort, []v1.IPFamily{v1.IPv6Protocol}
 	})
 	w.createSlice("six", "six-6", onePort, v6(p[4], p[9]))
-	w.createSlice("six", "six-4", onePort, v4(p[4])) // of a family that the service has not
+	w.createSlice("six", "six-4", onePort, v4(p[4])) // in a family that the service does not have
 	np := nodePort(s)
 	w.expect(t, w.namespace, line("web", ip4, "p2:8000 p7:8000"), line("six", s.Spec.ClusterIP, "p4:8000 p9:8000"),
 		fmt.Sprintf("six NodePort *:%d/TCP IPv6 Cluster p4:8000 p9:8000", np))
@@ -214,9 +214,8 @@ func TestFamilies(t *testing.T) {
 	w.expectFresh(t)
 }
 
-// TestServiceAgain deletes services and makes them again with the same cluster IP,
-// under the same and under another name, and once so fast that it may look like a
-// change.
+// TestServiceAgain deletes services and creates them again with the same cluster IP, with
+// the same and with another name, and once so fast that it may look like a change.
 func TestServiceAgain(t *testing.T) {
 	w := setUp(t).in(t, "again")
 	withIP := func(ip string) func(*v1.Service) { return func(s *v1.Service) { s.Spec.ClusterIP = ip } }

@@ -17,8 +17,8 @@ import (
 	"shunt/maps"
 )
 
-// frontend is one of `shunt services -o json`, read as a user's script would; what
-// is not compared is left out.
+// frontend is an element of `shunt services -o json`, as a user's script would read it.
+// Fields that are not compared are missing.
 type frontend struct {
 	Address         string    `json:"address"`
 	Port            uint16    `json:"port"`
@@ -42,14 +42,14 @@ type backend struct {
 	Terminating bool   `json:"terminating"`
 }
 
-// String is a line that tests write down as what they expect, like
+// line returns a frontend as tests write what they expect, like
 //
 //	web:http ClusterIP 10.96.0.5:80/TCP Cluster p0:8000 p1:8000
 //	web NodePort *:30080/TCP IPv4 Cluster p0:8000 p5:8000 | Local p0:8000
 //
-// where what packets from outside get follows the bar if it differs from what
-// clients of this node get. A pod's name stands for its address of the frontend's
-// family; in brackets after the name is what is so of the endpoint.
+// After the bar are the endpoints for packets from outside, if they differ from those for
+// clients of this node. A pod's name stands for its address in the frontend's family. The
+// endpoint's conditions follow in brackets.
 func (f *fixture) line(fe frontend) string {
 	service := fe.Service
 	if fe.PortName != "" {
@@ -92,7 +92,7 @@ func (f *fixture) side(policy string, backends []backend) string {
 	return strings.Join(append([]string{policy}, words...), " ")
 }
 
-// lines gives the sorted lines of a namespace.
+// lines returns the sorted lines of a namespace.
 func (f *fixture) lines(all []frontend, namespace string) []string {
 	var lines []string
 	for _, fe := range all {
@@ -117,7 +117,7 @@ func openPins(root string) (*maps.Kernel, func() error, error) {
 	return kernel, func() error { return errors.Join(kernel.Close(), set.Close()) }, nil
 }
 
-// dump reads what a daemon's maps hold.
+// dump returns the content of a daemon's maps.
 func dump(root string) (*maps.Dump, error) {
 	kernel, closePins, err := openPins(root)
 	if err != nil {
@@ -127,7 +127,7 @@ func dump(root string) (*maps.Dump, error) {
 	return d, errors.Join(err, closePins())
 }
 
-// frontends gives a dump in the terms of `shunt services`, by another way.
+// frontends converts a dump to the form of `shunt services`, by independent code.
 func frontends(d *maps.Dump) (all []frontend) {
 	policy := map[bool]string{true: "Local", false: "Cluster"}
 	for key, svc := range d.Frontends {
@@ -173,8 +173,8 @@ func shuntServices(root string, args ...string) ([]frontend, error) {
 	return all, json.Unmarshal(text, &all)
 }
 
-// expect waits until the daemon of n1 has exactly these lines for a namespace, and
-// then wants `shunt services` to say the same.
+// expect waits until the daemon of n1 has exactly these lines for a namespace, and then
+// checks that `shunt services` shows the same.
 func (f *fixture) expect(t *testing.T, namespace string, want ...string) {
 	t.Helper()
 	f.expectOf(t, f.daemon.o.root, namespace, want...)
@@ -204,9 +204,8 @@ func (f *fixture) expectOf(t *testing.T, root, namespace string, want ...string)
 	}
 }
 
-// expectFresh wants the maps of n1's daemon to be those that a daemon makes which
-// starts now, with nothing but the same objects, and the ports that it listens on as
-// well: no change may leave anything.
+// expectFresh checks that the maps of n1's daemon, and the ports it listens on, equal those
+// of a daemon that starts now with the same objects: earlier changes may leave nothing.
 func (f *fixture) expectFresh(t *testing.T) {
 	t.Helper()
 	f.freshMu.Lock()
@@ -235,9 +234,9 @@ func (f *fixture) expectFresh(t *testing.T) {
 	})
 }
 
-// mapsText is the dump of a daemon's maps but for what a fresh daemon has not: its node has
-// other addresses, and no records of unready endpoints and of renamed ports, which are kept
-// for connections from before.
+// mapsText returns the dump of a daemon's maps without what a fresh daemon does not have:
+// the node's addresses, which differ, and backends of unready endpoints and renamed ports,
+// which are kept for earlier connections.
 func mapsText(root string) ([]string, error) {
 	d, err := dump(root)
 	if err != nil {
@@ -248,7 +247,7 @@ func mapsText(root string) ([]string, error) {
 	}), nil
 }
 
-// sameLines says which lines two sorted texts do not share.
+// sameLines returns an error with the lines that only one of two sorted texts has.
 func sameLines(old, fresh []string) error {
 	var diff []string
 	for _, side := range []struct {
