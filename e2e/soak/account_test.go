@@ -22,7 +22,7 @@ func (r resources) within(o resources) bool {
 	return r.goroutines <= o.goroutines && r.files <= o.files
 }
 
-// resources reads what the daemon has, when two readings in a row are equal.
+// resources returns the daemon's counts, once two consecutive readings are equal.
 func (s *soak) resources() resources {
 	s.t.Helper()
 	read := func() resources {
@@ -40,13 +40,13 @@ func (s *soak) resources() resources {
 	return last
 }
 
-// unleaked waits until the daemon has no more of anything than it had when it was new,
-// and returns what it has then.
+// unleaked waits until the daemon has no more resources than when it was new, and returns
+// what it has then.
 func (s *soak) unleaked() (now resources) {
 	s.t.Helper()
 	deadline := time.Now().Add(time.Minute)
 	for now = s.resources(); !now.within(s.base) && time.Now().Before(deadline); now = s.resources() {
-		time.Sleep(time.Second) // what is over may take its time to end
+		time.Sleep(time.Second) // ended work may need a moment to release them
 	}
 	if !now.within(s.base) {
 		s.t.Errorf("the daemon has %+v, and had %+v when it was new", now, s.base)
@@ -54,14 +54,14 @@ func (s *soak) unleaked() (now resources) {
 	return now
 }
 
-// content is what the node holds while nobody asks anything.
+// content is what the node holds without traffic.
 type content struct {
 	maps, links string
 }
 
 var ifindex = regexp.MustCompile(`_[0-9]+_`)
 
-// quiet reads it.
+// quiet returns the content.
 func (s *soak) quiet() content {
 	s.t.Helper()
 	c := content{maps: s.dump()}
@@ -76,14 +76,14 @@ func (s *soak) quiet() content {
 	return c
 }
 
-// sameAs waits until the node holds what it held before, and no flow.
+// sameAs waits until the content equals an earlier one, and no flow is left.
 func (s *soak) sameAs(before content) {
 	s.t.Helper()
 	const flows = `shunt_map_entries{map="flows"}`
 	var now content
 	deadline := time.Now().Add(5 * time.Minute)
 	for now = s.quiet(); (now != before || s.d.Metrics()[flows] > 0) && time.Now().Before(deadline); now = s.quiet() {
-		time.Sleep(time.Second) // flows end by time
+		time.Sleep(time.Second) // flows expire by time
 	}
 	if now.maps != before.maps {
 		s.t.Errorf("at the end the maps hold\n%s\nat the beginning\n%s", now.maps, before.maps)
@@ -96,7 +96,7 @@ func (s *soak) sameAs(before content) {
 	}
 }
 
-// entries counts what every hash and trie of the daemon's holds.
+// entries returns the number of entries of every hash map and trie of the daemon.
 func (s *soak) entries() map[string]int {
 	s.t.Helper()
 	set, err := shuntmaps.Load(s.d.Root)
@@ -117,11 +117,11 @@ func (s *soak) entries() map[string]int {
 	return all
 }
 
-// byTime are maps whose entries are notes with an age, that stay until the room is
-// needed: nobody removes them.
+// byTime are maps whose entries have an age and stay until their room is needed: no code
+// removes them.
 var byTime = []string{"affinity", "directs", "flows_new", "fragments", "own_ports"}
 
-// sum says what the run came to.
+// sum logs the result of the run.
 func (s *soak) sum(rounds int, counts map[string]int, before map[string]int) {
 	s.t.Helper()
 	now, after := s.unleaked(), s.entries()

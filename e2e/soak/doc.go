@@ -1,10 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package soak has one daemon live through random faults under traffic of all kinds,
-// and looks at what is lost and at what is left. A failure is explained if the fault that
-// was there says so, for as long as it says; every other one fails the test. The faults
-// are in faults_test.go, the traffic in traffic_test.go.
+// Package soak runs one daemon with random faults under traffic of all kinds, and checks
+// which connections fail and what is left afterwards. A failure is allowed if the fault
+// declares it, for the time that it declares; every other failure fails the test. The
+// faults are in faults_test.go, the traffic in traffic_test.go.
 //
-// SOAK_MINUTES says how long it takes, SOAK_SEED which faults there are: the seed of a
-// run is printed.
+// SOAK_MINUTES sets the duration, SOAK_SEED the faults: each run prints its seed.
 package soak

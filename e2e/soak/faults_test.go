@@ -21,26 +21,27 @@ import (
 	"shunt/maps"
 )
 
-// fault is something that happens to a node, and what it may cost.
+// fault is an event on a node, and the failures that it may cause.
 type fault struct {
 	name string
-	// do does it and undoes it.
+	// do causes the fault and removes it.
 	do func(s *soak)
-	// costs reports whether new connections of that kind may fail meanwhile, and until
-	// heals after it; nil: none may.
+	// costs reports whether new connections of a flow may fail during the fault, and until
+	// heals after it. Nil means that none may.
 	costs func(*flow) bool
 	heals time.Duration
-	// ends reports whether it may end long connections of that kind; nil: none.
+	// ends reports whether the fault may end long connections of a flow. Nil means that
+	// none may end.
 	ends func(*flow) bool
 }
 
 const (
-	// repairs is how long the daemon may take to put its hooks right: it looks at them
-	// every five seconds.
+	// repairs bounds the time in which the daemon repairs its hooks: it checks them every
+	// five seconds.
 	repairs = 15 * time.Second
 	// timeDown bounds how long something stays away before it may come back.
 	timeDown = 2 * time.Second
-	// stopped keeps the daemon from mending anything.
+	// stopped keeps the daemon from repairing anything.
 	stopped = syscall.SIGSTOP
 )
 
@@ -58,7 +59,7 @@ func faults() []fault {
 			s.changeMeanwhile(func() { s.d.Launch() })
 			s.up()
 		}},
-		// The daemon holds every link and map, so that a pin that goes takes nothing out of
+		// The daemon holds every link and map, so that a removed pin takes nothing out of
 		// effect.
 		{name: "pin of a socket hook removed", do: func(s *soak) { s.unpin(false) }},
 		{name: "pin of a packet hook removed", do: func(s *soak) { s.unpin(true) }},
@@ -67,7 +68,7 @@ func faults() []fault {
 		{name: "pin directory removed", do: (*soak).directoryRemoved},
 		{name: "socket hook detached", do: func(s *soak) { s.detach(false) }, costs: socket, heals: repairs},
 		{name: "packet hook detached", do: func(s *soak) { s.detach(true) }, costs: packet, heals: repairs},
-		// With the maps go the flows of connections from outside.
+		// With the maps, the flows of connections from outside are lost.
 		{name: "pin directory removed and daemon killed", do: (*soak).nothingKept,
 			costs: func(*flow) bool { return true }, heals: repairs, ends: packet},
 		{name: "all hooks removed while the daemon is down", do: (*soak).bare,
@@ -76,17 +77,17 @@ func faults() []fault {
 		{name: "device renamed", do: (*soak).rename},
 		{name: "flood Service", do: (*soak).flood},
 		{name: "port names", do: (*soak).portNames},
-		// A UDP socket whose endpoint leaves is woken with an error.
+		// A UDP socket whose endpoint is removed is woken with an error.
 		{name: "endpoints", do: (*soak).churn, costs: udp, heals: 2 * time.Second, ends: udp},
 	}
 }
 
-// pause lets the traffic go on with the fault for a moment.
+// pause waits for a random time with the fault, under traffic.
 func (s *soak) pause(most time.Duration) { time.Sleep(time.Duration(s.rnd.Int64N(int64(most)))) }
 
 // down ends the daemon, which must have leaked nothing.
 func (s *soak) down(end func()) {
-	if s.rnd.IntN(3) == 0 { // it takes a while
+	if s.rnd.IntN(3) == 0 { // sometimes for a while
 		s.probes.end()
 		s.unleaked()
 		s.probes.begin()
@@ -105,8 +106,8 @@ func (s *soak) up() {
 	s.probes.up()
 }
 
-// changeMeanwhile has a Service come that the daemon hears of when the API server is
-// back, and go.
+// changeMeanwhile creates a Service, whose event the daemon gets when the API server is
+// back, and deletes it.
 func (s *soak) changeMeanwhile(more func()) {
 	svc := newService("meanwhile", 5)
 	s.create(svc)
@@ -131,8 +132,8 @@ func (s *soak) remove(svc *v1.Service) {
 	s.there(svc, false)
 }
 
-// dump reads the maps. They change while they are read, and a reading that was overtaken
-// too often is done again.
+// dump returns the content of the maps. They change during the read, and a read that was
+// interrupted too often by changes is repeated.
 func (s *soak) dump() (text string) {
 	s.t.Helper()
 	rig.Eventually(s.t, "the maps can be read", func() bool {
@@ -147,7 +148,7 @@ func (s *soak) dump() (text string) {
 	return text
 }
 
-// there waits until a Service is in the maps, or is not.
+// there waits until a Service is, or is not, in the maps.
 func (s *soak) there(svc *v1.Service, there bool) {
 	s.t.Helper()
 	rig.Eventually(s.t, fmt.Sprintf("Service %s is in the maps: %t", svc.Name, there), func() bool {
@@ -155,7 +156,7 @@ func (s *soak) there(svc *v1.Service, there bool) {
 	})
 }
 
-// bare takes every hook away, with no daemon there that could hold it, for a moment.
+// bare removes every hook for a moment, while no daemon holds them.
 func (s *soak) bare() {
 	s.down(s.d.Kill)
 	dir := filepath.Join(s.d.Root, "links")
@@ -177,7 +178,7 @@ func (s *soak) ip(args ...string) {
 	}
 }
 
-// device is one that programs are attached to, and that goes.
+// device adds a device to which programs are attached, and removes it.
 func (s *soak) device() {
 	s.ip("link", "add", "soak0", "type", "veth", "peer", "name", "soak1")
 	s.ip("addr", "add", "192.0.2.1/24", "dev", "soak0")
@@ -187,14 +188,14 @@ func (s *soak) device() {
 	s.ip("link", "del", "soak0")
 }
 
-// rename gives the uplink another name for a moment.
+// rename renames the uplink for a moment.
 func (s *soak) rename() {
 	s.ip("link", "set", "eth0", "name", "soak9")
 	s.pause(2 * time.Second)
 	s.ip("link", "set", "soak9", "name", "eth0")
 }
 
-// flood asks for more frontends than the maps have room for.
+// flood creates more frontends than the maps have room for.
 func (s *soak) flood() {
 	svc := newService("flood", 3)
 	svc.Spec.Ports = nil
@@ -210,10 +211,10 @@ func (s *soak) flood() {
 	s.remove(svc)
 }
 
-// names are what ports are called, of TCP and of UDP.
+// names are the names of the TCP port and the UDP port.
 type names struct{ tcp, udp string }
 
-// putSlices sets the endpoints of the service, under these names of its ports.
+// putSlices sets the endpoints of the service, with these names of its ports.
 func (s *soak) putSlices(called names, pods ...*lab.Pod) {
 	s.putSlicesOf([]names{called}, pods...)
 }
@@ -237,8 +238,8 @@ func (s *soak) putSlicesOf(called []names, pods ...*lab.Pod) {
 	}
 }
 
-// portNames gives the ports other names, and the first ones again. The slices have both in between, since
-// two objects don't change at once.
+// portNames renames the ports, and back. In between, the slices have both names, since two objects
+// do not change at once.
 func (s *soak) portNames() {
 	old, other := names{"t", "u"}, names{"x", "y"}
 	rename := func(from, to names) {
@@ -258,8 +259,8 @@ func (s *soak) portNames() {
 	rename(other, old)
 }
 
-// settled waits until the daemon has heard of all that was done to the service before,
-// by a Service and slices that come after.
+// settled waits until the daemon has processed all earlier changes to the service: until a
+// Service and slices that are created later are in the maps.
 func (s *soak) settled(called names) {
 	s.t.Helper()
 	rig.Eventually(s.t, "the service has the ports "+called.tcp+" and "+called.udp, func() bool {
@@ -282,7 +283,7 @@ func (s *soak) settled(called names) {
 		LabelSelector: discoveryv1.LabelServiceName + "=last"}))
 }
 
-// churn has endpoints come and go.
+// churn changes the endpoints several times.
 func (s *soak) churn() {
 	ports := names{"t", "u"}
 	for _, pods := range [][]*lab.Pod{{s.near, s.far, s.spare}, {s.spare}, {s.far, s.spare}, {s.near, s.far}} {
@@ -291,7 +292,7 @@ func (s *soak) churn() {
 	}
 }
 
-// newService makes Service number n as the API server takes it.
+// newService returns Service number n as the API server accepts it.
 func newService(name string, n int, options ...func(*v1.Service)) *v1.Service {
 	svc := rig.Service(name, n, options...)
 	policy := v1.IPFamilyPolicyRequireDualStack

@@ -13,8 +13,8 @@ import (
 	"shunt/e2e/rig"
 )
 
-// pins returns the files below the daemon's directory on the bpf file system, sorted.
-// Files that come or go while it reads may be missing.
+// pins returns the files below the daemon's directory on the bpf file system, sorted. Files
+// that are added or removed during the read may be missing.
 func (s *soak) pins() []string {
 	s.t.Helper()
 	var all []string
@@ -31,7 +31,7 @@ func (s *soak) pins() []string {
 	return all
 }
 
-// restored waits until these pins are there again.
+// restored waits until these pins exist again.
 func (s *soak) restored(pins []string) {
 	s.t.Helper()
 	var missing []string
@@ -47,7 +47,7 @@ func (s *soak) restored(pins []string) {
 	})
 }
 
-// mapPins removes the pins of maps: of one, or of all.
+// mapPins removes the pins of one map, or of all maps.
 func (s *soak) mapPins() {
 	all := s.pins()
 	maps := slices.DeleteFunc(slices.Clone(all), func(pin string) bool { return strings.Contains(pin, "/links/") })
@@ -60,7 +60,7 @@ func (s *soak) mapPins() {
 	s.restored(all)
 }
 
-// directoryRenamed gives the directory of pins another name.
+// directoryRenamed renames the directory of pins.
 func (s *soak) directoryRenamed() {
 	all := s.pins()
 	s.check(os.Rename(s.d.Root, s.d.Root+"-away"))
@@ -70,15 +70,15 @@ func (s *soak) directoryRenamed() {
 	}
 }
 
-// directoryRemoved removes the directory with all pins. The daemon holds what they were
-// of.
+// directoryRemoved removes the directory with all pins. The daemon holds the pinned
+// objects.
 func (s *soak) directoryRemoved() {
 	all := s.pins()
 	s.check(os.RemoveAll(s.d.Root))
 	s.restored(all)
 }
 
-// nothingKept removes the directory and kills the daemon before it can mend that: maps,
+// nothingKept removes the directory and kills the daemon before it can repair that: maps,
 // programs and hooks end with it.
 func (s *soak) nothingKept() {
 	s.probes.down()
@@ -88,22 +88,22 @@ func (s *soak) nothingKept() {
 	s.up()
 }
 
-// unpin removes the pin of one hook, and waits until the daemon has put it back.
+// unpin removes the pin of one hook, and waits until the daemon has restored it.
 func (s *soak) unpin(packet bool) {
 	pin := s.hook(packet)
 	s.check(os.Remove(pin))
 	s.restored([]string{pin})
 }
 
-// detach takes one hook out of effect. Traffic tells when the daemon has mended it: to
-// ask for a metric would make the daemon look.
+// detach detaches one hook. The traffic shows when the daemon has repaired it: a request
+// for metrics would make the daemon check its hooks.
 func (s *soak) detach(packet bool) {
 	rig.DetachLink(s.t, s.hook(packet))
 	s.pause(timeDown)
 	s.await("after a hook was detached")
 }
 
-// hook returns the pin of a hook of the packet path, or of the socket path.
+// hook returns the pin of a random hook, of the packet path or of the socket path.
 func (s *soak) hook(packet bool) string {
 	s.t.Helper()
 	all := slices.DeleteFunc(s.pins(), func(pin string) bool {
@@ -115,7 +115,7 @@ func (s *soak) hook(packet bool) string {
 	return all[s.rnd.IntN(len(all))]
 }
 
-// inEffect waits until the daemon says that every hook is in effect.
+// inEffect waits until the daemon reports that every hook is in effect.
 func (s *soak) inEffect() {
 	s.t.Helper()
 	rig.Eventually(s.t, "all hooks are in effect", func() bool {

@@ -13,34 +13,34 @@ import (
 )
 
 const (
-	// probeEvery is the time between two probes.
+	// probeEvery is the interval of probes.
 	probeEvery = 50 * time.Millisecond
-	// probesAtOnce is how many may wait for their answer. One alone reached 12 a second:
-	// with the race detector on both sides an answer takes up to 80 ms.
+	// probesAtOnce is how many probes may wait for their answer. A single worker reached 12
+	// a second: with the race detector on both sides an answer takes up to 80 ms.
 	probesAtOnce = 16
-	// podProbes is where the daemon answers the probes of its pod.
+	// podProbes is the address of the probes of the daemon's pod.
 	podProbes = "127.0.0.1:10266"
 )
 
-// probed is what is asked, in turn.
+// probed are the addresses and paths to probe, in turn.
 var probed = [...]struct{ addr, path string }{
 	{rig.HealthzAddr, "/healthz"}, {rig.HealthzAddr, "/livez"}, {podProbes, "/livez"}, {podProbes, "/readyz"},
 }
 
-// prober asks for the daemon's health twenty times a second. A daemon that runs answers
-// 200, whatever the fault.
+// prober probes the daemon's health twenty times a second. A running daemon answers 200
+// during every fault.
 type prober struct {
 	d *rig.Daemon
-	// stop ends the workers; nil: none run.
+	// stop ends the workers. Nil means that none run.
 	stop    chan struct{}
 	workers sync.WaitGroup
 
 	mu sync.Mutex
-	// began is when the workers started, due counts the probes since then.
+	// began is when the workers started. due is the number of probes since then.
 	began time.Time
 	due   int
-	// asked counts all probes, answered those that had an answer, in the time that
-	// there were workers.
+	// asked is the number of all probes, answered of those with an answer, and active the
+	// time with workers.
 	asked, answered int
 	active          time.Duration
 	bad             []badProbe
@@ -61,7 +61,7 @@ func (p *prober) begin() {
 	}
 }
 
-// end stops asking. No connection to the daemon is left.
+// end stops the workers. No connection to the daemon is left.
 func (p *prober) end() {
 	if p.stop == nil {
 		return
@@ -72,8 +72,8 @@ func (p *prober) end() {
 	p.active += time.Since(p.began)
 }
 
-// work takes the next probe, waits until it is due, and asks. Probes that are late are
-// asked at once, so that slow answers do not lower the rate.
+// work takes the next probe, waits until it is due, and sends it. Late probes are sent at
+// once, so that slow answers do not lower the rate.
 func (p *prober) work(stop chan struct{}) {
 	for {
 		n, at := p.next()
@@ -108,10 +108,10 @@ func (p *prober) ask(n int) {
 	}
 }
 
-// rate returns how many probes a second were asked. There must be no workers.
+// rate returns the number of probes per second. There must be no workers.
 func (p *prober) rate() float64 { return float64(p.asked) / p.active.Seconds() }
 
-// down says that there is no daemon to ask, until up.
+// down records that there is no daemon to probe, until up.
 func (p *prober) down() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -124,7 +124,7 @@ func (p *prober) up() {
 	p.downs[len(p.downs)-1][1] = lab.Monotonic()
 }
 
-// judge fails the test for each probe that failed while there was a daemon.
+// judge fails the test for each probe that failed while a daemon ran.
 func (p *prober) judge(t *testing.T, n int, f fault) {
 	t.Helper()
 	p.mu.Lock()

@@ -23,31 +23,32 @@ import (
 
 func TestMain(m *testing.M) { rig.Main(m) }
 
-// soak is a node with a daemon, what asks it, and who does it harm.
+// soak is a node with a daemon, the traffic, and the faults.
 type soak struct {
 	t   *testing.T
 	rnd *rand.Rand
 
 	kube *kube.Cluster
 	api  kubernetes.Interface
-	// way stands between the daemon and the API server.
+	// way is the proxy between the daemon and the API server.
 	way *kube.Proxy
 
 	n1, n2                *lab.Node
-	near, far, spare      *lab.Pod // servers, the last on n1
+	near, far, spare      *lab.Pod // servers; spare is on n1
 	client, host, outside *lab.Pod
 
 	d     *rig.Daemon
 	flows []*flow
 	held  []*held
-	// heldAsked counts exchanges on long connections, heldEnded those that had ended as
-	// the fault declares.
+	// heldAsked counts exchanges on long connections, heldEnded those connections that
+	// ended as the fault declares.
 	heldAsked, heldEnded int
 	probes               *prober
 	base                 resources
 }
 
-// TestSoak has random faults for SOAK_MINUTES, or for less than a minute and a half.
+// TestSoak runs random faults for SOAK_MINUTES, or by default for less than a minute and a
+// half.
 func TestSoak(t *testing.T) {
 	length, seed := 20*time.Second, uint64(time.Now().UnixNano())
 	if text := os.Getenv("SOAK_MINUTES"); text != "" {
@@ -66,14 +67,14 @@ func TestSoak(t *testing.T) {
 	t.Logf("SOAK_SEED=%d", seed)
 	s := newSoak(t, rand.New(rand.NewPCG(seed, 1)))
 	s.start()
-	// Each server is an endpoint once: map addrs keeps the last that were.
+	// Each server is an endpoint once: map addrs keeps the addresses of past endpoints.
 	s.churn()
 	s.settled(names{"t", "u"})
 	before, entries := s.quiet(), s.entries()
 	s.hold()
 	s.probes.begin()
 	rounds, counts := 0, map[string]int{}
-	var left []fault // each of them comes before any comes again
+	var left []fault // every fault runs once before any is repeated
 	for began := time.Now(); time.Since(began) < length && !t.Failed(); rounds++ {
 		if len(left) == 0 {
 			left = faults()
@@ -130,9 +131,9 @@ func (s *soak) start() {
 	kubeconfig := filepath.Join(s.t.TempDir(), "kubeconfig")
 	s.check(s.kube.Kubeconfig(kubeconfig))
 	s.d = rig.NewDaemon(s.t, s.n1, "", "--kubeconfig", kubeconfig,
-		// So that what is over is gone by the end of the run.
+		// Short timeouts, so that ended flows are gone by the end of the run.
 		"--conntrack-udp-timeout=10s", "--conntrack-udp-timeout-stream=45s",
-		// Also connections that ended while no hook was there to see it.
+		// Also for connections that ended while no hook could see it.
 		"--conntrack-tcp-timeout-established=3m", "--conntrack-tcp-timeout-close-wait=3m")
 	i := slices.Index(s.d.Args, "--manifests")
 	s.d.Args = slices.Delete(s.d.Args, i, i+2)
@@ -143,7 +144,7 @@ func (s *soak) start() {
 	s.base = s.resources()
 }
 
-// makeObjects has a service with every kind of frontend, and the Node.
+// makeObjects creates a service with every kind of frontend, and the Node.
 func (s *soak) makeObjects() {
 	ctx := s.t.Context()
 	svc := newService(web, webNumber, rig.Everywhere(webNumber))
@@ -158,7 +159,7 @@ func (s *soak) makeObjects() {
 	s.check(err)
 }
 
-// round has one fault under traffic. What fails must be what the fault explains.
+// round runs one fault under traffic. Only failures that the fault declares may occur.
 func (s *soak) round(n int, f fault) {
 	s.t.Helper()
 	s.pour()

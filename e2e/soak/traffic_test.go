@@ -11,19 +11,19 @@ import (
 	"shunt/lab"
 )
 
-// web is the service that is asked; the first cluster IP is the API server's.
+// web is the service of the traffic. The first cluster IP is the API server's.
 const (
 	web       = "web"
 	webNumber = 2
 )
 
-// flow is one kind of traffic: who asks whom, and how.
+// flow is one kind of traffic: its client, destination and protocol.
 type flow struct {
 	name    string
 	from    *lab.Pod
 	network string
 	dst     netip.AddrPort
-	// packet: by packets from outside, else by a socket of the node.
+	// packet is true for packets from outside, false for a socket of the node.
 	packet, v6, unconnected bool
 
 	load           *lab.Hammering
@@ -32,14 +32,14 @@ type flow struct {
 
 func (f *flow) udp() bool { return f.network == "udp" }
 
-// held are connections that stay open from one round to the next.
+// held are connections that stay open between rounds.
 type held struct {
 	*flow
 	conns *lab.Held
 	count int
 }
 
-// allFlows is everybody's traffic to every kind of frontend.
+// allFlows returns the traffic of every client to every kind of frontend.
 func (s *soak) allFlows() []*flow {
 	var all []*flow
 	add := func(what string, from *lab.Pod, port uint16, addrs []netip.Addr) {
@@ -65,8 +65,8 @@ func (s *soak) allFlows() []*flow {
 	return all
 }
 
-// answerWithin is how long an exchange may take on a machine that has much else to do:
-// it is no failure of the node that nobody had the time.
+// answerWithin bounds an exchange on a busy machine: a slow answer is no failure of the
+// node.
 const answerWithin = 8 * time.Second
 
 // pour starts new connections of all kinds.
@@ -87,7 +87,7 @@ func (s *soak) await(when string) {
 	}
 }
 
-// judge ends the new connections. Those that failed must have been there with the fault.
+// judge stops the new connections. Failed ones must have overlapped with the fault.
 func (s *soak) judge(n int, f fault, began, ended int64) {
 	s.t.Helper()
 	until := ended + int64(f.heals)
@@ -131,7 +131,7 @@ func (s *soak) excused() (n int) {
 	return n
 }
 
-// hold opens connections that are to last.
+// hold opens long connections.
 func (s *soak) hold() {
 	for _, f := range s.flows {
 		if f.unconnected {
@@ -153,7 +153,7 @@ func (s *soak) open(h *held) {
 	h.conns = conns
 }
 
-// askHeld asks on the connections that are older than the fault.
+// askHeld makes exchanges on the connections that are older than the fault.
 func (s *soak) askHeld(n int, f fault) {
 	s.t.Helper()
 	for _, h := range s.held {
@@ -173,7 +173,7 @@ func (s *soak) askHeld(n int, f fault) {
 	}
 }
 
-// release ends the long connections.
+// release closes the long connections.
 func (s *soak) release() {
 	for _, h := range s.held {
 		s.check(h.conns.Close(true))
