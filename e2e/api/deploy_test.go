@@ -21,10 +21,10 @@ import (
 
 const deployDir = "../../deploy"
 
-// notObjects are the files of deploy/ that are for other programs.
+// notObjects are the files of deploy/ for other programs.
 var notObjects = []string{"kustomization.yaml", "kind/cluster.yaml"}
 
-// manifestFiles are the files of objects below deploy/, relative to it.
+// manifestFiles returns the files of objects below deploy/, relative to it.
 func manifestFiles(t *testing.T) []string {
 	t.Helper()
 	var files []string
@@ -55,15 +55,15 @@ func read(t *testing.T, file string) []*unstructured.Unstructured {
 	return objects
 }
 
-// Every object of deploy/ passes all checks of the API server, admission included,
-// and none has a field that its kind does not know.
+// TestManifestsAreTaken: every object of deploy/ passes all checks of the API server,
+// admission included, and none has a field that its kind does not have.
 func TestManifestsAreTaken(t *testing.T) {
 	t.Parallel()
 	cluster := kube.ForTest(t)
 	kinds := map[string]int{}
 	for _, file := range manifestFiles(t) {
 		for _, object := range read(t, file) {
-			// A dry run stores nothing: what others need has to be made.
+			// A dry run stores nothing: objects that others depend on must be created.
 			options := metav1.CreateOptions{DryRun: []string{metav1.DryRunAll}}
 			if object.GetKind() == "Namespace" {
 				options.DryRun = nil
@@ -84,8 +84,8 @@ func TestManifestsAreTaken(t *testing.T) {
 	}
 }
 
-// createDefaultAccount does what the controller manager does elsewhere: a pod is
-// not admitted without it.
+// createDefaultAccount does the controller manager's work: a pod is not admitted without
+// it.
 func createDefaultAccount(t *testing.T, cluster *kube.Cluster, namespace string) {
 	t.Helper()
 	account := &corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Name: "default"}}
@@ -95,8 +95,8 @@ func createDefaultAccount(t *testing.T, cluster *kube.Cluster, namespace string)
 	}
 }
 
-// `kubectl apply -k deploy/` applies what kustomization.yaml lists, so it has to list
-// everything, and what it says of the image must be about an image that is used.
+// TestKustomizationListsEveryManifest: `kubectl apply -k deploy/` applies what
+// kustomization.yaml lists, so it must list everything, and its images must be in use.
 func TestKustomizationListsEveryManifest(t *testing.T) {
 	t.Parallel()
 	kustomization := read(t, "kustomization.yaml")[0].Object
@@ -123,7 +123,7 @@ func TestKustomizationListsEveryManifest(t *testing.T) {
 	}
 }
 
-// The kind cluster has to leave Services to shunt.
+// TestKindClusterHasNoOtherProxy: the kind cluster must leave Services to shunt.
 func TestKindClusterHasNoOtherProxy(t *testing.T) {
 	t.Parallel()
 	cluster := read(t, "kind/cluster.yaml")[0].Object
@@ -143,8 +143,8 @@ func TestKindClusterHasNoOtherProxy(t *testing.T) {
 	}
 }
 
-// The arguments of the DaemonSet, with the values of the ConfigMap as it is, are
-// flags of `shunt run` with values of the right kind.
+// TestDaemonSetArgumentsAreFlagsOfRun: the arguments of the DaemonSet, with the values of
+// the ConfigMap, are flags of `shunt run` with values of the right kind.
 func TestDaemonSetArgumentsAreFlagsOfRun(t *testing.T) {
 	container := daemonSet(t).Spec.Template.Spec.Containers[0]
 	env := map[string]string{}
@@ -161,7 +161,7 @@ func TestDaemonSetArgumentsAreFlagsOfRun(t *testing.T) {
 			env[variable.Name] = value
 			delete(settings, from.ConfigMapKeyRef.Key)
 		default:
-			env[variable.Name] = "node-1" // the downward API
+			env[variable.Name] = "node-1" // from the downward API
 		}
 	}
 	for key := range settings {
@@ -177,7 +177,7 @@ func TestDaemonSetArgumentsAreFlagsOfRun(t *testing.T) {
 		}
 		args = append(args, arg)
 	}
-	// --help ends it once all flags before it were understood.
+	// --help ends it once all flags before it were parsed.
 	if code := cmd.Main(append(args, "--help")); code != 0 {
 		t.Errorf("shunt %s: exit code %d", strings.Join(args, " "), code)
 	}

@@ -25,8 +25,8 @@ const (
 // right is one verb on one resource.
 type right struct{ group, resource, verb string }
 
-// rights are all that the daemon has to have: what it lists and watches, in all
-// namespaces, and the Events that it writes, in any.
+// rights are all that the daemon needs: what it lists and watches in all namespaces, and
+// the Events that it writes in any.
 var rights = []right{
 	{"", "services", "list"},
 	{"", "services", "watch"},
@@ -48,8 +48,8 @@ func TestServiceAccountMayDoExactlyWhatTheDaemonDoes(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	// Some rights every account has, such as to ask what it may do. They are those
-	// of one to which nobody gave any.
+	// Every account has some rights, such as to ask for its own rights. They are those of
+	// an account without roles.
 	nobody := &corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Name: "nobody"}}
 	if _, err := cluster.Client().CoreV1().ServiceAccounts(namespace).Create(t.Context(), nobody, metav1.CreateOptions{}); err != nil {
 		t.Fatal(err)
@@ -62,7 +62,7 @@ func TestServiceAccountMayDoExactlyWhatTheDaemonDoes(t *testing.T) {
 	t.Run("in practice", func(t *testing.T) { checkInPractice(t, client) })
 }
 
-// asServiceAccount makes a client with an account's token, as a pod has it.
+// asServiceAccount returns a client with an account's token, as a pod has it.
 func asServiceAccount(t *testing.T, cluster *kube.Cluster, account string) kubernetes.Interface {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "kubeconfig")
@@ -81,8 +81,7 @@ func asServiceAccount(t *testing.T, cluster *kube.Cluster, account string) kuber
 	return client
 }
 
-// ownRules is the list of rules that apply to the client, outside of a namespace of
-// its own.
+// ownRules returns the rules that apply to the client, outside its own namespace.
 func ownRules(t *testing.T, client kubernetes.Interface) []right {
 	t.Helper()
 	review := &authorizationv1.SelfSubjectRulesReview{Spec: authorizationv1.SelfSubjectRulesReviewSpec{Namespace: "default"}}
@@ -106,8 +105,8 @@ func ownRules(t *testing.T, client kubernetes.Interface) []right {
 	return rules
 }
 
-// checkOwnRules compares the whole list of rules that apply to the account with the
-// rights above, beside those that everybody has.
+// checkOwnRules compares the rules that apply to the account with rights and those of every
+// account.
 func checkOwnRules(t *testing.T, client kubernetes.Interface, everybodys []right) {
 	got := ownRules(t, client)
 	for _, r := range rights {
@@ -125,8 +124,8 @@ func checkOwnRules(t *testing.T, client kubernetes.Interface, everybodys []right
 	}
 }
 
-// checkAllResources asks for each verb on each resource and subresource that the API
-// server has, in every namespace at once and on named objects.
+// checkAllResources checks each verb on each resource and subresource of the API server, in
+// all namespaces at once and on named objects.
 func checkAllResources(t *testing.T, cluster *kube.Cluster, client kubernetes.Interface, everybodys []right) {
 	_, lists, err := cluster.Client().Discovery().ServerGroupsAndResources()
 	if err != nil {
@@ -163,8 +162,8 @@ func checkAllResources(t *testing.T, cluster *kube.Cluster, client kubernetes.In
 	}
 }
 
-// checkInPractice names what an attacker with the account's token would try first,
-// and what a wider role would have brought along.
+// checkInPractice has the rights that an attacker with the account's token would try first,
+// and those that a wider role would include.
 func checkInPractice(t *testing.T, client kubernetes.Interface) {
 	for _, test := range []struct {
 		right
@@ -212,8 +211,8 @@ func checkInPractice(t *testing.T, client kubernetes.Interface) {
 	}
 }
 
-// may asks the API server, as the account itself, whether it may use a right. An
-// empty namespace means all of them, an empty name every object.
+// may asks the API server, as the account itself, whether it has a right. An empty
+// namespace means all of them, an empty name every object.
 func may(t *testing.T, client kubernetes.Interface, r right, namespace, name string) bool {
 	t.Helper()
 	resource, subresource, _ := strings.Cut(r.resource, "/")

@@ -16,9 +16,9 @@ import (
 	"shunt/lab"
 )
 
-// A real kube-proxy in every mode that this kernel has. With others' rules around it,
-// what is left after the clean-up is what would be there had kube-proxy never been.
-// Without any, what it set up lives on all the same.
+// TestCleanUpAfterARealKubeProxy runs a real kube-proxy in every mode of this kernel. With
+// other programs' rules on the node, the clean-up leaves exactly what would be there
+// without kube-proxy. Without other rules, connections that kube-proxy set up still work.
 func TestCleanUpAfterARealKubeProxy(t *testing.T) {
 	tools, err := kube.Tools(t.Context(), "kube-proxy")
 	if err != nil {
@@ -29,7 +29,7 @@ func TestCleanUpAfterARealKubeProxy(t *testing.T) {
 	if err := cluster.Kubeconfig(kubeconfig); err != nil {
 		t.Fatal(err)
 	}
-	made := false // the objects; the addresses are the same in every lab
+	made := false // the objects exist; their addresses are the same in every lab
 	for _, mode := range []struct{ variant, mode string }{
 		{"nft", "iptables"}, {"legacy", "iptables"}, {"nft", "nftables"},
 	} {
@@ -72,7 +72,7 @@ func newBench(t *testing.T, cluster *kube.Cluster, variant string) *bench {
 	b.server.Serve("tcp", 8080)
 	b.server.Serve("udp", 8080)
 	if cluster != nil {
-		// The API server, at the same address in the node's network namespace.
+		// The API server gets the same address in the node's network namespace.
 		proxy, err := kube.NewProxy(b.node.NetnsPath(), cluster.Addr(), cluster.Addr())
 		if err != nil {
 			t.Fatal(err)
@@ -117,7 +117,7 @@ func (b *bench) runProxy() {
 	}
 }
 
-// stopProxy ends it without a clean-up, as the end of its pod does.
+// stopProxy ends kube-proxy without a clean-up, as when its pod is deleted.
 func (b *bench) stopProxy() {
 	b.t.Helper()
 	if err := b.proxy.Stop(patience); err != nil {
@@ -127,7 +127,7 @@ func (b *bench) stopProxy() {
 
 func (b *bench) checkBesideOthers() {
 	b.t.Helper()
-	// The same node, but for kube-proxy.
+	// The same node without kube-proxy.
 	twin := &place{t: b.t, pod: b.lab.Node("twin").HostPod("twin-host"), path: b.path}
 	for _, p := range []*place{twin, b.place} {
 		p.addRules(b.variant, foreign4)
@@ -140,7 +140,7 @@ func (b *bench) checkBesideOthers() {
 	full := b.snapshot()
 	talk := b.talk()
 
-	// While kube-proxy runs nothing is touched.
+	// While kube-proxy runs, cleanup changes nothing.
 	report, stderr := b.cleanup(1)
 	if len(report.Running) == 0 || !strings.Contains(stderr, "stop it first") {
 		b.t.Errorf("beside a running kube-proxy: %+v\n%s", report, stderr)
@@ -168,7 +168,7 @@ func (b *bench) checkBesideOthers() {
 	b.expectNothing()
 }
 
-// checkAlone: with kube-proxy's rules the last user of conntrack would go.
+// checkAlone: without kube-proxy's rules nothing else would use conntrack.
 func (b *bench) checkAlone() {
 	b.t.Helper()
 	b.runProxy()
@@ -189,7 +189,7 @@ func (b *bench) checkAlone() {
 		b.t.Errorf("left:\n%s", left)
 	}
 
-	b.must("", "conntrack", "-F") // as if they had ended
+	b.must("", "conntrack", "-F") // as if they had expired
 	if report, _ = b.cleanup(0); len(report.Held) > 0 {
 		b.t.Errorf("held without connections: %q", report.Held)
 	}
@@ -199,8 +199,8 @@ func (b *bench) checkAlone() {
 	b.expectNothing()
 }
 
-// talk opens connections to the service from a pod and from the node itself, of both
-// families and protocols, and returns what sends over them again.
+// talk opens connections to the service from a pod and from the node itself, in both
+// families and over both protocols. It returns a function that sends over them again.
 func (b *bench) talk() func(when string) {
 	b.t.Helper()
 	type line struct {
@@ -245,7 +245,7 @@ func (b *bench) expectSame(when, want string) {
 	}
 }
 
-// expectNothing wants one more run to find nothing.
+// expectNothing checks that another clean-up finds nothing.
 func (b *bench) expectNothing() {
 	b.t.Helper()
 	report, _ := b.cleanup(0)

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package cleanup_test tests `shunt cleanup --kube-proxy` on what a real kube-proxy
-// writes: every mode that this kernel has, beside other people's rules and live
-// connections. It owns nothing but its tests. Start reading at kubeproxy_test.go.
+// Package cleanup_test tests `shunt cleanup --kube-proxy` on the rules of a real
+// kube-proxy: in every mode of this kernel, beside other programs' rules and live
+// connections. It has only tests. Start reading at kubeproxy_test.go.
 package cleanup_test
 
 import (
@@ -23,9 +23,9 @@ import (
 )
 
 const (
-	// self is this executable, whatever happens to its file meanwhile.
+	// self is this executable, even if its file was replaced.
 	self = "/proc/self/exe"
-	// patience bounds every wait for something that happens by itself.
+	// patience bounds every wait for an asynchronous event.
 	patience = 30 * time.Second
 )
 
@@ -46,7 +46,7 @@ type place struct {
 	path string
 }
 
-// run runs a program to its end, and returns what it wrote and its exit code.
+// run runs a program to its end, and returns its output and exit code.
 func (p *place) run(stdin, name string, args ...string) (stdout, stderr string, code int) {
 	p.t.Helper()
 	c := p.pod.Command(context.Background(), name, args...)
@@ -66,7 +66,7 @@ func (p *place) run(stdin, name string, args ...string) (stdout, stderr string, 
 	return out.String(), errOut.String(), code
 }
 
-// must runs a program that has to do well, and returns what it printed.
+// must runs a program that must succeed, and returns its output.
 func (p *place) must(stdin, name string, args ...string) string {
 	p.t.Helper()
 	stdout, stderr, code := p.run(stdin, name, args...)
@@ -76,7 +76,7 @@ func (p *place) must(stdin, name string, args ...string) string {
 	return stdout
 }
 
-// cleanup runs `shunt cleanup --kube-proxy`, which must end with the code.
+// cleanup runs `shunt cleanup --kube-proxy`, which must exit with the code.
 func (p *place) cleanup(wantCode int, flags ...string) (kubeproxy.Report, string) {
 	p.t.Helper()
 	args := append([]string{"cleanup", "--kube-proxy", "-o", "json"}, flags...)

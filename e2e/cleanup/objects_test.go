@@ -14,7 +14,7 @@ import (
 	"shunt/lab"
 )
 
-// nodeName is that of the first node of every lab, and of the API's Node.
+// nodeName is the name of the first node of every lab, and of the API's Node.
 const nodeName = "n1"
 
 // Addresses of the service web, the same in every lab.
@@ -24,8 +24,8 @@ const (
 	port = 80
 )
 
-// makeObjects makes services of every kind that kube-proxy has rules for, with the
-// pod's addresses as endpoints of both families. One has no endpoints at all.
+// makeObjects creates services of every kind that kube-proxy has rules for, with the pod's
+// addresses as endpoints in both families. One has no endpoints.
 func makeObjects(t *testing.T, cluster *kube.Cluster, node *lab.Node, pod *lab.Pod) {
 	t.Helper()
 	client, ctx := cluster.Client(), t.Context()

@@ -11,9 +11,9 @@ import (
 	"testing"
 )
 
-// foreign4 is what others put on a node before kube-proxy comes: kindnet's and
-// flannel's masquerading, host ports of the CNI plugin portmap, a firewall like ufw's,
-// a kubelet's chains, and kube-router's, whose names begin like kube-proxy's.
+// foreign4 is what other programs put on a node before kube-proxy: the masquerading of
+// kindnet and flannel, host ports of the CNI plugin portmap, a firewall like ufw's, a
+// kubelet's chains, and kube-router's, whose names begin like kube-proxy's.
 const foreign4 = `*nat
 :CNI-HOSTPORT-DNAT - [0:0]
 :FLANNEL-POSTRTG - [0:0]
@@ -52,13 +52,13 @@ COMMIT
 COMMIT
 `
 
-// kubeletLoopback is against CVE-2020-8558. A kube-proxy writes it, too, where no
-// kubelet has; it has to stay, since loopback stays routable (route_localnet).
+// kubeletLoopback protects against CVE-2020-8558. kube-proxy writes it, too, if no kubelet
+// has. It must stay, since loopback stays routable (route_localnet).
 const kubeletLoopback = `-A KUBE-FIREWALL ! -s 127.0.0.0/8 -d 127.0.0.0/8 -m comment ` +
 	`--comment "block incoming localnet connections" -m conntrack ! --ctstate RELATED,ESTABLISHED,DNAT -j DROP
 `
 
-// between4 goes in while kube-proxy's rules are there: first in a chain, and last.
+// between4 is added while kube-proxy's rules exist: first in a chain, and last.
 const between4 = `*nat
 -I PREROUTING -s MULTICAST -j RETURN
 -I POSTROUTING -o eth9 -j ACCEPT
@@ -88,18 +88,18 @@ func rulesOf(v6 bool, text string) string {
 	return strings.NewReplacer("POD", pod, "MULTICAST", multicast, "LOOPBACK\n", loopback).Replace(text)
 }
 
-// addRules puts rules of both families in, by one variant (nft, legacy).
+// addRules adds rules of both families, with one variant (nft, legacy).
 func (p *place) addRules(variant, text string) {
 	p.t.Helper()
 	p.must(rulesOf(false, text), "iptables-"+variant+"-restore", "--noflush")
 	p.must(rulesOf(true, text), "ip6tables-"+variant+"-restore", "--noflush")
 }
 
-// counts and times differ from one print of the same rules to the next.
+// volatile matches counts and times, which differ between two prints of the same rules.
 var volatile = regexp.MustCompile(`(?m)^#.*\n|\[\d+:\d+\]$| packets \d+ bytes \d+`)
 
-// snapshot is every rule of the node: both variants, both families, all of nftables.
-// Legacy tables first: an empty one is not printed where it was never used.
+// snapshot returns every rule of the node: both variants, both families, all of nftables.
+// Legacy tables come first: an empty one is not printed before its first use.
 func (p *place) snapshot() string {
 	p.t.Helper()
 	var b strings.Builder
@@ -110,7 +110,7 @@ func (p *place) snapshot() string {
 	return volatile.ReplaceAllString(b.String(), "")
 }
 
-// pathFor makes a PATH on which iptables is one of the two variants, as on a node.
+// pathFor makes a PATH in which iptables is one of the two variants, as on a node.
 func pathFor(t *testing.T, variant string) string {
 	t.Helper()
 	dir := t.TempDir()

@@ -17,7 +17,7 @@ import (
 	"shunt/lab"
 )
 
-// kubeProxyRules is the frame of what kube-proxy writes.
+// kubeProxyRules is the frame of kube-proxy's rules.
 const kubeProxyRules = `*nat
 :KUBE-MARK-MASQ - [0:0]
 :KUBE-POSTROUTING - [0:0]
@@ -39,7 +39,8 @@ func newPlace(t *testing.T) *place {
 	return &place{t: t, pod: l.Node(nodeName).HostPod("host"), path: os.Getenv("PATH")}
 }
 
-// The CNI plugin portmap can be told to use KUBE-MARK-MASQ: its rules work on.
+// TestWhatOthersUseStays: the CNI plugin portmap can be configured to use KUBE-MARK-MASQ.
+// Its rules still work.
 func TestWhatOthersUseStays(t *testing.T) {
 	for _, variant := range []string{"nft", "legacy"} {
 		t.Run(variant, func(t *testing.T) {
@@ -81,8 +82,8 @@ COMMIT
 	}
 }
 
-// Without the programs, what is there is said, and nothing is done. Without rules, no
-// program is missed.
+// TestWithoutPrograms: if iptables' programs are missing, cleanup reports the remains and
+// changes nothing. Without rules, it needs no program.
 func TestWithoutPrograms(t *testing.T) {
 	p := newPlace(t)
 	p.path = t.TempDir()
@@ -121,7 +122,7 @@ func TestWithoutPrograms(t *testing.T) {
 	}
 }
 
-// A table that iptables can't print is said, and left alone.
+// TestIncompatibleTable: a table that iptables cannot print is reported and not changed.
 func TestIncompatibleTable(t *testing.T) {
 	p := newPlace(t)
 	p.addRules("nft", kubeProxyRules)
@@ -146,8 +147,8 @@ func TestFlags(t *testing.T) {
 	}
 }
 
-// A daemon beside a kube-proxy and its rules says so in its log and by `status`. The
-// clean-up works while the daemon runs, and takes nothing of its.
+// TestDaemonBesideKubeProxy: a daemon beside a kube-proxy and its rules reports that in its
+// log and in `status`. The clean-up works while the daemon runs, and removes nothing of it.
 func TestDaemonBesideKubeProxy(t *testing.T) {
 	p := newPlace(t)
 	p.addRules("nft", kubeProxyRules)
@@ -182,7 +183,7 @@ func TestDaemonBesideKubeProxy(t *testing.T) {
 		t.Errorf("status: %+v\n%s", s, text)
 	}
 	p.cleanup(1)
-	_ = other.Stop(patience) // says that it was ended
+	_ = other.Stop(patience) // returns that it was ended
 	p.cleanup(0)
 	if s, text = status(); !s.InEffect || s.KubeProxy.Rules || len(s.KubeProxy.Running) > 0 ||
 		!strings.Contains(text, "nothing of it here") {

@@ -1,9 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package contract is the flows of the Service contract as data: who asks at which
-// frontend of a service with which policies and endpoints, and who may answer, as
-// whom the client is seen, or the verdict. It owns the table and the objects that it
-// is about; it runs nothing. Its own test goes through the table in the maps that
-// lb plans, e2e/socket with real sockets and packets: so the two agree. Start
-// reading at table.txt, then table.go.
+// Package contract has the Service contract as a table: which client asks which frontend of
+// a service with which policies and endpoints; and which servers may answer, and the client
+// address that they see, or the verdict. It has the table and its objects, and runs
+// nothing. Its own test checks the table against the maps that lb plans, e2e/socket with
+// real sockets and packets: so both agree. Start reading at table.txt, then table.go.
 package contract

@@ -12,7 +12,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
-// The servers: what they are named says where they are and what state they are in.
+// The servers. A name says where the server is and in which state.
 const (
 	Here     = "here"
 	There    = "there"
@@ -21,18 +21,18 @@ const (
 	HereSick = "here-sick"
 )
 
-// ServerNames gives all servers with whether they are on this node.
+// ServerNames returns all servers, and whether each is on this node.
 func ServerNames() map[string]bool {
 	return map[string]bool{Here: true, There: false, HereOld: true, ThereOld: false, HereSick: true}
 }
 
-// Server is where a server is.
+// Server is the location of a server.
 type Server struct {
 	Node  string
 	Addrs []netip.Addr // IPv4 first
 }
 
-// The ports of every service and of every server, of both protocols.
+// The ports of every service and of every server, over both protocols.
 const (
 	ServicePort = 80
 	ServerPort  = 8080
@@ -58,14 +58,14 @@ var servers = map[Endpoints][]endpoint{
 	Mixed:       {up(There), old(HereOld), sick(HereSick)},
 }
 
-// number tells the services apart, from 1 on: one for each pair of policies and
-// endpoints.
+// number returns a different number for each service, from 1 on: one for each pair of
+// policies and endpoints.
 func number(p Policies, e Endpoints) int {
 	return 1 + slices.Index(AllPolicies, p)*len(AllEndpoints) + slices.Index(AllEndpoints, e)
 }
 
-// addrs gives the addresses of a kind of frontend, IPv4 first, of ranges that the
-// lab reserves for services.
+// addrs returns the addresses of a kind of frontend, IPv4 first, in ranges that the lab
+// reserves for services.
 func addrs(f Frontend, n int) []netip.Addr {
 	v4, v6 := "10.96.7.%d", "fd00:10:96::7%02x"
 	switch f {
@@ -80,8 +80,8 @@ func addrs(f Frontend, n int) []netip.Addr {
 
 func nodePort(n int) uint16 { return uint16(31000 + n) }
 
-// Dst is what the case's client asks, in a family (4 or 6). node is this node's
-// addresses, IPv4 first.
+// Dst returns the destination of the case's client, in a family (4 or 6). node is this
+// node's addresses, IPv4 first.
 func (c Case) Dst(family int, node []netip.Addr) netip.AddrPort {
 	n := number(c.Policies, c.Endpoints)
 	if c.Frontend == NodePort {
@@ -90,7 +90,7 @@ func (c Case) Dst(family int, node []netip.Addr) netip.AddrPort {
 	return netip.AddrPortFrom(addrs(c.Frontend, n)[family/5], ServicePort)
 }
 
-// Objects gives the Services of all cases, and their EndpointSlices.
+// Objects returns the Services of all cases, and their EndpointSlices.
 func Objects(at map[string]Server) []any {
 	var all []any
 	for _, p := range AllPolicies {
@@ -142,7 +142,7 @@ func portName(p corev1.Protocol) string {
 	return "u"
 }
 
-// newSlices gives a slice of each family.
+// newSlices returns a slice of each family.
 func newSlices(service string, endpoints []endpoint, at map[string]Server) []*discoveryv1.EndpointSlice {
 	var all []*discoveryv1.EndpointSlice
 	for i, family := range []discoveryv1.AddressType{discoveryv1.AddressTypeIPv4, discoveryv1.AddressTypeIPv6} {

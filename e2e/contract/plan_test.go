@@ -20,7 +20,7 @@ import (
 	"shunt/watcher"
 )
 
-// The node that is planned for, and its servers.
+// The node in the test, and its servers.
 var (
 	thisNode  = "me"
 	nodeAddrs = []netip.Addr{netip.MustParseAddr("192.168.0.1"), netip.MustParseAddr("fd00:1::1")}
@@ -39,8 +39,8 @@ func places() map[string]Server {
 	return at
 }
 
-// TestPlan goes through the table in the maps that the loop makes of its objects:
-// what a look-up finds there from where each client is.
+// TestPlan checks the table against the maps that the loop makes from its objects: the
+// result of a look-up for each client.
 func TestPlan(t *testing.T) {
 	cases, err := Cases()
 	if err != nil {
@@ -68,7 +68,7 @@ func TestPlan(t *testing.T) {
 	}
 }
 
-// program gives the objects to a loop, and what it made of them.
+// program passes the objects to a loop, and returns the content of the maps.
 func program(t *testing.T, tables maps.Tables, objects []any) (dump *maps.Dump) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
@@ -112,10 +112,9 @@ func program(t *testing.T, tables maps.Tables, objects []any) (dump *maps.Dump) 
 	return dump
 }
 
-// lookUp finds what lb.h finds, by the frontend's key: its own entry, or a node
-// port of an address that takes them; then the range of the client's side. That
-// the source is this node's wherever neither client nor backend are here, is
-// tc.c's part.
+// lookUp does the look-up of lb.h by the frontend's key: first its own entry, then that of
+// a node port if the address takes node ports; then the slot range for the client's side.
+// It adds tc.c's part: the source is this node's if neither client nor backend is here.
 func lookUp(d *maps.Dump, c Client, key maps.FrontendKey, at map[string]Server) string {
 	svc, there := d.Frontends[key]
 	if addr := key.AddrPort().Addr(); !there {

@@ -12,21 +12,21 @@ import (
 //go:embed table.txt
 var text string
 
-// Client is who asks.
+// Client is a kind of client.
 type Client string
 
-// The clients. This node is the one whose maps and programs are looked at.
+// The clients. "This node" is the one whose maps and programs are tested.
 const (
 	Pod       Client = "pod"       // a pod of this node
 	Node      Client = "node"      // a process in this node's own network
-	Neighbour Client = "neighbour" // a pod of another node, whose packets come here
-	Outside   Client = "outside"   // a machine that is not of the cluster
+	Neighbour Client = "neighbour" // a pod of another node, whose packets arrive here
+	Outside   Client = "outside"   // a machine outside the cluster
 )
 
-// OnNode says whether the client's sockets are of this node.
+// OnNode reports whether the client's sockets are on this node.
 func (c Client) OnNode() bool { return c == Pod || c == Node }
 
-// Frontend is what is asked.
+// Frontend is the kind of address that is asked.
 type Frontend string
 
 // The kinds of frontend.
@@ -37,7 +37,7 @@ const (
 	ExternalIP     Frontend = "external-ip"
 )
 
-// Policies are the traffic policies of a service; one that is not named is Cluster.
+// Policies are the traffic policies of a service. A policy that is not named is Cluster.
 type Policies string
 
 // The policies.
@@ -47,7 +47,7 @@ const (
 	InternalLocal Policies = "internal-local"
 )
 
-// Endpoints is what endpoints a service has; table.txt says what each means.
+// Endpoints is the set of endpoints of a service. table.txt describes each.
 type Endpoints string
 
 // The sets of endpoints.
@@ -60,16 +60,16 @@ const (
 	Mixed       Endpoints = "mixed"
 )
 
-// The verdicts that a cell can be.
+// The verdicts of cells.
 const (
 	Refused = "refused"
 	Dropped = "dropped"
 )
 
-// SeenAsNode after a server's name says that it sees this node's address.
+// SeenAsNode after a server's name means that it sees this node's address.
 const SeenAsNode = "*"
 
-// The dimensions of the table in its order.
+// The dimensions of the table, in its order.
 var (
 	Clients      = []Client{Pod, Node, Neighbour, Outside}
 	Frontends    = []Frontend{ClusterIP, NodePort, LoadBalancerIP, ExternalIP}
@@ -83,19 +83,19 @@ type Case struct {
 	Frontend  Frontend
 	Policies  Policies
 	Endpoints Endpoints
-	// Want is Refused, Dropped, or the servers as Text writes them.
+	// Want is Refused, Dropped, or the servers in the form of Text.
 	Want string
 }
 
-// String names the case as a test.
+// String returns the name of the case's test.
 func (c Case) String() string {
 	return fmt.Sprintf("%s/%s/%s/%s", c.Client, c.Frontend, c.Policies, c.Endpoints)
 }
 
-// Verdict says whether nobody may answer.
+// Verdict reports whether no server may answer.
 func (c Case) Verdict() bool { return c.Want == Refused || c.Want == Dropped }
 
-// Servers gives the names of those who may answer, sorted.
+// Servers returns the names of the servers that may answer, sorted.
 func (c Case) Servers() []string {
 	if c.Verdict() {
 		return nil
@@ -103,8 +103,8 @@ func (c Case) Servers() []string {
 	return strings.Split(strings.ReplaceAll(c.Want, SeenAsNode, ""), ",")
 }
 
-// Text writes servers as cells have them: sorted, with commas between, each as it
-// saw the client.
+// Text returns servers in the form of cells: sorted, separated by commas, each with
+// SeenAsNode if it saw the node.
 func Text(servers map[string]bool) string {
 	var all []string
 	for s := range servers {
@@ -114,8 +114,8 @@ func Text(servers map[string]bool) string {
 	return strings.Join(all, ",")
 }
 
-// Cases gives the whole table. An error says what is wrong with table.txt: it must
-// have every combination once.
+// Cases returns the whole table. The error describes a mistake in table.txt: it must have
+// every combination once.
 func Cases() ([]Case, error) {
 	var all []Case
 	seen := map[string]bool{}
@@ -152,7 +152,7 @@ func Cases() ([]Case, error) {
 	return all, nil
 }
 
-// known says whether a case is made of words that there are.
+// known reports whether a case consists of defined words.
 func known(c Case) bool {
 	if !slices.Contains(Clients, c.Client) || !slices.Contains(Frontends, c.Frontend) || !slices.Contains(AllPolicies, c.Policies) {
 		return false

@@ -1,10 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Command withapi runs a command beside a real API server that is there for it
-// alone: etcd and kube-apiserver, built where they are missing, ended with the
-// command. `{kubeconfig}` in the arguments is a file that leads to it, with an
-// administrator's rights; `{TOOL}` is the path of kube-proxy and others that
-// e2e/tools/build.sh builds.
+// Command withapi runs a command with its own real API server: etcd and kube-apiserver,
+// built if they are missing, and ended with the command. In the arguments, `{kubeconfig}`
+// stands for a kubeconfig file with an administrator's rights; `{TOOL}` is the path of
+// kube-proxy and others that e2e/tools/build.sh builds.
 //
 //	withapi bin/shunt bench --kubeconfig {kubeconfig} --kube-proxy {kube-proxy}
 package main
@@ -24,13 +23,13 @@ import (
 	"shunt/e2e/kube"
 )
 
-// serviceCIDRs have room for as many services as a benchmark makes.
+// serviceCIDRs have room for all services of a benchmark.
 const serviceCIDRs = "10.96.0.0/12"
 
 func main() {
 	err := run(os.Args[1:])
 	if exit := (*exec.ExitError)(nil); errors.As(err, &exit) {
-		os.Exit(exit.ExitCode()) // it has said why
+		os.Exit(exit.ExitCode()) // it has reported its error
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "withapi:", err)
@@ -42,7 +41,7 @@ func run(args []string) (err error) {
 	if len(args) == 0 {
 		return errors.New("usage: withapi COMMAND [ARG...]")
 	}
-	// The command gets Ctrl-C too, and the API server stays until it has ended.
+	// The command gets Ctrl-C too, and the API server runs until the command has ended.
 	signals := make(chan os.Signal, 1)
 	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
 	defer signal.Stop(signals)
@@ -64,7 +63,7 @@ func run(args []string) (err error) {
 	if args, err = fillIn(ctx, cluster, args); err != nil {
 		return err
 	}
-	// The command hears of our end when the thread that started it ends.
+	// The command gets its parent-death signal when the thread that started it ends.
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	cmd := exec.Command(args[0], args[1:]...)
@@ -81,14 +80,14 @@ func run(args []string) (err error) {
 		case err := <-ended:
 			return err
 		case sig := <-signals:
-			if sig == syscall.SIGTERM { // a terminal tells the command of Ctrl-C itself
+			if sig == syscall.SIGTERM { // the terminal sends Ctrl-C to the command itself
 				_ = cmd.Process.Signal(sig)
 			}
 		}
 	}
 }
 
-// fillIn replaces what is in braces.
+// fillIn replaces the words in braces.
 func fillIn(ctx context.Context, cluster *kube.Cluster, args []string) ([]string, error) {
 	filled := make([]string, len(args))
 	for i, arg := range args {

@@ -34,9 +34,9 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// TestBenchWithAPI runs all of the benchmark with the real thing, small; nothing
-// of it is left in the API server, also where it was interrupted. An API server
-// that is at work is left alone.
+// TestBenchWithAPI runs the whole benchmark with a real API server, in small. Nothing of it
+// is left in the API server, also after an interrupt. It refuses an API server that is in
+// use.
 func TestBenchWithAPI(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("network namespaces, cgroups and eBPF need root: skipped")
@@ -71,7 +71,7 @@ func TestBenchWithAPI(t *testing.T) {
 	atWork(t, cluster, o)
 }
 
-// nothingLeft wants no object of the benchmark.
+// nothingLeft checks that no object of the benchmark is left.
 func nothingLeft(t *testing.T, client kubernetes.Interface) {
 	t.Helper()
 	services, err := client.CoreV1().Services("").List(t.Context(), metav1.ListOptions{})
@@ -86,7 +86,7 @@ func nothingLeft(t *testing.T, client kubernetes.Interface) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(services.Items) != 1 || len(slices.Items) > 1 || len(nodes.Items) != 0 { // the service is kubernetes
+	if len(services.Items) != 1 || len(slices.Items) > 1 || len(nodes.Items) != 0 { // the Service is kubernetes
 		t.Errorf("left: %d services, %d slices, %d nodes", len(services.Items), len(slices.Items), len(nodes.Items))
 	}
 }
@@ -102,7 +102,7 @@ func atWork(t *testing.T, cluster *kube.Cluster, o bench.Options) {
 	}
 }
 
-// TestFillIn: what is in braces, and nothing else.
+// TestFillIn: only known words in braces are replaced.
 func TestFillIn(t *testing.T) {
 	cluster := kube.ForTest(t)
 	got, err := fillIn(t.Context(), cluster, []string{"x", "{kubeconfig}", "{", "{kube-proxy}", "{{}}x"})
