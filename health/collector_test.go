@@ -21,7 +21,7 @@ import (
 	"shunt/maps"
 )
 
-// fixedReasons is a ReasonSource.
+// fixedReasons is a ReasonSource with fixed counts, or an error.
 type fixedReasons struct {
 	counts map[string]uint64
 	err    error
@@ -29,7 +29,7 @@ type fixedReasons struct {
 
 func (f fixedReasons) Reasons() (map[string]uint64, error) { return f.counts, f.err }
 
-// newTestServer is a server that is not run, for those who only count.
+// newTestServer returns a server that does not run, for tests of metrics and verdicts.
 func newTestServer(t *testing.T, opts Options, st StatusSource) *Server {
 	t.Helper()
 	opts.Log, opts.Now = zap.NewNop(), atNoon
@@ -171,8 +171,8 @@ shunt_sockets_destroyed_total{protocol="UDP"} 5
 		"shunt_reconcile_failures_total", "shunt_sockets_destroyed_total")
 }
 
-// TestEveryWriteIsExposed: the sum over all labels is maps.Writes' own total,
-// whatever fields it has.
+// TestEveryWriteIsExposed: the sum of all labels is maps.Writes' own total, whatever fields
+// it has.
 func TestEveryWriteIsExposed(t *testing.T) {
 	var w maps.Writes
 	v := reflect.ValueOf(&w).Elem()
@@ -188,7 +188,7 @@ func TestEveryWriteIsExposed(t *testing.T) {
 	}
 }
 
-// histogramOf gives the count and the sum of a histogram.
+// histogramOf returns the count and the sum of a histogram.
 func histogramOf(t *testing.T, s *Server, name string) (count uint64, sum float64) {
 	t.Helper()
 	registry := prometheus.NewPedanticRegistry()
@@ -213,8 +213,8 @@ func TestDurations(t *testing.T) {
 	s.Reconciled(lb.Report{Started: at(0), Ended: at(500), Full: true})
 	s.Reconciled(lb.Report{Started: at(1000), Ended: at(1002), Programmed: []time.Time{
 		at(2),    // 1 s ago
-		at(-1),   // before the process was there: not counted
-		at(1502), // by a clock that is ahead of ours: no time at all
+		at(-1),   // before the process started: not counted
+		at(1502), // by a clock that is ahead of this one: counted as 0 s
 	}})
 	s.Reconciled(lb.Report{Started: at(2000), Ended: at(2001)})
 	for name, want := range map[string]struct {
@@ -232,7 +232,8 @@ func TestDurations(t *testing.T) {
 	}
 }
 
-// TestBucketsHoldKubeProxys: queries by le, such as le="0.001", find a bucket.
+// TestBucketsHoldKubeProxys: queries by kube-proxy's values of le, such as le="0.001", find
+// a bucket.
 func TestBucketsHoldKubeProxys(t *testing.T) {
 	for i, bound := 0, 0.001; i < 15; i, bound = i+1, bound*2 {
 		found := false
@@ -253,7 +254,7 @@ func TestProbesAreCounted(t *testing.T) {
 	get(t, s.HealthzAddr(), "/livez")
 	st.set(func(st *lb.Status) { st.Node.Deleting = true })
 	get(t, s.HealthzAddr(), "/healthz")
-	get(t, s.MetricsAddr(), "/healthz") // of another server: not counted
+	get(t, s.MetricsAddr(), "/healthz") // another server: not counted
 	exposes(t, s, `
 # HELP kubeproxy_proxy_healthz_total Answers of /healthz by HTTP status code.
 # TYPE kubeproxy_proxy_healthz_total counter
@@ -265,7 +266,7 @@ kubeproxy_proxy_livez_total{code="200"} 1
 `, "kubeproxy_proxy_healthz_total", "kubeproxy_proxy_livez_total")
 }
 
-// TestMetricsServer asks every path of it.
+// TestMetricsServer requests every path of the metrics server.
 func TestMetricsServer(t *testing.T) {
 	opts := Options{MetricsAddress: anyPort, Config: map[string]any{"nodeName": "n1"},
 		Reasons: fixedReasons{err: errors.New("map is gone")}}
@@ -276,7 +277,7 @@ func TestMetricsServer(t *testing.T) {
 		"/configz":               {code: http.StatusOK, body: `{"nodeName":"n1"}`},
 		"/debug/pprof/goroutine": {code: http.StatusNotFound},
 		"/other":                 {code: http.StatusNotFound},
-		// A source that cannot be read costs its own metric alone.
+		// A source that cannot be read removes only its own metric.
 		"/metrics": {code: http.StatusOK, body: "\nkubeproxy_sync_proxy_rules_service_changes_total 0\n"},
 	} {
 		if r := get(t, s.MetricsAddr(), path); r.code != want.code || !strings.Contains(r.body, want.body) {
@@ -306,7 +307,7 @@ func TestProfiling(t *testing.T) {
 	}
 }
 
-// TestPedantic: nothing is collected that was not described, or twice.
+// TestPedantic: every collected metric is described, and none is collected twice.
 func TestPedantic(t *testing.T) {
 	s := newTestServer(t, Options{Reasons: fixedReasons{counts: map[string]uint64{"a": 1}}}, inOrder())
 	s.SetAdopted(map[string]int{"services": 1})
@@ -317,7 +318,7 @@ func TestPedantic(t *testing.T) {
 	}
 }
 
-// TestWatchMetrics: what is known of watches and of requests to the API server.
+// TestWatchMetrics: the metrics of watches and of requests to the API server.
 func TestWatchMetrics(t *testing.T) {
 	opts := Options{Requests: NewRequests(), Watches: func() []Watch {
 		return []Watch{{Resource: "services", Up: true, LastEvent: noon}, {Resource: "nodes", FailingSince: noon, Error: "x"}}

@@ -13,8 +13,8 @@ type fixedFlows maps.FlowStats
 
 func (f fixedFlows) FlowStats() maps.FlowStats { return maps.FlowStats(f) }
 
-// Flows that ended and that had to go are counted, their map is one of the maps, and
-// its pressure is a warning.
+// TestFlowMetrics: expired and evicted flows are counted, map flows is among the maps, and
+// there is a warning when it is nearly full.
 func TestFlowMetrics(t *testing.T) {
 	flows := fixedFlows{Expired: 7, Evicted: 3, Fill: maps.Fill{Map: "flows", Flag: maps.FlagFlows, Used: 85, Size: 100}}
 	s := newTestServer(t, Options{Flows: flows}, inOrder())

@@ -24,11 +24,11 @@ import (
 	"shunt/lb"
 )
 
-// patience is how long a test waits for something that should happen at once.
+// patience bounds the wait of a test for something that should happen at once.
 const patience = 30 * time.Second
 
-// TestMain fails the package when goroutines outlive the tests: what Run starts
-// must have ended when it returns.
+// TestMain fails the package when goroutines outlive the tests: all goroutines of Run must
+// have ended when it returns.
 func TestMain(m *testing.M) {
 	before := runtime.NumGoroutine()
 	code := m.Run()
@@ -46,7 +46,7 @@ func TestMain(m *testing.M) {
 	os.Exit(code)
 }
 
-// eventually polls until ok, or fails with what it was about.
+// eventually polls until ok returns true, or fails with what.
 func eventually(t *testing.T, what string, ok func() bool) {
 	t.Helper()
 	for deadline := time.Now().Add(patience); time.Now().Before(deadline); time.Sleep(5 * time.Millisecond) {
@@ -75,7 +75,7 @@ func (f *fixedStatus) set(change func(*lb.Status)) {
 	change(&f.st)
 }
 
-// noon is the time by the clock of all tests.
+// noon is the time of the clock in all tests.
 var noon = time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
 
 func atNoon() time.Time { return noon }
@@ -87,8 +87,8 @@ func inOrder() *fixedStatus {
 
 var anyPort = netip.MustParseAddrPort("127.0.0.1:0")
 
-// start runs a server until the test ends, which fails if ending takes long.
-// The tweaks are made before it runs.
+// start runs a server until the test ends. The test fails if Run does not end within
+// patience. The tweaks are applied before it runs.
 func start(t *testing.T, opts Options, status StatusSource, tweaks ...func(*Server)) (*Server, *observer.ObservedLogs) {
 	t.Helper()
 	core, logs := observer.New(zap.DebugLevel)
@@ -136,8 +136,8 @@ type reply struct {
 	body   string
 }
 
-// ask makes one request on a connection of its own, so that it always meets the
-// socket that is open now.
+// ask sends one request on a connection of its own, so that it always reaches the socket
+// that is open now.
 func ask(t *testing.T, method, url string) (reply, error) {
 	t.Helper()
 	req, err := http.NewRequestWithContext(t.Context(), method, url, nil)
@@ -163,11 +163,11 @@ func get(t *testing.T, at netip.AddrPort, path string) reply {
 	return r
 }
 
-// ours is an address of the loopback network that no other process uses: ports
-// on it are free for us, whatever runs beside.
+// ours is an address of the loopback network that no other process uses: its ports are
+// free, whatever else runs on the machine.
 var ours = netip.AddrFrom4([4]byte{127, byte(64 + os.Getpid()>>16&63), byte(os.Getpid() >> 8), byte(os.Getpid()) | 1})
 
-// freePort gives an address of ours whose port nobody has at this moment.
+// freePort returns the address ours with a port that is free at this moment.
 func freePort(t *testing.T) netip.AddrPort {
 	t.Helper()
 	l := take(t, netip.AddrPortFrom(ours, 0))
@@ -195,7 +195,7 @@ func decode(t *testing.T, body string) map[string]any {
 	return m
 }
 
-// mentions says whether one of the texts has the words in it.
+// mentions reports whether one of the texts contains the words.
 func mentions(texts []any, words string) bool {
 	for _, text := range texts {
 		if s, ok := text.(string); ok && strings.Contains(s, words) {

@@ -29,8 +29,8 @@ func TestWildcardServesBothFamilies(t *testing.T) {
 	}
 }
 
-// TestAddressTaken: without BindHardFail the rest is served, and the address as
-// soon as it is free; with it Run says what to do.
+// TestAddressTaken: without BindHardFail the other servers run, and this one as soon as its
+// address is free. With BindHardFail, Run returns an error that says what to do.
 func TestAddressTaken(t *testing.T) {
 	at := freePort(t)
 	other := take(t, at)
@@ -94,8 +94,8 @@ func TestBackoff(t *testing.T) {
 	}
 }
 
-// TestEndsInTime: open connections, idle or stuck in a request, don't keep Run
-// from ending within a second (start's cleanup checks it).
+// TestEndsInTime: open connections, idle or with an incomplete request, don't keep Run from
+// ending (start's cleanup checks it).
 func TestEndsInTime(t *testing.T) {
 	s, _ := start(t, Options{HealthzAddress: anyPort}, inOrder())
 	for _, sent := range []string{"", "GET /healthz HTTP/1.1\r\n", "GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"} {
@@ -108,13 +108,13 @@ func TestEndsInTime(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	// The third is answered: the server has taken all of them by then.
+	// After this answer the server has accepted all of them.
 	if r := get(t, s.HealthzAddr(), "/healthz"); r.code != http.StatusOK {
 		t.Error(r)
 	}
 }
 
-// TestSocketFails: a socket that breaks under the server is opened again.
+// TestSocketFails: serve returns an error if its socket fails.
 func TestSocketFails(t *testing.T) {
 	l := take(t, anyPort)
 	failed := make(chan error, 1)

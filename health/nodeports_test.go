@@ -22,7 +22,7 @@ import (
 
 var web = lb.ServiceName{Namespace: "shop", Name: "web"}
 
-// startChecks is a server of healthCheckNodePorts on our own address.
+// startChecks starts a server with healthCheckNodePorts on the address ours only.
 func startChecks(t *testing.T, opts Options, st StatusSource) *Server {
 	t.Helper()
 	opts.SelectAddresses = true
@@ -31,7 +31,7 @@ func startChecks(t *testing.T, opts Options, st StatusSource) *Server {
 	return s
 }
 
-// served polls until the port answers, and gives the answer.
+// served polls until the port answers, and returns the answer.
 func served(t *testing.T, at netip.AddrPort) reply {
 	t.Helper()
 	var r reply
@@ -51,7 +51,7 @@ func closed(t *testing.T, at netip.AddrPort) {
 	})
 }
 
-// TestHealthCheckAnswers: code, headers and body, byte for byte.
+// TestHealthCheckAnswers compares code, headers and body, byte for byte.
 func TestHealthCheckAnswers(t *testing.T) {
 	tests := []struct {
 		name      string
@@ -93,7 +93,7 @@ func TestHealthCheckAnswers(t *testing.T) {
 	}
 }
 
-// TestAnyRequest: whatever is asked, in whatever way, the answer is the same.
+// TestAnyRequest: the answer is the same for any method and path.
 func TestAnyRequest(t *testing.T) {
 	s := startChecks(t, Options{}, inOrder())
 	at := freePort(t)
@@ -118,7 +118,8 @@ func TestAnyRequest(t *testing.T) {
 	}
 }
 
-// TestHealthChecksFollow: counts change in place, sockets come and go.
+// TestHealthChecksFollow: the number of endpoints changes on an open socket; sockets are
+// opened and closed.
 func TestHealthChecksFollow(t *testing.T) {
 	s := startChecks(t, Options{}, inOrder())
 	one, two := freePort(t), freePort(t)
@@ -130,7 +131,7 @@ func TestHealthChecksFollow(t *testing.T) {
 	}
 	served(t, two)
 
-	// A client that stays connected sees the new count on its connection.
+	// A client that stays connected gets the new number on its connection.
 	conn, err := net.DialTimeout("tcp", two.String(), patience)
 	if err != nil {
 		t.Fatal(err)
@@ -155,7 +156,7 @@ func TestHealthChecksFollow(t *testing.T) {
 		{Service: web, Family: lb.IPv4, Port: two.Port(), LocalEndpoints: 7}})
 	eventually(t, "the weight is 7", func() bool { return weight() == "7" })
 
-	// The port of db goes to web in one change, and web's own is closed.
+	// The port of db moves to web in one change, and web's own is closed.
 	s.SetHealthChecks([]lb.HealthCheck{{Service: web, Family: lb.IPv4, Port: one.Port(), LocalEndpoints: 7}})
 	closed(t, two)
 	if r := served(t, one); !strings.Contains(r.body, `"web"`) {
@@ -165,7 +166,7 @@ func TestHealthChecksFollow(t *testing.T) {
 	closed(t, one)
 }
 
-// bindFailures is an Options.BindFailed that remembers.
+// bindFailures records the calls of Options.BindFailed.
 type bindFailures struct {
 	mu  sync.Mutex
 	all []string
@@ -183,7 +184,8 @@ func (b *bindFailures) list() []string {
 	return append([]string(nil), b.all...)
 }
 
-// TestHealthCheckPortTaken: told once, tried again, and the others don't suffer.
+// TestHealthCheckPortTaken: a port in use is reported once and tried again; the other ports
+// are served.
 func TestHealthCheckPortTaken(t *testing.T) {
 	var failures bindFailures
 	s := startChecks(t, Options{BindFailed: failures.add}, inOrder())
@@ -204,7 +206,7 @@ func TestHealthCheckPortTaken(t *testing.T) {
 	if got := failures.list(); len(got) != 1 {
 		t.Errorf("told %d times: %q", len(got), got)
 	}
-	// Taken away again by a restart of the change: a second spell is told again.
+	// The port is in use once more: a second row of failures is reported too.
 	s.SetHealthChecks(nil)
 	closed(t, taken)
 	again := take(t, taken)
@@ -213,8 +215,8 @@ func TestHealthCheckPortTaken(t *testing.T) {
 	eventually(t, "the second spell is told", func() bool { return len(failures.list()) == 2 })
 }
 
-// TestHealthCheckAddresses: only the selected addresses are listened on, and
-// they may change.
+// TestHealthCheckAddresses: the sockets listen only on the selected addresses, which may
+// change.
 func TestHealthCheckAddresses(t *testing.T) {
 	s, _ := start(t, Options{SelectAddresses: true}, inOrder())
 	v4 := freePort(t)
@@ -230,9 +232,8 @@ func TestHealthCheckAddresses(t *testing.T) {
 	closed(t, v4)
 }
 
-// TestHealthCheckEveryAddress is the default: a server for each family, which says how
-// many endpoints of that family there are. What somebody says of addresses does not
-// matter.
+// TestHealthCheckEveryAddress: by default there is a server for each family, with the
+// number of endpoints of that family. SetNodePortAddresses has no effect.
 func TestHealthCheckEveryAddress(t *testing.T) {
 	s, _ := start(t, Options{}, inOrder())
 	v4 := freePort(t)
@@ -251,14 +252,14 @@ func TestHealthCheckEveryAddress(t *testing.T) {
 		}
 	}
 	s.SetHealthChecks([]lb.HealthCheck{check(lb.IPv6, 1)})
-	closed(t, v4) // a service without IPv4 is no concern of those who ask by it
+	closed(t, v4) // a service without IPv4 is not served on IPv4
 	if r := served(t, v6); r.code != http.StatusOK {
 		t.Errorf("%d: %s", r.code, r.body)
 	}
 }
 
-// TestPortsFreedBySomebody: what another process has let go of is served within 2 s,
-// however long it had it. The failure is in the log once a minute at most.
+// TestPortsFreedBySomebody: a port that another process has closed is served within 2 s,
+// however long it was in use. The failure is logged once a minute at most.
 func TestPortsFreedBySomebody(t *testing.T) {
 	if bindBackoff.after(1000) > time.Second {
 		t.Errorf("after many failures %s pass between attempts", bindBackoff.after(1000))
@@ -282,7 +283,7 @@ func TestPortsFreedBySomebody(t *testing.T) {
 	}()
 	s.SetNodePortAddresses([]netip.Addr{ours})
 	s.SetHealthChecks([]lb.HealthCheck{{Service: web, Family: lb.IPv4, Port: check.Port()}})
-	// Long enough for a wait that doubles to be past 2 s.
+	// Long enough for a wait that doubles without limit to exceed 2 s.
 	if !stays(4*time.Second, func() bool { return !s.HealthzAddr().IsValid() }) {
 		t.Fatal("a taken port is served")
 	}
@@ -300,7 +301,7 @@ func TestPortsFreedBySomebody(t *testing.T) {
 	}
 }
 
-// stays polls for some time whether something remains so.
+// stays polls for a time, and reports whether the condition was always true.
 func stays(d time.Duration, is func() bool) bool {
 	for end := time.Now().Add(d); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
 		if !is() {
@@ -310,7 +311,7 @@ func stays(d time.Duration, is func() bool) bool {
 	return true
 }
 
-// TestBrokenSocketIsReopened takes the socket away from under the server.
+// TestBrokenSocketIsReopened closes the socket of a running server: it is opened again.
 func TestBrokenSocketIsReopened(t *testing.T) {
 	var failures bindFailures
 	opened := make(chan net.Listener, 2)

@@ -14,7 +14,7 @@ import (
 	"shunt/maps"
 )
 
-// TestProbes asks both endpoints over HTTP in every state there is.
+// TestProbes requests the health endpoints over HTTP, in every state of the proxy.
 func TestProbes(t *testing.T) {
 	const ok, not = http.StatusOK, http.StatusServiceUnavailable
 	hourAgo := "2026-03-01T11:00:00Z"
@@ -25,7 +25,7 @@ func TestProbes(t *testing.T) {
 	}
 	tests := []struct {
 		name string
-		// change is applied to a proxy in order; nil: there is no source yet.
+		// change changes the status of a healthy proxy; nil: there is no source yet.
 		change         func(*lb.Status)
 		noNodeRequired bool
 		adopted        bool
@@ -33,7 +33,8 @@ func TestProbes(t *testing.T) {
 		healthz, livez int
 		lastUpdated    any
 		eligible       bool
-		// reason is of healthz, warning of both; livez says what reason says of a start.
+		// reason is that of healthz, warning that of both. livez has the reason of a
+		// start as livezWarning.
 		reason, warning, livezWarning string
 	}{
 		{name: "no source yet", healthz: not, livez: ok, reason: "starting", livezWarning: "starting"},
@@ -149,8 +150,8 @@ func TestProbes(t *testing.T) {
 	}
 }
 
-// TestWhoMayReadDetails: what names a tenant's objects is where metrics are, and not at
-// the address that everybody reaches.
+// TestWhoMayReadDetails: the names of a tenant's objects are in the answers at the
+// addresses of metrics and probes, and not at the address that any client can reach.
 func TestWhoMayReadDetails(t *testing.T) {
 	st := inOrder()
 	st.set(func(s *lb.Status) { s.Err = errors.New("service shop/secret has no room") })
@@ -165,7 +166,8 @@ func TestWhoMayReadDetails(t *testing.T) {
 	}
 }
 
-// checkTexts wants the words in a list of the body, or no such list for none.
+// checkTexts checks that a list of the body contains the words, or that there is no such
+// list if words is empty.
 func checkTexts(t *testing.T, body map[string]any, field, words string) {
 	t.Helper()
 	texts, _ := body[field].([]any)
@@ -177,7 +179,7 @@ func checkTexts(t *testing.T, body map[string]any, field, words string) {
 	}
 }
 
-// TestTimeoutOption: the timeout is the one that was given.
+// TestTimeoutOption: the verdict uses Options.Timeout.
 func TestTimeoutOption(t *testing.T) {
 	st := inOrder()
 	st.set(func(s *lb.Status) { s.QueuedSince = noon.Add(-11 * time.Second) })
