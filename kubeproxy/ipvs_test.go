@@ -18,7 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// The device goes, one that is like it stays.
+// TestCleanDevice: kube-proxy's device is removed, one with a similar name stays.
 func TestCleanDevice(t *testing.T) {
 	inNetns(t)
 	makeDummy(t, ipvsDevice)
@@ -35,7 +35,7 @@ func TestCleanDevice(t *testing.T) {
 	expectNothing(t)
 }
 
-// A device of that name which is none of kube-proxy's kind stays.
+// TestCleanOtherDevice: a device of that name stays if it is not a dummy device.
 func TestCleanOtherDevice(t *testing.T) {
 	inNetns(t)
 	run(t, "", "ip", "link", "add", ipvsDevice, "type", "bridge")
@@ -45,7 +45,7 @@ func TestCleanOtherDevice(t *testing.T) {
 	}
 }
 
-// What IPVS mode leaves, but for virtual servers and the device.
+// TestCleanIPVS removes what IPVS mode leaves, except virtual servers and the device.
 func TestCleanIPVS(t *testing.T) {
 	needLegacy(t)
 	inNetns(t)
@@ -100,7 +100,7 @@ COMMIT
 	expectNothing(t)
 }
 
-// A set that somebody else's rule uses stays, and the failure says so.
+// TestCleanSetInUse: an ipset that another program's rule uses stays, and the error says so.
 func TestCleanSetInUse(t *testing.T) {
 	needLegacy(t)
 	inNetns(t)
@@ -118,10 +118,10 @@ func TestCleanSetInUse(t *testing.T) {
 	}
 }
 
-// Virtual servers need a kernel with IPVS.
+// TestCleanVirtualServers needs a kernel with IPVS.
 func TestCleanVirtualServers(t *testing.T) {
 	inNetns(t)
-	if _, err := netlink.GenlFamilyGet(ipvsFamily); err != nil { // this loads the module where there is one
+	if _, err := netlink.GenlFamilyGet(ipvsFamily); err != nil { // this loads the module if there is one
 		t.Skipf("this kernel has no IPVS: %v", err)
 	}
 	makeDummy(t, ipvsDevice)
@@ -152,7 +152,7 @@ func TestCleanVirtualServers(t *testing.T) {
 	}
 }
 
-// What is sent to name a server is read as that server.
+// TestServerAttributes: parseServer returns the server that attr encodes.
 func TestServerAttributes(t *testing.T) {
 	for _, want := range []server{
 		{addr: netip.MustParseAddr("10.96.0.10"), protocol: unix.IPPROTO_TCP, port: 53},
@@ -182,8 +182,8 @@ func TestSetNames(t *testing.T) {
 	}
 }
 
-// inNetns puts the test into a network namespace of its own. The thread is never
-// unlocked, and so ends with the test, and the namespace with it.
+// inNetns moves the test to a network namespace of its own. The thread is never unlocked:
+// it ends with the test, and the namespace with it.
 func inNetns(t *testing.T) {
 	t.Helper()
 	if os.Geteuid() != 0 {
@@ -196,7 +196,7 @@ func inNetns(t *testing.T) {
 	run(t, "", "ip", "link", "set", "lo", "up")
 }
 
-// needLegacy: a distribution may have left the older iptables out.
+// needLegacy skips the test without iptables-legacy, which not every distribution has.
 func needLegacy(t *testing.T) {
 	t.Helper()
 	if _, err := exec.LookPath("iptables-legacy-restore"); err != nil {
@@ -253,7 +253,7 @@ func setNames(t *testing.T) []string {
 	return names
 }
 
-// expectNothing wants a second run to find nothing.
+// expectNothing checks that another run finds nothing.
 func expectNothing(t *testing.T) {
 	t.Helper()
 	report, err := Clean(t.Context(), Options{})
