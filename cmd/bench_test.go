@@ -19,8 +19,8 @@ import (
 	"shunt/bench/benchtest"
 )
 
-// TestBench runs all of it, small, and counts again what the report says. With an
-// API server it is run in e2e/withapi.
+// TestBench runs a small benchmark with all parts, and checks the numbers of the report.
+// With an API server it runs in e2e/withapi.
 func TestBench(t *testing.T) {
 	needRoot(t)
 	o := bench.Options{Services: []int{5, 9}, Endpoints: []int{3}, Rounds: 7, Exchanges: 5, Burst: 30 * time.Millisecond, Updates: 2, Loads: 2,
@@ -45,7 +45,7 @@ func TestBench(t *testing.T) {
 	benchtest.Check(t, r, bench.Defaults(false))
 }
 
-// TestBenchCommand: files, output, and a comparison of a report with itself.
+// TestBenchCommand checks files, output, and the comparison of a report with itself.
 func TestBenchCommand(t *testing.T) {
 	needRoot(t)
 	dir := t.TempDir()
@@ -92,7 +92,7 @@ func TestBenchCommand(t *testing.T) {
 	}
 }
 
-// TestBenchInterrupted: everything is removed in the midst of it.
+// TestBenchInterrupted: a benchmark that is interrupted removes everything.
 func TestBenchInterrupted(t *testing.T) {
 	needRoot(t)
 	cmd := exec.Command("/proc/self/exe", "bench", "--services", "10", "--rounds", "1000")

@@ -16,8 +16,8 @@ import (
 	"shunt/maps/mapstest"
 )
 
-// TestChecksAreKept: the next daemon has the healthCheckNodePorts that were written down
-// last, as many as there is room for.
+// TestChecksAreKept: the next daemon has the healthCheckNodePorts that were stored last, as
+// many as there is room for.
 func TestChecksAreKept(t *testing.T) {
 	memory, err := maps.OpenMemory(mapstest.BPFFS(t))
 	if err != nil {
@@ -46,7 +46,7 @@ func TestChecksAreKept(t *testing.T) {
 		if got := next().recall(); !slices.Equal(got, all) {
 			t.Errorf("%d services: %d checks of %d, %v", services, len(got), len(all), got)
 		}
-		if services == 40 { // the daemon after this one goes on
+		if services == 40 { // the next daemon continues
 			k = next()
 			k.recall()
 		}

@@ -14,8 +14,8 @@ import (
 	"shunt/maps"
 )
 
-// TestCleanupOfAnothersDirectory: links that another user has made lead to what a daemon
-// works with. Cleanup follows none, and changes nothing.
+// TestCleanupOfAnothersDirectory: links of another user lead to the files of a daemon.
+// Cleanup follows none of them and changes nothing.
 func TestCleanupOfAnothersDirectory(t *testing.T) {
 	const other = 65534
 	if os.Geteuid() != 0 {
@@ -48,7 +48,7 @@ func TestCleanupOfAnothersDirectory(t *testing.T) {
 			t.Errorf("dry run %v: %+v, %v", dryRun, res, err)
 		}
 	}
-	if err := os.Chown(theirs, 0, 0); err != nil { // and only what is in it is another's
+	if err := os.Chown(theirs, 0, 0); err != nil { // then only the link in it is another user's
 		t.Fatal(err)
 	}
 	if res, err := cleanup(theirs, false); err == nil || !strings.Contains(err.Error(), "theirs/maps belongs to user 65534") {

@@ -11,7 +11,7 @@ import (
 )
 
 // TestCompatibilityPage: docs/COMPATIBILITY.md has every field, flag and metric of
-// kube-proxy's, each row names a test, and the tests that it names exist.
+// kube-proxy, each row names a test, and the named tests exist.
 func TestCompatibilityPage(t *testing.T) {
 	content, err := os.ReadFile("../docs/COMPATIBILITY.md")
 	if err != nil {
@@ -34,9 +34,9 @@ func TestCompatibilityPage(t *testing.T) {
 	}
 	checkRows(t, page)
 	checkMetrics(t, page)
-	tests := map[string]string{} // all tests of a package's directory
+	tests := map[string]string{} // the text of all test files, by package
 	named := regexp.MustCompile("(?:\\b(cmd|lb|maps|bpf|watcher|health|kubeproxy|e2e/[a-z]+)\\s)?`((?:Test|Fuzz)[A-Za-z0-9]+)`")
-	pkg := "" // that of the name before goes on
+	pkg := "" // a name without a package is of the same package as the one before
 	for _, m := range named.FindAllStringSubmatch(page, -1) {
 		if m[1] != "" {
 			pkg = m[1]
@@ -53,7 +53,7 @@ func TestCompatibilityPage(t *testing.T) {
 	}
 }
 
-// checkRows: each row of a table that says what it is shown by names a test.
+// checkRows checks that each row of a table with the column "shown by" names a test.
 func checkRows(t *testing.T, page string) {
 	t.Helper()
 	shown, rows := false, 0
@@ -75,8 +75,8 @@ func checkRows(t *testing.T, page string) {
 	}
 }
 
-// checkMetrics: the page has every metric by kube-proxy's name that package health
-// has.
+// checkMetrics checks that the page has every metric of package health with kube-proxy's
+// name.
 func checkMetrics(t *testing.T, page string) {
 	t.Helper()
 	files, err := filepath.Glob("../health/*.go")

@@ -60,7 +60,7 @@ func TestDemo(t *testing.T) {
 	}
 }
 
-// demoLabs gives the directories of the labs that a process owns.
+// demoLabs returns the directories of the labs that a process owns.
 func demoLabs(t *testing.T, pid int) (dirs []string) {
 	t.Helper()
 	files, err := filepath.Glob("/run/shunt-lab/*/owner")
@@ -122,7 +122,7 @@ func interruptDemo(t *testing.T, sig syscall.Signal) {
 	nothingOfLab(t, labs[0])
 }
 
-// nothingOfLab checks that a lab was removed, by its directory.
+// nothingOfLab checks that the lab of a directory was removed.
 func nothingOfLab(t *testing.T, dir string) {
 	t.Helper()
 	names, err := filepath.Glob("/run/netns/shunt-" + filepath.Base(dir) + "-*")
@@ -131,8 +131,8 @@ func nothingOfLab(t *testing.T, dir string) {
 	}
 }
 
-// TestDemoUnheard: nobody reads what the demo says, as in `shunt demo |& true`. It
-// must not die of that with its lab around.
+// TestDemoUnheard: the reader of the demo's output is gone, as in `shunt demo |& true`. The
+// demo must not end because of that and leave its lab.
 func TestDemoUnheard(t *testing.T) {
 	needRoot(t)
 	read, write, err := os.Pipe()
@@ -144,7 +144,7 @@ func TestDemoUnheard(t *testing.T) {
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	_ = errors.Join(read.Close(), write.Close()) // the child has its own
+	_ = errors.Join(read.Close(), write.Close()) // the child has copies
 	var dirs []string
 	for deadline := time.Now().Add(time.Minute); len(dirs) == 0 && time.Now().Before(deadline); time.Sleep(time.Millisecond) {
 		dirs = demoLabs(t, cmd.Process.Pid)
@@ -164,7 +164,7 @@ func TestDemoDaemonFails(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	c.executable = "/bin/sh" // which finds no script called "run"
+	c.executable = "/bin/sh" // it does not find a script with the name "run"
 	start := time.Now()
 	err = c.startDaemons(t.Context())
 	if err == nil || !strings.Contains(err.Error(), "daemon of node n1 ended") || !strings.Contains(err.Error(), "run: ") {
@@ -178,7 +178,7 @@ func TestDemoDaemonFails(t *testing.T) {
 	}
 }
 
-// TestDemoSeesWrongAnswers asks with no daemon there.
+// TestDemoSeesWrongAnswers asks without a daemon.
 func TestDemoSeesWrongAnswers(t *testing.T) {
 	c, err := newDemoCluster(lab.ForTest(t))
 	if err != nil {

@@ -11,15 +11,15 @@ import (
 	"shunt/lb"
 )
 
-// TestExternalIPs: the switch for externalIPs, by kube-proxy's feature gate in the file
-// or as a flag, and by a flag of ours.
+// TestExternalIPs: externalIPs are switched by kube-proxy's feature gate in the file or as
+// a flag, and by shunt's own flag.
 func TestExternalIPs(t *testing.T) {
 	off := configFile(t, withFields(map[string]string{"featureGates": `{"AllowServiceExternalIPs":false}`}))
 	more := configFile(t, withFields(map[string]string{"featureGates": `{"AllowServiceExternalIPs":false,"Other":true}`}))
 	for _, c := range []struct {
 		args  []string
 		serve bool
-		said  string // as without effect
+		said  string // what is logged to have no effect
 	}{
 		{nil, true, ""},
 		{[]string{"--external-ips=false"}, false, ""},

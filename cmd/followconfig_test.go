@@ -16,8 +16,8 @@ import (
 	"go.uber.org/zap/zaptest/observer"
 )
 
-// TestConfigFileChanges: other content ends the daemon, unless it could not start with
-// it; the same content, and a file that is gone for a time, do not.
+// TestConfigFileChanges: other content ends the daemon, unless it could not start with it.
+// The same content, and a file that is missing for a time, do not.
 func TestConfigFileChanges(t *testing.T) {
 	const head = "apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\n"
 	path := filepath.Join(t.TempDir(), "config.conf")
@@ -50,7 +50,7 @@ func TestConfigFileChanges(t *testing.T) {
 		select {
 		case err := <-done:
 			t.Fatalf("%s: it ended: %v", what, err)
-		case <-time.After(50 * time.Millisecond): // some looks at the file
+		case <-time.After(50 * time.Millisecond): // the file is read several times
 		}
 	}
 	running("nothing changed")
@@ -81,8 +81,8 @@ func TestConfigFileChanges(t *testing.T) {
 	}
 }
 
-// TestConfigFileThatFlagsForbid: content is refused too where only all of the configuration
-// together shows that a daemon could not start with it.
+// TestConfigFileThatFlagsForbid: content is also refused if it is valid alone, but a daemon
+// with these flags could not start with it.
 func TestConfigFileThatFlagsForbid(t *testing.T) {
 	const head = "apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\n"
 	path := filepath.Join(t.TempDir(), "config.conf")
@@ -132,7 +132,7 @@ func TestConfigFileThatFlagsForbid(t *testing.T) {
 	}
 }
 
-// TestNodeNameOfEnvironment: $NODE_NAME is made a Node's name as a flag is.
+// TestNodeNameOfEnvironment: $NODE_NAME is converted to a Node's name, like the flag.
 func TestNodeNameOfEnvironment(t *testing.T) {
 	t.Setenv("NODE_NAME", " Node-1.Example ")
 	c, err := parseRun()

@@ -19,7 +19,7 @@ import (
 	kubeproxy "k8s.io/kube-proxy/config/v1alpha1"
 )
 
-// parseRun does what `shunt run` does with its arguments before it acts.
+// parseRun parses and checks arguments as `shunt run` does.
 func parseRun(args ...string) (*Config, error) {
 	cfg := &Config{}
 	f := pflag.NewFlagSet("run", pflag.ContinueOnError)
@@ -41,7 +41,7 @@ func configFile(t *testing.T, content string) string {
 	return file
 }
 
-// withFields gives a configuration with values, in JSON, at paths.
+// withFields returns a configuration with values, in JSON, at paths.
 func withFields(values map[string]string) string {
 	root := map[string]any{"apiVersion": kubeProxyAPIVersion, "kind": kubeProxyKind}
 	for path, value := range values {
@@ -62,7 +62,7 @@ func withFields(values map[string]string) string {
 	return string(doc)
 }
 
-// noteOf gives why a name is without effect, "" where it is not said to be.
+// noteOf returns why a field or flag has no effect, "" if there is no such note.
 func noteOf(t *testing.T, c *Config, name string) string {
 	t.Helper()
 	why := ""
@@ -80,11 +80,11 @@ func noteOf(t *testing.T, c *Config, name string) string {
 	return why
 }
 
-// fieldCase is one field: a good value as JSON and as a flag, what it does, and
-// values that are malformed.
+// fieldCase is one field: a valid value as JSON and as a flag, its effect, and malformed
+// values.
 type fieldCase struct {
 	path, value, flag string
-	// effect reads what the field sets, nil: it has none and is said to have none.
+	// effect returns what the field sets; nil: it has no effect, and there is a note.
 	effect func(*Config) any
 	want   any
 	bad    []string // as JSON
@@ -179,7 +179,7 @@ var fieldCases = []fieldCase{
 
 func clusterCIDRs(c *Config) any { return fmt.Sprint(parseClusterCIDRs(c.ClusterCIDR)) }
 
-// leaves gives the paths of all fields that are not objects themselves.
+// leaves returns the paths of all fields that are not objects themselves.
 func leaves(path string, v reflect.Value) []string {
 	if _, ok := v.Addr().Interface().(json.Unmarshaler); ok || v.Kind() != reflect.Struct {
 		return []string{path}
@@ -196,7 +196,7 @@ func leaves(path string, v reflect.Value) []string {
 	return all
 }
 
-// TestFieldsComplete: every field that the API has is known, and has a case here.
+// TestFieldsComplete: every field of the API is in fields, and has a case here.
 func TestFieldsComplete(t *testing.T) {
 	var conf kubeproxy.KubeProxyConfiguration
 	want := slices.DeleteFunc(leaves("", reflect.ValueOf(&conf).Elem()),
@@ -219,8 +219,8 @@ func TestFieldsComplete(t *testing.T) {
 	}
 }
 
-// TestFieldsInFile: each field has its effect, or is said to have none; malformed,
-// it is refused by its path.
+// TestFieldsInFile: each field has its effect, or a note that it has none. The error for a
+// malformed value has the field's path.
 func TestFieldsInFile(t *testing.T) {
 	for _, c := range fieldCases {
 		t.Run(c.path, func(t *testing.T) {
@@ -237,7 +237,7 @@ func TestFieldsInFile(t *testing.T) {
 	}
 }
 
-// TestFieldsAsFlags: the same by kube-proxy's flag, which wins over the file.
+// TestFieldsAsFlags: the same for kube-proxy's flags.
 func TestFieldsAsFlags(t *testing.T) {
 	for _, c := range fieldCases {
 		flag := ""
@@ -283,7 +283,7 @@ func (c *fieldCase) checkEffect(t *testing.T, cfg *Config, name string) {
 	}
 }
 
-// wantUsageError: err is one of the command line and names what is wrong.
+// wantUsageError checks that err is a usage error with that name.
 func wantUsageError(t *testing.T, err error, name string) {
 	t.Helper()
 	var usage usageError

@@ -21,8 +21,8 @@ import (
 	"shunt/bpf"
 )
 
-// TestKubeadmConfig: what kubeadm writes is taken, and everything that it leaves
-// empty is as without a file.
+// TestKubeadmConfig: the file that kubeadm writes is accepted, and everything that it
+// leaves empty is as without a file.
 func TestKubeadmConfig(t *testing.T) {
 	t.Setenv("NODE_NAME", "n1")
 	c, err := parseRun("--config", "testdata/kubeadm.yaml")
@@ -45,8 +45,8 @@ func TestKubeadmConfig(t *testing.T) {
 	}
 }
 
-// TestTimeouts: 0 is for as it is, as with kube-proxy, and a time that is less than
-// programs can keep is raised to that.
+// TestTimeouts: as with kube-proxy, 0 leaves a timeout as it is. A time below
+// bpf.MinTimeout is raised to it.
 func TestTimeouts(t *testing.T) {
 	for value, want := range map[string]time.Duration{"0": 0, "0s": 0, "1ns": bpf.MinTimeout, "1s": bpf.MinTimeout, "3s": 3 * time.Second} {
 		c, err := parseRun("--conntrack-udp-timeout-stream=" + value)
@@ -59,7 +59,7 @@ func TestTimeouts(t *testing.T) {
 	}
 }
 
-// exported is what /configz shows.
+// exported returns what /configz shows.
 func exported(t *testing.T, c *Config) map[string]any {
 	t.Helper()
 	var m map[string]any
@@ -78,8 +78,8 @@ func jsonOf(t *testing.T, v any) string {
 	return string(b)
 }
 
-// TestKubeProxyDefaults: the file with all of kube-proxy's defaults is taken, that
-// of the real one too where it is built.
+// TestKubeProxyDefaults: a file with all of kube-proxy's defaults is accepted, and so is
+// the file that a real kube-proxy writes, if there is one.
 func TestKubeProxyDefaults(t *testing.T) {
 	files := []string{"testdata/kube-proxy-1.37.yaml"}
 	if binary := kubeProxyBinary(t); binary != "" {
@@ -117,8 +117,8 @@ func TestKubeProxyDefaults(t *testing.T) {
 	}
 }
 
-// kubeProxyBinary finds a kube-proxy that e2e/tools/build.sh has built, "" if
-// there is none: it takes minutes, and the lists in testdata stand in for it.
+// kubeProxyBinary returns the path of a kube-proxy that e2e/tools/build.sh has built, ""
+// if there is none. To build it takes minutes; the lists in testdata replace it.
 func kubeProxyBinary(t *testing.T) string {
 	t.Helper()
 	dir := os.Getenv("SHUNT_TOOLS_DIR")
@@ -136,8 +136,8 @@ func kubeProxyBinary(t *testing.T) string {
 	return found[len(found)-1]
 }
 
-// TestKubeProxyFlags: `shunt run` knows every flag of kube-proxy, and which of
-// them need no value; in its help are only those that have an effect.
+// TestKubeProxyFlags: `shunt run` accepts every flag of kube-proxy, without a value where
+// kube-proxy does. Its help has only those with an effect.
 func TestKubeProxyFlags(t *testing.T) {
 	list, err := os.ReadFile("testdata/kube-proxy-flags.txt")
 	if err != nil {
@@ -192,7 +192,7 @@ func TestKubeProxyFlags(t *testing.T) {
 
 var flagInHelp = regexp.MustCompile(`(?m)^ {2,6}(?:-\w, )?--([a-z0-9-]+) ?(\S*)`)
 
-// flagsOfHelp reads names and types of flags from a help text.
+// flagsOfHelp returns the types of the flags in a help text, by name.
 func flagsOfHelp(help string) map[string]string {
 	flags := map[string]string{}
 	for _, m := range flagInHelp.FindAllStringSubmatch(help, -1) {
@@ -203,8 +203,8 @@ func flagsOfHelp(help string) map[string]string {
 	return flags
 }
 
-// TestConfigFileRefused: files that are no KubeProxyConfiguration of the version
-// that is known, and unknown fields, wherever they are.
+// TestConfigFileRefused: a file that is not a KubeProxyConfiguration of the known version
+// is refused, and so are unknown fields at any depth.
 func TestConfigFileRefused(t *testing.T) {
 	const head = "apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\n"
 	for _, c := range []struct{ name, content, want string }{
@@ -243,8 +243,8 @@ func TestConfigFileRefused(t *testing.T) {
 	}
 }
 
-// TestFlagsWin: a flag that is given wins over the file, also with the value that
-// it has by itself; and the log says so.
+// TestFlagsWin: a flag that is given wins over the file, even with its default value. A
+// note says so.
 func TestFlagsWin(t *testing.T) {
 	file := configFile(t, withFields(map[string]string{
 		"hostnameOverride": `"from-file"`, "clientConnection.kubeconfig": `"/file"`, "clientConnection.qps": `1`,
@@ -275,7 +275,7 @@ func TestFlagsWin(t *testing.T) {
 	wantUsageError(t, err, "--manifests")
 }
 
-// TestDefaultAddresses: bindAddress's family is that of the default addresses.
+// TestDefaultAddresses: the default addresses have the family of bindAddress.
 func TestDefaultAddresses(t *testing.T) {
 	for _, c := range []struct {
 		args             []string
@@ -300,8 +300,8 @@ func TestDefaultAddresses(t *testing.T) {
 	}
 }
 
-// TestFlagsWithoutField: kube-proxy's flags that the file has nothing of, and
-// those that it has dropped.
+// TestFlagsWithoutField: kube-proxy's flags for which the file has no field, and those
+// that kube-proxy has removed.
 func TestFlagsWithoutField(t *testing.T) {
 	c, err := parseRun("--master=https://192.0.2.1:6443", "--udp-timeout=1s", "--hostname-override=Same", "--node-name=same", "--cleanup=false")
 	if err != nil || c.APIServer != "https://192.0.2.1:6443" || c.NodeName != "same" || noteOf(t, c, "--udp-timeout") == "" {
@@ -317,8 +317,8 @@ func TestFlagsWithoutField(t *testing.T) {
 	}
 }
 
-// TestRunVersionAndWrite: --version and --write-config-to do that and end; what is
-// written is taken again and means the same.
+// TestRunVersionAndWrite: with --version and --write-config-to, run does that and ends. The
+// written file is accepted and means the same.
 func TestRunVersionAndWrite(t *testing.T) {
 	t.Setenv("NODE_NAME", "n1")
 	shunt := func(want int, args ...string) string {
@@ -356,7 +356,7 @@ func TestRunVersionAndWrite(t *testing.T) {
 	shunt(exitFailure, "--write-config-to="+filepath.Join(t.TempDir(), "none", "out.yaml"))
 }
 
-// TestHiddenFlags: every flag of kube-proxy without effect is hidden, none of ours.
+// TestHiddenFlags: kube-proxy's flags without effect are hidden, shunt's own are not.
 func TestHiddenFlags(t *testing.T) {
 	var cfg Config
 	f := pflag.NewFlagSet("run", pflag.ContinueOnError)

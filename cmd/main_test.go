@@ -12,8 +12,8 @@ import (
 	"shunt/lab"
 )
 
-// TestMain lets the test binary be shunt: where the first argument is a command
-// and no flag of the test's, the command runs.
+// TestMain makes the test binary run as shunt if its first argument is a command and not a
+// flag of the test.
 func TestMain(m *testing.M) {
 	bpf.MaybeProbe()
 	lab.MaybeAgent()

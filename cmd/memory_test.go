@@ -10,7 +10,7 @@ import (
 	"testing"
 )
 
-// residentCode is how much of this process's code is in its memory, in kB.
+// residentCode returns the resident size of this process's code, in kB.
 func residentCode(t *testing.T) (kB int) {
 	t.Helper()
 	f, err := os.Open("/proc/self/smaps")
@@ -32,7 +32,7 @@ func residentCode(t *testing.T) (kB int) {
 	return kB
 }
 
-// TestTrimMemory: code that nobody runs goes, and what is run comes back.
+// TestTrimMemory: less code is resident afterwards, and code still runs.
 func TestTrimMemory(t *testing.T) {
 	newRootCommand().UsageString()
 	before := residentCode(t)

@@ -29,7 +29,8 @@ var full = maps.Problem{
 	Service: maps.Name{Namespace: "shop", Name: "api"}, Kind: maps.NoRoom, Text: "map backends is full", Since: time.Now(), Attempts: 9,
 }
 
-// status names each problem with its error, and counts those that it does not show.
+// TestProblemsInStatus: status shows each problem with its error, and the number of those
+// that it does not show.
 func TestProblemsInStatus(t *testing.T) {
 	s := problemsStatus{Total: 500}
 	for range 30 {
@@ -58,7 +59,7 @@ func TestProblemsInStatus(t *testing.T) {
 	}
 }
 
-// services shows a problem where its frontend or its Service is.
+// TestProblemsInServices: services shows a problem at its frontend or at its Service.
 func TestProblemsInServices(t *testing.T) {
 	any := func(netip.AddrPort) bool { return true }
 	frontend := func(service, port, address string) frontendReport {
@@ -85,7 +86,7 @@ func TestProblemsInServices(t *testing.T) {
 	if s := table(got); !strings.Contains(s, "1.1.1.1:80/TCP") || !strings.Contains(s, "not served") || !strings.Contains(s, "PROBLEM") {
 		t.Errorf("the table:\n%s", s)
 	}
-	port := full // of one port and family: the other's frontend has none
+	port := full // with one port and family: the other port's frontend has no problem
 	port.Service.Port, port.Service.Protocol, port.Service.Family = "y", 6, 6
 	if got := addProblems(list(), []maps.Problem{port}, any, true); len(got) != 3 || got[1].Problem != "" || got[2].Problem == "" {
 		t.Errorf("of port y: %+v", got)
@@ -105,8 +106,7 @@ func TestProblemsInServices(t *testing.T) {
 	}
 }
 
-// One Event for a problem, and no more of them than the limit, with a count of the
-// others.
+// TestProblemEvents: each problem has one Event, up to the limit; the others are counted.
 func TestProblemEvents(t *testing.T) {
 	core, logs := observer.New(zap.InfoLevel)
 	type event struct {
@@ -143,5 +143,5 @@ func TestProblemEvents(t *testing.T) {
 		t.Errorf("kinds share reasons: %v", reasons)
 	}
 	r.warn = nil
-	r.found(problem(maps.Cut)) // nobody takes Events
+	r.found(problem(maps.Cut)) // Events can't be recorded
 }

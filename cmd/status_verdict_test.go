@@ -9,7 +9,7 @@ import (
 	"shunt/bpf"
 )
 
-// TestStatusExitCode: the exit code speaks of the node, not of what Services ask for.
+// TestStatusExitCode: the exit code is about the node; problems of Services don't change it.
 func TestStatusExitCode(t *testing.T) {
 	for _, test := range []struct {
 		what string
