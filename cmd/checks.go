@@ -50,8 +50,8 @@ func (c keptCheck) check() lb.HealthCheck {
 		Port: c.Port, LocalEndpoints: c.Local}
 }
 
-// partsOf splits a list into at most `most` parts, each of which fits in an entry of map
-// memory. left is the number of checks for which there is no room.
+// partsOf splits a list into parts that each fit in an entry of map memory. There are no
+// more parts than most; left is the number of checks for which there is no room.
 func partsOf(checks []lb.HealthCheck, most int) (parts [][]keptCheck, left int) {
 	var part []keptCheck
 	size := len("[]")

@@ -28,7 +28,7 @@ const (
 )
 
 // readKubeProxyConfig reads a KubeProxyConfiguration, in YAML or JSON. set has the paths
-// of the fields with a value that saysNothing does not match. A file of another kind or
+// of the fields that are set to a value (see saysNothing). A file of another kind or
 // version is an error, and so are unknown and malformed fields: one error has all of
 // them, each with the field's path.
 func readKubeProxyConfig(file string) (conf kubeproxy.KubeProxyConfiguration, set map[string]bool, err error) {
@@ -94,7 +94,7 @@ func onlyDocument(content []byte) ([]byte, error) {
 // decoder decodes JSON to a value, field by field, so that each error has the path of its
 // field. encoding/json names the field only in some errors.
 type decoder struct {
-	// set has the paths of fields with a value that saysNothing does not match.
+	// set has the paths of the fields that are set to a value (see saysNothing).
 	set  map[string]bool
 	errs []error
 }

@@ -129,7 +129,8 @@ func run(ctx context.Context, cfg *Config) (err error) {
 	return err
 }
 
-// prepare checks the machine's requirements before anything is changed, and takes the lock.
+// prepare checks the machine's requirements, and takes the lock. It only makes the directory
+// of --bpffs-root, and with --mount-bpffs mounts a bpf file system.
 func (d *daemon) prepare() (*bpf.Lock, error) {
 	if err := bpf.RequireRoot(); err != nil {
 		return nil, err

@@ -22,8 +22,8 @@ import (
 )
 
 // nodePorts serves the healthCheckNodePort of every service that has one: a cloud's load
-// balancer asks there whether this node has a local endpoint. The goroutine of run owns
-// the sockets; the setters only set what it shall do.
+// balancer asks there whether this node has a local endpoint. Only the goroutine of run
+// opens and closes sockets; the setters store what it shall serve.
 type nodePorts struct {
 	checker  *checker
 	log      *zap.Logger

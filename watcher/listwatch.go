@@ -119,7 +119,7 @@ func (l *link) ask(ctx context.Context, verb string, request func(context.Contex
 
 func (l *link) did(ctx context.Context, verb string, err error) {
 	if ctx.Err() != nil {
-		return // we are stopping
+		return // the watcher is stopping
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
