@@ -39,8 +39,8 @@ type awaitArgs struct {
 }
 
 // Await asks one destination after the other until each has answered, with a new socket for
-// each try. It returns the time (see Monotonic) at which the last one had answered. Each
-// try ends after try. After deadline Await returns an error.
+// each try. It returns the time (see Monotonic) at which the last one had answered. try
+// bounds each try. After deadline Await returns an error.
 func (p *Pod) Await(ctx context.Context, network string, dsts []netip.AddrPort, try, deadline time.Duration) (at int64, err error) {
 	if err := p.call(ctx, "await", awaitArgs{network, dsts, try, deadline}, &at); err != nil {
 		return 0, fmt.Errorf("wait for %d destinations to answer: %w", len(dsts), err)

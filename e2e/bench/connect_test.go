@@ -14,8 +14,8 @@ import (
 )
 
 const (
-	// rounds is the least number of rounds. The machine's speed changes more slowly than
-	// rounds do, and the median compares the sides of each round.
+	// rounds is the least number of rounds. The machine may be slow for longer than one
+	// round: the median ignores rounds in which it became slow or fast.
 	rounds = 30
 	// A round makes so many exchanges without hooks, and as many through the service. Each
 	// is preceded by as many to warm up after attaching and detaching.

@@ -294,9 +294,9 @@ func (m *model) putSource(k flowKey, f flow) bool {
 	return true
 }
 
-// forgotten reports whether another flow may have this one's SNAT port (reusable). After a
-// FIN the side that ended first keeps the port in TIME_WAIT; an unanswered handshake does
-// not keep it.
+// forgotten reports whether another flow may have this one's SNAT port (reusable). A backend
+// that sent its FIN first keeps the port in TIME_WAIT. A handshake that makes no progress
+// does not keep it.
 func (f flow) forgotten(now int64) bool {
 	halfOpen := f.proto == protoTCP && f.flags&(maps.FlowConfirmed|maps.FlowOwn) == 0 && now-f.used >= touchEvery
 	return f.expired(now) || f.reset() || halfOpen || f.clientSaid&maps.SaidFIN != 0 && f.backendSaid&maps.SaidFINLater != 0

@@ -31,7 +31,7 @@ var update = flag.Bool("update", false, "write what the maps hold into the files
 // sizes fit every scenario.
 var sizes = maps.Sizes{Services: 64, Slots: 256, Backends: 64, Affinity: 16, Sources: 64, Flows: 16}
 
-// modes are the ways to run a scenario. All have the same result.
+// modes are the methods to run a scenario. All have the same result.
 var modes = []struct {
 	name   string
 	tables func(t *testing.T) maps.Tables
