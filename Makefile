@@ -1,5 +1,5 @@
-# Everything that is done to this tree. `make help` lists it. A fresh Debian
-# machine needs Go and make; the rest is installed when it is missing.
+# All tasks of this tree. `make help` lists them. A fresh Debian machine needs Go
+# and make; missing packages are installed.
 
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
@@ -8,17 +8,17 @@ SHELL := bash
 GOLANGCI_LINT := github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
 GOTESTSUM := gotest.tools/gotestsum@v1.13.0
 
-# For go's -exec, which splits words. Tests that need root say so themselves.
+# For go's -exec, which splits words. Tests that need root report it themselves.
 AS_ROOT := "'$(CURDIR)/hack/as-root.sh' --try"
 
-# The longest that the tests of one package may take.
+# The time limit of the tests of one package.
 TEST_TIMEOUT ?= 20m
-# Narrow them down: make go-test PKG=./lb TESTFLAGS='-run Plan -count=1'
+# A selection of tests: make go-test PKG=./lb TESTFLAGS='-run Plan -count=1'
 PKG ?= ./...
 TESTFLAGS ?=
 BENCH ?= .
 
-# Debian keeps <asm/types.h> apart for each architecture.
+# Debian has a directory of <asm/types.h> for each architecture.
 export BPF_CFLAGS ?= -I/usr/include/$(shell uname -m)-linux-gnu
 
 ##@ Use it
@@ -37,7 +37,7 @@ kind: ## A kind cluster without kube-proxy, with shunt in its place (Docker)
 
 ##@ Check it
 
-# The order is from cheap to dear; setup first, since the others need it.
+# From fast to slow; setup first, since the others need it.
 STEPS := setup build check-generate check-fmt check-tree vet lint tools go-test load-kernels
 
 .PHONY: test

@@ -1,7 +1,7 @@
 #!/bin/sh
 # as-root.sh [--try] COMMAND [ARG...]: runs a command as root: directly, or by
-# sudo with the environment that Go's tools and our scripts read. Without either
-# it says so and fails; with --try it runs the command as it is.
+# sudo with the environment that Go's tools and shunt's scripts read. If neither
+# is possible it fails with a message; with --try it runs the command as this user.
 set -eu
 
 try=
@@ -15,9 +15,9 @@ if ! command -v sudo >/dev/null; then
 	echo "as-root.sh: network namespaces, eBPF and apt-get need root, and there is no sudo: run this as root: $*" >&2
 	exit 1
 fi
-# sudo takes PATH and HOME away. The tools that are built already are found in
-# the user's cache; what root compiles is kept apart, or the user could not
-# write there any more. Git refuses root another user's tree: no VCS stamp.
+# sudo resets PATH and HOME. Tools that are built already are in the user's cache.
+# Root has a build cache of its own: the user could not write to files of root in
+# the user's. Git refuses to let root read another user's tree: no VCS stamp.
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/shunt
 exec sudo env "PATH=$PATH" "HOME=$HOME" "CI=${CI:-}" "XDG_CACHE_HOME=${XDG_CACHE_HOME:-}" \
 	"SHUNT_TOOLS_DIR=${SHUNT_TOOLS_DIR:-}" "GOCACHE=$cache/go-build-root" "GOFLAGS=${GOFLAGS:-} -buildvcs=false" \

@@ -1,8 +1,7 @@
 #!/bin/bash
-# check-generate.sh: says which generated files differ from what `make generate`
-# makes of the sources as they are now. It generates in a copy: local changes
-# count as the sources that they are, the tree stays as it is, and a check that
-# has failed fails again.
+# check-generate.sh: lists the generated files that differ from the result of
+# `make generate` with the current sources. It generates in a copy: local changes
+# to sources count, the tree is not changed, and a failed check fails again.
 set -euo pipefail
 
 root=$(cd "$(dirname "$0")/.." && pwd)
@@ -10,14 +9,14 @@ copy=$(mktemp -d)
 trap 'rm -rf "$copy"' EXIT
 trap 'exit 130' INT TERM
 
-# generated DIR: every generated file below DIR with its checksum, sorted.
+# generated DIR: prints every generated file below DIR with its checksum, sorted.
 generated() {
 	(cd "$1" && find . -path ./.git -prune -o \( -name '*_bpfel.go' -o -name '*_bpfel.o' \) -print0 |
 		sort -z | xargs -0 -r sha256sum)
 }
 
 tar -C "$root" --exclude=./.git --exclude=./bin -cf - . | tar -C "$copy" -xf -
-# What is generated no more must not pass as unchanged.
+# A file that is no longer generated must not pass as unchanged.
 find "$copy" \( -name '*_bpfel.go' -o -name '*_bpfel.o' \) -delete
 make --no-print-directory -C "$copy" generate
 

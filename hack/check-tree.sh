@@ -1,6 +1,6 @@
 #!/bin/bash
-# check-tree.sh: the rules of the tree that no linter has. Prints every offender
-# and fails if there is one.
+# check-tree.sh: checks rules of the tree that no linter has. Prints every
+# violation and fails if there is one.
 set -euo pipefail
 
 cd "$(dirname "$0")/.."
@@ -12,8 +12,8 @@ offend() {
 	failed=1
 }
 
-# files PATTERN...: what is or could be committed, one a line. A tree without git,
-# such as an unpacked archive, is taken as a whole.
+# files PATTERN...: prints files that are or could be committed, one a line. In a
+# tree without git, such as an unpacked archive, these are all files.
 files() {
 	if git rev-parse --is-inside-work-tree >/dev/null 2>&1; then
 		git ls-files --cached --others --exclude-standard -- "$@"
@@ -34,20 +34,20 @@ while read -r f; do
 		offend "$f: no SPDX-License-Identifier in its first lines (NOTICE says which)"
 done < <(files '*.go' '*.c' '*.h')
 
-# Everything that is text, but for this file, which has to name what it looks for.
+# All text files except this one, which has to contain the patterns.
 mapfile -t text < <(files | grep -vE '^(hack/check-tree\.sh|(.*/)?go\.sum)$')
 
 while IFS= read -r hit; do
 	offend "$hit: finish it, or open an issue"
 done < <(grep -nIE '(//|/\*|^ *\*|#|<!--|--).*\b(TODO|FIXME|XXX)\b' -- "${text[@]}" || true)
 
-# A home directory or a work directory in a file is somebody's own machine.
+# A home directory or a work directory exists on one machine only.
 while IFS= read -r hit; do
 	offend "$hit: a path of one machine"
 done < <(grep -nIE "(^|[[:space:]\"'=:(\`])/(root|work|home/[a-z]+|Users/[A-Za-z]+)(/|\"|'|\`|[[:space:]]|\$)" -- "${text[@]}" || true)
 
-# linked PAGE: "path" or "path, section" of each link to another page, and of each page that
-# is named with a section.
+# linked PAGE: prints "path" or "path, section" of each link to another page, and of each
+# page that is named with a section.
 linked() {
 	tr '\n' ' ' <"$1" | grep -oE '(\]\(|[ (])[A-Za-z0-9_./-]+\.md\)?, "[^"]+"|\]\([^):]+\)' |
 		sed -E 's/^(\]\(|[ (])//; s/\)//; s/"//g'

@@ -1,11 +1,11 @@
 #!/bin/sh
 # packages.sh FILE:PACKAGE...: installs every Debian package whose FILE is
-# missing: a program by its name, or a file by its path. Does nothing, and needs
-# neither root nor apt-get, where all of them are there.
+# missing: a program by its name, or a file by its path. If none is missing it does
+# nothing, and needs neither root nor apt-get.
 set -eu
 
 here=$(cd "$(dirname "$0")" && pwd)
-# Users other than root lack these, and what they hold is there all the same.
+# Users other than root may not have these in PATH, though the programs exist.
 PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin
 
 there() {

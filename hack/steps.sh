@@ -1,20 +1,20 @@
 #!/bin/bash
-# steps.sh TARGET...: makes every target in turn, whether or not one before it
-# failed, then prints how long each took and how it ended. Fails if one failed.
-# Ends at once when interrupted.
+# steps.sh TARGET...: makes every target in turn, also after a failure, then prints
+# how long each took and its result. Fails if one failed. Ends at once when
+# interrupted.
 set -uo pipefail
 
 cd "$(dirname "$0")/.."
 trap 'echo "interrupted" >&2; exit 130' INT TERM
-# A target may leave a line here for the end: what the tests came to.
+# A target may write a line here for the end: the counts of its tests.
 SHUNT_SUMMARY=$(mktemp)
 export SHUNT_SUMMARY
 trap 'rm -f "$SHUNT_SUMMARY"' EXIT
 
-# now gives milliseconds.
+# now prints the time in milliseconds.
 now() { date +%s%3N; }
 
-# seconds MS: with one decimal.
+# seconds MS: prints seconds with one decimal.
 seconds() { printf '%d.%d' $(($1 / 1000)) $(($1 % 1000 / 100)); }
 
 table='' failed=0

@@ -1,7 +1,7 @@
 #!/bin/sh
 # tool.sh PACKAGE@VERSION: builds a Go program into a cache outside the tree, if
-# it is not there yet, and prints its path. Everything else is on stderr. The
-# cache is that of e2e/tools/build.sh:
+# the cache does not have it, and prints its path. All other output is on stderr.
+# It shares the cache of e2e/tools/build.sh:
 #
 #   $SHUNT_TOOLS_DIR/<version>/<name>    (default: ~/.cache/shunt/tools)
 set -eu
@@ -15,7 +15,7 @@ mkdir -p "$dir"
 if [ ! -x "$dir/$name" ]; then
 	(
 		flock 9
-		[ ! -x "$dir/$name" ] || exit 0 # somebody else built it while we waited
+		[ ! -x "$dir/$name" ] || exit 0 # another process built it meanwhile
 		echo "building $name $version (minutes when nothing is cached)" >&2
 		GOWORK=off CGO_ENABLED=0 GOBIN=$dir/$name.part go install "$package@$version" >&2
 		mv "$dir/$name.part/$name" "$dir/$name"

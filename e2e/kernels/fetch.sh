@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Puts a Debian kernel for the matrix into a directory outside the tree and
-# prints that: vmlinuz, and its modules unpacked below lib/modules.
+# Downloads a Debian kernel of the matrix into a directory outside the tree, and
+# prints the directory. It has vmlinuz, and the modules below lib/modules.
 #
 #   fetch.sh 5.10|6.1|6.12|newest
 #
-# apt gets a configuration of its own, with the mirrors and keys of this machine,
-# so that nothing of the machine's own package lists changes.
+# apt gets a separate configuration, with the mirrors and keys of this machine, so
+# that the machine's own package lists are not changed.
 set -euo pipefail
 
 want=${1:?usage: fetch.sh 5.10|6.1|6.12|newest}
@@ -19,7 +19,7 @@ if [ -e "$dir/done" ]; then
 	exit
 fi
 
-# mirror archive|security: the machine's own, from either form of sources.
+# mirror archive|security: prints the machine's mirror, from either format of sources.
 mirror() {
 	local all
 	all=$(cat /etc/apt/sources.list /etc/apt/sources.list.d/*.list /etc/apt/sources.list.d/*.sources 2>/dev/null |
@@ -54,7 +54,7 @@ opts=(-qq -o "Dir::Etc::sourcelist=$apt/sources.list" -o Dir::Etc::sourceparts=/
 apt-get "${opts[@]}" update >&2
 pkg=$(apt-cache "${opts[@]}" search --names-only "$name" | cut -d' ' -f1 | sort -V | tail -n 1)
 : "${pkg:?no kernel package matches $name}"
-# Newer kernels have packages of their own for what the image needs.
+# Newer kernels have parts of the image in separate packages.
 parts=$(apt-cache "${opts[@]}" depends "$pkg" | sed -nE 's/^ *(Pre)?-?Depends: (linux-(modules|binary|base)-[0-9].*)/\2/p')
 (cd "$apt" && apt-get "${opts[@]}" download "$pkg" $parts >&2)
 for deb in "$apt"/*.deb; do
@@ -63,7 +63,7 @@ done
 version=$(ls "$dir/root/lib/modules" 2>/dev/null || ls "$dir/root/usr/lib/modules")
 mkdir -p "$dir/lib"
 if [ -d "$dir/root/usr/lib/modules" ]; then mv "$dir/root/usr/lib/modules" "$dir/lib/"; else mv "$dir/root/lib/modules" "$dir/lib/"; fi
-# In /boot, or in newer packages beside the modules.
+# In /boot, or in newer packages next to the modules.
 mv "$(find "$dir/root/boot" "$dir/lib" -name 'vmlinuz*' 2>/dev/null | head -n 1)" "$dir/vmlinuz"
 rm -rf "$dir/root" "$apt"
 find "$dir/lib" -name '*.ko.xz' -exec xz -d {} +

@@ -3,10 +3,10 @@
 #
 #   test.sh "5.10 6.1 6.12 newest" ./maps ./bpf [-- -run Load]
 #
-# Every kernel runs, also after a failure; the exit code says whether any failed.
-# TCG makes system calls five to ten times slower, so tests are short and run two at
-# a time. SHUNT_VM_SECONDS is what one package may take; the test says where it is a
-# minute before the VM ends.
+# Every kernel runs, also after a failure; the exit code is 0 if none failed. TCG
+# makes system calls five to ten times slower, so tests are short and run two at a
+# time. SHUNT_VM_SECONDS is the time limit of one package. A minute before, a test
+# that still runs prints its stacks.
 set -uo pipefail
 
 kernels=${1:?usage: test.sh KERNELS PACKAGE... [-- TEST FLAGS]}

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Runs a static test binary on another kernel, in a VM that is gone afterwards:
+# Runs a static test binary on another kernel, in a temporary VM:
 #
 #   CGO_ENABLED=0 go test -exec "$PWD/e2e/kernels/vm.sh 5.10" ./bpf
 #
@@ -30,15 +30,15 @@ mkdir -p "$root"/{bin,dev,etc,proc,run/netns,sys,tmp,test,lib/modules/"$version"
 cp "$(command -v busybox)" "$root/bin/busybox"
 cp "$binary" "$root/test/binary"
 if [ -d testdata ]; then cp -r testdata "$root/test/testdata"; fi
-# Tests that compare Go with C find the headers at the place that they have in the
-# tree, as do those that read another package's files: the binary runs in /test as in a
+# Tests that compare Go with C, and those that read another package's files, expect
+# these at the same relative paths as in the tree: the binary runs in /test as in a
 # package's directory.
 mkdir -p "$root"/{bpf,cmd}
 cp -r "$here/../../bpf/include" "$root/bpf/include"
 cp -r "$here/../../cmd/testdata" "$root/cmd/testdata"
 
-# The programs that tests run, and the libraries that those name, at the same places.
-# Restoring rules is one program with many names, which loads a library for each match.
+# The programs that tests run, and their libraries, at the same paths. The restore
+# commands are one program with many names, which loads a library for each match.
 missing() { echo "vm.sh: $1 is not installed (make setup-kernels)" >&2; exit 1; }
 matches=$(find /usr/lib -name libxt_conntrack.so -printf '%h' -quit)
 [ -n "$matches" ] || missing iptables
@@ -57,7 +57,7 @@ for flavour in nft legacy; do
 	done
 done
 
-# What the tests use that is not built in, with what that depends on.
+# The modules that the tests use, and those that they depend on.
 devices="veth bridge vxlan dummy tun ipv6 sch_ingress cls_bpf act_mirred udp_diag tcp_diag inet_diag"
 rules="nf_tables nft_compat nft_counter nft_ct nft_masq nft_chain_nat nft_fib_ipv4 nft_fib_ipv6 nft_fib_inet
 	iptable_filter iptable_nat iptable_raw ip6table_filter ip6table_nat ip6table_raw ipt_rpfilter ip6t_rpfilter
@@ -102,12 +102,12 @@ INIT
 chmod +x "$root/init"
 (cd "$root" && find . | cpio -o -H newc --quiet | gzip -1) >"$tmp/initrd"
 
-# What is not looked at here and is dear in software: page tables of the kernel's own
-# and a pause for every CPU to be seen, at each of the many ends of a network namespace.
+# Off, since they are slow in software and not tested here: separate page tables of the
+# kernel, and long RCU grace periods at the end of each of many network namespaces.
 quick="mitigations=off rcupdate.rcu_expedited=1 tsc=reliable audit=0"
-# The VM's CPUs take turns (thread=single). At once (thread=multi), a VM panicked in tc_run,
-# at the place of a static key that other tests switch: under QEMU's emulation, a CPU can
-# run the breakpoint with which the kernel changes its code when that is gone already.
+# The VM's CPUs take turns (thread=single). With parallel CPUs (thread=multi), a VM panicked
+# in tc_run, at the address of a static key that other tests switch: under QEMU's emulation, a
+# CPU can run the breakpoint with which the kernel patches its code after it was removed.
 qemu-system-x86_64 -M pc -cpu max -smp 2 -m "${SHUNT_VM_MEMORY:-2048}" -accel tcg,thread=single \
 	-display none -no-reboot -nodefaults -kernel "$kernel/vmlinuz" -initrd "$tmp/initrd" \
 	-append "console=ttyS0 quiet panic=-1 rdinit=/init $quick" \

@@ -1,12 +1,12 @@
 #!/bin/sh
-# build.sh TOOL...: builds the named tools (a tool directive of ./go.mod, by its
-# last word: etcd, kube-apiserver, kube-controller-manager, kube-proxy) into a
-# cache outside the tree, and prints the path of each on stdout, one a line.
+# build.sh TOOL...: builds the named tools (the last element of a tool directive in
+# ./go.mod: etcd, kube-apiserver, kube-controller-manager, kube-proxy) into a cache
+# outside the tree, and prints the path of each on stdout, one a line.
 #
 #   $SHUNT_TOOLS_DIR/<version>/<tool>    (default: ~/.cache/shunt/tools)
 #
-# Does nothing for a tool that is there already. Two calls at once do not build
-# twice: the second one waits for the first. Everything but the paths is on stderr.
+# It does not build a tool that is in the cache. Two calls at once do not build
+# twice: the second one waits for the first. All other output is on stderr.
 set -eu
 
 here=$(cd "$(dirname "$0")" && pwd)
@@ -14,13 +14,13 @@ cache=${SHUNT_TOOLS_DIR:-${XDG_CACHE_HOME:-${HOME:?HOME is not set: set SHUNT_TO
 
 say() { echo "build.sh: $*" >&2; }
 
-# required MODULE: the version that go.mod asks for.
+# required MODULE: prints the version that go.mod requires.
 required() {
 	awk -v m="$1" '$1 == m && $2 ~ /^v/ { print $2; exit }' "$here/go.mod"
 }
 
-# compile PACKAGE VERSION OUTPUT: one static binary. Kubernetes takes its version
-# from the linker; without it the API server calls itself v0.0.0-master.
+# compile PACKAGE VERSION OUTPUT: builds one static binary. The linker sets Kubernetes'
+# version; without it the API server reports v0.0.0-master.
 compile() {
 	stamp="-s -w"
 	case $1 in
@@ -33,7 +33,7 @@ compile() {
 	GOWORK=off CGO_ENABLED=0 go build -C "$here" -trimpath -buildvcs=false -ldflags "$stamp" -o "$3" "$1" >&2
 }
 
-# build TOOL: prints the path of the binary, made first if it is missing.
+# build TOOL: prints the path of the binary, and builds it first if it is missing.
 build() {
 	case $1 in
 	etcd) package=go.etcd.io/etcd/server/v3 module=go.etcd.io/etcd/server/v3 ;;
@@ -53,7 +53,7 @@ build() {
 		mkdir -p "$cache/$version"
 		(
 			flock 9
-			[ ! -x "$binary" ] || exit 0 # somebody else built it while we waited
+			[ ! -x "$binary" ] || exit 0 # another process built it meanwhile
 			say "building $1 $version (minutes when nothing is cached)"
 			start=$(date +%s)
 			# One name is enough under the lock, and what an interrupted call
