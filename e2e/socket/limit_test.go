@@ -17,10 +17,11 @@ import (
 
 // TestFullMap fills each map that a user's objects can fill. The log's error names the map,
 // its size and its flag. What was programmed before works. When there is room again, the
-// rest is programmed without further action. A restart meanwhile changes nothing.
+// rest is programmed without further action. A restart meanwhile changes nothing. The size is
+// such that one Service's share of a map, a sixteenth, holds the four entries of "first".
 func TestFullMap(t *testing.T) {
 	t.Parallel()
-	const size, many = 32, 40
+	const size, many = 128, 40
 	for _, test := range []struct {
 		flag, name string
 	}{
