@@ -92,7 +92,8 @@ func splitGlob(glob string) (dirs, rest string) {
 }
 
 // enterNetns moves the thread into a network namespace that is wanted and was not visited yet.
-// It returns false for one that is gone by now.
+// It returns false if the thread did not move: the namespace is not wanted, was visited already,
+// can't be entered, or is gone.
 func enterNetns(path string, seen map[uint64]bool, wanted func(uint64) bool) (inode uint64, ok bool) {
 	var st unix.Stat_t
 	if unix.Stat(path, &st) != nil || seen[st.Ino] || !wanted(st.Ino) {

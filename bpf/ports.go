@@ -30,8 +30,8 @@ const (
 
 var nodePortSpan = portSpan{30000, 32767}
 
-// enoughPorts is the number of connections to one endpoint for which there must be SNAT ports;
-// with fewer, they are shared with the node's own sockets.
+// enoughPorts is the least number of SNAT ports, and so of connections to one endpoint. If fewer
+// are left without the ephemeral ports, those are used too and shared with the node's own sockets.
 const enoughPorts = 1024
 
 // chooseSourcePorts returns the longest run of ports without node ports, reserved ports and

@@ -262,6 +262,6 @@ func scopeProblemBelow(root string, id uint64) (string, error) {
 	return scopeProblem(fmt.Sprintf("/proc/self/fd/%d", fd), podCgroup)
 }
 
-// fileIDKernfs is FILEID_KERNFS of linux/exportfs.h: a file handle of eight bytes, which are
+// fileIDKernfs is FILEID_KERNFS of the kernel's enum fid_type: a file handle of eight bytes, which are
 // the cgroup's id.
 const fileIDKernfs = 0xfe

@@ -37,7 +37,8 @@ func dropCode() error {
 		if _, err := fmt.Sscanf(lines.Text(), "%x-%x %s", &from, &to, &rights); err != nil {
 			return fmt.Errorf("read %q of /proc/self/maps: %w", lines.Text(), err)
 		}
-		// Only read-only mappings of files: a private page that was written would be lost.
+		// Only executable, unwritable mappings of files: MADV_DONTNEED would discard what was
+		// written to a private page.
 		if rights != "r-xp" || !strings.Contains(lines.Text(), " /") {
 			continue
 		}

@@ -27,7 +27,8 @@ type exceptions struct {
 	held map[netip.Addr]bool
 	// changed: the maps may not hold the wanted exceptions.
 	changed bool
-	// over: there is no room for all exceptions. The start of this state is logged.
+	// over: the excepted cluster IPs need more than exceptionRoom entries, so no service CIDR
+	// is in effect. reconcileCIDRs logs when this begins.
 	over bool
 }
 

@@ -222,7 +222,8 @@ func TestFullMapHurtsOneService(t *testing.T) {
 	}
 }
 
-// TestFullMapSwap checks that, in a full map, what replaces something gets the room of that.
+// TestFullMapSwap checks that a service port can be renamed when map backends has no room for
+// the old and the new port's backends together.
 func TestFullMapSwap(t *testing.T) {
 	clock := newTestClock()
 	r := newRig(t, newGuard(t, maps.NewFake(maps.Sizes{Services: 16, Slots: 64, Backends: 4, Affinity: 16, Sources: 16, Flows: 16}), clock), clock)

@@ -85,8 +85,8 @@ func (m *model) otherAt(f flow, fromClient bool) point {
 }
 
 // acknowledges reports whether an arriving packet of a client acknowledges the backend's last
-// bytes, or nearly. It does not matter which flow the packet belongs to: the client of a remapped
-// flow is on this node, so an arriving packet with its address is forged.
+// bytes, to within segment. It has no case for a remapped flow: the client of that flow is on
+// this node, so none of its packets arrives.
 func (m *model) acknowledges(f flow, v view) bool {
 	if v.proto != protoTCP {
 		return true

@@ -65,8 +65,8 @@ func newWorld() *world {
 	}
 }
 
-// add adds a service port to the world. Every frontend gets all backends, which map ids to
-// endpoints.
+// add adds frontend f, and backends by their ids. Where f.inside or f.outside is nil, that set
+// becomes all of them.
 func (w *world) add(f frontend, backends map[uint32]endpoint) {
 	ids := make([]uint32, 0, len(backends))
 	for id, b := range backends {
