@@ -326,7 +326,12 @@ static __always_inline int tc_begin(struct __sk_buff *skb, struct tc_work *w)
 	enum reason reason;
 
 	w->hash = pkt_hash(pkt);
-	reason = tc_choose(pkt, flow, w->hash, midway);
+	/* Through the map, since the verifier of Linux 5.10 takes two results of tc_choose for the
+	 * same state. It then removed the branch for REASON_NO_FRONTEND, and such packets were
+	 * dropped. */
+	w->reason = tc_choose(pkt, flow, w->hash, midway);
+	asm volatile("" : : : "memory");
+	reason = w->reason;
 	if (midway) {
 		switch (tc_remember(flow, reason, tc_now(w))) {
 		case REASON_FLOW_KEPT:
