@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 
 	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/rlimit"
 )
 
 // Memory is a pinned map of texts that a daemon leaves for the next one and for `shunt status`.
@@ -62,6 +63,10 @@ func OpenMemory(root string) (*Memory, error) {
 	path := filepath.Join(root, memoryPin)
 	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("replace pinned map %s: %w", path, err)
+	}
+	// It may be the first map of the process. Before Linux 5.11 maps count as locked memory.
+	if err := rlimit.RemoveMemlock(); err != nil {
+		return nil, fmt.Errorf("make map %s: raise the limit of locked memory (RLIMIT_MEMLOCK): %w", path, err)
 	}
 	texts, err := ebpf.NewMap(memorySpec())
 	if err != nil {
