@@ -9,8 +9,10 @@ import (
 	gomaps "maps"
 	"net/netip"
 	"slices"
+	"sync"
 	"time"
 
+	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netlink/nl"
 	"go.uber.org/zap"
 	"golang.org/x/sys/unix"
@@ -258,8 +260,9 @@ func (c *Clients) read(ctx context.Context, again func(*clientSpace) bool) error
 		}
 		found[inode] = s
 	})
+	links := sync.OnceValues(netlink.LinkList) // one listing serves all of this scan
 	for _, s := range found {
-		s.settle()
+		s.settle(links)
 	}
 	if err == nil && ctx.Err() == nil {
 		c.spaces = found

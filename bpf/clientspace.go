@@ -64,7 +64,7 @@ func readClientSpace(bound []netip.Addr) (*clientSpace, error) {
 // node would not route back to that pod. Otherwise a process that may add addresses and routes
 // in the pod could make the kernel name a source that is not the pod's, and connect with
 // another.
-func (s *clientSpace) settle() {
+func (s *clientSpace) settle(links func() ([]netlink.Link, error)) {
 	if s.file == nil {
 		return
 	}
@@ -79,7 +79,7 @@ func (s *clientSpace) settle() {
 			continue
 		}
 		if _, asked := leads[source]; !asked {
-			leads[source] = leadsInto(source, s.file)
+			leads[source] = leadsInto(source, s.file, links)
 		}
 		if !leads[source] {
 			delete(s.sources, to)
@@ -89,7 +89,7 @@ func (s *clientSpace) settle() {
 
 // leadsInto reports whether packets to an address leave the calling thread's network namespace
 // by a device whose peer is in space, or by the bridge that such a device is a port of.
-func leadsInto(to netip.Addr, space *os.File) bool {
+func leadsInto(to netip.Addr, space *os.File, links func() ([]netlink.Link, error)) bool {
 	id, err := netlink.GetNetNsIdByFd(int(space.Fd()))
 	if err != nil || id < 0 { // no device of this namespace leads there
 		return false
@@ -98,8 +98,8 @@ func leadsInto(to netip.Addr, space *os.File) bool {
 	if err != nil || len(routes) == 0 {
 		return false
 	}
-	links, err := netlink.LinkList()
-	return err == nil && slices.ContainsFunc(links, func(l netlink.Link) bool {
+	all, err := links()
+	return err == nil && slices.ContainsFunc(all, func(l netlink.Link) bool {
 		a := l.Attrs()
 		return a.NetNsID == id && (a.Index == routes[0].LinkIndex || a.MasterIndex == routes[0].LinkIndex)
 	})
