@@ -19,6 +19,7 @@ import (
 	discoveryv1 "k8s.io/api/discovery/v1"
 
 	"shunt/e2e/kube"
+	"shunt/lab"
 )
 
 // freed bounds the time until shunt serves a port that kube-proxy has released.
@@ -59,13 +60,33 @@ func keys(t *testing.T, body string) map[string]bool {
 	return all
 }
 
+// startKubeProxy runs the real kube-proxy on a node until the test ends.
+func (w *world) startKubeProxy(t *testing.T, n *node) *lab.Cmd {
+	t.Helper()
+	tools, err := kube.Tools(t.Context(), "kube-proxy")
+	check(t, err)
+	pod := n.HostPod("kube-proxy")
+	var log logBuffer
+	proxy := pod.Command(context.Background(), tools[0], "--kubeconfig", w.kubeconfig(), "--hostname-override", n.Name(),
+		"--proxy-mode=nftables", "--conntrack-max-per-core=0", "--conntrack-tcp-timeout-established=0",
+		"--conntrack-tcp-timeout-close-wait=0", "--oom-score-adj=0")
+	proxy.Stdout, proxy.Stderr = &log, &log
+	check(t, proxy.Start())
+	t.Cleanup(func() {
+		_ = proxy.Signal(syscall.SIGKILL)
+		<-proxy.Done()
+		if t.Failed() {
+			t.Logf("kube-proxy's log ends with:\n%s", log.tail(20))
+		}
+	})
+	return proxy
+}
+
 // TestKubeProxyHandsOver runs the real kube-proxy on a node, asks its health servers,
 // starts shunt beside it, and ends kube-proxy: shunt must have the ports within 2 s, and
 // answer with the fields that users of kube-proxy read.
 func TestKubeProxyHandsOver(t *testing.T) {
 	w := setUp(t).in(t, "handover")
-	tools, err := kube.Tools(t.Context(), "kube-proxy")
-	check(t, err)
 	n := w.testNode(t, "handover")
 	w.register(t, n)
 	local := n.Pod("local")
@@ -77,18 +98,7 @@ func TestKubeProxyHandsOver(t *testing.T) {
 	w.createSlice("web", "web-1", onePort, v4(local))
 	w.createSlice("web", "web-2", []discoveryv1.EndpointPort{target("", v1.ProtocolTCP, 8000)}, v6(w.pods[5]))
 
-	pod := n.HostPod("kube-proxy")
-	var log logBuffer
-	proxy := pod.Command(context.Background(), tools[0], "--kubeconfig", w.kubeconfig(), "--hostname-override", n.Name(),
-		"--proxy-mode=nftables", "--conntrack-max-per-core=0", "--conntrack-tcp-timeout-established=0",
-		"--conntrack-tcp-timeout-close-wait=0", "--oom-score-adj=0")
-	proxy.Stdout, proxy.Stderr = &log, &log
-	check(t, proxy.Start())
-	t.Cleanup(func() {
-		if t.Failed() {
-			t.Logf("kube-proxy's log ends with:\n%s", log.tail(20))
-		}
-	})
+	proxy := w.startKubeProxy(t, n)
 	type question struct{ at, path string }
 	at4 := netip.AddrPortFrom(n.Addr4(), port).String()
 	at6 := netip.AddrPortFrom(n.Addr6(), port).String()

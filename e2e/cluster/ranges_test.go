@@ -3,10 +3,8 @@
 package cluster_test
 
 import (
-	"context"
 	"fmt"
 	"net/netip"
-	"syscall"
 	"testing"
 	"time"
 
@@ -14,7 +12,6 @@ import (
 	discoveryv1 "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
-	"shunt/e2e/kube"
 	"shunt/lab"
 )
 
@@ -51,8 +48,6 @@ func whole(addrs ...netip.Addr) (ranges []string) {
 // the same pods and processes of their nodes to load-balancer IPs with source ranges.
 func TestSourceRangesAsKubeProxy(t *testing.T) {
 	w := setUp(t).in(t, "ranges")
-	tools, err := kube.Tools(t.Context(), "kube-proxy")
-	check(t, err)
 	theirs, ours := w.rangesNode(t, "theirs"), w.rangesNode(t, "ours")
 	nodes := []*rangesNode{theirs, ours}
 	of := func(addrs func(*rangesNode) []netip.Addr) (ranges []string) {
@@ -99,20 +94,7 @@ func TestSourceRangesAsKubeProxy(t *testing.T) {
 			}
 		}
 	}
-	pod := theirs.HostPod("kube-proxy")
-	var log logBuffer
-	proxy := pod.Command(context.Background(), tools[0], "--kubeconfig", w.kubeconfig(), "--hostname-override", theirs.Name(),
-		"--proxy-mode=nftables", "--conntrack-max-per-core=0", "--conntrack-tcp-timeout-established=0",
-		"--conntrack-tcp-timeout-close-wait=0", "--oom-score-adj=0")
-	proxy.Stdout, proxy.Stderr = &log, &log
-	check(t, proxy.Start())
-	t.Cleanup(func() {
-		_ = proxy.Signal(syscall.SIGKILL)
-		<-proxy.Done()
-		if t.Failed() {
-			t.Logf("kube-proxy's log ends with:\n%s", log.tail(20))
-		}
-	})
+	w.startKubeProxy(t, theirs.node)
 	d := w.runFor(t, daemonOptions{name: "ranges", node: ours.node})
 	d.await(t, `"in effect"`)
 
