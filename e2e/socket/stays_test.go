@@ -27,6 +27,7 @@ func TestEndpointStays(t *testing.T) {
 		p.Serve("tcp", otherPort)
 		p.Serve("udp", otherPort)
 	}
+	renamed, swapped := [2]string{"new-a-", "new-b-"}, [2]string{"b-", "a-"}
 	for i, test := range []struct {
 		name string
 		run  func(c *cluster, name string, n int)
@@ -34,10 +35,10 @@ func TestEndpointStays(t *testing.T) {
 		{"addresses go to another service at once", addressesGo(false)},
 		{"addresses are nobody's for a moment", addressesGo(true)},
 		{"another service has the cluster IP", serviceReplaced},
-		{"names of ports change, in the slices later", renamedInTurn(true)},
-		{"names of ports change, in the slices first", renamedInTurn(false)},
-		{"ports swap names", portsSwapped(false)},
-		{"ports swap names, in the slices later", portsSwapped(true)},
+		{"names of ports change, in the slices later", namesChange(renamed, "service")},
+		{"names of ports change, in the slices first", namesChange(renamed, "slices")},
+		{"ports swap names", namesChange(swapped, "")},
+		{"ports swap names, in the slices later", namesChange(swapped, "service")},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			sub := *c
@@ -165,36 +166,24 @@ func (c *cluster) holdNamed(n int) (all []held) {
 	return all
 }
 
-func renamedInTurn(serviceFirst bool) func(c *cluster, name string, n int) {
+// namesChange changes the names of two ports to after: first in the object that first names,
+// "service" or "slices", and a moment later in the other one; in both at once if it names none.
+func namesChange(after [2]string, first string) func(c *cluster, name string, n int) {
 	return func(c *cluster, name string, n int) {
-		before, after := [2]string{"a-", "b-"}, [2]string{"new-a-", "new-b-"}
+		before := [2]string{"a-", "b-"}
 		service, slices := c.named(name, n, before, before)
 		c.apply(service, slices)
 		all := c.holdNamed(n)
-		renamed, inSlices := c.named(name, n, after, after)
-		if serviceFirst {
-			c.apply(renamed)
-		} else {
+		changed, inSlices := c.named(name, n, after, after)
+		switch first {
+		case "service":
+			c.apply(changed)
+			time.Sleep(moment)
+		case "slices":
 			c.apply(inSlices)
-		}
-		time.Sleep(moment)
-		c.apply(renamed, inSlices)
-		c.wantHeld(all)
-	}
-}
-
-func portsSwapped(serviceFirst bool) func(c *cluster, name string, n int) {
-	return func(c *cluster, name string, n int) {
-		before, after := [2]string{"a-", "b-"}, [2]string{"b-", "a-"}
-		service, slices := c.named(name, n, before, before)
-		c.apply(service, slices)
-		all := c.holdNamed(n)
-		swapped, inSlices := c.named(name, n, after, after)
-		if serviceFirst {
-			c.apply(swapped)
 			time.Sleep(moment)
 		}
-		c.apply(swapped, inSlices)
+		c.apply(changed, inSlices)
 		c.wantHeld(all)
 	}
 }
