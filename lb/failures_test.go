@@ -339,8 +339,8 @@ func TestNodeObjectsFailAlone(t *testing.T) {
 	r.sameAs(r.fresh(), "settled")
 }
 
-// TestHealthCheckOfFailingService checks that the healthCheckNodePort of a service that cannot be
-// programmed reports no local endpoints, and that of another service is unaffected.
+// TestHealthCheckOfFailingService checks two healthCheckNodePorts. That of a service which cannot be
+// programmed reports no local endpoints. That of another service reports its own as before.
 func TestHealthCheckOfFailingService(t *testing.T) {
 	s := newStubborn(t, roomy)
 	balanced := func(i int) *Service {

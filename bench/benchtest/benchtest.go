@@ -47,7 +47,7 @@ func limit(p bench.Path) bench.Path {
 	return bench.PathPod
 }
 
-// paths gives those that a contender is asked by.
+// paths returns the paths by which a contender is asked.
 func paths(name string) []bench.Path {
 	if name == "direct" {
 		return []bench.Path{bench.PathPod, bench.PathNear, bench.PathFar}

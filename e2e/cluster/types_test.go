@@ -74,7 +74,7 @@ func TestServiceTypes(t *testing.T) {
 
 func nodePort(s *v1.Service) uint16 { return uint16(s.Spec.Ports[0].NodePort) }
 
-// TestExternalIPs gives two services the same address: the older one has it, then the
+// TestExternalIPs creates two services with the same external IP: the older one has it, then the
 // younger one when the older one drops it. The address is served all the time.
 func TestExternalIPs(t *testing.T) {
 	w := setUp(t).in(t, "external")

@@ -52,8 +52,8 @@ func (c *play) backendSays(flags uint8, frontend, b netip.AddrPort) {
 	c.leaves(tcp(b, c.client, flags)).becomes(tcp(frontend, c.client, flags), "reply_restored")
 }
 
-// replaceBackend gives the service one other endpoint, with id 19. The id of the first one,
-// 10, is freed.
+// replaceBackend replaces the endpoint of the service, which has id 10, by another one with id
+// 19. Id 10 is freed.
 func (c *play) replaceBackend(with netip.AddrPort) {
 	c.Helper()
 	c.world.backends = map[uint32]endpoint{}

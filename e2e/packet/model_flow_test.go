@@ -152,7 +152,7 @@ func (m *model) remove(k flowKey) {
 	delete(m.fresh, k)
 }
 
-// begin records a new flow. It gives the client a port towards the backend that no other
+// begin records a new flow. It chooses the client's port towards the backend: one that no other
 // flow has there.
 func (m *model) begin(f *flow, v view) bool {
 	hash, claimed := pick(v.src, v.dst, v.proto), false
@@ -256,7 +256,7 @@ func (m *model) clients(f flow) bool {
 	return !ok || there.sameEnds(f)
 }
 
-// source gives a flow its SNAT address and port. It returns an empty string, or the reason
+// source sets the SNAT address and port of a flow. It returns an empty string, or the reason
 // why it gets none.
 func (m *model) source(f *flow, hash uint32) string {
 	if f.flags&maps.FlowDisplaced == 0 {

@@ -148,8 +148,9 @@ func (m *model) pieceKey(v view) pieceKey {
 	return k
 }
 
-// piece gives a fragment the ports of the first one. Without these it belongs to no flow,
-// and is dropped if it is for a frontend's address that the node itself does not have.
+// piece sets the ports of a later fragment to those of the first one. If these are not known, the
+// fragment belongs to no flow. It is dropped if it is for a frontend's address that the node itself
+// does not have.
 func (m *model) piece(v view) (uint32, string) {
 	first, ok := m.pieces[m.pieceKey(v)]
 	if !ok || m.now >= first.noted+int64(pieceAge) {

@@ -83,8 +83,8 @@ func variants() []variant {
 	return all
 }
 
-// checkComplete (BPF_F_TEST_SKB_CHECKSUM_COMPLETE, Linux 6.17) gives a packet the checksum
-// that a device computes over all of it, and fails the run if that is wrong afterwards.
+// checkComplete (BPF_F_TEST_SKB_CHECKSUM_COMPLETE, Linux 6.17) sets the checksum that
+// a device computes over the whole packet. The run fails if that is wrong afterwards.
 const checkComplete = 4
 
 // TestPackets runs the whole table in every variant. Some case must reach each reason of
