@@ -181,12 +181,12 @@ func (p *inside) open() (err error) {
 	if err != nil {
 		return err
 	}
-	ports, err := bpf.ReadSourcePorts()
+	ports, err := bpf.ReadSNATPorts()
 	if err != nil {
 		return err
 	}
 	p.packets, err = bpf.NewPacketPath(bpf.PacketPathOptions{Root: p.task.Root, Set: p.set, Maps: p.kernel, Log: zap.NewNop(),
-		Programs: bpf.PacketOptions{SourcePorts: ports, FlowSeed: seed, ClusterCIDRs: []netip.Prefix{lab.ClusterCIDR4}}})
+		Programs: bpf.PacketOptions{SNATPorts: ports, FlowSeed: seed, ClusterCIDRs: []netip.Prefix{lab.ClusterCIDR4}}})
 	return err
 }
 

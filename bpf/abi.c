@@ -8,7 +8,7 @@
  * themselves are never loaded. */
 enum reason abi_reason;
 enum frontend_kind abi_frontend_kind;
-enum service_flag abi_service_flag;
+enum frontend_flag abi_frontend_flag;
 enum backend_flag abi_backend_flag;
 enum addr_flag abi_addr_flag;
 enum device_flag abi_device_flag;

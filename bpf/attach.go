@@ -63,7 +63,7 @@ func (p *Programs) mend(root, cgroup string) ([]hookState, error) {
 		if again := planHook(p.view(h, dir, at, want), want); again.wrong != "" {
 			s.out = again.out
 			if s.problem == "" {
-				s.problem = "mended, and wrong again at once: " + again.wrong
+				s.problem = "repaired, and wrong again at once: " + again.wrong
 			}
 		}
 		return s

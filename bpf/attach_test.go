@@ -35,7 +35,7 @@ func TestVerifyElsewhere(t *testing.T) {
 		t.Errorf("where it is not attached: %v", err)
 	}
 	for _, cg := range []string{here, there} {
-		entries, err := filepath.Glob(filepath.Join(cg, "shunt-probe-*"))
+		entries, err := filepath.Glob(filepath.Join(cg, "shunt-hook-check-*"))
 		if err != nil || len(entries) != 0 {
 			t.Errorf("cgroups of probes are left: %v, %v", entries, err)
 		}

@@ -55,7 +55,7 @@ func readClientSpace(bound []netip.Addr) (*clientSpace, error) {
 	addrs := slices.DeleteFunc(all, netip.Addr.IsLoopback)
 	s := &clientSpace{cookie: cookie, addrs: addrs, sources: clientSources(addrs, bound, routeSource)}
 	if s.several() {
-		s.file, err = os.Open(ownNetns)
+		s.file, err = os.Open(hostNetns)
 	}
 	return s, err
 }

@@ -102,8 +102,8 @@ func TestDeviceNames(t *testing.T) {
 	}
 }
 
-// TestSources: the device's own address comes first, then any other that the kernel may choose.
-func TestSources(t *testing.T) {
+// TestSourceRanges: the device's own address comes first, then any other that the kernel may choose.
+func TestSourceRanges(t *testing.T) {
 	lo := dev("lo", kindLoopback, "-127.0.0.1/8", "-::1/128")
 	eth0 := dev("eth0", "device", "192.0.2.1/24", "198.51.100.1/24", "-2001:db8::bad/64", "2001:db8::1/64", "-fe80::1/64")
 	flannel := dev("flannel.1", "vxlan", "10.244.0.0/32", "-fe80::2/64")

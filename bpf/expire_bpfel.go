@@ -38,8 +38,8 @@ const (
 	expireVarConfigHasSetRetval        = "config_has_set_retval"
 	expireVarConfigNetnsCookie         = "config_netns_cookie"
 	expireVarConfigPodDevice           = "config_pod_device"
-	expireVarConfigSourcePortCount     = "config_source_port_count"
-	expireVarConfigSourcePortFirst     = "config_source_port_first"
+	expireVarConfigSnatPortCount       = "config_snat_port_count"
+	expireVarConfigSnatPortFirst       = "config_snat_port_first"
 	expireVarConfigTimeouts            = "config_timeouts"
 	expireVarConfigUnreachableInterval = "config_unreachable_interval"
 	expireVarExpireCount               = "expire_count"
@@ -111,8 +111,8 @@ type expireVariableSpecs struct {
 	ConfigHasSetRetval        *ebpf.VariableSpec `ebpf:"config_has_set_retval"`
 	ConfigNetnsCookie         *ebpf.VariableSpec `ebpf:"config_netns_cookie"`
 	ConfigPodDevice           *ebpf.VariableSpec `ebpf:"config_pod_device"`
-	ConfigSourcePortCount     *ebpf.VariableSpec `ebpf:"config_source_port_count"`
-	ConfigSourcePortFirst     *ebpf.VariableSpec `ebpf:"config_source_port_first"`
+	ConfigSnatPortCount       *ebpf.VariableSpec `ebpf:"config_snat_port_count"`
+	ConfigSnatPortFirst       *ebpf.VariableSpec `ebpf:"config_snat_port_first"`
 	ConfigTimeouts            *ebpf.VariableSpec `ebpf:"config_timeouts"`
 	ConfigUnreachableInterval *ebpf.VariableSpec `ebpf:"config_unreachable_interval"`
 	ExpireCount               *ebpf.VariableSpec `ebpf:"expire_count"`
@@ -159,8 +159,8 @@ type expireVariables struct {
 	ConfigHasSetRetval        *ebpf.Variable `ebpf:"config_has_set_retval"`
 	ConfigNetnsCookie         *ebpf.Variable `ebpf:"config_netns_cookie"`
 	ConfigPodDevice           *ebpf.Variable `ebpf:"config_pod_device"`
-	ConfigSourcePortCount     *ebpf.Variable `ebpf:"config_source_port_count"`
-	ConfigSourcePortFirst     *ebpf.Variable `ebpf:"config_source_port_first"`
+	ConfigSnatPortCount       *ebpf.Variable `ebpf:"config_snat_port_count"`
+	ConfigSnatPortFirst       *ebpf.Variable `ebpf:"config_snat_port_first"`
 	ConfigTimeouts            *ebpf.Variable `ebpf:"config_timeouts"`
 	ConfigUnreachableInterval *ebpf.Variable `ebpf:"config_unreachable_interval"`
 	ExpireCount               *ebpf.Variable `ebpf:"expire_count"`

@@ -61,7 +61,7 @@ const (
 	expiryPause = 20 * time.Millisecond
 	// The kernel's iterator takes time for every bucket, also an empty one; a system call that
 	// reads a batch of entries takes time only for these. Both take the same time when one
-	// bucket in iterFill has an entry (BenchmarkExpiryPass).
+	// bucket in iterFill has an entry (BenchmarkExpiryScan).
 	iterFill = 8
 	// The map is under pressure from pressureHigh percent of its size on, until it is at
 	// pressureLow percent.

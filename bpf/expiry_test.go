@@ -95,9 +95,9 @@ func (r *expiryRig) mustPass() (enough bool) {
 func flowOf(i int, protocol, flags uint8, used uint64, said ...uint8) maps.Flow {
 	client := netip.AddrPortFrom(netip.AddrFrom4([4]byte{192, byte(i >> 16), byte(i >> 8), byte(i)}), 1000)
 	e := maps.Ends{Client: client, Inner: client, Frontend: netip.MustParseAddrPort("10.96.0.1:80"),
-		Backend: netip.MustParseAddrPort("10.244.0.1:8080"), Node: netip.MustParseAddrPort("[::]:0")}
+		Backend: netip.MustParseAddrPort("10.244.0.1:8080"), SNAT: netip.MustParseAddrPort("[::]:0")}
 	if flags&maps.FlowSNAT != 0 {
-		e.Node = netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, byte(i >> 16), byte(i >> 8), byte(i)}), 61000)
+		e.SNAT = netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, byte(i >> 16), byte(i >> 8), byte(i)}), 61000)
 	}
 	f := maps.NewFlow(e, protocol, flags, used)
 	if len(said) == 2 {
@@ -354,8 +354,8 @@ func TestTimeouts(t *testing.T) {
 	}
 }
 
-// BenchmarkExpiryPass scans maps of the default size without expired entries.
-func BenchmarkExpiryPass(b *testing.B) {
+// BenchmarkExpiryScan scans maps of the default size without expired entries.
+func BenchmarkExpiryScan(b *testing.B) {
 	for _, entries := range []int{0, 10000, 64000, 128000, 400000} {
 		for _, iter := range []bool{true, false} {
 			b.Run(fmt.Sprintf("entries=%d/iterator=%t", entries, iter), func(b *testing.B) {

@@ -181,7 +181,7 @@ func (h *Hooks) changed(now, last map[string]string) map[string]string {
 func (h *Hooks) pass(ctx context.Context) map[string]string {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	p := hooksPass{h: h, problems: map[string]string{EffectCgroup: "", EffectPins: ""}, found: map[string]string{}}
+	p := hooksScan{h: h, problems: map[string]string{EffectCgroup: "", EffectPins: ""}, found: map[string]string{}}
 	p.findCgroup()
 	p.keepPins()
 	p.attach()
@@ -204,7 +204,7 @@ func (h *Hooks) packets() map[string]string {
 }
 
 // report logs the changes, counts the repairs and stores the problems.
-func (h *Hooks) report(p *hooksPass) {
+func (h *Hooks) report(p *hooksScan) {
 	before := h.Last()
 	for _, name := range slices.Sorted(maps.Keys(p.problems)) {
 		now, found := p.problems[name], p.found[name]
@@ -228,8 +228,8 @@ func (h *Hooks) report(p *hooksPass) {
 	h.problems = p.problems
 }
 
-// hooksPass is one scan of Hooks.
-type hooksPass struct {
+// hooksScan is one scan of Hooks.
+type hooksScan struct {
 	h *Hooks
 	// problems are what is wrong at the end, found what was wrong and was repaired; both by
 	// name.
@@ -239,7 +239,7 @@ type hooksPass struct {
 }
 
 // findCgroup finds the directory of the cgroup, which may have moved.
-func (p *hooksPass) findCgroup() {
+func (p *hooksScan) findCgroup() {
 	dir, err := p.h.opts.FindCgroup()
 	if err != nil {
 		p.problems[EffectCgroup] = err.Error()
@@ -250,7 +250,7 @@ func (p *hooksPass) findCgroup() {
 
 // keepPins restores what is missing on the bpf file system: the directory, and the pins of
 // maps, seed and the daemon's memory.
-func (p *hooksPass) keepPins() {
+func (p *hooksScan) keepPins() {
 	o := &p.h.opts
 	var did []string
 	moved, err := o.Lock.Keep(o.Root, o.MountBPFFS)
@@ -283,7 +283,7 @@ func (p *hooksPass) keepPins() {
 }
 
 // attach repairs links and programs.
-func (p *hooksPass) attach() {
+func (p *hooksScan) attach() {
 	if p.h.cgroup == "" {
 		return
 	}
@@ -310,7 +310,7 @@ func (p *hooksPass) attach() {
 	}
 }
 
-func (p *hooksPass) mend() ([]hookState, error) {
+func (p *hooksScan) mend() ([]hookState, error) {
 	programs := p.h.opts.Programs
 	switch {
 	case p.problems[EffectCgroup] != "": // there is no cgroup to attach to
@@ -340,7 +340,7 @@ func join(what, text string) string {
 }
 
 // prove checks by system calls that the hooks act.
-func (p *hooksPass) prove(ctx context.Context) {
+func (p *hooksScan) prove(ctx context.Context) {
 	if p.h.cgroup == "" || p.problems[EffectCgroup] != "" {
 		return
 	}
@@ -357,7 +357,7 @@ func (p *hooksPass) prove(ctx context.Context) {
 }
 
 // readScope checks that pods are below the cgroup.
-func (p *hooksPass) readScope() {
+func (p *hooksScan) readScope() {
 	if p.h.cgroup == "" || p.problems[EffectCgroup] != "" {
 		return
 	}

@@ -59,9 +59,9 @@ func newHooksRig(t testing.TB) (h *Hooks, root, cg string, repaired map[string]i
 	return h, root, cg, repaired
 }
 
-// TestHooksMend: Now and a scan find every change of links, pins and the cgroup, and the scan
+// TestHooksRepair: Now and a scan find every change of links, pins and the cgroup, and the scan
 // repairs it.
-func TestHooksMend(t *testing.T) {
+func TestHooksRepair(t *testing.T) {
 	h, root, cg, repaired := newHooksRig(t)
 	pin := func(name string) string { return filepath.Join(root, linkDir, name) }
 	for _, test := range []struct {
@@ -228,9 +228,9 @@ func passing(at ebpf.AttachType) *ebpf.ProgramSpec {
 		Instructions: asm.Instructions{asm.Mov.Imm(asm.R0, 1), asm.Return()}}
 }
 
-// BenchmarkHooksPass measures a scan where nothing is wrong, and Now, as at a scrape. The
+// BenchmarkHooksScan measures a scan where nothing is wrong, and Now, as at a scrape. The
 // cgroup is not the root of the hierarchy; the processes are this machine's.
-func BenchmarkHooksPass(b *testing.B) {
+func BenchmarkHooksScan(b *testing.B) {
 	h, _, _, _ := newHooksRig(b)
 	b.Run("pass", func(b *testing.B) {
 		for b.Loop() {
@@ -244,7 +244,7 @@ func BenchmarkHooksPass(b *testing.B) {
 	})
 	b.Run("connects", func(b *testing.B) {
 		for b.Loop() {
-			probe()
+			hookCheck()
 		}
 	})
 	b.Run("processes", func(b *testing.B) {

@@ -49,7 +49,7 @@ func (h *Hooks) lookEarlier() (ok, own bool) {
 	ok = strings.Join(slices.Collect(maps.Values(problems)), "") == ""
 	if h.first {
 		maps.Copy(problems, h.packets())
-		h.report(&hooksPass{h: h, problems: problems})
+		h.report(&hooksScan{h: h, problems: problems})
 	}
 	return ok, !h.first
 }

@@ -13,22 +13,22 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// ownNetns is the network namespace of the thread that opens it. /proc/self would be that of
+// hostNetns is the network namespace of the thread that opens it. /proc/self would be that of
 // the process's first thread.
-const ownNetns = "/proc/thread-self/ns/net"
+const hostNetns = "/proc/thread-self/ns/net"
 
 // InOtherNetns reports whether a process is known to be in another network namespace than the
 // calling thread.
 func InOtherNetns(pid uint32) bool {
 	var here, there unix.Stat_t
-	return unix.Stat(ownNetns, &here) == nil && unix.Stat(fmt.Sprintf("/proc/%d/ns/net", pid), &there) == nil &&
+	return unix.Stat(hostNetns, &here) == nil && unix.Stat(fmt.Sprintf("/proc/%d/ns/net", pid), &there) == nil &&
 		here.Ino != there.Ino
 }
 
 // netnsGlobs are the paths of network namespaces: those of processes, and those that are
 // mounted without a process. In a pid namespace of its own the daemon would see only its own
 // processes: therefore its pod has hostPID.
-var netnsGlobs = []string{ownNetns, "/proc/[0-9]*/ns/net", "/run/netns/*", "/run/docker/netns/*"}
+var netnsGlobs = []string{hostNetns, "/proc/[0-9]*/ns/net", "/run/netns/*", "/run/docker/netns/*"}
 
 // threadGlobs are the paths of single threads' network namespaces: a thread may have left that
 // of its process. These are many files, so they are read only for namespaces that are not found
@@ -41,7 +41,7 @@ func eachNetns(ctx context.Context, globs []string, wanted func(inode uint64) bo
 	done := make(chan error, 1)
 	go func() {
 		runtime.LockOSThread()
-		home, err := os.Open(ownNetns)
+		home, err := os.Open(hostNetns)
 		if err != nil {
 			runtime.UnlockOSThread()
 			done <- fmt.Errorf("open this thread's network namespace: %w", err)

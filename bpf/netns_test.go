@@ -62,7 +62,7 @@ func threadNetns(t *testing.T) (inode uint64) {
 		err := unix.Unshare(unix.CLONE_NEWNET) // never unlocked: the thread ends with this goroutine
 		var st unix.Stat_t
 		if err == nil {
-			err = unix.Stat(ownNetns, &st)
+			err = unix.Stat(hostNetns, &st)
 		}
 		inode = st.Ino
 		made <- err
@@ -83,7 +83,7 @@ func threadNetns(t *testing.T) (inode uint64) {
 // eachNetns visits each network namespace once and from within, also those that only a process
 // is in. A namespace that can't be entered does not stop it.
 func TestEachNetns(t *testing.T) {
-	foreign, own := foreignNetns(t), inodeOf(t, ownNetns)
+	foreign, own := foreignNetns(t), inodeOf(t, hostNetns)
 	if err := os.MkdirAll("/run/netns", 0o755); err != nil {
 		t.Fatal(err)
 	}
@@ -100,7 +100,7 @@ func TestEachNetns(t *testing.T) {
 			t.Errorf("visited %s, which is no network namespace", path)
 		}
 		var st unix.Stat_t
-		if err := unix.Stat(ownNetns, &st); err != nil || st.Ino != inode {
+		if err := unix.Stat(hostNetns, &st); err != nil || st.Ino != inode {
 			t.Errorf("visit of %d from within %d (%v)", inode, st.Ino, err)
 		}
 	})
@@ -149,7 +149,7 @@ func TestEachNetns(t *testing.T) {
 // which never ends.
 func TestEachNetnsGoesHome(t *testing.T) {
 	foreignNetns(t)
-	own := inodeOf(t, ownNetns)
+	own := inodeOf(t, hostNetns)
 	var walks sync.WaitGroup
 	for range 8 {
 		walks.Go(func() {
@@ -180,7 +180,7 @@ func TestEachNetnsGoesHome(t *testing.T) {
 // The part after a pattern's last wildcard is not globbed.
 func TestSplitGlob(t *testing.T) {
 	for glob, want := range map[string][2]string{
-		ownNetns:                          {ownNetns, ""},
+		hostNetns:                         {hostNetns, ""},
 		"/proc/[0-9]*/ns/net":             {"/proc/[0-9]*", "/ns/net"},
 		"/run/netns/*":                    {"/run/netns/*", ""},
 		"/proc/[0-9]*/task/[0-9]*/ns/net": {"/proc/[0-9]*/task/[0-9]*", "/ns/net"},

@@ -35,7 +35,7 @@ func newNetns(t *testing.T) {
 		t.Skip("network namespaces need root")
 	}
 	runtime.LockOSThread()
-	home, err := os.Open(ownNetns)
+	home, err := os.Open(hostNetns)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -56,7 +56,7 @@ func newNetns(t *testing.T) {
 // waits until it ends.
 func goHere(t *testing.T, fn func()) (wait func()) {
 	t.Helper()
-	here, err := os.Open(ownNetns)
+	here, err := os.Open(hostNetns)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -65,7 +65,7 @@ func goHere(t *testing.T, fn func()) (wait func()) {
 		defer close(done)
 		defer here.Close()
 		runtime.LockOSThread()
-		home, err := os.Open(ownNetns)
+		home, err := os.Open(hostNetns)
 		if err != nil {
 			t.Error(err)
 			return
@@ -125,7 +125,7 @@ func (n *node) path(change ...func(*PacketPathOptions)) *PacketPath {
 	core, logs := observer.New(zap.InfoLevel)
 	n.log = logs
 	opts := PacketPathOptions{Root: n.root, Set: n.set, Maps: n.maps, Log: zap.New(core), noTCX: n.noTCX,
-		Programs: PacketOptions{SourcePorts: SourcePorts{First: 61000, Count: 4536}}}
+		Programs: PacketOptions{SNATPorts: SNATPorts{First: 61000, Count: 4536}}}
 	if testing.Short() && !n.real {
 		opts.Programs.edit = onlyCount
 	}
@@ -334,9 +334,9 @@ func (n *node) foreign() *ebpf.Program {
 	return p
 }
 
-// sourcesOf returns the addresses of a device's entry in map devices as text, "" where there is
+// sourceRangesOf returns the addresses of a device's entry in map devices as text, "" where there is
 // no entry.
-func (n *node) sourcesOf(index int) string {
+func (n *node) sourceRangesOf(index int) string {
 	n.Helper()
 	all, err := n.maps.Devices()
 	n.must(err)
@@ -354,7 +354,7 @@ func (n *node) awayNetns() (fd int) {
 	goHere(n.T, func() {
 		err := unix.Unshare(unix.CLONE_NEWNET)
 		if err == nil {
-			fd, err = unix.Open(ownNetns, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+			fd, err = unix.Open(hostNetns, unix.O_RDONLY|unix.O_CLOEXEC, 0)
 		}
 		if err != nil {
 			n.Error(err)

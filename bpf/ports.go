@@ -8,9 +8,9 @@ import (
 	"strings"
 )
 
-// SourcePorts are the SNAT ports: Count of them from First on, in host byte order. Port 1024
+// SNATPorts are the SNAT ports: Count of them from First on, in host byte order. Port 1024
 // follows 65535.
-type SourcePorts struct {
+type SNATPorts struct {
 	First, Count uint32
 	// Shared: too few ports are left without those that the kernel assigns to sockets of this
 	// node, so these are among them. Two such connections to one endpoint may be mistaken for
@@ -34,17 +34,17 @@ var nodePortSpan = portSpan{30000, 32767}
 // are left without the ephemeral ports, those are used too and shared with the node's own sockets.
 const enoughPorts = 1024
 
-// chooseSourcePorts returns the longest run of ports without node ports, reserved ports and
+// chooseSNATPorts returns the longest run of ports without node ports, reserved ports and
 // those that the kernel assigns (ephemeral). If that is too short, ephemeral ports are used
 // too.
-func chooseSourcePorts(ephemeral portSpan, reserved []portSpan) SourcePorts {
+func chooseSNATPorts(ephemeral portSpan, reserved []portSpan) SNATPorts {
 	taken := append([]portSpan{nodePortSpan}, reserved...)
 	first, count := longestRun(append(taken, ephemeral))
 	if count >= enoughPorts {
-		return SourcePorts{First: first, Count: count}
+		return SNATPorts{First: first, Count: count}
 	}
 	first, count = longestRun(taken)
-	return SourcePorts{First: first, Count: count, Shared: true}
+	return SNATPorts{First: first, Count: count, Shared: true}
 }
 
 // longestRun returns the longest run of ports that are in no span, on the circle where 1024
@@ -116,22 +116,22 @@ func skippedPorts() (first, last uint32, err error) {
 	return 1, 0, nil
 }
 
-// ReadSourcePorts chooses the SNAT ports by this network namespace's sysctls.
-func ReadSourcePorts() (SourcePorts, error) {
+// ReadSNATPorts chooses the SNAT ports by this network namespace's sysctls.
+func ReadSNATPorts() (SNATPorts, error) {
 	spans := map[string][]portSpan{}
 	for _, name := range []string{sysctlEphemeral, sysctlReserved} {
 		text, err := readSysctl(name)
 		if err != nil {
-			return SourcePorts{}, err
+			return SNATPorts{}, err
 		}
 		if spans[name], err = parseSpans(text); err != nil {
-			return SourcePorts{}, fmt.Errorf("read sysctl %s: %w", name, err)
+			return SNATPorts{}, fmt.Errorf("read sysctl %s: %w", name, err)
 		}
 	}
 	if len(spans[sysctlEphemeral]) != 1 {
-		return SourcePorts{}, fmt.Errorf("read sysctl %s: not one range", sysctlEphemeral)
+		return SNATPorts{}, fmt.Errorf("read sysctl %s: not one range", sysctlEphemeral)
 	}
-	return chooseSourcePorts(spans[sysctlEphemeral][0], spans[sysctlReserved]), nil
+	return chooseSNATPorts(spans[sysctlEphemeral][0], spans[sysctlReserved]), nil
 }
 
 const (

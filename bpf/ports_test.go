@@ -4,35 +4,35 @@ package bpf
 
 import "testing"
 
-// TestChooseSourcePorts: the ports are the longest run without ports that the kernel assigns,
+// TestChooseSNATPorts: the ports are the longest run without ports that the kernel assigns,
 // node ports and reserved ones.
-func TestChooseSourcePorts(t *testing.T) {
+func TestChooseSNATPorts(t *testing.T) {
 	usual := portSpan{32768, 60999}
 	for _, c := range []struct {
 		what      string
 		ephemeral portSpan
 		reserved  string
-		want      SourcePorts
+		want      SNATPorts
 	}{
-		{"the kernel's default, round the end", usual, "", SourcePorts{First: 61000, Count: 4536 + 28976}},
-		{"up to the end", portSpan{32768, 65535}, "", SourcePorts{First: 1024, Count: 28976}},
-		{"from the start", portSpan{1024, 20000}, "", SourcePorts{First: 32768, Count: 65536 - 32768}},
-		{"over the node ports", portSpan{20000, 40000}, "", SourcePorts{First: 40001, Count: 25535 + 18976}},
-		{"within the node ports", portSpan{30100, 30200}, "", SourcePorts{First: 32768, Count: 32768 + 28976}},
-		{"with reserved ports below", usual, "8080,9148", SourcePorts{First: 9149, Count: 20851}},
-		{"with reserved ports above", usual, "30000-32767,61000-61999", SourcePorts{First: 62000, Count: 3536 + 28976}},
-		{"with one near", usual, "29999", SourcePorts{First: 61000, Count: 4536 + 28975}},
-		{"the kernel takes all", portSpan{1024, 65535}, "", SourcePorts{First: 32768, Count: 32768 + 28976, Shared: true}},
-		{"and more", portSpan{1, 65535}, "1024-65000", SourcePorts{First: 65001, Count: 535, Shared: true}},
-		{"few are left", portSpan{1500, 65535}, "", SourcePorts{First: 32768, Count: 32768 + 28976, Shared: true}},
-		{"just enough are left", portSpan{2048, 65535}, "", SourcePorts{First: 1024, Count: 1024}},
-		{"nothing at all", usual, "1-65535", SourcePorts{Shared: true}},
+		{"the kernel's default, round the end", usual, "", SNATPorts{First: 61000, Count: 4536 + 28976}},
+		{"up to the end", portSpan{32768, 65535}, "", SNATPorts{First: 1024, Count: 28976}},
+		{"from the start", portSpan{1024, 20000}, "", SNATPorts{First: 32768, Count: 65536 - 32768}},
+		{"over the node ports", portSpan{20000, 40000}, "", SNATPorts{First: 40001, Count: 25535 + 18976}},
+		{"within the node ports", portSpan{30100, 30200}, "", SNATPorts{First: 32768, Count: 32768 + 28976}},
+		{"with reserved ports below", usual, "8080,9148", SNATPorts{First: 9149, Count: 20851}},
+		{"with reserved ports above", usual, "30000-32767,61000-61999", SNATPorts{First: 62000, Count: 3536 + 28976}},
+		{"with one near", usual, "29999", SNATPorts{First: 61000, Count: 4536 + 28975}},
+		{"the kernel takes all", portSpan{1024, 65535}, "", SNATPorts{First: 32768, Count: 32768 + 28976, Shared: true}},
+		{"and more", portSpan{1, 65535}, "1024-65000", SNATPorts{First: 65001, Count: 535, Shared: true}},
+		{"few are left", portSpan{1500, 65535}, "", SNATPorts{First: 32768, Count: 32768 + 28976, Shared: true}},
+		{"just enough are left", portSpan{2048, 65535}, "", SNATPorts{First: 1024, Count: 1024}},
+		{"nothing at all", usual, "1-65535", SNATPorts{Shared: true}},
 	} {
 		reserved, err := parseSpans(c.reserved)
 		if err != nil {
 			t.Fatal(err)
 		}
-		got := chooseSourcePorts(c.ephemeral, reserved)
+		got := chooseSNATPorts(c.ephemeral, reserved)
 		if got != c.want {
 			t.Errorf("%s: %+v, want %+v", c.what, got, c.want)
 		}

@@ -27,8 +27,8 @@ const (
 	probeVarConfigHasSetRetval        = "config_has_set_retval"
 	probeVarConfigNetnsCookie         = "config_netns_cookie"
 	probeVarConfigPodDevice           = "config_pod_device"
-	probeVarConfigSourcePortCount     = "config_source_port_count"
-	probeVarConfigSourcePortFirst     = "config_source_port_first"
+	probeVarConfigSnatPortCount       = "config_snat_port_count"
+	probeVarConfigSnatPortFirst       = "config_snat_port_first"
 	probeVarConfigTimeouts            = "config_timeouts"
 	probeVarConfigUnreachableInterval = "config_unreachable_interval"
 )
@@ -98,8 +98,8 @@ type probeVariableSpecs struct {
 	ConfigHasSetRetval        *ebpf.VariableSpec `ebpf:"config_has_set_retval"`
 	ConfigNetnsCookie         *ebpf.VariableSpec `ebpf:"config_netns_cookie"`
 	ConfigPodDevice           *ebpf.VariableSpec `ebpf:"config_pod_device"`
-	ConfigSourcePortCount     *ebpf.VariableSpec `ebpf:"config_source_port_count"`
-	ConfigSourcePortFirst     *ebpf.VariableSpec `ebpf:"config_source_port_first"`
+	ConfigSnatPortCount       *ebpf.VariableSpec `ebpf:"config_snat_port_count"`
+	ConfigSnatPortFirst       *ebpf.VariableSpec `ebpf:"config_snat_port_first"`
 	ConfigTimeouts            *ebpf.VariableSpec `ebpf:"config_timeouts"`
 	ConfigUnreachableInterval *ebpf.VariableSpec `ebpf:"config_unreachable_interval"`
 }
@@ -144,8 +144,8 @@ type probeVariables struct {
 	ConfigHasSetRetval        *ebpf.Variable `ebpf:"config_has_set_retval"`
 	ConfigNetnsCookie         *ebpf.Variable `ebpf:"config_netns_cookie"`
 	ConfigPodDevice           *ebpf.Variable `ebpf:"config_pod_device"`
-	ConfigSourcePortCount     *ebpf.Variable `ebpf:"config_source_port_count"`
-	ConfigSourcePortFirst     *ebpf.Variable `ebpf:"config_source_port_first"`
+	ConfigSnatPortCount       *ebpf.Variable `ebpf:"config_snat_port_count"`
+	ConfigSnatPortFirst       *ebpf.Variable `ebpf:"config_snat_port_first"`
 	ConfigTimeouts            *ebpf.Variable `ebpf:"config_timeouts"`
 	ConfigUnreachableInterval *ebpf.Variable `ebpf:"config_unreachable_interval"`
 }

@@ -17,7 +17,7 @@
 #include "config.h"
 #include "hook.h"
 #include "lb.h"
-#include "ownport.h"
+#include "localport.h"
 #include "sock.h"
 #include "stays.h"
 
@@ -44,7 +44,7 @@ static __always_inline int sock_is_ours(const struct bpf_sock_addr *ctx)
 	return ctx->protocol == IPPROTO_TCP || ctx->protocol == IPPROTO_UDP;
 }
 
-static __always_inline int sock_in_own_netns(__u64 cookie)
+static __always_inline int sock_in_host_netns(__u64 cookie)
 {
 	__u64 own = config_netns_cookie;
 
@@ -63,7 +63,7 @@ static __always_inline void sock_client(struct bpf_sock_addr *ctx, const struct 
 	*(__u32 *)&client->addr.b[12] = (__u32)cookie;
 	client->bound = *bound;
 	client->side = LB_INSIDE;
-	client->own_netns = sock_in_own_netns(cookie);
+	client->host_netns = sock_in_host_netns(cookie);
 }
 
 /* Reports whether a UDP socket that has no flow to dst answers a process of the node there. */
@@ -71,7 +71,7 @@ static __always_inline int sock_is_answer(struct bpf_sock_addr *ctx, const struc
 					  enum reason reason)
 {
 	return dst->protocol == IPPROTO_UDP && reason != REASON_NO_FRONTEND &&
-	       reason != REASON_FLOW_KEPT && own_port_answers(ctx->sk->src_port, dst);
+	       reason != REASON_FLOW_KEPT && local_port_answers(ctx->sk->src_port, dst);
 }
 
 /* Notes that a UDP socket sends to dst, or to a backend instead. `port` is the destination's. */
@@ -82,8 +82,8 @@ static __always_inline void sock_sends(struct bpf_sock_addr *ctx, const struct f
 
 	if (!own || (own >= config_ephemeral_first && own <= config_ephemeral_last))
 		return;
-	if (sock_in_own_netns(bpf_get_netns_cookie(ctx)))
-		own_port_note(own, &dst->addr, port);
+	if (sock_in_host_netns(bpf_get_netns_cookie(ctx)))
+		local_port_note(own, &dst->addr, port);
 }
 
 /* Reports whether a flow to dst that does not hold can keep its endpoint, which is in *to. */
@@ -115,14 +115,14 @@ static __always_inline enum reason sock_connect(struct bpf_sock_addr *ctx,
 		reason = lb_unallocated(&dst->addr) ? REASON_UNALLOCATED : REASON_NO_FRONTEND;
 	} else {
 		sock_client(ctx, bound, &client);
-		if (dst->protocol == IPPROTO_UDP && (sock_flow_keep(ctx->sk, dst, client.own_netns, to) ||
+		if (dst->protocol == IPPROTO_UDP && (sock_flow_keep(ctx->sk, dst, client.host_netns, to) ||
 						     sock_flow_stays(dst, &client, to)))
 			reason = REASON_FLOW_KEPT;
 		else
 			reason = lb_select(dst, &client, bpf_get_prandom_u32(), to);
 	}
 	if (sock_is_answer(ctx, dst, reason))
-		reason = REASON_OWN_FLOW;
+		reason = REASON_LOCAL_FLOW;
 	switch (reason) {
 	case REASON_TRANSLATED:
 	case REASON_AFFINITY_KEPT:
@@ -130,7 +130,7 @@ static __always_inline enum reason sock_connect(struct bpf_sock_addr *ctx,
 		break;
 	case REASON_FLOW_KEPT:
 		break;
-	case REASON_OWN_FLOW:
+	case REASON_LOCAL_FLOW:
 	case REASON_NO_FRONTEND:
 		sock_peer_forget(ctx->sk, dst);
 		return reason;
@@ -171,20 +171,20 @@ static __always_inline enum reason sock_sendmsg_to(struct bpf_sock_addr *ctx,
 						   const struct frontend_key *dst,
 						   const struct addr *bound, struct lb_choice *to)
 {
-	int own_netns = sock_in_own_netns(bpf_get_netns_cookie(ctx));
+	int host_netns = sock_in_host_netns(bpf_get_netns_cookie(ctx));
 	struct lb_client client;
 	enum reason reason;
 
-	if (sock_peer_keep(ctx->sk, dst, own_netns, to) ||
-	    sock_flow_keep(ctx->sk, dst, own_netns, to))
+	if (sock_peer_keep(ctx->sk, dst, host_netns, to) ||
+	    sock_flow_keep(ctx->sk, dst, host_netns, to))
 		return REASON_FLOW_KEPT;
 	sock_client(ctx, bound, &client);
-	if (sock_peer_resume(ctx->sk, dst, own_netns, to) || sock_flow_stays(dst, &client, to)) {
+	if (sock_peer_resume(ctx->sk, dst, host_netns, to) || sock_flow_stays(dst, &client, to)) {
 		reason = REASON_FLOW_KEPT;
 	} else {
 		reason = sock_flow_begin(ctx, dst, &client, to);
 		if (sock_is_answer(ctx, dst, reason))
-			return REASON_OWN_FLOW;
+			return REASON_LOCAL_FLOW;
 		if (reason != REASON_TRANSLATED && reason != REASON_AFFINITY_KEPT)
 			return reason;
 		lb_count(to->backend_id);
@@ -203,7 +203,7 @@ static __always_inline enum reason sock_sendmsg(struct bpf_sock_addr *ctx,
 		reason = sock_sendmsg_to(ctx, dst, bound, to);
 	else
 		reason = lb_unallocated(&dst->addr) ? REASON_UNALLOCATED : REASON_NO_FRONTEND;
-	if (reason == REASON_NO_FRONTEND || reason == REASON_OWN_FLOW)
+	if (reason == REASON_NO_FRONTEND || reason == REASON_LOCAL_FLOW)
 		sock_flow_direct(ctx->sk, dst);
 	return reason;
 }
@@ -215,13 +215,13 @@ static __always_inline int sock_is_translated(enum reason reason)
 	       reason == REASON_FLOW_KEPT || reason == REASON_UNRECORDED;
 }
 
-/* Reports whether this is the daemon's hook check (ADDR_FLAG_PROBE). It runs every few seconds,
+/* Reports whether this is the daemon's hook check (ADDR_FLAG_HOOK_CHECK). It runs every few seconds,
  * which must not look like a client with a wrong port. */
-static __always_inline int sock_is_probe(const struct frontend_key *dst)
+static __always_inline int sock_is_hook_check(const struct frontend_key *dst)
 {
 	struct addr_info *info = bpf_map_lookup_elem(&addrs, &dst->addr);
 
-	return info && info->flags & ADDR_FLAG_PROBE;
+	return info && info->flags & ADDR_FLAG_HOOK_CHECK;
 }
 
 /* Does the work of connect and sendmsg, for both families. `bound` is the source address that the
@@ -236,12 +236,12 @@ static __always_inline int sock_forward(struct bpf_sock_addr *ctx, const struct 
 	reason = !sock_is_ours(ctx) ? REASON_PROTOCOL :
 		 is_connect	    ? sock_connect(ctx, dst, bound, to) :
 				      sock_sendmsg(ctx, dst, bound, to);
-	if (reason == REASON_UNDEFINED_PORT && sock_is_probe(dst))
-		reason = REASON_PROBE;
+	if (reason == REASON_UNDEFINED_PORT && sock_is_hook_check(dst))
+		reason = REASON_HOOK_CHECK;
 	hook_count(reason);
 	*translated = sock_is_translated(reason);
 	if (!*translated && reason != REASON_PROTOCOL && reason != REASON_NO_FRONTEND &&
-	    reason != REASON_OWN_FLOW)
+	    reason != REASON_LOCAL_FLOW)
 		return sock_refuse(reason);
 	if (dst->protocol == IPPROTO_UDP)
 		sock_sends(ctx, dst, *translated ? to->port : dst->port);
@@ -255,7 +255,7 @@ static __always_inline int sock_reply(struct bpf_sock_addr *ctx, struct addr *ad
 	int restored = sock_reply_restore(ctx->sk, addr, port);
 
 	if (!restored)
-		own_port_heard(ctx->sk->src_port, addr, *port);
+		local_port_heard(ctx->sk->src_port, addr, *port);
 	hook_count(restored ? REASON_REPLY_RESTORED : REASON_REPLY_PASSED);
 	return restored;
 }

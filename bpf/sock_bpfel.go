@@ -28,9 +28,9 @@ const (
 	sockMapFlows                     = "flows"
 	sockMapFlowsNew                  = "flows_new"
 	sockMapFragments                 = "fragments"
+	sockMapLocalPorts                = "local_ports"
 	sockMapMeta                      = "meta"
 	sockMapNames                     = "names"
-	sockMapOwnPorts                  = "own_ports"
 	sockMapProblems                  = "problems"
 	sockMapServices                  = "services"
 	sockMapSlots                     = "slots"
@@ -56,8 +56,8 @@ const (
 	sockVarConfigHasSetRetval        = "config_has_set_retval"
 	sockVarConfigNetnsCookie         = "config_netns_cookie"
 	sockVarConfigPodDevice           = "config_pod_device"
-	sockVarConfigSourcePortCount     = "config_source_port_count"
-	sockVarConfigSourcePortFirst     = "config_source_port_first"
+	sockVarConfigSnatPortCount       = "config_snat_port_count"
+	sockVarConfigSnatPortFirst       = "config_snat_port_first"
 	sockVarConfigTimeouts            = "config_timeouts"
 	sockVarConfigUnreachableInterval = "config_unreachable_interval"
 )
@@ -130,9 +130,9 @@ type sockMapSpecs struct {
 	Flows        *ebpf.MapSpec `ebpf:"flows"`
 	FlowsNew     *ebpf.MapSpec `ebpf:"flows_new"`
 	Fragments    *ebpf.MapSpec `ebpf:"fragments"`
+	LocalPorts   *ebpf.MapSpec `ebpf:"local_ports"`
 	Meta         *ebpf.MapSpec `ebpf:"meta"`
 	Names        *ebpf.MapSpec `ebpf:"names"`
-	OwnPorts     *ebpf.MapSpec `ebpf:"own_ports"`
 	Problems     *ebpf.MapSpec `ebpf:"problems"`
 	Services     *ebpf.MapSpec `ebpf:"services"`
 	Slots        *ebpf.MapSpec `ebpf:"slots"`
@@ -156,8 +156,8 @@ type sockVariableSpecs struct {
 	ConfigHasSetRetval        *ebpf.VariableSpec `ebpf:"config_has_set_retval"`
 	ConfigNetnsCookie         *ebpf.VariableSpec `ebpf:"config_netns_cookie"`
 	ConfigPodDevice           *ebpf.VariableSpec `ebpf:"config_pod_device"`
-	ConfigSourcePortCount     *ebpf.VariableSpec `ebpf:"config_source_port_count"`
-	ConfigSourcePortFirst     *ebpf.VariableSpec `ebpf:"config_source_port_first"`
+	ConfigSnatPortCount       *ebpf.VariableSpec `ebpf:"config_snat_port_count"`
+	ConfigSnatPortFirst       *ebpf.VariableSpec `ebpf:"config_snat_port_first"`
 	ConfigTimeouts            *ebpf.VariableSpec `ebpf:"config_timeouts"`
 	ConfigUnreachableInterval *ebpf.VariableSpec `ebpf:"config_unreachable_interval"`
 }
@@ -194,9 +194,9 @@ type sockMaps struct {
 	Flows        *ebpf.Map `ebpf:"flows"`
 	FlowsNew     *ebpf.Map `ebpf:"flows_new"`
 	Fragments    *ebpf.Map `ebpf:"fragments"`
+	LocalPorts   *ebpf.Map `ebpf:"local_ports"`
 	Meta         *ebpf.Map `ebpf:"meta"`
 	Names        *ebpf.Map `ebpf:"names"`
-	OwnPorts     *ebpf.Map `ebpf:"own_ports"`
 	Problems     *ebpf.Map `ebpf:"problems"`
 	Services     *ebpf.Map `ebpf:"services"`
 	Slots        *ebpf.Map `ebpf:"slots"`
@@ -220,9 +220,9 @@ func (m *sockMaps) Close() error {
 		m.Flows,
 		m.FlowsNew,
 		m.Fragments,
+		m.LocalPorts,
 		m.Meta,
 		m.Names,
-		m.OwnPorts,
 		m.Problems,
 		m.Services,
 		m.Slots,
@@ -247,8 +247,8 @@ type sockVariables struct {
 	ConfigHasSetRetval        *ebpf.Variable `ebpf:"config_has_set_retval"`
 	ConfigNetnsCookie         *ebpf.Variable `ebpf:"config_netns_cookie"`
 	ConfigPodDevice           *ebpf.Variable `ebpf:"config_pod_device"`
-	ConfigSourcePortCount     *ebpf.Variable `ebpf:"config_source_port_count"`
-	ConfigSourcePortFirst     *ebpf.Variable `ebpf:"config_source_port_first"`
+	ConfigSnatPortCount       *ebpf.Variable `ebpf:"config_snat_port_count"`
+	ConfigSnatPortFirst       *ebpf.Variable `ebpf:"config_snat_port_first"`
 	ConfigTimeouts            *ebpf.Variable `ebpf:"config_timeouts"`
 	ConfigUnreachableInterval *ebpf.Variable `ebpf:"config_unreachable_interval"`
 }

@@ -58,7 +58,7 @@ func judge(s *staleSocket, frontends frontends, all []maps.Backend) verdict {
 
 // frontends looks up the frontend of an address; maps.Kernel implements it.
 type frontends interface {
-	Frontend(addr netip.AddrPort, protocol uint8) (maps.Service, bool)
+	Frontend(addr netip.AddrPort, protocol uint8) (maps.Frontend, bool)
 }
 
 // confirm returns the sockets that are to be destroyed now, and remembers those that wait.

@@ -14,9 +14,9 @@ import (
 
 type fakeFrontends map[string]uint32
 
-func (f fakeFrontends) Frontend(addr netip.AddrPort, _ uint8) (maps.Service, bool) {
+func (f fakeFrontends) Frontend(addr netip.AddrPort, _ uint8) (maps.Frontend, bool) {
 	id, has := f[addr.String()]
-	return maps.Service{Id: id}, has
+	return maps.Frontend{Id: id}, has
 }
 
 // TestJudge: the verdict about a socket with the endpoint 10.0.0.1:5353 that was connected to
@@ -104,7 +104,7 @@ func TestSweepMoved(t *testing.T) {
 		wantKept("the address is nobody's for a moment")
 	}
 	key := maps.NewFrontendKey(frontend.Addr(), frontend.Port(), unix.IPPROTO_UDP)
-	must(kernel.SetFrontend(key, maps.Service{Id: 2, Kind: uint8(maps.ClusterIP)}))
+	must(kernel.SetFrontend(key, maps.Frontend{Id: 2, Kind: uint8(maps.ClusterIP)}))
 	again := r.socket(unix.SOCK_DGRAM) // the first socket may be destroyed by now
 	r.toldOf(again, at, frontend)
 	r.connect(again, at)

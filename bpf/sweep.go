@@ -119,7 +119,7 @@ func (s *Sweeper) Run(ctx context.Context) error {
 
 // sweep finds and destroys sockets once.
 func (s *Sweeper) sweep(ctx context.Context, what Sweep) error {
-	pass := &sweepPass{s: s, stale: map[uint64][]staleSocket{}}
+	pass := &socketScan{s: s, stale: map[uint64][]staleSocket{}}
 	if err := pass.findStale(what); err != nil {
 		return err
 	}
@@ -150,8 +150,8 @@ func (s *Sweeper) sweep(ctx context.Context, what Sweep) error {
 	return errors.Join(append(errs, err)...)
 }
 
-// sweepPass is one sweep.
-type sweepPass struct {
+// socketScan is one sweep.
+type socketScan struct {
 	s *Sweeper
 	// stale are the stale sockets by the inode number of their network namespace, without those
 	// that were destroyed.
@@ -161,7 +161,7 @@ type sweepPass struct {
 	translated map[uint64]bool // socket cookies
 }
 
-func (p *sweepPass) findStale(what Sweep) error {
+func (p *socketScan) findStale(what Sweep) error {
 	if p.s.iters == nil || !what.TCP && !what.UDP {
 		return nil
 	}
@@ -177,7 +177,7 @@ func (p *sweepPass) findStale(what Sweep) error {
 
 // destroyStale destroys the stale sockets of the calling thread's network namespace, whose
 // inode number is inode.
-func (p *sweepPass) destroyStale(inode uint64) error {
+func (p *socketScan) destroyStale(inode uint64) error {
 	var errs []error
 	for _, sock := range p.stale[inode] {
 		errs = append(errs, p.destroy(sock.diagSocket, sock.protocol))
@@ -188,7 +188,7 @@ func (p *sweepPass) destroyStale(inode uint64) error {
 
 // destroyUntranslated destroys the untranslated UDP sockets in the calling thread's network
 // namespace.
-func (p *sweepPass) destroyUntranslated() error {
+func (p *socketScan) destroyUntranslated() error {
 	var errs []error
 	for _, family := range []uint8{unix.AF_INET, unix.AF_INET6} {
 		sockets, err := dumpUDP(family)
@@ -208,7 +208,7 @@ func (p *sweepPass) destroyUntranslated() error {
 }
 
 // isOurs reports whether a cgroup is the one that the hooks are attached to or below it.
-func (p *sweepPass) isOurs(id uint64) bool {
+func (p *socketScan) isOurs(id uint64) bool {
 	if p.ours == nil {
 		p.ours = cgroupsBelow(p.s.o.Cgroup)
 	}
@@ -218,7 +218,7 @@ func (p *sweepPass) isOurs(id uint64) bool {
 // isTranslated reports whether a socket's peer is a backend that was chosen for it. A socket
 // whose peer is a frontend's address can still be translated: a host process can be the
 // endpoint of a service that has the host's own address.
-func (p *sweepPass) isTranslated(sock diagSocket) (bool, error) {
+func (p *socketScan) isTranslated(sock diagSocket) (bool, error) {
 	if p.translated == nil && p.s.iters != nil {
 		var err error
 		if p.translated, err = p.s.iters.readTranslated(); err != nil {
@@ -229,7 +229,7 @@ func (p *sweepPass) isTranslated(sock diagSocket) (bool, error) {
 	return p.translated[sock.id.cookie()], nil
 }
 
-func (p *sweepPass) destroy(sock diagSocket, proto uint8) error {
+func (p *socketScan) destroy(sock diagSocket, proto uint8) error {
 	err := destroySocket(sock, proto)
 	if errors.Is(err, unix.ENOENT) {
 		return nil // ENOENT: the socket was closed meanwhile

@@ -56,9 +56,9 @@ const (
 	sweepMapFlows            = "flows"
 	sweepMapFlowsNew         = "flows_new"
 	sweepMapFragments        = "fragments"
+	sweepMapLocalPorts       = "local_ports"
 	sweepMapMeta             = "meta"
 	sweepMapNames            = "names"
-	sweepMapOwnPorts         = "own_ports"
 	sweepMapProblems         = "problems"
 	sweepMapServices         = "services"
 	sweepMapSlots            = "slots"
@@ -133,9 +133,9 @@ type sweepMapSpecs struct {
 	Flows        *ebpf.MapSpec `ebpf:"flows"`
 	FlowsNew     *ebpf.MapSpec `ebpf:"flows_new"`
 	Fragments    *ebpf.MapSpec `ebpf:"fragments"`
+	LocalPorts   *ebpf.MapSpec `ebpf:"local_ports"`
 	Meta         *ebpf.MapSpec `ebpf:"meta"`
 	Names        *ebpf.MapSpec `ebpf:"names"`
-	OwnPorts     *ebpf.MapSpec `ebpf:"own_ports"`
 	Problems     *ebpf.MapSpec `ebpf:"problems"`
 	Services     *ebpf.MapSpec `ebpf:"services"`
 	Slots        *ebpf.MapSpec `ebpf:"slots"`
@@ -184,9 +184,9 @@ type sweepMaps struct {
 	Flows        *ebpf.Map `ebpf:"flows"`
 	FlowsNew     *ebpf.Map `ebpf:"flows_new"`
 	Fragments    *ebpf.Map `ebpf:"fragments"`
+	LocalPorts   *ebpf.Map `ebpf:"local_ports"`
 	Meta         *ebpf.Map `ebpf:"meta"`
 	Names        *ebpf.Map `ebpf:"names"`
-	OwnPorts     *ebpf.Map `ebpf:"own_ports"`
 	Problems     *ebpf.Map `ebpf:"problems"`
 	Services     *ebpf.Map `ebpf:"services"`
 	Slots        *ebpf.Map `ebpf:"slots"`
@@ -210,9 +210,9 @@ func (m *sweepMaps) Close() error {
 		m.Flows,
 		m.FlowsNew,
 		m.Fragments,
+		m.LocalPorts,
 		m.Meta,
 		m.Names,
-		m.OwnPorts,
 		m.Problems,
 		m.Services,
 		m.Slots,

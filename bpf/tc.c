@@ -24,7 +24,7 @@
 #include "icmp.h"
 #include "nat.h"
 #include "reply.h"
-#include "source.h"
+#include "snat.h"
 #include "track.h"
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
@@ -269,7 +269,7 @@ static __noinline int tc_unknown(struct __sk_buff *skb, struct tc_work *w, enum 
 	if (!dev || !(dev->flags & DEVICE_FLAG_RESETS) || w->meaning & ADDR_FLAG_NODE_PORTS)
 		return tc_end(REASON_NO_FLOW, TC_ACT_UNSPEC);
 	flow_key_in(&w->key, &w->pkt);
-	if (source_is_socket(skb, &w->key))
+	if (snat_is_socket(skb, &w->key))
 		return tc_end(REASON_NO_FLOW, TC_ACT_UNSPEC);
 	if (reason == REASON_SOURCE_RANGE || reason == REASON_ENTRY_CHANGED)
 		return tc_end(reason, TC_ACT_SHOT);
@@ -314,7 +314,7 @@ static __noinline int tc_direct(struct __sk_buff *skb, struct tc_work *w)
 		return tc_end(REASON_FLOW_UNRECORDED, TC_ACT_SHOT);
 	if (pkt->protocol == IPPROTO_TCP)
 		direct_began(flow->used);
-	return tc_to_backend(w, REASON_DIRECT_DISPLACED);
+	return tc_to_backend(w, REASON_DIRECT_REMAPPED);
 }
 
 /* in, client → frontend, of no flow. */
@@ -357,7 +357,7 @@ static __always_inline int tc_begin(struct __sk_buff *skb, struct tc_work *w)
  * ports it may be for a process of the node, and is passed. To any other address of a frontend it
  * is dropped, as no host has that address to reassemble it. `meaning` is the address's enum
  * addr_flag. */
-static __always_inline int tc_lost_piece(__u32 meaning)
+static __always_inline int tc_lost_fragment(__u32 meaning)
 {
 	if (meaning & ADDR_FLAG_FRONTEND && !(meaning & ADDR_FLAG_NODE_PORTS))
 		return tc_end(REASON_FRAGMENT_UNKNOWN, TC_ACT_SHOT);
@@ -375,17 +375,17 @@ static __always_inline __u32 tc_meaning(const struct addr *addr)
 /* in, of a local flow: for this node's stack. A flow with a port of the SNAT range is a
  * masqueraded client's: packets that arrive refresh it. A flow with a node port's number is a
  * socket's: only what the socket sends refreshes it. */
-static __always_inline int tc_follow_own(struct tc_work *w)
+static __always_inline int tc_follow_local(struct tc_work *w)
 {
 	struct flow *flow = &w->flow;
 
 	struct track_note nothing = {};
 
-	if (flow_is_source_port(w->pkt.dport) && (__s64)(w->now - flow->used) >= FLOW_TOUCH) {
+	if (flow_is_snat_port(w->pkt.dport) && (__s64)(w->now - flow->used) >= FLOW_TOUCH) {
 		flow->used = w->now;
 		track_refresh(&w->key, flow, &nothing);
 	}
-	return tc_end(REASON_OWN_FLOW, TC_ACT_UNSPEC);
+	return tc_end(REASON_LOCAL_FLOW, TC_ACT_UNSPEC);
 }
 
 /* in, of the flow in w: the packet goes where the flow leads, unless it begins another flow. */
@@ -397,9 +397,9 @@ static __always_inline int tc_follow(struct tc_work *w, struct flow *entry)
 
 	switch (flow_side_in(flow, pkt)) {
 	case FLOW_FROM_CLIENT:
-		if (flow->flags & FLOW_FLAG_OWN && !flow_is_expired(flow, now))
-			return tc_follow_own(w);
-		if (flow->flags & FLOW_FLAG_OWN || !flow_goes_on(flow, pkt, now))
+		if (flow->flags & FLOW_FLAG_LOCAL && !flow_is_expired(flow, now))
+			return tc_follow_local(w);
+		if (flow->flags & FLOW_FLAG_LOCAL || !flow_goes_on(flow, pkt, now))
 			break;
 		if (flow_is_closed(flow) && !track_is_out(flow))
 			return tc_end(REASON_FLOW_OVER, TC_ACT_SHOT);
@@ -430,8 +430,8 @@ static __noinline int tc_in_new(struct __sk_buff *skb, struct tc_work *w)
 		w->meaning = tc_meaning(&pkt->dst);
 	if (w->found && w->flow.flags & FLOW_FLAG_DIRECT)
 		track_drop_direct(&w->flow);
-	if (pkt->piece)
-		return tc_lost_piece(w->meaning);
+	if (pkt->later_fragment)
+		return tc_lost_fragment(w->meaning);
 	if (w->meaning == ADDR_FLAG_BACKEND)
 		return tc_direct(skb, w);
 	if (!w->meaning)
@@ -446,11 +446,11 @@ static __always_inline int tc_is_direct(struct tc_work *w)
 {
 	const struct pkt *pkt = &w->pkt;
 
-	if (w->meaning != ADDR_FLAG_BACKEND || pkt->piece)
+	if (w->meaning != ADDR_FLAG_BACKEND || pkt->later_fragment)
 		return 0;
 	if (pkt->protocol != IPPROTO_TCP)
 		return direct_is_noted(&w->key, tc_now(w));
-	return !pkt_is_syn(pkt) && !direct_may_wait(tc_now(w)) && !flow_is_source_port(pkt->dport);
+	return !pkt_is_syn(pkt) && !direct_may_wait(tc_now(w)) && !flow_is_snat_port(pkt->dport);
 }
 
 /* in: most packets are of a confirmed flow, or of none. `flows_new` is searched only for the
@@ -467,7 +467,7 @@ static __always_inline int tc_in(struct __sk_buff *skb, struct tc_work *w)
 		w->meaning = tc_meaning(&pkt->dst);
 		if (tc_is_direct(w))
 			return tc_end(REASON_NO_FRONTEND, TC_ACT_UNSPEC);
-		if (w->meaning || flow_is_source_port(pkt->dport))
+		if (w->meaning || flow_is_snat_port(pkt->dport))
 			entry = flow_find_in(&flows_new, &w->key, &w->flow);
 	}
 	w->found = entry != NULL;
@@ -492,7 +492,7 @@ static __noinline int tc_icmp_in(struct __sk_buff *skb, struct tc_work *w)
 	/* The quoted packet left, and the key is of packets that arrive: the ends are swapped. */
 	flow_key_set(&key, FLOW_KEY_IN, quoted->protocol, &quoted->dst, quoted->dport, &quoted->src,
 		     quoted->sport);
-	if (!flow_find(&key, flow) || flow->flags & FLOW_FLAG_OWN || flow_is_expired(flow, tc_now(w)))
+	if (!flow_find(&key, flow) || flow->flags & FLOW_FLAG_LOCAL || flow_is_expired(flow, tc_now(w)))
 		return tc_end(REASON_ICMP_PASSED, TC_ACT_UNSPEC);
 	/* Quoted frontend → client left the stack as backend → client, and quoted SNAT address →
 	 * backend left it as client → backend. */
@@ -509,9 +509,9 @@ static __noinline int tc_icmp_in(struct __sk_buff *skb, struct tc_work *w)
  * 0 if the first was not seen. */
 static __always_inline int tc_ports(struct tc_work *w, enum pkt_kind kind, int egress)
 {
-	if (kind == PKT_PIECE)
+	if (kind == PKT_FRAGMENT)
 		return fragment_find(&w->pkt, egress, tc_now(w));
-	if (w->pkt.first_piece)
+	if (w->pkt.first_fragment)
 		fragment_note(&w->pkt, egress, tc_now(w));
 	return 1;
 }
@@ -529,10 +529,10 @@ int shunt_ingress(struct __sk_buff *skb)
 	kind = pkt_parse(skb, &w->pkt);
 	switch (kind) {
 	case PKT_TRANSPORT:
-	case PKT_PIECE:
+	case PKT_FRAGMENT:
 		if (tc_ports(w, kind, 0))
 			return tc_finish(skb, w, tc_in(skb, w));
-		return tc_lost_piece(tc_meaning(&w->pkt.dst));
+		return tc_lost_fragment(tc_meaning(&w->pkt.dst));
 	case PKT_ICMP:
 		return tc_icmp_in(skb, w);
 	case PKT_MALFORMED:
@@ -543,30 +543,30 @@ int shunt_ingress(struct __sk_buff *skb)
 	return tc_end(REASON_PROTOCOL, TC_ACT_UNSPEC);
 }
 
-/* source_try with w->flow. It is global for the same reason as tc_try_out. */
+/* snat_try with w->flow. It is global for the same reason as tc_try_out. */
 __noinline int tc_try_source(struct __sk_buff *skb)
 {
 	struct tc_work *w = tc_begin_work();
 
-	return w ? source_try(skb, &w->flow, w->hash, w->attempt) : 0;
+	return w ? snat_try(skb, &w->flow, w->hash, w->attempt) : 0;
 }
 
 /* Chooses the SNAT address and SNAT port of w->flow, and writes them to its other entries. Returns
  * REASON_SOURCE_TRANSLATED, or the reason why there is none. */
-static __noinline enum reason tc_choose_source(struct __sk_buff *skb, struct tc_work *w)
+static __noinline enum reason tc_choose_snat(struct __sk_buff *skb, struct tc_work *w)
 {
 	int claimed = 0;
 
-	if (!source_choose_addr(skb, &w->flow))
+	if (!snat_choose_addr(skb, &w->flow))
 		return REASON_NO_NODE_ADDRESS;
 	w->hash = pkt_hash(&w->pkt);
-	for (int i = 0; i < SOURCE_TRIES && !claimed; i++) {
+	for (int i = 0; i < SNAT_TRIES && !claimed; i++) {
 		w->attempt = i;
 		claimed = tc_try_source(skb);
 	}
 	if (!claimed)
 		return REASON_PORTS_EXHAUSTED;
-	return source_record(&w->flow) ? REASON_FLOW_UNRECORDED : REASON_SOURCE_TRANSLATED;
+	return snat_record(&w->flow) ? REASON_FLOW_UNRECORDED : REASON_SOURCE_TRANSLATED;
 }
 
 /* out, client → backend: translates the source, if the flow has FLOW_FLAG_SNAT. */
@@ -579,18 +579,18 @@ static __always_inline int tc_replace_source(struct __sk_buff *skb, struct tc_wo
 	if (!(flow->flags & FLOW_FLAG_SNAT))
 		return tc_end(REASON_SOURCE_KEPT, TC_ACT_UNSPEC);
 	over = flow_is_closed(flow);
-	if (flow->node_port && (over || !(flow->flags & FLOW_FLAG_CONFIRMED)) && !source_hold(flow)) {
+	if (flow->snat_port && (over || !(flow->flags & FLOW_FLAG_CONFIRMED)) && !snat_hold(flow)) {
 		if (over)
 			return tc_end(REASON_FLOW_OVER, TC_ACT_SHOT);
-		flow->node_port = 0;
+		flow->snat_port = 0;
 	}
-	if (!flow->node_port)
-		reason = tc_choose_source(skb, w);
+	if (!flow->snat_port)
+		reason = tc_choose_snat(skb, w);
 	if (reason != REASON_SOURCE_TRANSLATED)
 		return tc_end(reason, TC_ACT_SHOT);
-	w->nat.sport = flow->node_port;
+	w->nat.sport = flow->snat_port;
 	w->nat.dport = flow->backend_port;
-	return tc_translate(w, NAT_SOURCE, &flow->node, reason);
+	return tc_translate(w, NAT_SOURCE, &flow->snat, reason);
 }
 
 /* out, backend → client: the frontend becomes the source. */
@@ -620,24 +620,24 @@ static __always_inline enum flow_side tc_find_out(struct tc_work *w, const struc
 	*entry = flow_find(&w->key, &w->flow);
 	if (!*entry)
 		return FLOW_NONE;
-	/* tc_follow_displaced removes an expired flow itself. */
-	if (!(w->flow.flags & FLOW_FLAG_DISPLACED) && flow_is_expired(&w->flow, tc_now(w)))
+	/* tc_follow_remapped removes an expired flow itself. */
+	if (!(w->flow.flags & FLOW_FLAG_REMAPPED) && flow_is_expired(&w->flow, tc_now(w)))
 		return FLOW_NONE;
 	return flow_side_out(&w->flow, pkt);
 }
 
 /* out, a new local flow that collides with another flow's SNAT port towards the same host. It is
  * remapped to another port, as netfilter would do. */
-static __always_inline int tc_displace(struct tc_work *w)
+static __always_inline int tc_remap(struct tc_work *w)
 {
 	const struct pkt *pkt = &w->pkt;
 	struct flow *flow = &w->flow;
 
-	flow->client = flow->node = pkt->src;
+	flow->client = flow->snat = pkt->src;
 	flow->client_port = flow->inner_port = pkt->sport;
 	flow->frontend = flow->backend = pkt->dst;
 	flow->frontend_port = flow->backend_port = pkt->dport;
-	flow->flags = FLOW_FLAG_SNAT | FLOW_FLAG_DISPLACED;
+	flow->flags = FLOW_FLAG_SNAT | FLOW_FLAG_REMAPPED;
 	return TC_REPLACE_SOURCE;
 }
 
@@ -645,11 +645,11 @@ static __always_inline int tc_displace(struct tc_work *w)
 static __noinline int tc_is_node_port(const struct pkt *pkt)
 {
 	struct frontend_key from = { .addr = pkt->src, .port = pkt->sport, .protocol = IPPROTO_UDP };
-	struct service svc;
+	struct frontend svc;
 	__u32 undefined;
 
 	return tc_meaning(&from.addr) & ADDR_FLAG_NODE_PORTS &&
-	       lb_frontend(&from, 0, &undefined, &svc) != LB_NOBODYS;
+	       lb_frontend(&from, 0, &undefined, &svc) != LB_NO_FRONTEND;
 }
 
 /* Reports whether a packet's source is, or may become, a flow's SNAT address and SNAT port. w->key
@@ -658,8 +658,8 @@ static __always_inline int tc_is_source(struct __sk_buff *skb, struct tc_work *w
 {
 	const struct pkt *pkt = &w->pkt;
 
-	return flow_is_source_port(pkt->sport) &&
-	       (source_is_device(skb->ifindex, &pkt->src) || flow_peek(&w->key));
+	return flow_is_snat_port(pkt->sport) &&
+	       (snat_is_device(skb->ifindex, &pkt->src) || flow_peek(&w->key));
 }
 
 /* out, of no flow, and begins one. If its source port is of the SNAT range, netfilter has chosen
@@ -682,16 +682,16 @@ static __noinline int tc_out_new(struct __sk_buff *skb, struct tc_work *w)
 		flow->frontend = pkt->src;
 		flow->frontend_port = pkt->sport;
 		flow->protocol = pkt->protocol;
-		flow->flags = FLOW_FLAG_OWN;
+		flow->flags = FLOW_FLAG_LOCAL;
 		flow->used = tc_now(w);
-		if (track_own(&w->key, flow) && ours)
-			return tc_displace(w);
+		if (track_local(&w->key, flow) && ours)
+			return tc_remap(w);
 	}
 	return tc_end(REASON_EGRESS_PASSED, TC_ACT_UNSPEC);
 }
 
 /* out, of a remapped flow: its client is this node's end. */
-static __noinline int tc_follow_displaced(struct tc_work *w)
+static __noinline int tc_follow_remapped(struct tc_work *w)
 {
 	struct flow *entry = flow_peek(&w->key);
 	const struct pkt *pkt = &w->pkt;
@@ -722,15 +722,15 @@ static __always_inline int tc_out(struct __sk_buff *skb, struct tc_work *w)
 	switch (tc_find_out(w, pkt, &entry)) {
 	case FLOW_FROM_CLIENT:
 		verdict = TC_REPLACE_SOURCE;
-		if (w->flow.flags & FLOW_FLAG_DISPLACED)
-			verdict = tc_follow_displaced(w);
+		if (w->flow.flags & FLOW_FLAG_REMAPPED)
+			verdict = tc_follow_remapped(w);
 		break;
 	case FLOW_FROM_BACKEND:
 		return tc_restore_frontend(w, entry);
 	case FLOW_NONE:
 		break;
 	}
-	if (verdict == TC_BEGINS && (pkt->piece || !pkt_begins(pkt)))
+	if (verdict == TC_BEGINS && (pkt->later_fragment || !pkt_begins(pkt)))
 		return tc_end(REASON_EGRESS_PASSED, TC_ACT_UNSPEC);
 	if (verdict == TC_BEGINS)
 		verdict = tc_out_new(skb, w);
@@ -758,11 +758,11 @@ static __noinline int tc_icmp_out(struct __sk_buff *skb, struct tc_work *w)
 		nat.dport = flow->frontend_port;
 		if (!lb_addr_equal(&pkt->src, &flow->backend))
 			outer.addr = pkt->src; /* a router or this node sent the error */
-	} else if (side == FLOW_FROM_BACKEND && flow->node_port) { /* the backend sent to the SNAT
+	} else if (side == FLOW_FROM_BACKEND && flow->snat_port) { /* the backend sent to the SNAT
 								    * address */
-		nat.addr = flow->node;
+		nat.addr = flow->snat;
 		nat.sport = flow->backend_port;
-		nat.dport = flow->node_port;
+		nat.dport = flow->snat_port;
 		outer.addr = pkt->src;
 	} else {
 		return tc_end(REASON_ICMP_PASSED, TC_ACT_UNSPEC);
@@ -783,7 +783,7 @@ int shunt_egress(struct __sk_buff *skb)
 	kind = pkt_parse(skb, &w->pkt);
 	switch (kind) {
 	case PKT_TRANSPORT:
-	case PKT_PIECE:
+	case PKT_FRAGMENT:
 		if (tc_ports(w, kind, 1))
 			return tc_finish(skb, w, tc_out(skb, w));
 		return tc_end(REASON_FRAGMENT_PASSED, TC_ACT_UNSPEC);

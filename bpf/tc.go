@@ -21,7 +21,7 @@ import (
 
 // PacketOptions are the constants that the packet path's programs are loaded with (config.h).
 type PacketOptions struct {
-	SourcePorts SourcePorts
+	SNATPorts SNATPorts
 	// FlowSeed is a secret of this node, see function FlowSeed.
 	FlowSeed uint64
 	// ClusterCIDRs are the ranges of all nodes' pods: at most CONFIG_CLUSTER_CIDRS (4).
@@ -146,8 +146,8 @@ func (p *packetPrograms) configure(spec *ebpf.CollectionSpec, v variant) error {
 		tcVarConfigHasKernCtx:          boolByte(p.kernCtx),
 		tcVarConfigEthernet:            boolByte(v.ethernet),
 		tcVarConfigPodDevice:           boolByte(v.pod),
-		tcVarConfigSourcePortFirst:     p.opts.SourcePorts.First,
-		tcVarConfigSourcePortCount:     p.opts.SourcePorts.Count,
+		tcVarConfigSnatPortFirst:       p.opts.SNATPorts.First,
+		tcVarConfigSnatPortCount:       p.opts.SNATPorts.Count,
 		tcVarConfigFlowSeed:            p.opts.FlowSeed,
 		tcVarConfigClusterCidrs:        cidrs,
 		tcVarConfigClusterCidrCount:    uint32(count),
@@ -225,7 +225,7 @@ func newFlowSeed(pin string) (uint64, error) {
 
 // keepFlowSeed pins the seed again if somebody removed the pin, and reports whether that was
 // so.
-func keepFlowSeed(root string, seed uint64) (mended bool, err error) {
+func keepFlowSeed(root string, seed uint64) (repaired bool, err error) {
 	pin := filepath.Join(root, seedPin)
 	if _, err := os.Lstat(pin); !errors.Is(err, fs.ErrNotExist) {
 		return false, nil

@@ -51,9 +51,9 @@ const (
 	tcMapFlows                     = "flows"
 	tcMapFlowsNew                  = "flows_new"
 	tcMapFragments                 = "fragments"
+	tcMapLocalPorts                = "local_ports"
 	tcMapMeta                      = "meta"
 	tcMapNames                     = "names"
-	tcMapOwnPorts                  = "own_ports"
 	tcMapProblems                  = "problems"
 	tcMapServices                  = "services"
 	tcMapSlots                     = "slots"
@@ -74,8 +74,8 @@ const (
 	tcVarConfigHasSetRetval        = "config_has_set_retval"
 	tcVarConfigNetnsCookie         = "config_netns_cookie"
 	tcVarConfigPodDevice           = "config_pod_device"
-	tcVarConfigSourcePortCount     = "config_source_port_count"
-	tcVarConfigSourcePortFirst     = "config_source_port_first"
+	tcVarConfigSnatPortCount       = "config_snat_port_count"
+	tcVarConfigSnatPortFirst       = "config_snat_port_first"
 	tcVarConfigTimeouts            = "config_timeouts"
 	tcVarConfigUnreachableInterval = "config_unreachable_interval"
 )
@@ -142,9 +142,9 @@ type tcMapSpecs struct {
 	Flows        *ebpf.MapSpec `ebpf:"flows"`
 	FlowsNew     *ebpf.MapSpec `ebpf:"flows_new"`
 	Fragments    *ebpf.MapSpec `ebpf:"fragments"`
+	LocalPorts   *ebpf.MapSpec `ebpf:"local_ports"`
 	Meta         *ebpf.MapSpec `ebpf:"meta"`
 	Names        *ebpf.MapSpec `ebpf:"names"`
-	OwnPorts     *ebpf.MapSpec `ebpf:"own_ports"`
 	Problems     *ebpf.MapSpec `ebpf:"problems"`
 	Services     *ebpf.MapSpec `ebpf:"services"`
 	Slots        *ebpf.MapSpec `ebpf:"slots"`
@@ -169,8 +169,8 @@ type tcVariableSpecs struct {
 	ConfigHasSetRetval        *ebpf.VariableSpec `ebpf:"config_has_set_retval"`
 	ConfigNetnsCookie         *ebpf.VariableSpec `ebpf:"config_netns_cookie"`
 	ConfigPodDevice           *ebpf.VariableSpec `ebpf:"config_pod_device"`
-	ConfigSourcePortCount     *ebpf.VariableSpec `ebpf:"config_source_port_count"`
-	ConfigSourcePortFirst     *ebpf.VariableSpec `ebpf:"config_source_port_first"`
+	ConfigSnatPortCount       *ebpf.VariableSpec `ebpf:"config_snat_port_count"`
+	ConfigSnatPortFirst       *ebpf.VariableSpec `ebpf:"config_snat_port_first"`
 	ConfigTimeouts            *ebpf.VariableSpec `ebpf:"config_timeouts"`
 	ConfigUnreachableInterval *ebpf.VariableSpec `ebpf:"config_unreachable_interval"`
 }
@@ -207,9 +207,9 @@ type tcMaps struct {
 	Flows        *ebpf.Map `ebpf:"flows"`
 	FlowsNew     *ebpf.Map `ebpf:"flows_new"`
 	Fragments    *ebpf.Map `ebpf:"fragments"`
+	LocalPorts   *ebpf.Map `ebpf:"local_ports"`
 	Meta         *ebpf.Map `ebpf:"meta"`
 	Names        *ebpf.Map `ebpf:"names"`
-	OwnPorts     *ebpf.Map `ebpf:"own_ports"`
 	Problems     *ebpf.Map `ebpf:"problems"`
 	Services     *ebpf.Map `ebpf:"services"`
 	Slots        *ebpf.Map `ebpf:"slots"`
@@ -234,9 +234,9 @@ func (m *tcMaps) Close() error {
 		m.Flows,
 		m.FlowsNew,
 		m.Fragments,
+		m.LocalPorts,
 		m.Meta,
 		m.Names,
-		m.OwnPorts,
 		m.Problems,
 		m.Services,
 		m.Slots,
@@ -262,8 +262,8 @@ type tcVariables struct {
 	ConfigHasSetRetval        *ebpf.Variable `ebpf:"config_has_set_retval"`
 	ConfigNetnsCookie         *ebpf.Variable `ebpf:"config_netns_cookie"`
 	ConfigPodDevice           *ebpf.Variable `ebpf:"config_pod_device"`
-	ConfigSourcePortCount     *ebpf.Variable `ebpf:"config_source_port_count"`
-	ConfigSourcePortFirst     *ebpf.Variable `ebpf:"config_source_port_first"`
+	ConfigSnatPortCount       *ebpf.Variable `ebpf:"config_snat_port_count"`
+	ConfigSnatPortFirst       *ebpf.Variable `ebpf:"config_snat_port_first"`
 	ConfigTimeouts            *ebpf.Variable `ebpf:"config_timeouts"`
 	ConfigUnreachableInterval *ebpf.Variable `ebpf:"config_unreachable_interval"`
 }

@@ -14,7 +14,7 @@ import (
 // options that are not set.
 func TestPacketOptions(t *testing.T) {
 	p := &packetPrograms{cookie: 7, opts: PacketOptions{
-		SourcePorts: SourcePorts{First: 61000, Count: 33512}, FlowSeed: 1 << 40,
+		SNATPorts: SNATPorts{First: 61000, Count: 33512}, FlowSeed: 1 << 40,
 		ClusterCIDRs: []netip.Prefix{netip.MustParsePrefix("10.244.1.0/14"), netip.MustParsePrefix("fd00:10::/57")},
 		Timeouts:     Timeouts{TCPEstablished: time.Hour, UDPNew: time.Minute},
 	}}
@@ -31,7 +31,7 @@ func TestPacketOptions(t *testing.T) {
 	}
 	for name, want := range map[string]uint64{
 		tcVarConfigNetnsCookie: 7, tcVarConfigEthernet: 0, tcVarConfigPodDevice: 1, tcVarConfigFlowSeed: 1 << 40,
-		tcVarConfigSourcePortFirst: 61000, tcVarConfigSourcePortCount: 33512, tcVarConfigClusterCidrCount: 2,
+		tcVarConfigSnatPortFirst: 61000, tcVarConfigSnatPortCount: 33512, tcVarConfigClusterCidrCount: 2,
 	} {
 		v, got := spec.Variables[name], uint64(0)
 		for i, b := range v.Value {
@@ -69,7 +69,7 @@ func TestPacketOptions(t *testing.T) {
 // TestPacketVariants: the programs of every kind of device load on this kernel.
 func TestPacketVariants(t *testing.T) {
 	set, _ := openMaps(t, filepath.Join(bpffs(t), "shunt"))
-	p, err := newPacketPrograms(set, PacketOptions{SourcePorts: SourcePorts{First: 61000, Count: 4536}})
+	p, err := newPacketPrograms(set, PacketOptions{SNATPorts: SNATPorts{First: 61000, Count: 4536}})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -26,17 +26,17 @@ import (
 // checks that the calls are refused. None of them sends a packet.
 const probeEnv = "SHUNT_PROBE_CONNECT"
 
-// probePort is that of discard (RFC 863). A hook check's address has no frontend on any port.
-const probePort = 9
+// hookCheckPort is that of discard (RFC 863). A hook check's address has no frontend on any port.
+const hookCheckPort = 9
 
 // msgProbe is MSG_PROBE of the kernel's socket.h: look up the route, send nothing.
 const msgProbe = 0x10
 
 // Exit codes of the child that runs the hook check, and how long it may take.
 const (
-	probeRefused = 0
-	probePassed  = 3
-	probeTimeout = 10 * time.Second
+	probeRefused    = 0
+	hookCheckPassed = 3
+	probeTimeout    = 10 * time.Second
 )
 
 // MaybeProbe runs the hook check and exits if this process was started as its child; else it
@@ -45,21 +45,21 @@ func MaybeProbe() {
 	if os.Getenv(probeEnv) == "" {
 		return
 	}
-	_, passed := probe()
+	_, passed := hookCheck()
 	if len(passed) == 0 {
 		os.Exit(probeRefused)
 	}
 	_, _ = os.Stdout.WriteString(strings.Join(passed, " ")) // it fails only if the parent is gone
-	os.Exit(probePassed)
+	os.Exit(hookCheckPassed)
 }
 
-// probe runs the hook check in this process, once for each hook that can refuse. It returns the
+// hookCheck runs the hook check in this process, once for each hook that can refuse. It returns the
 // hooks that refused and those that let the call pass. Hooks of a family that this kernel lacks
 // are in neither.
-func probe() (refused, passed []string) {
-	for i, to := range maps.ProbeAddrs {
+func hookCheck() (refused, passed []string) {
+	for i, to := range maps.HookCheckAddrs {
 		domain, suffix := [...]int{unix.AF_INET, unix.AF_INET6}[i], [...]string{"4", "6"}[i]
-		address := sockaddrOf(netip.AddrPortFrom(to, probePort))
+		address := sockaddrOf(netip.AddrPortFrom(to, hookCheckPort))
 		for hook, ask := range map[string]func(fd int) error{
 			"connect": func(fd int) error { return unix.Connect(fd, address) },
 			// With both flags and no data the kernel does all of sendto() but sending.
@@ -104,10 +104,10 @@ func Verify(ctx context.Context, k *maps.Kernel, cgroup string) error {
 // prove returns the hooks that do not act on processes below the cgroup. If at least one hook
 // refuses this process's own calls, the process is below the cgroup, and no child is needed.
 func prove(ctx context.Context, k *maps.Kernel, cgroup string) (passed []string, err error) {
-	if err := k.SetProbes(); err != nil {
+	if err := k.SetHookChecks(); err != nil {
 		return nil, fmt.Errorf("check that the hooks are in effect: %w", err)
 	}
-	refused, passed := probe()
+	refused, passed := hookCheck()
 	if len(refused) > 0 { // this process is below the cgroup itself
 		return passed, nil
 	}
@@ -116,7 +116,7 @@ func prove(ctx context.Context, k *maps.Kernel, cgroup string) (passed []string,
 
 // proveBelow runs the hook check in a child process, in a cgroup of its own below cgroup.
 func proveBelow(ctx context.Context, cgroup string) (passed []string, err error) {
-	leaf := filepath.Join(cgroup, fmt.Sprintf("shunt-probe-%d", os.Getpid()))
+	leaf := filepath.Join(cgroup, fmt.Sprintf("shunt-hook-check-%d", os.Getpid()))
 	if err := os.Mkdir(leaf, 0o700); err != nil && !errors.Is(err, os.ErrExist) { // a killed daemon left it
 		return nil, fmt.Errorf("check that the hooks are in effect: make a cgroup below %s: %w", cgroup, err)
 	}
@@ -136,7 +136,7 @@ func proveBelow(ctx context.Context, cgroup string) (passed []string, err error)
 	switch {
 	case err == nil:
 		return nil, nil
-	case errors.As(err, &exit) && exit.ExitCode() == probePassed:
+	case errors.As(err, &exit) && exit.ExitCode() == hookCheckPassed:
 		return strings.Fields(string(out)), nil
 	}
 	return nil, fmt.Errorf("check that the hooks are in effect: run a child in cgroup %s: %w", leaf, err)

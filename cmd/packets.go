@@ -18,7 +18,7 @@ func (d *daemon) openPackets() (*bpf.PacketPath, error) {
 	if err != nil {
 		return nil, err
 	}
-	ports, err := bpf.ReadSourcePorts()
+	ports, err := bpf.ReadSNATPorts()
 	if err != nil {
 		return nil, err
 	}
@@ -39,7 +39,7 @@ func (d *daemon) openPackets() (*bpf.PacketPath, error) {
 	return bpf.NewPacketPath(bpf.PacketPathOptions{
 		Root: d.cfg.BPFFSRoot, Set: d.set, Maps: d.kernel, Log: d.log,
 		Devices: d.cfg.Devices, PodDevices: d.cfg.PodDevices,
-		Programs: bpf.PacketOptions{SourcePorts: ports, FlowSeed: seed, ClusterCIDRs: cidrs, Timeouts: d.cfg.timeouts()},
+		Programs: bpf.PacketOptions{SNATPorts: ports, FlowSeed: seed, ClusterCIDRs: cidrs, Timeouts: d.cfg.timeouts()},
 		Failed:   func() { d.reporter.health.DeviceFailed() },
 	})
 }

@@ -89,7 +89,7 @@ func (r *reporter) Reconciled(rep lb.Report) {
 		zap.Uint64("writes", w.Total()), zap.Uint64("frontend_writes", w.Frontends),
 		zap.Uint64("slot_writes", w.Slots), zap.Uint64("backend_writes", w.Backends),
 		zap.Uint64("name_writes", w.Names), zap.Uint64("node_addr_writes", w.NodeAddrs),
-		zap.Uint64("source_writes", w.Sources), zap.Uint64("service_cidr_writes", w.ServiceCidrs))
+		zap.Uint64("source_range_writes", w.Sources), zap.Uint64("service_cidr_writes", w.ServiceCidrs))
 }
 
 // SetHealthChecks passes healthCheckNodePorts to their server, and stores them.

@@ -26,7 +26,7 @@ type reserved struct {
 // newReserved reserves the addresses at which the daemon will listen, and those of the
 // hook check. It also refuses externalIPs where those are switched off.
 func newReserved(store *lb.Store, c *Config) *reserved {
-	r := &reserved{store: store, now: lb.Reserved{NoExternalIPs: !c.ExternalIPs, Probes: maps.ProbeAddrs[:]}}
+	r := &reserved{store: store, now: lb.Reserved{NoExternalIPs: !c.ExternalIPs, Probes: maps.HookCheckAddrs[:]}}
 	for _, a := range []netip.AddrPort{c.healthz, c.metrics, c.probes} {
 		if a.IsValid() && a.Port() != 0 {
 			r.now.Listens = append(r.now.Listens, a)

@@ -144,7 +144,7 @@ func newFrontendReport(kernel *maps.Kernel, dump *maps.Dump, k maps.FrontendKey)
 	r.InsidePolicy = policyName(svc.Flags&maps.InsideLocal != 0)
 	r.OutsidePolicy = policyName(svc.Flags&maps.OutsideLocal != 0)
 	if svc.Flags&maps.SourceRanges != 0 {
-		for _, p := range dump.SourcesOf(svc.Id) {
+		for _, p := range dump.SourceRangesOf(svc.Id) {
 			r.SourceRanges = append(r.SourceRanges, p.String())
 		}
 	}

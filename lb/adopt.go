@@ -19,7 +19,7 @@ type Adopted struct {
 // leftovers are contents of adopted maps that belong to no known service port.
 type leftovers struct {
 	names   []uint32
-	sources []maps.SourceKey
+	sources []maps.SourceRangeKey
 	// backends has the service id of each backend, by backend id.
 	backends map[uint32]uint32
 	// ids are service ids that are in entries but not in map names. slots are named by frontends
@@ -41,7 +41,7 @@ func (r *reconciler) adopt(d *maps.Dump) Adopted {
 	}
 	byID := r.adoptNames(d)
 	r.adoptBackends(d, byID)
-	r.adoptSources(d, byID)
+	r.adoptSourceRanges(d, byID)
 	for k, v := range d.Frontends {
 		r.count(k, 1)
 		p := byID[v.Id]
@@ -94,8 +94,8 @@ func (r *reconciler) holdSlots(s maps.SlotRange) {
 	}
 }
 
-func (r *reconciler) adoptNames(d *maps.Dump) map[uint32]*port {
-	byID := map[uint32]*port{}
+func (r *reconciler) adoptNames(d *maps.Dump) map[uint32]*servicePort {
+	byID := map[uint32]*servicePort{}
 	known := make(map[portKey]bool, len(d.Names))
 	for id, n := range d.Names {
 		key := keyOf(n)
@@ -104,14 +104,14 @@ func (r *reconciler) adoptNames(d *maps.Dump) map[uint32]*port {
 			r.left.names = append(r.left.names, id)
 			continue
 		}
-		p := &port{key: key, id: id}
+		p := &servicePort{key: key, id: id}
 		byID[id], known[key] = p, true
 		r.ports[key.service] = append(r.ports[key.service], p)
 	}
 	return byID
 }
 
-func (r *reconciler) adoptBackends(d *maps.Dump, byID map[uint32]*port) {
+func (r *reconciler) adoptBackends(d *maps.Dump, byID map[uint32]*servicePort) {
 	records := map[uint32]bool{}
 	for id, be := range d.Backends {
 		records[id] = true
@@ -139,7 +139,7 @@ func (r *reconciler) adoptBackends(d *maps.Dump, byID map[uint32]*port) {
 
 // adoptRanges adopts the slot ranges of a frontend. It returns false where they are not ranges that
 // this package would have written.
-func (r *reconciler) adoptRanges(p *port, d *maps.Dump, v maps.Service) bool {
+func (r *reconciler) adoptRanges(p *servicePort, d *maps.Dump, v maps.Frontend) bool {
 	for _, s := range []maps.SlotRange{v.Inside, v.Outside} {
 		if s.Count == 0 {
 			continue
@@ -196,7 +196,7 @@ func (r *reconciler) prune(wanted map[maps.FrontendKey]bool) (done bool, err err
 	for _, v := range r.orphans {
 		inUse[v.Id] = true
 	}
-	errs = append(errs, r.pruneSources(inUse))
+	errs = append(errs, r.pruneSourceRanges(inUse))
 	named := r.leftButNamed()
 	for id, service := range r.left.backends {
 		if inUse[service] || named[id] {

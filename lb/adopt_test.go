@@ -108,7 +108,7 @@ var leftoverTests = []struct {
 	spoil func(k *maps.Kernel, d *maps.Dump) error
 }{
 	{"a frontend of an id without a name", func(k *maps.Kernel, d *maps.Dump) error {
-		return k.SetFrontend(fe("9.9.9.9:9", TCP), maps.Service{Id: 77, Kind: uint8(maps.ExternalIP)})
+		return k.SetFrontend(fe("9.9.9.9:9", TCP), maps.Frontend{Id: 77, Kind: uint8(maps.ExternalIP)})
 	}},
 	{"one that leads to another service's slots", func(k *maps.Kernel, d *maps.Dump) error {
 		v := d.Frontends[fe("10.96.0.1:80", TCP)]
@@ -116,30 +116,30 @@ var leftoverTests = []struct {
 		return k.SetFrontend(fe("9.9.9.9:9", TCP), v)
 	}},
 	{"one that leads to slots of nobody", func(k *maps.Kernel, d *maps.Dump) error {
-		v := maps.Service{Id: 77, Kind: uint8(maps.ExternalIP), Inside: maps.SlotRange{Base: 0, Count: 256}}
+		v := maps.Frontend{Id: 77, Kind: uint8(maps.ExternalIP), Inside: maps.SlotRange{Base: 0, Count: 256}}
 		return k.SetFrontend(fe("9.9.9.9:9", TCP), v)
 	}},
 	{"one that leads there from outside", func(k *maps.Kernel, d *maps.Dump) error {
-		v := maps.Service{Id: 77, Kind: uint8(maps.ExternalIP), Outside: maps.SlotRange{Base: 0, Count: 256}}
+		v := maps.Frontend{Id: 77, Kind: uint8(maps.ExternalIP), Outside: maps.SlotRange{Base: 0, Count: 256}}
 		return k.SetFrontend(fe("9.9.9.9:9", TCP), v)
 	}},
 	{"a range of clients of an id without a name", func(k *maps.Kernel, d *maps.Dump) error {
-		return k.SetSource(maps.NewSourceKey(2, prefixes("0.0.0.0/0")[0]))
+		return k.SetSourceRange(maps.NewSourceRangeKey(2, prefixes("0.0.0.0/0")[0]))
 	}},
 	{"one of the next ids to be given out", func(k *maps.Kernel, d *maps.Dump) error {
 		var errs []error
 		for id := range uint32(30) {
 			if _, named := d.Names[id]; !named && id > 0 {
-				errs = append(errs, k.SetSource(maps.NewSourceKey(id, prefixes("0.0.0.0/0")[0])))
+				errs = append(errs, k.SetSourceRange(maps.NewSourceRangeKey(id, prefixes("0.0.0.0/0")[0])))
 			}
 		}
 		return errors.Join(errs...)
 	}},
 	{"one that its service has not", func(k *maps.Kernel, d *maps.Dump) error {
-		return k.SetSource(maps.NewSourceKey(d.Frontends[fe("1.1.1.2:80", TCP)].Id, prefixes("0.0.0.0/0")[0]))
+		return k.SetSourceRange(maps.NewSourceRangeKey(d.Frontends[fe("1.1.1.2:80", TCP)].Id, prefixes("0.0.0.0/0")[0]))
 	}},
 	{"no range where there was one", func(k *maps.Kernel, d *maps.Dump) error {
-		return k.DeleteSource(maps.NewSourceKey(d.Frontends[fe("1.1.1.2:80", TCP)].Id, prefixes("203.0.113.0/24")[0]))
+		return k.DeleteSourceRange(maps.NewSourceRangeKey(d.Frontends[fe("1.1.1.2:80", TCP)].Id, prefixes("203.0.113.0/24")[0]))
 	}},
 	{"a name without a service", func(k *maps.Kernel, d *maps.Dump) error {
 		return k.SetName(50, maps.Name{Namespace: "x", Name: "y", Protocol: 6, Family: 4})
@@ -199,13 +199,13 @@ var leftoverTests = []struct {
 		return k.SetFrontend(fe("9.9.9.9:9", TCP), d.Frontends[fe("10.96.0.1:80", TCP)])
 	}},
 	{"a cluster IP that no service has", func(k *maps.Kernel, d *maps.Dump) error {
-		return k.SetFrontend(maps.NewFrontendKey(netip.MustParseAddr("9.9.9.9"), 0, 0), maps.Service{Kind: uint8(maps.UndefinedPort)})
+		return k.SetFrontend(maps.NewFrontendKey(netip.MustParseAddr("9.9.9.9"), 0, 0), maps.Frontend{Kind: uint8(maps.UndefinedPort)})
 	}},
 	{"a node address that the node has not", func(k *maps.Kernel, d *maps.Dump) error {
 		return k.SetNodeAddr(netip.MustParseAddr("9.9.9.9"), 0)
 	}},
 	{"all of them at once", func(k *maps.Kernel, d *maps.Dump) error {
-		return errors.Join(k.SetFrontend(fe("9.9.9.9:9", UDP), maps.Service{Id: 79, Kind: uint8(maps.ExternalIP), Inside: maps.SlotRange{Base: 100, Count: 90}}),
+		return errors.Join(k.SetFrontend(fe("9.9.9.9:9", UDP), maps.Frontend{Id: 79, Kind: uint8(maps.ExternalIP), Inside: maps.SlotRange{Base: 100, Count: 90}}),
 			k.SetName(50, maps.Name{Namespace: "x", Name: "y", Protocol: 6, Family: 4}),
 			k.SetBackend(60, maps.NewBackend(netip.MustParseAddrPort("10.9.9.9:9"), 6, maps.ClusterSet, 78)),
 			spoilRange(k, d, maps.SlotRange{Base: 201, Count: 4}),
@@ -324,7 +324,7 @@ func TestPruneOrder(t *testing.T) {
 	err := errors.Join(
 		k.SetBackend(60, maps.NewBackend(netip.MustParseAddrPort("10.9.9.9:9"), 6, maps.ClusterSet, 77)),
 		k.WriteSlots(200, []uint32{60}),
-		k.SetFrontend(key, maps.Service{Id: 77, Kind: uint8(maps.ExternalIP), Inside: maps.SlotRange{Base: 200, Count: 1}}))
+		k.SetFrontend(key, maps.Frontend{Id: 77, Kind: uint8(maps.ExternalIP), Inside: maps.SlotRange{Base: 200, Count: 1}}))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -41,12 +41,12 @@ func prefixes(list ...string) []netip.Prefix {
 func service(name, clusterIPs string, ports ...string) *Service {
 	s := &Service{Name: svcName(name), ClusterIPs: addrs(strings.Fields(clusterIPs)...)}
 	for _, p := range ports {
-		s.Ports = append(s.Ports, servicePort(p))
+		s.Ports = append(s.Ports, parseServicePort(p))
 	}
 	return s
 }
 
-func servicePort(s string) ServicePort {
+func parseServicePort(s string) ServicePort {
 	var p ServicePort
 	name, rest, _ := strings.Cut(s, ":")
 	number, rest, _ := strings.Cut(rest, "/")
@@ -88,7 +88,7 @@ func slice(name, service, ports string, endpoints ...string) *EndpointSlice {
 	sn := svcName(service)
 	s := &EndpointSlice{Name: SliceName{sn.Namespace, name}, Service: sn}
 	for _, p := range strings.Fields(ports) {
-		sp := servicePort(p)
+		sp := parseServicePort(p)
 		s.Ports = append(s.Ports, EndpointPort{sp.Name, sp.Protocol, sp.Port})
 	}
 	for _, e := range endpoints {

@@ -22,7 +22,7 @@ func (r *reconciler) compact(want order, taken maps.SlotRange) error {
 	if r.slots.busy(r.now()) {
 		return nil // blocks that rest now may be enough
 	}
-	c := compaction{r: r, at: map[uint32]*port{}}
+	c := compaction{r: r, at: map[uint32]*servicePort{}}
 	for _, ports := range r.ports {
 		for _, p := range ports {
 			for _, rg := range p.ranges {
@@ -38,7 +38,7 @@ func (r *reconciler) compact(want order, taken maps.SlotRange) error {
 type compaction struct {
 	r *reconciler
 	// at has the port of each slot range that can be moved, by the base of the range.
-	at map[uint32]*port
+	at map[uint32]*servicePort
 }
 
 // gather works towards n free blocks of an order.

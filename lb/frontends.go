@@ -12,7 +12,7 @@ import (
 // setFrontends adds and changes the port's entries in map services. Each write updates one hash
 // element at once: programs see the old slot ranges or the new ones. full is the error for a full
 // map; the other entries are written.
-func (r *reconciler) setFrontends(p *port, want portPlan, mine []frontendPlan, inCluster, inLocal maps.SlotRange) (full error) {
+func (r *reconciler) setFrontends(p *servicePort, want portPlan, mine []frontendPlan, inCluster, inLocal maps.SlotRange) (full error) {
 	elsewhere := len(want.inSet(maps.ClusterSet)) > 0
 	for _, f := range mine {
 		value := frontendValue(p.id, want.affinity, f, inCluster, inLocal, elsewhere)
@@ -38,7 +38,7 @@ func (r *reconciler) setFrontends(p *port, want portPlan, mine []frontendPlan, i
 }
 
 // held returns what the map holds for a frontend of the port, or for an orphan.
-func (r *reconciler) held(p *port, k maps.FrontendKey) (maps.Service, bool) {
+func (r *reconciler) held(p *servicePort, k maps.FrontendKey) (maps.Frontend, bool) {
 	if i := p.frontend(k); i >= 0 {
 		return p.frontends[i].value, true
 	}
@@ -48,7 +48,7 @@ func (r *reconciler) held(p *port, k maps.FrontendKey) (maps.Service, bool) {
 
 // own records that the map holds the port's value for a frontend. The entry of an earlier owner was
 // overwritten in one update; the other frontends of that owner keep what they refer to.
-func (r *reconciler) own(p *port, k maps.FrontendKey, v maps.Service) {
+func (r *reconciler) own(p *servicePort, k maps.FrontendKey, v maps.Frontend) {
 	if i := p.frontend(k); i >= 0 {
 		p.frontends[i].value = v
 		return
@@ -72,8 +72,8 @@ func (r *reconciler) own(p *port, k maps.FrontendKey, v maps.Service) {
 	r.owners[k] = p
 }
 
-func frontendValue(id, affinity uint32, f frontendPlan, inCluster, inLocal maps.SlotRange, elsewhere bool) maps.Service {
-	v := maps.Service{Id: id, Kind: uint8(f.kind)}
+func frontendValue(id, affinity uint32, f frontendPlan, inCluster, inLocal maps.SlotRange, elsewhere bool) maps.Frontend {
+	v := maps.Frontend{Id: id, Kind: uint8(f.kind)}
 	if f.kind == maps.UndefinedPort {
 		return v
 	}
@@ -105,7 +105,7 @@ func (r *reconciler) count(k maps.FrontendKey, n int) {
 
 // deleteFrontends deletes the entries that the plan does not want. keeps: an entry stays because
 // another service has won its frontend and will overwrite it in one update.
-func (r *reconciler) deleteFrontends(p *port, want portPlan) (keeps bool, err error) {
+func (r *reconciler) deleteFrontends(p *servicePort, want portPlan) (keeps bool, err error) {
 	wanted := frontendsIn(want.frontends)
 	for i := 0; i < len(p.frontends); {
 		k := p.frontends[i].key

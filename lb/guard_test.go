@@ -73,7 +73,7 @@ func (g *guard) did(what string, err error) error {
 			delete(g.serving, k) // report it once
 		}
 	}
-	g.checkSources(what, d)
+	g.checkSourceRanges(what, d)
 	for slot := range g.named {
 		if !named[slot] {
 			g.unnamed[slot] = g.clock.t
@@ -83,7 +83,7 @@ func (g *guard) did(what string, err error) error {
 	return err
 }
 
-func (g *guard) checkRange(what string, d *maps.Dump, k maps.FrontendKey, v maps.Service, r maps.SlotRange) {
+func (g *guard) checkRange(what string, d *maps.Dump, k maps.FrontendKey, v maps.Frontend, r maps.SlotRange) {
 	g.t.Helper()
 	ids, err := d.Range(r)
 	if err != nil {
@@ -102,14 +102,14 @@ func (g *guard) checkRange(what string, d *maps.Dump, k maps.FrontendKey, v maps
 // probes are clients from outside, in and out of the tests' source ranges.
 var probes = addrs("203.0.113.1", "198.51.100.1", "192.168.0.9", "1.1.1.2", "2001:db8:1::1", "fd00:1::9")
 
-func letsIn(d *maps.Dump, v maps.Service, client netip.Addr) bool {
+func letsIn(d *maps.Dump, v maps.Frontend, client netip.Addr) bool {
 	return v.Flags&maps.SourceRanges == 0 ||
-		slices.ContainsFunc(d.SourcesOf(v.Id), func(p netip.Prefix) bool { return p.Contains(client) })
+		slices.ContainsFunc(d.SourceRangesOf(v.Id), func(p netip.Prefix) bool { return p.Contains(client) })
 }
 
-// checkSources checks that a client that is admitted before and after the reconcile is admitted
+// checkSourceRanges checks that a client that is admitted before and after the reconcile is admitted
 // throughout, and that one that is refused before and after is never admitted.
-func (g *guard) checkSources(what string, d *maps.Dump) {
+func (g *guard) checkSourceRanges(what string, d *maps.Dump) {
 	g.t.Helper()
 	for k, clients := range g.admits {
 		for client, want := range clients {
@@ -125,7 +125,7 @@ func (g *guard) checkSources(what string, d *maps.Dump) {
 	room := int(g.Sizes().Sources) - len(d.Sources) - len(d.ServiceCIDRs) - len(d.Allocated)
 	shut := map[maps.FrontendKey]bool{}
 	for k, v := range d.Frontends {
-		if v.Flags&maps.SourceRanges == 0 || g.wrong[k] || len(d.SourcesOf(v.Id)) > 0 {
+		if v.Flags&maps.SourceRanges == 0 || g.wrong[k] || len(d.SourceRangesOf(v.Id)) > 0 {
 			continue
 		}
 		shut[k] = true
@@ -136,19 +136,19 @@ func (g *guard) checkSources(what string, d *maps.Dump) {
 	g.shut = shut
 }
 
-func (g *guard) SetSource(k maps.SourceKey) error {
+func (g *guard) SetSourceRange(k maps.SourceRangeKey) error {
 	g.t.Helper()
 	g.writes.Sources++
-	return g.did(fmt.Sprintf("SetSource(%s)", k), g.Tables.SetSource(k))
+	return g.did(fmt.Sprintf("SetSourceRange(%s)", k), g.Tables.SetSourceRange(k))
 }
 
-func (g *guard) DeleteSource(k maps.SourceKey) error {
+func (g *guard) DeleteSourceRange(k maps.SourceRangeKey) error {
 	g.t.Helper()
 	g.writes.Sources++
-	return g.did(fmt.Sprintf("DeleteSource(%s)", k), g.Tables.DeleteSource(k))
+	return g.did(fmt.Sprintf("DeleteSourceRange(%s)", k), g.Tables.DeleteSourceRange(k))
 }
 
-func (g *guard) SetFrontend(k maps.FrontendKey, v maps.Service) error {
+func (g *guard) SetFrontend(k maps.FrontendKey, v maps.Frontend) error {
 	g.t.Helper()
 	g.writes.Frontends++
 	delete(g.wrong, k)

@@ -72,7 +72,7 @@ func (r *reconciler) endListed(name ServiceName) {
 
 // keepListed reports whether a backend that the port's plan does not want stays for now. It takes
 // the backend out of the sets.
-func (r *reconciler) keepListed(p *port, b *backend) (bool, error) {
+func (r *reconciler) keepListed(p *servicePort, b *backend) (bool, error) {
 	if !r.listed.underOther(b.addr, p.key.protocol, p.key.port) {
 		return false, nil
 	}

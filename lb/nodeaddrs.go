@@ -93,13 +93,13 @@ func (n NodePortAddresses) Choose(addrs []netip.Addr, node *Node, held map[netip
 		switch {
 		case !n.takes(a, node, held):
 		case a.IsLoopback():
-			chosen[a] = maps.OwnNetns
+			chosen[a] = maps.HostNetns
 			// A connect() to the unspecified address goes to loopback.
 			any := netip.IPv4Unspecified()
 			if a.Is6() {
 				any = netip.IPv6Unspecified()
 			}
-			chosen[any] = maps.OwnNetns
+			chosen[any] = maps.HostNetns
 		default:
 			chosen[a] = 0
 		}
@@ -131,7 +131,7 @@ func (n NodePortAddresses) isPrimary(a netip.Addr, node *Node, held map[netip.Ad
 }
 
 // atMost limits chosen to n addresses, for which map addrs has room. The loopback and unspecified
-// addresses (maps.OwnNetns) come first, then the order of addresses decides.
+// addresses (maps.HostNetns) come first, then the order of addresses decides.
 func atMost(n int, chosen map[netip.Addr]uint32) map[netip.Addr]uint32 {
 	if len(chosen) <= n {
 		return chosen

@@ -166,7 +166,7 @@ func planPort(svc *Service, p ServicePort, family Family, slicesOf []*EndpointSl
 			plan.backends = append(plan.backends, backendPlan{addr: c.addr, flags: c.flags()})
 		}
 	}
-	plan.sources = planSources(svc, plan.frontends, family, at)
+	plan.sources = planSourceRanges(svc, plan.frontends, family, at)
 	plan.noLocalInternal = svc.InternalLocal && cluster && !local
 	plan.noLocalExternal = svc.ExternalLocal && cluster && !local &&
 		(p.NodePort != 0 || len(plan.frontends) > 1)

@@ -159,7 +159,7 @@ func TestNodePortAddresses(t *testing.T) {
 		var got []string
 		for a, flags := range chosen {
 			s := a.String()
-			if flags == maps.OwnNetns {
+			if flags == maps.HostNetns {
 				s += "!"
 			}
 			got = append(got, s)

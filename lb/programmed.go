@@ -11,7 +11,7 @@ import (
 
 // port is what the maps hold for a portKey. It is changed only after the write to the maps
 // succeeded.
-type port struct {
+type servicePort struct {
 	key portKey
 	// id is 0 until the name is written, and always for a cluster IP as a whole.
 	id        uint32
@@ -34,7 +34,7 @@ type port struct {
 
 type frontend struct {
 	key   maps.FrontendKey
-	value maps.Service
+	value maps.Frontend
 }
 
 type slotRange struct {
@@ -53,7 +53,7 @@ type backend struct {
 const manyFrontends = 64
 
 // frontend returns the index of a frontend in frontends, -1 where the port does not have it.
-func (p *port) frontend(k maps.FrontendKey) int {
+func (p *servicePort) frontend(k maps.FrontendKey) int {
 	if len(p.frontends) < manyFrontends {
 		return slices.IndexFunc(p.frontends, func(f frontend) bool { return f.key == k })
 	}
@@ -69,7 +69,7 @@ func (p *port) frontend(k maps.FrontendKey) int {
 	return -1
 }
 
-func (p *port) addFrontend(f frontend) {
+func (p *servicePort) addFrontend(f frontend) {
 	p.frontends = append(p.frontends, f)
 	if p.index != nil {
 		p.index[f.key] = len(p.frontends) - 1
@@ -77,7 +77,7 @@ func (p *port) addFrontend(f frontend) {
 }
 
 // removeFrontend removes the frontend at an index, and moves the last one there.
-func (p *port) removeFrontend(i int) {
+func (p *servicePort) removeFrontend(i int) {
 	last := len(p.frontends) - 1
 	if p.index != nil {
 		p.index[p.frontends[last].key] = i
@@ -102,25 +102,25 @@ func frontendsIn(list []frontendPlan) func(maps.FrontendKey) bool {
 }
 
 // portsIn returns a function that finds a port by its key; it returns nil where there is none.
-func portsIn(list []*port) func(portKey) *port {
+func portsIn(list []*servicePort) func(portKey) *servicePort {
 	if len(list) < manyFrontends {
-		return func(k portKey) *port {
-			if i := slices.IndexFunc(list, func(p *port) bool { return p.key == k }); i >= 0 {
+		return func(k portKey) *servicePort {
+			if i := slices.IndexFunc(list, func(p *servicePort) bool { return p.key == k }); i >= 0 {
 				return list[i]
 			}
 			return nil
 		}
 	}
-	all := make(map[portKey]*port, len(list))
+	all := make(map[portKey]*servicePort, len(list))
 	for _, p := range list {
 		all[p.key] = p
 	}
-	return func(k portKey) *port { return all[k] }
+	return func(k portKey) *servicePort { return all[k] }
 }
 
 // keeps reports whether the port has a frontend that it no longer wants, and that is in waiting:
 // another port of the service could not take it yet.
-func (p *port) keeps(waiting []frontendPlan) bool {
+func (p *servicePort) keeps(waiting []frontendPlan) bool {
 	if len(waiting) == 0 {
 		return false
 	}
@@ -130,14 +130,14 @@ func (p *port) keeps(waiting []frontendPlan) bool {
 	})
 }
 
-func (p *port) backend(a netip.AddrPort) (int, bool) {
+func (p *servicePort) backend(a netip.AddrPort) (int, bool) {
 	return slices.BinarySearchFunc(p.backends, a, func(b backend, a netip.AddrPort) int {
 		return b.addr.Compare(a)
 	})
 }
 
 // rangeOf returns a slot range that holds exactly these ids.
-func (p *port) rangeOf(ids []uint32) (maps.SlotRange, bool) {
+func (p *servicePort) rangeOf(ids []uint32) (maps.SlotRange, bool) {
 	for _, r := range p.ranges {
 		if slices.Equal(r.ids, ids) {
 			return maps.SlotRange{Base: r.base, Count: uint32(len(ids))}, true
@@ -147,7 +147,7 @@ func (p *port) rangeOf(ids []uint32) (maps.SlotRange, bool) {
 }
 
 // names reports whether a frontend of the port uses the slot range.
-func (p *port) names(r slotRange) bool {
+func (p *servicePort) names(r slotRange) bool {
 	return slices.ContainsFunc(p.frontends, func(f frontend) bool {
 		return f.value.Inside.Count > 0 && f.value.Inside.Base == r.base ||
 			f.value.Outside.Count > 0 && f.value.Outside.Base == r.base
@@ -155,7 +155,7 @@ func (p *port) names(r slotRange) bool {
 }
 
 // namedIDs returns the ids of the backends in the port's slot ranges.
-func (p *port) namedIDs() map[uint32]bool {
+func (p *servicePort) namedIDs() map[uint32]bool {
 	ids := map[uint32]bool{}
 	for _, r := range p.ranges {
 		for _, id := range r.ids {
@@ -166,7 +166,7 @@ func (p *port) namedIDs() map[uint32]bool {
 }
 
 // gone reports whether the maps have nothing of the port any more.
-func (p *port) gone() bool {
+func (p *servicePort) gone() bool {
 	return p.id == 0 && len(p.frontends) == 0
 }
 

@@ -11,7 +11,7 @@ import (
 
 // placeRanges returns slot ranges with the sets that these frontends use, and writes them where
 // needed. With map slots full, a range may be empty or incomplete, and err says so: see placeRange.
-func (r *reconciler) placeRanges(p *port, want portPlan, mine []frontendPlan) (inCluster, inLocal maps.SlotRange, err error) {
+func (r *reconciler) placeRanges(p *servicePort, want portPlan, mine []frontendPlan) (inCluster, inLocal maps.SlotRange, err error) {
 	var cluster, local bool
 	for _, f := range mine {
 		cluster = cluster || !f.insideLocal || !f.outsideLocal
@@ -36,7 +36,7 @@ func (r *reconciler) placeRanges(p *port, want portPlan, mine []frontendPlan) (i
 
 // ids returns the ids of the backends in a set. A backend for which addBackends had no room is left
 // out.
-func (r *reconciler) ids(p *port, want portPlan, flag uint8) []uint32 {
+func (r *reconciler) ids(p *servicePort, want portPlan, flag uint8) []uint32 {
 	var ids []uint32
 	for _, b := range want.backends {
 		if b.flags&flag == 0 {
@@ -55,7 +55,7 @@ func (r *reconciler) ids(p *port, want portPlan, flag uint8) []uint32 {
 // the service or a new one. Where the own range is too small, it keeps those of its ids that are
 // still in the set; or it is given up if the new range needs its room. The error then says that
 // this has to be tried again. taken is the range of the other set.
-func (r *reconciler) placeRange(p *port, ids []uint32, local bool, taken maps.SlotRange) (maps.SlotRange, error) {
+func (r *reconciler) placeRange(p *servicePort, ids []uint32, local bool, taken maps.SlotRange) (maps.SlotRange, error) {
 	if len(ids) == 0 {
 		return maps.SlotRange{}, nil
 	}
@@ -100,7 +100,7 @@ func (r *reconciler) placeRange(p *port, ids []uint32, local bool, taken maps.Sl
 }
 
 // overwrite writes other ids of the same service into a slot range that is in use.
-func (r *reconciler) overwrite(p *port, own *slotRange, ids []uint32) (maps.SlotRange, error) {
+func (r *reconciler) overwrite(p *servicePort, own *slotRange, ids []uint32) (maps.SlotRange, error) {
 	if !slices.Equal(own.ids, ids) {
 		if err := r.tables.WriteSlots(own.base, ids); err != nil {
 			return maps.SlotRange{}, fmt.Errorf("service %s: %w", p.key.service, err)
@@ -113,7 +113,7 @@ func (r *reconciler) overwrite(p *port, own *slotRange, ids []uint32) (maps.Slot
 
 // rangeFor returns the slot range that the port's frontends use for one set only; nil where there
 // is none.
-func (p *port) rangeFor(local bool, taken maps.SlotRange) *slotRange {
+func (p *servicePort) rangeFor(local bool, taken maps.SlotRange) *slotRange {
 	for i := range p.ranges {
 		rg := &p.ranges[i]
 		var is, isOther bool
@@ -137,7 +137,7 @@ func (p *port) rangeFor(local bool, taken maps.SlotRange) *slotRange {
 
 // freeRanges frees the slot ranges that no frontend names, and the unused part of those that were
 // overwritten with fewer ids.
-func (r *reconciler) freeRanges(p *port) {
+func (r *reconciler) freeRanges(p *servicePort) {
 	kept := p.ranges[:0]
 	for _, rg := range p.ranges {
 		if !p.names(rg) {
@@ -154,7 +154,7 @@ func (r *reconciler) freeRanges(p *port) {
 }
 
 // longest returns the largest count of slots of a range that the port's frontends name.
-func (p *port) longest(rg slotRange) int {
+func (p *servicePort) longest(rg slotRange) int {
 	n := uint32(0)
 	for _, f := range p.frontends {
 		for _, side := range []maps.SlotRange{f.value.Inside, f.value.Outside} {

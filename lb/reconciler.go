@@ -21,8 +21,8 @@ type reconciler struct {
 	log    *zap.Logger
 	now    func() time.Time
 
-	ports  map[ServiceName][]*port
-	owners map[maps.FrontendKey]*port
+	ports  map[ServiceName][]*servicePort
+	owners map[maps.FrontendKey]*servicePort
 	// wishes are what the services ask for. claims decides which service gets which frontend.
 	wishes map[ServiceName]*wish
 	claims claims
@@ -47,7 +47,7 @@ type reconciler struct {
 	// sources counts the source ranges in map sources, without service CIDRs and exceptions.
 	sources int
 	// orphans are frontends of adopted maps that are not yet known to belong to a service port.
-	orphans map[maps.FrontendKey]maps.Service
+	orphans map[maps.FrontendKey]maps.Frontend
 	left    leftovers
 	// nodeAddrs are the addresses of the node in map addrs, with their flags.
 	nodeAddrs map[netip.Addr]uint32
@@ -88,8 +88,8 @@ func newReconciler(tables maps.Tables, log *zap.Logger, now func() time.Time) *r
 	sizes := tables.Sizes()
 	return &reconciler{
 		tables: tables, log: log, now: now,
-		ports:   map[ServiceName][]*port{},
-		owners:  map[maps.FrontendKey]*port{},
+		ports:   map[ServiceName][]*servicePort{},
+		owners:  map[maps.FrontendKey]*servicePort{},
 		wishes:  map[ServiceName]*wish{},
 		claims:  newClaims(),
 		ledger:  ledger{short: map[ServiceName]bool{}, share: share(sizes)},
@@ -99,7 +99,7 @@ func newReconciler(tables maps.Tables, log *zap.Logger, now func() time.Time) *r
 		services:  newIDPool(2 * sizes.Services),
 		records:   newIDPool(sizes.Backends - 1),
 		slots:     newSlotPool(sizes.Slots),
-		orphans:   map[maps.FrontendKey]maps.Service{},
+		orphans:   map[maps.FrontendKey]maps.Frontend{},
 		noLocal:   map[NoLocalKey]int{},
 		nodeAddrs: map[netip.Addr]uint32{},
 		excepted:  newExceptions(),
@@ -133,7 +133,7 @@ func (r *reconciler) reconcile(name ServiceName, plans []portPlan, all []*Endpoi
 		}
 	}
 	r.problems.set(name, byWrites, found)
-	r.ports[name] = slices.DeleteFunc(r.ports[name], (*port).gone)
+	r.ports[name] = slices.DeleteFunc(r.ports[name], (*servicePort).gone)
 	if len(r.ports[name]) == 0 {
 		delete(r.ports, name)
 	}
@@ -181,7 +181,7 @@ func onlyFull(err error) bool {
 
 // portStep is a port of a service, the plan for it, and the result.
 type portStep struct {
-	port   *port
+	port   *servicePort
 	want   portPlan
 	remove bool
 	err    error
@@ -198,7 +198,7 @@ func (r *reconciler) takeStripped() []ServiceName {
 // install adds what the plan has and the port has not. It writes what an entry refers to before the
 // entry, so that every lookup finds complete data. Where a map is full it does the rest, so that
 // retire can make room, and returns the error.
-func (r *reconciler) install(p *port, want portPlan, remove bool) error {
+func (r *reconciler) install(p *servicePort, want portPlan, remove bool) error {
 	if err := r.rename(p, want); err != nil {
 		return err
 	}
@@ -220,13 +220,13 @@ func (r *reconciler) install(p *port, want portPlan, remove bool) error {
 	if err := r.addBackends(p, want); fails(err) {
 		return err
 	}
-	noRoom, err := r.addSources(p, want)
+	noRoom, err := r.addSourceRanges(p, want)
 	if err != nil {
 		return err
 	}
 	mine := want.frontends
 	if fails(noRoom) || noRoom != nil {
-		mine = r.withoutSources(p, mine)
+		mine = r.withoutSourceRanges(p, mine)
 	}
 	inCluster, inLocal, err := r.placeRanges(p, want, mine)
 	if fails(err) {
@@ -240,14 +240,14 @@ func (r *reconciler) install(p *port, want portPlan, remove bool) error {
 
 // retire removes what the port has and its plan has not: the entry before what it refers to. full:
 // install failed for want of room.
-func (r *reconciler) retire(p *port, want portPlan, remove, full bool) error {
+func (r *reconciler) retire(p *servicePort, want portPlan, remove, full bool) error {
 	keeps, err := r.deleteFrontends(p, want)
 	if err != nil {
 		return err
 	}
 	// An entry that another service will overwrite keeps its source ranges until then.
 	if !keeps {
-		if err := r.deleteSources(p, want); err != nil {
+		if err := r.deleteSourceRanges(p, want); err != nil {
 			return err
 		}
 	}
@@ -261,7 +261,7 @@ func (r *reconciler) retire(p *port, want portPlan, remove, full bool) error {
 	return nil
 }
 
-func (r *reconciler) countNoLocal(p *port, n int) {
+func (r *reconciler) countNoLocal(p *servicePort, n int) {
 	if p.noLocalInternal {
 		r.noLocal[NoLocalKey{Family: p.key.family}] += n
 	}
@@ -270,7 +270,7 @@ func (r *reconciler) countNoLocal(p *port, n int) {
 	}
 }
 
-func (r *reconciler) nameID(p *port) error {
+func (r *reconciler) nameID(p *servicePort) error {
 	id, ok := r.services.get(r.now())
 	if !ok {
 		return fmt.Errorf("service %s: find an id for port %q: %w", p.key.service, p.key.port,
@@ -285,7 +285,7 @@ func (r *reconciler) nameID(p *port) error {
 	return nil
 }
 
-func (r *reconciler) forgetID(p *port) error {
+func (r *reconciler) forgetID(p *servicePort) error {
 	if err := r.tables.DeleteName(p.id); err != nil {
 		return err
 	}
@@ -297,7 +297,7 @@ func (r *reconciler) forgetID(p *port) error {
 
 // addBackends writes the missing backends, and adds flags to the others. freeBackends removes
 // flags. full is the error for a full map; the backends that fit are written.
-func (r *reconciler) addBackends(p *port, want portPlan) (full error) {
+func (r *reconciler) addBackends(p *servicePort, want portPlan) (full error) {
 	if len(p.backends) == 0 { // exact capacity: backends take most of the memory
 		p.backends = make([]backend, 0, len(want.backends))
 	}
@@ -334,7 +334,7 @@ func (r *reconciler) addBackends(p *port, want portPlan) (full error) {
 	return full
 }
 
-func (r *reconciler) setFlags(p *port, b *backend, flags uint8) error {
+func (r *reconciler) setFlags(p *servicePort, b *backend, flags uint8) error {
 	if b.flags == flags {
 		return nil
 	}
@@ -350,7 +350,7 @@ func (r *reconciler) setFlags(p *port, b *backend, flags uint8) error {
 // freeBackends frees the backends that are not wanted, and removes flags from the others. It runs
 // after the frontends have changed: until then programs may select such a backend. careful: some
 // frontends may still use their old slot ranges, and backends in these stay.
-func (r *reconciler) freeBackends(p *port, want portPlan, remove, careful bool) error {
+func (r *reconciler) freeBackends(p *servicePort, want portPlan, remove, careful bool) error {
 	var named map[uint32]bool
 	if careful {
 		named = p.namedIDs()

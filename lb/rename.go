@@ -22,7 +22,7 @@ func (r *reconciler) steps(name ServiceName, plans []portPlan) []portStep {
 	for i, want := range plans {
 		p := paired[i]
 		if p == nil {
-			p = &port{key: want.key}
+			p = &servicePort{key: want.key}
 			r.ports[name] = append(r.ports[name], p)
 		}
 		steps = append(steps, portStep{port: p, want: want})
@@ -33,19 +33,19 @@ func (r *reconciler) steps(name ServiceName, plans []portPlan) []portStep {
 // pair returns the port that each plan continues, nil for a new one, and the ports that no plan
 // continues. A plan continues the port of its name that has a frontend it wants; else a port of
 // another name that has one, with the same protocol and family; else the port of its name.
-func (r *reconciler) pair(all []*port, plans []portPlan) (paired, goes []*port) {
-	paired = make([]*port, len(plans))
+func (r *reconciler) pair(all []*servicePort, plans []portPlan) (paired, goes []*servicePort) {
+	paired = make([]*servicePort, len(plans))
 	portOf := portsIn(all)
-	for _, continues := range []func(want *portPlan) *port{
-		func(want *portPlan) *port {
+	for _, continues := range []func(want *portPlan) *servicePort{
+		func(want *portPlan) *servicePort {
 			p := portOf(want.key)
 			if p == nil || !slices.ContainsFunc(want.frontends, func(f frontendPlan) bool { return r.leadsTo(p, f.key) }) {
 				return nil
 			}
 			return p
 		},
-		func(want *portPlan) *port { return r.continued(all, want) },
-		func(want *portPlan) *port { return portOf(want.key) },
+		func(want *portPlan) *servicePort { return r.continued(all, want) },
+		func(want *portPlan) *servicePort { return portOf(want.key) },
 	} {
 		for i := range plans {
 			if paired[i] != nil {
@@ -67,11 +67,11 @@ func (r *reconciler) pair(all []*port, plans []portPlan) (paired, goes []*port) 
 
 // continued returns a port of the service that has a frontend which a plan wants and that no plan
 // continues yet; nil where there is none.
-func (r *reconciler) continued(all []*port, want *portPlan) *port {
+func (r *reconciler) continued(all []*servicePort, want *portPlan) *servicePort {
 	for _, f := range want.frontends {
 		p := r.owners[f.key]
 		if v, adopted := r.orphans[f.key]; adopted {
-			if i := slices.IndexFunc(all, func(p *port) bool { return p.id == v.Id }); i >= 0 {
+			if i := slices.IndexFunc(all, func(p *servicePort) bool { return p.id == v.Id }); i >= 0 {
 				p = all[i]
 			}
 		}
@@ -85,13 +85,13 @@ func (r *reconciler) continued(all []*port, want *portPlan) *port {
 
 // leadsTo reports whether the maps have a frontend of the port, be it only as an orphan after a
 // start.
-func (r *reconciler) leadsTo(p *port, k maps.FrontendKey) bool {
+func (r *reconciler) leadsTo(p *servicePort, k maps.FrontendKey) bool {
 	v, adopted := r.orphans[k]
 	return p.frontend(k) >= 0 || adopted && v.Id == p.id
 }
 
 // rename changes the name of a port to that of its plan.
-func (r *reconciler) rename(p *port, want portPlan) error {
+func (r *reconciler) rename(p *servicePort, want portPlan) error {
 	if p.key == want.key {
 		return nil
 	}

@@ -23,7 +23,7 @@ type Reserved struct {
 	// Listens are the addresses where the daemon listens. An unspecified address stands for all
 	// addresses of the node. healthCheckNodePorts need not be listed.
 	Listens []netip.AddrPort
-	// Probes are the addresses of hook checks (maps.ProbeAddrs). No Service may have one, at any
+	// Probes are the addresses of hook checks (maps.HookCheckAddrs). No Service may have one, at any
 	// port and in any rank, and no reconcile changes their entries.
 	Probes []netip.Addr
 	// NoExternalIPs: spec.externalIPs are not served.

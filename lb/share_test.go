@@ -92,8 +92,8 @@ func TestOneServiceHasItsShare(t *testing.T) {
 						t.Fatalf("service %d leads to %s", i, to)
 					}
 					v, there := d.Frontends[fe(fmt.Sprintf("198.51.101.%d:80", i), TCP)]
-					if of == ofSources && (!there || len(d.SourcesOf(v.Id)) != 2) {
-						t.Fatalf("service %d has the load balancer's IP %t with %d ranges", i, there, len(d.SourcesOf(v.Id)))
+					if of == ofSources && (!there || len(d.SourceRangesOf(v.Id)) != 2) {
+						t.Fatalf("service %d has the load balancer's IP %t with %d ranges", i, there, len(d.SourceRangesOf(v.Id)))
 					}
 				}
 				said := r.claimProblems("a-hungry")

@@ -33,9 +33,9 @@ func hasRanges(svc *Service, f Family) bool {
 	return slices.ContainsFunc(svc.SourceRanges, func(p netip.Prefix) bool { return FamilyOf(p.Addr()) == f })
 }
 
-// planSources returns the source ranges of a family, sorted; none where no frontend of the plan
+// planSourceRanges returns the source ranges of a family, sorted; none where no frontend of the plan
 // uses them.
-func planSources(svc *Service, frontends []frontendPlan, family Family, at place) []netip.Prefix {
+func planSourceRanges(svc *Service, frontends []frontendPlan, family Family, at place) []netip.Prefix {
 	if !slices.ContainsFunc(frontends, func(f frontendPlan) bool { return f.ranged }) {
 		return nil
 	}
@@ -98,15 +98,15 @@ func outsideAddrs(addrs []netip.Addr) []netip.Addr {
 	return slices.DeleteFunc(slices.Clone(addrs), netip.Addr.IsLoopback)
 }
 
-// addSources adds the ranges that the port's plan wants and the map has not. Where the map is full,
+// addSourceRanges adds the ranges that the port's plan wants and the map has not. Where the map is full,
 // it deletes an unwanted range for each new one: for a moment fewer clients are allowed than should
 // be, never more. noRoom is the error if there is no room even so; some ranges may have been added.
-func (r *reconciler) addSources(p *port, want portPlan) (noRoom, err error) {
+func (r *reconciler) addSourceRanges(p *servicePort, want portPlan) (noRoom, err error) {
 	for _, s := range want.sources {
 		if _, there := slices.BinarySearchFunc(p.sources, s, netip.Prefix.Compare); there {
 			continue
 		}
-		err := r.setSource(p, s)
+		err := r.setSourceRange(p, s)
 		var full *maps.FullError
 		if errors.As(err, &full) {
 			err = r.replaceSource(p, want, s)
@@ -121,8 +121,8 @@ func (r *reconciler) addSources(p *port, want portPlan) (noRoom, err error) {
 	return nil, nil
 }
 
-func (r *reconciler) setSource(p *port, s netip.Prefix) error {
-	if err := r.tables.SetSource(maps.NewSourceKey(p.id, s)); err != nil {
+func (r *reconciler) setSourceRange(p *servicePort, s netip.Prefix) error {
+	if err := r.tables.SetSourceRange(maps.NewSourceRangeKey(p.id, s)); err != nil {
 		return fmt.Errorf("service %s: %w", p.key.service, err)
 	}
 	r.writes.Sources++
@@ -134,29 +134,29 @@ func (r *reconciler) setSource(p *port, s netip.Prefix) error {
 
 // replaceSource adds a range in place of one that the port's plan does not want. If that fails it
 // restores the old one: with the flag set and no range, no client is allowed.
-func (r *reconciler) replaceSource(p *port, want portPlan, s netip.Prefix) error {
+func (r *reconciler) replaceSource(p *servicePort, want portPlan, s netip.Prefix) error {
 	i := slices.IndexFunc(p.sources, func(s netip.Prefix) bool {
 		_, wanted := slices.BinarySearchFunc(want.sources, s, netip.Prefix.Compare)
 		return !wanted
 	})
 	if i < 0 {
-		return r.setSource(p, s) // returns the error of the full map
+		return r.setSourceRange(p, s) // returns the error of the full map
 	}
 	old := p.sources[i]
-	if err := r.deleteSource(p, old); err != nil {
+	if err := r.deleteSourceRange(p, old); err != nil {
 		return err
 	}
 	p.sources = slices.Delete(p.sources, i, i+1)
-	err := r.setSource(p, s)
+	err := r.setSourceRange(p, s)
 	if err != nil {
-		err = errors.Join(err, r.setSource(p, old))
+		err = errors.Join(err, r.setSourceRange(p, old))
 	}
 	return err
 }
 
-// deleteSource deletes a range from the map. The caller removes it from the port's list.
-func (r *reconciler) deleteSource(p *port, s netip.Prefix) error {
-	if err := r.tables.DeleteSource(maps.NewSourceKey(p.id, s)); err != nil {
+// deleteSourceRange deletes a range from the map. The caller removes it from the port's list.
+func (r *reconciler) deleteSourceRange(p *servicePort, s netip.Prefix) error {
+	if err := r.tables.DeleteSourceRange(maps.NewSourceRangeKey(p.id, s)); err != nil {
 		return fmt.Errorf("service %s: %w", p.key.service, err)
 	}
 	r.writes.Sources++
@@ -164,10 +164,10 @@ func (r *reconciler) deleteSource(p *port, s netip.Prefix) error {
 	return nil
 }
 
-// withoutSources returns the frontends to program for a port whose ranges have no room. Programmed
+// withoutSourceRanges returns the frontends to program for a port whose ranges have no room. Programmed
 // load-balancer IPs stay as restricted as they are. Others are not programmed: they would be open
 // to all clients.
-func (r *reconciler) withoutSources(p *port, mine []frontendPlan) []frontendPlan {
+func (r *reconciler) withoutSourceRanges(p *servicePort, mine []frontendPlan) []frontendPlan {
 	kept := make([]frontendPlan, 0, len(mine))
 	for _, f := range mine {
 		held, there := r.held(p, f.key)
@@ -180,14 +180,14 @@ func (r *reconciler) withoutSources(p *port, mine []frontendPlan) []frontendPlan
 	return kept
 }
 
-// deleteSources deletes the ranges that the port's plan does not want.
-func (r *reconciler) deleteSources(p *port, want portPlan) error {
+// deleteSourceRanges deletes the ranges that the port's plan does not want.
+func (r *reconciler) deleteSourceRanges(p *servicePort, want portPlan) error {
 	kept := p.sources[:0]
 	var err error
 	for _, s := range p.sources {
 		_, stays := slices.BinarySearchFunc(want.sources, s, netip.Prefix.Compare)
 		if !stays && err == nil {
-			err = r.deleteSource(p, s)
+			err = r.deleteSourceRange(p, s)
 			stays = err != nil
 		}
 		if stays || err != nil {
@@ -198,8 +198,8 @@ func (r *reconciler) deleteSources(p *port, want portPlan) error {
 	return err
 }
 
-// adoptSources adopts the ranges of known service ids, and leaves the others to prune.
-func (r *reconciler) adoptSources(d *maps.Dump, byID map[uint32]*port) {
+// adoptSourceRanges adopts the ranges of known service ids, and leaves the others to prune.
+func (r *reconciler) adoptSourceRanges(d *maps.Dump, byID map[uint32]*servicePort) {
 	for k := range d.Sources {
 		r.sources++
 		p, prefix := byID[k.ServiceId], k.Prefix()
@@ -214,14 +214,14 @@ func (r *reconciler) adoptSources(d *maps.Dump, byID map[uint32]*port) {
 	}
 }
 
-// pruneSources deletes the leftover ranges of service ids that are not in use.
-func (r *reconciler) pruneSources(inUse map[uint32]bool) error {
+// pruneSourceRanges deletes the leftover ranges of service ids that are not in use.
+func (r *reconciler) pruneSourceRanges(inUse map[uint32]bool) error {
 	var errs []error
-	r.left.sources = slices.DeleteFunc(r.left.sources, func(k maps.SourceKey) bool {
+	r.left.sources = slices.DeleteFunc(r.left.sources, func(k maps.SourceRangeKey) bool {
 		if inUse[k.ServiceId] {
 			return false
 		}
-		err := r.tables.DeleteSource(k)
+		err := r.tables.DeleteSourceRange(k)
 		if err == nil {
 			r.writes.Sources++
 			r.sources--

@@ -21,10 +21,10 @@ func rangedService(ranges ...string) *Service {
 	})
 }
 
-// TestPlanSources checks that the ranges of each family restrict its load-balancer IPs and nothing
+// TestPlanSourceRanges checks that the ranges of each family restrict its load-balancer IPs and nothing
 // else, that a family without ranges is open, and that a range that contains an address of the node
 // also admits the load-balancer IPs.
-func TestPlanSources(t *testing.T) {
+func TestPlanSourceRanges(t *testing.T) {
 	for _, c := range []struct {
 		what   string
 		ranges string
@@ -79,7 +79,7 @@ func TestSourcesFollowNodeAddresses(t *testing.T) {
 		r.mustStep()
 		sources := func() string {
 			d := r.dump()
-			return fmt.Sprint(d.SourcesOf(d.Frontends[fe("1.1.1.2:80", TCP)].Id))
+			return fmt.Sprint(d.SourceRangesOf(d.Frontends[fe("1.1.1.2:80", TCP)].Id))
 		}
 		const without, with = "[192.168.1.0/24 203.0.113.0/24]", "[1.1.1.2/32 1.1.1.3/32 192.168.1.0/24 203.0.113.0/24]"
 		for _, c := range []struct {
@@ -140,8 +140,8 @@ func TestRangeIsPutBack(t *testing.T) {
 	sizes.Sources = 1
 	replacing := false
 	r := newRig(t, &maps.Faulty{Tables: maps.NewFake(sizes), Fail: func(method string) error {
-		fails := replacing && method == "SetSource"
-		replacing = method == "DeleteSource"
+		fails := replacing && method == "SetSourceRange"
+		replacing = method == "DeleteSourceRange"
 		if fails {
 			return errFault
 		}
@@ -157,14 +157,14 @@ func TestRangeIsPutBack(t *testing.T) {
 		t.Fatalf("%+v", rep)
 	}
 	v := r.dump().Frontends[fe("1.1.1.2:80", TCP)]
-	if got := r.dump().SourcesOf(v.Id); !slices.Equal(got, prefixes("203.0.113.0/24")) {
+	if got := r.dump().SourceRangesOf(v.Id); !slices.Equal(got, prefixes("203.0.113.0/24")) {
 		t.Errorf("after a failure the ranges are %v", got)
 	}
 	r.clock.advance(grace)
 	replacing = false
 	r.loop.r.tables = r.tables.(*maps.Faulty).Tables
 	r.settle()
-	if got := r.dump().SourcesOf(v.Id); !slices.Equal(got, prefixes("198.51.100.0/24")) {
+	if got := r.dump().SourceRangesOf(v.Id); !slices.Equal(got, prefixes("198.51.100.0/24")) {
 		t.Errorf("the ranges are %v", got)
 	}
 }
@@ -239,15 +239,15 @@ func TestSourcesFull(t *testing.T) {
 	})
 }
 
-// oddSource is Tables with a range that no daemon writes: its prefix covers only a part of the
+// oddSourceRange is Tables with a range that no daemon writes: its prefix covers only a part of the
 // service id, so it would admit clients to many services.
-type oddSource struct {
+type oddSourceRange struct {
 	maps.Tables
-	odd  maps.SourceKey
+	odd  maps.SourceRangeKey
 	gone bool
 }
 
-func (o *oddSource) Dump() (*maps.Dump, error) {
+func (o *oddSourceRange) Dump() (*maps.Dump, error) {
 	d, err := o.Tables.Dump()
 	if err == nil && !o.gone {
 		d.Sources[o.odd] = true
@@ -255,19 +255,19 @@ func (o *oddSource) Dump() (*maps.Dump, error) {
 	return d, err
 }
 
-func (o *oddSource) DeleteSource(k maps.SourceKey) error {
+func (o *oddSourceRange) DeleteSourceRange(k maps.SourceRangeKey) error {
 	o.gone = o.gone || k == o.odd
-	return o.Tables.DeleteSource(k)
+	return o.Tables.DeleteSourceRange(k)
 }
 
-func TestOddSourceIsRemoved(t *testing.T) {
+func TestOddSourceRangeIsRemoved(t *testing.T) {
 	fake := maps.NewFake(roomy)
 	r := newRig(t, fake, newTestClock())
 	r.store.SetService(rangedService("10.0.0.0/8"))
 	r.mustStep()
-	odd := maps.NewSourceKey(r.dump().Frontends[fe("1.1.1.2:80", TCP)].Id, netip.MustParsePrefix("10.0.0.0/8"))
+	odd := maps.NewSourceRangeKey(r.dump().Frontends[fe("1.1.1.2:80", TCP)].Id, netip.MustParsePrefix("10.0.0.0/8"))
 	odd.PrefixBits = 12
-	tables := &oddSource{Tables: fake, odd: odd}
+	tables := &oddSourceRange{Tables: fake, odd: odd}
 	r.tables = tables
 	r.start()
 	if got := r.mustStep().Writes; got != (maps.Writes{Sources: 1}) || !tables.gone {
@@ -282,14 +282,14 @@ func TestSourcesOfALeftoverID(t *testing.T) {
 	fake := maps.NewFake(roomy)
 	stuck := true
 	r := newRig(t, &maps.Faulty{Tables: fake, Fail: func(method string) error {
-		if stuck && method == "DeleteSource" {
+		if stuck && method == "DeleteSourceRange" {
 			return errFault
 		}
 		return nil
 	}}, newTestClock())
-	if err := errors.Join(fake.SetSource(maps.NewSourceKey(1, prefixes("0.0.0.0/0")[0])),
+	if err := errors.Join(fake.SetSourceRange(maps.NewSourceRangeKey(1, prefixes("0.0.0.0/0")[0])),
 		fake.SetName(2, maps.Name{Namespace: "x", Name: "y", Family: 4}), // without a protocol
-		fake.SetSource(maps.NewSourceKey(2, prefixes("0.0.0.0/0")[0]))); err != nil {
+		fake.SetSourceRange(maps.NewSourceRangeKey(2, prefixes("0.0.0.0/0")[0]))); err != nil {
 		t.Fatal(err)
 	}
 	r.start()
@@ -300,8 +300,8 @@ func TestSourcesOfALeftoverID(t *testing.T) {
 		}
 		r.clock.advance(grace)
 		d := r.dump()
-		if id := d.Frontends[fe("1.1.1.2:80", TCP)].Id; id < 3 || !slices.Equal(d.SourcesOf(id), prefixes("10.0.0.0/8")) {
-			t.Errorf("service id %d has sources %v", id, d.SourcesOf(id))
+		if id := d.Frontends[fe("1.1.1.2:80", TCP)].Id; id < 3 || !slices.Equal(d.SourceRangesOf(id), prefixes("10.0.0.0/8")) {
+			t.Errorf("service id %d has sources %v", id, d.SourceRangesOf(id))
 		}
 		if _, named := d.Names[2]; !named {
 			t.Error("the name is gone, and the id may be another service's")

@@ -43,7 +43,7 @@ func (r *reconciler) dropUnready() error {
 }
 
 // keepBackends frees the port's backends, except those that stay, up to the first error.
-func (r *reconciler) keepBackends(p *port, stays func(*backend) (bool, error)) (err error) {
+func (r *reconciler) keepBackends(p *servicePort, stays func(*backend) (bool, error)) (err error) {
 	kept := p.backends[:0] // in place: one Service may have very many
 	for _, b := range p.backends {
 		keep := true
@@ -62,7 +62,7 @@ func (r *reconciler) keepBackends(p *port, stays func(*backend) (bool, error)) (
 }
 
 // freeBackend frees a backend of the port. The caller removes it from the port's list.
-func (r *reconciler) freeBackend(p *port, id uint32) error {
+func (r *reconciler) freeBackend(p *servicePort, id uint32) error {
 	if err := r.tables.FreeBackend(id); err != nil {
 		return fmt.Errorf("service %s: %w", p.key.service, err)
 	}

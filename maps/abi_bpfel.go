@@ -24,9 +24,9 @@ const (
 	abiAddrFlagADDR_FLAG_FRONTEND   abiAddrFlag = 1
 	abiAddrFlagADDR_FLAG_CLUSTER_IP abiAddrFlag = 2
 	abiAddrFlagADDR_FLAG_NODE_PORTS abiAddrFlag = 4
-	abiAddrFlagADDR_FLAG_OWN_NETNS  abiAddrFlag = 8
+	abiAddrFlagADDR_FLAG_HOST_NETNS abiAddrFlag = 8
 	abiAddrFlagADDR_FLAG_BACKEND    abiAddrFlag = 16
-	abiAddrFlagADDR_FLAG_PROBE      abiAddrFlag = 32
+	abiAddrFlagADDR_FLAG_HOOK_CHECK abiAddrFlag = 32
 )
 
 type abiAddrInfo struct {
@@ -97,12 +97,12 @@ type abiFlow struct {
 	Client       abiAddr
 	Frontend     abiAddr
 	Backend      abiAddr
-	Node         abiAddr
+	Snat         abiAddr
 	ClientPort   uint16
 	FrontendPort uint16
 	BackendPort  uint16
 	InnerPort    uint16
-	NodePort     uint16
+	SnatPort     uint16
 	Protocol     uint8
 	Flags        uint8
 	ServiceId    uint32
@@ -128,8 +128,8 @@ type abiFlowFlag uint32
 const (
 	abiFlowFlagFLOW_FLAG_SNAT      abiFlowFlag = 1
 	abiFlowFlagFLOW_FLAG_CONFIRMED abiFlowFlag = 2
-	abiFlowFlagFLOW_FLAG_OWN       abiFlowFlag = 4
-	abiFlowFlagFLOW_FLAG_DISPLACED abiFlowFlag = 8
+	abiFlowFlagFLOW_FLAG_LOCAL     abiFlowFlag = 4
+	abiFlowFlagFLOW_FLAG_REMAPPED  abiFlowFlag = 8
 	abiFlowFlagFLOW_FLAG_DIRECT    abiFlowFlag = 16
 )
 
@@ -183,6 +183,27 @@ type abiFragmentKey struct {
 	Pad      uint16
 }
 
+type abiFrontend struct {
+	_               structs.HostLayout
+	Key             abiFrontendKey
+	Id              uint32
+	AffinitySeconds uint32
+	Inside          abiSlotRange
+	Outside         abiSlotRange
+	Flags           uint16
+	Kind            uint8
+	Pad             uint8
+}
+
+type abiFrontendFlag uint32
+
+const (
+	abiFrontendFlagFRONTEND_FLAG_INSIDE_LOCAL  abiFrontendFlag = 1
+	abiFrontendFlagFRONTEND_FLAG_OUTSIDE_LOCAL abiFrontendFlag = 2
+	abiFrontendFlagFRONTEND_FLAG_ELSEWHERE     abiFrontendFlag = 4
+	abiFrontendFlagFRONTEND_FLAG_SOURCE_RANGES abiFrontendFlag = 8
+)
+
 type abiFrontendKey struct {
 	_        structs.HostLayout
 	Addr     abiAddr
@@ -202,6 +223,12 @@ const (
 	abiFrontendKindFRONTEND_KIND_UNDEFINED_PORT   abiFrontendKind = 5
 )
 
+type abiLocalPortKey struct {
+	_     structs.HostLayout
+	Own   uint16
+	Other uint16
+}
+
 type abiMetaValue struct {
 	_               structs.HostLayout
 	Abi             uint32
@@ -214,13 +241,7 @@ type abiMetaValue struct {
 	ProblemsVersion uint32
 	Direct          uint64
 	DirectNoted     uint64
-	OwnPortNoted    uint64
-}
-
-type abiOwnPortKey struct {
-	_     structs.HostLayout
-	Own   uint16
-	Other uint16
+	LocalPortNoted  uint64
 }
 
 type abiProblem struct {
@@ -267,7 +288,7 @@ const (
 	abiReasonREASON_PEER_PASSED        abiReason = 14
 	abiReasonREASON_MALFORMED          abiReason = 15
 	abiReasonREASON_NO_FLOW            abiReason = 16
-	abiReasonREASON_OWN_FLOW           abiReason = 17
+	abiReasonREASON_LOCAL_FLOW         abiReason = 17
 	abiReasonREASON_EGRESS_PASSED      abiReason = 18
 	abiReasonREASON_SOURCE_KEPT        abiReason = 19
 	abiReasonREASON_SOURCE_TRANSLATED  abiReason = 20
@@ -287,31 +308,10 @@ const (
 	abiReasonREASON_ANSWER_WITHHELD    abiReason = 34
 	abiReasonREASON_ANSWER_LIMITED     abiReason = 35
 	abiReasonREASON_CONNECTION_UNKNOWN abiReason = 36
-	abiReasonREASON_DIRECT_DISPLACED   abiReason = 37
-	abiReasonREASON_PROBE              abiReason = 38
+	abiReasonREASON_DIRECT_REMAPPED    abiReason = 37
+	abiReasonREASON_HOOK_CHECK         abiReason = 38
 	abiReasonREASON_SOURCE_UNKNOWN     abiReason = 39
 	abiReasonREASON_MAX                abiReason = 40
-)
-
-type abiService struct {
-	_               structs.HostLayout
-	Key             abiFrontendKey
-	Id              uint32
-	AffinitySeconds uint32
-	Inside          abiSlotRange
-	Outside         abiSlotRange
-	Flags           uint16
-	Kind            uint8
-	Pad             uint8
-}
-
-type abiServiceFlag uint32
-
-const (
-	abiServiceFlagSERVICE_FLAG_INSIDE_LOCAL  abiServiceFlag = 1
-	abiServiceFlagSERVICE_FLAG_OUTSIDE_LOCAL abiServiceFlag = 2
-	abiServiceFlagSERVICE_FLAG_ELSEWHERE     abiServiceFlag = 4
-	abiServiceFlagSERVICE_FLAG_SOURCE_RANGES abiServiceFlag = 8
 )
 
 type abiServiceName struct {
@@ -341,7 +341,7 @@ type abiSockFlow struct {
 	Used         uint32
 }
 
-type abiSourceKey struct {
+type abiSourceRangeKey struct {
 	_          structs.HostLayout
 	PrefixBits uint32
 	ServiceId  uint32
@@ -364,9 +364,9 @@ const (
 	abiMapFlows           = "flows"
 	abiMapFlowsNew        = "flows_new"
 	abiMapFragments       = "fragments"
+	abiMapLocalPorts      = "local_ports"
 	abiMapMeta            = "meta"
 	abiMapNames           = "names"
-	abiMapOwnPorts        = "own_ports"
 	abiMapProblems        = "problems"
 	abiMapServices        = "services"
 	abiMapSlots           = "slots"
@@ -380,10 +380,10 @@ const (
 	abiVarAbiFlowFlag     = "abi_flow_flag"
 	abiVarAbiFlowKeyKind  = "abi_flow_key_kind"
 	abiVarAbiFlowSaid     = "abi_flow_said"
+	abiVarAbiFrontendFlag = "abi_frontend_flag"
 	abiVarAbiFrontendKind = "abi_frontend_kind"
 	abiVarAbiProblemKind  = "abi_problem_kind"
 	abiVarAbiReason       = "abi_reason"
-	abiVarAbiServiceFlag  = "abi_service_flag"
 	abiVarAbiVersion      = "abi_version"
 )
 
@@ -447,9 +447,9 @@ type abiMapSpecs struct {
 	Flows        *ebpf.MapSpec `ebpf:"flows"`
 	FlowsNew     *ebpf.MapSpec `ebpf:"flows_new"`
 	Fragments    *ebpf.MapSpec `ebpf:"fragments"`
+	LocalPorts   *ebpf.MapSpec `ebpf:"local_ports"`
 	Meta         *ebpf.MapSpec `ebpf:"meta"`
 	Names        *ebpf.MapSpec `ebpf:"names"`
-	OwnPorts     *ebpf.MapSpec `ebpf:"own_ports"`
 	Problems     *ebpf.MapSpec `ebpf:"problems"`
 	Services     *ebpf.MapSpec `ebpf:"services"`
 	Slots        *ebpf.MapSpec `ebpf:"slots"`
@@ -469,10 +469,10 @@ type abiVariableSpecs struct {
 	AbiFlowFlag     *ebpf.VariableSpec `ebpf:"abi_flow_flag"`
 	AbiFlowKeyKind  *ebpf.VariableSpec `ebpf:"abi_flow_key_kind"`
 	AbiFlowSaid     *ebpf.VariableSpec `ebpf:"abi_flow_said"`
+	AbiFrontendFlag *ebpf.VariableSpec `ebpf:"abi_frontend_flag"`
 	AbiFrontendKind *ebpf.VariableSpec `ebpf:"abi_frontend_kind"`
 	AbiProblemKind  *ebpf.VariableSpec `ebpf:"abi_problem_kind"`
 	AbiReason       *ebpf.VariableSpec `ebpf:"abi_reason"`
-	AbiServiceFlag  *ebpf.VariableSpec `ebpf:"abi_service_flag"`
 	AbiVersion      *ebpf.VariableSpec `ebpf:"abi_version"`
 }
 
@@ -508,9 +508,9 @@ type abiMaps struct {
 	Flows        *ebpf.Map `ebpf:"flows"`
 	FlowsNew     *ebpf.Map `ebpf:"flows_new"`
 	Fragments    *ebpf.Map `ebpf:"fragments"`
+	LocalPorts   *ebpf.Map `ebpf:"local_ports"`
 	Meta         *ebpf.Map `ebpf:"meta"`
 	Names        *ebpf.Map `ebpf:"names"`
-	OwnPorts     *ebpf.Map `ebpf:"own_ports"`
 	Problems     *ebpf.Map `ebpf:"problems"`
 	Services     *ebpf.Map `ebpf:"services"`
 	Slots        *ebpf.Map `ebpf:"slots"`
@@ -534,9 +534,9 @@ func (m *abiMaps) Close() error {
 		m.Flows,
 		m.FlowsNew,
 		m.Fragments,
+		m.LocalPorts,
 		m.Meta,
 		m.Names,
-		m.OwnPorts,
 		m.Problems,
 		m.Services,
 		m.Slots,
@@ -557,10 +557,10 @@ type abiVariables struct {
 	AbiFlowFlag     *ebpf.Variable `ebpf:"abi_flow_flag"`
 	AbiFlowKeyKind  *ebpf.Variable `ebpf:"abi_flow_key_kind"`
 	AbiFlowSaid     *ebpf.Variable `ebpf:"abi_flow_said"`
+	AbiFrontendFlag *ebpf.Variable `ebpf:"abi_frontend_flag"`
 	AbiFrontendKind *ebpf.Variable `ebpf:"abi_frontend_kind"`
 	AbiProblemKind  *ebpf.Variable `ebpf:"abi_problem_kind"`
 	AbiReason       *ebpf.Variable `ebpf:"abi_reason"`
-	AbiServiceFlag  *ebpf.Variable `ebpf:"abi_service_flag"`
 	AbiVersion      *ebpf.Variable `ebpf:"abi_version"`
 }
 

@@ -36,9 +36,9 @@ const (
 	addrFrontend  = uint32(abiAddrFlagADDR_FLAG_FRONTEND)
 	addrClusterIP = uint32(abiAddrFlagADDR_FLAG_CLUSTER_IP)
 	addrNodePorts = uint32(abiAddrFlagADDR_FLAG_NODE_PORTS)
-	addrOwnNetns  = uint32(abiAddrFlagADDR_FLAG_OWN_NETNS)
+	addrHostNetns = uint32(abiAddrFlagADDR_FLAG_HOST_NETNS)
 	addrBackend   = uint32(abiAddrFlagADDR_FLAG_BACKEND)
-	addrProbe     = uint32(abiAddrFlagADDR_FLAG_PROBE)
+	addrHookCheck = uint32(abiAddrFlagADDR_FLAG_HOOK_CHECK)
 )
 
 // leftAddrs is how many addresses stay marked as backends' after their last backend is gone
@@ -57,7 +57,7 @@ func (k *Kernel) openAddrs() error {
 	if ix.flags, err = k.readAddrs(); err != nil {
 		return err
 	}
-	err = k.eachFrontend(func(key FrontendKey, _ Service) {
+	err = k.eachFrontend(func(key FrontendKey, _ Frontend) {
 		if a := key.AddrPort().Addr(); !a.IsUnspecified() {
 			ix.frontends[a]++
 		}
@@ -71,7 +71,7 @@ func (k *Kernel) openAddrs() error {
 		}
 	}
 	for a, flags := range ix.flags {
-		if isProbe(a) { // an entry of SetProbes, which is not counted
+		if isHookCheck(a) { // an entry of SetHookChecks, which is not counted
 			delete(ix.flags, a)
 		} else if flags&^addrBackend != 0 {
 			ix.known++
@@ -110,11 +110,11 @@ func (k *Kernel) markBackends() error {
 	return errors.Join(append(errs, k.forgetLeft())...)
 }
 
-// markAddr adds and removes flags of an address. It does not change the entries of ProbeAddrs,
+// markAddr adds and removes flags of an address. It does not change the entries of HookCheckAddrs,
 // even if a Service, an EndpointSlice or the node has such an address. Where the map has no
 // room it returns a FullError.
 func (k *Kernel) markAddr(a netip.Addr, add, remove uint32) error {
-	if isProbe(a) {
+	if isHookCheck(a) {
 		return nil
 	}
 	old := k.addrs.flags[a]
@@ -215,7 +215,7 @@ func (k *Kernel) readAddrs() (map[netip.Addr]uint32, error) {
 // SetFrontend adds or replaces a frontend. The entry is written by one BPF_MAP_UPDATE_ELEM: a
 // look-up returns the old value or the new one. The address is marked before, so that programs
 // find the entry as soon as it exists.
-func (k *Kernel) SetFrontend(key FrontendKey, v Service) error {
+func (k *Kernel) SetFrontend(key FrontendKey, v Frontend) error {
 	if err := k.openAddrs(); err != nil {
 		return err
 	}
@@ -271,16 +271,16 @@ func (k *Kernel) dropFrontend(a netip.Addr) error {
 	return k.markAddr(a, 0, addrFrontend)
 }
 
-// SetNodeAddr adds an address that takes node ports. flags is OwnNetns or 0.
+// SetNodeAddr adds an address that takes node ports. flags is HostNetns or 0.
 func (k *Kernel) SetNodeAddr(a netip.Addr, flags uint32) error {
 	if err := k.openAddrs(); err != nil {
 		return err
 	}
 	add := addrNodePorts
-	if flags&OwnNetns != 0 {
-		add |= addrOwnNetns
+	if flags&HostNetns != 0 {
+		add |= addrHostNetns
 	}
-	return k.markAddr(a, add, addrOwnNetns)
+	return k.markAddr(a, add, addrHostNetns)
 }
 
 // DeleteNodeAddr removes an address that takes node ports.
@@ -288,7 +288,7 @@ func (k *Kernel) DeleteNodeAddr(a netip.Addr) error {
 	if err := k.openAddrs(); err != nil {
 		return err
 	}
-	return k.markAddr(a, 0, addrNodePorts|addrOwnNetns)
+	return k.markAddr(a, 0, addrNodePorts|addrHostNetns)
 }
 
 // dumpAddrs adds the cluster IPs and node addresses of map addrs to the dump.
@@ -298,13 +298,13 @@ func (k *Kernel) dumpAddrs(d *Dump) error {
 		return err
 	}
 	for a, flags := range all {
-		if flags&addrClusterIP != 0 && flags&addrProbe == 0 {
-			d.Frontends[NewFrontendKey(a, 0, 0)] = Service{Kind: uint8(UndefinedPort)}
+		if flags&addrClusterIP != 0 && flags&addrHookCheck == 0 {
+			d.Frontends[NewFrontendKey(a, 0, 0)] = Frontend{Kind: uint8(UndefinedPort)}
 		}
 		if flags&addrNodePorts != 0 {
 			own := uint32(0)
-			if flags&addrOwnNetns != 0 {
-				own = OwnNetns
+			if flags&addrHostNetns != 0 {
+				own = HostNetns
 			}
 			d.NodeAddrs[a] = own
 		}
@@ -312,27 +312,27 @@ func (k *Kernel) dumpAddrs(d *Dump) error {
 	return nil
 }
 
-// ProbeAddrs are the addresses of the hook check, one of each family. They are reserved for
+// HookCheckAddrs are the addresses of the hook check, one of each family. They are reserved for
 // documentation (RFC 5737, RFC 3849): no cluster can route them.
-var ProbeAddrs = [...]netip.Addr{netip.MustParseAddr("192.0.2.255"), netip.MustParseAddr("2001:db8:ffff:ffff:ffff:ffff:ffff:ffff")}
+var HookCheckAddrs = [...]netip.Addr{netip.MustParseAddr("192.0.2.255"), netip.MustParseAddr("2001:db8:ffff:ffff:ffff:ffff:ffff:ffff")}
 
-func isProbe(a netip.Addr) bool { return slices.Contains(ProbeAddrs[:], a) }
+func isHookCheck(a netip.Addr) bool { return slices.Contains(HookCheckAddrs[:], a) }
 
-// SetProbes makes sure that map addrs has the entries by which the hooks refuse ProbeAddrs.
-// These entries are never removed, are in no dump, and no reconcile writes them: SetProbes is
+// SetHookChecks makes sure that map addrs has the entries by which the hooks refuse HookCheckAddrs.
+// These entries are never removed, are in no dump, and no reconcile writes them: SetHookChecks is
 // safe from any goroutine.
-func (k *Kernel) SetProbes() error {
-	for _, a := range ProbeAddrs {
-		if err := k.setProbe(a); err != nil {
+func (k *Kernel) SetHookChecks() error {
+	for _, a := range HookCheckAddrs {
+		if err := k.setHookCheck(a); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func (k *Kernel) setProbe(a netip.Addr) error {
+func (k *Kernel) setHookCheck(a netip.Addr) error {
 	addrs, key := k.set.maps[mapAddrs], newAddr(a)
-	want := abiAddrInfo{Flags: addrClusterIP | addrProbe}
+	want := abiAddrInfo{Flags: addrClusterIP | addrHookCheck}
 	var is abiAddrInfo
 	if err := addrs.Lookup(key, &is); err == nil && is == want {
 		return nil

@@ -33,7 +33,7 @@ const (
 	isFrontend  = 1
 	isClusterIP = 2
 	hasNodePort = 4
-	ownNetns    = 8
+	hostNetns   = 8
 )
 
 // An address is marked for each reason exactly as long as that lasts.
@@ -42,7 +42,7 @@ func TestAddressMarks(t *testing.T) {
 	k, _ := mapstest.Open(t, root, small)
 	set, _ := open(t, root, small)
 	whole := maps.NewFrontendKey(addr("10.0.0.1"), 0, 0)
-	svc := maps.Service{Id: 1, Kind: uint8(maps.ClusterIP)}
+	svc := maps.Frontend{Id: 1, Kind: uint8(maps.ClusterIP)}
 	for _, c := range []struct {
 		what string
 		do   func() error
@@ -51,12 +51,12 @@ func TestAddressMarks(t *testing.T) {
 		{"another address", func() error { return k.SetFrontend(frontend("10.0.0.2:80", 6), svc) }, 0},
 		{"a node port", func() error { return k.SetFrontend(frontend("0.0.0.0:30080", 6), svc) }, 0},
 		{"a frontend", func() error { return k.SetFrontend(frontend("10.0.0.1:80", 6), svc) }, isFrontend},
-		{"the same changed", func() error { return k.SetFrontend(frontend("10.0.0.1:80", 6), maps.Service{Id: 2}) }, isFrontend},
+		{"the same changed", func() error { return k.SetFrontend(frontend("10.0.0.1:80", 6), maps.Frontend{Id: 2}) }, isFrontend},
 		{"a second frontend", func() error { return k.SetFrontend(frontend("10.0.0.1:81", 6), svc) }, isFrontend},
 		{"the first goes", func() error { return k.DeleteFrontend(frontend("10.0.0.1:80", 6)) }, isFrontend},
 		{"the first goes again", func() error { return k.DeleteFrontend(frontend("10.0.0.1:80", 6)) }, isFrontend},
-		{"it is a cluster IP", func() error { return k.SetFrontend(whole, maps.Service{Kind: uint8(maps.UndefinedPort)}) }, isFrontend | isClusterIP},
-		{"and the node's", func() error { return k.SetNodeAddr(addr("10.0.0.1"), maps.OwnNetns) }, isFrontend | isClusterIP | hasNodePort | ownNetns},
+		{"it is a cluster IP", func() error { return k.SetFrontend(whole, maps.Frontend{Kind: uint8(maps.UndefinedPort)}) }, isFrontend | isClusterIP},
+		{"and the node's", func() error { return k.SetNodeAddr(addr("10.0.0.1"), maps.HostNetns) }, isFrontend | isClusterIP | hasNodePort | hostNetns},
 		{"of every network namespace", func() error { return k.SetNodeAddr(addr("10.0.0.1"), 0) }, isFrontend | isClusterIP | hasNodePort},
 		{"the last frontend goes", func() error { return k.DeleteFrontend(frontend("10.0.0.1:81", 6)) }, isClusterIP | hasNodePort},
 		{"the cluster IP goes", func() error { return k.DeleteFrontend(whole) }, hasNodePort},
@@ -84,11 +84,11 @@ func TestAddressMarks(t *testing.T) {
 
 // The first write of a daemon, whichever it is, repairs what its predecessor left when it was
 // killed between two writes.
-func TestAddressMarksMended(t *testing.T) {
+func TestAddressMarksRepaired(t *testing.T) {
 	root := mapstest.BPFFS(t)
 	k, _ := mapstest.Open(t, root, small)
 	set, _ := open(t, root, small)
-	svc := maps.Service{Id: 1, Kind: uint8(maps.ClusterIP)}
+	svc := maps.Frontend{Id: 1, Kind: uint8(maps.ClusterIP)}
 	err := errors.Join(k.SetFrontend(frontend("10.0.0.1:80", 6), svc), k.SetFrontend(frontend("10.0.0.2:80", 6), svc),
 		k.SetFrontend(frontend("10.0.0.4:80", 6), svc), k.SetFrontend(frontend("10.0.0.4:81", 6), svc),
 		set.Map("addrs").Delete(addr("10.0.0.1").As16()),                              // a frontend without its mark
@@ -113,7 +113,7 @@ func TestAddressMarksMended(t *testing.T) {
 	}
 }
 
-// An endpoint that is removed and added again and again does not displace the marks of other
+// An endpoint that is removed and added again and again does not remap the marks of other
 // addresses without backends. It keeps its own: its last removal is the newest.
 func TestFlappingAddressTakesOneMark(t *testing.T) {
 	root := mapstest.BPFFS(t)
@@ -147,28 +147,28 @@ func TestFlappingAddressTakesOneMark(t *testing.T) {
 	}
 }
 
-// No Service, EndpointSlice or node address changes the entries of ProbeAddrs: the hook check
+// No Service, EndpointSlice or node address changes the entries of HookCheckAddrs: the hook check
 // must not depend on a tenant's object.
-func TestProbesStay(t *testing.T) {
-	const isProbe = 32
+func TestHookChecksStay(t *testing.T) {
+	const isHookCheck = 32
 	root := mapstest.BPFFS(t)
 	k, _ := mapstest.Open(t, root, small)
 	set, _ := open(t, root, small)
-	for _, a := range maps.ProbeAddrs {
+	for _, a := range maps.HookCheckAddrs {
 		// The state that a daemon may have left which served such a Service.
 		key, flags := a.As16(), uint32(isFrontend)
 		if err := set.Map("addrs").Put(key, flags); err != nil {
 			t.Fatal(err)
 		}
 	}
-	at := maps.ProbeAddrs
+	at := maps.HookCheckAddrs
 	for _, c := range []struct {
 		what string
 		do   func() error
 	}{
 		{"nothing", func() error { return nil }},
 		{"a frontend", func() error {
-			return k.SetFrontend(maps.NewFrontendKey(at[0], 80, 6), maps.Service{Id: 1, Kind: uint8(maps.ExternalIP)})
+			return k.SetFrontend(maps.NewFrontendKey(at[0], 80, 6), maps.Frontend{Id: 1, Kind: uint8(maps.ExternalIP)})
 		}},
 		{"a backend", func() error {
 			return k.SetBackend(1, maps.NewBackend(netip.AddrPortFrom(at[1], 80), 6, maps.ClusterSet, 1))
@@ -178,13 +178,13 @@ func TestProbesStay(t *testing.T) {
 		{"no backend", func() error { return k.FreeBackend(1) }},
 		{"no frontend", func() error { return k.DeleteFrontend(maps.NewFrontendKey(at[0], 80, 6)) }},
 	} {
-		if err := errors.Join(k.SetProbes(), c.do()); err != nil {
+		if err := errors.Join(k.SetHookChecks(), c.do()); err != nil {
 			t.Errorf("%s: %v", c.what, err)
 		}
 		all := marks(t, set)
 		for _, a := range at {
-			if all[a] != isClusterIP|isProbe {
-				t.Errorf("%s: %s is marked %#x, want %#x", c.what, a, all[a], isClusterIP|isProbe)
+			if all[a] != isClusterIP|isHookCheck {
+				t.Errorf("%s: %s is marked %#x, want %#x", c.what, a, all[a], isClusterIP|isHookCheck)
 			}
 		}
 	}

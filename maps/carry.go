@@ -39,7 +39,7 @@ func carryOver(from, to *Set) (err error) {
 		k.stats[id] = old.Connections(id)
 	}
 	for key := range dump.Sources { // before the frontends, which refuse all other clients
-		if err := k.SetSource(key); err != nil && !isFull(err) && key.check() == nil {
+		if err := k.SetSourceRange(key); err != nil && !isFull(err) && key.check() == nil {
 			return err
 		}
 	}

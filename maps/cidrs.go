@@ -14,7 +14,7 @@ const anyService = 0
 // SetServiceCIDR adds a range. The programs refuse the addresses in it that are neither a
 // frontend's nor allocated.
 func (k *Kernel) SetServiceCIDR(p netip.Prefix) error {
-	if err := k.wrap(k.putSource(NewSourceKey(anyService, p)), mapSources, "set service CIDR "+p.String()); err != nil {
+	if err := k.wrap(k.putSourceRange(NewSourceRangeKey(anyService, p)), mapSources, "set service CIDR "+p.String()); err != nil {
 		return err
 	}
 	return k.countServiceCIDRs()
@@ -22,7 +22,7 @@ func (k *Kernel) SetServiceCIDR(p netip.Prefix) error {
 
 // DeleteServiceCIDR removes a range; it need not exist.
 func (k *Kernel) DeleteServiceCIDR(p netip.Prefix) error {
-	err := k.set.maps[mapSources].Delete(NewSourceKey(anyService, p))
+	err := k.set.maps[mapSources].Delete(NewSourceRangeKey(anyService, p))
 	if err := k.wrap(ignoreMissing(err), mapSources, "delete service CIDR "+p.String()); err != nil {
 		return err
 	}
@@ -31,7 +31,7 @@ func (k *Kernel) DeleteServiceCIDR(p netip.Prefix) error {
 
 // SetAllocated excepts an address from the service CIDRs: a service has it.
 func (k *Kernel) SetAllocated(a netip.Addr) error {
-	err := k.putSourceValue(allocatedKey(a), 0)
+	err := k.putSourceRangeValue(allocatedKey(a), 0)
 	return k.wrap(err, mapSources, "except "+a.String()+" from the service CIDRs")
 }
 
@@ -41,15 +41,15 @@ func (k *Kernel) DeleteAllocated(a netip.Addr) error {
 	return k.wrap(ignoreMissing(err), mapSources, "put "+a.String()+" back into the service CIDRs")
 }
 
-func allocatedKey(a netip.Addr) SourceKey {
-	return NewSourceKey(anyService, netip.PrefixFrom(a, a.BitLen()))
+func allocatedKey(a netip.Addr) SourceRangeKey {
+	return NewSourceRangeKey(anyService, netip.PrefixFrom(a, a.BitLen()))
 }
 
 // countServiceCIDRs writes the number of service CIDRs to map meta, for the programs. CIDRs
 // rarely change, so reading the whole map costs little.
 func (k *Kernel) countServiceCIDRs() error {
-	d := Dump{Sources: map[SourceKey]bool{}}
-	err := k.dumpSources(&d)
+	d := Dump{Sources: map[SourceRangeKey]bool{}}
+	err := k.dumpSourceRanges(&d)
 	if err == nil {
 		atomic.StoreUint32(&k.meta[0].ServiceCidrs, uint32(len(d.ServiceCIDRs)))
 	}
@@ -58,7 +58,7 @@ func (k *Kernel) countServiceCIDRs() error {
 
 // SetServiceCIDR adds a range.
 func (f *Fake) SetServiceCIDR(p netip.Prefix) error {
-	if !f.cidrs[p] && !f.sourceRoom() {
+	if !f.cidrs[p] && !f.sourceRangeRoom() {
 		return fmt.Errorf("set service CIDR %s: %w", p, f.sizes.NewFullError(mapSources))
 	}
 	f.cidrs[p] = true
@@ -73,7 +73,7 @@ func (f *Fake) DeleteServiceCIDR(p netip.Prefix) error {
 
 // SetAllocated excepts an address from the service CIDRs.
 func (f *Fake) SetAllocated(a netip.Addr) error {
-	if !f.allocated[a] && !f.sourceRoom() {
+	if !f.allocated[a] && !f.sourceRangeRoom() {
 		return fmt.Errorf("except %s from the service CIDRs: %w", a, f.sizes.NewFullError(mapSources))
 	}
 	f.allocated[a] = true

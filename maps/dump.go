@@ -13,24 +13,24 @@ import (
 // Dump is the contents of the maps. While a daemon writes, its parts may be of different
 // moments.
 type Dump struct {
-	Frontends map[FrontendKey]Service
+	Frontends map[FrontendKey]Frontend
 	// Slots is the whole array: backend ids by slot.
 	Slots []uint32
 	// Backends are the used backends, by id.
 	Backends map[uint32]Backend
 	Names    map[uint32]Name
-	// NodeAddrs are the addresses that take node ports, with OwnNetns or 0.
+	// NodeAddrs are the addresses that take node ports, with HostNetns or 0.
 	NodeAddrs map[netip.Addr]uint32
 	// ServiceCIDRs is sorted.
 	ServiceCIDRs []netip.Prefix
 	// Allocated are the addresses that are excepted from ServiceCIDRs, sorted.
 	Allocated []netip.Addr
 	// Sources are the source ranges.
-	Sources map[SourceKey]bool
+	Sources map[SourceRangeKey]bool
 }
 
-// SourcesOf returns the source ranges of a service id, sorted.
-func (d *Dump) SourcesOf(serviceID uint32) []netip.Prefix {
+// SourceRangesOf returns the source ranges of a service id, sorted.
+func (d *Dump) SourceRangesOf(serviceID uint32) []netip.Prefix {
 	var ranges []netip.Prefix
 	for k := range d.Sources {
 		if p := k.Prefix(); k.ServiceId == serviceID && p.IsValid() {
@@ -93,7 +93,7 @@ func (d *Dump) Text() string {
 	slices.SortFunc(addrs, netip.Addr.Compare)
 	for _, a := range addrs {
 		own := ""
-		if d.NodeAddrs[a]&OwnNetns != 0 {
+		if d.NodeAddrs[a]&HostNetns != 0 {
 			own = " own-netns"
 		}
 		fmt.Fprintf(&b, "node-addr %s%s\n", a, own)
@@ -130,7 +130,7 @@ func (d *Dump) sourceTexts() []string {
 	return lines
 }
 
-func (d *Dump) frontendText(k FrontendKey, s Service) string {
+func (d *Dump) frontendText(k FrontendKey, s Frontend) string {
 	line := fmt.Sprintf("frontend %s %s", k, FrontendKind(s.Kind))
 	if FrontendKind(s.Kind) == UndefinedPort {
 		return line

@@ -41,15 +41,15 @@ func TestDumpText(t *testing.T) {
 		f.SetBackend(2, record("10.0.0.10:8080", 6, maps.Terminating, 1)),
 		f.SetBackend(3, record("[fd00::3]:53", 17, maps.ClusterSet, 2)),
 		f.WriteSlots(0, []uint32{2, 1, 3}),
-		f.SetFrontend(frontend("10.96.0.10:80", 6), maps.Service{Id: 1, Kind: uint8(maps.ClusterIP), AffinitySeconds: 10800,
+		f.SetFrontend(frontend("10.96.0.10:80", 6), maps.Frontend{Id: 1, Kind: uint8(maps.ClusterIP), AffinitySeconds: 10800,
 			Inside: maps.SlotRange{Base: 0, Count: 2}, Outside: maps.SlotRange{Base: 1, Count: 1}, Flags: maps.OutsideLocal | maps.Elsewhere}),
-		f.SetFrontend(frontend("10.96.0.9:80", 6), maps.Service{Id: 1, Kind: uint8(maps.ExternalIP), Flags: maps.InsideLocal}),
-		f.SetFrontend(frontend("[::]:30053", 17), maps.Service{Id: 2, Kind: uint8(maps.NodePort), Inside: maps.SlotRange{Base: 2, Count: 1}}),
-		f.SetFrontend(maps.NewFrontendKey(addr("10.96.0.10"), 0, 0), maps.Service{Kind: uint8(maps.UndefinedPort)}),
-		f.SetFrontend(frontend("1.2.3.4:80", 6), maps.Service{Id: 1, Kind: uint8(maps.LoadBalancerIP), Flags: maps.SourceRanges}),
-		f.SetSource(source(1, "203.0.113.0/24")), f.SetSource(source(1, "0.0.0.0/1")), f.SetSource(source(2, "::/0")),
+		f.SetFrontend(frontend("10.96.0.9:80", 6), maps.Frontend{Id: 1, Kind: uint8(maps.ExternalIP), Flags: maps.InsideLocal}),
+		f.SetFrontend(frontend("[::]:30053", 17), maps.Frontend{Id: 2, Kind: uint8(maps.NodePort), Inside: maps.SlotRange{Base: 2, Count: 1}}),
+		f.SetFrontend(maps.NewFrontendKey(addr("10.96.0.10"), 0, 0), maps.Frontend{Kind: uint8(maps.UndefinedPort)}),
+		f.SetFrontend(frontend("1.2.3.4:80", 6), maps.Frontend{Id: 1, Kind: uint8(maps.LoadBalancerIP), Flags: maps.SourceRanges}),
+		f.SetSourceRange(source(1, "203.0.113.0/24")), f.SetSourceRange(source(1, "0.0.0.0/1")), f.SetSourceRange(source(2, "::/0")),
 		f.SetNodeAddr(addr("192.168.0.1"), 0),
-		f.SetNodeAddr(addr("127.0.0.1"), maps.OwnNetns),
+		f.SetNodeAddr(addr("127.0.0.1"), maps.HostNetns),
 		f.SetServiceCIDR(prefix("fd00:10:96::/112")), f.SetServiceCIDR(prefix("10.96.0.0/12")))
 	if err != nil {
 		t.Fatal(err)
@@ -79,10 +79,10 @@ service-cidr fd00:10:96::/112
 	s := d.Frontends[frontend("10.96.0.9:80", 6)]
 	s.Inside = maps.SlotRange{Base: 31, Count: 2}
 	d.Frontends[frontend("10.96.0.9:80", 6)] = s
-	if got := d.SourcesOf(1); len(got) != 2 || got[0].String() != "0.0.0.0/1" {
+	if got := d.SourceRangesOf(1); len(got) != 2 || got[0].String() != "0.0.0.0/1" {
 		t.Errorf("sources of service 1: %v", got)
 	}
-	d.Sources[maps.SourceKey{PrefixBits: 30, ServiceId: 9}] = true
+	d.Sources[maps.SourceRangeKey{PrefixBits: 30, ServiceId: 9}] = true
 	for _, w := range []string{"source :: with 30 bits of service id 9", "unnamed service 2", "free record 1", "inside=local[invalid: slots 31 to 33 of 32]"} {
 		if !strings.Contains(d.Text(), w) {
 			t.Errorf("%q is not said in\n%s", w, d.Text())
@@ -95,7 +95,7 @@ func TestFaulty(t *testing.T) {
 	refused := errors.New("refused")
 	writes := map[string]func(maps.Tables) error{
 		"SetFrontend": func(t maps.Tables) error {
-			return t.SetFrontend(frontend("10.0.0.1:1", 6), maps.Service{Id: 1, Kind: 1})
+			return t.SetFrontend(frontend("10.0.0.1:1", 6), maps.Frontend{Id: 1, Kind: 1})
 		},
 		"DeleteFrontend":    func(t maps.Tables) error { return t.DeleteFrontend(frontend("10.96.0.1:80", 6)) },
 		"WriteSlots":        func(t maps.Tables) error { return t.WriteSlots(3, []uint32{1}) },
@@ -107,15 +107,15 @@ func TestFaulty(t *testing.T) {
 		"DeleteNodeAddr":    func(t maps.Tables) error { return t.DeleteNodeAddr(addr("10.0.0.9")) },
 		"SetServiceCIDR":    func(t maps.Tables) error { return t.SetServiceCIDR(prefix("10.96.0.0/12")) },
 		"DeleteServiceCIDR": func(t maps.Tables) error { return t.DeleteServiceCIDR(prefix("10.96.0.0/16")) },
-		"SetSource":         func(t maps.Tables) error { return t.SetSource(source(1, "10.0.0.0/8")) },
-		"DeleteSource":      func(t maps.Tables) error { return t.DeleteSource(source(1, "1.0.0.0/8")) },
+		"SetSourceRange":    func(t maps.Tables) error { return t.SetSourceRange(source(1, "10.0.0.0/8")) },
+		"DeleteSourceRange": func(t maps.Tables) error { return t.DeleteSourceRange(source(1, "1.0.0.0/8")) },
 	}
 	for method, write := range writes {
 		fake := maps.NewFake(small)
 		err := errors.Join(fake.SetName(1, maps.Name{Namespace: "a", Name: "b"}),
 			fake.SetBackend(1, record("10.0.0.1:1", 6, 1, 1)), fake.SetBackend(2, record("10.0.0.2:1", 6, 1, 1)),
-			fake.SetFrontend(frontend("10.96.0.1:80", 6), maps.Service{Id: 1, Kind: 1}), fake.SetNodeAddr(addr("10.0.0.9"), 0),
-			fake.SetServiceCIDR(prefix("10.96.0.0/16")), fake.SetSource(source(1, "1.0.0.0/8")))
+			fake.SetFrontend(frontend("10.96.0.1:80", 6), maps.Frontend{Id: 1, Kind: 1}), fake.SetNodeAddr(addr("10.0.0.9"), 0),
+			fake.SetServiceCIDR(prefix("10.96.0.0/16")), fake.SetSourceRange(source(1, "1.0.0.0/8")))
 		if err != nil {
 			t.Fatal(err)
 		}

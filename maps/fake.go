@@ -16,14 +16,14 @@ import (
 // use.
 type Fake struct {
 	sizes     Sizes
-	frontends map[FrontendKey]Service
+	frontends map[FrontendKey]Frontend
 	slots     []uint32
 	backends  []Backend
 	names     map[uint32]Name
 	nodeAddrs map[netip.Addr]uint32
 	cidrs     map[netip.Prefix]bool
 	allocated map[netip.Addr]bool
-	sources   map[SourceKey]bool
+	sources   map[SourceRangeKey]bool
 	// services counts the frontends that are entries of map services: all but cluster IPs as a
 	// whole.
 	services int
@@ -50,7 +50,7 @@ var _ Tables = (*Fake)(nil)
 func NewFake(sizes Sizes) *Fake {
 	return &Fake{
 		sizes:     sizes,
-		frontends: map[FrontendKey]Service{},
+		frontends: map[FrontendKey]Frontend{},
 		slots:     make([]uint32, sizes.Slots),
 		naming:    make([]uint32, sizes.Slots),
 		backends:  make([]Backend, sizes.Backends),
@@ -58,7 +58,7 @@ func NewFake(sizes Sizes) *Fake {
 		nodeAddrs: map[netip.Addr]uint32{},
 		cidrs:     map[netip.Prefix]bool{},
 		allocated: map[netip.Addr]bool{},
-		sources:   map[SourceKey]bool{},
+		sources:   map[SourceRangeKey]bool{},
 		addrs:     map[netip.Addr]int{},
 	}
 }
@@ -68,7 +68,7 @@ func (f *Fake) Sizes() Sizes { return f.sizes }
 
 // SetFrontend adds or replaces an entry. Every backend in its slot ranges must be of its own
 // service id.
-func (f *Fake) SetFrontend(key FrontendKey, v Service) error {
+func (f *Fake) SetFrontend(key FrontendKey, v Frontend) error {
 	_, there := f.frontends[key]
 	if !there {
 		if err := f.room(key); err != nil {
@@ -135,7 +135,7 @@ func (f *Fake) countAddr(a netip.Addr, n int) {
 }
 
 // name adds n (1 or -1) to the counts of the slots in a frontend's ranges.
-func (f *Fake) name(v Service, n int) {
+func (f *Fake) name(v Frontend, n int) {
 	for _, r := range []SlotRange{v.Inside, v.Outside} {
 		for i := range r.Count {
 			f.naming[r.Base+i] += uint32(n)
@@ -232,25 +232,25 @@ func (f *Fake) DeleteNodeAddr(a netip.Addr) error {
 	return nil
 }
 
-// SetSource adds a source range.
-func (f *Fake) SetSource(k SourceKey) error {
+// SetSourceRange adds a source range.
+func (f *Fake) SetSourceRange(k SourceRangeKey) error {
 	if err := k.check(); err != nil {
 		return err
 	}
-	if !f.sources[k] && !f.sourceRoom() {
+	if !f.sources[k] && !f.sourceRangeRoom() {
 		return fmt.Errorf("add source range %s: %w", k, f.sizes.NewFullError(mapSources))
 	}
 	f.sources[k] = true
 	return nil
 }
 
-// sourceRoom reports whether map sources has room for another entry.
-func (f *Fake) sourceRoom() bool {
+// sourceRangeRoom reports whether map sources has room for another entry.
+func (f *Fake) sourceRangeRoom() bool {
 	return len(f.sources)+len(f.cidrs)+len(f.allocated) < int(f.sizes.Sources)
 }
 
-// DeleteSource removes a source range.
-func (f *Fake) DeleteSource(k SourceKey) error {
+// DeleteSourceRange removes a source range.
+func (f *Fake) DeleteSourceRange(k SourceRangeKey) error {
 	delete(f.sources, k)
 	return nil
 }

@@ -27,7 +27,7 @@ func (f *Faulty) try(method string, write func() error) error {
 }
 
 // SetFrontend fails if Fail("SetFrontend") does. The other methods do likewise.
-func (f *Faulty) SetFrontend(k FrontendKey, v Service) error {
+func (f *Faulty) SetFrontend(k FrontendKey, v Frontend) error {
 	return f.try("SetFrontend", func() error { return f.Tables.SetFrontend(k, v) })
 }
 
@@ -91,12 +91,12 @@ func (f *Faulty) DeleteNodeAddr(a netip.Addr) error {
 	return f.try("DeleteNodeAddr", func() error { return f.Tables.DeleteNodeAddr(a) })
 }
 
-// SetSource is a write.
-func (f *Faulty) SetSource(k SourceKey) error {
-	return f.try("SetSource", func() error { return f.Tables.SetSource(k) })
+// SetSourceRange is a write.
+func (f *Faulty) SetSourceRange(k SourceRangeKey) error {
+	return f.try("SetSourceRange", func() error { return f.Tables.SetSourceRange(k) })
 }
 
-// DeleteSource is a write.
-func (f *Faulty) DeleteSource(k SourceKey) error {
-	return f.try("DeleteSource", func() error { return f.Tables.DeleteSource(k) })
+// DeleteSourceRange is a write.
+func (f *Faulty) DeleteSourceRange(k SourceRangeKey) error {
+	return f.try("DeleteSourceRange", func() error { return f.Tables.DeleteSourceRange(k) })
 }

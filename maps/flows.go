@@ -35,8 +35,8 @@ const (
 const (
 	FlowSNAT      = uint8(abiFlowFlagFLOW_FLAG_SNAT)
 	FlowConfirmed = uint8(abiFlowFlagFLOW_FLAG_CONFIRMED)
-	FlowOwn       = uint8(abiFlowFlagFLOW_FLAG_OWN)
-	FlowDisplaced = uint8(abiFlowFlagFLOW_FLAG_DISPLACED)
+	FlowLocal     = uint8(abiFlowFlagFLOW_FLAG_LOCAL)
+	FlowRemapped  = uint8(abiFlowFlagFLOW_FLAG_REMAPPED)
 	FlowDirect    = uint8(abiFlowFlagFLOW_FLAG_DIRECT)
 )
 
@@ -75,9 +75,9 @@ type Ends struct {
 	// Inner is the client's address and port between this node's stack and the backend: the
 	// port is inner_port.
 	Inner netip.AddrPort
-	// Node is the SNAT address and port to a backend of another node; the port is 0 until it is
+	// SNAT is the SNAT address and port to a backend of another node; the port is 0 until it is
 	// chosen.
-	Node netip.AddrPort
+	SNAT netip.AddrPort
 }
 
 // Ends returns the flow's addresses.
@@ -87,7 +87,7 @@ func (f *Flow) Ends() Ends {
 		Frontend: addrPort(f.Frontend, f.FrontendPort),
 		Backend:  addrPort(f.Backend, f.BackendPort),
 		Inner:    addrPort(f.Client, f.InnerPort),
-		Node:     addrPort(f.Node, f.NodePort),
+		SNAT:     addrPort(f.Snat, f.SnatPort),
 	}
 }
 
@@ -98,14 +98,14 @@ func NewFlow(e Ends, protocol, flags uint8, used uint64) Flow {
 		Frontend: newAddr(e.Frontend.Addr()), FrontendPort: HostPort(e.Frontend.Port()),
 		Backend: newAddr(e.Backend.Addr()), BackendPort: HostPort(e.Backend.Port()),
 		InnerPort: HostPort(e.Inner.Port()),
-		Node:      newAddr(e.Node.Addr()), NodePort: HostPort(e.Node.Port()),
+		Snat:      newAddr(e.SNAT.Addr()), SnatPort: HostPort(e.SNAT.Port()),
 		Protocol: protocol, Flags: flags, Used: used,
 	}
 }
 
 // IsSame reports whether two entries are of one flow: they are equal in all fields that do not
 // change while a flow lives. flow_same of flow.h compares the same fields but Protocol and
-// Node.
+// SNAT.
 func (f *Flow) IsSame(o *Flow) bool {
 	a, b := *f, *o
 	for _, x := range []*Flow{&a, &b} { // what changes while a flow lives
@@ -115,12 +115,12 @@ func (f *Flow) IsSame(o *Flow) bool {
 	return a == b
 }
 
-// Keys returns the keys of a flow's entries (enum flow_key_kind): one for a flow with FlowOwn,
+// Keys returns the keys of a flow's entries (enum flow_key_kind): one for a flow with FlowLocal,
 // three for a flow with a SNAT port, two for others.
 func (f *Flow) Keys() []FlowKey {
 	in := FlowKey{Src: f.Client, Sport: f.ClientPort, Dst: f.Frontend, Dport: f.FrontendPort,
 		Protocol: f.Protocol, Kind: FlowKeyIn}
-	if f.Flags&FlowOwn != 0 {
+	if f.Flags&FlowLocal != 0 {
 		return []FlowKey{in}
 	}
 	out := FlowKey{Src: f.Client, Sport: f.InnerPort, Dst: f.Backend, Dport: f.BackendPort,
@@ -130,8 +130,8 @@ func (f *Flow) Keys() []FlowKey {
 		out.Src, out.Sport, out.Dst, out.Dport = out.Dst, out.Dport, out.Src, out.Sport
 	}
 	keys := []FlowKey{in, out}
-	if f.NodePort != 0 {
-		keys = append(keys, FlowKey{Src: f.Backend, Sport: f.BackendPort, Dst: f.Node, Dport: f.NodePort,
+	if f.SnatPort != 0 {
+		keys = append(keys, FlowKey{Src: f.Backend, Sport: f.BackendPort, Dst: f.Snat, Dport: f.SnatPort,
 			Protocol: f.Protocol, Kind: FlowKeyIn})
 	}
 	return keys

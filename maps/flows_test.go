@@ -37,7 +37,7 @@ func TestFlowKeys(t *testing.T) {
 			[]string{"in 192.0.2.1:1000 → 10.96.0.1:80/TCP", "out 10.244.0.1:8080 → 192.0.2.1:1000/TCP"}},
 		{"of another node, with another port inside",
 			maps.Ends{Client: ap("9.0.2.1:1000"), Frontend: ap("10.96.0.1:80"), Backend: ap("10.244.0.1:8080"), Inner: ap("9.0.2.1:1001"),
-				Node: ap("192.168.0.1:61000")}, maps.FlowSNAT,
+				SNAT: ap("192.168.0.1:61000")}, maps.FlowSNAT,
 			[]string{"in 9.0.2.1:1000 → 10.96.0.1:80/TCP", "out 9.0.2.1:1001 → 10.244.0.1:8080/TCP", "in 10.244.0.1:8080 → 192.168.0.1:61000/TCP"}},
 		{"IPv6, whose node is not chosen yet",
 			maps.Ends{Client: ap("[2001:db8::1]:5"), Frontend: ap("[fd00::1]:80"), Backend: ap("[fd00::2]:8080"), Inner: ap("[2001:db8::1]:5")}, maps.FlowSNAT,
@@ -46,11 +46,11 @@ func TestFlowKeys(t *testing.T) {
 			maps.Ends{Client: ap("10.0.0.1:256"), Frontend: ap("10.96.0.1:80"), Backend: ap("10.0.0.1:255"), Inner: ap("10.0.0.1:256")}, 0,
 			[]string{"in 10.0.0.1:256 → 10.96.0.1:80/TCP", "out 10.0.0.1:255 → 10.0.0.1:256/TCP"}},
 		{"a socket of this node",
-			maps.Ends{Client: ap("192.0.2.1:53"), Frontend: ap("192.168.0.1:30053"), Backend: ap("0.0.0.0:0"), Inner: ap("192.0.2.1:0")}, maps.FlowOwn,
+			maps.Ends{Client: ap("192.0.2.1:53"), Frontend: ap("192.168.0.1:30053"), Backend: ap("0.0.0.0:0"), Inner: ap("192.0.2.1:0")}, maps.FlowLocal,
 			[]string{"in 192.0.2.1:53 → 192.168.0.1:30053/TCP"}},
 	} {
-		if c.ends.Node == (netip.AddrPort{}) {
-			c.ends.Node = netip.AddrPortFrom(netip.IPv6Unspecified(), 0)
+		if c.ends.SNAT == (netip.AddrPort{}) {
+			c.ends.SNAT = netip.AddrPortFrom(netip.IPv6Unspecified(), 0)
 		}
 		f := maps.NewFlow(c.ends, 6, c.flags, 7)
 		if got := keysText(f); !slices.Equal(got, c.want) {
@@ -65,7 +65,7 @@ func TestFlowKeys(t *testing.T) {
 			t.Errorf("%s: at another time it is another flow", c.what)
 		}
 		for _, change := range []func(*maps.Flow){
-			func(f *maps.Flow) { f.Protocol = 17 }, func(f *maps.Flow) { f.InnerPort++ }, func(f *maps.Flow) { f.NodePort++ }, func(f *maps.Flow) { f.ClientPort++ }, func(f *maps.Flow) { f.Client.B[15]++ },
+			func(f *maps.Flow) { f.Protocol = 17 }, func(f *maps.Flow) { f.InnerPort++ }, func(f *maps.Flow) { f.SnatPort++ }, func(f *maps.Flow) { f.ClientPort++ }, func(f *maps.Flow) { f.Client.B[15]++ },
 			func(f *maps.Flow) { f.FrontendPort++ }, func(f *maps.Flow) { f.Frontend.B[0]++ },
 			func(f *maps.Flow) { f.BackendPort++ }, func(f *maps.Flow) { f.Backend.B[0]++ },
 		} {
@@ -81,7 +81,7 @@ func TestFlowKeys(t *testing.T) {
 func numberedFlow(i int, used uint64) maps.Flow {
 	client := netip.AddrPortFrom(netip.AddrFrom4([4]byte{192, 0, byte(i >> 8), byte(i)}), 1000)
 	return maps.NewFlow(maps.Ends{Client: client, Inner: client, Frontend: ap("10.96.0.1:80"), Backend: ap("10.244.0.1:8080"),
-		Node: ap("[::]:0")}, 6, maps.FlowConfirmed, used)
+		SNAT: ap("[::]:0")}, 6, maps.FlowConfirmed, used)
 }
 
 // putFlows writes flows with all of their entries.

@@ -195,18 +195,20 @@ func (k *Kernel) DeleteName(id uint32) error {
 	return k.wrap(ignoreMissing(err), mapNames, fmt.Sprintf("delete the name of service id %d", id))
 }
 
-// SetSource adds a source range. The value is the key's prefix_bits: by it, a look-up knows
+// SetSourceRange adds a source range. The value is the key's prefix_bits: by it, a look-up knows
 // which range it has found, the longest that contains the address.
-func (k *Kernel) SetSource(key SourceKey) error {
+func (k *Kernel) SetSourceRange(key SourceRangeKey) error {
 	if err := key.check(); err != nil {
 		return err
 	}
-	return k.wrap(k.putSource(key), mapSources, "add source range "+key.String())
+	return k.wrap(k.putSourceRange(key), mapSources, "add source range "+key.String())
 }
 
-func (k *Kernel) putSource(key SourceKey) error { return k.putSourceValue(key, uint8(key.PrefixBits)) }
+func (k *Kernel) putSourceRange(key SourceRangeKey) error {
+	return k.putSourceRangeValue(key, uint8(key.PrefixBits))
+}
 
-func (k *Kernel) putSourceValue(key SourceKey, value uint8) error {
+func (k *Kernel) putSourceRangeValue(key SourceRangeKey, value uint8) error {
 	sources, there := k.set.maps[mapSources], uint8(0)
 	err := sources.Put(key, value)
 	if !errors.Is(err, unix.ENOSPC) {
@@ -218,8 +220,8 @@ func (k *Kernel) putSourceValue(key SourceKey, value uint8) error {
 	return unix.E2BIG // the error of the other maps
 }
 
-// DeleteSource removes a source range; it need not exist.
-func (k *Kernel) DeleteSource(key SourceKey) error {
+// DeleteSourceRange removes a source range; it need not exist.
+func (k *Kernel) DeleteSourceRange(key SourceRangeKey) error {
 	err := k.set.maps[mapSources].Delete(key)
 	return k.wrap(ignoreMissing(err), mapSources, "delete source range "+key.String())
 }
@@ -255,25 +257,25 @@ func (k *Kernel) IsFrontend(addr netip.AddrPort, protocol uint8) bool {
 }
 
 // Frontend returns the frontend of an address and port, as IsFrontend does. It also finds a
-// node port on addresses that take it only from the node's own network namespace (OwnNetns). It
+// node port on addresses that take it only from the node's own network namespace (HostNetns). It
 // is safe from any goroutine.
-func (k *Kernel) Frontend(addr netip.AddrPort, protocol uint8) (Service, bool) {
-	return k.frontend(addr, protocol, addrNodePorts|addrOwnNetns)
+func (k *Kernel) Frontend(addr netip.AddrPort, protocol uint8) (Frontend, bool) {
+	return k.frontend(addr, protocol, addrNodePorts|addrHostNetns)
 }
 
 // frontend finds a frontend. It takes a node port only on addresses whose flags about node
 // ports are all in nodePorts.
-func (k *Kernel) frontend(addr netip.AddrPort, protocol uint8, nodePorts uint32) (Service, bool) {
+func (k *Kernel) frontend(addr netip.AddrPort, protocol uint8, nodePorts uint32) (Frontend, bool) {
 	var info abiAddrInfo
 	if k.set.maps[mapAddrs].Lookup(newAddr(addr.Addr()), &info) != nil {
-		return Service{}, false
+		return Frontend{}, false
 	}
 	if v, has := k.service(NewFrontendKey(addr.Addr(), addr.Port(), protocol)); has {
 		return v, true
 	}
-	flags := info.Flags & (addrNodePorts | addrOwnNetns)
+	flags := info.Flags & (addrNodePorts | addrHostNetns)
 	if flags&addrNodePorts == 0 || flags&^nodePorts != 0 {
-		return Service{}, false
+		return Frontend{}, false
 	}
 	any := netip.IPv6Unspecified()
 	if addr.Addr().Is4() {
@@ -284,16 +286,16 @@ func (k *Kernel) frontend(addr netip.AddrPort, protocol uint8, nodePorts uint32)
 
 // service reads one entry of map services. The kernel may reuse an entry's memory for another
 // one while a look-up copies it; the Key in the value shows that, and the entry is read again.
-func (k *Kernel) service(key FrontendKey) (v Service, has bool) {
+func (k *Kernel) service(key FrontendKey) (v Frontend, has bool) {
 	for range 4 {
 		if k.set.maps[mapServices].Lookup(key, &v) != nil {
-			return Service{}, false
+			return Frontend{}, false
 		}
 		if v.Key == key {
 			return v, true
 		}
 	}
-	return Service{}, false
+	return Frontend{}, false
 }
 
 // wrap adds to an error what was tried. It turns the kernel's E2BIG into a FullError.

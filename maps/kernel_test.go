@@ -106,8 +106,8 @@ func TestIsBackendIsFrontend(t *testing.T) {
 	fill(t, k, 1)
 	err := errors.Join(
 		k.SetNodeAddr(addr("192.168.0.1"), 0), k.SetNodeAddr(addr("fd00::1"), 0),
-		k.SetFrontend(frontend("0.0.0.0:30080", 6), maps.Service{Id: 1, Kind: uint8(maps.NodePort)}),
-		k.SetFrontend(frontend("[::]:30081", 17), maps.Service{Id: 1, Kind: uint8(maps.NodePort)}))
+		k.SetFrontend(frontend("0.0.0.0:30080", 6), maps.Frontend{Id: 1, Kind: uint8(maps.NodePort)}),
+		k.SetFrontend(frontend("[::]:30081", 17), maps.Frontend{Id: 1, Kind: uint8(maps.NodePort)}))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -155,7 +155,7 @@ func TestNewFrontendEndsResets(t *testing.T) {
 	k, _ := mapstest.Open(t, root, small)
 	add := func(addr string, protocol uint8) {
 		t.Helper()
-		if err := k.SetFrontend(frontend(addr, protocol), maps.Service{Id: 1, Kind: uint8(maps.ClusterIP)}); err != nil {
+		if err := k.SetFrontend(frontend(addr, protocol), maps.Frontend{Id: 1, Kind: uint8(maps.ClusterIP)}); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -17,16 +17,16 @@ func TestLayout(t *testing.T) {
 		t.Fatal(err)
 	}
 	for name, want := range map[string]struct{ key, value uintptr }{
-		mapServices:     {unsafe.Sizeof(FrontendKey{}), unsafe.Sizeof(Service{})},
+		mapServices:     {unsafe.Sizeof(FrontendKey{}), unsafe.Sizeof(Frontend{})},
 		mapSlots:        {4, unsafe.Sizeof(slot{}.ID)},
 		mapBackends:     {4, unsafe.Sizeof(Backend{})},
 		mapBackendStats: {4, unsafe.Sizeof(uint64(0))},
 		mapSockPeer:     {4, unsafe.Sizeof(SockFlow{})},
 		mapSockBefore:   {4, unsafe.Sizeof(SockFlow{})},
-		mapOwnPorts:     {unsafe.Sizeof(abiOwnPortKey{}), 8},
+		mapLocalPorts:   {unsafe.Sizeof(abiLocalPortKey{}), 8},
 		mapAffinity:     {unsafe.Sizeof(AffinityKey{}), unsafe.Sizeof(AffinityValue{})},
 		mapAddrs:        {unsafe.Sizeof(abiAddr{}), unsafe.Sizeof(abiAddrInfo{})},
-		mapSources:      {unsafe.Sizeof(SourceKey{}), 1},
+		mapSources:      {unsafe.Sizeof(SourceRangeKey{}), 1},
 		mapClientAddrs:  {unsafe.Sizeof(abiClientKey{}), unsafe.Sizeof(abiClientAddr{})},
 		mapFlows:        {unsafe.Sizeof(FlowKey{}), unsafe.Sizeof(Flow{})},
 		mapFlowsNew:     {unsafe.Sizeof(FlowKey{}), unsafe.Sizeof(Flow{})},
@@ -101,7 +101,7 @@ func TestFlagBits(t *testing.T) {
 	for _, group := range [][]uint32{
 		{uint32(ClusterSet), uint32(LocalSet), uint32(OnNode), uint32(Terminating), uint32(Unready), uint32(Renamed)},
 		{uint32(InsideLocal), uint32(OutsideLocal), uint32(Elsewhere), uint32(SourceRanges)},
-		{uint32(FlowSNAT), uint32(FlowConfirmed), uint32(FlowOwn), uint32(FlowDisplaced), uint32(FlowDirect)},
+		{uint32(FlowSNAT), uint32(FlowConfirmed), uint32(FlowLocal), uint32(FlowRemapped), uint32(FlowDirect)},
 		{uint32(SaidFIN), uint32(SaidFINLater), uint32(SaidRST), uint32(SaidAnything), uint32(SaidSYN)},
 	} {
 		var all uint32

@@ -64,11 +64,11 @@ func TestLeads(t *testing.T) {
 	must(t, k.SetBackend(2, maps.NewBackend(b, 6, 0, 7)))
 	must(t, k.SetBackend(3, maps.NewBackend(a, 6, 0, 8))) // of another service id
 	must(t, k.WriteSlots(4, []uint32{1, 2, 3}))
-	must(t, k.SetFrontend(maps.NewFrontendKey(service.Addr(), service.Port(), 6), maps.Service{Id: 7, Inside: maps.SlotRange{Base: 4, Count: 3}}))
+	must(t, k.SetFrontend(maps.NewFrontendKey(service.Addr(), service.Port(), 6), maps.Frontend{Id: 7, Inside: maps.SlotRange{Base: 4, Count: 3}}))
 	if got := k.Leads(service); !slices.Equal(got, []netip.AddrPort{a, b}) {
 		t.Errorf("it leads to %v", got)
 	}
-	must(t, k.SetFrontend(maps.NewFrontendKey(service.Addr(), service.Port(), 6), maps.Service{Id: 7}))
+	must(t, k.SetFrontend(maps.NewFrontendKey(service.Addr(), service.Port(), 6), maps.Frontend{Id: 7}))
 	if got := k.Leads(service); got != nil {
 		t.Errorf("without endpoints: %v", got)
 	}
@@ -81,9 +81,9 @@ func TestLeadsByNodePort(t *testing.T) {
 	must(t, k.SetBackend(1, maps.NewBackend(ends["4"], 6, 0, 7)))
 	must(t, k.SetBackend(2, maps.NewBackend(ends["6"], 6, 0, 8)))
 	must(t, k.WriteSlots(4, []uint32{1, 2}))
-	must(t, k.SetFrontend(maps.NewFrontendKey(netip.IPv4Unspecified(), 30443, 6), maps.Service{Id: 7, Inside: maps.SlotRange{Base: 4, Count: 1}}))
-	must(t, k.SetFrontend(maps.NewFrontendKey(netip.IPv6Unspecified(), 30443, 6), maps.Service{Id: 8, Inside: maps.SlotRange{Base: 5, Count: 1}}))
-	for node, flags := range map[string]uint32{"192.0.2.1": 0, "127.0.0.1": maps.OwnNetns, "2001:db8::1": 0} {
+	must(t, k.SetFrontend(maps.NewFrontendKey(netip.IPv4Unspecified(), 30443, 6), maps.Frontend{Id: 7, Inside: maps.SlotRange{Base: 4, Count: 1}}))
+	must(t, k.SetFrontend(maps.NewFrontendKey(netip.IPv6Unspecified(), 30443, 6), maps.Frontend{Id: 8, Inside: maps.SlotRange{Base: 5, Count: 1}}))
+	for node, flags := range map[string]uint32{"192.0.2.1": 0, "127.0.0.1": maps.HostNetns, "2001:db8::1": 0} {
 		must(t, k.SetNodeAddr(netip.MustParseAddr(node), flags))
 	}
 	for to, want := range map[string]string{"192.0.2.1:30443": "4", "127.0.0.1:30443": "4", "[2001:db8::1]:30443": "6", "[::ffff:192.0.2.1]:30443": "4",

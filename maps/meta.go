@@ -12,7 +12,7 @@ import (
 
 // DaemonMeta has the fields of map meta that the daemon writes. The others have other writers:
 // service_cidrs and problems follow their maps, and programs write direct, direct_noted and
-// own_port_noted. A daemon that starts must keep those.
+// local_port_noted. A daemon that starts must keep those.
 type DaemonMeta struct {
 	// Abi is SHUNT_ABI, Pid the daemon's process id in its own pid namespace.
 	Abi, Pid uint32
@@ -37,7 +37,7 @@ func (k *Kernel) UpdateMeta(change func(*DaemonMeta)) {
 func (k *Kernel) Meta() Meta { return k.meta[0] }
 
 // expectNotes writes to map meta that flows_new may have an unconfirmed direct TCP flow, and
-// that directs and own_ports may have new entries. A set that replaces another shares these
+// that directs and local_ports may have new entries. A set that replaces another shares these
 // maps, but has its own element of meta: the notes of the older set's programs are missing
 // there.
 func (s *Set) expectNotes() (err error) {
@@ -52,7 +52,7 @@ func (s *Set) expectNotes() (err error) {
 	if err := mapArray(s.maps[mapMeta], &meta); err != nil {
 		return err
 	}
-	for _, at := range []*uint64{&meta[0].Direct, &meta[0].DirectNoted, &meta[0].OwnPortNoted} {
+	for _, at := range []*uint64{&meta[0].Direct, &meta[0].DirectNoted, &meta[0].LocalPortNoted} {
 		atomic.StoreUint64(at, uint64(now.Nano()))
 	}
 	return unmapArray(&meta)

@@ -34,7 +34,7 @@ func changeMeta(t *testing.T, root string, change func(*maps.Meta)) {
 func TestUpdateMeta(t *testing.T) {
 	root := mapstest.BPFFS(t)
 	k, _ := mapstest.Open(t, root, small)
-	written := maps.Meta{Abi: 1, Pid: 2, Started: 3, Synced: 4, Pending: 5, ServiceCidrs: 6, Problems: 7, ProblemsVersion: 8, Direct: 9, DirectNoted: 10, OwnPortNoted: 11}
+	written := maps.Meta{Abi: 1, Pid: 2, Started: 3, Synced: 4, Pending: 5, ServiceCidrs: 6, Problems: 7, ProblemsVersion: 8, Direct: 9, DirectNoted: 10, LocalPortNoted: 11}
 	changeMeta(t, root, func(m *maps.Meta) { *m = written })
 	k.UpdateMeta(func(m *maps.DaemonMeta) {
 		if want := (maps.DaemonMeta{Abi: 1, Pid: 2, Started: 3, Synced: 4, Pending: 5}); *m != want {
@@ -48,7 +48,7 @@ func TestUpdateMeta(t *testing.T) {
 	}
 }
 
-// The older set's programs make direct flows in flows_new and entries in directs and own_ports,
+// The older set's programs make direct flows in flows_new and entries in directs and local_ports,
 // which both sets share. They note the time in their own map meta. The new set's programs must
 // look for such flows and entries, at whichever step a daemon was killed.
 func TestReplacedMapsMayHaveNotes(t *testing.T) {
@@ -70,7 +70,7 @@ func TestReplacedMapsMayHaveNotes(t *testing.T) {
 			if err := set.Map("meta").Lookup(uint32(0), &m); err != nil {
 				t.Fatal(err)
 			}
-			if m.Direct < before || m.DirectNoted < before || m.OwnPortNoted < before {
+			if m.Direct < before || m.DirectNoted < before || m.LocalPortNoted < before {
 				t.Errorf("meta is %+v: a time is before that of the switch, which was at %d or later", m, before)
 			}
 		})

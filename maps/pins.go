@@ -14,7 +14,7 @@ import (
 
 // KeepPins pins maps again if their pins below root are gone or are of other maps, and returns
 // the names of these maps. It does nothing for a staged set, before Switch.
-func (s *Set) KeepPins(root string) (mended []string, err error) {
+func (s *Set) KeepPins(root string) (repaired []string, err error) {
 	if s.staged {
 		return nil, nil
 	}
@@ -25,20 +25,20 @@ func (s *Set) KeepPins(root string) (mended []string, err error) {
 	var errs []error
 	for _, name := range mapNamesAll {
 		if again, err := keepPin(s.maps[name], filepath.Join(dir, name)); again {
-			mended = append(mended, name)
+			repaired = append(repaired, name)
 			errs = append(errs, err)
 		}
 	}
-	return mended, errors.Join(errs...)
+	return repaired, errors.Join(errs...)
 }
 
 // KeepPin pins the memory again if its pin below root is gone or is another map's, and reports
 // whether that was so.
-func (m *Memory) KeepPin(root string) (mended bool, err error) {
+func (m *Memory) KeepPin(root string) (repaired bool, err error) {
 	return keepPin(m.texts, filepath.Join(root, memoryPin))
 }
 
-func keepPin(m *ebpf.Map, pin string) (mended bool, err error) {
+func keepPin(m *ebpf.Map, pin string) (repaired bool, err error) {
 	if isPinned(m, pin) {
 		return false, nil
 	}

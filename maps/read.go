@@ -12,12 +12,12 @@ import (
 // Dump reads the maps.
 func (k *Kernel) Dump() (*Dump, error) {
 	d := &Dump{
-		Frontends: map[FrontendKey]Service{},
+		Frontends: map[FrontendKey]Frontend{},
 		Slots:     make([]uint32, len(k.slots)),
 		Backends:  map[uint32]Backend{},
 		Names:     map[uint32]Name{},
 		NodeAddrs: map[netip.Addr]uint32{},
-		Sources:   map[SourceKey]bool{},
+		Sources:   map[SourceRangeKey]bool{},
 	}
 	for i := range k.slots {
 		d.Slots[i] = atomic.LoadUint32(&k.slots[i].ID)
@@ -27,7 +27,7 @@ func (k *Kernel) Dump() (*Dump, error) {
 			d.Backends[uint32(id)] = be
 		}
 	}
-	err := k.eachFrontend(func(key FrontendKey, v Service) { d.Frontends[key] = v })
+	err := k.eachFrontend(func(key FrontendKey, v Frontend) { d.Frontends[key] = v })
 	if err == nil {
 		err = k.dumpNames(d)
 	}
@@ -35,15 +35,15 @@ func (k *Kernel) Dump() (*Dump, error) {
 		err = k.dumpAddrs(d)
 	}
 	if err == nil {
-		err = k.dumpSources(d)
+		err = k.dumpSourceRanges(d)
 	}
 	return d, err
 }
 
 // eachFrontend calls visit for the entries of map services.
-func (k *Kernel) eachFrontend(visit func(FrontendKey, Service)) error {
+func (k *Kernel) eachFrontend(visit func(FrontendKey, Frontend)) error {
 	var key FrontendKey
-	var v Service
+	var v Frontend
 	it := k.set.maps[mapServices].Iterate()
 	for it.Next(&key, &v) {
 		v.Key = FrontendKey{} // the key is passed beside it
@@ -68,8 +68,8 @@ func (k *Kernel) dumpNames(d *Dump) error {
 	return nil
 }
 
-func (k *Kernel) dumpSources(d *Dump) error {
-	var key SourceKey
+func (k *Kernel) dumpSourceRanges(d *Dump) error {
+	var key SourceRangeKey
 	var v uint8
 	it := k.set.maps[mapSources].Iterate()
 	for it.Next(&key, &v) {

@@ -51,14 +51,14 @@ func Spec(sizes Sizes) (map[string]*ebpf.MapSpec, error) {
 }
 
 var mapNamesAll = []string{mapServices, mapSlots, mapBackends, mapBackendStats, mapSockPeer,
-	mapSockBefore, mapSockFlows, mapOwnPorts, mapAffinity, mapAddrs, mapSources, mapClientAddrs, mapFlows, mapFlowsNew,
+	mapSockBefore, mapSockFlows, mapLocalPorts, mapAffinity, mapAddrs, mapSources, mapClientAddrs, mapFlows, mapFlowsNew,
 	mapDirects, mapClaims, mapFragments, mapDevices, mapNames, mapCounters, mapMeta, mapProblems}
 
 // mapNamesKept are the maps that new maps share with the old ones: programs fill them, and
 // their contents could not be made again. mapNamesKeptABI are shared only within one ABI: flows
 // have ids of other maps.
 var (
-	mapNamesKept    = []string{mapSockPeer, mapSockBefore, mapSockFlows, mapOwnPorts, mapCounters}
+	mapNamesKept    = []string{mapSockPeer, mapSockBefore, mapSockFlows, mapLocalPorts, mapCounters}
 	mapNamesKeptABI = []string{mapFlows, mapFlowsNew, mapDirects}
 )
 

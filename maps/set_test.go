@@ -23,9 +23,9 @@ func fill(t *testing.T, k *maps.Kernel, abi uint32) {
 		k.SetName(1, maps.Name{Namespace: "ns", Name: "web", Protocol: 6, Family: 4}),
 		k.SetBackend(5, record("10.0.0.1:8080", 6, maps.ClusterSet, 1)),
 		k.WriteSlots(8, []uint32{5}),
-		k.SetFrontend(frontend("10.96.0.1:80", 6), maps.Service{Id: 1, Kind: uint8(maps.ClusterIP), Inside: maps.SlotRange{Base: 8, Count: 1}}),
-		k.SetNodeAddr(addr("127.0.0.1"), maps.OwnNetns),
-		k.SetSource(source(1, "203.0.113.0/24")),
+		k.SetFrontend(frontend("10.96.0.1:80", 6), maps.Frontend{Id: 1, Kind: uint8(maps.ClusterIP), Inside: maps.SlotRange{Base: 8, Count: 1}}),
+		k.SetNodeAddr(addr("127.0.0.1"), maps.HostNetns),
+		k.SetSourceRange(source(1, "203.0.113.0/24")),
 		k.SetServiceCIDR(prefix("10.96.0.0/12")))
 	if err != nil {
 		t.Fatal(err)

@@ -15,7 +15,7 @@ type Tables interface {
 	// SetFrontend adds or replaces a frontend in one step. A cluster IP as a whole
 	// (UndefinedPort: port and protocol 0) is a frontend here; in the kernel's maps it is a
 	// flag of its address.
-	SetFrontend(FrontendKey, Service) error
+	SetFrontend(FrontendKey, Frontend) error
 	// DeleteFrontend removes a frontend; it need not exist.
 	DeleteFrontend(FrontendKey) error
 	// WriteSlots writes backend ids to slots from base on. A frontend that names these slots
@@ -28,7 +28,7 @@ type Tables interface {
 	// SetName and DeleteName set and remove the service port that a service id stands for.
 	SetName(id uint32, n Name) error
 	DeleteName(id uint32) error
-	// SetNodeAddr adds an address that takes node ports. flags is OwnNetns or 0.
+	// SetNodeAddr adds an address that takes node ports. flags is HostNetns or 0.
 	SetNodeAddr(a netip.Addr, flags uint32) error
 	DeleteNodeAddr(a netip.Addr) error
 	// SetServiceCIDR adds a masked range. Addresses in it that no service has are refused.
@@ -38,11 +38,11 @@ type Tables interface {
 	// has it. It replaces a CIDR of this single address.
 	SetAllocated(a netip.Addr) error
 	DeleteAllocated(a netip.Addr) error
-	// SetSource adds a source range of a service id: its load-balancer IPs with SourceRanges
-	// let in only clients in its ranges. The key must be one of NewSourceKey.
-	SetSource(SourceKey) error
-	// DeleteSource removes a source range with any key; it need not exist.
-	DeleteSource(SourceKey) error
+	// SetSourceRange adds a source range of a service id: its load-balancer IPs with SourceRanges
+	// let in only clients in its ranges. The key must be one of NewSourceRangeKey.
+	SetSourceRange(SourceRangeKey) error
+	// DeleteSourceRange removes a source range with any key; it need not exist.
+	DeleteSourceRange(SourceRangeKey) error
 	// Sizes returns the maps' sizes.
 	Sizes() Sizes
 	// Dump reads the maps.
@@ -149,7 +149,7 @@ const (
 	mapSockPeer     = abiMapSockPeer
 	mapSockBefore   = abiMapSockBefore
 	mapSockFlows    = abiMapSockFlows
-	mapOwnPorts     = abiMapOwnPorts
+	mapLocalPorts   = abiMapLocalPorts
 	mapAffinity     = abiMapAffinity
 	mapAddrs        = abiMapAddrs
 	mapSources      = abiMapSources

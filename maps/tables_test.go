@@ -28,8 +28,8 @@ func frontend(s string, protocol uint8) maps.FrontendKey {
 	return maps.NewFrontendKey(ap.Addr(), ap.Port(), protocol)
 }
 
-func source(id uint32, prefix string) maps.SourceKey {
-	return maps.NewSourceKey(id, netip.MustParsePrefix(prefix))
+func source(id uint32, prefix string) maps.SourceRangeKey {
+	return maps.NewSourceRangeKey(id, netip.MustParsePrefix(prefix))
 }
 
 func record(s string, protocol, flags uint8, service uint32) maps.Backend {
@@ -80,30 +80,30 @@ var operations = []struct {
 	{"slots far beyond", func(t maps.Tables) error { return t.WriteSlots(1<<32-1, []uint32{2}) }, "map slots has 32"},
 
 	{"frontend", func(t maps.Tables) error {
-		return t.SetFrontend(frontend("10.96.0.1:80", 6), maps.Service{Id: 1, Kind: uint8(maps.ClusterIP),
+		return t.SetFrontend(frontend("10.96.0.1:80", 6), maps.Frontend{Id: 1, Kind: uint8(maps.ClusterIP),
 			AffinitySeconds: 60, Inside: maps.SlotRange{Base: 4, Count: 3}, Outside: maps.SlotRange{Base: 30, Count: 2},
 			Flags: maps.OutsideLocal | maps.Elsewhere})
 	}, ""},
 	{"frontend again, changed", func(t maps.Tables) error {
-		return t.SetFrontend(frontend("10.96.0.1:80", 6), maps.Service{Id: 1, Kind: uint8(maps.ExternalIP),
+		return t.SetFrontend(frontend("10.96.0.1:80", 6), maps.Frontend{Id: 1, Kind: uint8(maps.ExternalIP),
 			Inside: maps.SlotRange{Base: 4, Count: 2}})
 	}, ""},
 	{"node port of IPv4", func(t maps.Tables) error {
-		return t.SetFrontend(frontend("0.0.0.0:30080", 6), maps.Service{Id: 1, Kind: uint8(maps.NodePort)})
+		return t.SetFrontend(frontend("0.0.0.0:30080", 6), maps.Frontend{Id: 1, Kind: uint8(maps.NodePort)})
 	}, ""},
 	{"node port of IPv6", func(t maps.Tables) error {
-		return t.SetFrontend(frontend("[::]:30080", 6), maps.Service{Id: 1, Kind: uint8(maps.NodePort)})
+		return t.SetFrontend(frontend("[::]:30080", 6), maps.Frontend{Id: 1, Kind: uint8(maps.NodePort)})
 	}, ""},
 	{"undefined port", func(t maps.Tables) error {
-		return t.SetFrontend(maps.NewFrontendKey(addr("10.96.0.1"), 0, 0), maps.Service{Kind: uint8(maps.UndefinedPort)})
+		return t.SetFrontend(maps.NewFrontendKey(addr("10.96.0.1"), 0, 0), maps.Frontend{Kind: uint8(maps.UndefinedPort)})
 	}, ""},
 	{"delete a frontend", func(t maps.Tables) error { return t.DeleteFrontend(frontend("[::]:30080", 6)) }, ""},
 	{"delete one that is not there", func(t maps.Tables) error { return t.DeleteFrontend(frontend("[::]:30080", 17)) }, ""},
 
 	{"node address", func(t maps.Tables) error { return t.SetNodeAddr(addr("192.168.0.1"), 0) }, ""},
 	{"node address of IPv6", func(t maps.Tables) error { return t.SetNodeAddr(addr("fd00::1"), 0) }, ""},
-	{"loopback", func(t maps.Tables) error { return t.SetNodeAddr(addr("127.0.0.1"), maps.OwnNetns) }, ""},
-	{"node address's flags", func(t maps.Tables) error { return t.SetNodeAddr(addr("fd00::1"), maps.OwnNetns) }, ""},
+	{"loopback", func(t maps.Tables) error { return t.SetNodeAddr(addr("127.0.0.1"), maps.HostNetns) }, ""},
+	{"node address's flags", func(t maps.Tables) error { return t.SetNodeAddr(addr("fd00::1"), maps.HostNetns) }, ""},
 	{"delete a node address", func(t maps.Tables) error { return t.DeleteNodeAddr(addr("192.168.0.1")) }, ""},
 	{"delete one that is not there", func(t maps.Tables) error { return t.DeleteNodeAddr(addr("192.168.0.2")) }, ""},
 
@@ -114,19 +114,19 @@ var operations = []struct {
 	{"all of IPv4", func(t maps.Tables) error { return t.SetServiceCIDR(prefix("0.0.0.0/0")) }, ""},
 	{"delete a service CIDR", func(t maps.Tables) error { return t.DeleteServiceCIDR(prefix("10.96.0.0/12")) }, ""},
 	{"delete one that is not there", func(t maps.Tables) error { return t.DeleteServiceCIDR(prefix("10.96.0.0/13")) }, ""},
-	{"source range", func(t maps.Tables) error { return t.SetSource(source(1, "203.0.113.0/24")) }, ""},
-	{"source range again", func(t maps.Tables) error { return t.SetSource(source(1, "203.0.113.0/24")) }, ""},
-	{"a wider one", func(t maps.Tables) error { return t.SetSource(source(1, "203.0.0.0/16")) }, ""},
-	{"the same of another service", func(t maps.Tables) error { return t.SetSource(source(2, "203.0.113.0/24")) }, ""},
-	{"one of IPv6", func(t maps.Tables) error { return t.SetSource(source(3, "2001:db8::/33")) }, ""},
-	{"everybody", func(t maps.Tables) error { return t.SetSource(source(4, "0.0.0.0/0")) }, ""},
-	{"everybody of IPv6", func(t maps.Tables) error { return t.SetSource(source(5, "::/0")) }, ""},
-	{"of no service", func(t maps.Tables) error { return t.SetSource(source(0, "10.0.0.0/8")) },
+	{"source range", func(t maps.Tables) error { return t.SetSourceRange(source(1, "203.0.113.0/24")) }, ""},
+	{"source range again", func(t maps.Tables) error { return t.SetSourceRange(source(1, "203.0.113.0/24")) }, ""},
+	{"a wider one", func(t maps.Tables) error { return t.SetSourceRange(source(1, "203.0.0.0/16")) }, ""},
+	{"the same of another service", func(t maps.Tables) error { return t.SetSourceRange(source(2, "203.0.113.0/24")) }, ""},
+	{"one of IPv6", func(t maps.Tables) error { return t.SetSourceRange(source(3, "2001:db8::/33")) }, ""},
+	{"everybody", func(t maps.Tables) error { return t.SetSourceRange(source(4, "0.0.0.0/0")) }, ""},
+	{"everybody of IPv6", func(t maps.Tables) error { return t.SetSourceRange(source(5, "::/0")) }, ""},
+	{"of no service", func(t maps.Tables) error { return t.SetSourceRange(source(0, "10.0.0.0/8")) },
 		"add source range 10.0.0.0/8 of service id 0: no range of a service"},
-	{"of part of a service's id", func(t maps.Tables) error { return t.SetSource(maps.SourceKey{PrefixBits: 31, ServiceId: 1}) },
+	{"of part of a service's id", func(t maps.Tables) error { return t.SetSourceRange(maps.SourceRangeKey{PrefixBits: 31, ServiceId: 1}) },
 		"with 31 bits of service id 1"},
-	{"delete the wider one", func(t maps.Tables) error { return t.DeleteSource(source(1, "203.0.0.0/16")) }, ""},
-	{"delete a range that is not there", func(t maps.Tables) error { return t.DeleteSource(source(1, "203.0.0.0/17")) }, ""},
+	{"delete the wider one", func(t maps.Tables) error { return t.DeleteSourceRange(source(1, "203.0.0.0/16")) }, ""},
+	{"delete a range that is not there", func(t maps.Tables) error { return t.DeleteSourceRange(source(1, "203.0.0.0/17")) }, ""},
 }
 
 // The fake and the kernel's maps get the same contents, and return the same errors.
@@ -191,7 +191,7 @@ func TestFull(t *testing.T) {
 		remove func(tb maps.Tables, i uint32) error
 	}{
 		{maps.FullError{Map: "services", Flag: maps.FlagServices, Size: 16},
-			func(tb maps.Tables, i uint32) error { return tb.SetFrontend(key(i), maps.Service{Id: 1, Kind: 1}) },
+			func(tb maps.Tables, i uint32) error { return tb.SetFrontend(key(i), maps.Frontend{Id: 1, Kind: 1}) },
 			func(tb maps.Tables, i uint32) error { return tb.DeleteFrontend(key(i)) }},
 		{maps.FullError{Map: "names", Flag: maps.FlagServices, Size: 16},
 			func(tb maps.Tables, i uint32) error {
@@ -206,10 +206,10 @@ func TestFull(t *testing.T) {
 			func(tb maps.Tables, i uint32) error { return tb.DeleteServiceCIDR(netip.PrefixFrom(node(i), 32)) }},
 		{maps.FullError{Map: "sources", Flag: maps.FlagSources, Size: 16},
 			func(tb maps.Tables, i uint32) error {
-				return tb.SetSource(maps.NewSourceKey(1, netip.PrefixFrom(node(i), 32)))
+				return tb.SetSourceRange(maps.NewSourceRangeKey(1, netip.PrefixFrom(node(i), 32)))
 			},
 			func(tb maps.Tables, i uint32) error {
-				return tb.DeleteSource(maps.NewSourceKey(1, netip.PrefixFrom(node(i), 32)))
+				return tb.DeleteSourceRange(maps.NewSourceRangeKey(1, netip.PrefixFrom(node(i), 32)))
 			}},
 	} {
 		t.Run(c.full.Map, func(t *testing.T) {
@@ -261,7 +261,7 @@ func TestFakeRefusesRaces(t *testing.T) {
 	must(f.SetBackend(2, record("10.0.0.2:1", 6, 1, 8)))
 	must(f.WriteSlots(0, []uint32{1, 1, 2, 99}))
 	lead := func(id, base, count uint32) error {
-		return f.SetFrontend(frontend("10.96.0.1:80", 6), maps.Service{Id: id, Kind: 1, Inside: maps.SlotRange{Base: base, Count: count}})
+		return f.SetFrontend(frontend("10.96.0.1:80", 6), maps.Frontend{Id: id, Kind: 1, Inside: maps.SlotRange{Base: base, Count: count}})
 	}
 	must(lead(7, 0, 2))
 	for what, err := range map[string]error{

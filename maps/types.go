@@ -16,7 +16,7 @@ type (
 	FrontendKey = abiFrontendKey
 	// Service is the value of map services: a frontend. Its Key is for programs: Kernel writes
 	// it, and it is zero in all values that Kernel takes and returns.
-	Service = abiService
+	Frontend = abiFrontend
 	// SlotRange is a range of map slots.
 	SlotRange = abiSlotRange
 	// Backend is an element of map backends.
@@ -27,8 +27,8 @@ type (
 	AffinityKey = abiAffinityKey
 	// AffinityValue is the value of map affinity.
 	AffinityValue = abiAffinityValue
-	// SourceKey is the key of map sources.
-	SourceKey = abiSourceKey
+	// SourceRangeKey is the key of map sources.
+	SourceRangeKey = abiSourceRangeKey
 	// Meta is the one element of map meta.
 	Meta = abiMetaValue
 	// Device is the value of map devices.
@@ -64,12 +64,12 @@ func (k FrontendKind) String() string {
 	return fmt.Sprintf("FrontendKind(%d)", uint8(k))
 }
 
-// Flags of Service.Flags (enum service_flag).
+// Flags of Service.Flags (enum frontend_flag).
 const (
-	InsideLocal  = uint16(abiServiceFlagSERVICE_FLAG_INSIDE_LOCAL)
-	OutsideLocal = uint16(abiServiceFlagSERVICE_FLAG_OUTSIDE_LOCAL)
-	Elsewhere    = uint16(abiServiceFlagSERVICE_FLAG_ELSEWHERE)
-	SourceRanges = uint16(abiServiceFlagSERVICE_FLAG_SOURCE_RANGES)
+	InsideLocal  = uint16(abiFrontendFlagFRONTEND_FLAG_INSIDE_LOCAL)
+	OutsideLocal = uint16(abiFrontendFlagFRONTEND_FLAG_OUTSIDE_LOCAL)
+	Elsewhere    = uint16(abiFrontendFlagFRONTEND_FLAG_ELSEWHERE)
+	SourceRanges = uint16(abiFrontendFlagFRONTEND_FLAG_SOURCE_RANGES)
 )
 
 // Flags of Backend.Flags (enum backend_flag).
@@ -85,9 +85,9 @@ const (
 	Renamed = uint8(abiBackendFlagBACKEND_FLAG_RENAMED)
 )
 
-// OwnNetns is a flag of SetNodeAddr: the address takes node ports only from sockets of the
+// HostNetns is a flag of SetNodeAddr: the address takes node ports only from sockets of the
 // node's own network namespace.
-const OwnNetns = addrOwnNetns
+const HostNetns = addrHostNetns
 
 // Name is a service port of one family: what a service id stands for.
 type Name struct {
@@ -166,22 +166,22 @@ func (f SockFlow) Frontend() netip.AddrPort { return addrPort(f.FrontendAddr, f.
 // Backend returns the address and port that the socket is really connected to.
 func (f SockFlow) Backend() netip.AddrPort { return addrPort(f.BackendAddr, f.BackendPort) }
 
-// NewSourceKey returns the key of a source range of a service id. It masks the range.
-func NewSourceKey(serviceID uint32, p netip.Prefix) SourceKey {
+// NewSourceRangeKey returns the key of a source range of a service id. It masks the range.
+func NewSourceRangeKey(serviceID uint32, p netip.Prefix) SourceRangeKey {
 	bits := p.Bits()
 	if p.Addr().Is4() {
 		bits += v4Bits
 	}
 	p = p.Masked()
-	return SourceKey{PrefixBits: uint32(idBits + bits), ServiceId: serviceID, Addr: newAddr(p.Addr())}
+	return SourceRangeKey{PrefixBits: uint32(idBits + bits), ServiceId: serviceID, Addr: newAddr(p.Addr())}
 }
 
 // A prefix in map sources begins with the bits of the service id; an IPv4 range continues with
 // those of ::ffff:0:0/96.
 const idBits, v4Bits = 32, 96
 
-// Prefix returns the key's range; an invalid prefix where NewSourceKey makes no such key.
-func (k SourceKey) Prefix() netip.Prefix {
+// Prefix returns the key's range; an invalid prefix where NewSourceRangeKey makes no such key.
+func (k SourceRangeKey) Prefix() netip.Prefix {
 	a, bits := k.Addr.addr(), int(k.PrefixBits)-idBits
 	if a.Is4() {
 		bits -= v4Bits
@@ -194,7 +194,7 @@ func (k SourceKey) Prefix() netip.Prefix {
 }
 
 // String returns "PREFIX of service id N".
-func (k SourceKey) String() string {
+func (k SourceRangeKey) String() string {
 	p := k.Prefix()
 	if !p.IsValid() {
 		return fmt.Sprintf("%s with %d bits of service id %d", k.Addr.addr(), k.PrefixBits, k.ServiceId)
@@ -202,9 +202,9 @@ func (k SourceKey) String() string {
 	return fmt.Sprintf("%s of service id %d", p, k.ServiceId)
 }
 
-// check returns an error for a key that NewSourceKey does not make, or without a service id: it
+// check returns an error for a key that NewSourceRangeKey does not make, or without a service id: it
 // would let in other clients than those of its range.
-func (k SourceKey) check() error {
+func (k SourceRangeKey) check() error {
 	if !k.Prefix().IsValid() || k.ServiceId == 0 {
 		return fmt.Errorf("add source range %s: no range of a service", k)
 	}

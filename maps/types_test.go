@@ -38,25 +38,25 @@ func TestFrontendKeyRoundTrip(t *testing.T) {
 
 // A source range survives a round trip, masked. Its prefix has the bits of the service id, and
 // then those of an IPv6 prefix.
-func TestSourceKey(t *testing.T) {
+func TestSourceRangeKey(t *testing.T) {
 	for prefix, bits := range map[string]uint32{
 		"0.0.0.0/0": 128, "10.0.0.0/8": 136, "203.0.113.7/32": 160, "::/0": 32, "2001:db8::/33": 65, "2001:db8::1/128": 160,
 	} {
 		p := netip.MustParsePrefix(prefix)
-		key := maps.NewSourceKey(7, p)
+		key := maps.NewSourceRangeKey(7, p)
 		if key.Prefix() != p || key.PrefixBits != bits || key.ServiceId != 7 {
 			t.Errorf("%s: %+v is read back as %s", p, key, key.Prefix())
 		}
 	}
-	if a, b := maps.NewSourceKey(7, netip.MustParsePrefix("10.1.2.3/8")), maps.NewSourceKey(7, netip.MustParsePrefix("10.0.0.0/8")); a != b {
+	if a, b := maps.NewSourceRangeKey(7, netip.MustParsePrefix("10.1.2.3/8")), maps.NewSourceRangeKey(7, netip.MustParsePrefix("10.0.0.0/8")); a != b {
 		t.Errorf("%+v is not masked", a)
 	}
-	odd := maps.NewSourceKey(7, netip.MustParsePrefix("10.0.0.0/8"))
-	for what, change := range map[string]func(*maps.SourceKey){
-		"fewer bits than the id has": func(k *maps.SourceKey) { k.PrefixBits = 31 },
-		"part of ::ffff:0:0/96":      func(k *maps.SourceKey) { k.PrefixBits = 127 },
-		"more bits than there are":   func(k *maps.SourceKey) { k.PrefixBits = 161 },
-		"not masked":                 func(k *maps.SourceKey) { k.Addr.B[15] = 1 },
+	odd := maps.NewSourceRangeKey(7, netip.MustParsePrefix("10.0.0.0/8"))
+	for what, change := range map[string]func(*maps.SourceRangeKey){
+		"fewer bits than the id has": func(k *maps.SourceRangeKey) { k.PrefixBits = 31 },
+		"part of ::ffff:0:0/96":      func(k *maps.SourceRangeKey) { k.PrefixBits = 127 },
+		"more bits than there are":   func(k *maps.SourceRangeKey) { k.PrefixBits = 161 },
+		"not masked":                 func(k *maps.SourceRangeKey) { k.Addr.B[15] = 1 },
 	} {
 		k := odd
 		if change(&k); k.Prefix().IsValid() {

@@ -41,12 +41,12 @@ enum frontend_kind {
 	FRONTEND_KIND_UNDEFINED_PORT,
 };
 
-enum service_flag {
-	SERVICE_FLAG_INSIDE_LOCAL = 1,  /* `inside` holds endpoints of this node only */
-	SERVICE_FLAG_OUTSIDE_LOCAL = 2, /* `outside` holds endpoints of this node only */
-	SERVICE_FLAG_ELSEWHERE = 4,     /* usable endpoints exist, here or elsewhere: where a Local
+enum frontend_flag {
+	FRONTEND_FLAG_INSIDE_LOCAL = 1,  /* `inside` holds endpoints of this node only */
+	FRONTEND_FLAG_OUTSIDE_LOCAL = 2, /* `outside` holds endpoints of this node only */
+	FRONTEND_FLAG_ELSEWHERE = 4,     /* usable endpoints exist, here or elsewhere: where a Local
 					 * range is empty, drop, don't refuse */
-	SERVICE_FLAG_SOURCE_RANGES = 8, /* only clients in a source range */
+	FRONTEND_FLAG_SOURCE_RANGES = 8, /* only clients in a source range */
 };
 
 /* `count` slots from `base` on. */
@@ -56,17 +56,17 @@ struct slot_range {
 };
 
 /* Value of `services`: one frontend of a service port. */
-struct service {
+struct frontend {
 	struct frontend_key key; /* compared last: the entry may be reused while it is read */
 	__u32 id;               /* service id: of the service port and family, never 0 */
 	__u32 affinity_seconds; /* 0: no session affinity */
 	struct slot_range inside;  /* for clients on this node, and packets from cluster CIDRs */
 	struct slot_range outside; /* for all other packets */
-	__u16 flags;            /* enum service_flag */
+	__u16 flags;            /* enum frontend_flag */
 	__u8 kind;              /* enum frontend_kind */
 	__u8 pad;
 };
-_Static_assert(sizeof(struct service) == 48, "struct service");
+_Static_assert(sizeof(struct frontend) == 48, "struct frontend");
 
 enum backend_flag {
 	BACKEND_FLAG_CLUSTER_SET = 1, /* in the cluster set: new connections with policy Cluster
@@ -117,13 +117,13 @@ struct sock_flows {
 };
 _Static_assert(sizeof(struct sock_flows) == 16 + SOCK_FLOWS * 48, "struct sock_flows");
 
-/* Key of `own_ports`: the two ports of a datagram that a socket of the node's own network
+/* Key of `local_ports`: the two ports of a datagram that a socket of the node's own network
  * namespace sent. */
-struct own_port_key {
+struct local_port_key {
 	__be16 own;   /* the socket's, which is the number of a node port too */
 	__be16 other; /* the destination's */
 };
-_Static_assert(sizeof(struct own_port_key) == 4, "struct own_port_key");
+_Static_assert(sizeof(struct local_port_key) == 4, "struct local_port_key");
 
 /* Key of `affinity`. A client on this node is its network namespace's cookie in the last 8 bytes,
  * after 8 zero bytes: the cookie's upper half comes first, and each half is in the machine's
@@ -144,13 +144,13 @@ _Static_assert(sizeof(struct affinity_value) == 16, "struct affinity_value");
 
 /* Key of `sources`: source ranges (loadBalancerSourceRanges) of a service port. Service id 0,
  * which no service has, stands for the service CIDRs. */
-struct source_key {
+struct source_range_key {
 	__u32 prefix_bits; /* 32 for service_id, and the bits of the range, counted as in an IPv6
 			    * address */
 	__u32 service_id;
 	struct addr addr;
 };
-_Static_assert(sizeof(struct source_key) == 24, "struct source_key");
+_Static_assert(sizeof(struct source_range_key) == 24, "struct source_range_key");
 
 /* Key of `client_addrs`: a network namespace, and
  *
@@ -174,11 +174,11 @@ _Static_assert(sizeof(struct client_addr) == 24, "struct client_addr");
 
 /* The flows of the packet path. A client sends to a frontend. Between the ingress and the egress
  * program the same packets are between `client`, with inner_port, and `backend`. On the network to
- * a backend of another node they are between `node`, with node_port (SNAT address and SNAT port),
+ * a backend of another node they are between `snat`, with snat_port (SNAT address and SNAT port),
  * and `backend`. So a flow is found by
  *
  *   FLOW_KEY_IN   a packet as it arrives: client → frontend, or, where the source
- *                 is translated, backend → node. Source and destination are the
+ *                 is translated, backend → snat. Source and destination are the
  *                 packet's.
  *   FLOW_KEY_OUT  a packet as it leaves the stack, in either direction: client,
  *                 inner_port and backend. The lower of the two ends, byte by byte
@@ -201,13 +201,13 @@ struct flow_key {
 _Static_assert(sizeof(struct flow_key) == 40, "struct flow_key");
 
 enum flow_flag {
-	FLOW_FLAG_SNAT = 1,      /* SNAT: to the backend, the source becomes node:node_port */
+	FLOW_FLAG_SNAT = 1,      /* SNAT: to the backend, the source becomes snat:snat_port */
 	FLOW_FLAG_CONFIRMED = 2, /* the client has answered the backend; in `flows`, not in
 				  * `flows_new` */
-	FLOW_FLAG_OWN = 4,       /* a local flow: of a socket of this node, or of a client that its
+	FLOW_FLAG_LOCAL = 4,       /* a local flow: of a socket of this node, or of a client that its
 				  * netfilter masquerades. It is not translated. client is the
 				  * other host, frontend this node's end */
-	FLOW_FLAG_DISPLACED = 8, /* a local flow that is remapped, as its port is another flow's
+	FLOW_FLAG_REMAPPED = 8, /* a local flow that is remapped, as its port is another flow's
 				  * SNAT port. client is this node's end, frontend and backend are
 				  * the other host */
 	FLOW_FLAG_DIRECT = 16,   /* a direct connection, frontend is backend: another flow has, or
@@ -237,11 +237,11 @@ struct tcp_point {
 /* Value of `flows` and `flows_new`. */
 struct flow {
 	struct addr client, frontend, backend;
-	struct addr node;          /* SNAT address; zero until it is chosen */
+	struct addr snat;          /* SNAT address; zero until it is chosen */
 	__be16 client_port, frontend_port, backend_port;
 	__be16 inner_port;         /* the client's port between the two programs: client_port,
 				    * unless two flows would collide at the backend */
-	__be16 node_port;          /* SNAT port; 0 until it is chosen */
+	__be16 snat_port;          /* SNAT port; 0 until it is chosen */
 	__u8 protocol;
 	__u8 flags;                /* enum flow_flag */
 	__u32 service_id;
@@ -294,10 +294,10 @@ enum addr_flag {
 	ADDR_FLAG_FRONTEND = 1,   /* frontends have this address */
 	ADDR_FLAG_CLUSTER_IP = 2, /* a cluster IP: ports that no service has are refused */
 	ADDR_FLAG_NODE_PORTS = 4, /* an address of this node that takes node ports */
-	ADDR_FLAG_OWN_NETNS = 8,  /* with NODE_PORTS: only for sockets of the node's own network
+	ADDR_FLAG_HOST_NETNS = 8,  /* with NODE_PORTS: only for sockets of the node's own network
 				   * namespace, as each pod has a loopback of its own */
 	ADDR_FLAG_BACKEND = 16,   /* backends have this address, or had it lately */
-	ADDR_FLAG_PROBE = 32,     /* hook check: the daemon connects to this cluster IP to see
+	ADDR_FLAG_HOOK_CHECK = 32,     /* hook check: the daemon connects to this cluster IP to see
 				   * whether the hooks act. Its refusals have a reason of their
 				   * own */
 };
@@ -336,7 +336,7 @@ struct meta_value {
 	 * that is new enough. The last two are precise to a second. */
 	__u64 direct;          /* when a TCP flow with FLOW_FLAG_DIRECT last began */
 	__u64 direct_noted;    /* when an entry of `directs` was last written */
-	__u64 own_port_noted;  /* when an entry of `own_ports` was last written */
+	__u64 local_port_noted;  /* when an entry of `local_ports` was last written */
 };
 _Static_assert(sizeof(struct meta_value) == 64, "struct meta_value");
 

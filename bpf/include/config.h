@@ -33,8 +33,8 @@ const volatile __u8 config_ethernet = 1;
 const volatile __u8 config_pod_device;
 
 /* SNAT ports: the first of the range, and how many. After 65535 comes 1024. Host byte order. */
-const volatile __u32 config_source_port_first = 61000;
-const volatile __u32 config_source_port_count = 4536;
+const volatile __u32 config_snat_port_first = 61000;
+const volatile __u32 config_snat_port_count = 4536;
 
 /* A secret of this node, so that clients cannot predict which backend they get. */
 const volatile __u64 config_flow_seed;

@@ -19,7 +19,7 @@
 #define FLOW_PORT_TRIES 16
 
 /* The largest range of ports that is tried whole, one port after the other. It is not larger than
- * SOURCE_TRIES. */
+ * SNAT_TRIES. */
 #define FLOW_PORTS_WHOLE 64
 
 enum flow_side {
@@ -75,7 +75,7 @@ static __always_inline void flow_key_out(struct flow_key *key, const struct flow
 static __always_inline void flow_key_wire(struct flow_key *key, const struct flow *flow)
 {
 	flow_key_set(key, FLOW_KEY_IN, flow->protocol, &flow->backend, flow->backend_port,
-		     &flow->node, flow->node_port);
+		     &flow->snat, flow->snat_port);
 }
 
 /* Returns the entry itself, which another flow may reuse at any time. NULL: there is none. */
@@ -125,8 +125,8 @@ static __always_inline enum flow_side flow_side_in(const struct flow *flow, cons
 	if (flow_is_between(&flow->client, flow->client_port, &flow->frontend, flow->frontend_port,
 			    pkt))
 		return FLOW_FROM_CLIENT;
-	if (flow->node_port &&
-	    flow_is_between(&flow->backend, flow->backend_port, &flow->node, flow->node_port, pkt))
+	if (flow->snat_port &&
+	    flow_is_between(&flow->backend, flow->backend_port, &flow->snat, flow->snat_port, pkt))
 		return FLOW_FROM_BACKEND;
 	return FLOW_NONE;
 }
@@ -158,7 +158,7 @@ static __always_inline int flow_same_ends(const struct flow *a, const struct flo
 /* Reports whether two entries are of one flow. */
 static __always_inline int flow_same(const struct flow *a, const struct flow *b)
 {
-	return a->node_port == b->node_port && flow_same_ends(a, b);
+	return a->snat_port == b->snat_port && flow_same_ends(a, b);
 }
 
 /* Reports whether the flow's backend still serves, in a set or not. */
@@ -223,9 +223,9 @@ static __always_inline int flow_goes_on(const struct flow *flow, const struct pk
 /* Returns the i-th port to try of the range for SNAT ports, in network order. Candidates that
  * follow each other are unrelated: ports that were taken in a row, or that a client uses in a row,
  * are not tried in a row. A range of at most FLOW_PORTS_WHOLE ports is tried whole. */
-static __always_inline __be16 flow_source_port(__u32 hash, __u32 i)
+static __always_inline __be16 flow_snat_port(__u32 hash, __u32 i)
 {
-	__u32 count = config_source_port_count, port;
+	__u32 count = config_snat_port_count, port;
 
 	if (!count)
 		return 0;
@@ -233,17 +233,17 @@ static __always_inline __be16 flow_source_port(__u32 hash, __u32 i)
 		port = pkt_mix(hash, (__u64)i << 32) % count;
 	else
 		port = (hash % count + i) % count;
-	port += config_source_port_first;
+	port += config_snat_port_first;
 	if (port > 65535)
 		port -= 65536 - 1024;
 	return bpf_htons(port);
 }
 
-static __always_inline int flow_is_source_port(__be16 port)
+static __always_inline int flow_is_snat_port(__be16 port)
 {
-	__u32 p = bpf_ntohs(port), first = config_source_port_first;
+	__u32 p = bpf_ntohs(port), first = config_snat_port_first;
 
 	if (p < first)
 		p += 65536 - 1024;
-	return p - first < config_source_port_count;
+	return p - first < config_snat_port_count;
 }

@@ -31,7 +31,7 @@ static __noinline void fragment_note(const struct pkt *pkt, int egress, __u64 no
 	};
 	struct fragment_key key;
 
-	if (!pkt->first_piece)
+	if (!pkt->first_fragment)
 		return;
 	fragment_key_set(&key, pkt, egress);
 	bpf_map_update_elem(&fragments, &key, &value, BPF_ANY);

@@ -26,7 +26,7 @@ struct lb_client {
 	struct addr bound; /* of a socket: the source address that it has already; unspecified:
 			    * none */
 	__u8 side;        /* enum lb_side */
-	__u8 own_netns;   /* a socket in the node's own network namespace */
+	__u8 host_netns;   /* a socket in the node's own network namespace */
 	__u8 by_packet;   /* addr is a packet's source */
 	__u8 forgetful;   /* no new connection: affinity is read, and neither written nor refreshed */
 };
@@ -79,7 +79,7 @@ static __always_inline void lb_addr_any(struct addr *a)
 }
 
 enum lb_found {
-	LB_NOBODYS,
+	LB_NO_FRONTEND,
 	LB_FOUND,
 	LB_CHANGED, /* while it was read: look again */
 };
@@ -89,12 +89,12 @@ enum lb_found {
  * another's by the time that it is read, perhaps as a whole, and of another family. The kernel
  * writes a value from its beginning on, and the key is its first field. So if a copy has anything
  * of another entry, that entry's key was there by then, and the comparison below finds it. */
-static __always_inline enum lb_found lb_read(const struct frontend_key *key, struct service *out)
+static __always_inline enum lb_found lb_read(const struct frontend_key *key, struct frontend *out)
 {
-	const struct service *entry = bpf_map_lookup_elem(&services, key);
+	const struct frontend *entry = bpf_map_lookup_elem(&services, key);
 
 	if (!entry)
-		return LB_NOBODYS;
+		return LB_NO_FRONTEND;
 	*out = *entry;
 	asm volatile("" ::: "memory");
 	return lb_addr_equal(&entry->key.addr, &key->addr) && entry->key.port == key->port &&
@@ -102,10 +102,10 @@ static __always_inline enum lb_found lb_read(const struct frontend_key *key, str
 }
 
 /* Finds the service of a frontend: by the frontend's own entry, or else as a node port on an
- * address of the node. own_netns says that the client is in the node's own network namespace. If
+ * address of the node. host_netns says that the client is in the node's own network namespace. If
  * there is no service, *undefined says whether the address is a cluster IP all the same. */
-static __always_inline enum lb_found lb_frontend(const struct frontend_key *dst, int own_netns,
-						 __u32 *undefined, struct service *out)
+static __always_inline enum lb_found lb_frontend(const struct frontend_key *dst, int host_netns,
+						 __u32 *undefined, struct frontend *out)
 {
 	struct addr_info *info = bpf_map_lookup_elem(&addrs, &dst->addr);
 	struct frontend_key any = *dst;
@@ -114,18 +114,18 @@ static __always_inline enum lb_found lb_frontend(const struct frontend_key *dst,
 
 	*undefined = 0;
 	if (!info)
-		return LB_NOBODYS;
+		return LB_NO_FRONTEND;
 	flags = info->flags;
 	if (flags & ADDR_FLAG_FRONTEND) {
 		found = lb_read(dst, out);
-		if (found != LB_NOBODYS)
+		if (found != LB_NO_FRONTEND)
 			return found;
 	}
 	*undefined = flags & ADDR_FLAG_CLUSTER_IP;
 	if (!(flags & ADDR_FLAG_NODE_PORTS))
-		return LB_NOBODYS;
-	if (flags & ADDR_FLAG_OWN_NETNS && !own_netns)
-		return LB_NOBODYS;
+		return LB_NO_FRONTEND;
+	if (flags & ADDR_FLAG_HOST_NETNS && !host_netns)
+		return LB_NO_FRONTEND;
 	lb_addr_any(&any.addr);
 	return lb_read(&any, out);
 }
@@ -151,7 +151,7 @@ static __always_inline void lb_choose(struct lb_choice *out, __u32 id, const str
 /* Session affinity: finds the client's backend, if affinity has not timed out and new connections
  * may still take that backend. The rule is the Service API's: timeoutSeconds of
  * sessionAffinityConfig.clientIP after the last connection. Returns 1 with *out filled. */
-static __always_inline int lb_affinity_find(const struct service *svc, __u8 set,
+static __always_inline int lb_affinity_find(const struct frontend *svc, __u8 set,
 					    const struct affinity_key *key, __u64 now,
 					    int forgetful, struct lb_choice *out)
 {
@@ -174,7 +174,7 @@ static __always_inline int lb_affinity_find(const struct service *svc, __u8 set,
 
 /* Stores a choice for session affinity. If two first connections come at once, both take the
  * backend that was stored first. */
-static __always_inline void lb_affinity_store(const struct service *svc, __u8 set,
+static __always_inline void lb_affinity_store(const struct frontend *svc, __u8 set,
 					      const struct affinity_key *key, __u64 now,
 					      struct lb_choice *out)
 {
@@ -189,16 +189,16 @@ static __always_inline void lb_affinity_store(const struct service *svc, __u8 se
 }
 
 /* Returns the reason for a new connection to a service without a usable backend. */
-static __always_inline enum reason lb_no_backend(const struct service *svc)
+static __always_inline enum reason lb_no_backend(const struct frontend *svc)
 {
-	return svc->flags & SERVICE_FLAG_ELSEWHERE ? REASON_NO_LOCAL_ENDPOINT : REASON_NO_ENDPOINT;
+	return svc->flags & FRONTEND_FLAG_ELSEWHERE ? REASON_NO_LOCAL_ENDPOINT : REASON_NO_ENDPOINT;
 }
 
 /* Reports whether the address is in a range that `sources` has for a service id. An entry of value
  * 0 excepts its address from the ranges around it. */
 static __always_inline int lb_in_range(__u32 service_id, const struct addr *addr)
 {
-	struct source_key key = {
+	struct source_range_key key = {
 		.prefix_bits = 8 * (sizeof(key.service_id) + sizeof(key.addr)),
 		.service_id = service_id,
 		.addr = *addr,
@@ -225,7 +225,7 @@ static __always_inline int lb_client_addr(const struct client_key *key, struct a
 /* Finds the source address of the client's packets to dst. Returns 1 with *out filled, 0 if it is
  * not known. The address that a socket is bound to counts only if its network namespace has that
  * address: a socket that is bound to a broadcast or multicast address sends from another. */
-static __always_inline int lb_source(const struct frontend_key *dst, const struct lb_client *client,
+static __always_inline int lb_source_range(const struct frontend_key *dst, const struct lb_client *client,
 				     struct addr *out)
 {
 	struct client_key key = {
@@ -251,15 +251,15 @@ static __always_inline int lb_source(const struct frontend_key *dst, const struc
 }
 
 /* Returns REASON_UNSPEC if source ranges let the client in, else the reason why not. */
-static __always_inline enum reason lb_source_refused(const struct service *svc,
+static __always_inline enum reason lb_source_range_refused(const struct frontend *svc,
 						     const struct frontend_key *dst,
 						     const struct lb_client *client)
 {
 	struct addr source;
 
-	if (!(svc->flags & SERVICE_FLAG_SOURCE_RANGES))
+	if (!(svc->flags & FRONTEND_FLAG_SOURCE_RANGES))
 		return REASON_UNSPEC;
-	if (!lb_source(dst, client, &source))
+	if (!lb_source_range(dst, client, &source))
 		return REASON_SOURCE_UNKNOWN;
 	return lb_in_range(svc->id, &source) ? REASON_UNSPEC : REASON_SOURCE_RANGE;
 }
@@ -290,8 +290,8 @@ static __always_inline enum reason lb_try(const struct frontend_key *dst,
 					  int *empty, struct lb_choice *out)
 {
 	__u32 undefined;
-	struct service svc;
-	enum lb_found found = lb_frontend(dst, client->own_netns, &undefined, &svc);
+	struct frontend svc;
+	enum lb_found found = lb_frontend(dst, client->host_netns, &undefined, &svc);
 	int inside = client->side == LB_INSIDE;
 	struct affinity_key key = {};
 	struct slot_range range;
@@ -303,15 +303,15 @@ static __always_inline enum reason lb_try(const struct frontend_key *dst,
 
 	if (found == LB_CHANGED)
 		return REASON_ENTRY_CHANGED;
-	if (found == LB_NOBODYS && !undefined)
+	if (found == LB_NO_FRONTEND && !undefined)
 		return lb_unallocated(&dst->addr) ? REASON_UNALLOCATED : REASON_NO_FRONTEND;
-	if (found == LB_NOBODYS)
+	if (found == LB_NO_FRONTEND)
 		return (*empty)++ ? REASON_UNDEFINED_PORT : REASON_ENTRY_CHANGED;
-	refused = lb_source_refused(&svc, dst, client);
+	refused = lb_source_range_refused(&svc, dst, client);
 	if (refused != REASON_UNSPEC)
 		return (*empty)++ ? refused : REASON_ENTRY_CHANGED;
 	range = inside ? svc.inside : svc.outside;
-	set = svc.flags & (inside ? SERVICE_FLAG_INSIDE_LOCAL : SERVICE_FLAG_OUTSIDE_LOCAL) ?
+	set = svc.flags & (inside ? FRONTEND_FLAG_INSIDE_LOCAL : FRONTEND_FLAG_OUTSIDE_LOCAL) ?
 		      BACKEND_FLAG_LOCAL_SET : BACKEND_FLAG_CLUSTER_SET;
 	if (range.count == 0)
 		return (*empty)++ ? lb_no_backend(&svc) : REASON_ENTRY_CHANGED;
@@ -354,14 +354,14 @@ static __always_inline enum reason lb_select(const struct frontend_key *dst,
 /* Reports whether a flow's frontend still belongs to its service. The address may be another
  * service's by now, or of no service, while the backend still serves. It looks twice, since an
  * entry that changes while it is read can look like another's. */
-static __always_inline int lb_leads(const struct frontend_key *dst, int own_netns,
+static __always_inline int lb_leads(const struct frontend_key *dst, int host_netns,
 				    __u32 service_id)
 {
-	struct service svc;
+	struct frontend svc;
 	__u32 undefined;
 
 	for (int i = 0; i < 2; i++) {
-		if (lb_frontend(dst, own_netns, &undefined, &svc) == LB_FOUND && svc.id == service_id)
+		if (lb_frontend(dst, host_netns, &undefined, &svc) == LB_FOUND && svc.id == service_id)
 			return 1;
 	}
 	return 0;

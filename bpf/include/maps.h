@@ -30,7 +30,7 @@
 /* Locked keys: at most one a CPU at a time. */
 #define CLAIMS 4096
 
-#define OWN_PORTS 4096
+#define LOCAL_PORTS 4096
 
 /* About four entries for a pod. */
 #define CLIENT_ADDRS 65536
@@ -51,7 +51,7 @@ struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, DEFAULT_SERVICES);
 	__type(key, struct frontend_key);
-	__type(value, struct service);
+	__type(value, struct frontend);
 } services SEC(".maps");
 
 /* Backend ids, in slot ranges. A range that an entry of `services` names is not written. The
@@ -115,10 +115,10 @@ struct {
  * CLOCK_MONOTONIC. */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
-	__uint(max_entries, OWN_PORTS);
-	__type(key, struct own_port_key);
+	__uint(max_entries, LOCAL_PORTS);
+	__type(key, struct local_port_key);
 	__type(value, __u64);
-} own_ports SEC(".maps");
+} local_ports SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
@@ -143,7 +143,7 @@ struct {
 	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
 	__uint(max_entries, DEFAULT_SOURCES);
-	__type(key, struct source_key);
+	__type(key, struct source_range_key);
 	__type(value, __u8);
 } sources SEC(".maps");
 
@@ -167,7 +167,7 @@ struct {
 	__type(value, struct flow);
 } flows SEC(".maps");
 
-/* New flows: the client has not answered the backend yet. Also all flows with FLOW_FLAG_OWN. */
+/* New flows: the client has not answered the backend yet. Also all flows with FLOW_FLAG_LOCAL. */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__uint(max_entries, NEW_FLOWS);

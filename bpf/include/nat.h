@@ -96,7 +96,7 @@ static __always_inline long nat_check(struct __sk_buff *skb, const struct pkt *p
 
 	if (change->addrs && !pkt->is_v4)
 		bpf_csum_update(skb, change->addrs);
-	if (pkt->piece)
+	if (pkt->later_fragment)
 		return 0;
 	if (change->addrs && bpf_l4_csum_replace(skb, check, 0, change->addrs, flags | BPF_F_PSEUDO_HDR))
 		return -1;
@@ -152,7 +152,7 @@ static __always_inline long nat_write(struct __sk_buff *skb, const struct pkt *p
 				      const struct nat *nat, const struct nat_change *change,
 				      __u32 header, __u32 from, const void *row, union nat_l4 *l4)
 {
-	int plain = pkt->l4 - pkt->l3 == header && !pkt->piece;
+	int plain = pkt->l4 - pkt->l3 == header && !pkt->later_fragment;
 	__u32 at = pkt->l3 + from, head = header - from, size = 0;
 
 	if (config_has_kern_ctx && plain)
@@ -165,7 +165,7 @@ static __always_inline long nat_write(struct __sk_buff *skb, const struct pkt *p
 		return bpf_skb_store_bytes(skb, at, row, head + NAT_PORTS, 0);
 	if (bpf_skb_store_bytes(skb, at, row, head, 0))
 		return -1;
-	return pkt->piece ? 0 : bpf_skb_store_bytes(skb, pkt->l4, l4, NAT_PORTS, 0);
+	return pkt->later_fragment ? 0 : bpf_skb_store_bytes(skb, pkt->l4, l4, NAT_PORTS, 0);
 }
 
 static __always_inline long nat_apply4(struct __sk_buff *skb, const struct pkt *pkt,

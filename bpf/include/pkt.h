@@ -22,7 +22,7 @@ enum pkt_kind {
 	PKT_OTHER,     /* passed: no IP, or another protocol */
 	PKT_MALFORMED,
 	PKT_TRANSPORT, /* TCP or UDP, with ports */
-	PKT_PIECE,     /* a later fragment: no ports */
+	PKT_FRAGMENT,     /* a later fragment: no ports */
 	PKT_ICMP,
 };
 
@@ -44,8 +44,8 @@ struct pkt {
 	__u32 fragment_id;
 	__u8 protocol;    /* of an IPv6 fragment: the next header that the fragment header names */
 	__u8 is_v4;
-	__u8 first_piece; /* the first fragment */
-	__u8 piece;       /* a later fragment: `sport` and `dport` are not in it */
+	__u8 first_fragment; /* the first fragment */
+	__u8 later_fragment;       /* a later fragment: `sport` and `dport` are not in it */
 	__u8 tcp_flags;
 	__u8 pad;
 	__sum16 check; /* of the IPv4 header */
@@ -99,7 +99,7 @@ static __always_inline enum pkt_kind pkt_parse_ports(struct __sk_buff *skb, stru
 		pkt->dport = udp.dest;
 		return PKT_TRANSPORT;
 	}
-	if (pkt->protocol == (pkt->is_v4 ? IPPROTO_ICMP : IPPROTO_ICMPV6) && !pkt->first_piece)
+	if (pkt->protocol == (pkt->is_v4 ? IPPROTO_ICMP : IPPROTO_ICMPV6) && !pkt->first_fragment)
 		return PKT_ICMP;
 	return PKT_OTHER;
 }
@@ -133,10 +133,10 @@ static __always_inline enum pkt_kind pkt_parse4(struct __sk_buff *skb, struct pk
 	frag = bpf_ntohs(ip.frag_off);
 	pkt->fragment_id = (__u32)ip.id << 16;
 	if (frag & IP_OFFSET) {
-		pkt->piece = 1;
-		return PKT_PIECE;
+		pkt->later_fragment = 1;
+		return PKT_FRAGMENT;
 	}
-	pkt->first_piece = (frag & IP_MORE_FRAGMENTS) != 0;
+	pkt->first_fragment = (frag & IP_MORE_FRAGMENTS) != 0;
 	return pkt_parse_ports(skb, pkt, quoted);
 }
 
@@ -171,10 +171,10 @@ static __always_inline int pkt_parse_extension(struct __sk_buff *skb, struct pkt
 		pkt->protocol = frag.next;
 		pkt->fragment_id = frag.id;
 		pkt->l4 += sizeof(frag);
-		pkt->piece = (frag.offset & bpf_htons(IP6_OFFSET)) != 0;
-		pkt->first_piece = !pkt->piece &&
+		pkt->later_fragment = (frag.offset & bpf_htons(IP6_OFFSET)) != 0;
+		pkt->first_fragment = !pkt->later_fragment &&
 				   (frag.offset & bpf_htons(IP6_MORE_FRAGMENTS)) != 0;
-		return !pkt->piece; /* in a later fragment, no header follows */
+		return !pkt->later_fragment; /* in a later fragment, no header follows */
 	}
 	return 0;
 }
@@ -199,8 +199,8 @@ static __always_inline enum pkt_kind pkt_parse6(struct __sk_buff *skb, struct pk
 		more = pkt_parse_extension(skb, pkt);
 	if (more < 0)
 		return PKT_MALFORMED;
-	if (pkt->piece)
-		return PKT_PIECE;
+	if (pkt->later_fragment)
+		return PKT_FRAGMENT;
 	return more ? PKT_OTHER : pkt_parse_ports(skb, pkt, quoted);
 }
 
@@ -210,7 +210,7 @@ static __always_inline int pkt_plain_ports(struct pkt *pkt, const void *l4, cons
 	const struct tcphdr *tcp = l4;
 	const struct udphdr *udp = l4;
 
-	pkt->tcp_flags = pkt->first_piece = pkt->piece = 0;
+	pkt->tcp_flags = pkt->first_fragment = pkt->later_fragment = 0;
 	if (pkt->protocol == IPPROTO_TCP) {
 		if ((const void *)(tcp + 1) > end)
 			return 0;

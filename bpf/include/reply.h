@@ -177,7 +177,7 @@ static __noinline long reply_reset(struct __sk_buff *skb, const struct pkt *pkt)
 
 	if (bpf_skb_load_bytes(skb, pkt->l4, &got, sizeof(got)))
 		return -1;
-	if (got.doff < sizeof(got) / 4 || size < got.doff * 4 || pkt->first_piece)
+	if (got.doff < sizeof(got) / 4 || size < got.doff * 4 || pkt->first_fragment)
 		return -1;
 	reply_reset_header(&got, size, &reset);
 	sum = reply_pseudo(pkt, IPPROTO_TCP, sizeof(reset));

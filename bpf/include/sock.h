@@ -62,18 +62,18 @@ static __always_inline int sock_flow_serves(const struct sock_flow *flow)
 }
 
 /* Reports whether the UDP flow's frontend still belongs to its service. */
-static __always_inline int sock_flow_leads(const struct sock_flow *flow, int own_netns)
+static __always_inline int sock_flow_leads(const struct sock_flow *flow, int host_netns)
 {
 	struct frontend_key key = { .addr = flow->frontend_addr, .port = flow->frontend_port,
 				    .protocol = IPPROTO_UDP };
 
-	return lb_leads(&key, own_netns, flow->service_id);
+	return lb_leads(&key, host_netns, flow->service_id);
 }
 
 /* Reports whether a datagram of the flow may go to the same backend as the one before. */
-static __always_inline int sock_flow_holds(const struct sock_flow *flow, int own_netns)
+static __always_inline int sock_flow_holds(const struct sock_flow *flow, int host_netns)
 {
-	return sock_flow_serves(flow) && sock_flow_leads(flow, own_netns);
+	return sock_flow_serves(flow) && sock_flow_leads(flow, host_netns);
 }
 
 /* Reports whether the kernel has this address and port as the socket's peer. */
@@ -113,21 +113,21 @@ static __always_inline struct sock_flow *sock_peer_find(struct bpf_sock *sk)
  * Returns 1 with *out filled. Else *out has the address and port of the peer's backend, for
  * stays_with, and is not changed where the peer was not reached by dst. */
 static __always_inline int sock_peer_keep(struct bpf_sock *sk, const struct frontend_key *dst,
-					  int own_netns, struct lb_choice *out)
+					  int host_netns, struct lb_choice *out)
 {
 	struct sock_flow *peer = sock_peer_find(sk);
 
 	if (!peer || !sock_flow_is_to(peer, dst))
 		return 0;
 	sock_flow_choice(peer, out);
-	return sock_flow_holds(peer, own_netns);
+	return sock_flow_holds(peer, host_netns);
 }
 
 /* The same for a UDP socket whose peer was removed (connect() to AF_UNSPEC): its flow to dst goes
  * on. If *out has an endpoint already, that is of a later flow, and is kept unless this flow
  * holds. */
 static __always_inline int sock_peer_resume(struct bpf_sock *sk, const struct frontend_key *dst,
-					    int own_netns, struct lb_choice *out)
+					    int host_netns, struct lb_choice *out)
 {
 	struct sock_flow *peer = bpf_sk_storage_get(&sock_peer, sk, NULL, 0);
 
@@ -135,7 +135,7 @@ static __always_inline int sock_peer_resume(struct bpf_sock *sk, const struct fr
 
 	if (!peer || !sock_flow_is_to(peer, dst))
 		return 0;
-	holds = sock_flow_holds(peer, own_netns);
+	holds = sock_flow_holds(peer, host_netns);
 	if (holds || !out->port)
 		sock_flow_choice(peer, out);
 	return holds;
@@ -201,7 +201,7 @@ static __always_inline void sock_peer_forget(struct bpf_sock *sk, const struct f
  * with *out filled. Else *out has the address and port of the flow's backend, for stays_with, and
  * is not changed where there is no flow to dst. */
 static __always_inline int sock_flow_keep(struct bpf_sock *sk, const struct frontend_key *dst,
-					  int own_netns, struct lb_choice *out)
+					  int host_netns, struct lb_choice *out)
 {
 	struct sock_flows *flows = bpf_sk_storage_get(&sock_flows, sk, NULL, 0);
 	struct sock_flow found = {};
@@ -222,7 +222,7 @@ static __always_inline int sock_flow_keep(struct bpf_sock *sk, const struct fron
 	if (!found.used)
 		return 0;
 	sock_flow_choice(&found, out);
-	return sock_flow_holds(&found, own_netns); /* no helper may be called under the lock */
+	return sock_flow_holds(&found, host_netns); /* no helper may be called under the lock */
 }
 
 /* Reports whether this socket sends to the same backend by another frontend already. The replies

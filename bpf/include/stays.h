@@ -48,12 +48,12 @@ static __always_inline int stays_find(const struct slot_range *range, __u32 serv
 static __noinline int stays_with(const struct frontend_key *dst, const struct lb_client *client,
 				struct lb_choice *to)
 {
-	struct service svc;
+	struct frontend svc;
 	__u32 undefined;
 
-	if (lb_frontend(dst, client->own_netns, &undefined, &svc) != LB_FOUND)
+	if (lb_frontend(dst, client->host_netns, &undefined, &svc) != LB_FOUND)
 		return 0;
-	if (lb_source_refused(&svc, dst, client) != REASON_UNSPEC)
+	if (lb_source_range_refused(&svc, dst, client) != REASON_UNSPEC)
 		return 0;
 	return stays_find(client->by_packet ? &svc.outside : &svc.inside, svc.id, to) ||
 	       (client->by_packet && stays_find(&svc.inside, svc.id, to));

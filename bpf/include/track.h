@@ -30,7 +30,7 @@ static __always_inline void track_delete(const struct flow_key *key)
 /* Inserts an entry of an unconfirmed flow under a key that has none. Returns 0, or -1 if the key
  * is taken. It must not be called where `flows` has an entry of that key: another CPU may be
  * replacing that entry, and both would write the same key of `flows_new`. */
-static __noinline int track_claim(const struct flow_key *key, const struct flow *flow)
+static __noinline int track_insert(const struct flow_key *key, const struct flow *flow)
 {
 	if (bpf_map_update_elem(&flows_new, key, flow, BPF_NOEXIST))
 		return -1;
@@ -45,7 +45,7 @@ static __noinline int track_claim(const struct flow_key *key, const struct flow 
 /* Which flows may be replaced. */
 enum track_replace {
 	TRACK_OVER,       /* closed or expired ones, and one with the same client and frontend */
-	TRACK_FORGOTTEN,  /* expired ones, and those whose port is reusable (track_is_forgotten) */
+	TRACK_REUSABLE,  /* expired ones, and those whose port is reusable (track_is_reusable) */
 };
 
 /* Reports whether a flow's port is reusable: its connection is over at the backend too. That holds
@@ -57,9 +57,9 @@ enum track_replace {
  * that client reset it, and try again. Otherwise a flood of SYNs with false sources would keep all
  * ports for a minute. UDP has nothing that would keep a late answer from the wrong client, so that
  * a UDP flow's port is not reusable before the flow expires. */
-static __always_inline int track_is_forgotten(const struct flow *flow, __u64 now)
+static __always_inline int track_is_reusable(const struct flow *flow, __u64 now)
 {
-	if (flow->protocol == IPPROTO_TCP && !(flow->flags & (FLOW_FLAG_CONFIRMED | FLOW_FLAG_OWN)) &&
+	if (flow->protocol == IPPROTO_TCP && !(flow->flags & (FLOW_FLAG_CONFIRMED | FLOW_FLAG_LOCAL)) &&
 	    (__s64)(now - flow->used) >= FLOW_TOUCH)
 		return 1;
 	return (flow->client_said | flow->backend_said) & FLOW_SAID_RST ||
@@ -71,8 +71,8 @@ static __always_inline int track_may_replace(const struct flow *old, const struc
 {
 	if (flow_is_expired(old, flow->used))
 		return 1;
-	if (what == TRACK_FORGOTTEN)
-		return track_is_forgotten(old, flow->used);
+	if (what == TRACK_REUSABLE)
+		return track_is_reusable(old, flow->used);
 	return flow_is_closed(old) || flow_same_client(old, flow);
 }
 
@@ -97,17 +97,17 @@ static __noinline int track_replace(const struct flow_key *key, const struct flo
 	return err;
 }
 
-/* Inserts or refreshes a local flow (FLOW_FLAG_OWN): packets that arrive with this key are for
+/* Inserts or refreshes a local flow (FLOW_FLAG_LOCAL): packets that arrive with this key are for
  * this node's stack. Returns 0, or -1 if another flow keeps the key. */
-static __noinline int track_own(const struct flow_key *key, const struct flow *own)
+static __noinline int track_local(const struct flow_key *key, const struct flow *own)
 {
 	struct flow *old = flow_peek(key);
 
 	if (!old)
-		return track_claim(key, own);
-	if (!(old->flags & FLOW_FLAG_OWN))
-		return track_may_replace(old, own, TRACK_FORGOTTEN) ?
-			       track_replace(key, own, TRACK_FORGOTTEN) : -1;
+		return track_insert(key, own);
+	if (!(old->flags & FLOW_FLAG_LOCAL))
+		return track_may_replace(old, own, TRACK_REUSABLE) ?
+			       track_replace(key, own, TRACK_REUSABLE) : -1;
 	if ((__s64)(own->used - old->used) >= FLOW_TOUCH)
 		old->used = own->used;
 	return 0;
@@ -119,7 +119,7 @@ static __noinline void track_drop_wire(const struct flow *old)
 	struct flow_key key;
 	struct flow *there;
 
-	if (!old->node_port)
+	if (!old->snat_port)
 		return;
 	flow_key_wire(&key, old);
 	there = flow_peek(&key);
@@ -134,7 +134,7 @@ static __always_inline int track_take_out(const struct flow_key *key, const stru
 	struct flow *old = flow_peek(key);
 
 	if (!old)
-		return track_claim(key, flow);
+		return track_insert(key, flow);
 	if (!track_may_replace(old, flow, TRACK_OVER))
 		return -1;
 	if (flow_same_client(old, flow))
@@ -150,7 +150,7 @@ static __always_inline int track_try_out(struct flow *flow, __u32 hash, __u32 i)
 {
 	struct flow_key key;
 
-	flow->inner_port = i ? flow_source_port(hash, i) : flow->client_port;
+	flow->inner_port = i ? flow_snat_port(hash, i) : flow->client_port;
 	/* A backend that is its own client cannot have one port at both ends. */
 	if (flow->inner_port == flow->backend_port && lb_addr_equal(&flow->client, &flow->backend))
 		return 0;
@@ -226,7 +226,7 @@ static __noinline void track_note(struct flow *flow, const struct track_note *no
 	track_refresh(&key, flow, note);
 	flow_key_client(&key, flow);
 	track_refresh(&key, flow, note);
-	if (!flow->node_port)
+	if (!flow->snat_port)
 		return;
 	flow_key_wire(&key, flow);
 	track_refresh(&key, flow, note);
@@ -241,14 +241,14 @@ static __noinline void track_note(struct flow *flow, const struct track_note *no
  * found, or zero if that is not known. */
 static __always_inline struct tcp_point track_other(const struct flow *flow, enum flow_side from)
 {
-	int displaced = flow->flags & FLOW_FLAG_DISPLACED;
+	int remapped = flow->flags & FLOW_FLAG_REMAPPED;
 	struct tcp_point unknown = {};
 	struct flow_key key;
 	struct flow *there;
 
-	if (from == FLOW_FROM_CLIENT && displaced)
+	if (from == FLOW_FROM_CLIENT && remapped)
 		flow_key_wire(&key, flow);
-	else if (from == FLOW_FROM_CLIENT || displaced)
+	else if (from == FLOW_FROM_CLIENT || remapped)
 		flow_key_out(&key, flow);
 	else
 		flow_key_client(&key, flow);
@@ -299,7 +299,7 @@ static __always_inline void track_point(struct flow *entry, const struct flow *f
 {
 	struct tcp_point *at = from == FLOW_FROM_CLIENT ? &entry->client_at : &entry->backend_at;
 
-	if (pkt->protocol != IPPROTO_TCP || pkt->piece || pkt->tcp_flags & TCP_RST)
+	if (pkt->protocol != IPPROTO_TCP || pkt->later_fragment || pkt->tcp_flags & TCP_RST)
 		return;
 	if ((track_is_near(pkt->at.seq, at->seq) && track_is_near(pkt->at.ack, at->ack)) ||
 	    track_is_within(flow, pkt, from))
@@ -559,8 +559,8 @@ static __always_inline long track_put_source(const struct flow_key *key, const s
 		there = bpf_map_lookup_elem(&flows_new, key);
 	if (!there || !flow_same_ends(there, flow))
 		return track_put(key, flow, BPF_ANY);
-	there->node = flow->node;
-	there->node_port = flow->node_port;
+	there->snat = flow->snat;
+	there->snat_port = flow->snat_port;
 	return 0;
 }
 
@@ -592,8 +592,8 @@ static __noinline int track_confirm(struct flow *flow)
 
 	if (!track_is_out(flow))
 		return 0;
-	if (flow->node_port && !track_is_wire(flow))
-		flow->node_port = 0;
+	if (flow->snat_port && !track_is_wire(flow))
+		flow->snat_port = 0;
 	flow_key_client(&key, flow);
 	if (!track_is_clients(&key, flow))
 		return 0;
@@ -604,7 +604,7 @@ static __noinline int track_confirm(struct flow *flow)
 	}
 	flow_key_out(&key, flow);
 	track_move(&key, flow);
-	if (!flow->node_port)
+	if (!flow->snat_port)
 		return 0;
 	flow_key_wire(&key, flow);
 	track_move(&key, flow);

@@ -42,7 +42,7 @@ func BenchmarkPacketCost(b *testing.B) {
 	var packets *bpf.PacketPath
 	check(b, node.Do(func() (err error) {
 		packets, err = bpf.NewPacketPath(bpf.PacketPathOptions{Root: p.root, Set: p.set, Maps: p.kernel, Log: zap.NewNop(),
-			Programs: bpf.PacketOptions{SourcePorts: bpf.SourcePorts{First: 61_000, Count: 4000}, FlowSeed: 1}})
+			Programs: bpf.PacketOptions{SNATPorts: bpf.SNATPorts{First: 61_000, Count: 4000}, FlowSeed: 1}})
 		if err == nil {
 			packets.Start()
 		}

@@ -216,7 +216,7 @@ func TestFragments(t *testing.T) {
 						for _, b := range backends {
 							for _, f := range frontends {
 								name := fmt.Sprintf("%s, %s, %s, %s", set.name, families[family], f.name, b.name)
-								c.talkInPieces(t, name, family, f.of(c, b.service, family))
+								c.talkInFragments(t, name, family, f.of(c, b.service, family))
 							}
 						}
 					}
@@ -226,9 +226,9 @@ func TestFragments(t *testing.T) {
 	}
 }
 
-// talkInPieces sends 8 kB and expects 8 kB back. The first datagrams may be lost until the
+// talkInFragments sends 8 kB and expects 8 kB back. The first datagrams may be lost until the
 // path's MTU is known.
-func (c *cluster) talkInPieces(t *testing.T, name string, family int, dst netip.AddrPort) {
+func (c *cluster) talkInFragments(t *testing.T, name string, family int, dst netip.AddrPort) {
 	t.Helper()
 	s := c.outside.Socket([]string{"udp4", "udp6"}[family])
 	defer s.Close()

@@ -26,9 +26,9 @@ func (c *cluster) fewPorts() (room int) {
 	return 2100 - 1024
 }
 
-// TestSourcePortsOfSockets: a port on which a process of the node serves is no SNAT port of
+// TestSNATPortsOfSockets: a port on which a process of the node serves is no SNAT port of
 // a flow: otherwise each would get the other's packets.
-func TestSourcePortsOfSockets(t *testing.T) {
+func TestSNATPortsOfSockets(t *testing.T) {
 	t.Parallel()
 	c := newCluster(t, lab.Network{})
 	room := c.fewPorts()

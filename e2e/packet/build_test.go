@@ -67,7 +67,7 @@ type pkt struct {
 	exts      []ext  // IPv6
 
 	// A fragment: the bytes from `from` to `to` of what follows the IP header.
-	piece    bool
+	fragment bool
 	from, to int
 	more     bool
 }
@@ -133,7 +133,7 @@ func (p pkt) fragments(id uint32, at ...int) []pkt {
 	from := 0
 	for _, to := range append(at, body) {
 		all = append(all, p.with(func(f *pkt) {
-			f.piece, f.from, f.to, f.more, f.id = true, from, to, to < body, id
+			f.fragment, f.from, f.to, f.more, f.id = true, from, to, to < body, id
 		}))
 		from = to
 	}
@@ -194,7 +194,7 @@ func (p pkt) l4sum(b []byte) uint16 {
 // bytes returns the packet from its IP header on.
 func (p pkt) bytes() []byte {
 	body := p.body()
-	if p.piece {
+	if p.fragment {
 		body = body[p.from:p.to]
 	}
 	if p.src.Addr().Is4() {
@@ -234,7 +234,7 @@ func (p pkt) header4(body int) []byte {
 
 func (p pkt) header6(body int) []byte {
 	exts := slices.Clone(p.exts)
-	if p.piece {
+	if p.fragment {
 		f := make([]byte, 6)
 		off := uint16(p.from)
 		if p.more {

@@ -317,8 +317,8 @@ func (d *dice) extensions() []ext {
 // cut returns one fragment of a packet.
 func (d *dice) cut(p pkt) pkt {
 	p.payload = append(p.payload, make([]byte, 64)...)
-	pieces := p.fragments(d.Uint32N(3), 32, 64)
-	return pieces[d.IntN(len(pieces))]
+	fragments := p.fragments(d.Uint32N(3), 32, 64)
+	return fragments[d.IntN(len(fragments))]
 }
 
 // follow returns a packet derived from an earlier one: the sender's next one, the same one

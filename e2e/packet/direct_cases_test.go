@@ -22,12 +22,12 @@ func (c *play) direct(b netip.AddrPort) {
 	c.arrives(c.continues(c.client, b)).passes("no_frontend")
 }
 
-// displacedBy opens a direct connection that collides with a flow. It checks that the
+// remappedBy opens a direct connection that collides with a flow. It checks that the
 // connection is remapped, and that packets of both stay apart.
-func (c *play) displacedBy(frontend, b netip.AddrPort) {
+func (c *play) remappedBy(frontend, b netip.AddrPort) {
 	c.Helper()
 	inner := c.beside()
-	c.arrives(c.opens(c.client, b)).becomes(c.opens(inner, b), "direct_displaced")
+	c.arrives(c.opens(c.client, b)).becomes(c.opens(inner, b), "direct_remapped")
 	c.arrives(c.opens(c.client, b)).becomes(c.opens(inner, b), "flow_kept")
 	c.leaves(c.accepts(b, inner)).becomes(c.accepts(b, c.client), "reply_restored")
 	for range 2 {
@@ -51,7 +51,7 @@ var directCases = []packetCase{
 			c.serve(c.world, c.proto, 1, b)
 			c.load()
 			c.open(c.client, c.external, b)
-			c.displacedBy(c.external, b)
+			c.remappedBy(c.external, b)
 			// It keeps the port when the flow is gone, and is translated even when the backend
 			// serves no more.
 			c.world = newWorld()
@@ -74,7 +74,7 @@ var directCases = []packetCase{
 		c.serve(c.world, c.proto, 1, c.local)
 		c.load()
 		c.arrives(c.opens(c.client, c.external)).becomes(c.opens(c.client, c.local), "translated")
-		c.arrives(c.opens(c.client, c.local)).becomes(c.opens(c.beside(), c.local), "direct_displaced")
+		c.arrives(c.opens(c.client, c.local)).becomes(c.opens(c.beside(), c.local), "direct_remapped")
 		c.leaves(c.accepts(c.local, c.client)).becomes(c.accepts(c.external, c.client), "reply_restored")
 		c.leaves(c.accepts(c.local, c.beside())).becomes(c.accepts(c.local, c.client), "reply_restored")
 	}},
@@ -82,7 +82,7 @@ var directCases = []packetCase{
 		c.serve(c.world, c.proto, 1, c.local)
 		c.load()
 		c.open(c.client, c.external, c.local)
-		c.arrives(c.opens(c.client, c.local)).becomes(c.opens(c.beside(), c.local), "direct_displaced")
+		c.arrives(c.opens(c.client, c.local)).becomes(c.opens(c.beside(), c.local), "direct_remapped")
 		c.leaves(c.accepts(c.local, c.beside())).becomes(c.accepts(c.local, c.client), "reply_restored")
 		c.rig.restart()
 		for range 2 {
@@ -118,7 +118,7 @@ var directCases = []packetCase{
 		c.rig.age(timeouts.UDPEstablished + time.Second)
 		c.arrives(c.opens(c.client, c.external)).becomes(c.opens(c.client, c.local), "translated")
 		// The direct connection continues.
-		c.arrives(c.continues(c.client, c.local)).becomes(c.continues(c.beside(), c.local), "direct_displaced")
+		c.arrives(c.continues(c.client, c.local)).becomes(c.continues(c.beside(), c.local), "direct_remapped")
 	}},
 	{name: "a flow while a direct connection that no note tells of has its port", proto: protoTCP, steps: func(c *play) {
 		c.serve(c.world, c.proto, 1, c.local)
@@ -158,17 +158,17 @@ var directCases = []packetCase{
 		c.open(c.client, c.external, c.local)
 		c.backendSays(fin|ack, c.external, c.local)
 		c.clientSays(fin|ack, c.external, c.local, "flow_kept")
-		c.arrives(c.opens(c.client, c.local)).becomes(c.opens(c.client, c.local), "direct_displaced")
+		c.arrives(c.opens(c.client, c.local)).becomes(c.opens(c.client, c.local), "direct_remapped")
 		c.leaves(c.accepts(c.local, c.client)).becomes(c.accepts(c.local, c.client), "reply_restored")
 		c.arrives(c.continues(c.client, c.local)).becomes(c.continues(c.client, c.local), "flow_kept")
 		c.arrives(c.continues(c.client, c.external)).dropped("flow_over")
 		c.leaves(c.continues(c.local, c.client)).becomes(c.continues(c.local, c.client), "reply_restored")
 	}},
-	{name: "a direct connection from the port of one that was displaced", steps: func(c *play) {
+	{name: "a direct connection from the port of one that was remapped", steps: func(c *play) {
 		c.serve(c.world, c.proto, 1, c.local)
 		c.load()
 		c.open(c.client, c.external, c.local)
-		c.displacedBy(c.external, c.local)
+		c.remappedBy(c.external, c.local)
 		c.over()
 		c.rig.lose(func(_ flowKey, f flow) bool { return f.frontend == newEnd(c.external) })
 		c.direct(c.local)
@@ -176,13 +176,13 @@ var directCases = []packetCase{
 			c.Errorf("%d entries are left", n)
 		}
 	}},
-	{name: "a direct connection in pieces", steps: func(c *play) {
+	{name: "a direct connection in fragments", steps: func(c *play) {
 		c.serve(c.world, c.proto, 1, c.local)
 		c.load()
 		c.open(c.client, c.external, c.local)
-		first := "direct_displaced"
-		want := c.pieces(c.beside(), c.local)
-		for i, p := range c.pieces(c.client, c.local) {
+		first := "direct_remapped"
+		want := c.fragments(c.beside(), c.local)
+		for i, p := range c.fragments(c.client, c.local) {
 			c.arrives(p).becomes(want[i], first)
 			first = "flow_kept"
 		}
@@ -193,11 +193,11 @@ var directCases = []packetCase{
 		second := at(c.source(), firstPort+1)
 		c.leaves(c.opens(second, c.remote)).passes("egress_passed") // so that the flow gets the first port
 		c.open(c.client, c.external, c.remote)
-		c.rig.lose(func(_ flowKey, f flow) bool { return f.flags&maps.FlowOwn != 0 })
+		c.rig.lose(func(_ flowKey, f flow) bool { return f.flags&maps.FlowLocal != 0 })
 		s := c.arrives(c.opens(c.client, c.remote))
 		v, _ := readPacket(s.out, 0)
 		inner := at(c.client, v.src.port)
-		s.becomes(c.opens(inner, c.remote), "direct_displaced")
+		s.becomes(c.opens(inner, c.remote), "direct_remapped")
 		c.leaves(c.opens(inner, c.remote)).becomes(c.opens(second, c.remote), "source_translated")
 		c.arrives(c.accepts(c.remote, second)).becomes(c.accepts(c.remote, inner), "source_restored")
 		c.leaves(c.accepts(c.remote, inner)).becomes(c.accepts(c.remote, c.client), "reply_restored")

@@ -266,10 +266,10 @@ var flowCases = []packetCase{
 		c.serve(c.world, c.proto, 1, c.local)
 		c.load()
 		c.leaves(udp(c.node, c.other, "question")).passes("egress_passed")
-		c.arrives(udp(c.other, c.node, "an answer")).passes("own_flow")
+		c.arrives(udp(c.other, c.node, "an answer")).passes("local_flow")
 		c.arrives(udp(c.client, c.node, "an answer")).becomes(udp(c.client, c.local, "an answer"), "translated")
 		c.rig.age(timeouts.UDPNew - slack)
-		c.arrives(udp(c.other, c.node, "an answer")).passes("own_flow")
+		c.arrives(udp(c.other, c.node, "an answer")).passes("local_flow")
 		c.rig.age(2 * time.Second)
 		c.arrives(udp(c.other, c.node, "an answer")).becomes(udp(c.other, c.local, "an answer"), "translated")
 	}},

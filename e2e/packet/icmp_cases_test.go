@@ -101,7 +101,7 @@ var icmpCases = []packetCase{
 			c.continues(c.client, c.external))
 	}},
 	{name: "errors about what netfilter masquerades behind a source port", config: twoPorts, steps: func(c *play) {
-		source, second := c.displaced()
+		source, second := c.remapped()
 		router, remote := c.other.Addr(), c.remote.Addr()
 		c.quoted(ingress, router, c.wire, c.continues(second, c.remote), router, c.wire, c.continues(source, c.remote))
 		c.arrives(c.continues(c.remote, second)).becomes(c.continues(c.remote, source), "source_restored")

@@ -53,20 +53,20 @@ func (v view) written(addr [16]byte) []byte {
 
 // rewrite changes the packet's source or destination address and its ports. Only the first
 // fragment of a datagram has ports.
-func (m *model) rewrite(v view, isPiece, source bool, addr [16]byte, sport, dport uint16) {
+func (m *model) rewrite(v view, isFragment, source bool, addr [16]byte, sport, dport uint16) {
 	at, old := v.address(source)
 	is := v.written(addr)
 	if !bytes.Equal(old, is) {
 		if v.v4 {
 			m.sums(v.l3+10, old, is)
 		}
-		if !isPiece {
+		if !isFragment {
 			m.transportSums(v, old, is)
 		}
 		copy(m.b[at:], is)
 	}
 	ports := binary.BigEndian.AppendUint16(binary.BigEndian.AppendUint16(nil, sport), dport)
-	if isPiece || bytes.Equal(ports, m.b[v.l4:v.l4+4]) {
+	if isFragment || bytes.Equal(ports, m.b[v.l4:v.l4+4]) {
 		return
 	}
 	m.transportSums(v, slices.Clone(m.b[v.l4:v.l4+4]), ports)

@@ -13,15 +13,15 @@ const never = math.MinInt64 / 2
 
 // isDirect reports whether a packet to an address that only backends have cannot belong to
 // an unconfirmed flow.
-func (m *model) isDirect(v view, isPiece bool) bool {
+func (m *model) isDirect(v view, isFragment bool) bool {
 	switch {
-	case isPiece:
+	case isFragment:
 		return false
 	case v.proto == protoUDP:
 		noted, ok := m.directs[flowKey{maps.FlowKeyIn, v.proto, v.src, v.dst}]
 		return ok && m.now-noted < touchEvery
 	}
-	return !isSYN(v.flags) && m.now-m.lastDirect >= 3*int64(timeouts.TCPNew) && !m.isSourcePort(v.dst.port)
+	return !isSYN(v.flags) && m.now-m.lastDirect >= 3*int64(timeouts.TCPNew) && !m.isSNATPort(v.dst.port)
 }
 
 // direct handles a packet to a backend's own address, of no flow.
@@ -49,7 +49,7 @@ func (m *model) direct(v view) (uint32, string) {
 		m.lastDirect = m.now
 	}
 	m.toBackend(f, v, false)
-	return unspec, "direct_displaced"
+	return unspec, "direct_remapped"
 }
 
 // directIsThere reports whether there may be a direct connection with the addresses and ports

@@ -10,12 +10,12 @@ import (
 	"shunt/maps"
 )
 
-// Bounds of the programs (flow.h, source.h).
+// Bounds of the programs (flow.h, snat.h).
 const (
-	touchEvery  = int64(time.Second)
-	innerTries  = 16
-	sourceTries = 64
-	patience    = 4 // from this try on, a reusable port is taken
+	touchEvery = int64(time.Second)
+	innerTries = 16
+	snatTries  = 64
+	patience   = 4 // from this try on, a reusable port is taken
 )
 
 func (f flow) clientKey() flowKey { return flowKey{maps.FlowKeyIn, f.proto, f.client, f.frontend} }
@@ -163,7 +163,7 @@ func (m *model) begin(f *flow, v view) bool {
 	for i := uint32(0); i < innerTries && !claimed; i++ {
 		f.inner = f.client.port
 		if i > 0 {
-			f.inner = m.sourcePort(hash, i)
+			f.inner = m.snatPort(hash, i)
 		}
 		if f.inside() == f.backend {
 			continue
@@ -195,8 +195,8 @@ func (m *model) begin(f *flow, v view) bool {
 // triedWhole is the largest range of SNAT ports that is tried in order.
 const triedWhole = 64
 
-// sourcePort returns the i-th port to try: by a hash of i, or in order in a small range.
-func (m *model) sourcePort(hash, i uint32) uint16 {
+// snatPort returns the i-th port to try: by a hash of i, or in order in a small range.
+func (m *model) snatPort(hash, i uint32) uint16 {
 	n := (hash%m.ports + i) % m.ports
 	if m.ports > triedWhole {
 		n = uint32(mix(uint64(hash), uint64(i)<<32) % uint64(m.ports))
@@ -259,7 +259,7 @@ func (m *model) clients(f flow) bool {
 // source sets the SNAT address and port of a flow. It returns an empty string, or the reason
 // why it gets none.
 func (m *model) source(f *flow, hash uint32) string {
-	if f.flags&maps.FlowDisplaced == 0 {
+	if f.flags&maps.FlowRemapped == 0 {
 		addrs := m.world.devices[m.ifindex]
 		addr := addrs[1]
 		if f.backend.ip().Is4() {
@@ -273,14 +273,14 @@ func (m *model) source(f *flow, hash uint32) string {
 	if !m.claimWire(f, hash) {
 		return "ports_exhausted"
 	}
-	if !m.putSource(f.outKey(), *f) || m.clients(*f) && !m.putSource(f.clientKey(), *f) {
+	if !m.putSourceRange(f.outKey(), *f) || m.clients(*f) && !m.putSourceRange(f.clientKey(), *f) {
 		return "flow_unrecorded"
 	}
 	return ""
 }
 
-// putSource writes a flow's SNAT address and port to an entry.
-func (m *model) putSource(k flowKey, f flow) bool {
+// putSourceRange writes a flow's SNAT address and port to an entry.
+func (m *model) putSourceRange(k flowKey, f flow) bool {
 	all := m.fresh
 	if f.flags&maps.FlowConfirmed != 0 {
 		all = m.confirmed
@@ -298,13 +298,13 @@ func (m *model) putSource(k flowKey, f flow) bool {
 // that sent its FIN first keeps the port in TIME_WAIT. A handshake that makes no progress
 // does not keep it.
 func (f flow) forgotten(now int64) bool {
-	halfOpen := f.proto == protoTCP && f.flags&(maps.FlowConfirmed|maps.FlowOwn) == 0 && now-f.used >= touchEvery
+	halfOpen := f.proto == protoTCP && f.flags&(maps.FlowConfirmed|maps.FlowLocal) == 0 && now-f.used >= touchEvery
 	return f.expired(now) || f.reset() || halfOpen || f.clientSaid&maps.SaidFIN != 0 && f.backendSaid&maps.SaidFINLater != 0
 }
 
 func (m *model) claimWire(f *flow, hash uint32) bool {
-	for i := range uint32(sourceTries) {
-		f.node.port = m.sourcePort(hash, i)
+	for i := range uint32(snatTries) {
+		f.node.port = m.snatPort(hash, i)
 		old, there := m.find(f.wireKey())
 		if there && (i < patience || !old.forgotten(f.used)) {
 			continue

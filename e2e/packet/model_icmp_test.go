@@ -32,7 +32,7 @@ func (m *model) icmpIn(v view) (uint32, string) {
 		return unspec, "icmp_passed"
 	}
 	f, ok := m.find(flowKey{maps.FlowKeyIn, q.proto, q.dst, q.src})
-	if !ok || f.flags&maps.FlowOwn != 0 || f.expired(m.now) {
+	if !ok || f.flags&maps.FlowLocal != 0 || f.expired(m.now) {
 		return unspec, "icmp_passed"
 	}
 	if f.frontend == q.src { // about a reply of the frontend, originally the backend's

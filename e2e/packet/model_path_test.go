@@ -5,47 +5,47 @@ package packet
 import "shunt/maps"
 
 // in handles an arriving packet with ports.
-func (m *model) in(v view, isPiece bool) (uint32, string) {
+func (m *model) in(v view, isFragment bool) (uint32, string) {
 	frontends, node, cluster := m.means(v.dst)
 	known, direct := frontends || node || cluster, m.backends[v.dst.ip()]
 	f, ok := m.confirmed[flowKey{maps.FlowKeyIn, v.proto, v.src, v.dst}]
-	if !ok && direct && !known && m.isDirect(v, isPiece) {
+	if !ok && direct && !known && m.isDirect(v, isFragment) {
 		return unspec, "no_frontend"
 	}
-	if !ok && (known || direct || m.isSourcePort(v.dst.port)) {
+	if !ok && (known || direct || m.isSNATPort(v.dst.port)) {
 		f, ok = m.fresh[flowKey{maps.FlowKeyIn, v.proto, v.src, v.dst}]
 	}
 	f.clientAt, f.backendAt = point{}, point{}
 	if ok && !f.expired(m.now) {
 		if f.client != v.src || f.frontend != v.dst {
-			return m.fromWire(f, v, isPiece)
+			return m.fromWire(f, v, isFragment)
 		}
-		if f.flags&maps.FlowOwn != 0 {
-			if m.isSourcePort(v.dst.port) {
+		if f.flags&maps.FlowLocal != 0 {
+			if m.isSNATPort(v.dst.port) {
 				m.hold(f)
 			}
-			return unspec, "own_flow"
+			return unspec, "local_flow"
 		}
-		if f.flags&maps.FlowOwn == 0 && m.goesOn(f, v) {
+		if f.flags&maps.FlowLocal == 0 && m.goesOn(f, v) {
 			if there, ok := m.find(f.outKey()); ok && f.closed() && !there.sameClient(f) {
 				return shot, "flow_over"
 			}
-			m.point(f, f.clientKey(), v, isPiece, true)
+			m.point(f, f.clientKey(), v, isFragment, true)
 			m.touch(&f, v, true)
 			m.asksAgain(f, v)
 			reason := "flow_kept"
 			if m.acknowledges(f, v) && !m.heard(&f, v) {
 				reason = "unconfirmed"
 			}
-			m.toBackend(f, v, isPiece)
+			m.toBackend(f, v, isFragment)
 			return unspec, reason
 		}
 	}
 	if ok && f.flags&maps.FlowDirect != 0 {
 		m.dropDirect(f)
 	}
-	if isPiece {
-		return m.lostPiece(v)
+	if isFragment {
+		return m.lostFragment(v)
 	}
 	if !known && direct {
 		return m.direct(v)
@@ -59,7 +59,7 @@ func (m *model) in(v view, isPiece bool) (uint32, string) {
 	return m.first(v)
 }
 
-func (m *model) isSourcePort(port uint16) bool {
+func (m *model) isSNATPort(port uint16) bool {
 	p := uint32(port)
 	if p < firstPort {
 		p += 65536 - 1024
@@ -67,16 +67,16 @@ func (m *model) isSourcePort(port uint16) bool {
 	return p-firstPort < m.ports
 }
 
-func (m *model) toBackend(f flow, v view, isPiece bool) {
-	m.rewrite(v, isPiece, false, f.backend.addr, f.inner, f.backend.port)
+func (m *model) toBackend(f flow, v view, isFragment bool) {
+	m.rewrite(v, isFragment, false, f.backend.addr, f.inner, f.backend.port)
 }
 
 // fromWire handles a backend's packet to the SNAT address. Its destination becomes the
 // client.
-func (m *model) fromWire(f flow, v view, isPiece bool) (uint32, string) {
-	m.point(f, f.wireKey(), v, isPiece, false)
+func (m *model) fromWire(f flow, v view, isFragment bool) (uint32, string) {
+	m.point(f, f.wireKey(), v, isFragment, false)
 	m.touch(&f, v, false)
-	m.rewrite(v, isPiece, false, f.client.addr, f.backend.port, f.inner)
+	m.rewrite(v, isFragment, false, f.client.addr, f.backend.port, f.inner)
 	return unspec, "source_restored"
 }
 
@@ -153,9 +153,9 @@ func (m *model) unknown(v view, reason string) (uint32, string) {
 }
 
 // out handles a leaving packet with ports.
-func (m *model) out(v view, isPiece bool) (uint32, string) {
+func (m *model) out(v view, isFragment bool) (uint32, string) {
 	f, ok := m.find(ends(v.proto, v.src, v.dst))
-	if f.flags&maps.FlowDisplaced == 0 && f.expired(m.now) {
+	if f.flags&maps.FlowRemapped == 0 && f.expired(m.now) {
 		ok = false
 	}
 	switch {
@@ -165,25 +165,25 @@ func (m *model) out(v view, isPiece bool) (uint32, string) {
 		}
 		return unspec, "egress_passed"
 	case ok && v.src == f.backend:
-		m.point(f, f.outKey(), v, isPiece, false)
+		m.point(f, f.outKey(), v, isFragment, false)
 		m.touch(&f, v, false)
-		m.rewrite(v, isPiece, true, f.frontend.addr, f.frontend.port, f.client.port)
+		m.rewrite(v, isFragment, true, f.frontend.addr, f.frontend.port, f.client.port)
 		return unspec, "reply_restored"
-	case ok && (f.flags&maps.FlowDisplaced == 0 || m.followDisplaced(&f, v, isPiece)):
-		return m.toWire(f, v, isPiece)
+	case ok && (f.flags&maps.FlowRemapped == 0 || m.followRemapped(&f, v, isFragment)):
+		return m.toWire(f, v, isFragment)
 	}
-	if !isPiece && (v.proto == protoUDP || isSYN(v.flags)) && !m.note(v) {
+	if !isFragment && (v.proto == protoUDP || isSYN(v.flags)) && !m.note(v) {
 		f := flow{client: v.src, inner: v.src.port, frontend: v.dst, backend: v.dst, proto: v.proto,
-			flags: maps.FlowSNAT | maps.FlowDisplaced, used: m.now}
+			flags: maps.FlowSNAT | maps.FlowRemapped, used: m.now}
 		f.node.addr = v.src.addr
-		return m.toWire(f, v, isPiece)
+		return m.toWire(f, v, isFragment)
 	}
 	return unspec, "egress_passed"
 }
 
-// followDisplaced handles a packet from the client of a remapped flow. It returns false if
+// followRemapped handles a packet from the client of a remapped flow. It returns false if
 // the packet begins another flow.
-func (m *model) followDisplaced(f *flow, v view, isPiece bool) bool {
+func (m *model) followRemapped(f *flow, v view, isFragment bool) bool {
 	if f.expired(m.now) || f.closed() && (v.proto == protoUDP || isSYN(v.flags)) {
 		if wire, ok := m.find(f.wireKey()); ok && wire.same(*f) {
 			m.remove(f.wireKey())
@@ -192,14 +192,14 @@ func (m *model) followDisplaced(f *flow, v view, isPiece bool) bool {
 		m.remove(f.clientKey())
 		return false
 	}
-	m.point(*f, f.outKey(), v, isPiece, true)
+	m.point(*f, f.outKey(), v, isFragment, true)
 	m.touch(f, v, true)
 	m.heard(f, v)
 	return true
 }
 
 // toWire handles a client's packet to a backend.
-func (m *model) toWire(f flow, v view, isPiece bool) (uint32, string) {
+func (m *model) toWire(f flow, v view, isFragment bool) (uint32, string) {
 	if f.flags&maps.FlowSNAT == 0 {
 		return unspec, "source_kept"
 	}
@@ -219,7 +219,7 @@ func (m *model) toWire(f flow, v view, isPiece bool) (uint32, string) {
 			return shot, reason
 		}
 	}
-	m.rewrite(v, isPiece, true, f.node.addr, f.node.port, f.backend.port)
+	m.rewrite(v, isFragment, true, f.node.addr, f.node.port, f.backend.port)
 	return unspec, "source_translated"
 }
 
@@ -230,14 +230,14 @@ func (m *model) note(v view) bool {
 	_, node, _ := m.means(v.src)
 	_, found, _ := m.frontend(v.src, protoUDP)
 	_, taken := m.find(flowKey{maps.FlowKeyIn, v.proto, v.dst, v.src})
-	ours := m.isSourcePort(v.src.port) && (m.isDevice(v.src) || taken)
+	ours := m.isSNATPort(v.src.port) && (m.isDevice(v.src) || taken)
 	if !ours && (v.proto != protoUDP || !node || !found) {
 		return true
 	}
-	f := flow{client: v.dst, frontend: v.src, proto: v.proto, flags: maps.FlowOwn, used: m.now}
+	f := flow{client: v.dst, frontend: v.src, proto: v.proto, flags: maps.FlowLocal, used: m.now}
 	old, there := m.find(f.clientKey())
 	switch {
-	case there && old.flags&maps.FlowOwn != 0:
+	case there && old.flags&maps.FlowLocal != 0:
 		m.hold(old)
 	case !there || old.forgotten(m.now):
 		delete(m.confirmed, f.clientKey())

@@ -6,8 +6,8 @@ import "shunt/maps"
 
 // point records a side's sequence numbers in the entry of that key, if the packet's numbers can
 // belong to the connection.
-func (m *model) point(f flow, k flowKey, v view, isPiece, fromClient bool) {
-	if v.proto != protoTCP || isPiece || v.flags&rst != 0 {
+func (m *model) point(f flow, k flowKey, v view, isFragment, fromClient bool) {
+	if v.proto != protoTCP || isFragment || v.flags&rst != 0 {
 		return
 	}
 	there, _ := m.entry(k)
@@ -66,12 +66,12 @@ const (
 // otherAt returns the other side's numbers in its last packet, the zero value if they are
 // not known.
 func (m *model) otherAt(f flow, fromClient bool) point {
-	displaced := f.flags&maps.FlowDisplaced != 0
+	remapped := f.flags&maps.FlowRemapped != 0
 	k := f.outKey()
 	switch {
-	case fromClient && displaced:
+	case fromClient && remapped:
 		k = f.wireKey()
-	case !fromClient && !displaced:
+	case !fromClient && !remapped:
 		k = f.clientKey()
 	}
 	there, ok := m.entry(k)

@@ -31,7 +31,7 @@ type model struct {
 	directs          map[flowKey]int64
 	lastDirect       int64               // when the last remapped direct TCP connection began, never if none did
 	backends         map[netip.Addr]bool // addresses that are or were of backends
-	pieces           map[pieceKey]piece
+	fragments        map[fragmentKey]fragment
 	affinity         map[affinityKey]affinityValue
 	counts           map[string]uint64
 	now              int64
@@ -42,24 +42,24 @@ type model struct {
 	h  hook
 }
 
-// pieceKey is the key by which a later fragment finds the ports of the first. IPv4 also
+// fragmentKey is the key by which a later fragment finds the ports of the first. IPv4 also
 // needs the protocol.
-type pieceKey struct {
+type fragmentKey struct {
 	src, dst [16]byte
 	id       uint32
 	proto    uint8
 	hook     hook
 }
 
-// piece holds the first fragment's ports, and when it was seen.
-type piece struct {
+// fragment holds the first fragment's ports, and when it was seen.
+type fragment struct {
 	sport, dport uint16
 	proto        uint8
 	noted        int64
 }
 
-// pieceAge is how long that is kept.
-const pieceAge = 31 * time.Second
+// fragmentAge is how long that is kept.
+const fragmentAge = 31 * time.Second
 
 type affinityKey struct {
 	service uint32
@@ -94,7 +94,7 @@ func (m *model) serve(w *world) {
 // clear removes all state except the counters.
 func (m *model) clear() {
 	m.confirmed, m.fresh, m.directs, m.lastDirect = map[flowKey]flow{}, map[flowKey]flow{}, map[flowKey]int64{}, never
-	m.pieces, m.affinity = map[pieceKey]piece{}, map[affinityKey]affinityValue{}
+	m.fragments, m.affinity = map[fragmentKey]fragment{}, map[affinityKey]affinityValue{}
 }
 
 // run runs a frame with an Ethernet header through the model. It returns the verdict, the
@@ -126,11 +126,11 @@ func (m *model) packet() (uint32, string) {
 			return m.icmpIn(v)
 		}
 		return m.icmpOut(v)
-	case isPiece:
-		return m.piece(v)
+	case isFragment:
+		return m.fragment(v)
 	case isTransport:
 		if v.first {
-			m.pieces[m.pieceKey(v)] = piece{v.src.port, v.dst.port, v.proto, m.now}
+			m.fragments[m.fragmentKey(v)] = fragment{v.src.port, v.dst.port, v.proto, m.now}
 		}
 		if m.h == ingress {
 			return m.in(v, false)
@@ -140,22 +140,22 @@ func (m *model) packet() (uint32, string) {
 	return unspec, "protocol"
 }
 
-func (m *model) pieceKey(v view) pieceKey {
-	k := pieceKey{v.src.addr, v.dst.addr, v.id, 0, m.h}
+func (m *model) fragmentKey(v view) fragmentKey {
+	k := fragmentKey{v.src.addr, v.dst.addr, v.id, 0, m.h}
 	if v.v4 {
 		k.proto = v.datagram
 	}
 	return k
 }
 
-// piece sets the ports of a later fragment to those of the first one. If these are not known, the
+// fragment sets the ports of a later fragment to those of the first one. If these are not known, the
 // fragment belongs to no flow. It is dropped if it is for a frontend's address that the node itself
 // does not have.
-func (m *model) piece(v view) (uint32, string) {
-	first, ok := m.pieces[m.pieceKey(v)]
-	if !ok || m.now >= first.noted+int64(pieceAge) {
+func (m *model) fragment(v view) (uint32, string) {
+	first, ok := m.fragments[m.fragmentKey(v)]
+	if !ok || m.now >= first.noted+int64(fragmentAge) {
 		if m.h == ingress {
-			return m.lostPiece(v)
+			return m.lostFragment(v)
 		}
 		return unspec, "fragment_passed"
 	}
@@ -166,7 +166,7 @@ func (m *model) piece(v view) (uint32, string) {
 	return m.out(v, true)
 }
 
-func (m *model) lostPiece(v view) (uint32, string) {
+func (m *model) lostFragment(v view) (uint32, string) {
 	if frontends, node, _ := m.means(v.dst); frontends && !node {
 		return shot, "fragment_unknown"
 	}

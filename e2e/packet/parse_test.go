@@ -46,12 +46,12 @@ const (
 	isOther packetKind = iota
 	isMalformed
 	isTransport
-	isPiece
+	isFragment
 	isICMP
 )
 
 func (k packetKind) String() string {
-	return [...]string{"other", "malformed", "transport", "piece", "icmp"}[k]
+	return [...]string{"other", "malformed", "transport", "fragment", "icmp"}[k]
 }
 
 // readPacket reads the packet at an offset of b, by its version.
@@ -78,7 +78,7 @@ func read4(b []byte, at int, quoted bool) (view, packetKind) {
 	v.id, v.datagram = uint32(h[4])<<8|uint32(h[5]), h[9]
 	frag := binary.BigEndian.Uint16(h[6:])
 	if frag&0x1fff != 0 {
-		return v, isPiece
+		return v, isFragment
 	}
 	v.first = frag&0x2000 != 0
 	return readPorts(b, v, quoted)
@@ -123,7 +123,7 @@ func read6(b []byte, at int, quoted bool) (view, packetKind) {
 		v.datagram, v.id = h[0], binary.BigEndian.Uint32(h[4:])
 		off := binary.BigEndian.Uint16(h[2:])
 		if off&0xfff8 != 0 {
-			return v, isPiece
+			return v, isFragment
 		}
 		v.first = off&1 != 0
 	}

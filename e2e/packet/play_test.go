@@ -140,8 +140,8 @@ func describe(b []byte) string {
 		name = fmt.Sprintf("protocol %d", v.proto)
 	}
 	text := fmt.Sprintf("%s %s → %s", name, v.src, v.dst)
-	if kind == isPiece {
-		text += fmt.Sprintf(" (a piece of %#x)", v.id)
+	if kind == isFragment {
+		text += fmt.Sprintf(" (a fragment of %#x)", v.id)
 	}
 	if v.proto == protoTCP && kind == isTransport {
 		text += fmt.Sprintf(" flags %#x", v.flags)

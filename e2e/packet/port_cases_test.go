@@ -165,14 +165,14 @@ var portCases = []packetCase{
 		c.rig.age(timeouts.TCPEstablished + time.Second)
 		c.leaves(c.continues(source, c.other)).passes("egress_passed")
 		c.leaves(c.opens(source, c.remote)).passes("egress_passed")
-		c.arrives(c.continues(c.remote, source)).passes("own_flow")
+		c.arrives(c.continues(c.remote, source)).passes("local_flow")
 	}},
 	{name: "a source port that netfilter has chosen for another before", config: twoPorts, steps: func(c *play) {
 		c.serve(c.world, c.proto, 1, c.remote)
 		c.load()
 		second := at(c.source(), firstPort+1)
 		c.leaves(c.opens(second, c.remote)).passes("egress_passed")
-		c.arrives(c.continues(c.remote, second)).passes("own_flow")
+		c.arrives(c.continues(c.remote, second)).passes("local_flow")
 		c.open(c.client, c.external, c.remote)
 		c.arrives(c.continues(c.remote, c.source())).becomes(c.continues(c.remote, c.client), "source_restored")
 		c.arrives(c.opens(c.other, c.external)).becomes(c.opens(c.other, c.remote), "translated")
@@ -180,7 +180,7 @@ var portCases = []packetCase{
 			c.rig.age(4 * time.Second)
 			c.arrives(c.opens(c.other, c.external)).becomes(c.opens(c.other, c.remote), "flow_kept")
 			c.leaves(c.opens(c.other, c.remote)).dropped("ports_exhausted")
-			c.arrives(c.continues(c.remote, second)).passes("own_flow")
+			c.arrives(c.continues(c.remote, second)).passes("local_flow")
 		}
 		c.arrives(c.continues(c.remote, c.source())).becomes(c.continues(c.remote, c.client), "source_restored")
 		c.leaves(c.opens(second, c.remote)).passes("egress_passed")
@@ -191,7 +191,7 @@ var portCases = []packetCase{
 		}
 	}},
 	{name: "what netfilter masquerades behind a source port comes from another", config: twoPorts, steps: func(c *play) {
-		source, second := c.displaced()
+		source, second := c.remapped()
 		c.arrives(c.continues(c.remote, second)).becomes(c.continues(c.remote, source), "source_restored")
 		for range 2 {
 			c.leaves(c.continues(source, c.remote)).becomes(c.continues(second, c.remote), "source_translated")
@@ -213,13 +213,13 @@ var portCases = []packetCase{
 		c.leaves(c.opens(source, c.remote)).becomes(c.opens(second, c.remote), "source_translated")
 		c.rig.age(timeouts.TCPEstablished + time.Second)
 		c.leaves(c.opens(source, c.remote)).passes("egress_passed")
-		c.arrives(c.continues(c.remote, source)).passes("own_flow")
+		c.arrives(c.continues(c.remote, source)).passes("local_flow")
 		c.arrives(c.continues(c.remote, second)).passes("no_frontend")
 	}},
 	{name: "a false address of what netfilter masquerades confirms nothing", config: twoPorts, proto: protoTCP, steps: func(c *play) {
 		// The backend's address also has a service.
 		c.world.add(frontend{addr: at(c.remote, 9999), proto: c.proto, service: 99}, map[uint32]endpoint{99: {addr: c.local}})
-		source, second := c.displaced()
+		source, second := c.remapped()
 		c.arrives(c.continues(c.remote, second)).becomes(c.continues(c.remote, source), "source_restored")
 		before := len(c.rig.flows(confirmed))
 		for _, number := range []uint32{0, lastAck, firstSeq, firstSeq + 1, 0x80000000} {
@@ -244,7 +244,7 @@ var portCases = []packetCase{
 		c.rig.age(2 * time.Second) // a packet after the RST shows that the connection was not reset
 		c.clientSays(rst, c.external, c.remote, "flow_kept")
 		c.leaves(c.opens(c.source(), c.remote)).passes("egress_passed")
-		c.arrives(tcp(c.remote, c.source(), syn|ack)).passes("own_flow")
+		c.arrives(tcp(c.remote, c.source(), syn|ack)).passes("local_flow")
 	}},
 	{name: "what comes late to a frontend whose client port inside another has by now", proto: protoTCP, steps: func(c *play) {
 		c.serve(c.world, c.proto, 1, c.local)
@@ -259,9 +259,9 @@ var portCases = []packetCase{
 	}},
 }
 
-// displaced opens a flow to another node, then a connection that netfilter masquerades to
+// remapped opens a flow to another node, then a connection that netfilter masquerades to
 // that flow's SNAT port: it is remapped to the second port.
-func (c *play) displaced() (source, second netip.AddrPort) {
+func (c *play) remapped() (source, second netip.AddrPort) {
 	c.Helper()
 	c.serve(c.world, c.proto, 1, c.remote)
 	c.load()

@@ -236,9 +236,9 @@ func (m *model) age(d time.Duration) {
 			all[k] = f
 		}
 	}
-	for k, p := range m.pieces {
+	for k, p := range m.fragments {
 		p.noted -= int64(d)
-		m.pieces[k] = p
+		m.fragments[k] = p
 	}
 	for k, noted := range m.directs {
 		m.directs[k] = noted - int64(d)
@@ -271,7 +271,7 @@ func (d *duel) compare() string {
 		}
 	}
 	diffs = append(diffs, d.compareDirects()...)
-	diffs = append(diffs, d.comparePieces()...)
+	diffs = append(diffs, d.compareFragments()...)
 	diffs = append(diffs, d.compareAffinity()...)
 	return strings.Join(diffs, "\n")
 }
@@ -303,24 +303,24 @@ func (d *duel) compareDirects() (diffs []string) {
 	return diffs
 }
 
-func (d *duel) comparePieces() (diffs []string) {
-	got := map[pieceKey]piece{}
+func (d *duel) compareFragments() (diffs []string) {
+	got := map[fragmentKey]fragment{}
 	var k shuntmaps.FragmentKey
 	var v shuntmaps.Fragment
 	it := d.rig.set.Map("fragments").Iterate()
 	for it.Next(&k, &v) {
-		got[readPieceKey(k)] = piece{shuntmaps.HostPort(v.Sport), shuntmaps.HostPort(v.Dport), v.Protocol, int64(v.Noted)}
+		got[readFragmentKey(k)] = fragment{shuntmaps.HostPort(v.Sport), shuntmaps.HostPort(v.Dport), v.Protocol, int64(v.Noted)}
 	}
 	if err := it.Err(); err != nil {
 		d.t.Fatal(err)
 	}
-	same := func(got, want piece) bool {
+	same := func(got, want fragment) bool {
 		near := d.near(got.noted, want.noted)
 		got.noted = want.noted
 		return near && got == want
 	}
-	if !maps.EqualFunc(got, d.model.pieces, same) {
-		diffs = append(diffs, fmt.Sprintf("fragments has %v\nwant %v", got, d.model.pieces))
+	if !maps.EqualFunc(got, d.model.fragments, same) {
+		diffs = append(diffs, fmt.Sprintf("fragments has %v\nwant %v", got, d.model.fragments))
 	}
 	return diffs
 }
@@ -347,10 +347,10 @@ func (d *duel) compareAffinity() (diffs []string) {
 	return diffs
 }
 
-// readPieceKey converts a key of map fragments to the model's.
-func readPieceKey(k shuntmaps.FragmentKey) pieceKey {
+// readFragmentKey converts a key of map fragments to the model's.
+func readFragmentKey(k shuntmaps.FragmentKey) fragmentKey {
 	id := make([]byte, 4)
 	binary.NativeEndian.PutUint32(id, k.Id)
-	p := pieceKey{src: k.Src.B, dst: k.Dst.B, id: binary.BigEndian.Uint32(id), proto: k.Protocol, hook: hook(k.Egress)}
+	p := fragmentKey{src: k.Src.B, dst: k.Dst.B, id: binary.BigEndian.Uint32(id), proto: k.Protocol, hook: hook(k.Egress)}
 	return p
 }

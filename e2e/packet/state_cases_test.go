@@ -169,7 +169,7 @@ var stateCases = []packetCase{
 		c.load()
 		services := c.rig.set.Map(maps.NameServices)
 		key := func(a netip.AddrPort) maps.FrontendKey { return maps.NewFrontendKey(a.Addr(), a.Port(), c.proto) }
-		var its, others maps.Service
+		var its, others maps.Frontend
 		err := errors.Join(services.Lookup(key(c.external), &its), services.Lookup(key(c.loadBalancer), &others),
 			services.Put(key(c.external), others))
 		if err != nil {

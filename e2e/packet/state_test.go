@@ -48,7 +48,7 @@ func (k flowKey) write() maps.FlowKey {
 
 func readFlow(f maps.Flow) flow {
 	return flow{client: readEnd(f.Client.B, f.ClientPort), frontend: readEnd(f.Frontend.B, f.FrontendPort),
-		backend: readEnd(f.Backend.B, f.BackendPort), node: readEnd(f.Node.B, f.NodePort), inner: maps.HostPort(f.InnerPort),
+		backend: readEnd(f.Backend.B, f.BackendPort), node: readEnd(f.Snat.B, f.SnatPort), inner: maps.HostPort(f.InnerPort),
 		proto: f.Protocol, flags: f.Flags, service: f.ServiceId, id: f.BackendId,
 		clientSaid: f.ClientSaid, backendSaid: f.BackendSaid, used: int64(f.Used),
 		clientAt: point{network32(f.ClientAt.Seq), network32(f.ClientAt.Ack)}, backendAt: point{network32(f.BackendAt.Seq), network32(f.BackendAt.Ack)}}

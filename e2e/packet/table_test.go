@@ -49,7 +49,7 @@ var smallSizes = maps.Sizes{Services: 64, Slots: 256, Backends: 256, Affinity: 4
 // options returns the programs' options. Timeouts are shorter than the defaults: a test
 // must not age entries beyond the machine's start.
 func options(ports uint32) bpf.PacketOptions {
-	return bpf.PacketOptions{FlowSeed: seed, SourcePorts: bpf.SourcePorts{First: firstPort, Count: ports}, Timeouts: timeouts,
+	return bpf.PacketOptions{FlowSeed: seed, SNATPorts: bpf.SNATPorts{First: firstPort, Count: ports}, Timeouts: timeouts,
 		UnreachableInterval: time.Nanosecond, ClusterCIDRs: []netip.Prefix{makePlan(false).cidr, makePlan(true).cidr}}
 }
 
@@ -149,7 +149,7 @@ func (pc packetCase) run(t *testing.T, r *rig, n netns, reached map[string]bool)
 }
 
 // notPackets are the reasons of socket hooks only.
-var notPackets = []string{"unrecorded", "reply_passed", "peer_restored", "peer_passed", "probe", "source_unknown"}
+var notPackets = []string{"unrecorded", "reply_passed", "peer_restored", "peer_passed", "hook_check", "source_unknown"}
 
 func checkReached(t *testing.T, reached map[string]bool) {
 	t.Helper()

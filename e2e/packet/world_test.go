@@ -110,7 +110,7 @@ func (r *rig) load(w *world) {
 		if !again && reflect.DeepEqual(f, r.loaded.frontends[k]) {
 			continue
 		}
-		errs = append(errs, r.kernel.SetFrontend(maps.NewFrontendKey(f.addr.Addr(), f.addr.Port(), f.proto), maps.Service{
+		errs = append(errs, r.kernel.SetFrontend(maps.NewFrontendKey(f.addr.Addr(), f.addr.Port(), f.proto), maps.Frontend{
 			Id: f.service, AffinitySeconds: f.affinity, Flags: f.flags, Kind: uint8(f.kind),
 			Inside: r.slots(f.inside), Outside: r.slots(f.outside),
 		}))
@@ -163,7 +163,7 @@ func (r *rig) loadAddrs(w *world) error {
 	for a, own := range w.nodeAddrs {
 		flags := uint32(0)
 		if own {
-			flags = maps.OwnNetns
+			flags = maps.HostNetns
 		}
 		errs = append(errs, r.kernel.SetNodeAddr(a, flags))
 	}
@@ -173,7 +173,7 @@ func (r *rig) loadAddrs(w *world) error {
 		}
 	}
 	for a := range w.clusterIPs {
-		errs = append(errs, r.kernel.SetFrontend(maps.NewFrontendKey(a, 0, 0), maps.Service{Kind: uint8(maps.UndefinedPort)}))
+		errs = append(errs, r.kernel.SetFrontend(maps.NewFrontendKey(a, 0, 0), maps.Frontend{Kind: uint8(maps.UndefinedPort)}))
 	}
 	return errors.Join(errs...)
 }
@@ -183,13 +183,13 @@ func (r *rig) loadRest(w *world) error {
 	for id, ranges := range r.loaded.sources {
 		for _, p := range ranges {
 			if !slices.Contains(w.sources[id], p) {
-				errs = append(errs, r.kernel.DeleteSource(maps.NewSourceKey(id, p)))
+				errs = append(errs, r.kernel.DeleteSourceRange(maps.NewSourceRangeKey(id, p)))
 			}
 		}
 	}
 	for id, ranges := range w.sources {
 		for _, p := range ranges {
-			errs = append(errs, r.kernel.SetSource(maps.NewSourceKey(id, p)))
+			errs = append(errs, r.kernel.SetSourceRange(maps.NewSourceRangeKey(id, p)))
 		}
 	}
 	for p := range r.loaded.cidrs {

@@ -119,7 +119,7 @@ func (s *soak) entries() map[string]int {
 
 // byTime are maps whose entries have an age and stay until their room is needed: no code
 // removes them.
-var byTime = []string{"affinity", "directs", "flows_new", "fragments", "own_ports"}
+var byTime = []string{"affinity", "directs", "flows_new", "fragments", "local_ports"}
 
 // sum logs the result of the run.
 func (s *soak) sum(rounds int, counts map[string]int, before map[string]int) {

@@ -80,10 +80,10 @@ func sockaddrOf(a netip.AddrPort) unix.Sockaddr {
 	return &unix.SockaddrInet4{Port: int(a.Port()), Addr: a.Addr().As4()}
 }
 
-// TestOwnPort: a process of the node uses a port with the number of a node port. A server's
+// TestLocalPort: a process of the node uses a port with the number of a node port. A server's
 // datagrams to that port reach the process if the two have exchanged datagrams within two
 // minutes.
-func TestOwnPort(t *testing.T) {
+func TestLocalPort(t *testing.T) {
 	t.Parallel()
 	c := startCluster(t)
 	c.apply(rig.Service("web", 1, rig.WithNodePort(1)), rig.SlicesOf("web", rig.Up(c.web[0])...))
@@ -124,10 +124,10 @@ func TestOwnPort(t *testing.T) {
 			sends(server, own, "answer")
 			hears(process, "answer", at)
 		}
-		c.setOwnPort(own.Port(), port, 100*time.Second)
+		c.setLocalPort(own.Port(), port, 100*time.Second)
 		sends(server, own, "late answer")
 		hears(process, "late answer", at)
-		c.setOwnPort(own.Port(), port, 121*time.Second)
+		c.setLocalPort(own.Port(), port, 121*time.Second)
 		if got := server.askTo(own); got != "web-0" {
 			t.Errorf("%s: two minutes after, the node port is answered by %s", w, got)
 		}
@@ -135,9 +135,9 @@ func TestOwnPort(t *testing.T) {
 	}
 }
 
-// setOwnPort sets the age of the last datagram between two ports. Map own_ports must have
+// setLocalPort sets the age of the last datagram between two ports. Map local_ports must have
 // an entry for them.
-func (c *cluster) setOwnPort(own, other uint16, age time.Duration) {
+func (c *cluster) setLocalPort(own, other uint16, age time.Duration) {
 	c.t.Helper()
 	set, err := maps.Load(c.d.Root)
 	if err != nil {
@@ -149,9 +149,9 @@ func (c *cluster) setOwnPort(own, other uint16, age time.Duration) {
 		c.t.Fatal(err)
 	}
 	key := binary.BigEndian.AppendUint16(binary.BigEndian.AppendUint16(nil, own), other)
-	m := set.Map("own_ports")
+	m := set.Map("local_ports")
 	if value, err := m.LookupBytes(key); err != nil || value == nil {
-		c.t.Fatalf("map own_ports has no entry for ports %d and %d (%v)", own, other, err)
+		c.t.Fatalf("map local_ports has no entry for ports %d and %d (%v)", own, other, err)
 	}
 	if err := m.Put(key, uint64(now.Nano())-uint64(age)); err != nil {
 		c.t.Fatal(err)

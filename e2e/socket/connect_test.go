@@ -60,13 +60,13 @@ func TestConnect(t *testing.T) {
 	})
 	t.Run("a pod's own loopback", func(t *testing.T) { podLoopback(t, c) })
 	t.Run("addresses that are no service's", func(t *testing.T) { notOurs(t, c) })
-	t.Run("ports of the node's own processes", func(t *testing.T) { ownPorts(t, c) })
+	t.Run("ports of the node's own processes", func(t *testing.T) { localPorts(t, c) })
 	t.Run("MPTCP", func(t *testing.T) { mptcp(t, c) })
 }
 
-// ownPorts: no socket listens on a node port, and a process of the node may use that port
+// localPorts: no socket listens on a node port, and a process of the node may use that port
 // as the source port of a connection.
-func ownPorts(t *testing.T, c *cluster) {
+func localPorts(t *testing.T, c *cluster) {
 	// Only two ways over TCP: a closed connection holds its ports for a minute.
 	for _, w := range append(slices.Clone(ways[:2]), ways[3:]...) {
 		opts := lab.RequestOptions{Unconnected: w.sendto, Local: netip.AddrPortFrom(w.any(), rig.NodePortOf(1))}

@@ -1,15 +1,15 @@
 // SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
-/* source.h: chooses the SNAT address and the SNAT port of a flow to a backend of another node. The
+/* snat.h: chooses the SNAT address and the SNAT port of a flow to a backend of another node. The
  * address is the one of this node that the kernel itself would choose for that route. The port is
  * one that no other flow to that backend has. */
 #pragma once
 
 #include "track.h"
 
-/* How many ports are tried. From try SOURCE_PATIENT on, a port whose flow is expired or reusable
+/* How many ports are tried. From try SNAT_PATIENT on, a port whose flow is expired or reusable
  * may be taken. */
-#define SOURCE_TRIES 64
-#define SOURCE_PATIENT 4
+#define SNAT_TRIES 64
+#define SNAT_PATIENT 4
 
 /* Flags of bpf_fib_lookup that older headers lack. A kernel that does not know one (SRC: before
  * 6.7) refuses the call. The address is then that of map `devices`. */
@@ -20,7 +20,7 @@
 #define AF_INET 2
 #define AF_INET6 10
 
-static __always_inline int source_is_set(const struct addr *addr)
+static __always_inline int snat_is_set(const struct addr *addr)
 {
 	return lb_addr_is_v4(addr) ? lb_word(addr, 3) != 0 :
 				     (lb_word(addr, 0) | lb_word(addr, 1) | lb_word(addr, 2) |
@@ -29,7 +29,7 @@ static __always_inline int source_is_set(const struct addr *addr)
 
 /* Looks up the preferred source of the route to the backend by this device. Returns 1 with *out
  * filled, else 0. */
-static __noinline int source_by_route(struct __sk_buff *skb, const struct addr *backend,
+static __noinline int snat_by_route(struct __sk_buff *skb, const struct addr *backend,
 				      struct addr *out)
 {
 	int v4 = lb_addr_is_v4(backend);
@@ -48,31 +48,31 @@ static __noinline int source_by_route(struct __sk_buff *skb, const struct addr *
 		pkt_addr4(out, fib.ipv4_src);
 	else
 		__builtin_memcpy(out, fib.ipv6_src, sizeof(*out));
-	return source_is_set(out);
+	return snat_is_set(out);
 }
 
-static __always_inline int source_by_device(__u32 ifindex, int v4, struct addr *out)
+static __always_inline int snat_by_device(__u32 ifindex, int v4, struct addr *out)
 {
 	struct device *dev = bpf_map_lookup_elem(&devices, &ifindex);
 
 	if (!dev)
 		return 0;
 	*out = v4 ? dev->addr4 : dev->addr6;
-	return source_is_set(out);
+	return snat_is_set(out);
 }
 
 /* Reports whether this node's own packets have that source address when they leave by this device.
  * Netfilter's masquerade chooses it, and flows may too. */
-static __always_inline int source_is_device(__u32 ifindex, const struct addr *addr)
+static __always_inline int snat_is_device(__u32 ifindex, const struct addr *addr)
 {
 	struct addr own;
 
-	return source_by_device(ifindex, lb_addr_is_v4(addr), &own) && lb_addr_equal(&own, addr);
+	return snat_by_device(ifindex, lb_addr_is_v4(addr), &own) && lb_addr_equal(&own, addr);
 }
 
 /* Reports whether a socket of this node would receive a packet with these ends: a server of the
  * node, or a connection of its own. */
-static __noinline int source_is_socket(struct __sk_buff *skb, const struct flow_key *key)
+static __noinline int snat_is_socket(struct __sk_buff *skb, const struct flow_key *key)
 {
 	struct bpf_sock_tuple tuple = {};
 	struct bpf_sock *sk;
@@ -100,33 +100,33 @@ static __noinline int source_is_socket(struct __sk_buff *skb, const struct flow_
 	return 1;
 }
 
-/* Tries the i-th SNAT port. Returns 1 if it is the flow's now, in flow->node_port, else 0. */
-static __always_inline int source_try(struct __sk_buff *skb, struct flow *flow, __u32 hash, __u32 i)
+/* Tries the i-th SNAT port. Returns 1 if it is the flow's now, in flow->snat_port, else 0. */
+static __always_inline int snat_try(struct __sk_buff *skb, struct flow *flow, __u32 hash, __u32 i)
 {
 	struct flow_key key;
 	struct flow *old;
 
-	flow->node_port = flow_source_port(hash, i);
+	flow->snat_port = flow_snat_port(hash, i);
 	flow_key_wire(&key, flow);
 	old = flow_peek(&key);
-	if (old && (i < SOURCE_PATIENT || !track_may_replace(old, flow, TRACK_FORGOTTEN)))
+	if (old && (i < SNAT_PATIENT || !track_may_replace(old, flow, TRACK_REUSABLE)))
 		return 0;
-	if (source_is_socket(skb, &key)) /* it would receive the backend's replies */
+	if (snat_is_socket(skb, &key)) /* it would receive the backend's replies */
 		return 0;
-	return old ? !track_replace(&key, flow, TRACK_FORGOTTEN) : !track_claim(&key, flow);
+	return old ? !track_replace(&key, flow, TRACK_REUSABLE) : !track_insert(&key, flow);
 }
 
-/* Sets flow->node, unless the flow is remapped and has it already. Returns 1, or 0 if no address
+/* Sets flow->snat, unless the flow is remapped and has it already. Returns 1, or 0 if no address
  * is known. */
-static __always_inline int source_choose_addr(struct __sk_buff *skb, struct flow *flow)
+static __always_inline int snat_choose_addr(struct __sk_buff *skb, struct flow *flow)
 {
-	return flow->flags & FLOW_FLAG_DISPLACED || source_by_route(skb, &flow->backend, &flow->node) ||
-	       source_by_device(skb->ifindex, lb_addr_is_v4(&flow->backend), &flow->node);
+	return flow->flags & FLOW_FLAG_REMAPPED || snat_by_route(skb, &flow->backend, &flow->snat) ||
+	       snat_by_device(skb->ifindex, lb_addr_is_v4(&flow->backend), &flow->snat);
 }
 
 /* Writes a flow's SNAT address and SNAT port to its other entries. Returns 0, or -1 without
  * room. */
-static __noinline int source_record(const struct flow *flow)
+static __noinline int snat_record(const struct flow *flow)
 {
 	struct flow_key key;
 
@@ -139,7 +139,7 @@ static __noinline int source_record(const struct flow *flow)
 
 /* Reports whether the flow's SNAT port still is its own, and takes it again if it is free. A flow
  * that has ended may have lost it, and the entry of an unconfirmed flow may have been evicted. */
-static __noinline int source_hold(const struct flow *flow)
+static __noinline int snat_hold(const struct flow *flow)
 {
 	struct flow_key key;
 	struct flow *there;
