@@ -31,7 +31,7 @@ type hookState struct {
 // cgroup is updated in place: there is no moment without a program. Attach changes nothing
 // where everything is as it should be. The error has a line for every hook with a problem.
 func (p *Programs) Attach(root, cgroup string) error {
-	states, err := p.mend(root, cgroup)
+	states, err := p.repair(root, cgroup)
 	if err != nil {
 		return err
 	}
@@ -44,8 +44,8 @@ func (p *Programs) Attach(root, cgroup string) error {
 	return errors.Join(errs...)
 }
 
-// mend scans all hooks and repairs those that are wrong.
-func (p *Programs) mend(root, cgroup string) ([]hookState, error) {
+// repair scans all hooks and repairs those that are wrong.
+func (p *Programs) repair(root, cgroup string) ([]hookState, error) {
 	dir := filepath.Join(root, linkDir)
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("make directory %s for pinned links: %w", dir, err)

@@ -287,7 +287,7 @@ func (p *hooksScan) attach() {
 	if p.h.cgroup == "" {
 		return
 	}
-	states, err := p.mend()
+	states, err := p.repair()
 	for _, hook := range p.h.opts.Programs.hooks() {
 		p.problems[hook.pin] = ""
 		if err != nil {
@@ -310,7 +310,7 @@ func (p *hooksScan) attach() {
 	}
 }
 
-func (p *hooksScan) mend() ([]hookState, error) {
+func (p *hooksScan) repair() ([]hookState, error) {
 	programs := p.h.opts.Programs
 	switch {
 	case p.problems[EffectCgroup] != "": // there is no cgroup to attach to
@@ -318,7 +318,7 @@ func (p *hooksScan) mend() ([]hookState, error) {
 	case p.problems[EffectPins] != "": // there is no directory for links
 		return programs.look(p.h.opts.Root, p.h.cgroup)
 	}
-	states, err := programs.mend(p.h.opts.Root, p.h.cgroup)
+	states, err := programs.repair(p.h.opts.Root, p.h.cgroup)
 	if err == nil {
 		return states, nil
 	}

@@ -65,10 +65,10 @@ func TestHooksRepair(t *testing.T) {
 	h, root, cg, repaired := newHooksRig(t)
 	pin := func(name string) string { return filepath.Join(root, linkDir, name) }
 	for _, test := range []struct {
-		name  string
-		spoil func() error
-		wrong []string // what Now reports
-		mends []string
+		name    string
+		spoil   func() error
+		wrong   []string // what Now reports
+		repairs []string
 	}{
 		{"nothing", func() error { return nil }, nil, nil},
 		{"a pin removed", func() error { return os.Remove(pin("connect4")) }, []string{EffectPins}, []string{EffectPins}},
@@ -113,7 +113,7 @@ func TestHooksRepair(t *testing.T) {
 		wantWrong(t, test.name+", a look", h.Now(), test.wrong...)
 		wantWrong(t, test.name+", a pass", h.pass(t.Context()))
 		want := map[string]int{}
-		for _, name := range test.mends {
+		for _, name := range test.repairs {
 			want[name] = 1
 		}
 		if !maps.Equal(repaired, want) {

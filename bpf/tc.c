@@ -222,15 +222,15 @@ __noinline int tc_try_out(struct __sk_buff *skb)
 static __noinline int tc_record(struct __sk_buff *skb, struct tc_work *w)
 {
 	struct flow *flow = &w->flow;
-	int claimed = 0, err = -1;
+	int inserted = 0, err = -1;
 
 	if (w->pkt.protocol == IPPROTO_TCP)
 		flow->client_at = w->pkt.at;
-	for (int i = 0; i < FLOW_PORT_TRIES && !claimed; i++) {
+	for (int i = 0; i < FLOW_PORT_TRIES && !inserted; i++) {
 		w->attempt = i;
-		claimed = tc_try_out(skb);
+		inserted = tc_try_out(skb);
 	}
-	if (claimed)
+	if (inserted)
 		err = track_begin(flow, w->found);
 	flow->client_at.seq = flow->client_at.ack = 0;
 	return err;
@@ -555,16 +555,16 @@ __noinline int tc_try_source(struct __sk_buff *skb)
  * REASON_SOURCE_TRANSLATED, or the reason why there is none. */
 static __noinline enum reason tc_choose_snat(struct __sk_buff *skb, struct tc_work *w)
 {
-	int claimed = 0;
+	int inserted = 0;
 
 	if (!snat_choose_addr(skb, &w->flow))
 		return REASON_NO_NODE_ADDRESS;
 	w->hash = pkt_hash(&w->pkt);
-	for (int i = 0; i < SNAT_TRIES && !claimed; i++) {
+	for (int i = 0; i < SNAT_TRIES && !inserted; i++) {
 		w->attempt = i;
-		claimed = tc_try_source(skb);
+		inserted = tc_try_source(skb);
 	}
-	if (!claimed)
+	if (!inserted)
 		return REASON_PORTS_EXHAUSTED;
 	return snat_record(&w->flow) ? REASON_FLOW_UNRECORDED : REASON_SOURCE_TRANSLATED;
 }

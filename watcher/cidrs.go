@@ -33,7 +33,7 @@ func equalServiceCIDR(a, b *serviceCIDR) bool {
 // deleted counts until it is gone: the API server keeps it while services use its
 // addresses.
 func (c *Converter) serviceCIDR(s *networkingv1.ServiceCIDR) (*serviceCIDR, []Warning) {
-	p := &problems{of: Warning{Kind: kindServiceCIDR, Name: s.Name}}
+	p := &warnings{of: Warning{Kind: kindServiceCIDR, Name: s.Name}}
 	out := &serviceCIDR{name: s.Name}
 	for i, text := range s.Spec.CIDRs {
 		r, note := parseRange(text)

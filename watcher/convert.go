@@ -50,7 +50,7 @@ const (
 
 // named checks an object's namespace and name as the API server would: they go
 // into maps, logs and metrics.
-func (p *problems) named() bool {
+func (p *warnings) named() bool {
 	if msgs := validation.IsDNS1123Label(p.of.Namespace); len(msgs) > 0 {
 		p.add("metadata.namespace", "%s: object ignored: %s", show(p.of.Namespace), msgs[0])
 		return false
@@ -66,7 +66,7 @@ func (p *problems) named() bool {
 	return true
 }
 
-func (p *problems) validName(field, name string) bool {
+func (p *warnings) validName(field, name string) bool {
 	if name == "" {
 		p.add(field, "is missing: object ignored")
 		return false

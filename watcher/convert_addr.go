@@ -26,7 +26,7 @@ const (
 // kube-proxy accepts but that are not canonical (IPv4-mapped IPv6, leading zeros) are
 // accepted; a warning says how they were read. An address that can't be programmed is
 // refused with a warning.
-func (p *problems) readAddr(field path, s string, u use) (netip.Addr, bool) {
+func (p *warnings) readAddr(field path, s string, u use) (netip.Addr, bool) {
 	a, note := parseAddr(s)
 	if !a.IsValid() {
 		p.add(field.String(), "%s %s: ignored", show(s), note)

@@ -16,7 +16,7 @@ const taintAutoscaler = "ToBeDeletedByClusterAutoscaler"
 
 // Node converts a Node; the result is never nil.
 func (c *Converter) Node(n *v1.Node) (*lb.Node, []Warning) {
-	p := &problems{of: Warning{Kind: kindNode, Name: n.Name}}
+	p := &warnings{of: Warning{Kind: kindNode, Name: n.Name}}
 	out := &lb.Node{
 		Name:     n.Name,
 		Zone:     n.Labels[v1.LabelTopologyZone],

@@ -18,7 +18,7 @@ func trimSpace(s string) string { return strings.TrimSpace(s) }
 // servicePorts converts spec.ports by the rules of API validation. A number occurs once
 // per protocol. So does a name: the name and protocol together join endpoints. A port
 // without a name must be the only port. A port that breaks a rule is left out.
-func (c *Converter) servicePorts(p *problems, spec *v1.ServiceSpec) []lb.ServicePort {
+func (c *Converter) servicePorts(p *warnings, spec *v1.ServiceSpec) []lb.ServicePort {
 	const field = "spec.ports"
 	var out []lb.ServicePort
 	var at []int // the index in spec.ports of each
@@ -60,7 +60,7 @@ func (c *Converter) servicePorts(p *problems, spec *v1.ServiceSpec) []lb.Service
 
 // taken reports whether an earlier port has the number or the name of this one, and
 // adds a warning if so.
-func (p *problems) taken(before []lb.ServicePort, at []int, i int, sp lb.ServicePort) bool {
+func (p *warnings) taken(before []lb.ServicePort, at []int, i int, sp lb.ServicePort) bool {
 	for j, b := range before {
 		sameProtocol := b.Protocol == sp.Protocol
 		if b.Port == sp.Port && sameProtocol {
@@ -77,7 +77,7 @@ func (p *problems) taken(before []lb.ServicePort, at []int, i int, sp lb.Service
 
 // nodePort returns the node port to serve, 0 for none. The service port's other
 // frontends do not depend on it.
-func (p *problems) nodePort(before []lb.ServicePort, at path, t v1.ServiceType, proto lb.Protocol, n int32) uint16 {
+func (p *warnings) nodePort(before []lb.ServicePort, at path, t v1.ServiceType, proto lb.Protocol, n int32) uint16 {
 	if n == 0 {
 		return 0
 	}
@@ -100,7 +100,7 @@ func (p *problems) nodePort(before []lb.ServicePort, at path, t v1.ServiceType, 
 
 // endpointPorts converts the ports of a slice. No service port can join a port whose
 // name is nil (an empty one is a name) or whose number is nil or 0.
-func (c *Converter) endpointPorts(p *problems, ports []discoveryv1.EndpointPort) []lb.EndpointPort {
+func (c *Converter) endpointPorts(p *warnings, ports []discoveryv1.EndpointPort) []lb.EndpointPort {
 	const field = "ports"
 	if len(ports) == 0 {
 		return nil

@@ -27,7 +27,7 @@ func (c *Converter) Service(s *v1.Service) (*lb.Service, []Warning) {
 		return nil, nil
 	}
 	name := lb.ServiceName{Namespace: s.Namespace, Name: s.Name}
-	p := &problems{of: Warning{Kind: kindService, Namespace: s.Namespace, Name: s.Name, Service: name}}
+	p := &warnings{of: Warning{Kind: kindService, Namespace: s.Namespace, Name: s.Name, Service: name}}
 	if !p.named() {
 		return nil, p.list
 	}
@@ -57,7 +57,7 @@ func (c *Converter) Service(s *v1.Service) (*lb.Service, []Warning) {
 
 // clusterIPs returns at most one cluster IP of each family. An address is ignored if
 // ipFamilies has another family at its index.
-func (p *problems) clusterIPs(spec *v1.ServiceSpec) []netip.Addr {
+func (p *warnings) clusterIPs(spec *v1.ServiceSpec) []netip.Addr {
 	list := spec.ClusterIPs
 	if len(list) == 0 {
 		list = []string{spec.ClusterIP}
@@ -115,7 +115,7 @@ func families(spec *v1.ServiceSpec, clusterIPs []netip.Addr) []lb.Family {
 
 // frontend appends an address if it is valid, not in the list yet, and of a family that
 // the service has.
-func (p *problems) frontend(to []netip.Addr, at path, s string, u use, families []lb.Family) []netip.Addr {
+func (p *warnings) frontend(to []netip.Addr, at path, s string, u use, families []lb.Family) []netip.Addr {
 	a, ok := p.readAddr(at, s, u)
 	if !ok || slices.Contains(to, a) {
 		return to
@@ -133,7 +133,7 @@ func (p *problems) frontend(to []netip.Addr, at path, s string, u use, families 
 // ingress appends the IP of one status.loadBalancer.ingress. Only with ipMode
 // VIP (the default) does traffic arrive with that address as its destination
 // (KEP-1860); with Proxy it must reach the load balancer.
-func (p *problems) ingress(to []netip.Addr, i int, in *v1.LoadBalancerIngress, families []lb.Family) []netip.Addr {
+func (p *warnings) ingress(to []netip.Addr, i int, in *v1.LoadBalancerIngress, families []lb.Family) []netip.Addr {
 	const field = "status.loadBalancer.ingress"
 	if in.IP == "" {
 		return to // a host name: nothing to capture
@@ -148,7 +148,7 @@ func (p *problems) ingress(to []netip.Addr, i int, in *v1.LoadBalancerIngress, f
 }
 
 // affinity returns the timeout of session affinity, 0 for no affinity.
-func (p *problems) affinity(spec *v1.ServiceSpec) time.Duration {
+func (p *warnings) affinity(spec *v1.ServiceSpec) time.Duration {
 	switch spec.SessionAffinity {
 	case v1.ServiceAffinityNone, "":
 		return 0
@@ -170,7 +170,7 @@ func (p *problems) affinity(spec *v1.ServiceSpec) time.Duration {
 }
 
 // policies sets the traffic policies and what depends on them.
-func (p *problems) policies(out *lb.Service, spec *v1.ServiceSpec) {
+func (p *warnings) policies(out *lb.Service, spec *v1.ServiceSpec) {
 	if t := spec.InternalTrafficPolicy; t != nil {
 		out.InternalLocal = p.local("spec.internalTrafficPolicy", string(*t))
 	}
@@ -186,7 +186,7 @@ func (p *problems) policies(out *lb.Service, spec *v1.ServiceSpec) {
 	out.HealthCheckNodePort = uint16(n)
 }
 
-func (p *problems) local(field, policy string) bool {
+func (p *warnings) local(field, policy string) bool {
 	switch policy {
 	case "Local":
 		return true
@@ -200,7 +200,7 @@ func (p *problems) local(field, policy string) bool {
 // sourceRanges sets the source ranges, and fails closed: a range that can't be read must
 // not open the service to everyone. If there is one, the load-balancer IPs of a family
 // without a valid range are not served at all.
-func (p *problems) sourceRanges(out *lb.Service, list []string) {
+func (p *warnings) sourceRanges(out *lb.Service, list []string) {
 	const field = "spec.loadBalancerSourceRanges"
 	wrong := false
 	for i, s := range list {

@@ -21,7 +21,7 @@ func (c *Converter) Slice(s *discoveryv1.EndpointSlice) (*lb.EndpointSlice, []Wa
 	if service == "" {
 		return nil, nil
 	}
-	p := &problems{of: Warning{
+	p := &warnings{of: Warning{
 		Kind: kindSlice, Namespace: s.Namespace, Name: s.Name,
 		Service: lb.ServiceName{Namespace: s.Namespace, Name: service},
 	}}
@@ -54,7 +54,7 @@ func (c *Converter) Slice(s *discoveryv1.EndpointSlice) (*lb.EndpointSlice, []Wa
 // lastChange returns the time in the annotation EndpointsLastChangeTriggerTime, zero
 // where it is missing or unreadable. Without it the change is not counted in the
 // programming latency; nothing else is lost.
-func (p *problems) lastChange(annotations map[string]string) time.Time {
+func (p *warnings) lastChange(annotations map[string]string) time.Time {
 	s, ok := annotations[v1.EndpointsLastChangeTriggerTime]
 	if !ok {
 		return time.Time{}
@@ -69,7 +69,7 @@ func (p *problems) lastChange(annotations map[string]string) time.Time {
 
 // endpoints converts the endpoints of a slice of family f. wrong is the number of
 // endpoints that were left out because their address is of the other family.
-func (c *Converter) endpoints(p *problems, in []discoveryv1.Endpoint, f lb.Family) (out []lb.Endpoint, wrong int) {
+func (c *Converter) endpoints(p *warnings, in []discoveryv1.Endpoint, f lb.Family) (out []lb.Endpoint, wrong int) {
 	if len(in) == 0 {
 		return nil, 0
 	}
@@ -114,7 +114,7 @@ func or(b *bool, otherwise bool) bool {
 }
 
 // hints converts hints; nil where there are none.
-func (c *Converter) hints(p *problems, i int, in *discoveryv1.EndpointHints) *lb.Hints {
+func (c *Converter) hints(p *warnings, i int, in *discoveryv1.EndpointHints) *lb.Hints {
 	if in == nil {
 		return nil
 	}
@@ -131,7 +131,7 @@ func (c *Converter) hints(p *problems, i int, in *discoveryv1.EndpointHints) *lb
 	return c.shared.hintSet(nodes, zones)
 }
 
-func (p *problems) hint(to []string, i int, at path, name string) []string {
+func (p *warnings) hint(to []string, i int, at path, name string) []string {
 	if name == "" || strings.ContainsRune(name, 0) {
 		p.add(path{"endpoints", i, at.String()}.String(), "%s is no name: hint ignored", show(name))
 		return to

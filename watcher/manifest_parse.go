@@ -281,7 +281,7 @@ func (c *Converter) parseNode(out *parsed, line int, data []byte, h head) {
 }
 
 func (o *object) warn(field, format string, args ...any) {
-	p := problems{of: Warning{Kind: o.key.kind, Namespace: o.key.namespace, Name: o.key.name}}
+	p := warnings{of: Warning{Kind: o.key.kind, Namespace: o.key.namespace, Name: o.key.name}}
 	p.add(field, format, args...)
 	o.warnings = append(o.warnings, p.list...)
 }

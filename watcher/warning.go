@@ -68,20 +68,20 @@ func (w Warning) String() string {
 	return w.Object() + ": " + w.Field + ": " + w.Problem
 }
 
-// problems collects the warnings of one object.
-type problems struct {
+// warnings collects the warnings of one object.
+type warnings struct {
 	of   Warning // the parts that all warnings of the object share
 	list []Warning
 }
 
-func (p *problems) add(field, format string, args ...any) {
+func (p *warnings) add(field, format string, args ...any) {
 	w := p.of
 	w.Field, w.Problem = field, fmt.Sprintf(format, args...)
 	p.list = append(p.list, w)
 }
 
 // event adds a warning for which an Event of that reason is recorded.
-func (p *problems) event(reason, field, format string, args ...any) {
+func (p *warnings) event(reason, field, format string, args ...any) {
 	p.add(field, format, args...)
 	p.list[len(p.list)-1].Event = reason
 }

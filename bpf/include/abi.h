@@ -42,9 +42,9 @@ enum frontend_kind {
 };
 
 enum frontend_flag {
-	FRONTEND_FLAG_INSIDE_LOCAL = 1,  /* `inside` holds endpoints of this node only */
+	FRONTEND_FLAG_INSIDE_LOCAL = 1, /* `inside` holds endpoints of this node only */
 	FRONTEND_FLAG_OUTSIDE_LOCAL = 2, /* `outside` holds endpoints of this node only */
-	FRONTEND_FLAG_ELSEWHERE = 4,     /* usable endpoints exist, here or elsewhere: where a Local
+	FRONTEND_FLAG_ELSEWHERE = 4,    /* usable endpoints exist, here or elsewhere: where a Local
 					 * range is empty, drop, don't refuse */
 	FRONTEND_FLAG_SOURCE_RANGES = 8, /* only clients in a source range */
 };
@@ -204,10 +204,10 @@ enum flow_flag {
 	FLOW_FLAG_SNAT = 1,      /* SNAT: to the backend, the source becomes snat:snat_port */
 	FLOW_FLAG_CONFIRMED = 2, /* the client has answered the backend; in `flows`, not in
 				  * `flows_new` */
-	FLOW_FLAG_LOCAL = 4,       /* a local flow: of a socket of this node, or of a client that its
+	FLOW_FLAG_LOCAL = 4,     /* a local flow: of a socket of this node, or of a client that its
 				  * netfilter masquerades. It is not translated. client is the
 				  * other host, frontend this node's end */
-	FLOW_FLAG_REMAPPED = 8, /* a local flow that is remapped, as its port is another flow's
+	FLOW_FLAG_REMAPPED = 8,  /* a local flow that is remapped, as its port is another flow's
 				  * SNAT port. client is this node's end, frontend and backend are
 				  * the other host */
 	FLOW_FLAG_DIRECT = 16,   /* a direct connection, frontend is backend: another flow has, or
@@ -294,10 +294,10 @@ enum addr_flag {
 	ADDR_FLAG_FRONTEND = 1,   /* frontends have this address */
 	ADDR_FLAG_CLUSTER_IP = 2, /* a cluster IP: ports that no service has are refused */
 	ADDR_FLAG_NODE_PORTS = 4, /* an address of this node that takes node ports */
-	ADDR_FLAG_HOST_NETNS = 8,  /* with NODE_PORTS: only for sockets of the node's own network
+	ADDR_FLAG_HOST_NETNS = 8, /* with NODE_PORTS: only for sockets of the node's own network
 				   * namespace, as each pod has a loopback of its own */
 	ADDR_FLAG_BACKEND = 16,   /* backends have this address, or had it lately */
-	ADDR_FLAG_HOOK_CHECK = 32,     /* hook check: the daemon connects to this cluster IP to see
+	ADDR_FLAG_HOOK_CHECK = 32, /* hook check: the daemon connects to this cluster IP to see
 				   * whether the hooks act. Its refusals have a reason of their
 				   * own */
 };
@@ -336,7 +336,7 @@ struct meta_value {
 	 * that is new enough. The last two are precise to a second. */
 	__u64 direct;          /* when a TCP flow with FLOW_FLAG_DIRECT last began */
 	__u64 direct_noted;    /* when an entry of `directs` was last written */
-	__u64 local_port_noted;  /* when an entry of `local_ports` was last written */
+	__u64 local_port_noted; /* when an entry of `local_ports` was last written */
 };
 _Static_assert(sizeof(struct meta_value) == 64, "struct meta_value");
 

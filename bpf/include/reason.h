@@ -34,7 +34,7 @@ enum reason {
 	REASON_MALFORMED,         /* passed: headers that are cut short or invalid */
 	REASON_NO_FLOW,           /* passed: TCP to a frontend, not the first packet, and of no
 				   * flow */
-	REASON_LOCAL_FLOW,          /* passed: of a local flow; connect and sendmsg: an answer to a
+	REASON_LOCAL_FLOW,        /* passed: of a local flow; connect and sendmsg: an answer to a
 				   * process of this node */
 	REASON_EGRESS_PASSED,     /* passed: leaves, and is of no flow */
 	REASON_SOURCE_KEPT,       /* passed: to a backend, and its source need not be translated */
@@ -65,10 +65,10 @@ enum reason {
 				   * lately */
 	REASON_CONNECTION_UNKNOWN, /* refused: as NO_FLOW, to an address that is not the node's,
 				    * where nothing else translates connections */
-	REASON_DIRECT_REMAPPED,  /* a direct connection to a backend, as a flow: another flow has,
+	REASON_DIRECT_REMAPPED,   /* a direct connection to a backend, as a flow: another flow has,
 				   * or had, the client's port there */
 	/* connect and sendmsg */
-	REASON_HOOK_CHECK,             /* refused: the daemon's hook check */
+	REASON_HOOK_CHECK,        /* refused: the daemon's hook check */
 	REASON_SOURCE_UNKNOWN,    /* dropped: loadBalancerSourceRanges bind the address, and the
 				   * socket's source address is not known */
 	REASON_MAX,

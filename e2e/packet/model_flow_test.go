@@ -294,10 +294,10 @@ func (m *model) putSourceRange(k flowKey, f flow) bool {
 	return true
 }
 
-// forgotten reports whether another flow may have this one's SNAT port (reusable). A backend
+// isReusable reports whether another flow may have this one's SNAT port (reusable). A backend
 // that sent its FIN first keeps the port in TIME_WAIT. A handshake that makes no progress
 // does not keep it.
-func (f flow) forgotten(now int64) bool {
+func (f flow) isReusable(now int64) bool {
 	halfOpen := f.proto == protoTCP && f.flags&(maps.FlowConfirmed|maps.FlowLocal) == 0 && now-f.used >= touchEvery
 	return f.expired(now) || f.reset() || halfOpen || f.clientSaid&maps.SaidFIN != 0 && f.backendSaid&maps.SaidFINLater != 0
 }
@@ -306,7 +306,7 @@ func (m *model) claimWire(f *flow, hash uint32) bool {
 	for i := range uint32(snatTries) {
 		f.node.port = m.snatPort(hash, i)
 		old, there := m.find(f.wireKey())
-		if there && (i < patience || !old.forgotten(f.used)) {
+		if there && (i < patience || !old.isReusable(f.used)) {
 			continue
 		}
 		delete(m.confirmed, f.wireKey())

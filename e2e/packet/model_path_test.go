@@ -239,7 +239,7 @@ func (m *model) note(v view) bool {
 	switch {
 	case there && old.flags&maps.FlowLocal != 0:
 		m.hold(old)
-	case !there || old.forgotten(m.now):
+	case !there || old.isReusable(m.now):
 		delete(m.confirmed, f.clientKey())
 		m.fresh[f.clientKey()] = f
 	default:
