@@ -5,9 +5,9 @@ WORKDIR /src
 COPY go.mod go.sum ./
 RUN go mod download
 COPY . .
-ARG TARGETOS TARGETARCH VERSION=devel
+ARG TARGETOS TARGETARCH VERSION=devel REVISION=
 RUN CGO_ENABLED=0 GOOS=$TARGETOS GOARCH=$TARGETARCH \
-    go build -trimpath -buildvcs=false -ldflags "-s -w -X shunt/cmd.version=$VERSION" -o /shunt .
+    go build -trimpath -buildvcs=false -ldflags "-s -w -X shunt/cmd.version=$VERSION -X shunt/cmd.revision=$REVISION" -o /shunt .
 
 FROM scratch
 COPY --from=build /shunt /usr/local/bin/shunt

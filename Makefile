@@ -25,7 +25,7 @@ export BPF_CFLAGS ?= -I/usr/include/$(shell uname -m)-linux-gnu
 
 .PHONY: build
 build: ## Build bin/shunt, one static binary (the default)
-	CGO_ENABLED=0 go build -trimpath -o bin/shunt .
+	CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags "$$(hack/version.sh ldflags)" -o bin/shunt .
 
 .PHONY: demo
 demo: build ## Two nodes of pods, real requests, and a table of who answered (root)

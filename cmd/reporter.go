@@ -30,10 +30,7 @@ var _ lb.Observer = (*reporter)(nil)
 
 func newReporter(d *daemon, src *source) (*reporter, error) {
 	r := &reporter{d: d, first: true, problems: newProblemReporter(d, src), checks: keptChecks{memory: d.memory, log: d.log}}
-	v, err := readVersion()
-	if err != nil {
-		return nil, err
-	}
+	var err error
 	r.health, err = health.New(health.Options{
 		Log:            d.log,
 		HealthzAddress: d.cfg.healthz, MetricsAddress: d.cfg.metrics, ProbeAddress: d.cfg.probes,
@@ -49,7 +46,7 @@ func newReporter(d *daemon, src *source) (*reporter, error) {
 		Config: d.cfg, Profiling: d.cfg.Profiling,
 		Reasons: d.kernel, Flows: d.expiry, Hooks: d.hooks,
 		Watches: src.watches, Requests: d.requests.Requests,
-		Build: health.BuildInfo{Version: v.Version, Revision: v.Revision},
+		Build: health.BuildInfo{Version: d.version.Version, Revision: d.version.Revision},
 	})
 	return r, err
 }

@@ -61,6 +61,7 @@ func newRunCommand() *cobra.Command {
 // daemon is all parts of a daemon, which run connects.
 type daemon struct {
 	cfg      *Config
+	version  versionInfo
 	log      *zap.Logger
 	cgroup   string
 	set      *maps.Set
@@ -206,15 +207,21 @@ func (d *daemon) close() {
 	}
 }
 
+func (d *daemon) logStarted(adopted lb.Adopted) {
+	d.log.Info("started", zap.String("version", d.version.Version), zap.String("revision", d.version.Revision),
+		zap.String("node", d.cfg.NodeName), zap.String("cgroup", d.cgroup), zap.String("bpffs", d.cfg.BPFFSRoot),
+		zap.Int("adopted_frontends", adopted.Frontends), zap.Int("adopted_backends", adopted.Backends),
+		zap.Int("adopted_services", adopted.Services))
+}
+
 // serve runs all parts until ctx is done or one of them fails.
 func (d *daemon) serve(ctx context.Context, source *source) (err error) {
+	if d.version, err = readVersion(); err != nil {
+		return err
+	}
 	d.hooks = d.newHooks()
 	d.expiry = bpf.NewExpiry(bpf.ExpiryOptions{Set: d.set, Timeouts: d.cfg.timeouts(), Log: d.log})
 	if d.reporter, err = newReporter(d, source); err != nil {
-		return err
-	}
-	abi, err := maps.ABI()
-	if err != nil {
 		return err
 	}
 	d.sweeper = bpf.NewSweeper(bpf.SweeperOptions{
@@ -234,11 +241,9 @@ func (d *daemon) serve(ctx context.Context, source *source) (err error) {
 	}
 	d.reporter.setAdopted(adopted)
 	d.kernel.UpdateMeta(func(m *maps.DaemonMeta) {
-		*m = maps.DaemonMeta{Abi: abi, Pid: uint32(os.Getpid()), Started: time.Now().UnixNano()}
+		*m = maps.DaemonMeta{Abi: d.version.ABI, Pid: uint32(os.Getpid()), Started: time.Now().UnixNano()}
 	})
-	d.log.Info("started", zap.String("node", d.cfg.NodeName), zap.String("cgroup", d.cgroup),
-		zap.String("bpffs", d.cfg.BPFFSRoot), zap.Int("adopted_frontends", adopted.Frontends),
-		zap.Int("adopted_backends", adopted.Backends), zap.Int("adopted_services", adopted.Services))
+	d.logStarted(adopted)
 
 	// Before the first reconcile, so that node ports work when the programs take effect.
 	addrs, err := bpf.Addrs()

@@ -14,8 +14,12 @@ import (
 	"shunt/maps"
 )
 
-// version is set by the linker for a release.
-var version = "devel"
+// version and revision say which source this binary was made of. The linker sets both
+// (hack/version.sh ldflags).
+var (
+	version  = "devel"
+	revision = ""
+)
 
 type versionInfo struct {
 	Version  string `json:"version"`
@@ -27,17 +31,34 @@ type versionInfo struct {
 }
 
 func readVersion() (versionInfo, error) {
-	v := versionInfo{Version: version, Go: runtime.Version()}
-	if info, ok := debug.ReadBuildInfo(); ok {
-		for _, s := range info.Settings {
-			if s.Key == "vcs.revision" {
-				v.Revision = s.Value
-			}
-		}
+	v := versionInfo{Version: version, Revision: revision, Go: runtime.Version()}
+	if v.Revision == "" {
+		v.Revision = builtFrom()
 	}
 	abi, err := maps.ABI()
 	v.ABI = abi
 	return v, err
+}
+
+// builtFrom returns the revision that `go build` recorded, or "".
+func builtFrom() string {
+	info, _ := debug.ReadBuildInfo()
+	if info == nil {
+		return ""
+	}
+	var revision, suffix string
+	for _, s := range info.Settings {
+		switch {
+		case s.Key == "vcs.revision":
+			revision = s.Value
+		case s.Key == "vcs.modified" && s.Value == "true":
+			suffix = "-dirty"
+		}
+	}
+	if revision == "" {
+		return ""
+	}
+	return revision + suffix
 }
 
 func newVersionCommand() *cobra.Command {
@@ -59,7 +80,11 @@ func printVersion(w io.Writer, output string) error {
 		return err
 	}
 	return writeOutput(w, output, v, func(w io.Writer) {
-		fmt.Fprintf(w, "shunt %s (map ABI %d, %s)\n", v.Version, v.ABI, v.Go)
+		from := ""
+		if v.Revision != "" {
+			from = "revision " + v.Revision + ", "
+		}
+		fmt.Fprintf(w, "shunt %s (%smap ABI %d, %s)\n", v.Version, from, v.ABI, v.Go)
 	})
 }
 

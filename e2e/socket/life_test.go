@@ -96,6 +96,9 @@ func TestKill(t *testing.T) {
 			t.Errorf("round %d: %v writes though nothing has changed", round, n)
 		}
 		started := c.d.Log.Find("started")
+		if _, there := started["revision"].(string); !there || started["version"] != "devel" { // go test sets neither
+			t.Errorf("round %d: started version %v, revision %v", round, started["version"], started["revision"])
+		}
 		if n := started["adopted_services"].(float64); n != 81 { // 20 services with two ports in two families, and the mark service
 			t.Errorf("round %d: adopted %v services, want 81", round, n)
 		}
