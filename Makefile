@@ -90,6 +90,14 @@ soak: tools ## Random faults against one daemon under traffic (half an hour): ma
 	SOAK_MINUTES=$(SOAK_MINUTES) SOAK_SEED=$(SOAK_SEED) \
 		go test -race -count=1 -v -timeout 0 -exec $(AS_ROOT) -run TestSoak ./e2e/soak
 
+COEXIST_JSON ?= bin/coexist.json
+
+.PHONY: coexist
+coexist: tools ## Situations beside other programs: kube-proxy's two modes and shunt in one table (a minute)
+	@mkdir -p $(dir $(COEXIST_JSON))
+	@COEXIST_JSON=$(abspath $(COEXIST_JSON)) go test -count=1 -timeout 10m -exec $(AS_ROOT) ./e2e/coexist -v \
+		| { grep -v '^ *\(=== \|--- PASS\|I[0-9]\{4\}\|PASS$$\)' || true; }
+
 KERNELS ?= 5.10 6.1 6.12 newest
 
 .PHONY: load-kernels
