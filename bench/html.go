@@ -136,7 +136,7 @@ func (r *Report) figures(size Size) []figure {
 		"loading.", r.growth(x, KernelMem, kind{}, "MiB", true))
 	add("Connections a second through a node port", "With a thread for each CPU, to a pod of another node. Higher is better.",
 		r.growth(x, RateTCP, farNodePorts, "1/s", false))
-	add("CPU of a connection through a node port", "Of the whole machine; whoever else works there is in it.",
+	add("CPU of a connection through a node port", "Of the whole machine: the work of other processes is part of it.",
 		r.growth(x, CPUTCP, farNodePorts, "µs", false))
 	add("connect() alone, to a cluster IP", "Median, to the service loaded last.", r.growth(x, ConnectTCP, clusterIPs, "µs", false))
 	add("A request and reply over UDP, to a cluster IP", "Median with a new socket, to the service loaded last.",

@@ -114,7 +114,7 @@ func firstOf(records []lab.Record, server string, start int64) (time.Duration, e
 		asked = asked || rec.Start < start
 		if rec.Server == server && rec.Errno == 0 {
 			if !asked || rec.Connected < start {
-				return 0, fmt.Errorf("%s answered before the change, or nobody asked then", server)
+				return 0, fmt.Errorf("%s answered before the change, or no request was sent then", server)
 			}
 			return time.Duration(rec.Connected - start), nil
 		}

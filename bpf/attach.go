@@ -185,7 +185,7 @@ func pinLink(l link.Link, pin string) error {
 		old.Close()
 	}
 	if err := os.Remove(pin); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("remove what is in the place of the link's pin: %w", err)
+		return fmt.Errorf("remove the file at the path of the link's pin: %w", err)
 	}
 	if err := l.Unpin(); err != nil { // the link object keeps the path of its last pin
 		return fmt.Errorf("pin the link: %w", err)

@@ -129,7 +129,7 @@ func addQdisc(index int) error {
 	}
 	for _, q := range qdiscs {
 		if q.Type() == "ingress" {
-			return errors.New("it has somebody's qdisc of kind ingress, where packets that leave can't be seen: " +
+			return errors.New("another program's qdisc of kind ingress is there, and shows no packets that leave: " +
 				"have its filters moved to a qdisc of kind clsact, which takes the same ones, and remove it (tc qdisc del dev … ingress)")
 		}
 	}

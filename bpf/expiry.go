@@ -219,7 +219,7 @@ func (e *Expiry) relieve() (enough bool, err error) {
 	}
 	used -= min(used, uint64(ended+evicted))
 	e.used.Store(uint32(used))
-	e.o.Log.Warn("map flows is nearly full: connections that had ended, and then those that were used the longest ago, had to go",
+	e.o.Log.Warn("map flows is nearly full: removed flows that had ended, then the least recently used ones",
 		zap.Int("ended_entries", ended), zap.Int("evicted_entries", evicted),
 		zap.Uint64("entries", used), zap.Uint32("size", e.size), zap.String("flag", maps.FlagFlows))
 	return used*100 <= uint64(e.size)*pressureLow, err

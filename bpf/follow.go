@@ -113,7 +113,7 @@ func (p *PacketPath) look() (problems [directions]string) {
 			case p.problems[want.name] != "":
 				problems[dir] = fmt.Sprintf("device %s: %s", want.name, p.problems[want.name])
 			case replaced:
-				problems[dir] = fmt.Sprintf("device %s has program %d in the place of its own", want.name, a.program)
+				problems[dir] = fmt.Sprintf("device %s has program %d instead of its own", want.name, a.program)
 				p.wake()
 			default:
 				problems[dir] = fmt.Sprintf("device %s has lost its program, or the pin of its link", want.name)

@@ -60,7 +60,7 @@ func planHook(v hookView, want hookWant) hookPlan {
 	case cur.id == 0:
 		p.wrong = "it was not attached"
 	case cur.cgroup == 0:
-		p.wrong = "somebody detached it, or removed its cgroup"
+		p.wrong = "it was detached, or its cgroup was removed"
 	case cur.cgroup != want.cgroup:
 		p.wrong = fmt.Sprintf("it was attached to cgroup %d, and the node's is %d", cur.cgroup, want.cgroup)
 	case cur.program == want.program && !v.listed && !p.take:
@@ -72,14 +72,14 @@ func planHook(v hookView, want hookWant) hookPlan {
 	}
 	if cur.program != want.program {
 		p.update, p.out = true, true
-		p.wrong = fmt.Sprintf("somebody replaced its program by program %d", cur.program)
+		p.wrong = fmt.Sprintf("its program was replaced by program %d", cur.program)
 	}
 	if v.pinned.id != cur.id {
 		p.pin = true
 		if !p.out && v.pinned.id == 0 {
-			p.wrong = "somebody removed the pin of its link"
+			p.wrong = "the pin of its link was removed"
 		} else if !p.out {
-			p.wrong = "somebody pinned another link in the place of its own"
+			p.wrong = "another link is pinned at its path"
 		}
 	}
 	return p

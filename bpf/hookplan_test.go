@@ -27,7 +27,7 @@ func TestPlanHook(t *testing.T) {
 			hookPlan{attach: true, pin: true, out: true}, "not attached"},
 		{"an earlier daemon's link, of a cgroup that is gone", hookView{pinned: linkView{id: 2, program: 60}},
 			hookPlan{attach: true, pin: true, out: true}, "not attached"},
-		{"the pin removed", hookView{held: ours, listed: true}, hookPlan{pin: true}, "removed the pin"},
+		{"the pin removed", hookView{held: ours, listed: true}, hookPlan{pin: true}, "the pin of its link was removed"},
 		{"another link pinned instead", hookView{held: ours, pinned: linkView{id: 9, cgroup: 7, program: 90}, listed: true}, hookPlan{pin: true}, "another link"},
 		{"detached", hookView{held: linkView{id: 1, program: 70}, pinned: linkView{id: 1, program: 70}},
 			hookPlan{attach: true, pin: true, out: true}, "detached"},

@@ -151,7 +151,7 @@ func ForwardingProblems() ([]string, error) {
 			return nil, err
 		}
 		if value == "0" {
-			problems = append(problems, fmt.Sprintf("%s forwarding is off: nobody outside reaches a pod by %s through this node; "+
+			problems = append(problems, fmt.Sprintf("%s forwarding is off: clients outside can't reach a pod by %s through this node; "+
 				"set sysctl %s=1", f.family, f.family, f.sysctl))
 		}
 	}

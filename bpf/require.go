@@ -192,13 +192,13 @@ func Features() []Feature {
 			Without: "127.0.0.1:nodePort works only where the node's network namespace is the machine's first, and load-balancer IPs " +
 				"with source ranges refuse pods and processes of this node"},
 		{Name: "iterators over socket storage", Err: haveIter("bpf_sk_storage_map"),
-			Without: "clients that are connected to a removed endpoint are not told"},
+			Without: "sockets that are connected to a removed endpoint are not ended"},
 		{Name: "iterators over maps", Err: haveIter("bpf_map_elem"),
 			Without: "more time is spent on looking for connections from outside that have ended"},
 		{Name: "checksum state in tc programs", Err: haveKernCtx(),
 			Without: "more time is spent on every packet that is changed"},
 		{Name: "TCX", Err: haveTCX(),
-			Without: "programs are attached to devices by filters of a qdisc (clsact), which whoever removes that removes too"},
+			Without: "programs are attached to devices by filters of a clsact qdisc: they go when another program removes that qdisc"},
 	}
 }
 

@@ -88,7 +88,7 @@ func (w Sweep) and(o Sweep) Sweep {
 func (s *Sweeper) Run(ctx context.Context) error {
 	var err error
 	if s.iters, err = openIters(s.o.Set); err != nil {
-		s.o.Log.Warn("clients of endpoints that are gone will not be told: their sockets can't be found", zap.Error(err))
+		s.o.Log.Warn("sockets that are connected to removed endpoints stay: they can't be found", zap.Error(err))
 	} else {
 		defer s.iters.Close()
 	}
@@ -144,7 +144,7 @@ func (s *Sweeper) sweep(ctx context.Context, what Sweep) error {
 	}
 	for inode, sockets := range pass.stale {
 		if ctx.Err() == nil {
-			errs = append(errs, fmt.Errorf("network namespace %d with %d such sockets: no way into it is known", inode, len(sockets)))
+			errs = append(errs, fmt.Errorf("network namespace %d with %d such sockets: it can't be entered", inode, len(sockets)))
 		}
 	}
 	return errors.Join(append(errs, err)...)

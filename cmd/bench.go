@@ -28,7 +28,7 @@ func newBenchCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "bench [flags] | bench --compare A.json B.json",
 		Short: "Measure it beside iptables and nftables, on this machine",
-		Long: "Bench makes a node for each contender out of network namespaces and cgroups, gives all the same services, and\n" +
+		Long: "Bench makes a node for each contender out of network namespaces and cgroups, programs the same services on all, and\n" +
 			"measures connections, throughput, updates, loading and memory in interleaved rounds, from pods and from outside:\n" +
 			"direct (no proxy, no rules), shunt, and rules of the structure that kube-proxy writes; with an API server shunt's\n" +
 			"daemon and the real kube-proxy (`make bench` starts and builds those). It uses nothing of this machine's own\n" +
@@ -66,7 +66,7 @@ func newBenchCommand() *cobra.Command {
 	f.StringVar(&o.KubeProxy, "kube-proxy", "", "`path` of the real kube-proxy, which then takes part in its modes")
 	f.StringVar(&o.json, "json", "", "write the whole report to this `file`")
 	f.StringVar(&o.html, "html", "", "write a page with plots to this `file`")
-	f.BoolVar(&o.KeepObjects, "keep-objects", false, "leave the services in the API server, which nobody needs any more: thousands take minutes to remove")
+	f.BoolVar(&o.KeepObjects, "keep-objects", false, "leave the services in the API server, which nothing needs any more: thousands take minutes to remove")
 	f.BoolVar(&o.compare, "compare", false, "compare two reports that --json wrote, instead of measuring")
 	addOutputFlag(c, &o.output, "json")
 	return c

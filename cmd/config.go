@@ -138,7 +138,7 @@ func (c *Config) validate(flags *pflag.FlagSet) error {
 		return err
 	}
 	if c.Manifests != "" && (c.Kubeconfig != "" || c.APIServer != "") {
-		return usageErrorf("--manifests and --kubeconfig or --apiserver: take Services from one place")
+		return usageErrorf("--manifests and --kubeconfig or --apiserver: take Services from one of them")
 	}
 	if c.BPFFSRoot, err = bpffsRoot(c.BPFFSRoot); err != nil {
 		return err

@@ -47,7 +47,7 @@ func (res demoResult) answeredBy() string {
 	case !res.OK:
 		return "WRONG, see below"
 	case res.Expected == expectRefused:
-		return "nobody: connection refused"
+		return "nothing: connection refused"
 	}
 	var parts []string
 	for _, name := range slices.Sorted(maps.Keys(res.Answers)) {

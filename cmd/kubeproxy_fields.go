@@ -21,7 +21,7 @@ type fate string
 const (
 	honoured fate = ""
 
-	noDetect    fate = "pods of this node are told by their sockets and --pod-devices, those of others by clusterCIDR"
+	noDetect    fate = "pods of this node are recognised by their sockets and --pod-devices, those of others by clusterCIDR"
 	notUsed     fate = "kube-proxy itself does not use it any more"
 	noRules     fate = "there are no iptables, nftables or IPVS rules; services are entries in eBPF maps"
 	noMasked    fate = "the endpoint always sees the client's own address: its socket is connected to the endpoint itself"

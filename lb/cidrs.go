@@ -130,7 +130,7 @@ func (r *reconciler) reconcileCIDRs(cidrs []netip.Prefix) error {
 	began := !e.over
 	if e.over = len(e.users) > exceptionRoom(r.tables.Sizes()); e.over && began {
 		r.log.Warn("addresses that no service has are not refused: not all that another proxy's services have, or that "+
-			"could not be programmed, can be told from them; start shunt run with a larger "+maps.FlagSources,
+			"could not be programmed, can be distinguished from them; start shunt run with a larger "+maps.FlagSources,
 			zap.Int("addresses", len(e.users)), zap.Int("room", exceptionRoom(r.tables.Sizes())))
 	}
 	if e.over {

@@ -200,6 +200,10 @@ func TestGoneIsNotRenamed(t *testing.T) {
 			r.store.SetService(service("a", "10.96.0.1", "x:53/UDP", "alt:54/UDP"))
 			r.store.SetSlice(slice("a", "a", "dns:5353/UDP alt:5454/UDP", "10.0.0.2"))
 		},
+		"the endpoint serves no longer": func(r *rig) {
+			r.store.SetService(service("a", "10.96.0.1", "x:53/UDP", "alt:54/UDP"))
+			r.store.SetSlice(slice("a", "a", "dns:5353/UDP alt:5454/UDP", "10.0.0.1 -", "10.0.0.2"))
+		},
 		"the port goes":    func(r *rig) { r.store.SetService(service("a", "10.96.0.1", "alt:54/UDP")) },
 		"the Service goes": func(r *rig) { r.store.DeleteService(svcName("a")) },
 		"the slice goes": func(r *rig) {
@@ -218,7 +222,7 @@ func TestGoneIsNotRenamed(t *testing.T) {
 				t.Errorf("the maps hold\n%s\nwant\n%s", got, want)
 			}
 			if len(r.heard.stale) == 0 {
-				t.Error("nobody is told")
+				t.Error("no sockets are said to be left behind")
 			}
 		})
 	}

@@ -66,7 +66,7 @@ func isPinned(m *ebpf.Map, pin string) bool {
 
 func pinAgain(m *ebpf.Map, pin string) error {
 	if err := os.Remove(pin); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("remove what is in the place of a pinned map: %w", err)
+		return fmt.Errorf("remove the file at the path of a pinned map: %w", err)
 	}
 	again, err := m.Clone() // a clone has no path; m may have that of its lost pin, which Pin would move
 	if err != nil {
