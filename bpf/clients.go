@@ -267,7 +267,7 @@ func (c *Clients) read(ctx context.Context, again func(*clientSpace) bool) error
 	if err == nil && ctx.Err() == nil {
 		c.spaces = found
 	}
-	return firstErrors(append(errs, err))
+	return maps.FirstErrors(append(errs, err), 0)
 }
 
 // write brings the map in line with spaces. It adds before it deletes, so that a known client
@@ -331,14 +331,4 @@ func clientEntries(spaces map[uint64]*clientSpace, room int) (map[maps.ClientKey
 			maps.NameClientAddrs, room, left, len(spaces))
 	}
 	return wants, nil
-}
-
-// firstErrors joins the first three errors and counts the rest.
-func firstErrors(errs []error) error {
-	errs = slices.DeleteFunc(errs, func(err error) bool { return err == nil })
-	const most = 3
-	if more := len(errs) - most; more > 0 {
-		errs = append(errs[:most:most], fmt.Errorf("and %d more", more))
-	}
-	return errors.Join(errs...)
 }

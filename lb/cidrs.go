@@ -119,7 +119,7 @@ func (r *reconciler) reconcileExceptions(want map[netip.Addr]int) error {
 			errs = append(errs, r.addException(a))
 		}
 	}
-	return firstOf(errs)
+	return maps.FirstErrors(errs, 0)
 }
 
 // reconcileCIDRs makes the maps hold these service CIDRs and the exceptions from them. An exception
@@ -186,5 +186,5 @@ func (r *reconciler) reconcileRanges(want []netip.Prefix) error {
 		r.writes.ServiceCidrs++
 		r.cidrs = append(r.cidrs, p)
 	}
-	return firstOf(errs)
+	return maps.FirstErrors(errs, 0)
 }

@@ -211,3 +211,53 @@ func TestNoRoomForExceptionsIsSaidOnce(t *testing.T) {
 		t.Errorf("%d lines of the log after it began again, want 2", n)
 	}
 }
+
+// fullSources is Tables without room for source ranges while map sources has an exception.
+type fullSources struct {
+	maps.Tables
+	exceptions int
+}
+
+func (f *fullSources) SetAllocated(a netip.Addr) error {
+	f.exceptions++
+	return f.Tables.SetAllocated(a)
+}
+
+func (f *fullSources) DeleteAllocated(a netip.Addr) error {
+	f.exceptions--
+	return f.Tables.DeleteAllocated(a)
+}
+
+func (f *fullSources) SetSourceRange(k maps.SourceRangeKey) error {
+	if f.exceptions > 0 {
+		return roomy.NewFullError(maps.NameSources)
+	}
+	return f.Tables.SetSourceRange(k)
+}
+
+// TestExceptionsMakeRoom checks that a service that failed for want of room in map sources is tried
+// again soon after an exception has been removed from that map.
+func TestExceptionsMakeRoom(t *testing.T) {
+	r := newRig(t, &fullSources{Tables: maps.NewFake(roomy)}, newTestClock())
+	r.store.SetServiceCIDRs(prefixes("10.96.0.0/16"))
+	r.store.SetService(&Service{Name: svcName("other"), ClusterIPs: addrs("10.96.0.9"), NotServed: true})
+	r.mustStep()
+	r.store.SetService(service("a", "10.96.0.1", "p:80/TCP").with(func(s *Service) {
+		s.LoadBalancerIPs, s.SourceRanges = addrs("1.1.1.2"), prefixes("203.0.113.0/24")
+	}))
+	for range 12 { // until the wait is the longest
+		if r.step().Err == nil {
+			t.Fatal("the service has room: the test proves nothing")
+		}
+	}
+	if due, _ := r.loop.next(); due.Sub(r.clock.now()) <= grace {
+		t.Fatalf("it is tried again in %v: the test proves nothing", due.Sub(r.clock.now()))
+	}
+	r.store.DeleteService(svcName("other"))
+	r.loop.step(r.clock.now(), 0)
+	if due, any := r.loop.next(); !any || due.Sub(r.clock.now()) > grace {
+		t.Errorf("it is tried again in %v, want at most %v", due.Sub(r.clock.now()), grace)
+	}
+	r.settle()
+	r.sameAs(r.fresh(), "with room again")
+}

@@ -6,6 +6,8 @@ import (
 	"container/heap"
 	"errors"
 	"time"
+
+	"shunt/maps"
 )
 
 // object is what is programmed, and retried, as a whole.
@@ -180,7 +182,7 @@ func (f *failures) err() error {
 			errs = append(errs, x.err)
 		}
 	}
-	return firstOf(errs)
+	return maps.FirstErrors(errs, 0)
 }
 
 // failureQueue implements heap.Interface, ordered by due.

@@ -119,19 +119,7 @@ func TestSmallerMaps(t *testing.T) {
 			small := large
 			size(&small)
 			for i, sizes := range []maps.Sizes{large, small, large} {
-				set, _, err := maps.Open(root, sizes)
-				if err != nil {
-					t.Fatalf("start %d: %v", i, err)
-				}
-				k, err := maps.NewKernel(set)
-				if err != nil {
-					t.Fatal(err)
-				}
-				k.UpdateMeta(func(m *maps.DaemonMeta) { m.Abi = abiOf(t) })
-				r := newRig(t, k, newTestClock())
-				store.copyTo(r.store)
-				r.clock.advance(grace)
-				r.settle()
+				r, end := startIn(t, root, sizes, store)
 				r.sameAs(r.fresh(), fmt.Sprint("start ", i))
 				d := r.dump()
 				if len(d.NodeAddrs) != 6 || len(d.ServiceCIDRs) != 1 {
@@ -142,10 +130,7 @@ func TestSmallerMaps(t *testing.T) {
 					t.Errorf("start %d: %d services lack room", i, short)
 				}
 				r.checkRoom(fmt.Sprint("start ", i))
-				_, err = set.Commit()
-				if err := errors.Join(err, k.Close(), set.Close()); err != nil {
-					t.Fatal(err)
-				}
+				end()
 			}
 		})
 	}
@@ -163,24 +148,35 @@ func TestSmallerMapsWithManyAddresses(t *testing.T) {
 	for i, services := range []uint32{8192, 32} {
 		sizes := roomy
 		sizes.Services = services
-		set, _, err := maps.Open(root, sizes)
-		if err != nil {
-			t.Fatalf("start %d: %v", i, err)
-		}
-		k, err := maps.NewKernel(set)
-		if err != nil {
-			t.Fatal(err)
-		}
-		k.UpdateMeta(func(m *maps.DaemonMeta) { m.Abi = abiOf(t) })
-		r := newRig(t, k, newTestClock())
-		store.copyTo(r.store)
-		r.clock.advance(grace)
-		r.settle()
+		r, end := startIn(t, root, sizes, store)
 		r.sameAs(r.fresh(), fmt.Sprint("start ", i))
 		if d := r.dump(); len(d.NodeAddrs) != 6 || len(d.Frontends) != min(4500, int(services)) {
 			t.Errorf("start %d: %d node addresses, %d cluster IPs", i, len(d.NodeAddrs), len(d.Frontends))
 		}
-		_, err = set.Commit()
+		end()
+	}
+}
+
+// startIn starts a daemon's part of this package with the maps below root and what store has, and
+// settles it. end commits the maps and closes them.
+func startIn(t *testing.T, root string, sizes maps.Sizes, store *Store) (r *rig, end func()) {
+	t.Helper()
+	set, _, err := maps.Open(root, sizes)
+	if err != nil {
+		t.Fatalf("open maps of %+v: %v", sizes, err)
+	}
+	k, err := maps.NewKernel(set)
+	if err != nil {
+		t.Fatal(err)
+	}
+	k.UpdateMeta(func(m *maps.DaemonMeta) { m.Abi = abiOf(t) })
+	r = newRig(t, k, newTestClock())
+	store.copyTo(r.store)
+	r.clock.advance(grace)
+	r.settle()
+	return r, func() {
+		t.Helper()
+		_, err := set.Commit()
 		if err := errors.Join(err, k.Close(), set.Close()); err != nil {
 			t.Fatal(err)
 		}

@@ -183,7 +183,7 @@ func (l *Loop) step(until time.Time, retries int) {
 	errs := l.programAll(todo, at, &report)
 	errs = append(errs, l.surround(around, todo, at)...)
 	report.Failed += len(l.r.ledger.short)
-	report.Err = firstOf(errs)
+	report.Err = maps.FirstErrors(errs, 0)
 	if l.r.room().moreThan(room) {
 		l.failed.roomIsFree(l.o.Now())
 	}
@@ -251,19 +251,6 @@ func (l *Loop) wantedByFailing() map[maps.FrontendKey]bool {
 		}
 	}
 	return wanted
-}
-
-// mostErrors is how many errors of one reconcile are returned in full: with a full map, every
-// remaining service may fail.
-const mostErrors = 3
-
-// firstOf joins the first mostErrors errors, and counts the others in one more.
-func firstOf(errs []error) error {
-	errs = slices.DeleteFunc(errs, func(err error) bool { return err == nil })
-	if more := len(errs) - mostErrors; more > 0 {
-		errs = append(errs[:mostErrors:mostErrors], fmt.Errorf("and %d more", more))
-	}
-	return errors.Join(errs...)
 }
 
 // names returns the services to look at, deleted ones first: they may hold addresses and room that

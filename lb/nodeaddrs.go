@@ -172,7 +172,7 @@ func (r *reconciler) reconcileAddrs(want map[netip.Addr]uint32) error {
 		r.writes.NodeAddrs++
 		r.nodeAddrs[a] = flags
 	}
-	return firstOf(errs)
+	return maps.FirstErrors(errs, 0)
 }
 
 // nodePortAddrs returns the node addresses in map addrs, sorted, without the unspecified ones.

@@ -177,7 +177,8 @@ type usage struct {
 }
 
 func (r *reconciler) room() usage {
-	return usage{r.services.used, r.records.used, r.slots.used, r.entries, r.sources + len(r.cidrs)}
+	return usage{r.services.used, r.records.used, r.slots.used, r.entries,
+		r.sources + len(r.cidrs) + len(r.excepted.held)}
 }
 
 // moreThan reports whether less of any resource is in use than before.

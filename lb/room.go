@@ -3,7 +3,6 @@
 package lb
 
 import (
-	"errors"
 	"fmt"
 	"slices"
 
@@ -320,8 +319,8 @@ func (r *reconciler) shortErr() error {
 	var names []ServiceName // the first by name: there may be thousands
 	for name := range r.ledger.short {
 		at, _ := slices.BinarySearchFunc(names, name, ServiceName.compare)
-		if at < mostErrors {
-			names = slices.Insert(names[:min(len(names), mostErrors-1)], at, name)
+		if at < maps.MostErrors {
+			names = slices.Insert(names[:min(len(names), maps.MostErrors-1)], at, name)
 		}
 	}
 	var errs []error
@@ -335,10 +334,7 @@ func (r *reconciler) shortErr() error {
 			}
 		}
 	}
-	if more := len(r.ledger.short) - len(names); more > 0 {
-		errs = append(errs, fmt.Errorf("and %d more", more))
-	}
-	r.ledger.err = errors.Join(errs...)
+	r.ledger.err = maps.FirstErrors(errs, len(r.ledger.short)-len(names))
 	return r.ledger.err
 }
 
