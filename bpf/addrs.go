@@ -16,7 +16,10 @@ import (
 
 // Addrs returns the addresses of this network namespace's interfaces, sorted and without
 // duplicates. It leaves out link-local IPv6 addresses: they mean nothing without a device.
-func Addrs() ([]netip.Addr, error) {
+func Addrs() ([]netip.Addr, error) { return addrsWithout(nil) }
+
+// addrsWithout returns the addresses of Addrs, without those of some devices, by index.
+func addrsWithout(left map[int]bool) ([]netip.Addr, error) {
 	list, err := netlink.AddrList(nil, netlink.FAMILY_ALL)
 	if err != nil {
 		return nil, fmt.Errorf("list the node's addresses: %w", err)
@@ -25,13 +28,30 @@ func Addrs() ([]netip.Addr, error) {
 	for _, a := range list {
 		ip, ok := netip.AddrFromSlice(a.IP)
 		ip = ip.Unmap()
-		if !ok || ip.Is6() && ip.IsLinkLocalUnicast() {
+		if !ok || left[a.LinkIndex] || ip.Is6() && ip.IsLinkLocalUnicast() {
 			continue
 		}
 		addrs = append(addrs, ip)
 	}
 	slices.SortFunc(addrs, netip.Addr.Compare)
 	return slices.Compact(addrs), nil
+}
+
+// leftDevices are devices on which service proxies keep all cluster IPs for IPVS: kube-proxy and
+// kube-router. They stay when another proxy takes over, and their addresses are not the node's.
+var leftDevices = []string{"kube-ipvs0", "kube-dummy-if"}
+
+// NodeAddrs returns the addresses of Addrs, without those that only devices of IPVS have.
+func NodeAddrs() ([]netip.Addr, error) {
+	left := map[int]bool{}
+	for _, name := range leftDevices {
+		if l, err := netlink.LinkByName(name); err == nil {
+			left[l.Attrs().Index] = true
+		} else if !errors.As(err, &netlink.LinkNotFoundError{}) {
+			return nil, fmt.Errorf("look for device %s: %w", name, err)
+		}
+	}
+	return addrsWithout(left)
 }
 
 // addrResync is how often the addresses are read again without a notice of a change, addrRetry
@@ -41,7 +61,7 @@ const (
 	addrRetry  = time.Second
 )
 
-// WatchAddrs calls set with the addresses of Addrs: once at the start, at every change, and
+// WatchAddrs calls set with the addresses of NodeAddrs: once at the start, at every change, and
 // every addrResync. It returns nil when the context ends.
 func WatchAddrs(ctx context.Context, set func([]netip.Addr), log *zap.Logger) error {
 	for ctx.Err() == nil {
@@ -73,7 +93,7 @@ func watchAddrs(ctx context.Context, set func([]netip.Addr), log *zap.Logger) er
 	resync := time.NewTicker(addrResync)
 	defer resync.Stop()
 	for {
-		addrs, err := Addrs()
+		addrs, err := NodeAddrs()
 		if err != nil {
 			return err
 		}

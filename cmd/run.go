@@ -246,7 +246,7 @@ func (d *daemon) serve(ctx context.Context, source *source) (err error) {
 	d.logStarted(adopted)
 
 	// Before the first reconcile, so that node ports work when the programs take effect.
-	addrs, err := bpf.Addrs()
+	addrs, err := bpf.NodeAddrs()
 	if err != nil {
 		return err
 	}

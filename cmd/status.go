@@ -140,6 +140,9 @@ func readStatus(ctx context.Context, root string) (*statusReport, error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := s.Packets.setOwn(dump.Allocated); err != nil {
+		return nil, err
+	}
 	s.ServiceCIDRs = dump.ServiceCIDRs
 	s.Problems = readProblems(kernel)
 	affinity, err := kernel.AffinityUsed()

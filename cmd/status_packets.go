@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net/netip"
+	"slices"
 	"strings"
 
 	"shunt/bpf"
@@ -17,6 +18,9 @@ type packetStatus struct {
 	Devices []bpf.DeviceAttachment `json:"devices"`
 	// Problems are those that are not of one device.
 	Problems []string `json:"problems,omitempty"`
+
+	// OwnClusterIPs are cluster IPs that a device of this node has: they are left to it.
+	OwnClusterIPs []netip.Addr `json:"ownClusterIPs,omitempty"`
 
 	// elsewhere is set if the daemon is in another network namespace.
 	elsewhere bool
@@ -34,6 +38,21 @@ func readPackets(root string, kernel *maps.Kernel, daemon daemonStatus) (s packe
 	}
 	s.Problems, err = bpf.ForwardingProblems()
 	return s, err
+}
+
+// setOwn finds the cluster IPs that are left to a device of this node. unserved are all cluster IPs
+// that are not served here.
+func (s *packetStatus) setOwn(unserved []netip.Addr) error {
+	if s.elsewhere {
+		return nil
+	}
+	addrs, err := bpf.NodeAddrs()
+	for _, a := range unserved {
+		if slices.Contains(addrs, a) {
+			s.OwnClusterIPs = append(s.OwnClusterIPs, a)
+		}
+	}
+	return err
 }
 
 func (s *packetStatus) table(w io.Writer) {
@@ -56,6 +75,9 @@ func (s *packetStatus) table(w io.Writer) {
 	fmt.Fprintf(w, "Packet path:\t%s\n", text)
 	for _, a := range s.Devices {
 		fmt.Fprintf(w, "  %s %s\t%s\n", deviceName(a), a.Direction, deviceText(a))
+	}
+	for _, a := range s.OwnClusterIPs {
+		fmt.Fprintf(w, "  %s\ta cluster IP that a device of this node has: left to it\n", a)
 	}
 	for _, p := range s.Problems {
 		fmt.Fprintf(w, "  WARNING\t%s\n", p)

@@ -81,6 +81,7 @@ func (l *Loop) wishes(names []ServiceName, at place, full bool) ([]ServiceName, 
 func (l *Loop) look(name ServiceName, at place, full bool) *look {
 	svc, sls := l.o.Store.get(name)
 	l.checks.update(name, svc, sls, at)
+	l.noteOwn(name, svc, at)
 	l.rangedChanged = l.rangedChanged || l.ranged[name]
 	delete(l.ranged, name)
 	delete(l.refused, name)
@@ -202,7 +203,7 @@ func (l *Loop) place(around surroundings, todo *changes) place {
 		for name := range l.ranged {
 			todo.service(name)
 		}
-		l.addrs = at.addrs
+		l.setAddrs(at.addrs, todo)
 	}
 	if around.addrs != nil && (todo.addrs || !l.isSynced) {
 		l.r.setTakes(l.taking(around))
@@ -226,8 +227,9 @@ func (l *Loop) place(around surroundings, todo *changes) place {
 }
 
 // taking returns the addresses of the node that take node ports, as many as map addrs has room for.
+// Cluster IPs that a device has take none.
 func (l *Loop) taking(around surroundings) map[netip.Addr]uint32 {
-	return atMost(maps.NodeAddrRoom(), l.o.NodePorts.Choose(around.addrs, around.node, l.r.nodeAddrs))
+	return atMost(maps.NodeAddrRoom(), l.o.NodePorts.Choose(l.withoutOwn(around.addrs), around.node, l.r.nodeAddrs))
 }
 
 func inAny(ranges []netip.Prefix, a netip.Addr) bool {

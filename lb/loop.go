@@ -61,6 +61,10 @@ type Loop struct {
 	// are those that they were last planned with.
 	ranged map[ServiceName]bool
 	addrs  []netip.Addr
+	// ownIPs are the cluster IPs that a device of the node has, by service. ownChanged: map addrs
+	// may not fit to them.
+	ownIPs     map[ServiceName][]netip.Addr
+	ownChanged bool
 	// rangedChanged: ranged, or the addresses of these services, may have changed since bound was
 	// made. bound is what OnSourceRanges was last called with.
 	rangedChanged bool
@@ -94,6 +98,7 @@ func NewLoop(o LoopOptions) *Loop {
 		faults:  newFaultLog(o.Log),
 		checks:  healthChecks{},
 		ranged:  map[ServiceName]bool{},
+		ownIPs:  map[ServiceName][]netip.Addr{},
 		refused: map[ServiceName]bool{},
 	}
 }
@@ -198,7 +203,8 @@ func (l *Loop) surround(around surroundings, todo changes, at place) (errs []err
 		l.result(object{what: what}, change{}, err)
 		errs = append(errs, err)
 	}
-	if around.addrs != nil && (todo.addrs || first) {
+	if around.addrs != nil && (todo.addrs || first || l.ownChanged) {
+		l.ownChanged = false
 		do(theNodeAddrs, l.r.reconcileAddrs(l.taking(around)))
 	}
 	// After the services, so that the address of a new service is never refused as unallocated.

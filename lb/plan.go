@@ -97,6 +97,9 @@ func planService(svc *Service, slicesOf []*EndpointSlice, at place) []portPlan {
 			}
 			plans = append(plans, planPort(svc, p, family, slicesOf, at))
 		}
+		if at.owns(clusterIP) {
+			continue
+		}
 		plans = append(plans, portPlan{
 			key: portKey{service: svc.Name, family: family},
 			frontends: []frontendPlan{{
@@ -207,7 +210,9 @@ func planFrontends(svc *Service, p ServicePort, family Family, at place) (plan [
 		plan = append(plan, f)
 	}
 	for _, a := range svc.ClusterIPs {
-		add(maps.ClusterIP, a, p.Port)
+		if !at.owns(a) {
+			add(maps.ClusterIP, a, p.Port)
+		}
 	}
 	if p.NodePort != 0 {
 		any4, any6 := netip.IPv4Unspecified(), netip.IPv6Unspecified()

@@ -23,7 +23,7 @@ import (
 // unknown and match no hint.
 type place struct {
 	node, zone string
-	// addrs are the node's addresses, without loopback.
+	// addrs are the node's addresses, sorted, without loopback.
 	addrs []netip.Addr
 	// cidrs are the known service CIDRs.
 	cidrs []netip.Prefix

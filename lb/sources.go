@@ -93,9 +93,11 @@ func (l *Loop) boundAddrs() []netip.Addr {
 	return addrs
 }
 
-// outsideAddrs returns the node's addresses without loopback.
+// outsideAddrs returns the node's addresses without loopback, sorted.
 func outsideAddrs(addrs []netip.Addr) []netip.Addr {
-	return slices.DeleteFunc(slices.Clone(addrs), netip.Addr.IsLoopback)
+	outside := slices.DeleteFunc(slices.Clone(addrs), netip.Addr.IsLoopback)
+	slices.SortFunc(outside, netip.Addr.Compare)
+	return outside
 }
 
 // addSourceRanges adds the ranges that the port's plan wants and the map has not. Where the map is full,

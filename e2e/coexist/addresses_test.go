@@ -4,6 +4,7 @@ package coexist
 
 import (
 	"fmt"
+	"strings"
 
 	"shunt/e2e/rig"
 )
@@ -42,6 +43,13 @@ func nodeLocalDNS(s *scene) {
 			if s.name == shunt { // kube-proxy takes every address of the node for node ports
 				s.expect("node port at the cluster IP", s.becomes(s.client, network, at, "refused"), "refused")
 			}
+		}
+	}
+	if s.name == shunt {
+		said := s.command("status")
+		for _, family := range families {
+			line := of(rig.ClusterIPs(n), family).String() + "  a cluster IP that a device of this node has"
+			s.expect("status", fmt.Sprint(strings.Contains(strings.Join(strings.Fields(said), " "), strings.Join(strings.Fields(line), " "))), "true")
 		}
 	}
 	for _, family := range families { // the cache ends, and removes its device: CoreDNS answers again

@@ -22,8 +22,7 @@ type situation struct {
 var situations = []situation{
 	{name: "plain", part: "-", right: "pods, processes and clients outside reach a Service", run: plain},
 	{name: "node-local DNS cache", part: "C", run: nodeLocalDNS,
-		right: "the cluster IP that a device of the node has is the cache's",
-		open:  "cluster IPs are translated whatever addresses the node has"},
+		right: "the cluster IP that a device of the node has is the cache's"},
 	{name: "addresses on kube-ipvs0", part: "C", run: ipvsLeftovers,
 		right: "cluster IPs that IPVS mode left on its device are the Services'"},
 }
