@@ -27,6 +27,18 @@ export BPF_CFLAGS ?= -I/usr/include/$(shell uname -m)-linux-gnu
 build: ## Build bin/shunt, one static binary (the default)
 	CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags "$$(hack/version.sh ldflags)" -o bin/shunt .
 
+# The architectures of the images, and the name in the archives for `docker load`.
+ARCHES ?= amd64 arm64
+export IMAGE ?= shunt
+
+.PHONY: image
+image: ## OCI images of bin/image, without Docker: make image ARCHES=amd64 IMAGE=registry/shunt
+	@hack/image.sh bin $(ARCHES)
+
+.PHONY: push-image
+push-image: ## Push them: make push-image TO=registry/shunt:v1.2.3
+	@cd hack/image && go run . push $(CURDIR)/bin/image $(or $(TO),$(error TO=registry/name:tag is missing))
+
 .PHONY: demo
 demo: build ## Two nodes of pods, real requests, and a table of who answered (root)
 	hack/as-root.sh bin/shunt demo
@@ -38,7 +50,7 @@ kind: ## A kind cluster without kube-proxy, with shunt in its place (Docker)
 ##@ Check it
 
 # From fast to slow; setup first, since the others need it.
-STEPS := setup build check-generate check-fmt check-tree vet lint tools go-test load-kernels
+STEPS := setup build check-generate check-fmt check-tree vet lint tools test-tools go-test load-kernels
 
 .PHONY: test
 test: ## Install what is missing, run every check and all tests, print times
@@ -81,6 +93,15 @@ go-test: ## Every test, with the race detector
 	@sum=$$(hack/tool.sh $(GOTESTSUM)); \
 	"$$sum" --format pkgname --format-hide-empty-pkg --post-run-command hack/summary.sh -- \
 		-race -timeout $(TEST_TIMEOUT) -exec $(AS_ROOT) $(TESTFLAGS) $(PKG)
+
+.PHONY: test-tools
+test-tools: ## Tests of hack/image, a module of its own
+	@cd hack/image && go vet ./... && go test ./...
+
+.PHONY: test-image
+test-image: ## Build the images twice and compare every byte (a minute; FRESH=1: without the compiler's cache)
+	@hack/packages.sh qemu-aarch64-static:qemu-user-static || echo "without qemu-user"
+	@hack/test-image.sh
 
 SOAK_MINUTES ?= 30
 SOAK_SEED ?=

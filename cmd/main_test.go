@@ -7,17 +7,14 @@ import (
 	"strings"
 	"testing"
 
-	"shunt/bench"
 	"shunt/bpf"
-	"shunt/lab"
 )
 
 // TestMain makes the test binary run as shunt if its first argument is a command and not a
 // flag of the test.
 func TestMain(m *testing.M) {
 	bpf.MaybeProbe()
-	lab.MaybeAgent()
-	bench.MaybeProxy()
+	maybeLab()
 	if len(os.Args) > 1 && !strings.HasPrefix(os.Args[1], "-") {
 		os.Exit(Main(os.Args[1:]))
 	}

@@ -16,9 +16,7 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"shunt/bench"
 	"shunt/bpf"
-	"shunt/lab"
 )
 
 // Exit codes of every command. For status, exitFailure means that something does not
@@ -53,8 +51,7 @@ func usageErrorf(format string, args ...any) error {
 // Main runs the command line and returns the exit code.
 func Main(args []string) int {
 	bpf.MaybeProbe()
-	lab.MaybeAgent()
-	bench.MaybeProxy()
+	maybeLab()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	return execute(ctx, args, os.Stdout, os.Stderr)
@@ -99,7 +96,8 @@ func newRootCommand() *cobra.Command {
 	})
 	root.CompletionOptions.HiddenDefaultCmd = true
 	root.AddCommand(newRunCommand(), newStatusCommand(), newServicesCommand(),
-		newCleanupCommand(), newVersionCommand(), newDemoCommand(), newBenchCommand())
+		newCleanupCommand(), newVersionCommand())
+	root.AddCommand(labCommands()...)
 	for _, c := range append(root.Commands(), root) {
 		args := c.Args
 		c.Args = func(c *cobra.Command, a []string) error {
