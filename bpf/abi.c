@@ -15,5 +15,6 @@ enum device_flag abi_device_flag;
 enum flow_key_kind abi_flow_key_kind;
 enum flow_flag abi_flow_flag;
 enum flow_said abi_flow_said;
+enum note_age abi_note_age;
 enum problem_kind abi_problem_kind;
 __u32 abi_version = SHUNT_ABI;

@@ -21,11 +21,14 @@ import (
 // Expiry removes flows of the packet path from map flows. It removes expired flows; when the
 // map is nearly full it removes closed ones too, and then evicts those that were not used for
 // the longest time, UDP before TCP. Every scan reads the map as it is: a later scan removes
-// what an earlier one missed.
+// what an earlier one missed. It also removes expired entries of the maps of notes
+// (expirynotes.go).
 type Expiry struct {
 	o     ExpiryOptions
 	flows *ebpf.Map
 	table *flowTable
+	// newFlows is map flows_new.
+	newFlows *flowTable
 	// timeouts are the ones that the programs are loaded with.
 	timeouts flowTimeouts
 	iter     *flowIter // nil: the kernel has no iterators over maps
@@ -90,10 +93,17 @@ func (e *Expiry) Run(ctx context.Context) error {
 		return err
 	}
 	defer e.close()
+	notes := time.Now()
 	for {
 		enough, err := e.pass(ctx)
 		if err != nil && ctx.Err() == nil {
 			e.o.Log.Warn("not every flow that has ended could be removed", zap.Error(err))
+		}
+		if time.Since(notes) >= notesPeriod {
+			if err := e.removeNotes(); err != nil {
+				e.o.Log.Warn("not every expired entry of the packet path's notes could be removed", zap.Error(err))
+			}
+			notes = time.Now()
 		}
 		wait := expiryPeriod
 		if !enough {
@@ -110,7 +120,7 @@ func (e *Expiry) open() (err error) {
 	if e.timeouts, err = e.o.Timeouts.effective(); err != nil {
 		return fmt.Errorf("read how long flows are remembered: %w", err)
 	}
-	e.table = newFlowTable(e.flows)
+	e.table, e.newFlows = newFlowTable(e.flows), newFlowTable(e.o.Set.Map(maps.NameFlowsNew))
 	if e.iter, err = openFlowIter(e.flows, e.timeouts); err != nil {
 		e.o.Log.Info("every flow is read by system calls to find those that have ended", zap.Error(err))
 	}
@@ -170,20 +180,20 @@ func (e *Expiry) step() (count, removed int, err error) {
 	if err != nil {
 		return count, 0, err
 	}
-	removed, err = e.remove(found, &e.expired, math.MaxInt, func(f *maps.Flow) bool {
+	removed, err = e.remove(e.table, found, &e.expired, math.MaxInt, func(f *maps.Flow) bool {
 		return e.timeouts.expired(f, monotonic())
 	})
 	return count, removed, err
 }
 
-// remove removes the flows for which ended returns true, until at least most entries are gone.
+// remove removes the flows from a map for which ended returns true, until at least most entries are gone.
 // It adds the number of removed flows to counter, and returns the number of removed entries.
-func (e *Expiry) remove(found []flowRecord, counter *atomic.Uint64, most int, ended func(*maps.Flow) bool) (entries int, err error) {
+func (e *Expiry) remove(from *flowTable, found []flowRecord, counter *atomic.Uint64, most int, ended func(*maps.Flow) bool) (entries int, err error) {
 	for i := range found {
 		if entries >= most {
 			break
 		}
-		n, err := e.table.remove(&found[i], &e.timeouts, ended)
+		n, err := from.remove(&found[i], &e.timeouts, ended)
 		entries += n
 		if n > 0 {
 			counter.Add(1)
@@ -212,7 +222,7 @@ func (e *Expiry) relieve() (enough bool, err error) {
 	if err != nil {
 		return true, err
 	}
-	ended, err := e.remove(closed, &e.expired, math.MaxInt, isClosed)
+	ended, err := e.remove(e.table, closed, &e.expired, math.MaxInt, isClosed)
 	evicted := 0
 	if err == nil {
 		evicted, err = e.evict(oldest, most-ended)
@@ -237,7 +247,7 @@ func (e *Expiry) evict(oldest []flowRecord, most int) (evicted int, err error) {
 			continue
 		}
 		cutoff := part[len(part)-1].flow.Used
-		n, err := e.remove(part, &e.evicted, most-evicted, func(f *maps.Flow) bool { return f.Used <= cutoff })
+		n, err := e.remove(e.table, part, &e.evicted, most-evicted, func(f *maps.Flow) bool { return f.Used <= cutoff })
 		evicted += n
 		if err != nil {
 			return evicted, err

@@ -12,7 +12,7 @@ import (
 	"shunt/maps"
 )
 
-// flowTable removes flows from map flows while programs use them.
+// flowTable removes flows from map flows or flows_new while programs use them.
 //
 // A flow has one to three entries (maps.Flow.Keys). A single expired entry does not mean that
 // the flow has expired: the entry may have been lost and made again, or be older than the

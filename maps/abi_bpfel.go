@@ -244,6 +244,13 @@ type abiMetaValue struct {
 	LocalPortNoted  uint64
 }
 
+type abiNoteAge uint32
+
+const (
+	abiNoteAgeNOTE_AGE_FRAGMENT   abiNoteAge = 31
+	abiNoteAgeNOTE_AGE_LOCAL_PORT abiNoteAge = 120
+)
+
 type abiProblem struct {
 	_        structs.HostLayout
 	Service  abiServiceName
@@ -382,6 +389,7 @@ const (
 	abiVarAbiFlowSaid     = "abi_flow_said"
 	abiVarAbiFrontendFlag = "abi_frontend_flag"
 	abiVarAbiFrontendKind = "abi_frontend_kind"
+	abiVarAbiNoteAge      = "abi_note_age"
 	abiVarAbiProblemKind  = "abi_problem_kind"
 	abiVarAbiReason       = "abi_reason"
 	abiVarAbiVersion      = "abi_version"
@@ -471,6 +479,7 @@ type abiVariableSpecs struct {
 	AbiFlowSaid     *ebpf.VariableSpec `ebpf:"abi_flow_said"`
 	AbiFrontendFlag *ebpf.VariableSpec `ebpf:"abi_frontend_flag"`
 	AbiFrontendKind *ebpf.VariableSpec `ebpf:"abi_frontend_kind"`
+	AbiNoteAge      *ebpf.VariableSpec `ebpf:"abi_note_age"`
 	AbiProblemKind  *ebpf.VariableSpec `ebpf:"abi_problem_kind"`
 	AbiReason       *ebpf.VariableSpec `ebpf:"abi_reason"`
 	AbiVersion      *ebpf.VariableSpec `ebpf:"abi_version"`
@@ -559,6 +568,7 @@ type abiVariables struct {
 	AbiFlowSaid     *ebpf.Variable `ebpf:"abi_flow_said"`
 	AbiFrontendFlag *ebpf.Variable `ebpf:"abi_frontend_flag"`
 	AbiFrontendKind *ebpf.Variable `ebpf:"abi_frontend_kind"`
+	AbiNoteAge      *ebpf.Variable `ebpf:"abi_note_age"`
 	AbiProblemKind  *ebpf.Variable `ebpf:"abi_problem_kind"`
 	AbiReason       *ebpf.Variable `ebpf:"abi_reason"`
 	AbiVersion      *ebpf.Variable `ebpf:"abi_version"`

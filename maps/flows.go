@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"time"
 
 	"github.com/cilium/ebpf"
 )
@@ -21,6 +22,8 @@ type (
 	Flow = abiFlow
 	// FragmentKey is the key of map fragments.
 	FragmentKey = abiFragmentKey
+	// LocalPortKey is the key of map local_ports.
+	LocalPortKey = abiLocalPortKey
 	// Fragment is the value of map fragments.
 	Fragment = abiFragment
 )
@@ -49,6 +52,12 @@ const (
 	SaidAsked      = uint8(abiFlowSaidFLOW_SAID_ASKED)
 	SaidAskedAgain = uint8(abiFlowSaidFLOW_SAID_ASKED_AGAIN)
 	SaidSYN        = uint8(abiFlowSaidFLOW_SAID_SYN)
+)
+
+// How long notes count that have no configured timeout (enum note_age).
+const (
+	FragmentAge  = time.Duration(abiNoteAgeNOTE_AGE_FRAGMENT) * time.Second
+	LocalPortAge = time.Duration(abiNoteAgeNOTE_AGE_LOCAL_PORT) * time.Second
 )
 
 // Source returns the key's src and sport, the port in host byte order.
@@ -141,11 +150,14 @@ func (f *Flow) Keys() []FlowKey {
 // bucket of the hash; buckets have a few entries.
 const flowBatch = 1024
 
-// EachFlow calls visit for the entries of a map of flows, while programs change it. An entry
-// that exists all the time is visited once. EachFlow ends with visit's error if that is not
-// nil.
-func EachFlow(m *ebpf.Map, visit func(*FlowKey, *Flow) error) error {
-	keys, values := make([]FlowKey, flowBatch), make([]Flow, flowBatch)
+// EachFlow calls visit for the entries of a map of flows, as EachEntry does.
+func EachFlow(m *ebpf.Map, visit func(*FlowKey, *Flow) error) error { return EachEntry(m, visit) }
+
+// EachEntry calls visit for the entries of a hash, while programs change it. K and V have the
+// layout of its keys and values. An entry that exists all the time is visited once. EachEntry
+// ends with visit's error if that is not nil.
+func EachEntry[K, V any](m *ebpf.Map, visit func(*K, *V) error) error {
+	keys, values := make([]K, flowBatch), make([]V, flowBatch)
 	var cursor ebpf.MapBatchCursor
 	for {
 		n, err := m.BatchLookup(&cursor, keys, values, nil)

@@ -168,14 +168,18 @@ const (
 
 // Names of maps that callers name in errors.
 const (
-	NameServices = mapServices
-	NameSlots    = mapSlots
-	NameBackends = mapBackends
-	NameAffinity = mapAffinity
-	NameNames    = mapNames
-	NameSources  = mapSources
-	NameFlows    = mapFlows
-	NameAddrs    = mapAddrs
+	NameServices   = mapServices
+	NameSlots      = mapSlots
+	NameBackends   = mapBackends
+	NameAffinity   = mapAffinity
+	NameNames      = mapNames
+	NameSources    = mapSources
+	NameFlows      = mapFlows
+	NameFlowsNew   = mapFlowsNew
+	NameDirects    = mapDirects
+	NameLocalPorts = mapLocalPorts
+	NameFragments  = mapFragments
+	NameAddrs      = mapAddrs
 	// NameClientAddrs is the map of SetClientAddr.
 	NameClientAddrs = mapClientAddrs
 )

@@ -255,6 +255,14 @@ struct flow {
 };
 _Static_assert(sizeof(struct flow) == 112, "struct flow");
 
+/* How long notes count that have no configured timeout, in seconds. */
+enum note_age {
+	NOTE_AGE_FRAGMENT = 31,    /* a second longer than Linux waits for the missing fragments of
+				    * an IPv4 datagram. Ids are used again */
+	NOTE_AGE_LOCAL_PORT = 120, /* after the last datagram of either direction, as for UDP in
+				    * `flows` */
+};
+
 /* Key of `fragments`: a datagram in fragments (RFC 791; RFC 8200 4.5, where the protocol is no
  * part of the key). `egress` is the hook: both hooks see the fragments, with different
  * addresses. */

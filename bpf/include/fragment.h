@@ -7,9 +7,8 @@
 
 #include "pkt.h"
 
-/* How long a first fragment is remembered, in ns: a second longer than Linux waits for the missing
- * fragments of an IPv4 datagram. Ids are used again. */
-#define FRAGMENT_AGE 31000000000LL
+/* How long a first fragment is remembered, in ns. */
+#define FRAGMENT_AGE (NOTE_AGE_FRAGMENT * 1000000000LL)
 
 static __always_inline void fragment_key_set(struct fragment_key *key, const struct pkt *pkt,
 					     int egress)

@@ -11,9 +11,8 @@
 #include "lb.h"
 #include "maps.h"
 
-/* How long after the last datagram of either direction an entry counts, in ns, as for UDP in
- * `flows`; and how precise that is. */
-#define LOCAL_PORT_AGE (120 * 1000000000ULL)
+/* How long an entry counts, and how precise that is: ns. */
+#define LOCAL_PORT_AGE (NOTE_AGE_LOCAL_PORT * 1000000000ULL)
 #define LOCAL_PORT_TOUCH 1000000000ULL
 
 /* Reports whether local_ports can have an entry that is new enough. On most nodes it never has

@@ -1,0 +1,114 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package bpf
+
+import (
+	"errors"
+	"fmt"
+	"math"
+	"sync/atomic"
+	"time"
+
+	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
+
+	"shunt/maps"
+)
+
+// notesPeriod is the time between two scans of the maps that programs make notes in. Their
+// entries stop counting by their age alone. Removing them saves no time, but the number of
+// entries then says what the node does now.
+const notesPeriod = 30 * time.Second
+
+// removeNotes removes the expired entries of maps flows_new, directs, local_ports and fragments.
+func (e *Expiry) removeNotes() error {
+	now := monotonic()
+	outdated := func(noted uint64, age uint64) bool { return int64(now-noted) >= int64(age) }
+	return errors.Join(e.removeNewFlows(),
+		removeOutdated(e, maps.NameDirects, func(k *maps.FlowKey, noted *uint64) bool {
+			age := e.timeouts.UdpEstablished
+			if k.Protocol == unix.IPPROTO_TCP {
+				age = e.timeouts.TcpEstablished
+			}
+			return outdated(*noted, age)
+		}),
+		removeOutdated(e, maps.NameLocalPorts, func(_ *maps.LocalPortKey, noted *uint64) bool {
+			return outdated(*noted, uint64(maps.LocalPortAge))
+		}),
+		removeOutdated(e, maps.NameFragments, func(_ *maps.FragmentKey, f *maps.Fragment) bool {
+			return outdated(f.Noted, uint64(maps.FragmentAge))
+		}))
+}
+
+// removeNewFlows removes the expired flows of map flows_new. FlowStats does not count them: most
+// were never answered.
+func (e *Expiry) removeNewFlows() error {
+	var found []flowRecord
+	if _, err := eachExpired(e.newFlows.m, &e.timeouts, func(r *flowRecord) bool {
+		found = append(found, *r)
+		return len(found) < e.most
+	}); err != nil {
+		return err
+	}
+	var uncounted atomic.Uint64
+	_, err := e.remove(e.newFlows, found, &uncounted, math.MaxInt, func(f *maps.Flow) bool {
+		return e.timeouts.expired(f, monotonic())
+	})
+	return err
+}
+
+// removeOutdated removes the entries of a map of notes for which outdated returns true, as many
+// as one step may. A program may note an entry again between the read and the deletion: where the
+// kernel can (5.14), an entry is read and deleted in one step, and put back if it counts again.
+func removeOutdated[K, V any](e *Expiry, name string, outdated func(*K, *V) bool) error {
+	m := e.o.Set.Map(name)
+	var found []K
+	stop := errors.New("stop")
+	err := maps.EachEntry(m, func(k *K, v *V) error {
+		if !outdated(k, v) {
+			return nil
+		}
+		if found = append(found, *k); len(found) >= e.most {
+			return stop
+		}
+		return nil
+	})
+	if err != nil && !errors.Is(err, stop) {
+		return err
+	}
+	for i := range found {
+		if e.newFlows.before != nil {
+			e.newFlows.before(maps.FlowKey{})
+		}
+		if err := removeNote(m, e.newFlows.takes, &found[i], outdated); err != nil {
+			return fmt.Errorf("remove an entry of map %s: %w", name, err)
+		}
+	}
+	return nil
+}
+
+// removeNote removes the entry of a key unless it counts again. takes is that of flowTable.
+func removeNote[K, V any](m *ebpf.Map, takes bool, k *K, outdated func(*K, *V) bool) error {
+	var now V
+	var err error
+	if takes {
+		err = m.LookupAndDelete(k, &now)
+	} else {
+		err = m.Lookup(k, &now)
+	}
+	switch {
+	case errors.Is(err, ebpf.ErrKeyNotExist):
+		return nil
+	case err != nil:
+		return err
+	case takes && !outdated(k, &now):
+		if err = m.Update(k, now, ebpf.UpdateNoExist); errors.Is(err, ebpf.ErrKeyExist) {
+			err = nil // a program has noted it once more
+		}
+	case !takes && outdated(k, &now):
+		if err = m.Delete(k); errors.Is(err, ebpf.ErrKeyNotExist) {
+			err = nil
+		}
+	}
+	return err
+}
