@@ -109,16 +109,10 @@ func (c *Config) addFlags(f *pflag.FlagSet) {
 	f.BoolVar(&c.Profiling, "profiling", false, "serve /debug/pprof beside the metrics")
 	f.StringVar(&c.LogFormat, "logging-format", defaultLog, "form of the log: json or text")
 	f.IntVarP(&c.Verbosity, "v", "v", 0, "log more: 1 and above log every change that is programmed")
-	d := maps.DefaultSizes()
-	size := func(to *uint32, flag string, value uint32, what string) {
-		f.Uint32Var(to, strings.TrimPrefix(flag, "--"), value, what)
-	}
-	size(&c.MapSizes.Services, maps.FlagServices, d.Services, "frontends that fit: one for every address and port of a service")
-	size(&c.MapSizes.Slots, maps.FlagSlots, d.Slots, "slots that fit: a service port takes the next power of two above its endpoints, twice while it changes")
-	size(&c.MapSizes.Backends, maps.FlagBackends, d.Backends, "endpoints of service ports that fit")
-	size(&c.MapSizes.Affinity, maps.FlagAffinity, d.Affinity, "clients with session affinity that are remembered")
-	size(&c.MapSizes.Sources, maps.FlagSources, d.Sources, "ranges of loadBalancerSourceRanges that fit, of all service ports together")
-	size(&c.MapSizes.Flows, maps.FlagFlows, d.Flows, "entries of flows from outside that fit, two a flow, and three where the endpoint is on another node")
+	c.MapSizes = maps.DefaultSizes()
+	c.MapSizes.EachFlag(func(field *uint32, flag, help string) {
+		f.Uint32Var(field, strings.TrimPrefix(flag, "--"), *field, help)
+	})
 	f.IntVar(&c.MaxFrontends, "max-frontends-per-service", defaultMaxFrontends, "frontends that one Service may have, one for every address and port; more are left out, external IPs first; 0: any number")
 	c.kubeProxy.add(f)
 	addFieldFlags(f)

@@ -145,27 +145,12 @@ func readStatus(ctx context.Context, root string) (*statusReport, error) {
 	}
 	s.ServiceCIDRs = dump.ServiceCIDRs
 	s.Problems = readProblems(kernel)
-	affinity, err := kernel.AffinityUsed()
+	fill, err := kernel.Fill(dump)
 	if err != nil {
 		return nil, err
 	}
-	flows, err := kernel.FlowsUsed()
-	if err != nil {
-		return nil, err
-	}
-	clients, err := kernel.ClientAddrs()
-	if err != nil {
-		return nil, err
-	}
-	sizes := kernel.Sizes()
-	s.Maps = []mapStatus{
-		{maps.NameServices, servicesUsed(dump), sizes.Services, maps.FlagServices},
-		{maps.NameSlots, slotsUsed(dump), sizes.Slots, maps.FlagSlots},
-		{maps.NameBackends, uint32(len(dump.Backends)), sizes.Backends, maps.FlagBackends},
-		{maps.NameAffinity, affinity, sizes.Affinity, maps.FlagAffinity},
-		{maps.NameSources, uint32(len(dump.Sources) + len(dump.ServiceCIDRs)), sizes.Sources, maps.FlagSources},
-		{maps.NameFlows, flows, sizes.Flows, maps.FlagFlows},
-		{maps.NameClientAddrs, uint32(len(clients)), kernel.ClientAddrsSize(), ""},
+	for _, f := range fill {
+		s.Maps = append(s.Maps, mapStatus{Map: f.Map, Used: f.Used, Size: f.Size, Flag: f.Flag})
 	}
 	if s.Reasons, err = kernel.Reasons(); err != nil {
 		return nil, err
@@ -194,33 +179,6 @@ func unixTime(ns int64) *time.Time {
 	}
 	t := time.Unix(0, ns).UTC()
 	return &t
-}
-
-// servicesUsed returns the number of entries in map services. A frontend of kind
-// UndefinedPort (all other ports of a cluster IP) has no entry there.
-func servicesUsed(d *maps.Dump) uint32 {
-	var n uint32
-	for _, svc := range d.Frontends {
-		if maps.FrontendKind(svc.Kind) != maps.UndefinedPort {
-			n++
-		}
-	}
-	return n
-}
-
-// slotsUsed returns the number of slots in the slot ranges of frontends, each counted once.
-func slotsUsed(d *maps.Dump) uint32 {
-	seen := map[uint32]uint32{}
-	for _, svc := range d.Frontends {
-		for _, r := range []maps.SlotRange{svc.Inside, svc.Outside} {
-			seen[r.Base] = max(seen[r.Base], r.Count)
-		}
-	}
-	var n uint32
-	for _, count := range seen {
-		n += count
-	}
-	return n
 }
 
 func readFeatures() []featureStatus {

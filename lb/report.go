@@ -97,14 +97,12 @@ func (l *Loop) Status() Status {
 
 // fill returns how full the maps are that the loop writes and whose size is a flag.
 func (l *Loop) fill() []shuntmaps.Fill {
-	sizes := l.o.Tables.Sizes()
-	return []shuntmaps.Fill{
-		{Map: shuntmaps.NameServices, Flag: shuntmaps.FlagServices, Used: uint32(l.r.entries), Size: sizes.Services},
-		{Map: shuntmaps.NameSlots, Flag: shuntmaps.FlagSlots, Used: l.r.slots.used, Size: sizes.Slots},
-		{Map: shuntmaps.NameBackends, Flag: shuntmaps.FlagBackends, Used: l.r.records.used, Size: sizes.Backends},
-		{Map: shuntmaps.NameSources, Flag: shuntmaps.FlagSources,
-			Used: uint32(l.r.sources + len(l.r.cidrs) + len(l.r.excepted.held)), Size: sizes.Sources},
-	}
+	return l.o.Tables.Sizes().FillOf(map[string]uint32{
+		shuntmaps.NameServices: uint32(l.r.entries),
+		shuntmaps.NameSlots:    l.r.slots.used,
+		shuntmaps.NameBackends: l.r.records.used,
+		shuntmaps.NameSources:  uint32(l.r.sources + len(l.r.cidrs) + len(l.r.excepted.held)),
+	})
 }
 
 // healthChecks holds what the healthCheckNodePort servers answer.

@@ -41,14 +41,7 @@ var _ Tables = (*Kernel)(nil)
 
 // NewKernel maps the set's arrays into memory. Close unmaps them.
 func NewKernel(set *Set) (*Kernel, error) {
-	k := &Kernel{set: set, sizes: Sizes{
-		Services: set.maps[mapServices].MaxEntries(),
-		Slots:    set.maps[mapSlots].MaxEntries(),
-		Backends: set.maps[mapBackends].MaxEntries(),
-		Affinity: set.maps[mapAffinity].MaxEntries(),
-		Sources:  set.maps[mapSources].MaxEntries(),
-		Flows:    set.maps[mapFlows].MaxEntries(),
-	}}
+	k := &Kernel{set: set, sizes: sizesFrom(func(name string) uint32 { return set.maps[name].MaxEntries() })}
 	err := errors.Join(
 		mapArray(set.maps[mapSlots], &k.slots),
 		mapArray(set.maps[mapBackends], &k.backends),

@@ -4,91 +4,101 @@ package maps
 
 import (
 	"math/bits"
+	"reflect"
+	"slices"
+	"strings"
 	"testing"
-	"unsafe"
-
-	"github.com/cilium/ebpf"
 )
 
-// Keys and values in Go have the size that the map's declaration in C has.
+// The table has every map of maps.h, once, and no other.
+func TestTableIsWhole(t *testing.T) {
+	spec, err := loadAbi()
+	if err != nil {
+		t.Fatal(err)
+	}
+	rows := map[string]int{}
+	for _, row := range table {
+		if rows[row.name]++; spec.Maps[row.name] == nil || rows[row.name] > 1 {
+			t.Errorf("the table has %d rows for map %q; maps.h has it: %t", rows[row.name], row.name, spec.Maps[row.name] != nil)
+		}
+	}
+	for name := range spec.Maps {
+		if rows[name] == 0 && !strings.HasPrefix(name, ".") { // the compiler's own, for constants
+			t.Errorf("map %s of maps.h has no row in the table (table.go)", name)
+		}
+	}
+}
+
+// Keys and values in Go have the size that the map's declaration in C has. Elements of an array are
+// 8-byte aligned in memory: types that are mapped must have that stride.
 func TestLayout(t *testing.T) {
 	specs, err := Spec(DefaultSizes())
 	if err != nil {
 		t.Fatal(err)
 	}
-	for name, want := range map[string]struct{ key, value uintptr }{
-		mapServices:     {unsafe.Sizeof(FrontendKey{}), unsafe.Sizeof(Frontend{})},
-		mapSlots:        {4, unsafe.Sizeof(slot{}.ID)},
-		mapBackends:     {4, unsafe.Sizeof(Backend{})},
-		mapBackendStats: {4, unsafe.Sizeof(uint64(0))},
-		mapSockPeer:     {4, unsafe.Sizeof(SockFlow{})},
-		mapSockBefore:   {4, unsafe.Sizeof(SockFlow{})},
-		mapLocalPorts:   {unsafe.Sizeof(abiLocalPortKey{}), 8},
-		mapAffinity:     {unsafe.Sizeof(AffinityKey{}), unsafe.Sizeof(AffinityValue{})},
-		mapAddrs:        {unsafe.Sizeof(abiAddr{}), unsafe.Sizeof(abiAddrInfo{})},
-		mapSources:      {unsafe.Sizeof(SourceRangeKey{}), 1},
-		mapClientAddrs:  {unsafe.Sizeof(abiClientKey{}), unsafe.Sizeof(abiClientAddr{})},
-		mapFlows:        {unsafe.Sizeof(FlowKey{}), unsafe.Sizeof(Flow{})},
-		mapFlowsNew:     {unsafe.Sizeof(FlowKey{}), unsafe.Sizeof(Flow{})},
-		mapDirects:      {unsafe.Sizeof(FlowKey{}), unsafe.Sizeof(uint64(0))},
-		mapFragments:    {unsafe.Sizeof(abiFragmentKey{}), unsafe.Sizeof(abiFragment{})},
-		mapNames:        {4, unsafe.Sizeof(abiServiceName{})},
-		mapCounters:     {4, unsafe.Sizeof(uint64(0))},
-		mapMeta:         {4, unsafe.Sizeof(Meta{})},
-		mapProblems:     {4, unsafe.Sizeof(abiProblem{})},
-	} {
-		m := specs[name]
-		if uintptr(m.KeySize) != want.key || uintptr(m.ValueSize) != want.value {
-			t.Errorf("map %s: key %d, value %d bytes; in Go %d and %d", name, m.KeySize, m.ValueSize, want.key, want.value)
+	const mmapable = 1 << 10 // BPF_F_MMAPABLE
+	size := func(v any) uint32 { return uint32(reflect.TypeOf(v).Size()) }
+	for _, row := range table {
+		m := specs[row.name]
+		if m.KeySize != size(row.key) {
+			t.Errorf("map %s: the key has %d bytes, in Go %d", row.name, m.KeySize, size(row.key))
+		}
+		if row.value != nil && m.ValueSize != size(row.value) {
+			t.Errorf("map %s: the value has %d bytes, in Go %d", row.name, m.ValueSize, size(row.value))
+		}
+		if (m.Flags&mmapable != 0) != (row.element != nil) {
+			t.Errorf("map %s: that it can be mapped into memory is %t, that Kernel does so %t",
+				row.name, m.Flags&mmapable != 0, row.element != nil)
+		}
+		if row.element == nil {
+			continue
+		}
+		if rounded := (m.ValueSize + 7) &^ 7; rounded != size(row.element) {
+			t.Errorf("map %s: elements are %d bytes apart, in Go %d", row.name, rounded, size(row.element))
 		}
 	}
 }
 
-// Elements of an array are 8-byte aligned in memory: types that are mapped must have that
-// stride.
-func TestStride(t *testing.T) {
-	specs, err := Spec(DefaultSizes())
-	if err != nil {
-		t.Fatal(err)
-	}
-	for name, stride := range map[string]uintptr{
-		mapSlots:        unsafe.Sizeof(slot{}),
-		mapBackends:     unsafe.Sizeof(Backend{}),
-		mapBackendStats: unsafe.Sizeof(uint64(0)),
-		mapMeta:         unsafe.Sizeof(Meta{}),
-		mapProblems:     unsafe.Sizeof(abiProblem{}),
-	} {
-		m := specs[name]
-		if rounded := uintptr(m.ValueSize+7) &^ 7; rounded != stride {
-			t.Errorf("map %s: elements are %d bytes apart, in Go %d", name, rounded, stride)
-		}
-		const mmapable = 1 << 10 // BPF_F_MMAPABLE
-		if m.Type != ebpf.Array || m.Flags&mmapable == 0 {
-			t.Errorf("map %s is no array that can be mapped into memory", name)
-		}
-	}
-}
-
-// The object declares every map, and maps with a size flag get that size.
+// Each size of Sizes has one flag, and reaches every map of that flag: alone, or added to what
+// others ask for. No other map changes.
 func TestSpecSizes(t *testing.T) {
-	sizes := Sizes{Services: 17, Slots: 18, Backends: 19, Affinity: 20, Sources: 21, Flows: 22}
-	specs, err := Spec(sizes)
+	declared := DefaultSizes()
+	before, err := Spec(declared)
 	if err != nil {
 		t.Fatal(err)
 	}
-	for name, want := range map[string]uint32{
-		mapServices: 17, mapNames: 17, mapSlots: 18, mapBackends: 19, mapBackendStats: 19, mapAffinity: 20, mapSources: 21, mapFlows: 22,
-	} {
-		if got := specs[name].MaxEntries; got != want {
-			t.Errorf("map %s: %d entries, want %d", name, got, want)
-		}
-		if flagOf(name) == "" {
-			t.Errorf("map %s has no flag", name)
+	declaration, err := loadAbi()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, row := range table {
+		if got, want := before[row.name].MaxEntries, declaration.Maps[row.name].MaxEntries; got != want {
+			t.Errorf("with the default sizes, map %s has %d entries, maps.h declares %d", row.name, got, want)
 		}
 	}
-	for name := range specs {
-		if sizes.of(name) == 0 != (flagOf(name) == "") {
-			t.Errorf("map %s: size %d, flag %q", name, sizes.of(name), flagOf(name))
+	if fields := reflect.TypeOf(declared).NumField(); fields != len(sizeFlags()) {
+		t.Errorf("Sizes has %d fields, there are %d flags", fields, len(sizeFlags()))
+	}
+	seen := map[*uint32]string{}
+	for _, f := range sizeFlags() {
+		sizes := declared
+		if other := seen[f.of(&declared)]; other != "" {
+			t.Errorf("%s and %s set one field", f.flag, other)
+		}
+		seen[f.of(&declared)] = f.flag
+		*f.of(&sizes) += 17
+		after, err := Spec(sizes)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, row := range table {
+			want := before[row.name].MaxEntries
+			if slices.Contains(row.sizes, f) {
+				want += 17
+			}
+			if got := after[row.name].MaxEntries; got != want {
+				t.Errorf("with 17 more by %s, map %s has %d entries, want %d", f.flag, row.name, got, want)
+			}
 		}
 	}
 	if abi, err := ABI(); err != nil || abi == 0 {

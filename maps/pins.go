@@ -23,7 +23,8 @@ func (s *Set) KeepPins(root string) (repaired []string, err error) {
 		return nil, fmt.Errorf("make directory %s for pinned maps: %w", dir, err)
 	}
 	var errs []error
-	for _, name := range mapNamesAll {
+	for _, row := range table {
+		name := row.name
 		if again, err := keepPin(s.maps[name], filepath.Join(dir, name)); again {
 			repaired = append(repaired, name)
 			errs = append(errs, err)

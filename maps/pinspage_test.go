@@ -86,9 +86,6 @@ func wantPage(t *testing.T) map[string][]string {
 		if strings.HasPrefix(name, ".") { // constants
 			continue
 		}
-		if !slices.Contains(mapNamesAll, name) {
-			t.Errorf("map %s is declared in maps.h, and is not among those that are pinned (mapNamesAll)", name)
-		}
 		row := mapRow(name, m, sizes.NewFullError(name).Flag, typeName(m.Key), typeName(m.Value))
 		want["The set of maps"] = append(want["The set of maps"], row)
 		addStructs(want, m.Key)

@@ -8,7 +8,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"slices"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/rlimit"
@@ -33,34 +32,20 @@ func Spec(sizes Sizes) (map[string]*ebpf.MapSpec, error) {
 	}
 	defaults := DefaultSizes()
 	specs := make(map[string]*ebpf.MapSpec, len(spec.Maps))
-	for _, name := range mapNamesAll {
-		m := spec.Maps[name]
+	for _, row := range table {
+		m := spec.Maps[row.name]
 		if m == nil {
-			return nil, fmt.Errorf("the embedded object has no map %s", name)
+			return nil, fmt.Errorf("the embedded object has no map %s", row.name)
 		}
-		switch n := sizes.of(name); {
-		case n == 0:
-		case name == mapAddrs: // the rest is for addresses of the node and of backends
-			m.MaxEntries += n - defaults.Services + sizes.Backends - defaults.Backends
-		default:
-			m.MaxEntries = n
+		for _, f := range row.sizes {
+			if n := *f.of(&sizes); n != 0 {
+				m.MaxEntries += n - *f.of(&defaults)
+			}
 		}
-		specs[name] = m
+		specs[row.name] = m
 	}
 	return specs, nil
 }
-
-var mapNamesAll = []string{mapServices, mapSlots, mapBackends, mapBackendStats, mapSockPeer,
-	mapSockBefore, mapSockFlows, mapLocalPorts, mapAffinity, mapAddrs, mapSources, mapClientAddrs, mapFlows, mapFlowsNew,
-	mapDirects, mapClaims, mapFragments, mapDevices, mapNames, mapCounters, mapMeta, mapProblems}
-
-// mapNamesKept are the maps that new maps share with the old ones: programs fill them, and
-// their contents could not be made again. mapNamesKeptABI are shared only within one ABI: flows
-// have ids of other maps.
-var (
-	mapNamesKept    = []string{mapSockPeer, mapSockBefore, mapSockFlows, mapLocalPorts, mapCounters}
-	mapNamesKeptABI = []string{mapFlows, mapFlowsNew, mapDirects}
-)
 
 // DefaultSizes returns the sizes in the C declarations.
 func DefaultSizes() Sizes {
@@ -68,14 +53,7 @@ func DefaultSizes() Sizes {
 	if err != nil {
 		return Sizes{} // the object is embedded: only a broken build gets here, and Spec reports it
 	}
-	return Sizes{
-		Services: spec.Maps[mapServices].MaxEntries,
-		Slots:    spec.Maps[mapSlots].MaxEntries,
-		Backends: spec.Maps[mapBackends].MaxEntries,
-		Affinity: spec.Maps[mapAffinity].MaxEntries,
-		Sources:  spec.Maps[mapSources].MaxEntries,
-		Flows:    spec.Maps[mapFlows].MaxEntries,
-	}
+	return sizesFrom(func(name string) uint32 { return spec.Maps[name].MaxEntries })
 }
 
 // OpenResult is how Open got the maps.
@@ -169,7 +147,8 @@ func Load(root string) (*Set, error) {
 
 func loadDir(dir string) (*Set, error) {
 	set := &Set{maps: map[string]*ebpf.Map{}, dir: dir}
-	for _, name := range mapNamesAll {
+	for _, row := range table {
+		name := row.name
 		m, err := ebpf.LoadPinnedMap(filepath.Join(dir, name), nil)
 		if err != nil {
 			_ = set.Close()
@@ -195,7 +174,8 @@ func (s *Set) misfit(specs map[string]*ebpf.MapSpec) string {
 	if meta.Abi != want && meta.Abi != 0 {
 		return fmt.Sprintf("they have ABI %d, this binary has %d", meta.Abi, want)
 	}
-	for _, name := range mapNamesAll {
+	for _, row := range table {
+		name := row.name
 		m, spec := s.maps[name], specs[name]
 		if m.MaxEntries() != spec.MaxEntries {
 			asks := flagOf(name)
@@ -212,15 +192,16 @@ func (s *Set) misfit(specs map[string]*ebpf.MapSpec) string {
 	return ""
 }
 
-// create makes and pins maps in dir. Of old, it shares the maps of mapNamesKept and
-// mapNamesKeptABI where they fit, since their contents could not be made again.
+// create makes and pins maps in dir. It shares the maps of old that the table says are shared, where
+// they fit.
 func create(dir string, specs map[string]*ebpf.MapSpec, old *Set) (*Set, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("make directory %s for pinned maps: %w", dir, err)
 	}
 	set := &Set{maps: map[string]*ebpf.Map{}, dir: dir}
-	for _, name := range mapNamesAll {
-		m, err := createOne(name, specs[name], old)
+	for _, row := range table {
+		name := row.name
+		m, err := createOne(row, specs[name], old)
 		if err == nil {
 			set.maps[name] = m
 			err = m.Pin(filepath.Join(dir, name))
@@ -233,9 +214,9 @@ func create(dir string, specs map[string]*ebpf.MapSpec, old *Set) (*Set, error) 
 	return set, nil
 }
 
-func createOne(name string, spec *ebpf.MapSpec, old *Set) (*ebpf.Map, error) {
-	if old != nil && (slices.Contains(mapNamesKept, name) || slices.Contains(mapNamesKeptABI, name) && old.sameABI()) {
-		m := old.maps[name]
+func createOne(row tableRow, spec *ebpf.MapSpec, old *Set) (*ebpf.Map, error) {
+	if old != nil && (row.fate == shared || row.fate == sharedInABI && old.sameABI()) {
+		m := old.maps[row.name]
 		if m.Type() == spec.Type && m.ValueSize() == spec.ValueSize && m.MaxEntries() == spec.MaxEntries {
 			c, err := m.Clone()
 			if err != nil {

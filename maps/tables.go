@@ -64,23 +64,6 @@ const (
 	FlagFlows    = "--flows-map-size"
 )
 
-// maxEntries is the largest size: an array of so many 24-byte backends takes 1.6 GB.
-const maxEntries = 1 << 26
-
-// Validate returns an error for sizes below 16 or above maxEntries, which names the flag.
-func (s Sizes) Validate() error {
-	for _, f := range []struct {
-		flag string
-		n    uint32
-	}{{FlagServices, s.Services}, {FlagSlots, s.Slots}, {FlagBackends, s.Backends}, {FlagAffinity, s.Affinity},
-		{FlagSources, s.Sources}, {FlagFlows, s.Flows}} {
-		if f.n < 16 || f.n > maxEntries {
-			return fmt.Errorf("%s is %d: give a number of entries from 16 to %d", f.flag, f.n, maxEntries)
-		}
-	}
-	return nil
-}
-
 // FullError means that a map has no room for an entry. Its present entries stay in effect.
 type FullError struct {
 	// Flag is empty where no flag sets the map's size.
@@ -95,49 +78,6 @@ func (e *FullError) Error() string {
 	}
 	return fmt.Sprintf("map %s is full: it has room for %d entries; start shunt run with a larger %s",
 		e.Map, e.Size, e.Flag)
-}
-
-// flagOf returns the flag that sets a map's size, by the map's name; empty: none.
-func flagOf(name string) string {
-	switch name {
-	case mapServices, mapNames, mapAddrs:
-		return FlagServices
-	case mapSlots:
-		return FlagSlots
-	case mapBackends, mapBackendStats:
-		return FlagBackends
-	case mapAffinity:
-		return FlagAffinity
-	case mapSources:
-		return FlagSources
-	case mapFlows:
-		return FlagFlows
-	}
-	return ""
-}
-
-// NewFullError returns the FullError of a map, by its name.
-func (s Sizes) NewFullError(name string) *FullError {
-	return &FullError{Map: name, Flag: flagOf(name), Size: s.of(name)}
-}
-
-// of returns the size that a flag sets for a map, by its name; 0: no flag does.
-func (s Sizes) of(name string) uint32 {
-	switch name {
-	case mapServices, mapNames, mapAddrs:
-		return s.Services
-	case mapSlots:
-		return s.Slots
-	case mapBackends, mapBackendStats:
-		return s.Backends
-	case mapAffinity:
-		return s.Affinity
-	case mapSources:
-		return s.Sources
-	case mapFlows:
-		return s.Flows
-	}
-	return 0
 }
 
 // The maps' names, which are also their pins' file names.
