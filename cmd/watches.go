@@ -4,6 +4,7 @@ package cmd
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"io"
 	"net/url"
@@ -21,7 +22,7 @@ import (
 const (
 	// watchesInterval is how often the state of the watches is stored if it has changed.
 	watchesInterval = time.Second
-	// watchErrorText bounds an error in the stored state, in bytes.
+	// watchErrorText bounds an error in the stored state, in bytes of JSON.
 	watchErrorText = 200
 )
 
@@ -56,7 +57,7 @@ func (d *daemon) keepWatches(ctx context.Context, state func() []health.Watch) e
 			now = state()
 		}
 		for i := range now {
-			now[i].Error = maps.CutText(now[i].Error, watchErrorText)
+			now[i].Error = cutJSON(now[i].Error, watchErrorText)
 		}
 		if first || !reflect.DeepEqual(now, before) {
 			before = now
@@ -68,6 +69,17 @@ func (d *daemon) keepWatches(ctx context.Context, state func() []health.Watch) e
 		case <-ctx.Done():
 			return nil
 		case <-tick.C:
+		}
+	}
+}
+
+// cutJSON cuts a text so that its JSON has at most so many bytes, which must be 16 or more. JSON
+// writes a quotation mark in two bytes, and control characters and others in six.
+func cutJSON(s string, most int) string {
+	for n := most; ; n-- {
+		text := maps.CutText(s, n)
+		if encoded, err := json.Marshal(text); err != nil || len(encoded)-len(`""`) <= most {
+			return text
 		}
 	}
 }

@@ -87,7 +87,7 @@ func NewClient(o ClientOptions) (kubernetes.Interface, *rest.Config, error) {
 }
 
 // tune sets what does not depend on the API server's address. There is no timeout for
-// a whole request: it would end every watch. client-go's HTTP/2 pings find a connection
+// a whole request: it would end every watch; answerLimit bounds the time until it is answered. client-go's HTTP/2 pings find a connection
 // to a server that hangs dead within 45 s (HTTP2_READ_IDLE_TIMEOUT_SECONDS,
 // HTTP2_PING_TIMEOUT_SECONDS). TCP keepalive finds one to a server that has vanished
 // (Servers.dialer).
@@ -107,6 +107,9 @@ func tune(cfg *rest.Config, o ClientOptions) {
 	}
 	cfg.Timeout = 0
 	cfg.WarningHandler = rest.NoWarnings{}
+	cfg.Wrap(func(next http.RoundTripper) http.RoundTripper {
+		return answerLimit{next, o.Servers.answer.watch, o.Servers.answer.request}
+	})
 	cfg.Wrap(func(next http.RoundTripper) http.RoundTripper { return attempts{next} })
 	cfg.Wrap(func(next http.RoundTripper) http.RoundTripper { return failover{next, o.Servers} })
 	cfg.Dial = o.Servers.DialContext

@@ -21,6 +21,9 @@ import (
 const (
 	// mostRemembered bounds the endpoints that Servers remembers for one address.
 	mostRemembered = 8
+	// mostTimes bounds the addresses of which Servers remembers a failure or an answer: the
+	// endpoints of a Service may change for as long as the daemon runs.
+	mostTimes = 128
 	// learnInterval is how often the endpoints of a Service's address are read.
 	learnInterval = time.Second
 	// dialTimeout bounds the attempt to connect to one endpoint.
@@ -58,6 +61,8 @@ type ServersOptions struct {
 type Servers struct {
 	o    ServersOptions
 	dial func(ctx context.Context, network, address string) (net.Conn, error)
+	// answer has the limits of requests, without a transport.
+	answer answerLimit
 
 	mu   sync.Mutex
 	urls []*url.URL
@@ -78,7 +83,8 @@ func NewServers(o ServersOptions) *Servers {
 	if o.Log == nil {
 		o.Log = zap.NewNop()
 	}
-	s := &Servers{o: o, remembered: Endpoints{}, failed: map[string]time.Time{}, proven: map[string]time.Time{}}
+	s := &Servers{o: o, remembered: Endpoints{}, failed: map[string]time.Time{}, proven: map[string]time.Time{},
+		answer: answerLimit{watch: watchAnswerIn, request: requestAnswerIn}}
 	s.dial = s.dialer().DialContext
 	return s
 }
@@ -325,7 +331,7 @@ func (s *Servers) wayFailed(address string, dialled time.Time) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if !s.proven[address].After(dialled) {
-		s.failed[address] = time.Now()
+		note(s.failed, address)
 	}
 }
 
@@ -333,7 +339,7 @@ func (s *Servers) wayFailed(address string, dialled time.Time) {
 func (s *Servers) wayProven(host, address string) {
 	s.mu.Lock()
 	s.answered = true
-	s.proven[address] = time.Now()
+	note(s.proven, address)
 	delete(s.failed, address)
 	s.mu.Unlock()
 	s.uses(address)
@@ -342,4 +348,19 @@ func (s *Servers) wayProven(host, address string) {
 		s.remember(host, []netip.AddrPort{ap})
 		s.save()
 	}
+}
+
+// note records the present time for an address. It forgets the earliest of more than mostTimes.
+func note(times map[string]time.Time, address string) {
+	times[address] = time.Now()
+	if len(times) <= mostTimes {
+		return
+	}
+	earliest := address
+	for a, at := range times {
+		if at.Before(times[earliest]) {
+			earliest = a
+		}
+	}
+	delete(times, earliest)
 }
