@@ -44,7 +44,7 @@ matches=$(find /usr/lib -name libxt_conntrack.so -printf '%h' -quit)
 [ -n "$matches" ] || missing iptables
 cp --parents -r "$matches" "$root"
 mkdir -p "$root/usr/sbin"
-for program in ip tc nft conntrack xtables-nft-multi xtables-legacy-multi; do
+for program in ip tc nft conntrack unshare nsenter xtables-nft-multi xtables-legacy-multi; do
 	path=$(PATH=$PATH:/usr/sbin:/sbin command -v "$program") || missing "$program"
 	cp -L "$path" "$root/usr/sbin/$program"
 	ldd "$path" | grep -o '/[^ ]*' | xargs cp --parents -L -u -t "$root"

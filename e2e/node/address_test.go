@@ -123,7 +123,7 @@ func TestLoopbackFromOutside(t *testing.T) {
 		}
 	}
 	a := ask(c.hostNear, "udp", netip.MustParseAddrPort("127.0.0.1:30001"), 0)
-	if (a.Err == nil) != rig.TakesLoopback() {
+	if (a.Err == nil) != rig.KnowsOwnNetns() {
 		t.Errorf("from the node itself: %v", a.Err)
 	}
 }

@@ -62,15 +62,16 @@ func Refusal(want syscall.Errno) syscall.Errno {
 	return want
 }
 
-// TakesLoopback reports whether node ports work on a node's loopback addresses here: a node
-// of the lab is not in the machine's first network namespace, so the kernel must report
-// which one it is in (docs/KERNELS.md).
-func TakesLoopback() bool { return !Lacks("SO_NETNS_COOKIE") }
+// KnowsOwnNetns reports whether the hooks know the network namespace of a node here: a node of
+// the lab is not in the machine's first one, so the kernel must report which one it is in
+// (docs/KERNELS.md). They need it for node ports on loopback addresses, and for UDP ports of
+// the node's own processes.
+func KnowsOwnNetns() bool { return !Lacks("SO_NETNS_COOKIE") }
 
-// NeedLoopback skips the test if they do not.
-func NeedLoopback(t *testing.T) {
+// NeedOwnNetns skips the test unless they do.
+func NeedOwnNetns(t *testing.T) {
 	t.Helper()
-	if !TakesLoopback() {
-		t.Skip("node ports are not taken on loopback: the kernel does not tell a network namespace's cookie (SO_NETNS_COOKIE)")
+	if !KnowsOwnNetns() {
+		t.Skip("the hooks do not know the node's own network namespace: the kernel does not report its cookie (SO_NETNS_COOKIE)")
 	}
 }

@@ -52,7 +52,7 @@ func TestAffinity(t *testing.T) {
 		}
 	}
 	t.Run("node port on loopback", func(t *testing.T) {
-		rig.NeedLoopback(t)
+		rig.NeedOwnNetns(t)
 		for _, w := range ways {
 			local := rig.At(w.of(loopback), rig.NodePortOf(1))
 			if a, b := w.stuck(t, c.host, rig.VIP(1, w.family)), w.stuck(t, c.host, local); a != b {
@@ -114,7 +114,7 @@ func (c *cluster) stickies(seconds int32) []*sticky {
 	var objects []any
 	for _, from := range []*lab.Pod{c.client, c.host, outside} {
 		for _, kind := range []string{"cluster IP", "load-balancer IP", "external IP", "node port", "node port on loopback"} {
-			if kind == "node port on loopback" && (from != c.host || !rig.TakesLoopback()) {
+			if kind == "node port on loopback" && (from != c.host || !rig.KnowsOwnNetns()) {
 				continue
 			}
 			n := 1 + len(objects)/2

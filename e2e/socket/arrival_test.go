@@ -85,6 +85,7 @@ func sockaddrOf(a netip.AddrPort) unix.Sockaddr {
 // minutes.
 func TestLocalPort(t *testing.T) {
 	t.Parallel()
+	rig.NeedOwnNetns(t)
 	c := startCluster(t)
 	c.apply(rig.Service("web", 1, rig.WithNodePort(1)), rig.SlicesOf("web", rig.Up(c.web[0])...))
 	for i, w := range udpWays {

@@ -125,7 +125,7 @@ func checkNotes(d *rig.Daemon, want map[string]string) {
 // loopback it expects none.
 func (c *cluster) checkLocalhostNodePorts(from *lab.Pod, loopback bool) {
 	c.t.Helper()
-	loopback = loopback && rig.TakesLoopback()
+	loopback = loopback && rig.KnowsOwnNetns()
 	ways[0].wantServers(c.t, from, rig.At(c.n1.Addr4(), rig.NodePortOf(1)), c.web[0])
 	for _, a := range []string{"127.0.0.1", "0.0.0.0", "::1"} {
 		dst := rig.At(netip.MustParseAddr(a), rig.NodePortOf(1))

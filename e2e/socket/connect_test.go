@@ -43,7 +43,7 @@ func TestConnect(t *testing.T) {
 			for _, w := range ways {
 				t.Run(fmt.Sprintf("%s/%s/%s", frontend.name, from.Name(), w), func(t *testing.T) {
 					if w.of(frontend.addrs).IsLoopback() {
-						rig.NeedLoopback(t)
+						rig.NeedOwnNetns(t)
 					}
 					w.wantServers(t, from, rig.At(w.of(frontend.addrs), frontend.port), c.web[0], c.web[1])
 				})
@@ -60,26 +60,34 @@ func TestConnect(t *testing.T) {
 	})
 	t.Run("a pod's own loopback", func(t *testing.T) { podLoopback(t, c) })
 	t.Run("addresses that are no service's", func(t *testing.T) { notOurs(t, c) })
-	t.Run("ports of the node's own processes", func(t *testing.T) { localPorts(t, c) })
+	t.Run("ports of the node's own processes", func(t *testing.T) {
+		for _, w := range append(slices.Clone(ways[:2]), ways[3:]...) { // only two over TCP: a closed connection holds its ports for a minute
+			t.Run(w.String(), func(t *testing.T) { fromNodePort(t, c, w) })
+		}
+		t.Run("a server", func(t *testing.T) { onNodePort(t, c) })
+	})
 	t.Run("MPTCP", func(t *testing.T) { mptcp(t, c) })
 }
 
-// localPorts: no socket listens on a node port, and a process of the node may use that port
+// fromNodePort: no socket listens on a node port, and a process of the node may use that port
 // as the source port of a connection.
-func localPorts(t *testing.T, c *cluster) {
-	// Only two ways over TCP: a closed connection holds its ports for a minute.
-	for _, w := range append(slices.Clone(ways[:2]), ways[3:]...) {
-		opts := lab.RequestOptions{Unconnected: w.sendto, Local: netip.AddrPortFrom(w.any(), rig.NodePortOf(1))}
-		for range 10 {
-			a := c.host.Request(w.network, rig.VIP(1, w.family), opts)
-			if a.Err != nil || a.ClientSeen.Port() != rig.NodePortOf(1) {
-				t.Errorf("%s from the node port: the server saw %v (%v)", w, a.ClientSeen, a.Err)
-			}
-			if strings.HasPrefix(w.network, "tcp") {
-				break
-			}
+func fromNodePort(t *testing.T, c *cluster, w way) {
+	rounds := 1
+	if !strings.HasPrefix(w.network, "tcp") {
+		rig.NeedOwnNetns(t)
+		rounds = 10
+	}
+	opts := lab.RequestOptions{Unconnected: w.sendto, Local: netip.AddrPortFrom(w.any(), rig.NodePortOf(1))}
+	for range rounds {
+		a := c.host.Request(w.network, rig.VIP(1, w.family), opts)
+		if a.Err != nil || a.ClientSeen.Port() != rig.NodePortOf(1) {
+			t.Errorf("from the node port: the server saw %v (%v)", a.ClientSeen, a.Err)
 		}
 	}
+}
+
+// onNodePort: a process of the node may listen on a node port.
+func onNodePort(t *testing.T, c *cluster) {
 	for _, a := range []netip.Addr{c.n1.Addr4(), c.n1.Addr6()} {
 		for _, network := range []string{"tcp", "udp"} { // fails the test if the port is taken
 			s := c.host.ServeOn(network, rig.At(a, rig.NodePortOf(1)))

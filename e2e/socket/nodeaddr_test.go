@@ -85,7 +85,7 @@ func TestNodePortAddresses(t *testing.T) {
 		t.Run(test.flag, func(t *testing.T) {
 			t.Parallel()
 			if slices.Contains(test.takes, "127.0.0.1") {
-				rig.NeedLoopback(t)
+				rig.NeedOwnNetns(t)
 			}
 			node := &corev1.Node{}
 			node.APIVersion, node.Kind, node.Name = "v1", "Node", "n1"

@@ -54,7 +54,7 @@ func TestRefuse(t *testing.T) {
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			if test.host {
-				rig.NeedLoopback(t)
+				rig.NeedOwnNetns(t)
 			}
 			before := c.d.Reasons()[test.reason]
 			asked := uint64(0)
