@@ -27,7 +27,9 @@ type Left struct {
 	// network namespace.
 	Attached []string
 
-	links   []link.ID
+	links []link.ID
+	// ingress are those of links by which ingress programs are attached to devices.
+	ingress map[link.ID]bool
 	filters []attachment
 }
 
@@ -99,6 +101,12 @@ func (l *Left) addLink(of link.Link, id link.ID, ours func(*link.Info) bool) {
 		return
 	}
 	l.links = append(l.links, id)
+	if t := info.TCX(); t != nil && ebpf.AttachType(t.AttachType) == ebpf.AttachTCXIngress {
+		if l.ingress == nil {
+			l.ingress = map[link.ID]bool{}
+		}
+		l.ingress[id] = true
+	}
 	l.Attached = append(l.Attached, fmt.Sprintf("link %d, program %s, of %s", id, programName(info.Program), where))
 }
 
@@ -167,16 +175,7 @@ func Detach(root string) error {
 	if err != nil {
 		return err
 	}
-	for _, id := range slices.Backward(left.links) { // the kernel lists links in the order of attaching
-		if err := detachID(id); err != nil {
-			return err
-		}
-	}
-	var errs []error
-	for _, f := range left.filters {
-		errs = append(errs, clsact{}.remove(f))
-	}
-	if err := errors.Join(errs...); err != nil {
+	if err := left.detach(); err != nil {
 		return err
 	}
 	again, err := FindLeft(root)
@@ -194,6 +193,38 @@ func Detach(root string) error {
 	stays := len(left.Foreign) > 0
 	if err := os.Remove(filepath.Join(root, linkDir)); err != nil && !errors.Is(err, fs.ErrNotExist) && !stays {
 		return fmt.Errorf("remove directory of pinned links: %w", err)
+	}
+	return nil
+}
+
+// linksOf returns the links of ingress programs of devices, or all others, the last attached first:
+// the kernel lists links in the order of attaching.
+func (l *Left) linksOf(dir direction) (ids []link.ID) {
+	for _, id := range slices.Backward(l.links) {
+		if l.ingress[id] == (dir == ingress) {
+			ids = append(ids, id)
+		}
+	}
+	return ids
+}
+
+// detach detaches everything, devices in detachOrder.
+func (l *Left) detach() error {
+	for _, dir := range detachOrder {
+		for _, id := range l.linksOf(dir) {
+			if err := detachID(id); err != nil {
+				return err
+			}
+		}
+		var errs []error
+		for _, f := range l.filters {
+			if f.dir == dir {
+				errs = append(errs, clsact{}.remove(f))
+			}
+		}
+		if err := errors.Join(errs...); err != nil {
+			return err
+		}
 	}
 	return nil
 }

@@ -16,7 +16,6 @@ import (
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
 	"go.uber.org/zap"
-	"golang.org/x/sys/unix"
 
 	shuntmaps "shunt/maps"
 )
@@ -264,6 +263,7 @@ func (p *PacketPath) pass(problems map[string]string) error {
 	resets := p.inEffect && p.strangers.look(frontends, p.opts.Maps.IsFrontend, p.opts.Log)
 	c := chooser{asked: p.opts.Devices, pods: p.opts.PodDevices, node: p.nodeAddrs()}
 	p.wanted = map[int]wantedDevice{}
+	var all []*serving
 	for _, d := range devices {
 		choice := c.choose(d)
 		if !choice.attach {
@@ -276,10 +276,9 @@ func (p *PacketPath) pass(problems map[string]string) error {
 		if !choice.pod() {
 			uplinks++
 		}
-		if err := p.serve(d, choice, devices, found, resets); err != nil && !errors.Is(err, unix.ENODEV) {
-			problems[d.name] = err.Error()
-		}
+		all = append(all, p.prepare(d, choice, devices, resets))
 	}
+	p.attachAll(all, found, problems)
 	if uplinks == 0 {
 		problems[everyDevice] = "no device here is an uplink or a tunnel: nothing from outside is served; --devices names some"
 	}
@@ -325,58 +324,6 @@ func (a attachments) at(w way, at point) *attachment {
 		return nil
 	}
 	return &a[w][i]
-}
-
-// serve writes a device's entry to map devices (its SNAT addresses, and whether unknown
-// connections are reset), and then attaches both programs.
-func (p *PacketPath) serve(d device, choice decision, devices []device, found attachments, resets bool) error {
-	programs, err := p.programs.get(variant{ethernet: d.header == headerEthernet, pod: choice.pod()})
-	if err != nil {
-		return err
-	}
-	p.wanted[d.index] = wantedDevice{d.name, [directions]ebpf.ProgramID{programs.by[ingress].id, programs.by[egress].id}}
-	entry := shuntmaps.NewDevice(sources(d, devices))
-	if resets {
-		entry.Flags |= shuntmaps.DeviceResets
-	}
-	if err := p.opts.Maps.SetDevice(uint32(d.index), entry); err != nil {
-		return err
-	}
-	w := p.ways[0]
-	var errs []error
-	for dir := range direction(directions) {
-		at := point{d.index, dir}
-		old := found.at(w, at)
-		if err := w.attach(at, choice.why, programs.by[dir], old); err != nil {
-			errs = append(errs, fmt.Errorf("attach the %s program by %s: %w", dir, w, err))
-			continue
-		}
-		errs = append(errs, p.hold(at, choice.why))
-		if old == nil {
-			p.opts.Log.Info("attached to a device", zap.String("device", d.name), zap.Stringer("direction", dir),
-				zap.Stringer("by", w), zap.String("why", string(choice.why)))
-		}
-	}
-	return errors.Join(errs...)
-}
-
-// removeUnwanted removes attachments to devices that are gone or not chosen, second ones at one
-// point, and those by other methods.
-func (p *PacketPath) removeUnwanted(found attachments, chosen map[int]bool) error {
-	var errs []error
-	for i, w := range p.ways {
-		for _, a := range found[w] {
-			if i == 0 && chosen[a.index] && a.handle == found.at(w, a.point).handle {
-				continue
-			}
-			if err := w.remove(a); err != nil {
-				errs = append(errs, err)
-				continue
-			}
-			p.opts.Log.Info("detached from a device", zap.Int("ifindex", a.index), zap.Stringer("direction", a.dir), zap.Stringer("by", w))
-		}
-	}
-	return errors.Join(errs...)
 }
 
 // forget removes the map's entries of devices that were not chosen.

@@ -26,6 +26,14 @@ const (
 	directions = 2
 )
 
+// attachOrder and detachOrder are the orders of the directions, over all devices. A packet that an
+// ingress program translates has answers that only an egress program translates back, perhaps on
+// another device. So egress programs are attached first, and detached last.
+var (
+	attachOrder = [directions]direction{egress, ingress}
+	detachOrder = [directions]direction{ingress, egress}
+)
+
 // String returns the name that `tc` uses.
 func (d direction) String() string { return [directions]string{"ingress", "egress"}[d] }
 
