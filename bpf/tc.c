@@ -217,21 +217,24 @@ __noinline int tc_try_out(struct __sk_buff *skb)
 
 /* Records w->flow, which the packet begins. Its entries have the number of the client's SYN, which
  * the backend's answer has to acknowledge (track_is_answer). w->flow itself does not keep it:
- * entries that are made from it again may be another connection's. Returns 0, or -1 if no port or
- * no room was found. */
+ * entries that are made from it again may be another connection's. Returns 0; or -1, and w->reason
+ * says whether no port or no room was found. */
 static __noinline int tc_record(struct __sk_buff *skb, struct tc_work *w)
 {
 	struct flow *flow = &w->flow;
 	int inserted = 0, err = -1;
 
+	w->reason = REASON_COLLISION;
 	if (w->pkt.protocol == IPPROTO_TCP)
 		flow->client_at = w->pkt.at;
 	for (int i = 0; i < FLOW_PORT_TRIES && !inserted; i++) {
 		w->attempt = i;
 		inserted = tc_try_out(skb);
 	}
-	if (inserted)
+	if (inserted) {
+		w->reason = REASON_FLOW_UNRECORDED;
 		err = track_begin(flow, w->found);
+	}
 	flow->client_at.seq = flow->client_at.ack = 0;
 	return err;
 }
@@ -311,7 +314,7 @@ static __noinline int tc_direct(struct __sk_buff *skb, struct tc_work *w)
 	bpf_map_delete_elem(&directs, &w->key);
 	w->hash = pkt_hash(pkt);
 	if (tc_record(skb, w))
-		return tc_end(REASON_FLOW_UNRECORDED, TC_ACT_SHOT);
+		return tc_end(w->reason, TC_ACT_SHOT);
 	if (pkt->protocol == IPPROTO_TCP)
 		direct_began(flow->used);
 	return tc_to_backend(w, REASON_DIRECT_REMAPPED);
@@ -348,7 +351,7 @@ static __always_inline int tc_begin(struct __sk_buff *skb, struct tc_work *w)
 		return tc_refuse(skb, w, reason);
 	flow->used = tc_now(w);
 	if (tc_record(skb, w))
-		return tc_refuse(skb, w, REASON_FLOW_UNRECORDED);
+		return tc_end(w->reason, TC_ACT_SHOT);
 	lb_count(flow->backend_id);
 	return tc_to_backend(w, reason);
 }

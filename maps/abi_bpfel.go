@@ -318,7 +318,8 @@ const (
 	abiReasonREASON_DIRECT_REMAPPED    abiReason = 37
 	abiReasonREASON_HOOK_CHECK         abiReason = 38
 	abiReasonREASON_SOURCE_UNKNOWN     abiReason = 39
-	abiReasonREASON_MAX                abiReason = 40
+	abiReasonREASON_COLLISION          abiReason = 40
+	abiReasonREASON_MAX                abiReason = 41
 )
 
 type abiServiceName struct {

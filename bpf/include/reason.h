@@ -41,7 +41,7 @@ enum reason {
 	REASON_SOURCE_TRANSLATED, /* to a backend of another node, from the SNAT address */
 	REASON_UNCONFIRMED,       /* as FLOW_KEPT, but map flows has no room for the flow */
 	REASON_SOURCE_RANGE,      /* dropped: not in loadBalancerSourceRanges; connect and sendmsg too */
-	REASON_FLOW_UNRECORDED,   /* dropped: no room for the flow, or no port at the backend */
+	REASON_FLOW_UNRECORDED,   /* dropped: no room for the flow */
 	REASON_PORTS_EXHAUSTED,   /* dropped: no free SNAT port to the backend was found */
 	REASON_NO_NODE_ADDRESS,   /* dropped: neither route nor device has an address for the
 				   * source */
@@ -71,5 +71,8 @@ enum reason {
 	REASON_HOOK_CHECK,        /* refused: the daemon's hook check */
 	REASON_SOURCE_UNKNOWN,    /* dropped: loadBalancerSourceRanges bind the address, and the
 				   * socket's source address is not known */
+	/* tc */
+	REASON_COLLISION,         /* dropped: would collide with a flow at the backend, and no
+				   * other port is free there */
 	REASON_MAX,
 };

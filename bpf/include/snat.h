@@ -131,10 +131,10 @@ static __noinline int snat_record(const struct flow *flow)
 	struct flow_key key;
 
 	flow_key_out(&key, flow);
-	if (track_put_source(&key, flow))
+	if (track_put_snat(&key, flow))
 		return -1;
 	flow_key_client(&key, flow);
-	return track_is_clients(&key, flow) && track_put_source(&key, flow) ? -1 : 0;
+	return track_is_clients(&key, flow) && track_put_snat(&key, flow) ? -1 : 0;
 }
 
 /* Reports whether the flow's SNAT port still is its own, and takes it again if it is free. A flow

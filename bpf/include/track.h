@@ -549,7 +549,7 @@ static __noinline int track_is_wire(const struct flow *flow)
  * which costs a fifth of an update and keeps what was noted meanwhile. If an entry of `flows_new`
  * is evicted and reused for another flow at this very moment, that flow finds that the SNAT port
  * is not its own, and chooses again. Returns 0, or the helper's error. */
-static __always_inline long track_put_source(const struct flow_key *key, const struct flow *flow)
+static __always_inline long track_put_snat(const struct flow_key *key, const struct flow *flow)
 {
 	struct flow *there;
 

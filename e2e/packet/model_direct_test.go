@@ -43,7 +43,7 @@ func (m *model) direct(v view) (uint32, string) {
 	f := flow{client: v.src, frontend: v.dst, backend: v.dst, inner: v.src.port, proto: v.proto, used: m.now,
 		flags: maps.FlowDirect | there.flags&maps.FlowSNAT}
 	if !m.begin(&f, v) {
-		return shot, "flow_unrecorded"
+		return shot, "collision"
 	}
 	if v.proto == protoTCP {
 		m.lastDirect = m.now

@@ -273,14 +273,14 @@ func (m *model) source(f *flow, hash uint32) string {
 	if !m.claimWire(f, hash) {
 		return "ports_exhausted"
 	}
-	if !m.putSourceRange(f.outKey(), *f) || m.clients(*f) && !m.putSourceRange(f.clientKey(), *f) {
+	if !m.putSNAT(f.outKey(), *f) || m.clients(*f) && !m.putSNAT(f.clientKey(), *f) {
 		return "flow_unrecorded"
 	}
 	return ""
 }
 
-// putSourceRange writes a flow's SNAT address and port to an entry.
-func (m *model) putSourceRange(k flowKey, f flow) bool {
+// putSNAT writes a flow's SNAT address and port to an entry.
+func (m *model) putSNAT(k flowKey, f flow) bool {
 	all := m.fresh
 	if f.flags&maps.FlowConfirmed != 0 {
 		all = m.confirmed

@@ -99,7 +99,7 @@ func (m *model) first(v view) (uint32, string) {
 		return shot, reason
 	}
 	if !m.begin(&f, v) {
-		return shot, "flow_unrecorded"
+		return shot, "collision"
 	}
 	m.toBackend(f, v, false)
 	return unspec, reason

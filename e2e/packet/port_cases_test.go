@@ -38,7 +38,7 @@ var portCases = []packetCase{
 		c.arrives(c.continues(c.client, c.loadBalancer)).becomes(c.continues(inner, c.local), "flow_kept")
 		c.arrives(c.continues(c.client, c.external)).becomes(c.continues(c.client, c.local), "flow_kept")
 		// There is no third port, and the existing flows are not affected.
-		c.arrives(c.opens(c.client, c.node)).dropped("flow_unrecorded")
+		c.arrives(c.opens(c.client, c.node)).dropped("collision")
 		c.arrives(c.continues(c.client, c.loadBalancer)).becomes(c.continues(inner, c.local), "flow_kept")
 		c.arrives(c.continues(c.client, c.external)).becomes(c.continues(c.client, c.local), "flow_kept")
 		// When the first flow has expired, its port is free.

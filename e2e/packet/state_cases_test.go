@@ -151,6 +151,14 @@ var stateCases = []packetCase{
 		c.arrives(c.continues(c.remote, c.source())).becomes(c.continues(c.remote, c.client), "source_restored")
 		c.recorded(true)
 	}},
+	{name: "no room for the client's entry of a flow", proto: protoTCP, steps: func(c *play) {
+		c.serve(c.world, c.proto, 1, c.remote)
+		c.load()
+		c.open(c.client, c.external, c.remote)
+		c.rig.lose(func(k flowKey, _ flow) bool { return k.kind == maps.FlowKeyIn && k.src == newEnd(c.client) })
+		c.rig.fill()
+		c.arrives(c.continues(c.client, c.external)).dropped("flow_unrecorded")
+	}},
 	{name: "no room for confirmed flows", steps: func(c *play) {
 		c.serve(c.world, c.proto, 1, c.remote)
 		c.load()
