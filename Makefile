@@ -6,6 +6,7 @@ SHELL := bash
 .DEFAULT_GOAL := build
 
 GOLANGCI_LINT := github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
+ACTIONLINT := github.com/rhysd/actionlint/cmd/actionlint@v1.7.12
 GOTESTSUM := gotest.tools/gotestsum@v1.13.0
 
 # For go's -exec, which splits words. Tests that need root report it themselves.
@@ -38,6 +39,14 @@ image: ## OCI images of bin/image, without Docker: make image ARCHES=amd64 IMAGE
 .PHONY: push-image
 push-image: ## Push them: make push-image TO=registry/shunt:v1.2.3
 	@cd hack/image && go run . push $(CURDIR)/bin/image $(or $(TO),$(error TO=registry/name:tag is missing))
+
+.PHONY: release
+release: image ## The files of a release, in bin/release: binaries, images, manifests, SBOMs, checksums
+	@hack/release.sh bin $(ARCHES)
+
+.PHONY: sign
+sign: ## Sign them and the pushed image, by cosign without a key: make sign TO=registry/shunt
+	@hack/sign.sh bin $(or $(TO),$(error TO=registry/name is missing))
 
 .PHONY: demo
 demo: build ## Two nodes of pods, real requests, and a table of who answered (root)
@@ -103,6 +112,25 @@ test-image: ## Build the images twice and compare every byte (a minute; FRESH=1:
 	@hack/packages.sh qemu-aarch64-static:qemu-user-static || echo "without qemu-user"
 	@hack/test-image.sh
 
+# The packages that work without a kernel of the machine's own; -short leaves out what takes
+# an emulator minutes.
+ARM64_PKG ?= ./lb ./health ./kubeproxy ./watcher
+
+.PHONY: test-arm64
+test-arm64: ## Tests of packages without kernel, for arm64 under qemu-user
+	@hack/packages.sh qemu-aarch64-static:qemu-user-static || true
+	@if hack/qemu.sh arm64 >/dev/null; then \
+		GOARCH=arm64 CGO_ENABLED=0 go test -short -timeout $(TEST_TIMEOUT) -exec "'$(CURDIR)/hack/qemu.sh' arm64" $(TESTFLAGS) $(ARM64_PKG); \
+	else echo "not run: there is no qemu-user on this machine"; fi
+
+.PHONY: check-workflows
+check-workflows: ## actionlint, and that workflows call only what the Makefile has
+	@lint=$$(hack/tool.sh $(ACTIONLINT)); "$$lint" .github/workflows/*.yaml
+	@for t in $$(sed -nE 's/^ *- run: make ([a-z0-9-]+).*/\1/p' .github/workflows/*.yaml); do \
+		grep -qE "^$$t:" Makefile || { echo "a workflow calls make $$t, which is not there"; exit 1; }; done
+	@if grep -hE '^ *(- )?run:' .github/workflows/*.yaml | grep -vE 'run: (make|gh release create) '; then \
+		echo "a workflow does what make does not"; exit 1; fi
+
 SOAK_MINUTES ?= 30
 SOAK_SEED ?=
 
@@ -167,4 +195,4 @@ clean: ## Remove what was built here; caches stay
 help: ## This list
 	@awk 'BEGIN { FS = ":.*## " } \
 		/^##@/ { printf "\n%s\n", substr($$0, 5) } \
-		/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+		/^[a-z0-9-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)

@@ -11,6 +11,8 @@ mkdir -p "$1"
 out=$(cd "$1" && pwd)
 shift
 
+image=${IMAGE:-shunt}
+image=${image,,} # registries take no capitals
 version=$("$tree/hack/version.sh" version)
 revision=$("$tree/hack/version.sh" revision)
 flags="-s -w $("$tree/hack/version.sh" ldflags)"
@@ -28,8 +30,8 @@ for f in LICENSE NOTICE $(cd "$tree" && ls LICENSES/*); do
 done
 
 cd "$tree/hack/image"
-go run . build -out "$out/image" -name "${IMAGE:-shunt}" -version "$version" -revision "$revision" -url "${SOURCE_URL:-}" \
+go run . build -out "$out/image" -name "$image" -version "$version" -revision "$revision" -url "${SOURCE_URL:-}" \
 	-epoch "$("$tree/hack/version.sh" epoch)" "${files[@]}" "${binaries[@]}"
 cd "$out"
-echo "${IMAGE:-shunt}:$version" "$(cat image/digest)" "in $out/image:"
+echo "$image:$version" "$(cat image/digest)" "in $out/image:"
 ls -sh1 image
