@@ -6,7 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	gomaps "maps"
+	stdmaps "maps"
 	"net/netip"
 	"slices"
 	"sync"
@@ -317,7 +317,7 @@ func (c *Clients) add(wants map[maps.ClientKey]netip.Addr) error {
 // it returns those of the oldest namespaces, and an error.
 func clientEntries(spaces map[uint64]*clientSpace, room int) (map[maps.ClientKey]netip.Addr, error) {
 	wants, left := map[maps.ClientKey]netip.Addr{}, 0
-	for _, s := range slices.SortedFunc(gomaps.Values(spaces), (*clientSpace).compare) {
+	for _, s := range slices.SortedFunc(stdmaps.Values(spaces), (*clientSpace).compare) {
 		if len(wants)+len(s.sources) > room {
 			left++
 			continue

@@ -6,7 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
+	stdmaps "maps"
 	"net"
 	"slices"
 	"syscall"
@@ -102,7 +102,7 @@ func (p *PacketPath) look() (problems [directions]string) {
 		if text := p.problems[everyDevice]; text != "" {
 			problems[dir] = text
 		}
-		for _, index := range slices.Sorted(maps.Keys(p.wanted)) {
+		for _, index := range slices.Sorted(stdmaps.Keys(p.wanted)) {
 			a, want := found.at(p.ways[0], point{index, dir}), p.wanted[index]
 			there := a != nil && a.inEffect
 			switch replaced := there && want.programs[dir] != 0 && a.program != want.programs[dir]; {

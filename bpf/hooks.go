@@ -6,7 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
+	stdmaps "maps"
 	"slices"
 	"strings"
 	"sync"
@@ -14,7 +14,7 @@ import (
 
 	"go.uber.org/zap"
 
-	shuntmaps "shunt/maps"
+	"shunt/maps"
 )
 
 // hooksResync is how often the hooks are scanned. The kernel sends no notice when a link is
@@ -39,14 +39,14 @@ type HooksOptions struct {
 	// MountBPFFS mounts a bpf file system again where that of Root was unmounted.
 	MountBPFFS bool
 	Lock       *Lock
-	Set        *shuntmaps.Set
-	Maps       *shuntmaps.Kernel
+	Set        *maps.Set
+	Maps       *maps.Kernel
 	// FindCgroup returns the directory of the cgroup to attach to.
 	FindCgroup func() (string, error)
 	Programs   *Programs
 	Packets    *PacketPath
 	FlowSeed   uint64
-	Memory     *shuntmaps.Memory
+	Memory     *maps.Memory
 	Log        *zap.Logger
 	// Repaired is called for each repair, with the name of what was repaired.
 	Repaired func(name string)
@@ -146,10 +146,10 @@ func (h *Hooks) Now() map[string]string {
 	}
 	if h.first {
 		now := pinnedProblems(h.opts.Root)
-		maps.Copy(now, h.packets())
+		stdmaps.Copy(now, h.packets())
 		return h.changed(now, last)
 	}
-	now := maps.Clone(last)
+	now := stdmaps.Clone(last)
 	states, err := h.opts.Programs.look(h.opts.Root, h.cgroup)
 	if err != nil {
 		now[EffectCgroup], states = err.Error(), h.opts.Programs.lookHeld()
@@ -162,13 +162,13 @@ func (h *Hooks) Now() map[string]string {
 		}
 	}
 	h.missed = h.packets()
-	maps.Copy(now, h.missed)
+	stdmaps.Copy(now, h.missed)
 	return h.changed(now, last)
 }
 
 // changed returns now, and asks for a scan where it differs from last.
 func (h *Hooks) changed(now, last map[string]string) map[string]string {
-	if !maps.Equal(now, last) {
+	if !stdmaps.Equal(now, last) {
 		select {
 		case h.poke <- struct{}{}:
 		default:
@@ -187,8 +187,8 @@ func (h *Hooks) pass(ctx context.Context) map[string]string {
 	p.attach()
 	p.prove(ctx)
 	p.readScope()
-	maps.Copy(p.problems, h.packets())
-	maps.Copy(p.found, h.missed)
+	stdmaps.Copy(p.problems, h.packets())
+	stdmaps.Copy(p.found, h.missed)
 	h.missed = nil
 	if ctx.Err() == nil { // else the failures mean nothing
 		h.report(&p)
@@ -206,7 +206,7 @@ func (h *Hooks) packets() map[string]string {
 // report logs the changes, counts the repairs and stores the problems.
 func (h *Hooks) report(p *hooksScan) {
 	before := h.Last()
-	for _, name := range slices.Sorted(maps.Keys(p.problems)) {
+	for _, name := range slices.Sorted(stdmaps.Keys(p.problems)) {
 		now, found := p.problems[name], p.found[name]
 		fields := []zap.Field{zap.String("hook", name), zap.String("cgroup", h.cgroup)}
 		switch {

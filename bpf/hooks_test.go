@@ -5,7 +5,7 @@ package bpf
 import (
 	"errors"
 	"fmt"
-	"maps"
+	stdmaps "maps"
 	"os"
 	"path/filepath"
 	"strings"
@@ -17,7 +17,7 @@ import (
 	"github.com/cilium/ebpf/link"
 	"go.uber.org/zap/zaptest"
 
-	shuntmaps "shunt/maps"
+	"shunt/maps"
 )
 
 // newHooksRig attaches the programs to the test's own cgroup. The test calls its scans.
@@ -32,7 +32,7 @@ func newHooksRig(t testing.TB) (h *Hooks, root, cg string, repaired map[string]i
 		t.Fatal(err)
 	}
 	set, k := openMaps(t, root)
-	memory, err := shuntmaps.OpenMemory(root)
+	memory, err := maps.OpenMemory(root)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -116,7 +116,7 @@ func TestHooksRepair(t *testing.T) {
 		for _, name := range test.repairs {
 			want[name] = 1
 		}
-		if !maps.Equal(repaired, want) {
+		if !stdmaps.Equal(repaired, want) {
 			t.Errorf("%s: repaired %v, want %v", test.name, repaired, want)
 		}
 		wantWrong(t, test.name+", a look after it", h.Now())

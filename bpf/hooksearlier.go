@@ -4,7 +4,7 @@ package bpf
 
 import (
 	"context"
-	"maps"
+	stdmaps "maps"
 	"slices"
 	"strings"
 )
@@ -46,9 +46,9 @@ func (h *Hooks) lookEarlier() (ok, own bool) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	problems := pinnedProblems(h.opts.Root)
-	ok = strings.Join(slices.Collect(maps.Values(problems)), "") == ""
+	ok = strings.Join(slices.Collect(stdmaps.Values(problems)), "") == ""
 	if h.first {
-		maps.Copy(problems, h.packets())
+		stdmaps.Copy(problems, h.packets())
 		h.report(&hooksScan{h: h, problems: problems})
 	}
 	return ok, !h.first

@@ -5,7 +5,7 @@ package bpf
 import (
 	"errors"
 	"fmt"
-	"maps"
+	stdmaps "maps"
 	"net"
 	"net/netip"
 	"path/filepath"
@@ -17,15 +17,15 @@ import (
 	"github.com/cilium/ebpf/link"
 	"go.uber.org/zap"
 
-	shuntmaps "shunt/maps"
+	"shunt/maps"
 )
 
 // PacketPathOptions are the options of NewPacketPath.
 type PacketPathOptions struct {
 	Root string
-	Set  *shuntmaps.Set
+	Set  *maps.Set
 	// Maps are the maps of Set. PacketPath writes map devices.
-	Maps *shuntmaps.Kernel
+	Maps *maps.Kernel
 	// Devices and PodDevices are --devices and --pod-devices. With no Devices, automatic
 	// chooses.
 	Devices, PodDevices DeviceNames
@@ -204,7 +204,7 @@ func (p *PacketPath) sync() (ok bool) {
 	if err := p.pass(problems); err != nil {
 		problems[everyDevice] = err.Error()
 	}
-	for _, name := range slices.Sorted(maps.Keys(problems)) {
+	for _, name := range slices.Sorted(stdmaps.Keys(problems)) {
 		if p.opts.Failed != nil {
 			p.opts.Failed()
 		}

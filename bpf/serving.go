@@ -10,7 +10,7 @@ import (
 	"go.uber.org/zap"
 	"golang.org/x/sys/unix"
 
-	shuntmaps "shunt/maps"
+	"shunt/maps"
 )
 
 // serving is a chosen device during a scan. After an error, nothing more is attached to it.
@@ -29,9 +29,9 @@ func (p *PacketPath) prepare(d device, choice decision, devices []device, resets
 		return s
 	}
 	p.wanted[d.index] = wantedDevice{d.name, [directions]ebpf.ProgramID{s.programs.by[ingress].id, s.programs.by[egress].id}}
-	entry := shuntmaps.NewDevice(sources(d, devices))
+	entry := maps.NewDevice(sources(d, devices))
 	if resets {
-		entry.Flags |= shuntmaps.DeviceResets
+		entry.Flags |= maps.DeviceResets
 	}
 	s.err = p.opts.Maps.SetDevice(uint32(d.index), entry)
 	return s

@@ -8,7 +8,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
+	stdmaps "maps"
 	"net/netip"
 	"slices"
 	"strings"
@@ -208,7 +208,7 @@ func (q demoQuestion) measure(ctx context.Context, r *demoResult) error {
 
 // judge returns what is wrong with the answers, "" if nothing is.
 func (q demoQuestion) judge(s lab.Summary) string {
-	names := slices.Sorted(maps.Keys(s.Servers))
+	names := slices.Sorted(stdmaps.Keys(s.Servers))
 	switch {
 	case s.Done != demoRounds:
 		return fmt.Sprintf("asked %d times instead of %d", s.Done, demoRounds)

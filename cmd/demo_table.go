@@ -7,7 +7,7 @@ package cmd
 import (
 	"fmt"
 	"io"
-	"maps"
+	stdmaps "maps"
 	"slices"
 	"strings"
 	"text/tabwriter"
@@ -52,7 +52,7 @@ func (res demoResult) answeredBy() string {
 		return "nothing: connection refused"
 	}
 	var parts []string
-	for _, name := range slices.Sorted(maps.Keys(res.Answers)) {
+	for _, name := range slices.Sorted(stdmaps.Keys(res.Answers)) {
 		parts = append(parts, fmt.Sprintf("%s ×%d", name, res.Answers[name]))
 	}
 	return strings.Join(parts, ", ")

@@ -5,7 +5,7 @@ package cmd
 import (
 	"encoding/json"
 	"fmt"
-	"maps"
+	stdmaps "maps"
 	"os"
 	"reflect"
 	"strconv"
@@ -169,7 +169,7 @@ func (s *settings) write(file string, c *Config) error {
 	conf.NodePortAddresses = c.NodePortAddresses
 	conf.HealthzBindAddress, conf.MetricsBindAddress = c.HealthzBindAddress, c.MetricsBindAddress
 	if _, set := conf.FeatureGates[gateExternalIPs]; set || !c.ExternalIPs {
-		conf.FeatureGates = maps.Clone(conf.FeatureGates)
+		conf.FeatureGates = stdmaps.Clone(conf.FeatureGates)
 		if conf.FeatureGates == nil {
 			conf.FeatureGates = map[string]bool{}
 		}

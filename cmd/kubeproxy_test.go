@@ -6,7 +6,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
-	"maps"
+	stdmaps "maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -111,7 +111,7 @@ func TestKubeProxyDefaults(t *testing.T) {
 			string(noOOM):       {"oomScoreAdj"},
 			string(noConntrack): {"conntrack.maxPerCore", "conntrack.min"},
 		}
-		if !maps.EqualFunc(said, want, slices.Equal) {
+		if !stdmaps.EqualFunc(said, want, slices.Equal) {
 			t.Errorf("%s: said %v\nwant %v", file, said, want)
 		}
 	}
@@ -155,7 +155,7 @@ func TestKubeProxyFlags(t *testing.T) {
 			t.Fatal(err)
 		}
 		real := flagsOfHelp(string(help))
-		if !maps.Equal(real, types) {
+		if !stdmaps.Equal(real, types) {
 			t.Errorf("%s has the flags\n%v\ntestdata has\n%v", binary, real, types)
 		}
 	}

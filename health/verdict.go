@@ -4,14 +4,14 @@ package health
 
 import (
 	"fmt"
-	"maps"
+	stdmaps "maps"
 	"slices"
 	"strings"
 	"sync/atomic"
 	"time"
 
 	"shunt/lb"
-	shuntmaps "shunt/maps"
+	"shunt/maps"
 )
 
 // pressure is the fill of a map, in percent, from which on there is a warning. The rest
@@ -62,7 +62,7 @@ func (c *checker) status() lb.Status {
 }
 
 // fill returns how full the maps are.
-func (c *checker) fill(st lb.Status) []shuntmaps.Fill {
+func (c *checker) fill(st lb.Status) []maps.Fill {
 	if c.flows == nil {
 		return st.Fill
 	}
@@ -116,7 +116,7 @@ func (c *checker) verdict() Verdict {
 	if st.Exceptions > st.ExceptionRoom {
 		v.Warnings = append(v.Warnings, fmt.Sprintf("addresses that no Service has are not refused: of %d Services' addresses that are "+
 			"not in the maps there is room to except %d; start shunt run with a larger %s",
-			st.Exceptions, st.ExceptionRoom, shuntmaps.FlagSources))
+			st.Exceptions, st.ExceptionRoom, maps.FlagSources))
 	}
 	v.Warnings = append(v.Warnings, c.watchWarnings()...)
 	v.Warnings = append(v.Warnings, mapWarnings(c.fill(st))...)
@@ -166,7 +166,7 @@ func (c *checker) hookWarnings() (warnings []string) {
 		return nil
 	}
 	last := c.hooks.Last()
-	for _, name := range slices.Sorted(maps.Keys(last)) {
+	for _, name := range slices.Sorted(stdmaps.Keys(last)) {
 		if last[name] != "" {
 			warnings = append(warnings, fmt.Sprintf("%s is not in effect as it should be: %s", name, last[name]))
 		}
@@ -175,7 +175,7 @@ func (c *checker) hookWarnings() (warnings []string) {
 }
 
 // mapWarnings returns a warning for each map that is nearly full, with its flag.
-func mapWarnings(fills []shuntmaps.Fill) []string {
+func mapWarnings(fills []maps.Fill) []string {
 	var warnings []string
 	for _, f := range fills {
 		if percent, high := underPressure(f); high {
@@ -188,7 +188,7 @@ func mapWarnings(fills []shuntmaps.Fill) []string {
 
 // underPressure returns how full a map is, in percent, and whether that is at least
 // pressure. A map of size 0 holds nothing and is never full.
-func underPressure(f shuntmaps.Fill) (percent uint64, high bool) {
+func underPressure(f maps.Fill) (percent uint64, high bool) {
 	if f.Size == 0 {
 		return 0, false
 	}

@@ -3,7 +3,7 @@
 package lab_test
 
 import (
-	"maps"
+	stdmaps "maps"
 	"net/netip"
 	"syscall"
 	"testing"
@@ -21,7 +21,7 @@ func TestHammer(t *testing.T) {
 				lab.HammerOptions{Count: 500, Concurrency: 4, Records: true})
 			check(t, err)
 			after := lab.Monotonic()
-			if s.Done != 500 || s.Answered != 500 || len(s.Errors) != 0 || !maps.Equal(s.Servers, map[string]int{"api-0": 500}) {
+			if s.Done != 500 || s.Answered != 500 || len(s.Errors) != 0 || !stdmaps.Equal(s.Servers, map[string]int{"api-0": 500}) {
 				t.Fatalf("%s %v: %+v", network, addr, s)
 			}
 			for _, l := range []lab.Latency{s.Connect, s.Total} {

@@ -3,7 +3,7 @@
 package lb
 
 import (
-	gomaps "maps"
+	stdmaps "maps"
 	"slices"
 
 	"shunt/maps"
@@ -60,7 +60,7 @@ func (c *compaction) gather(o order, n int) error {
 
 // join moves the ranges in the buddy of one free block of an order into another free block.
 func (c *compaction) join(o order) (bool, error) {
-	free := slices.Sorted(gomaps.Keys(c.r.slots.free[o]))
+	free := slices.Sorted(stdmaps.Keys(c.r.slots.free[o]))
 	for i, base := range free {
 		beside := block{base ^ o.size(), o}
 		parts, ok := c.parts(beside)

@@ -5,7 +5,7 @@ package lb
 import (
 	"cmp"
 	"fmt"
-	gomaps "maps"
+	stdmaps "maps"
 	"net/netip"
 	"slices"
 
@@ -136,7 +136,7 @@ func atMost(n int, chosen map[netip.Addr]uint32) map[netip.Addr]uint32 {
 	if len(chosen) <= n {
 		return chosen
 	}
-	sorted := slices.SortedFunc(gomaps.Keys(chosen), func(a, b netip.Addr) int {
+	sorted := slices.SortedFunc(stdmaps.Keys(chosen), func(a, b netip.Addr) int {
 		return cmp.Or(cmp.Compare(chosen[b], chosen[a]), a.Compare(b))
 	})
 	for _, a := range sorted[n:] {

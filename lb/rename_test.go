@@ -4,7 +4,7 @@ package lb
 
 import (
 	"fmt"
-	gomaps "maps"
+	stdmaps "maps"
 	"net/netip"
 	"slices"
 	"strings"
@@ -85,7 +85,7 @@ func (r *rig) records(ports ...uint16) map[uint16]string {
 			continue
 		}
 		all[port] = fmt.Sprintf("%d:", v.Id)
-		for _, id := range slices.Sorted(gomaps.Keys(d.Backends)) {
+		for _, id := range slices.Sorted(stdmaps.Keys(d.Backends)) {
 			if be := d.Backends[id]; be.ServiceId == v.Id {
 				all[port] += fmt.Sprintf(" %d=%s", id, be.AddrPort())
 				if be.Flags&maps.Renamed != 0 {
@@ -149,7 +149,7 @@ func TestNamesOfPortsChange(t *testing.T) {
 			r.mustStep()
 			r.clock.advance(listedPause)
 			r.mustStep()
-			if got := r.records(53, 54); !gomaps.Equal(got, before) {
+			if got := r.records(53, 54); !stdmaps.Equal(got, before) {
 				t.Errorf("a new daemon has %v, want %v", got, before)
 			}
 			r.sameAs(r.fresh(), "with a new daemon")

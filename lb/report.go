@@ -5,11 +5,11 @@ package lb
 import (
 	"cmp"
 	"errors"
-	"maps"
+	stdmaps "maps"
 	"slices"
 	"time"
 
-	shuntmaps "shunt/maps"
+	"shunt/maps"
 )
 
 // begin takes the changes, and the failures that are due. Status counts every change at each
@@ -28,7 +28,7 @@ func (l *Loop) begin(until time.Time, retries int) changes {
 // end publishes the result of a reconcile and makes the calls of LoopOptions.
 func (l *Loop) end(report Report, node *Node) {
 	report.Ended = l.o.Now()
-	report.Writes, l.r.writes = l.r.writes, shuntmaps.Writes{}
+	report.Writes, l.r.writes = l.r.writes, maps.Writes{}
 	stale := l.r.stale
 	l.r.stale = Stale{}
 	l.note(report, node)
@@ -62,7 +62,7 @@ func (l *Loop) note(report Report, node *Node) {
 	l.status.Synced = l.status.Synced || l.o.OnSynced == nil // else onSynced sets it
 	l.status.Err = errors.Join(l.failed.err(), l.r.shortErr())
 	l.status.Node = node
-	l.status.NoLocalEndpoints = maps.Clone(l.r.noLocal)
+	l.status.NoLocalEndpoints = stdmaps.Clone(l.r.noLocal)
 	l.status.Fill = l.fill()
 	l.status.Exceptions, l.status.ExceptionRoom = len(l.r.excepted.users), exceptionRoom(l.o.Tables.Sizes())
 	l.status.NodePortAddrs = l.r.nodePortAddrs()
@@ -96,12 +96,12 @@ func (l *Loop) Status() Status {
 }
 
 // fill returns how full the maps are that the loop writes and whose size is a flag.
-func (l *Loop) fill() []shuntmaps.Fill {
+func (l *Loop) fill() []maps.Fill {
 	return l.o.Tables.Sizes().FillOf(map[string]uint32{
-		shuntmaps.NameServices: uint32(l.r.entries),
-		shuntmaps.NameSlots:    l.r.slots.used,
-		shuntmaps.NameBackends: l.r.records.used,
-		shuntmaps.NameSources:  uint32(l.r.sources + len(l.r.cidrs) + len(l.r.excepted.held)),
+		maps.NameServices: uint32(l.r.entries),
+		maps.NameSlots:    l.r.slots.used,
+		maps.NameBackends: l.r.records.used,
+		maps.NameSources:  uint32(l.r.sources + len(l.r.cidrs) + len(l.r.excepted.held)),
 	})
 }
 
@@ -173,7 +173,7 @@ func (h *healthChecks) take() ([]HealthCheck, bool) {
 		return nil, false
 	}
 	h.changed = false
-	all := slices.Concat(slices.Collect(maps.Values(h.byService))...)
+	all := slices.Concat(slices.Collect(stdmaps.Values(h.byService))...)
 	for i := range all {
 		if h.missing[servedBy{all[i].Service, all[i].Family}] {
 			all[i].LocalEndpoints = 0

@@ -5,7 +5,7 @@ package lb
 import (
 	"cmp"
 	"fmt"
-	gomaps "maps"
+	stdmaps "maps"
 	"math/rand/v2"
 	"slices"
 	"testing"
@@ -71,7 +71,7 @@ func modelRoom(has []chosen) (r room) {
 // after everything within shares, in the same order.
 func modelGranted(st *Store, at place, sizes maps.Sizes, share room) map[maps.FrontendKey]bool {
 	owners := modelOwners(st)
-	services := slices.SortedFunc(gomaps.Values(st.services), func(a, b *Service) int {
+	services := slices.SortedFunc(stdmaps.Values(st.services), func(a, b *Service) int {
 		return cmp.Or(a.Created.Compare(b.Created), a.Name.compare(b.Name))
 	})
 	within := func(r, limit room) bool { _, over := r.beyond(limit); return !over }

@@ -3,7 +3,7 @@
 package lb
 
 import (
-	"maps"
+	stdmaps "maps"
 	"net/netip"
 	"reflect"
 	"slices"
@@ -367,7 +367,7 @@ func (s *Store) get(name ServiceName) (*Service, []*EndpointSlice) {
 func (s *Store) serviceNames() map[ServiceName]*Service {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return maps.Clone(s.services)
+	return stdmaps.Clone(s.services)
 }
 
 // surroundings is what is known beside services; nil means unknown. node is the last Node that was

@@ -4,7 +4,7 @@ package maps
 
 import (
 	"fmt"
-	"maps"
+	stdmaps "maps"
 	"net/netip"
 	"slices"
 	"strings"
@@ -112,8 +112,8 @@ func (d *Dump) Text() string {
 // starts with empty maps makes none of them.
 func (d *Dump) Lasting() *Dump {
 	lasting := *d
-	lasting.Backends = maps.Clone(d.Backends)
-	maps.DeleteFunc(lasting.Backends, func(_ uint32, b Backend) bool { return b.Flags&(Unready|Renamed) != 0 })
+	lasting.Backends = stdmaps.Clone(d.Backends)
+	stdmaps.DeleteFunc(lasting.Backends, func(_ uint32, b Backend) bool { return b.Flags&(Unready|Renamed) != 0 })
 	return &lasting
 }
 

@@ -4,7 +4,7 @@ package maps
 
 import (
 	"fmt"
-	"maps"
+	stdmaps "maps"
 	"net/netip"
 	"slices"
 	"sync"
@@ -258,14 +258,14 @@ func (f *Fake) DeleteSourceRange(k SourceRangeKey) error {
 // Dump returns a copy of everything.
 func (f *Fake) Dump() (*Dump, error) {
 	d := &Dump{
-		Frontends:    maps.Clone(f.frontends),
+		Frontends:    stdmaps.Clone(f.frontends),
 		Slots:        slices.Clone(f.slots),
 		Backends:     map[uint32]Backend{},
-		Names:        maps.Clone(f.names),
-		NodeAddrs:    maps.Clone(f.nodeAddrs),
-		ServiceCIDRs: slices.SortedFunc(maps.Keys(f.cidrs), netip.Prefix.Compare),
-		Allocated:    slices.SortedFunc(maps.Keys(f.allocated), netip.Addr.Compare),
-		Sources:      maps.Clone(f.sources),
+		Names:        stdmaps.Clone(f.names),
+		NodeAddrs:    stdmaps.Clone(f.nodeAddrs),
+		ServiceCIDRs: slices.SortedFunc(stdmaps.Keys(f.cidrs), netip.Prefix.Compare),
+		Allocated:    slices.SortedFunc(stdmaps.Keys(f.allocated), netip.Addr.Compare),
+		Sources:      stdmaps.Clone(f.sources),
 	}
 	for id, be := range f.backends {
 		if be.ServiceId != 0 {

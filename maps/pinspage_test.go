@@ -6,7 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"maps"
+	stdmaps "maps"
 	"os"
 	"slices"
 	"strings"
@@ -30,7 +30,7 @@ func TestPinsPage(t *testing.T) {
 		t.Fatal(err)
 	}
 	page, want := readPage(string(content)), wantPage(t)
-	for _, title := range slices.Sorted(maps.Keys(want)) {
+	for _, title := range slices.Sorted(stdmaps.Keys(want)) {
 		if page[title] == nil {
 			t.Errorf("a section with the heading %q is missing; its rows:\n%s", title, strings.Join(want[title], "\n"))
 			continue

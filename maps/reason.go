@@ -4,7 +4,7 @@ package maps
 
 import (
 	"fmt"
-	"maps"
+	stdmaps "maps"
 	"slices"
 	"strings"
 	"sync"
@@ -41,7 +41,7 @@ func ReasonNames() ([]string, error) {
 		return nil, err
 	}
 	all := make([]string, 0, len(names))
-	for _, r := range slices.Sorted(maps.Keys(names)) {
+	for _, r := range slices.Sorted(stdmaps.Keys(names)) {
 		all = append(all, names[r])
 	}
 	return all, nil

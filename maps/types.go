@@ -14,7 +14,7 @@ import (
 type (
 	// FrontendKey is the key of map services.
 	FrontendKey = abiFrontendKey
-	// Service is the value of map services: a frontend. Its Key is for programs: Kernel writes
+	// Frontend is the value of map services. Its Key is for programs: Kernel writes
 	// it, and it is zero in all values that Kernel takes and returns.
 	Frontend = abiFrontend
 	// SlotRange is a range of map slots.

@@ -4,7 +4,7 @@ package watcher
 
 import (
 	"context"
-	"maps"
+	stdmaps "maps"
 	"net/netip"
 	"slices"
 	"sync"
@@ -77,7 +77,7 @@ func (c *cidrs) change(change func()) {
 	defer c.mu.Unlock()
 	change()
 	if c.known {
-		c.pass(slices.Concat(slices.Collect(maps.Values(c.all))...))
+		c.pass(slices.Concat(slices.Collect(stdmaps.Values(c.all))...))
 	}
 }
 

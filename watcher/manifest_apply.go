@@ -4,7 +4,7 @@ package watcher
 
 import (
 	"cmp"
-	"maps"
+	stdmaps "maps"
 	"path/filepath"
 	"slices"
 
@@ -128,7 +128,7 @@ func (m *Manifests) setNode(node *lb.Node) {
 
 // sorted returns the keys of objects in a fixed order: services, then slices.
 func sorted(objects map[objectKey]any) []objectKey {
-	return slices.SortedFunc(maps.Keys(objects), func(a, b objectKey) int {
+	return slices.SortedFunc(stdmaps.Keys(objects), func(a, b objectKey) int {
 		return cmp.Or(-cmp.Compare(a.kind, b.kind), cmp.Compare(a.namespace, b.namespace), cmp.Compare(a.name, b.name))
 	})
 }

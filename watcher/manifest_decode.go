@@ -6,7 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"maps"
+	stdmaps "maps"
 	"slices"
 	"strconv"
 
@@ -77,7 +77,7 @@ func locate(data []byte, decode func([]byte) error) string {
 func blankChild(node any, helps func() bool) (string, any) {
 	switch n := node.(type) {
 	case map[string]any:
-		for _, key := range slices.Sorted(maps.Keys(n)) {
+		for _, key := range slices.Sorted(stdmaps.Keys(n)) {
 			was := n[key]
 			n[key] = nil
 			ok := was != nil && helps()

@@ -7,7 +7,7 @@ import (
 	"crypto/sha256"
 	"errors"
 	"io/fs"
-	"maps"
+	stdmaps "maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -246,4 +246,4 @@ func (m *Manifests) complain(path string, d document, failures []failure) {
 }
 
 // sortedFiles returns the paths of the files in the order in which they count.
-func (m *Manifests) sortedFiles() []string { return slices.Sorted(maps.Keys(m.files)) }
+func (m *Manifests) sortedFiles() []string { return slices.Sorted(stdmaps.Keys(m.files)) }

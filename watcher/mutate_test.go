@@ -5,7 +5,7 @@ package watcher
 import (
 	"encoding/json"
 	"fmt"
-	"maps"
+	stdmaps "maps"
 	"math/rand/v2"
 	"reflect"
 	"slices"
@@ -41,7 +41,7 @@ func spots(node any) []spot {
 	var out []spot
 	switch n := node.(type) {
 	case map[string]any:
-		for _, k := range slices.Sorted(maps.Keys(n)) {
+		for _, k := range slices.Sorted(stdmaps.Keys(n)) {
 			out = append(out, spot{func(v any) { n[k] = v }, func() { delete(n, k) }, n[k]})
 			out = append(out, spots(n[k])...)
 		}

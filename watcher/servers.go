@@ -5,7 +5,7 @@ package watcher
 import (
 	"context"
 	"encoding/json"
-	"maps"
+	stdmaps "maps"
 	"math/rand/v2"
 	"net"
 	"net/netip"
@@ -105,7 +105,7 @@ func (s *Servers) Recall(found Endpoints) {
 // prune forgets the endpoints of addresses that are not configured.
 func (s *Servers) prune() {
 	n := len(s.remembered)
-	maps.DeleteFunc(s.remembered, func(at string, _ []netip.AddrPort) bool {
+	stdmaps.DeleteFunc(s.remembered, func(at string, _ []netip.AddrPort) bool {
 		return !slices.ContainsFunc(s.urls, func(u *url.URL) bool { return strings.EqualFold(hostPort(u), at) })
 	})
 	s.unsaved = s.unsaved || len(s.remembered) < n
@@ -218,7 +218,7 @@ func (s *Servers) save() {
 // drops the oldest endpoint of the address with the most of them; among addresses with as
 // many, of the one that was configured last.
 func (s *Servers) fitting() Endpoints {
-	kept := maps.Clone(s.remembered)
+	kept := stdmaps.Clone(s.remembered)
 	for s.o.Room > 0 {
 		text, err := json.Marshal(kept)
 		if err != nil || len(text) <= s.o.Room {

@@ -6,7 +6,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"maps"
+	stdmaps "maps"
 	"net"
 	"net/http"
 	"net/netip"
@@ -280,7 +280,7 @@ func TestRememberedForConfigured(t *testing.T) {
 	}
 	var saved []Endpoints
 	s := NewServers(ServersOptions{Save: func(e Endpoints) error {
-		saved = append(saved, maps.Clone(e))
+		saved = append(saved, stdmaps.Clone(e))
 		return nil
 	}})
 	s.setURLs([]*url.URL{{Scheme: "https", Host: host}}, true)
@@ -308,7 +308,7 @@ func TestForgottenWithoutChange(t *testing.T) {
 	at := []netip.AddrPort{netip.MustParseAddrPort("10.0.0.1:6443")}
 	var saved []Endpoints
 	s := NewServers(ServersOptions{Save: func(e Endpoints) error {
-		saved = append(saved, maps.Clone(e))
+		saved = append(saved, stdmaps.Clone(e))
 		return nil
 	}})
 	s.Recall(Endpoints{"192.0.2.1:443": at, "192.0.2.2:443": at})

@@ -4,7 +4,7 @@ package watcher
 
 import (
 	"fmt"
-	"maps"
+	stdmaps "maps"
 	"net/netip"
 	"slices"
 	"strings"
@@ -117,7 +117,7 @@ func (s *sink) service(n lb.ServiceName) *lb.Service {
 func (s *sink) sliceNames() []lb.SliceName {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return slices.Collect(maps.Keys(s.slices))
+	return slices.Collect(stdmaps.Keys(s.slices))
 }
 
 // take returns the calls since the last take.
@@ -179,7 +179,7 @@ func said(logs *observer.ObservedLogs, text string) int {
 	for _, e := range logs.All() {
 		line := e.Message
 		values := e.ContextMap()
-		for _, k := range slices.Sorted(maps.Keys(values)) {
+		for _, k := range slices.Sorted(stdmaps.Keys(values)) {
 			line += fmt.Sprintf(" %s=%v", k, values[k])
 		}
 		if strings.Contains(line, text) {

@@ -4,7 +4,7 @@ package cluster_test
 
 import (
 	"encoding/json"
-	"maps"
+	stdmaps "maps"
 	"math/rand/v2"
 	"slices"
 	"strings"
@@ -31,7 +31,7 @@ type place struct {
 func places(node any) (all []place) {
 	switch n := node.(type) {
 	case map[string]any:
-		for _, k := range slices.Sorted(maps.Keys(n)) {
+		for _, k := range slices.Sorted(stdmaps.Keys(n)) {
 			if k == "metadata" || k == "apiVersion" || k == "kind" {
 				continue // its identity stays
 			}

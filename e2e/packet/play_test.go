@@ -5,7 +5,7 @@ package packet
 import (
 	"bytes"
 	"fmt"
-	"maps"
+	stdmaps "maps"
 	"net/netip"
 	"testing"
 )
@@ -113,7 +113,7 @@ func (s *step) ends(verdict uint32, reason string) {
 	if s.got.verdict != verdict {
 		s.c.Errorf("%s of %s: verdict %d, want %d", s.hook, describe(s.in), int32(s.got.verdict), int32(verdict))
 	}
-	if want := map[string]uint64{reason: 1}; !maps.Equal(s.counted, want) {
+	if want := map[string]uint64{reason: 1}; !stdmaps.Equal(s.counted, want) {
 		s.c.Errorf("%s of %s: counted %v, want %v", s.hook, describe(s.in), s.counted, want)
 	}
 	if s.c.Failed() {

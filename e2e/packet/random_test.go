@@ -6,7 +6,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"fmt"
-	"maps"
+	stdmaps "maps"
 	"net/netip"
 	"slices"
 	"strings"
@@ -14,7 +14,7 @@ import (
 	"time"
 
 	"shunt/bpf"
-	shuntmaps "shunt/maps"
+	"shunt/maps"
 )
 
 // randomPackets is the number of random packets in all, sequenceLength in one sequence. A
@@ -161,7 +161,7 @@ func (d *duel) sequence(dice *dice, length, look int) string {
 
 // compareAll compares the state, and the counts since before.
 func (d *duel) compareAll(before map[string]uint64) string {
-	if got, want := since(before, d.rig.counts()), d.model.counts; !maps.Equal(got, want) {
+	if got, want := since(before, d.rig.counts()), d.model.counts; !stdmaps.Equal(got, want) {
 		return fmt.Sprintf("counted %v, want %v", got, want)
 	}
 	return d.compare()
@@ -220,7 +220,7 @@ func (d *duel) lose(dice *dice) {
 	if len(all) == 0 {
 		return
 	}
-	keys := slices.SortedFunc(maps.Keys(all), flowKey.compare)
+	keys := slices.SortedFunc(stdmaps.Keys(all), flowKey.compare)
 	k := keys[dice.IntN(len(keys))]
 	delete(all, k)
 	if err := d.rig.set.Map(name).Delete(k.write()); err != nil {
@@ -305,11 +305,11 @@ func (d *duel) compareDirects() (diffs []string) {
 
 func (d *duel) compareFragments() (diffs []string) {
 	got := map[fragmentKey]fragment{}
-	var k shuntmaps.FragmentKey
-	var v shuntmaps.Fragment
+	var k maps.FragmentKey
+	var v maps.Fragment
 	it := d.rig.set.Map("fragments").Iterate()
 	for it.Next(&k, &v) {
-		got[readFragmentKey(k)] = fragment{shuntmaps.HostPort(v.Sport), shuntmaps.HostPort(v.Dport), v.Protocol, int64(v.Noted)}
+		got[readFragmentKey(k)] = fragment{maps.HostPort(v.Sport), maps.HostPort(v.Dport), v.Protocol, int64(v.Noted)}
 	}
 	if err := it.Err(); err != nil {
 		d.t.Fatal(err)
@@ -319,7 +319,7 @@ func (d *duel) compareFragments() (diffs []string) {
 		got.noted = want.noted
 		return near && got == want
 	}
-	if !maps.EqualFunc(got, d.model.fragments, same) {
+	if !stdmaps.EqualFunc(got, d.model.fragments, same) {
 		diffs = append(diffs, fmt.Sprintf("fragments has %v\nwant %v", got, d.model.fragments))
 	}
 	return diffs
@@ -327,8 +327,8 @@ func (d *duel) compareFragments() (diffs []string) {
 
 func (d *duel) compareAffinity() (diffs []string) {
 	n := 0
-	var k shuntmaps.AffinityKey
-	var v shuntmaps.AffinityValue
+	var k maps.AffinityKey
+	var v maps.AffinityValue
 	it := d.rig.set.Map("affinity").Iterate()
 	for it.Next(&k, &v) {
 		n++
@@ -348,7 +348,7 @@ func (d *duel) compareAffinity() (diffs []string) {
 }
 
 // readFragmentKey converts a key of map fragments to the model's.
-func readFragmentKey(k shuntmaps.FragmentKey) fragmentKey {
+func readFragmentKey(k maps.FragmentKey) fragmentKey {
 	id := make([]byte, 4)
 	binary.NativeEndian.PutUint32(id, k.Id)
 	p := fragmentKey{src: k.Src.B, dst: k.Dst.B, id: binary.BigEndian.Uint32(id), proto: k.Protocol, hook: hook(k.Egress)}

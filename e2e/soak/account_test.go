@@ -3,7 +3,7 @@
 package soak_test
 
 import (
-	"maps"
+	stdmaps "maps"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -12,7 +12,7 @@ import (
 	"time"
 
 	"shunt/e2e/rig"
-	shuntmaps "shunt/maps"
+	"shunt/maps"
 )
 
 // resources are what a process could leak.
@@ -99,7 +99,7 @@ func (s *soak) sameAs(before content) {
 // entries returns the number of entries of every hash map and trie of the daemon.
 func (s *soak) entries() map[string]int {
 	s.t.Helper()
-	set, err := shuntmaps.Load(s.d.Root)
+	set, err := maps.Load(s.d.Root)
 	s.check(err)
 	defer set.Close()
 	all := map[string]int{}
@@ -143,7 +143,7 @@ func (s *soak) sum(rounds int, counts map[string]int, before map[string]int) {
 	s.t.Helper()
 	now, after := s.unleaked(), s.atMost(before)
 	s.t.Logf("%d rounds in %d kinds of fault:", rounds, len(counts))
-	for _, name := range slices.Sorted(maps.Keys(counts)) {
+	for _, name := range slices.Sorted(stdmaps.Keys(counts)) {
 		s.t.Logf("  %4d %s", counts[name], name)
 	}
 	s.t.Logf("%d exchanges, %d of them failed as the faults declare", s.asked(), s.excused())
@@ -151,7 +151,7 @@ func (s *soak) sum(rounds int, counts map[string]int, before map[string]int) {
 	p := s.probes
 	s.t.Logf("%d probes in %v, %.2f a second; %d of them had an answer", p.asked, p.active.Round(time.Second), p.rate(), p.answered)
 	s.t.Logf("goroutines %d before, %d after; file descriptors %d before, %d after", s.base.goroutines, now.goroutines, s.base.files, now.files)
-	for _, name := range slices.Sorted(maps.Keys(after)) {
+	for _, name := range slices.Sorted(stdmaps.Keys(after)) {
 		s.t.Logf("map %s: entries %d before, %d after", name, before[name], after[name])
 		if after[name] > before[name] && !slices.Contains(byTime, name) {
 			s.t.Errorf("map %s has %d entries, and had %d at the beginning", name, after[name], before[name])
