@@ -103,26 +103,60 @@ func (p *PacketPath) look() (problems [directions]string) {
 			problems[dir] = text
 		}
 		for _, index := range slices.Sorted(stdmaps.Keys(p.wanted)) {
-			a, want := found.at(p.ways[0], point{index, dir}), p.wanted[index]
-			there := a != nil && a.inEffect
-			switch replaced := there && want.programs[dir] != 0 && a.program != want.programs[dir]; {
+			want, text := p.wanted[index], ""
+			if err == nil {
+				text = p.missing(found, point{index, dir})
+			}
+			switch {
 			case err != nil:
 				problems[dir] = err.Error()
-			case there && !replaced, deviceGone(index):
+			case text == "":
 				continue
 			case p.problems[want.name] != "":
 				problems[dir] = fmt.Sprintf("device %s: %s", want.name, p.problems[want.name])
-			case replaced:
-				problems[dir] = fmt.Sprintf("device %s has program %d instead of its own", want.name, a.program)
-				p.wake()
 			default:
-				problems[dir] = fmt.Sprintf("device %s has lost its program, or the pin of its link", want.name)
+				problems[dir] = text
 				p.wake()
 			}
 			break
 		}
 	}
 	return problems
+}
+
+// missing returns how what is attached at a point differs from what the last scan attached to its
+// device; empty: it does not, or the device is gone.
+func (p *PacketPath) missing(found attachments, at point) string {
+	a, want := found.at(p.ways[0], at), p.wanted[at.index]
+	there := a != nil && a.inEffect
+	replaced := there && want.programs[at.dir] != 0 && a.program != want.programs[at.dir]
+	switch {
+	case there && !replaced, deviceGone(at.index):
+		return ""
+	case replaced:
+		return fmt.Sprintf("device %s has program %d instead of its own", want.name, a.program)
+	}
+	return fmt.Sprintf("device %s has lost its program, or the pin of its link", want.name)
+}
+
+// noteLost notes in p.lost what the scan that has found these attachments puts right. A scan may
+// begin by itself before look has seen the loss: the kernel sends notices of a removed qdisc.
+func (p *PacketPath) noteLost(found attachments) {
+	for index := range p.wanted {
+		for dir := range direction(directions) {
+			if text := p.missing(found, point{index, dir}); text != "" {
+				p.lost[dir] = text
+			}
+		}
+	}
+}
+
+// takeLost returns what scans have put right since the last call, by direction; empty: nothing.
+func (p *PacketPath) takeLost() (lost [directions]string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	lost, p.lost = p.lost, lost
+	return lost
 }
 
 // deviceGone reports whether no device has the index any more: the scan that takes it off the

@@ -32,7 +32,7 @@ func TestFollowDevices(t *testing.T) {
 		}
 		n.remove(eth1)
 		n.follows("eth0", "address")
-		n.eventually("the entry in map devices is gone", func() bool { return n.sourceRangesOf(eth1) == "" })
+		n.eventually("the entry in map devices is gone", func() bool { return n.sourceAddrsOf(eth1) == "" })
 		// Another device gets the same index while no daemon runs.
 		stop()
 		eth1, _ = n.veth("eth1", "198.51.100.1/24")
@@ -76,7 +76,7 @@ func TestFollowAddresses(t *testing.T) {
 		n.must(err)
 		has := func(index int, want string) {
 			n.Helper()
-			n.eventually("the source is "+want, func() bool { return n.sourceRangesOf(index) == want })
+			n.eventually("the source is "+want, func() bool { return n.sourceAddrsOf(index) == want })
 		}
 		has(eth0, "192.0.2.1 -")
 		n.must(netlink.AddrAdd(first, addrOf(n.T, "2001:db8::1/64")))

@@ -203,8 +203,14 @@ func TestRemovedByOthers(t *testing.T) {
 		if n.noTCX { // the kernel sends notices about filters
 			n.run(p)
 			for range 3 {
+				p.takeLost()
 				n.must(netlink.QdiscDel(clsactOf(eth0)))
 				n.follows("eth0", "address")
+				// No look has seen that it was lost.
+				n.eventually("both are noted as lost", func() bool {
+					lost := p.takeLost()
+					return strings.Contains(lost[ingress], "eth0") && strings.Contains(lost[egress], "eth0")
+				})
 			}
 		}
 	})
@@ -240,7 +246,14 @@ func TestProgramReplacedByOthers(t *testing.T) {
 		}
 		p.sync()
 		if wrong := p.look(); wrong != [directions]string{} {
-			n.Errorf("after a pass: %q", wrong)
+			n.Errorf("after a scan: %q", wrong)
+		}
+		if lost := p.takeLost(); !strings.Contains(lost[ingress], "eth0") || lost[egress] != "" {
+			n.Errorf("it was put right: %q", lost)
+		}
+		p.sync()
+		if lost := p.takeLost(); lost != [directions]string{} {
+			n.Errorf("a scan without a loss has put right: %q", lost)
 		}
 		n.wantRun(eth0, frame)
 	})

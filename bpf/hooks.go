@@ -190,6 +190,11 @@ func (h *Hooks) pass(ctx context.Context) map[string]string {
 	stdmaps.Copy(p.problems, h.packets())
 	stdmaps.Copy(p.found, h.missed)
 	h.missed = nil
+	for dir, text := range h.opts.Packets.takeLost() {
+		if text != "" {
+			p.found[[directions]string{EffectIngress, EffectEgress}[dir]] = text
+		}
+	}
 	if ctx.Err() == nil { // else the failures mean nothing
 		h.report(&p)
 		h.first = false

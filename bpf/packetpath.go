@@ -65,6 +65,8 @@ type PacketPath struct {
 	// wanted are the devices that the last scan chose, by index. Before the first scan they are
 	// those that an earlier daemon has attached to.
 	wanted map[int]wantedDevice
+	// lost is what scans have found missing, by direction, and put right, since takeLost.
+	lost [directions]string
 	// held are the TCX links in effect. They are kept open: while this process lives, removing
 	// a pin detaches no program.
 	held map[point]link.Link
@@ -252,6 +254,7 @@ func (p *PacketPath) pass(problems map[string]string) error {
 	}
 	found, err := listAll(p.ways)
 	if err == nil {
+		p.noteLost(found)
 		err = found.removeStale()
 	}
 	if err != nil {

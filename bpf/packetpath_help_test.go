@@ -334,9 +334,9 @@ func (n *node) foreign() *ebpf.Program {
 	return p
 }
 
-// sourceRangesOf returns the addresses of a device's entry in map devices as text, "" where there is
+// sourceAddrsOf returns the addresses of a device's entry in map devices as text, "" where there is
 // no entry.
-func (n *node) sourceRangesOf(index int) string {
+func (n *node) sourceAddrsOf(index int) string {
 	n.Helper()
 	all, err := n.maps.Devices()
 	n.must(err)

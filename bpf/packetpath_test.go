@@ -31,7 +31,7 @@ func TestAttachDevices(t *testing.T) {
 			n.wantRun(index, frame)
 		}
 		for index, want := range map[int]string{eth0: "192.0.2.1 2001:db8::1", vxlan: "10.244.0.0 2001:db8::1", pod: "192.0.2.1 2001:db8::1", peer: ""} {
-			if got := n.sourceRangesOf(index); got != want {
+			if got := n.sourceAddrsOf(index); got != want {
 				n.Errorf("device %d: source %q, want %q", index, got, want)
 			}
 		}
@@ -89,7 +89,7 @@ func TestAttachNoEthernet(t *testing.T) {
 		if p.programs.loaded[variant{}] == nil || p.programs.loaded[variant{}].by[ingress].id == p.programs.loaded[variant{ethernet: true}].by[ingress].id {
 			n.Error("it has no programs of its own")
 		}
-		if got := n.sourceRangesOf(link.Attrs().Index); got != "- -" {
+		if got := n.sourceAddrsOf(link.Attrs().Index); got != "- -" {
 			n.Errorf("source %q with no address on the node", got)
 		}
 	})
