@@ -3,6 +3,8 @@
 package bpf
 
 import (
+	"fmt"
+
 	"encoding/binary"
 	"io/fs"
 	"net/netip"
@@ -104,4 +106,40 @@ func cgroupsBelow(root string) map[uint64]bool {
 		return nil
 	})
 	return ids
+}
+
+// SOCK_DESTROY and the attributes of sock_diag (linux/sock_diag.h,
+// linux/inet_diag.h) that the unix package does not have.
+const (
+	sockDiagByFamily = 20
+	sockDestroy      = 21
+
+	repCgroupID       = 21 // INET_DIAG_CGROUP_ID, Linux 5.8
+	stateEstablished  = 1
+	inetDiagMsgLength = 72
+)
+
+// dumpUDP returns all connected UDP sockets of a family in the calling thread's network
+// namespace.
+func dumpUDP(family uint8) ([]diagSocket, error) {
+	req := nl.NewNetlinkRequest(sockDiagByFamily, unix.NLM_F_DUMP)
+	req.AddData(&diagRequest{family: family, protocol: unix.IPPROTO_UDP, states: 1 << stateEstablished})
+	var sockets []diagSocket
+	err := req.ExecuteIter(unix.NETLINK_SOCK_DIAG, sockDiagByFamily, func(msg []byte) bool {
+		if sock, ok := parseDiag(msg); ok {
+			sockets = append(sockets, sock)
+		}
+		return true
+	})
+	if err != nil {
+		return nil, fmt.Errorf("list UDP sockets by sock_diag: %w", err)
+	}
+	return sockets, nil
+}
+
+func destroySocket(sock diagSocket, proto uint8) error {
+	req := nl.NewNetlinkRequest(sockDestroy, unix.NLM_F_ACK)
+	req.AddData(&diagRequest{family: sock.family, protocol: proto, states: ^uint32(0), id: sock.id})
+	_, err := req.Execute(unix.NETLINK_SOCK_DIAG, 0)
+	return err
 }

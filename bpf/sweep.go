@@ -9,7 +9,6 @@ import (
 	"slices"
 	"time"
 
-	"github.com/vishvananda/netlink/nl"
 	"go.uber.org/zap"
 	"golang.org/x/sys/unix"
 
@@ -241,40 +240,4 @@ func (p *socketScan) destroy(sock diagSocket, proto uint8) error {
 		p.s.o.Destroyed(proto)
 	}
 	return nil
-}
-
-// SOCK_DESTROY and the attributes of sock_diag (linux/sock_diag.h,
-// linux/inet_diag.h) that the unix package does not have.
-const (
-	sockDiagByFamily = 20
-	sockDestroy      = 21
-
-	repCgroupID       = 21 // INET_DIAG_CGROUP_ID, Linux 5.8
-	stateEstablished  = 1
-	inetDiagMsgLength = 72
-)
-
-// dumpUDP returns all connected UDP sockets of a family in the calling thread's network
-// namespace.
-func dumpUDP(family uint8) ([]diagSocket, error) {
-	req := nl.NewNetlinkRequest(sockDiagByFamily, unix.NLM_F_DUMP)
-	req.AddData(&diagRequest{family: family, protocol: unix.IPPROTO_UDP, states: 1 << stateEstablished})
-	var sockets []diagSocket
-	err := req.ExecuteIter(unix.NETLINK_SOCK_DIAG, sockDiagByFamily, func(msg []byte) bool {
-		if sock, ok := parseDiag(msg); ok {
-			sockets = append(sockets, sock)
-		}
-		return true
-	})
-	if err != nil {
-		return nil, fmt.Errorf("list UDP sockets by sock_diag: %w", err)
-	}
-	return sockets, nil
-}
-
-func destroySocket(sock diagSocket, proto uint8) error {
-	req := nl.NewNetlinkRequest(sockDestroy, unix.NLM_F_ACK)
-	req.AddData(&diagRequest{family: sock.family, protocol: proto, states: ^uint32(0), id: sock.id})
-	_, err := req.Execute(unix.NETLINK_SOCK_DIAG, 0)
-	return err
 }

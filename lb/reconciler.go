@@ -16,6 +16,17 @@ import (
 
 // reconciler writes the difference between what a plan wants and what the maps hold, one service at
 // a time. Only the loop's goroutine uses it.
+//
+//	wanted: portPlan             held: servicePort            adopted: orphans, left
+//	what the objects ask for     what the maps hold for it    what an earlier daemon left
+//	          |                             |                             |
+//	          +------- install (add) -------+<----- taken by key ---------+
+//	          +------- retire (remove) -----+                             |
+//	                                                 removed by prune, after the first sync
+//
+// A change is written in the order of install and then of retire, so that a look-up finds complete
+// data at each moment: the name of the service id, backends, source ranges, slots, frontends; then
+// it removes frontends, source ranges, slots, backends and the name.
 type reconciler struct {
 	tables maps.Tables
 	log    *zap.Logger
