@@ -71,7 +71,8 @@ static __always_inline int sock_is_answer(struct bpf_sock_addr *ctx, const struc
 					  enum reason reason)
 {
 	return dst->protocol == IPPROTO_UDP && reason != REASON_NO_FRONTEND &&
-	       reason != REASON_FLOW_KEPT && local_port_answers(ctx->sk->src_port, dst);
+	       reason != REASON_FLOW_KEPT && local_port_may_be_noted() &&
+	       local_port_answers(bpf_get_netns_cookie(ctx), ctx->sk->src_port, dst);
 }
 
 /* Notes that a UDP socket sends to dst, or to a backend instead. `port` is the destination's. */
@@ -254,8 +255,8 @@ static __always_inline int sock_reply(struct bpf_sock_addr *ctx, struct addr *ad
 {
 	int restored = sock_reply_restore(ctx->sk, addr, port);
 
-	if (!restored)
-		local_port_heard(ctx->sk->src_port, addr, *port);
+	if (!restored && local_port_may_be_noted())
+		local_port_heard(bpf_get_netns_cookie(ctx), ctx->sk->src_port, addr, *port);
 	hook_count(restored ? REASON_REPLY_RESTORED : REASON_REPLY_PASSED);
 	return restored;
 }

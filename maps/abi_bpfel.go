@@ -225,8 +225,10 @@ const (
 
 type abiLocalPortKey struct {
 	_     structs.HostLayout
+	Netns uint64
 	Own   uint16
 	Other uint16
+	Pad   uint32
 }
 
 type abiMetaValue struct {

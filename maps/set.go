@@ -217,7 +217,7 @@ func create(dir string, specs map[string]*ebpf.MapSpec, old *Set) (*Set, error) 
 func createOne(row tableRow, spec *ebpf.MapSpec, old *Set) (*ebpf.Map, error) {
 	if old != nil && (row.fate == shared || row.fate == sharedInABI && old.sameABI()) {
 		m := old.maps[row.name]
-		if m.Type() == spec.Type && m.ValueSize() == spec.ValueSize && m.MaxEntries() == spec.MaxEntries {
+		if m.Type() == spec.Type && m.KeySize() == spec.KeySize && m.ValueSize() == spec.ValueSize && m.MaxEntries() == spec.MaxEntries {
 			c, err := m.Clone()
 			if err != nil {
 				return nil, err

@@ -118,12 +118,15 @@ struct sock_flows {
 _Static_assert(sizeof(struct sock_flows) == 16 + SOCK_FLOWS * 48, "struct sock_flows");
 
 /* Key of `local_ports`: the two ports of a datagram that a socket of the node's own network
- * namespace sent. */
+ * namespace sent. A second entry has the network namespace of a socket that received such a
+ * datagram: only sockets there can answer it. */
 struct local_port_key {
-	__be16 own;   /* the socket's, which is the number of a node port too */
+	__u64 netns;  /* cookie of the receiver's network namespace; 0: of the sender's note */
+	__be16 own;   /* the sender's, which is the number of a node port too */
 	__be16 other; /* the destination's */
+	__u32 pad;
 };
-_Static_assert(sizeof(struct local_port_key) == 4, "struct local_port_key");
+_Static_assert(sizeof(struct local_port_key) == 16, "struct local_port_key");
 
 /* Key of `affinity`. A client on this node is its network namespace's cookie in the last 8 bytes,
  * after 8 zero bytes: the cookie's upper half comes first, and each half is in the machine's

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
 /* localport.h: UDP of the node's own processes from a port that is a node port's number. An answer
  * to that port must not be taken for a client's datagram to the service. What a process sends
- * proves that it has the port. What arrives only keeps an existing entry fresh, and proves
- * nothing. Knows map local_ports; knows no hook's context. */
+ * proves that it has the port. What arrives at a socket proves nothing: it only keeps such an
+ * entry fresh, and says in which network namespace answers may come from. Knows map local_ports;
+ * knows no hook's context. */
 #pragma once
 
 #include <linux/in.h>
@@ -16,13 +17,14 @@
 #define LOCAL_PORT_TOUCH 1000000000ULL
 
 /* Reports whether local_ports can have an entry that is new enough. On most nodes it never has
- * one. */
+ * one. Called before the functions below that look for an entry. */
 static __always_inline int local_port_may_be_noted(void)
 {
 	struct meta_value *m = lb_meta();
 
 	return m && m->local_port_noted &&
-	       (__s64)(bpf_ktime_get_ns() - m->local_port_noted) < (__s64)(LOCAL_PORT_AGE + LOCAL_PORT_TOUCH);
+	       (__s64)(bpf_ktime_get_ns() - m->local_port_noted) <
+		       (__s64)(LOCAL_PORT_AGE + LOCAL_PORT_TOUCH);
 }
 
 /* Notes in `meta` that an entry of local_ports is written now. */
@@ -34,12 +36,10 @@ static __always_inline void local_port_noted(__u64 now)
 		m->local_port_noted = now;
 }
 
-/* Returns when datagrams between the socket's port and the other one were last noted. NULL: not
- * within LOCAL_PORT_AGE. */
-static __always_inline __u64 *local_port_find(__be16 own, __be16 other, __u64 now)
+/* Returns when a key was last noted. NULL: not within LOCAL_PORT_AGE. */
+static __always_inline __u64 *local_port_find(const struct local_port_key *key, __u64 now)
 {
-	struct local_port_key key = { .own = own, .other = other };
-	__u64 *used = bpf_map_lookup_elem(&local_ports, &key);
+	__u64 *used = bpf_map_lookup_elem(&local_ports, key);
 
 	return used && (__s64)(now - *used) < (__s64)LOCAL_PORT_AGE ? used : NULL;
 }
@@ -80,29 +80,33 @@ static __always_inline int local_port_is_node(const struct addr *addr)
 }
 
 /* Reports whether a datagram from a socket with this port to dst is for a process of the node.
- * `port` is in host order. */
-static __always_inline int local_port_answers(__u32 port, const struct frontend_key *dst)
+ * `port` is in host order, netns is the cookie of the socket's network namespace. */
+static __always_inline int local_port_answers(__u64 netns, __u32 port,
+					      const struct frontend_key *dst)
 {
-	return local_port_may_be_noted() &&
-	       local_port_find(dst->port, bpf_htons(port), bpf_ktime_get_ns()) &&
-	       local_port_is_node(&dst->addr);
+	struct local_port_key key = { .netns = netns, .own = dst->port, .other = bpf_htons(port) };
+
+	return local_port_find(&key, bpf_ktime_get_ns()) && local_port_is_node(&dst->addr);
 }
 
-/* Notes a datagram from that address to a socket with this port, in host order. */
-static __always_inline void local_port_heard(__u32 port, const struct addr *from, __be16 own)
+/* Notes a datagram from that address to a socket with this port, in host order, of that network
+ * namespace, if a process of the node has sent such a datagram. */
+static __always_inline void local_port_heard(__u64 netns, __u32 port, const struct addr *from,
+					     __be16 own)
 {
 	struct local_port_key key = { .own = own, .other = bpf_htons(port) };
 	__u64 *used, now;
 
-	if (!local_port_may_be_noted())
-		return;
-	used = bpf_map_lookup_elem(&local_ports, &key);
-	if (!used)
-		return;
 	now = bpf_ktime_get_ns();
-	if (now - *used >= LOCAL_PORT_TOUCH && (__s64)(now - *used) < (__s64)LOCAL_PORT_AGE &&
-	    local_port_is_node(from)) {
+	used = local_port_find(&key, now);
+	if (!used || !local_port_is_node(from))
+		return;
+	if (now - *used >= LOCAL_PORT_TOUCH) {
 		local_port_noted(now);
 		*used = now;
 	}
+	key.netns = netns;
+	used = bpf_map_lookup_elem(&local_ports, &key);
+	if (!used || now - *used >= LOCAL_PORT_TOUCH)
+		bpf_map_update_elem(&local_ports, &key, &now, BPF_ANY);
 }

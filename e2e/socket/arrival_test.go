@@ -3,7 +3,6 @@
 package socket_test
 
 import (
-	"encoding/binary"
 	"net/netip"
 	"testing"
 	"time"
@@ -82,12 +81,13 @@ func sockaddrOf(a netip.AddrPort) unix.Sockaddr {
 
 // TestLocalPort: a process of the node uses a port with the number of a node port. A server's
 // datagrams to that port reach the process if the two have exchanged datagrams within two
-// minutes.
+// minutes. Those of another pod, with the same port, reach the service all the time.
 func TestLocalPort(t *testing.T) {
 	t.Parallel()
 	rig.NeedOwnNetns(t)
 	c := startCluster(t)
 	c.apply(rig.Service("web", 1, rig.WithNodePort(1)), rig.SlicesOf("web", rig.Up(c.web[0])...))
+	other := c.n1.Pod("same-port")
 	for i, w := range udpWays {
 		own := rig.At(w.of([]netip.Addr{c.n1.Addr4(), c.n1.Addr6()}), rig.NodePortOf(1))
 		server, port := w.open(t, c.client), uint16(5500+i)
@@ -124,6 +124,14 @@ func TestLocalPort(t *testing.T) {
 			hears(server, "question", own)
 			sends(server, own, "answer")
 			hears(process, "answer", at)
+			stranger := w.open(t, other)
+			if err := stranger.Bind(netip.AddrPortFrom(w.any(), port)); err != nil {
+				t.Fatal(err)
+			}
+			if got := stranger.askTo(own); got != "web-0" {
+				t.Errorf("%s: another pod's datagram is answered by %q, want the service", w, got)
+			}
+			_ = stranger.Close()
 		}
 		c.setLocalPort(own.Port(), port, 100*time.Second)
 		sends(server, own, "late answer")
@@ -137,7 +145,7 @@ func TestLocalPort(t *testing.T) {
 }
 
 // setLocalPort sets the age of the last datagram between two ports. Map local_ports must have
-// an entry for them.
+// the sender's entry and one receiver's.
 func (c *cluster) setLocalPort(own, other uint16, age time.Duration) {
 	c.t.Helper()
 	set, err := maps.Load(c.d.Root)
@@ -149,12 +157,15 @@ func (c *cluster) setLocalPort(own, other uint16, age time.Duration) {
 	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC, &now); err != nil {
 		c.t.Fatal(err)
 	}
-	key := binary.BigEndian.AppendUint16(binary.BigEndian.AppendUint16(nil, own), other)
-	m := set.Map("local_ports")
-	if value, err := m.LookupBytes(key); err != nil || value == nil {
-		c.t.Fatalf("map local_ports has no entry for ports %d and %d (%v)", own, other, err)
-	}
-	if err := m.Put(key, uint64(now.Nano())-uint64(age)); err != nil {
-		c.t.Fatal(err)
+	m, found := set.Map(maps.NameLocalPorts), 0
+	err = maps.EachEntry(m, func(k *maps.LocalPortKey, _ *uint64) error {
+		if maps.HostPort(k.Own) != own || maps.HostPort(k.Other) != other {
+			return nil
+		}
+		found++
+		return m.Put(*k, uint64(now.Nano())-uint64(age))
+	})
+	if err != nil || found != 2 {
+		c.t.Fatalf("map local_ports has %d entries for ports %d and %d (%v), want the sender's and the receiver's", found, own, other, err)
 	}
 }
