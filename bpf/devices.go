@@ -23,8 +23,11 @@ type device struct {
 	bridged bool
 	// addrs are in the kernel's order.
 	addrs []deviceAddr
-	// gateway: a route leads through this device to a gateway.
-	gateway bool
+	// gateway: a route leads through this device to a gateway. defaultRoute: a default route leads
+	// through it.
+	gateway, defaultRoute bool
+	// parent: a VLAN, macvlan or ipvlan device is on top of it.
+	parent bool
 }
 
 // deviceAddr is an address of a device.
@@ -51,12 +54,14 @@ type Why string
 // Why a device is attached to. Where several apply, it is the first that choose and automatic
 // check.
 const (
-	WhyAsked       Why = "asked"        // --devices names it
-	WhyPod         Why = "pod"          // --pod-devices names it
-	WhyTunnel      Why = "tunnel"       // its kind is one of tunnelKinds: it leads to other nodes
-	WhyAddress     Why = "address"      // it has a global address with a prefix shorter than /32 or /128
-	WhyGateway     Why = "gateway"      // a route leads through it to a gateway
-	WhyNodeAddress Why = "node-address" // it has an address of the Node
+	WhyAsked       Why = "asked"         // --devices names it
+	WhyPod         Why = "pod"           // --pod-devices names it
+	WhyTunnel      Why = "tunnel"        // its kind is one of tunnelKinds: it leads to other nodes
+	WhyAddress     Why = "address"       // it has a global address with a prefix shorter than /32 or /128
+	WhyGateway     Why = "gateway"       // a route leads through it to a gateway
+	WhyDefault     Why = "default-route" // a default route leads through it, without a gateway
+	WhyNodeAddress Why = "node-address"  // it has an address of the Node
+	WhyLink        Why = "link"          // its kind is one of linkKinds, and nothing is on top of it
 )
 
 // Why a device is not attached to.
@@ -66,7 +71,8 @@ const (
 	whyPort      Why = "port"        // its packets belong to its bridge or bond
 	whyHeader    Why = "link-header" // the programs can't parse its link-layer header
 	whyNotAsked  Why = "not-asked"   // --devices names others
-	whyNoNetwork Why = "no-network"  // no rule applies: a pod's veth, an unused device
+	whyParent    Why = "parent"      // its packets belong to the VLANs on top of it
+	whyNoNetwork Why = "no-network"  // no rule applies: a pod's veth, a virtual machine's tap
 )
 
 // decision is whether to attach to a device, and why.
@@ -137,6 +143,14 @@ const kindLoopback = "loopback"
 var tunnelKinds = []string{"vxlan", "geneve", "ipip", "sit", "gre", "gretap", "erspan", "ip6tnl",
 	"ip6gre", "ip6gretap", "ip6erspan", "vti", "vti6", "xfrm", "wireguard"}
 
+// linkKinds are the kinds of links to other machines: hardware ("device"), and what is made of it.
+// Load-balancer IPs may come in where the node has no address, as another machine answers ARP for
+// them. A device that is not used costs nothing, as it has no packets.
+var linkKinds = []string{"device", "vlan", "bond", "team"}
+
+// parentedKinds are the kinds of devices that are on top of another one and take its packets.
+var parentedKinds = []string{"vlan", "macvlan", "macvtap", "ipvlan", "ipvtap"}
+
 // automatic decides where --devices is not given. A bridge's address is usually the gateway of
 // its pods, so that an address alone does not make a bridge an uplink.
 func (c chooser) automatic(d device) decision {
@@ -149,8 +163,14 @@ func (c chooser) automatic(d device) decision {
 		return unlessUnreadable(d, WhyAddress)
 	case d.gateway:
 		return unlessUnreadable(d, WhyGateway)
+	case d.defaultRoute:
+		return unlessUnreadable(d, WhyDefault)
 	case slices.ContainsFunc(d.addrs, func(a deviceAddr) bool { return slices.Contains(c.node, a.prefix.Addr()) }):
 		return unlessUnreadable(d, WhyNodeAddress)
+	case slices.Contains(linkKinds, d.kind) && d.parent:
+		return decision{false, whyParent}
+	case slices.Contains(linkKinds, d.kind):
+		return unlessUnreadable(d, WhyLink)
 	}
 	return decision{false, whyNoNetwork}
 }

@@ -24,6 +24,8 @@ func dev(name, kind string, addrs ...string) device {
 func (d device) with(change func(*device)) device { change(&d); return d }
 
 func gateway(d *device)   { d.gateway = true }
+func byDefault(d *device) { d.defaultRoute = true }
+func isParent(d *device)  { d.parent = true }
 func enslaved(d *device)  { d.master, d.bridged = 9, true }
 func inVRF(d *device)     { d.master = 9 }
 func noHeader(d *device)  { d.header = headerNone }
@@ -46,12 +48,20 @@ func TestChoose(t *testing.T) {
 		{"a pod's veth", automatic, dev("veth1", "veth"), decision{false, whyNoNetwork}},
 		{"a pod's veth with a host's address", automatic, dev("veth1", "veth", "10.244.0.1/32", "fd00::1/128"), decision{false, whyNoNetwork}},
 		{"a pod's veth with a link-local address", automatic, dev("veth1", "veth", "-fe80::1/64"), decision{false, whyNoNetwork}},
-		{"an address that is not unique", automatic, dev("eth1", "device", "-192.0.2.7/24"), decision{false, whyNoNetwork}},
+		{"an address that is not unique", automatic, dev("veth1", "veth", "-192.0.2.7/24"), decision{false, whyNoNetwork}},
 		{"a cloud's /32 with a gateway", automatic, dev("ens4", "device", "10.128.0.2/32").with(gateway), decision{true, WhyGateway}},
 		{"an uplink without addresses", automatic, dev("eth1", "device").with(gateway), decision{true, WhyGateway}},
 		{"a /32 of the Node", automatic, dev("eth1", "device", "192.0.2.1/32"), decision{true, WhyNodeAddress}},
 		{"the Node's address, deprecated", automatic, dev("eth1", "device", "-2001:db8::1/64"), decision{true, WhyNodeAddress}},
-		{"an unused device", automatic, dev("eth3", "device"), decision{false, whyNoNetwork}},
+		{"a device without addresses", automatic, dev("eth3", "device"), decision{true, WhyLink}},
+		{"a VLAN on which a router sends to load-balancer IPs", automatic, dev("eth0.9", "vlan"), decision{true, WhyLink}},
+		{"a bond without addresses", automatic, dev("bond0", "bond"), decision{true, WhyLink}},
+		{"a bond of VLANs", automatic, dev("bond0", "bond").with(isParent), decision{false, whyParent}},
+		{"a device of VLANs, with an address", automatic, dev("eth0", "device", "192.0.2.1/24").with(isParent), decision{true, WhyAddress}},
+		{"a VLAN in a bridge", automatic, dev("eth0.9", "vlan").with(enslaved), decision{false, whyPort}},
+		{"a point-to-point default route", automatic, dev("ppp0", "ppp").with(noHeader).with(byDefault), decision{true, WhyDefault}},
+		{"a veth with a default route", automatic, dev("eth0", "veth", "192.0.2.7/32").with(byDefault), decision{true, WhyDefault}},
+		{"a dummy with a default route", automatic, dev("dummy0", "dummy").with(byDefault), decision{false, whyKind}},
 		{"a VLAN", automatic, dev("eth0.7", "vlan", "192.0.2.1/24"), decision{true, WhyAddress}},
 		{"a bond", automatic, dev("bond0", "bond", "192.0.2.1/24"), decision{true, WhyAddress}},
 		{"a bond's port", automatic, dev("eth0", "device", "192.0.2.1/24").with(enslaved), decision{false, whyPort}},

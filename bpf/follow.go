@@ -185,13 +185,16 @@ func (p *PacketPath) listen(socket *nl.NetlinkSocket) error {
 	}
 }
 
-// matters reports whether a message may change what is attached. Routes without a gateway do
-// not: every pod has one.
+// matters reports whether a message may change what is attached. Of routes without a gateway only
+// default routes do: every pod has one of the others.
 func matters(m syscall.NetlinkMessage) bool {
 	if m.Header.Type != unix.RTM_NEWROUTE && m.Header.Type != unix.RTM_DELROUTE {
 		return true
 	}
 	if len(m.Data) < unix.SizeofRtMsg {
+		return true
+	}
+	if m.Data[1] == 0 { // rtm_dst_len
 		return true
 	}
 	attrs, err := nl.ParseRouteAttr(m.Data[unix.SizeofRtMsg:])

@@ -26,10 +26,17 @@ func readDevices() ([]device, error) {
 	for _, l := range links {
 		kinds[l.Attrs().Index] = l.Type()
 	}
+	parents := map[int]bool{}
+	for _, l := range links {
+		if slices.Contains(parentedKinds, l.Type()) {
+			parents[l.Attrs().ParentIndex] = true
+		}
+	}
 	devices := make([]device, 0, len(links))
 	for _, l := range links {
 		a := l.Attrs()
-		d := device{index: a.Index, name: a.Name, kind: l.Type(), header: headerOf(a.EncapType), master: a.MasterIndex}
+		d := device{index: a.Index, name: a.Name, kind: l.Type(), header: headerOf(a.EncapType), master: a.MasterIndex,
+			parent: parents[a.Index]}
 		if a.Flags&net.FlagLoopback != 0 {
 			d.kind = kindLoopback
 		}
@@ -102,11 +109,16 @@ func readDeviceAddrs(devices []device) error {
 	return nil
 }
 
-// readGateways marks the devices that have a route to a gateway, in any table.
+// readGateways marks the devices that have a route to a gateway, or a default route, in any table.
 func readGateways(devices []device) error {
 	mark := func(index int, gw net.IP, via netlink.Destination) {
 		if d := deviceOf(devices, index); d != nil && (len(gw) > 0 && !gw.IsUnspecified() || via != nil) {
 			d.gateway = true
+		}
+	}
+	byDefault := func(index int) {
+		if d := deviceOf(devices, index); d != nil {
+			d.defaultRoute = true
 		}
 	}
 	for _, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
@@ -116,6 +128,12 @@ func readGateways(devices []device) error {
 			for _, hop := range r.MultiPath {
 				mark(hop.LinkIndex, hop.Gw, hop.Via)
 			}
+			if isDefault(r) {
+				byDefault(r.LinkIndex)
+				for _, hop := range r.MultiPath {
+					byDefault(hop.LinkIndex)
+				}
+			}
 			return true
 		})
 		if err = complete(err); err != nil && !errors.Is(err, unix.EAFNOSUPPORT) {
@@ -123,6 +141,18 @@ func readGateways(devices []device) error {
 		}
 	}
 	return nil
+}
+
+// isDefault reports whether packets to any address may take the route.
+func isDefault(r netlink.Route) bool {
+	if r.Type != unix.RTN_UNICAST {
+		return false
+	}
+	if r.Dst == nil {
+		return true
+	}
+	ones, _ := r.Dst.Mask.Size()
+	return ones == 0
 }
 
 // The sysctls that make this network namespace forward packets.

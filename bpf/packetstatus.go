@@ -4,6 +4,7 @@ package bpf
 
 import (
 	"cmp"
+	gomaps "maps"
 	"net/netip"
 	"slices"
 
@@ -56,6 +57,38 @@ func DeviceAttachments(root string, k *maps.Kernel) ([]DeviceAttachment, error) 
 		return cmp.Or(cmp.Compare(a.Index, b.Index), -cmp.Compare(a.Direction, b.Direction), cmp.Compare(a.By, b.By))
 	})
 	return all, nil
+}
+
+// LeftOut is the devices of this network namespace that are not attached to for one reason.
+type LeftOut struct {
+	Why     Why      `json:"why"`
+	Devices []string `json:"devices"`
+}
+
+// DevicesLeftOut returns the devices that nothing of all is attached to, by reason. Those that lack
+// a program are in all.
+func DevicesLeftOut(all []DeviceAttachment) ([]LeftOut, error) {
+	devices, err := readDevices()
+	if err != nil {
+		return nil, err
+	}
+	asked := slices.ContainsFunc(all, func(a DeviceAttachment) bool { return a.Why == WhyAsked })
+	by := map[Why][]string{}
+	for _, d := range devices {
+		if slices.ContainsFunc(all, func(a DeviceAttachment) bool { return a.Index == d.index }) {
+			continue
+		}
+		choice := chooser{}.choose(d)
+		if choice.attach && asked {
+			choice.why = whyNotAsked
+		}
+		by[choice.why] = append(by[choice.why], d.name)
+	}
+	left := []LeftOut{}
+	for _, why := range slices.Sorted(gomaps.Keys(by)) {
+		left = append(left, LeftOut{why, by[why]})
+	}
+	return left, nil
 }
 
 func newDeviceAttachment(a attachment, w way, devices []device, known map[uint32]maps.Device) DeviceAttachment {

@@ -16,6 +16,8 @@ import (
 // packetStatus is what `shunt status` reports about the packet path.
 type packetStatus struct {
 	Devices []bpf.DeviceAttachment `json:"devices"`
+	// LeftOut are the devices that are not attached to.
+	LeftOut []bpf.LeftOut `json:"leftOut"`
 	// Problems are those that are not of one device.
 	Problems []string `json:"problems,omitempty"`
 
@@ -34,6 +36,9 @@ func readPackets(root string, kernel *maps.Kernel, daemon daemonStatus) (s packe
 		return s, nil
 	}
 	if s.Devices, err = bpf.DeviceAttachments(root, kernel); err != nil {
+		return s, err
+	}
+	if s.LeftOut, err = bpf.DevicesLeftOut(s.Devices); err != nil {
 		return s, err
 	}
 	s.Problems, err = bpf.ForwardingProblems()
@@ -75,6 +80,14 @@ func (s *packetStatus) table(w io.Writer) {
 	fmt.Fprintf(w, "Packet path:\t%s\n", text)
 	for _, a := range s.Devices {
 		fmt.Fprintf(w, "  %s %s\t%s\n", deviceName(a), a.Direction, deviceText(a))
+	}
+	for _, l := range s.LeftOut {
+		const most = 8
+		names := strings.Join(l.Devices[:min(len(l.Devices), most)], ", ")
+		if more := len(l.Devices) - most; more > 0 {
+			names += fmt.Sprintf(" and %d more", more)
+		}
+		fmt.Fprintf(w, "  left out: %s\t%s\n", l.Why, names)
 	}
 	for _, a := range s.OwnClusterIPs {
 		fmt.Fprintf(w, "  %s\ta cluster IP that a device of this node has: left to it\n", a)

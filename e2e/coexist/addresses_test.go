@@ -4,7 +4,6 @@ package coexist
 
 import (
 	"fmt"
-	"strings"
 
 	"shunt/e2e/rig"
 )
@@ -48,8 +47,8 @@ func nodeLocalDNS(s *scene) {
 	if s.name == shunt {
 		said := s.command("status")
 		for _, family := range families {
-			line := of(rig.ClusterIPs(n), family).String() + "  a cluster IP that a device of this node has"
-			s.expect("status", fmt.Sprint(strings.Contains(strings.Join(strings.Fields(said), " "), strings.Join(strings.Fields(line), " "))), "true")
+			line := of(rig.ClusterIPs(n), family).String() + " a cluster IP that a device of this node has"
+			s.expect("status", fmt.Sprint(shows(said, line)), "true")
 		}
 	}
 	for _, family := range families { // the cache ends, and removes its device: CoreDNS answers again

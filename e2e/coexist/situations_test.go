@@ -25,6 +25,8 @@ var situations = []situation{
 		right: "the cluster IP that a device of the node has is the cache's"},
 	{name: "addresses on kube-ipvs0", part: "C", run: ipvsLeftovers,
 		right: "cluster IPs that IPVS mode left on its device are the Services'"},
+	{name: "uplink without address and gateway", part: "D", run: bareUplink,
+		right: "a point-to-point link that has a default route is served"},
 	{name: "shunt starts beside kube-proxy", part: "B", run: takeOver, only: shunt,
 		right: "no request of a client outside fails or waits meanwhile"},
 }

@@ -232,7 +232,12 @@ func (s *scene) undo(program string, args ...string) {
 	s.Cleanup(func() { s.run("", program, args...) })
 }
 
-// status returns the output of a command of shunt on the node.
+// shows reports whether words are in an output, whatever white space is between them.
+func shows(output, words string) bool {
+	return strings.Contains(strings.Join(strings.Fields(output), " "), words)
+}
+
+// command returns the output of a command of shunt on the node.
 func (s *scene) command(args ...string) string {
 	s.Helper()
 	var said bytes.Buffer
