@@ -180,17 +180,32 @@ func (c chooser) automatic(d device) decision {
 func (a deviceAddr) ofNetwork() bool { return a.source && !a.prefix.IsSingleIP() }
 
 // sources returns the SNAT address of each family for packets that leave by d: d's own, as the
-// kernel would choose it for a host on the link. Where d has none, as with unnumbered tunnels,
-// it is another device's. devices are all devices in the kernel's order. An invalid address:
-// there is none.
-func sources(d device, devices []device) (addr4, addr6 netip.Addr) {
-	addr4, addr6 = d.source(netip.Addr.Is4), d.source(netip.Addr.Is6)
+// kernel would choose it for a host on the link. Where d has none, as with unnumbered tunnels, it
+// is one of the Node's, node, or else another device's. Addresses of dummy devices come last: a
+// DNS cache or another proxy may keep addresses there that other nodes have too. devices are all
+// devices in the kernel's order. An invalid address: there is none.
+func sources(d device, devices []device, node []netip.Addr) (addr4, addr6 netip.Addr) {
+	var byNode, dummies device
+	candidates := []device{d, {}}
 	for _, other := range devices {
+		for _, a := range other.addrs {
+			if slices.Contains(node, a.prefix.Addr()) {
+				byNode.addrs = append(byNode.addrs, a)
+			}
+		}
+		if other.kind == "dummy" {
+			dummies.addrs = append(dummies.addrs, other.addrs...)
+		} else {
+			candidates = append(candidates, other)
+		}
+	}
+	candidates[1] = byNode
+	for _, c := range append(candidates, dummies) {
 		if !addr4.IsValid() {
-			addr4 = other.source(netip.Addr.Is4)
+			addr4 = c.source(netip.Addr.Is4)
 		}
 		if !addr6.IsValid() {
-			addr6 = other.source(netip.Addr.Is6)
+			addr6 = c.source(netip.Addr.Is6)
 		}
 	}
 	return addr4, addr6

@@ -119,6 +119,10 @@ func TestSourceRanges(t *testing.T) {
 	flannel := dev("flannel.1", "vxlan", "10.244.0.0/32", "-fe80::2/64")
 	wg := dev("wg0", "wireguard")
 	anycast := dev("lo", kindLoopback, "-127.0.0.1/8", "203.0.113.1/32")
+	dummy := dev("dummy0", "dummy", "169.254.20.10/32", "fd00::10/128")
+	inner := dev("eth0", "device", "10.0.0.1/24", "fd00::1/64")
+	node := dev("eth1", "device", "203.0.113.9/24", "2001:db8:9::9/64")
+	ofNode := []netip.Addr{netip.MustParseAddr("203.0.113.9"), netip.MustParseAddr("2001:db8:9::9")}
 	added := dev("eth0", "device", "203.0.113.2/32", "192.0.2.1/24", "2001:db8:f::7/128", "2001:db8::1/64")
 	for _, c := range []struct {
 		what         string
@@ -131,9 +135,12 @@ func TestSourceRanges(t *testing.T) {
 		{"an unnumbered tunnel", wg, []device{lo, eth0, flannel, wg}, "192.0.2.1", "2001:db8::1"},
 		{"a global address of loopback", wg, []device{anycast, eth0, wg}, "203.0.113.1", "2001:db8::1"},
 		{"one of a host was added", added, []device{lo, added}, "192.0.2.1", "2001:db8::1"},
+		{"a dummy before the uplink", wg, []device{lo, dummy, eth0, wg}, "192.0.2.1", "2001:db8::1"},
+		{"only a dummy has one", wg, []device{lo, dummy, wg}, "169.254.20.10", "fd00::10"},
+		{"the Node's address", wg, []device{lo, inner, node, wg}, "203.0.113.9", "2001:db8:9::9"},
 		{"nobody has one", wg, []device{lo, wg}, "invalid IP", "invalid IP"},
 	} {
-		v4, v6 := sources(c.d, c.all)
+		v4, v6 := sources(c.d, c.all, ofNode)
 		if v4.String() != c.want4 || v6.String() != c.want6 {
 			t.Errorf("%s: %v and %v, want %s and %s", c.what, v4, v6, c.want4, c.want6)
 		}

@@ -4,7 +4,7 @@ package bpf
 
 import (
 	"cmp"
-	gomaps "maps"
+	stdmaps "maps"
 	"net/netip"
 	"slices"
 
@@ -85,7 +85,7 @@ func DevicesLeftOut(all []DeviceAttachment) ([]LeftOut, error) {
 		by[choice.why] = append(by[choice.why], d.name)
 	}
 	left := []LeftOut{}
-	for _, why := range slices.Sorted(gomaps.Keys(by)) {
+	for _, why := range slices.Sorted(stdmaps.Keys(by)) {
 		left = append(left, LeftOut{why, by[why]})
 	}
 	return left, nil

@@ -29,7 +29,7 @@ func (p *PacketPath) prepare(d device, choice decision, devices []device, resets
 		return s
 	}
 	p.wanted[d.index] = wantedDevice{d.name, [directions]ebpf.ProgramID{s.programs.by[ingress].id, s.programs.by[egress].id}}
-	entry := maps.NewDevice(sources(d, devices))
+	entry := maps.NewDevice(sources(d, devices, p.nodeAddrs()))
 	if resets {
 		entry.Flags |= maps.DeviceResets
 	}
@@ -82,7 +82,8 @@ func (p *PacketPath) removeUnwanted(found attachments, chosen map[int]bool) erro
 					errs = append(errs, err)
 					continue
 				}
-				p.opts.Log.Info("detached from a device", zap.Int("ifindex", a.index), zap.Stringer("direction", a.dir), zap.Stringer("by", w))
+				p.opts.Log.Info("detached from a device", zap.Int("ifindex", a.index), zap.Stringer("direction", a.dir),
+					zap.Stringer("by", w))
 			}
 		}
 	}
