@@ -125,7 +125,7 @@ func (k *Kernel) markAddr(a netip.Addr, add, remove uint32) error {
 		return nil
 	case 0:
 		err := k.set.maps[mapAddrs].Delete(newAddr(a))
-		if err := k.wrap(ignoreMissing(err), mapAddrs, "delete address "+a.String()); err != nil {
+		if err := k.wrap(ignoreMissing(err), mapAddrs, func() string { return "delete address " + a.String() }); err != nil {
 			return err
 		}
 		k.addrs.known = known
@@ -136,7 +136,7 @@ func (k *Kernel) markAddr(a netip.Addr, add, remove uint32) error {
 	if known <= k.addrRoom() || known <= k.addrs.known {
 		err = k.set.maps[mapAddrs].Put(newAddr(a), abiAddrInfo{Flags: flags})
 	}
-	if err := k.wrap(err, mapAddrs, "mark address "+a.String()); err != nil {
+	if err := k.wrap(err, mapAddrs, func() string { return "mark address " + a.String() }); err != nil {
 		return err
 	}
 	k.addrs.known = known
@@ -224,7 +224,8 @@ func (k *Kernel) SetFrontend(key FrontendKey, v Frontend) error {
 		return k.markAddr(a, addrClusterIP, 0)
 	}
 	v.Key = key
-	services, what := k.set.maps[mapServices], "set frontend "+key.String()
+	services := k.set.maps[mapServices]
+	what := func() string { return "set frontend " + key.String() }
 	err := services.Update(key, v, ebpf.UpdateExist)
 	if !errors.Is(err, ebpf.ErrKeyNotExist) {
 		return k.wrap(err, mapServices, what)
@@ -258,7 +259,7 @@ func (k *Kernel) DeleteFrontend(key FrontendKey) error {
 	if err == nil && !a.IsUnspecified() {
 		return k.dropFrontend(a)
 	}
-	return k.wrap(ignoreMissing(err), mapServices, "delete frontend "+key.String())
+	return k.wrap(ignoreMissing(err), mapServices, func() string { return "delete frontend " + key.String() })
 }
 
 // dropFrontend counts one frontend less at an address, and unmarks the address after the last.
@@ -337,5 +338,5 @@ func (k *Kernel) setHookCheck(a netip.Addr) error {
 	if err := addrs.Lookup(key, &is); err == nil && is == want {
 		return nil
 	}
-	return k.wrap(addrs.Put(key, want), mapAddrs, "set probe address "+a.String())
+	return k.wrap(addrs.Put(key, want), mapAddrs, func() string { return "set hook check address " + a.String() })
 }

@@ -14,7 +14,7 @@ const anyService = 0
 // SetServiceCIDR adds a range. The programs refuse the addresses in it that are neither a
 // frontend's nor allocated.
 func (k *Kernel) SetServiceCIDR(p netip.Prefix) error {
-	if err := k.wrap(k.putSourceRange(NewSourceRangeKey(anyService, p)), mapSources, "set service CIDR "+p.String()); err != nil {
+	if err := k.wrap(k.putSourceRange(NewSourceRangeKey(anyService, p)), mapSources, func() string { return "set service CIDR " + p.String() }); err != nil {
 		return err
 	}
 	return k.countServiceCIDRs()
@@ -23,7 +23,7 @@ func (k *Kernel) SetServiceCIDR(p netip.Prefix) error {
 // DeleteServiceCIDR removes a range; it need not exist.
 func (k *Kernel) DeleteServiceCIDR(p netip.Prefix) error {
 	err := k.set.maps[mapSources].Delete(NewSourceRangeKey(anyService, p))
-	if err := k.wrap(ignoreMissing(err), mapSources, "delete service CIDR "+p.String()); err != nil {
+	if err := k.wrap(ignoreMissing(err), mapSources, func() string { return "delete service CIDR " + p.String() }); err != nil {
 		return err
 	}
 	return k.countServiceCIDRs()
@@ -32,13 +32,13 @@ func (k *Kernel) DeleteServiceCIDR(p netip.Prefix) error {
 // SetAllocated excepts an address from the service CIDRs: a service has it.
 func (k *Kernel) SetAllocated(a netip.Addr) error {
 	err := k.putSourceRangeValue(allocatedKey(a), 0)
-	return k.wrap(err, mapSources, "except "+a.String()+" from the service CIDRs")
+	return k.wrap(err, mapSources, func() string { return "except " + a.String() + " from the service CIDRs" })
 }
 
 // DeleteAllocated removes that exception; it need not exist.
 func (k *Kernel) DeleteAllocated(a netip.Addr) error {
 	err := k.set.maps[mapSources].Delete(allocatedKey(a))
-	return k.wrap(ignoreMissing(err), mapSources, "put "+a.String()+" back into the service CIDRs")
+	return k.wrap(ignoreMissing(err), mapSources, func() string { return "put " + a.String() + " back into the service CIDRs" })
 }
 
 func allocatedKey(a netip.Addr) SourceRangeKey {

@@ -26,13 +26,13 @@ func (k ClientKey) abi() abiClientKey { return abiClientKey{Netns: k.Netns, Addr
 // address. Only the goroutine that owns the map may call it.
 func (k *Kernel) SetClientAddr(key ClientKey, source netip.Addr) error {
 	value := abiClientAddr{Netns: key.Netns, Addr: newAddr(source)}
-	return k.wrap(k.set.maps[mapClientAddrs].Put(key.abi(), value), mapClientAddrs, "set the source address of "+key.String())
+	return k.wrap(k.set.maps[mapClientAddrs].Put(key.abi(), value), mapClientAddrs, func() string { return "set the source address of " + key.String() })
 }
 
 // DeleteClientAddr removes an entry; it need not exist.
 func (k *Kernel) DeleteClientAddr(key ClientKey) error {
 	err := ignoreMissing(k.set.maps[mapClientAddrs].Delete(key.abi()))
-	return k.wrap(err, mapClientAddrs, "delete the source address of "+key.String())
+	return k.wrap(err, mapClientAddrs, func() string { return "delete the source address of " + key.String() })
 }
 
 // ClientAddrs returns the entries of map client_addrs.

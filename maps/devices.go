@@ -45,7 +45,7 @@ func (k *Kernel) SetDevice(ifindex uint32, d Device) error {
 	if d.Flags&DeviceResets != 0 {
 		k.resets.Store(true)
 	}
-	return k.wrap(k.set.maps[mapDevices].Put(ifindex, d), mapDevices, fmt.Sprintf("set device %d", ifindex))
+	return k.wrap(k.set.maps[mapDevices].Put(ifindex, d), mapDevices, func() string { return fmt.Sprintf("set device %d", ifindex) })
 }
 
 // NewFrontends returns how many TCP frontends were added so far. It is safe from any goroutine.
@@ -82,7 +82,7 @@ func (k *Kernel) ClearResets() error {
 		}
 		d.Flags &^= DeviceResets
 		if err := k.set.maps[mapDevices].Update(ifindex, d, ebpf.UpdateExist); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
-			errs = append(errs, k.wrap(err, mapDevices, fmt.Sprintf("set device %d", ifindex)))
+			errs = append(errs, k.wrap(err, mapDevices, func() string { return fmt.Sprintf("set device %d", ifindex) }))
 		}
 	}
 	return errors.Join(errs...)
@@ -91,7 +91,7 @@ func (k *Kernel) ClearResets() error {
 // DeleteDevice removes a device's entry; it need not exist.
 func (k *Kernel) DeleteDevice(ifindex uint32) error {
 	err := ignoreMissing(k.set.maps[mapDevices].Delete(ifindex))
-	return k.wrap(err, mapDevices, fmt.Sprintf("delete device %d", ifindex))
+	return k.wrap(err, mapDevices, func() string { return fmt.Sprintf("delete device %d", ifindex) })
 }
 
 // Devices returns the entries of map devices, by interface index.

@@ -179,13 +179,13 @@ func (k *Kernel) SetName(id uint32, n Name) error {
 	if err != nil {
 		return err
 	}
-	return k.wrap(k.set.maps[mapNames].Put(id, v), mapNames, fmt.Sprintf("name service id %d %s", id, n))
+	return k.wrap(k.set.maps[mapNames].Put(id, v), mapNames, func() string { return fmt.Sprintf("name service id %d %s", id, n) })
 }
 
 // DeleteName removes the name of a service id.
 func (k *Kernel) DeleteName(id uint32) error {
 	err := k.set.maps[mapNames].Delete(id)
-	return k.wrap(ignoreMissing(err), mapNames, fmt.Sprintf("delete the name of service id %d", id))
+	return k.wrap(ignoreMissing(err), mapNames, func() string { return fmt.Sprintf("delete the name of service id %d", id) })
 }
 
 // SetSourceRange adds a source range. The value is the key's prefix_bits: by it, a look-up knows
@@ -194,7 +194,7 @@ func (k *Kernel) SetSourceRange(key SourceRangeKey) error {
 	if err := key.check(); err != nil {
 		return err
 	}
-	return k.wrap(k.putSourceRange(key), mapSources, "add source range "+key.String())
+	return k.wrap(k.putSourceRange(key), mapSources, func() string { return "add source range " + key.String() })
 }
 
 func (k *Kernel) putSourceRange(key SourceRangeKey) error {
@@ -216,7 +216,7 @@ func (k *Kernel) putSourceRangeValue(key SourceRangeKey, value uint8) error {
 // DeleteSourceRange removes a source range; it need not exist.
 func (k *Kernel) DeleteSourceRange(key SourceRangeKey) error {
 	err := k.set.maps[mapSources].Delete(key)
-	return k.wrap(ignoreMissing(err), mapSources, "delete source range "+key.String())
+	return k.wrap(ignoreMissing(err), mapSources, func() string { return "delete source range " + key.String() })
 }
 
 // SockPeerFD returns the file descriptor of map sock_peer. sock_diag takes it in requests for
@@ -291,8 +291,9 @@ func (k *Kernel) service(key FrontendKey) (v Frontend, has bool) {
 	return Frontend{}, false
 }
 
-// wrap adds to an error what was tried. It turns the kernel's E2BIG into a FullError.
-func (k *Kernel) wrap(err error, name, what string) error {
+// wrap adds to an error what was tried. It turns the kernel's E2BIG into a FullError. what is
+// called only with an error: a first sync makes some 100,000 writes.
+func (k *Kernel) wrap(err error, name string, what func() string) error {
 	switch {
 	case err == nil:
 		return nil
@@ -301,9 +302,9 @@ func (k *Kernel) wrap(err error, name, what string) error {
 		if full.Size = k.set.maps[name].MaxEntries(); name == mapAddrs {
 			full.Size = uint32(k.addrRoom())
 		}
-		return fmt.Errorf("%s: %w", what, full)
+		return fmt.Errorf("%s: %w", what(), full)
 	}
-	return fmt.Errorf("%s in map %s: %w", what, name, err)
+	return fmt.Errorf("%s in map %s: %w", what(), name, err)
 }
 
 func ignoreMissing(err error) error {
