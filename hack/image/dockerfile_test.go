@@ -10,6 +10,27 @@ import (
 	"testing"
 )
 
+// TestObjectsOfArchitectures: amd64 and arm64 embed the same eBPF objects. Both are
+// little-endian, and the objects are made for that and for nothing else of the machine.
+func TestObjectsOfArchitectures(t *testing.T) {
+	embedded := func(arch string) string {
+		list := exec.Command("go", "list", "-C", "../..", "-f", "{{.ImportPath}} {{.EmbedFiles}}", "./bpf", "./maps")
+		list.Env = append(os.Environ(), "GOOS=linux", "CGO_ENABLED=0", "GOARCH="+arch)
+		out, err := list.Output()
+		if err != nil {
+			t.Fatalf("%v: %v", list, err)
+		}
+		return string(out)
+	}
+	amd64, arm64 := embedded("amd64"), embedded("arm64")
+	if strings.Count(amd64, "_bpfel.o") != 6 || amd64 != arm64 {
+		t.Errorf("amd64 embeds\n%sand arm64\n%s", amd64, arm64)
+	}
+	if big := embedded("s390x"); strings.Contains(big, "_bpfel.o") {
+		t.Errorf("a big-endian machine embeds\n%s", big)
+	}
+}
+
 // TestDockerfile: the packages that the Dockerfile compiles ahead are packages of the image's
 // binary, and it has nothing that Docker's older builder refuses.
 func TestDockerfile(t *testing.T) {
