@@ -262,7 +262,7 @@ func (c *Clients) read(ctx context.Context, again func(*clientSpace) bool) error
 	})
 	links := sync.OnceValues(netlink.LinkList) // one listing serves all of this scan
 	for _, s := range found {
-		s.settle(links)
+		s.settle(c.bound, links)
 	}
 	if err == nil && ctx.Err() == nil {
 		c.spaces = found

@@ -63,8 +63,9 @@ func readClientSpace(bound []netip.Addr) (*clientSpace, error) {
 // settle runs in the node's network namespace. From a pod's sources it removes those that the
 // node would not route back to that pod. Otherwise a process that may add addresses and routes
 // in the pod could make the kernel name a source that is not the pod's, and connect with
-// another.
-func (s *clientSpace) settle(links func() ([]netlink.Link, error)) {
+// another. The same holds for a bound address that the pod has: for the kernel it is its own
+// source, but the programs replace the destination, and the packets leave with another source.
+func (s *clientSpace) settle(bound []netip.Addr, links func() ([]netlink.Link, error)) {
 	if s.file == nil {
 		return
 	}
@@ -75,7 +76,7 @@ func (s *clientSpace) settle(links func() ([]netlink.Link, error)) {
 	}
 	leads := map[netip.Addr]bool{}
 	for to, source := range s.sources {
-		if to == source || to.IsUnspecified() {
+		if to.IsUnspecified() || to == source && !slices.Contains(bound, to) {
 			continue
 		}
 		if _, asked := leads[source]; !asked {

@@ -231,6 +231,35 @@ func TestSourceRangesBorrowed(t *testing.T) {
 	r.refused("source_unknown", r.other)
 }
 
+// TestSourceRangesPodHasBalancer: a pod that may change its own network adds the load-balancer IP to
+// a device of its own. A load-balancer IP is a permitted source where a range contains a node's
+// address, but not for that pod: its connection would leave with the pod's own address.
+func TestSourceRangesPodHasBalancer(t *testing.T) {
+	t.Parallel()
+	r := newRangesRig(t)
+	r.serve(hostRanges(r.n1.Addr4(), r.n1.Addr6())...)
+	r.let(r.host)
+	r.refused("source_range", r.other)
+	cookie, err := r.other.NetnsCookie()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, a := range rig.BalancerIPs(1) {
+		r.other.BorrowAddr(a, a)
+	}
+	// With a second address of a family, the entry of the unspecified address is removed.
+	rig.Eventually(t, "the pod's new addresses are known", func() bool {
+		for key := range r.clientAddrs() {
+			if key.Netns == cookie && key.Addr.IsUnspecified() {
+				return false
+			}
+		}
+		return true
+	})
+	r.refused("source_unknown", r.other)
+	r.let(r.host)
+}
+
 // TestSourceRangesChoice: of several addresses of the node, the one that the kernel chooses
 // toward the load-balancer IP is checked, also after routes and addresses change.
 func TestSourceRangesChoice(t *testing.T) {
