@@ -26,7 +26,7 @@ func large(ips, ports, ranges, endpoints int) (*Service, *EndpointSlice) {
 	for i := range endpoints {
 		sl.Endpoints = append(sl.Endpoints, Endpoint{Addr: netip.AddrFrom4([4]byte{10, byte(i >> 16), byte(i >> 8), byte(i)}), Ready: true, Serving: true})
 	}
-	for _, p := range svc.Ports[:min(ports, 100)] {
+	for _, p := range svc.Ports {
 		sl.Ports = append(sl.Ports, EndpointPort{p.Name, p.Protocol, 8080})
 	}
 	return svc, sl

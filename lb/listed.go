@@ -10,7 +10,6 @@ package lb
 
 import (
 	"net/netip"
-	"slices"
 	"time"
 
 	"shunt/maps"
@@ -21,10 +20,10 @@ import (
 const listedPause = 5 * time.Second
 
 // servingByName has the serving endpoints in a service's slices, with the names of their ports.
-// found is made at the first lookup.
+// found is made at the first lookup. A lookup needs no more than two names of an endpoint.
 type servingByName struct {
 	slices []*EndpointSlice
-	found  map[servingAt][]string
+	found  map[servingAt]servingNames
 }
 
 type servingAt struct {
@@ -32,23 +31,35 @@ type servingAt struct {
 	protocol Protocol
 }
 
+// servingNames is the first name under which an endpoint serves, and whether there are others.
+type servingNames struct {
+	first  string
+	others bool
+}
+
 // underOther reports whether an endpoint serves under another port name.
 func (s *servingByName) underOther(addr netip.AddrPort, protocol Protocol, name string) bool {
 	if s.found == nil {
-		s.found = map[servingAt][]string{}
+		s.found = map[servingAt]servingNames{}
 		for _, slice := range s.slices {
 			for _, p := range slice.Ports {
 				for i := range slice.Endpoints {
 					e := &slice.Endpoints[i]
 					at := servingAt{netip.AddrPortFrom(e.Addr, p.Port), p.Protocol}
-					if (e.Ready || e.Serving) && !slices.Contains(s.found[at], p.Name) {
-						s.found[at] = append(s.found[at], p.Name)
+					if !e.Ready && !e.Serving {
+						continue
+					}
+					if names, there := s.found[at]; !there {
+						s.found[at] = servingNames{first: p.Name}
+					} else if !names.others && names.first != p.Name {
+						s.found[at] = servingNames{names.first, true}
 					}
 				}
 			}
 		}
 	}
-	return slices.ContainsFunc(s.found[servingAt{addr, protocol}], func(n string) bool { return n != name })
+	names, there := s.found[servingAt{addr, protocol}]
+	return there && (names.others || names.first != name)
 }
 
 // beginListed prepares keepListed for a service.

@@ -80,7 +80,11 @@ func (l *Loop) wishes(names []ServiceName, at place, full bool) ([]ServiceName, 
 
 func (l *Loop) look(name ServiceName, at place, full bool) *look {
 	svc, sls := l.o.Store.get(name)
-	l.checks.update(name, svc, sls, at)
+	var ports portIndex
+	if svc != nil {
+		ports = newPortIndex(sls, len(svc.Ports))
+	}
+	l.checks.update(name, svc, &ports, at)
 	l.noteOwn(name, svc, at)
 	l.rangedChanged = l.rangedChanged || l.ranged[name]
 	delete(l.ranged, name)
@@ -93,7 +97,7 @@ func (l *Loop) look(name ServiceName, at place, full bool) *look {
 		l.ranged[name], l.rangedChanged = true, true
 	}
 	at.reserved = l.reserved // which may have changed in this reconcile
-	plans := planService(svc, sls, at)
+	plans := planPorts(svc, &ports, at)
 	if slices.ContainsFunc(plans, func(p portPlan) bool { return len(p.refused) > 0 }) {
 		l.refused[name] = true
 	}

@@ -85,6 +85,12 @@ func (p *portPlan) inSet(flag uint8) []int {
 // planService returns the plans of all ports of a service. For a service that another proxy serves
 // they are only claims: no other service gets its cluster IPs as external addresses.
 func planService(svc *Service, slicesOf []*EndpointSlice, at place) []portPlan {
+	ports := newPortIndex(slicesOf, len(svc.Ports))
+	return planPorts(svc, &ports, at)
+}
+
+// planPorts does what planService does, with an index of the slices' ports.
+func planPorts(svc *Service, ports *portIndex, at place) []portPlan {
 	var plans []portPlan
 	for _, family := range []Family{IPv4, IPv6} {
 		clusterIP, has := ofFamily(svc.ClusterIPs, family)
@@ -95,7 +101,7 @@ func planService(svc *Service, slicesOf []*EndpointSlice, at place) []portPlan {
 			if p.Protocol != TCP && p.Protocol != UDP {
 				continue
 			}
-			plans = append(plans, planPort(svc, p, family, slicesOf, at))
+			plans = append(plans, planPort(svc, p, family, ports, at))
 		}
 		if at.owns(clusterIP) {
 			continue
@@ -152,8 +158,8 @@ func ofFamily(addrs []netip.Addr, f Family) (netip.Addr, bool) {
 	return addrs[i], true
 }
 
-func planPort(svc *Service, p ServicePort, family Family, slicesOf []*EndpointSlice, at place) portPlan {
-	eps := candidates(slicesOf, p.Name, p.Protocol, family, at)
+func planPort(svc *Service, p ServicePort, family Family, ports *portIndex, at place) portPlan {
+	eps := candidates(ports, p.Name, p.Protocol, family, at)
 	choose(eps, at)
 	plan := portPlan{
 		key:      portKey{service: svc.Name, port: p.Name, protocol: p.Protocol, family: family},

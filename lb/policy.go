@@ -92,28 +92,24 @@ func unite(a, b []string) []string {
 
 // candidates returns the endpoints of one family that slices list for a port name and protocol,
 // merged and sorted by address and port.
-func candidates(all []*EndpointSlice, name string, protocol Protocol, family Family, at place) []candidate {
+func candidates(ports *portIndex, name string, protocol Protocol, family Family, at place) []candidate {
 	pooled := listings.Get().(*[]listing)
 	defer listings.Put(pooled)
 	listed := (*pooled)[:0]
-	for n, s := range all {
-		for _, p := range s.Ports {
-			if p.Name != name || p.Protocol != protocol {
-				continue
-			}
-			for i := range s.Endpoints {
-				if a := s.Endpoints[i].Addr; FamilyOf(a) == family {
-					listed = append(listed, newListing(a, p.Port, n, i))
-				}
+	ports.each(name, protocol, func(n int, port uint16) {
+		endpoints := ports.slices[n].Endpoints
+		for i := range endpoints {
+			if a := endpoints[i].Addr; FamilyOf(a) == family {
+				listed = append(listed, newListing(a, port, n, i))
 			}
 		}
-	}
+	})
 	n := len(listed)
 	*pooled = slices.Grow(listed, n) // twice the room, for sorting
 	listed = sortListings((*pooled)[:n], (*pooled)[n:2*n])
 	merged := make([]candidate, 0, len(listed))
 	for _, l := range listed {
-		c := newCandidate(&all[l.slice].Endpoints[l.index], l.port(), at)
+		c := newCandidate(&ports.slices[l.slice].Endpoints[l.index], l.port(), at)
 		if n := len(merged); n > 0 && merged[n-1].addr == c.addr {
 			merged[n-1].merge(c)
 			continue
@@ -194,13 +190,13 @@ func topology(all []candidate, at place) func(*candidate) bool {
 // localReady counts the addresses of a service's ready endpoints on this node, of one family: what
 // a health check reports to a load balancer. It counts candidates of the service's own ports, like
 // the data path. An address that serves several ports counts once.
-func localReady(svc *Service, all []*EndpointSlice, family Family, at place) int {
+func localReady(svc *Service, ports *portIndex, family Family, at place) int {
 	var addrs []netip.Addr
 	for _, p := range svc.Ports {
 		if p.Protocol != TCP && p.Protocol != UDP {
 			continue
 		}
-		for _, c := range candidates(all, p.Name, p.Protocol, family, at) {
+		for _, c := range candidates(ports, p.Name, p.Protocol, family, at) {
 			if c.local && c.ready {
 				addrs = append(addrs, c.addr.Addr())
 			}

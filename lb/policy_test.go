@@ -12,7 +12,8 @@ import (
 // outcome returns the endpoints of port "p" over IPv4/TCP with the sets that they are in, as
 // "address:port cluster local", sorted.
 func outcome(all []*EndpointSlice, at place) []string {
-	eps := candidates(all, "p", TCP, IPv4, at)
+	ports := newPortIndex(all, 1)
+	eps := candidates(&ports, "p", TCP, IPv4, at)
 	choose(eps, at)
 	var out []string
 	for _, c := range eps {
@@ -164,6 +165,7 @@ func TestLocalReady(t *testing.T) {
 		slice("t", "a", "p:80/TCP", "10.0.0.1@me", "10.0.0.4@me", "fd00::1@me"),
 		slice("u", "a", "", "10.0.0.5@me"),
 	}
+	ports := newPortIndex(all, 1)
 	both := service("a", "10.96.0.1", "p:80/TCP", "q:81/TCP")
 	for _, c := range []struct {
 		what   string
@@ -179,7 +181,7 @@ func TestLocalReady(t *testing.T) {
 		{"the port of another protocol", service("a", "10.96.0.1", "p:80/UDP"), IPv4, here, 0},
 		{"a node without a name", both, IPv4, place{}, 0},
 	} {
-		if got := localReady(c.svc, all, c.family, c.at); got != c.want {
+		if got := localReady(c.svc, &ports, c.family, c.at); got != c.want {
 			t.Errorf("%s: %d, want %d", c.what, got, c.want)
 		}
 	}

@@ -116,13 +116,13 @@ type healthChecks struct {
 	ports int
 }
 
-func (h *healthChecks) update(name ServiceName, svc *Service, sls []*EndpointSlice, at place) {
+func (h *healthChecks) update(name ServiceName, svc *Service, ports *portIndex, at place) {
 	var now []HealthCheck
 	if svc != nil && svc.HealthCheckNodePort != 0 {
 		for _, family := range []Family{IPv4, IPv6} {
 			if _, has := ofFamily(svc.ClusterIPs, family); has {
 				now = append(now, HealthCheck{Service: name, Family: family, Port: svc.HealthCheckNodePort,
-					LocalEndpoints: localReady(svc, sls, family, at)})
+					LocalEndpoints: localReady(svc, ports, family, at)})
 			}
 		}
 	}
