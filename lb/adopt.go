@@ -94,18 +94,19 @@ func (r *reconciler) holdSlots(s maps.SlotRange) {
 	}
 }
 
+// adoptNames adopts the named service ports. Two may have one name: a daemon was killed while port
+// names were swapped. Both are adopted, since their frontends show which plan continues which port
+// (rename.go).
 func (r *reconciler) adoptNames(d *maps.Dump) map[uint32]*servicePort {
 	byID := map[uint32]*servicePort{}
-	known := make(map[portKey]bool, len(d.Names))
 	for id, n := range d.Names {
 		key := keyOf(n)
-		twice := known[key]
-		if !r.services.has(id) || key.protocol == 0 || twice {
+		if !r.services.has(id) || key.protocol == 0 {
 			r.left.names = append(r.left.names, id)
 			continue
 		}
 		p := &servicePort{key: key, id: id}
-		byID[id], known[key] = p, true
+		byID[id] = p
 		r.ports[key.service] = append(r.ports[key.service], p)
 	}
 	return byID

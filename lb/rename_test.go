@@ -282,3 +282,47 @@ func TestNodePortStays(t *testing.T) {
 		})
 	}
 }
+
+// TestKilledWhileNamesChange kills the daemon after each write of a change of the names of three
+// ports. The next daemon finds a name twice in the maps, and has to continue all ports: their flows
+// refer to their ids and backends.
+func TestKilledWhileNamesChange(t *testing.T) {
+	set := func(r *rig, names string) {
+		n := strings.Fields(names)
+		r.store.SetService(service("a", "10.96.0.1", n[0]+":53/UDP", n[1]+":54/UDP", n[2]+":55/UDP"))
+		r.store.SetSlice(slice("a", "a", n[0]+":5353/UDP "+n[1]+":5454/UDP "+n[2]+":5555/UDP", "10.0.0.1"))
+	}
+	for _, change := range []struct{ to, next string }{
+		{"y x z", "y x z"}, // swapped
+		{"y z x", "y z x"}, // rotated
+		{"y x z", "x y z"}, // swapped, and swapped back while no daemon runs
+		{"y z x", "new x y"},
+	} {
+		for lives := range 6 {
+			for range 8 { // the order of the names in the maps is random
+				f := &faults{lives: -1}
+				clock := newTestClock()
+				r := newRig(t, &maps.Faulty{Tables: newGuard(t, maps.NewFake(roomy), clock), Fail: f.fail}, clock)
+				set(r, "x y z")
+				r.mustStep()
+				before := r.records(53, 54, 55)
+				r.clock.advance(grace)
+				set(r, change.to)
+				f.lives = lives
+				r.step()
+				f.lives = -1
+				set(r, change.next)
+				r.start()
+				r.clock.advance(grace)
+				r.settle()
+				if got := r.records(53, 54, 55); !stdmaps.Equal(got, before) {
+					t.Fatalf("to %q, killed after %d writes, then %q: %v, before %v", change.to, lives, change.next, got, before)
+				}
+				if len(r.heard.stale) > 0 {
+					t.Fatalf("to %q, killed after %d writes: sockets are said to be left behind: %+v", change.to, lives, r.heard.stale)
+				}
+				r.sameAs(r.fresh(), "after the change to "+change.to)
+			}
+		}
+	}
+}
