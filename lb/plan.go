@@ -202,7 +202,7 @@ func (c *candidate) flags() uint8 {
 func planFrontends(svc *Service, p ServicePort, family Family, at place) (plan []frontendPlan, refused []refusal) {
 	add := func(kind maps.FrontendKind, a netip.Addr, port uint16) {
 		f := frontendPlan{key: maps.NewFrontendKey(a, port, uint8(p.Protocol)), kind: kind,
-			outsideLocal: svc.ExternalLocal, ranged: kind == maps.LoadBalancerIP && hasRanges(svc, family)}
+			outsideLocal: svc.ExternalLocal, ranged: kind == maps.LoadBalancerIP && isRestricted(svc, family)}
 		if kind == maps.ClusterIP {
 			f.insideLocal, f.outsideLocal = svc.InternalLocal, svc.InternalLocal
 		}

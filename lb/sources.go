@@ -8,6 +8,7 @@ package lb
 //   - They restrict load-balancer IPs only, not node ports and external IPs.
 //   - They are filtered by family. A family without ranges is open, as with
 //     kube-proxy. The converter handles invalid ranges, so that they open no family.
+//     A family with a range of all addresses (0.0.0.0/0, ::/0) is open too.
 //   - A load-balancer IP may be an address of the node itself, which then connects
 //     to the IP from that same address: where a range contains an address of the node,
 //     the service's load-balancer IPs are allowed clients as well.
@@ -29,8 +30,11 @@ func ofRanges(svc *Service, f Family) []netip.Prefix {
 	return slices.DeleteFunc(slices.Clone(svc.SourceRanges), func(p netip.Prefix) bool { return FamilyOf(p.Addr()) != f })
 }
 
-func hasRanges(svc *Service, f Family) bool {
-	return slices.ContainsFunc(svc.SourceRanges, func(p netip.Prefix) bool { return FamilyOf(p.Addr()) == f })
+// isRestricted reports whether the source ranges leave out an address of the family. A range of all
+// addresses admits clients whose source is not known, so no range is looked up.
+func isRestricted(svc *Service, f Family) bool {
+	ranges := ofRanges(svc, f)
+	return len(ranges) > 0 && !slices.ContainsFunc(ranges, func(p netip.Prefix) bool { return p.Bits() == 0 })
 }
 
 // planSourceRanges returns the source ranges of a family, sorted; none where no frontend of the plan
@@ -76,7 +80,7 @@ func (l *Loop) bind() (unbind func()) {
 	}
 }
 
-// boundAddrs returns the load-balancer IPs of services that have source ranges of their family.
+// boundAddrs returns the load-balancer IPs that source ranges restrict.
 func (l *Loop) boundAddrs() []netip.Addr {
 	var addrs []netip.Addr
 	for name := range l.ranged {
@@ -85,7 +89,7 @@ func (l *Loop) boundAddrs() []netip.Addr {
 			continue
 		}
 		for _, a := range svc.LoadBalancerIPs {
-			if hasRanges(svc, FamilyOf(a)) {
+			if isRestricted(svc, FamilyOf(a)) {
 				addrs = append(addrs, a)
 			}
 		}

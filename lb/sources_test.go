@@ -39,8 +39,10 @@ func TestPlanSourceRanges(t *testing.T) {
 		{"that contain an address of the node", "192.168.0.0/24 2001:db8::/32", "fd00::1 192.168.0.1",
 			"[1.1.1.2/32 1.1.1.3/32 192.168.0.0/24]", "[2001:db8::/32]"},
 		{"that contain the node's loopback, which nobody else sees", "127.0.0.0/8", "127.0.0.1", "[127.0.0.0/8]", ""},
-		{"that contain a load-balancer IP already", "0.0.0.0/0 1.1.1.2/32 ::/0", "192.168.0.1 fd00::1",
-			"[0.0.0.0/0 1.1.1.2/32 1.1.1.3/32]", "[::/0 2001:db8::2/128]"},
+		{"that contain a load-balancer IP already", "0.0.0.0/1 192.0.0.0/8 1.1.1.2/32 ::/1 fd00::/8", "192.168.0.1 fd00::1",
+			"[0.0.0.0/1 1.1.1.2/32 1.1.1.3/32 192.0.0.0/8]", "[::/1 2001:db8::2/128 fd00::/8]"},
+		{"of all addresses: both families are open", "10.0.0.0/8 0.0.0.0/0 ::/0", "192.168.0.1 fd00::1", "", ""},
+		{"of all addresses of one family", "0.0.0.0/0 2001:db8::/32", "", "", "[2001:db8::/32]"},
 	} {
 		svc := rangedService(strings.Fields(c.ranges)...)
 		at := place{node: "me", addrs: outsideAddrs(addrs(strings.Fields(c.nodes)...))}

@@ -138,12 +138,12 @@ func TestSourceRangesWithoutCookies(t *testing.T) {
 	}
 	c := startCluster(t)
 	r := &rangesRig{c, c.n1.Pod("other")}
-	r.serve("0.0.0.0/0", "::/0")
+	r.serve("0.0.0.0/1", "128.0.0.0/1", "::/1", "8000::/1")
 	r.refused("source_unknown", r.client, r.host)
 	if r.d.Log.Find("load-balancer IPs with source ranges refuse clients of this node whose source addresses are not known") == nil {
 		t.Error("the log does not say why")
 	}
-	r.serve()
+	r.serve("0.0.0.0/0", "::/0")
 	r.let(r.client, r.host)
 }
 
@@ -319,6 +319,13 @@ func TestSourceRangesNewPod(t *testing.T) {
 	if slices.Min(took) > 2*time.Second {
 		t.Errorf("the fastest of %d new pods was known after %v", len(took), slices.Min(took))
 	}
+	r.serve("0.0.0.0/0", "::/0")
+	r.d.Kill()
+	early := r.n1.Pod("early")
+	r.let(early) // its source address is not known, and all are admitted
+	early.Remove()
+	r.d.Start()
+	r.serve("10.244.0.0/16", "fd00:10:244::/48")
 	r.d.Kill()
 	late := r.n1.Pod("late")
 	r.let(r.client)
