@@ -314,7 +314,7 @@ func (c *Clients) add(wants map[maps.ClientKey]netip.Addr) error {
 }
 
 // clientEntries returns the entries of the network namespaces. Where there is no room for all,
-// it returns those of the oldest namespaces, and an error.
+// it leaves out the last namespaces by compare, and returns an error.
 func clientEntries(spaces map[uint64]*clientSpace, room int) (map[maps.ClientKey]netip.Addr, error) {
 	wants, left := map[maps.ClientKey]netip.Addr{}, 0
 	for _, s := range slices.SortedFunc(stdmaps.Values(spaces), (*clientSpace).compare) {

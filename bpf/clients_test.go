@@ -89,6 +89,54 @@ func TestClientEntries(t *testing.T) {
 	if !reflect.DeepEqual(entries, want) || err == nil || !strings.Contains(err.Error(), "1 of 3 network namespaces") {
 		t.Errorf("with room for three: %v, %v", entries, err)
 	}
+	// Any number of older namespaces that lead nowhere leave room for a pod and for the node.
+	spaces[4] = &clientSpace{cookie: 40, near: true, sources: one}
+	spaces[5] = &clientSpace{cookie: 50, own: true, sources: one}
+	entries, err = clientEntries(spaces, 2)
+	want = map[maps.ClientKey]netip.Addr{{Netns: 40, Addr: a}: a, {Netns: 50, Addr: a}: a}
+	if !reflect.DeepEqual(entries, want) || err == nil {
+		t.Errorf("with room for two: %v, want %v; %v", entries, want, err)
+	}
+}
+
+// A network namespace to which a device of the node leads is told apart from one to which none does.
+func TestClientSpaceNear(t *testing.T) {
+	r := newClientsRig(t)
+	pod := newPodNetns(t, "shuntcl2")
+	pod.addr(t, pod.handle.AddrAdd, "10.9.2.1/24")
+	inode := foreignNetns(t)
+	var lonely uint64
+	err := eachNetns(t.Context(), netnsGlobs, func(i uint64) bool { return i == inode }, func(uint64, string) {
+		var err error
+		lonely, err = NetnsCookie()
+		lo, noLo := netlink.LinkByName("lo")
+		a, noAddr := netlink.ParseAddr("10.9.2.2/24")
+		if err = errors.Join(err, noLo, noAddr); err == nil {
+			err = netlink.AddrAdd(lo, a)
+		}
+		if err != nil {
+			t.Error(err)
+		}
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := NewClients(ClientsOptions{Maps: r.maps, Log: zap.NewNop()})
+	c.bound = addrsOf("198.51.100.1")
+	c.scan(t.Context(), func(*clientSpace) bool { return true })
+	near := map[uint64]bool{}
+	for _, s := range c.spaces {
+		if s.file != nil {
+			t.Errorf("the file of network namespace %d stays open", s.cookie)
+		}
+		near[s.cookie] = s.near
+	}
+	if there, found := near[pod.cookie]; !found || !there {
+		t.Errorf("the pod's namespace: found %t, near %t", found, there)
+	}
+	if there, found := near[lonely]; !found || there {
+		t.Errorf("the namespace without a device to the node: found %t, near %t", found, there)
+	}
 }
 
 // clientsRig is a running Clients with maps of its own.

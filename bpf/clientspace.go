@@ -17,11 +17,12 @@ import (
 type clientSpace struct {
 	cookie uint64
 	// own: it is the daemon's namespace, which is the node's.
-	own   bool
+	own bool
+	// near: a device of the node's namespace leads there, as with most pods.
+	near  bool
 	since time.Time
 	addrs []netip.Addr
-	// file is the opened namespace until settle has checked its sources; nil where the kernel
-	// has no choice of source addresses.
+	// file is the opened namespace until settle has checked it; nil where there are no sources.
 	file *os.File
 	// sources are the entries for map client_addrs, without the cookie: destination or bound
 	// address → source address.
@@ -37,8 +38,22 @@ func (s *clientSpace) several() bool {
 	return len(ofFamily(s.addrs, true)) > 1 || len(ofFamily(s.addrs, false)) > 1
 }
 
-// compare orders by age: the kernel assigns cookies in ascending order.
-func (s *clientSpace) compare(o *clientSpace) int { return cmp.Compare(s.cookie, o.cookie) }
+// compare orders by who gets room first: the node, then the namespaces to which its devices lead,
+// since a process may be able to create any number of other ones. Among equals the older is first:
+// the kernel assigns cookies in ascending order.
+func (s *clientSpace) compare(o *clientSpace) int {
+	return cmp.Or(s.rank()-o.rank(), cmp.Compare(s.cookie, o.cookie))
+}
+
+func (s *clientSpace) rank() int {
+	switch {
+	case s.own:
+		return 0
+	case s.near:
+		return 1
+	}
+	return 2
+}
 
 // readClientSpace reads the network namespace of the calling thread. bound are the addresses of
 // frontends with source ranges.
@@ -54,14 +69,14 @@ func readClientSpace(bound []netip.Addr) (*clientSpace, error) {
 	// The kernel uses a loopback address for loopback only.
 	addrs := slices.DeleteFunc(all, netip.Addr.IsLoopback)
 	s := &clientSpace{cookie: cookie, addrs: addrs, sources: clientSources(addrs, bound, routeSource)}
-	if s.several() {
+	if len(s.sources) > 0 {
 		s.file, err = os.Open(hostNetns)
 	}
 	return s, err
 }
 
-// settle runs in the node's network namespace. From a pod's sources it removes those that the
-// node would not route back to that pod. Otherwise a process that may add addresses and routes
+// settle runs in the node's network namespace. It sets near. From the sources that the kernel has
+// chosen in a pod it removes those that the node would not route back to that pod. Otherwise a process that may add addresses and routes
 // in the pod could make the kernel name a source that is not the pod's, and connect with
 // another. The same holds for a bound address that the pod has: for the kernel it is its own
 // source, but the programs replace the destination, and the packets leave with another source.
@@ -74,13 +89,15 @@ func (s *clientSpace) settle(bound []netip.Addr, links func() ([]netlink.Link, e
 	if s.own {
 		return
 	}
+	id, err := netlink.GetNetNsIdByFd(int(s.file.Fd()))
+	s.near = err == nil && id >= 0
 	leads := map[netip.Addr]bool{}
 	for to, source := range s.sources {
 		if to.IsUnspecified() || to == source && !slices.Contains(bound, to) {
 			continue
 		}
 		if _, asked := leads[source]; !asked {
-			leads[source] = leadsInto(source, s.file, links)
+			leads[source] = s.near && leadsInto(source, id, links)
 		}
 		if !leads[source] {
 			delete(s.sources, to)
@@ -89,12 +106,9 @@ func (s *clientSpace) settle(bound []netip.Addr, links func() ([]netlink.Link, e
 }
 
 // leadsInto reports whether packets to an address leave the calling thread's network namespace
-// by a device whose peer is in space, or by the bridge that such a device is a port of.
-func leadsInto(to netip.Addr, space *os.File, links func() ([]netlink.Link, error)) bool {
-	id, err := netlink.GetNetNsIdByFd(int(space.Fd()))
-	if err != nil || id < 0 { // no device of this namespace leads there
-		return false
-	}
+// by a device whose peer is in the namespace of that id, or by the bridge that such a device is a
+// port of.
+func leadsInto(to netip.Addr, id int, links func() ([]netlink.Link, error)) bool {
 	routes, err := netlink.RouteGet(to.AsSlice())
 	if err != nil || len(routes) == 0 {
 		return false
