@@ -42,7 +42,7 @@ func TestCompatibilityPage(t *testing.T) {
 			pkg = m[1]
 		}
 		if tests[pkg] == "" {
-			tests[pkg] = sourceRangesOf(t, pkg)
+			tests[pkg] = textOfTests(t, pkg)
 		}
 		if !strings.Contains(tests[pkg], "func "+m[2]+"(") {
 			t.Errorf("package %s has no %s", pkg, m[2])
@@ -103,7 +103,7 @@ func checkMetrics(t *testing.T, page string) {
 	}
 }
 
-func sourceRangesOf(t *testing.T, pkg string) string {
+func textOfTests(t *testing.T, pkg string) string {
 	t.Helper()
 	files, err := filepath.Glob(filepath.Join("..", pkg, "*_test.go"))
 	if err != nil || len(files) == 0 {

@@ -187,7 +187,7 @@ func (s *Server) Run(ctx context.Context) error {
 // SetStatus sets the source of the proxy's status. Until then the proxy counts as
 // starting: /healthz answers 503 unless SetAdoptedInEffect has set true. SetStatus exists
 // because the reconcile loop is made after its observer.
-func (s *Server) SetStatus(source StatusSource) { s.checker.setSourceRange(source) }
+func (s *Server) SetStatus(source StatusSource) { s.checker.setSource(source) }
 
 // SetAdoptedInEffect sets whether what an earlier daemon programmed is in effect. Then a
 // start is healthy before anything was read from the API server.

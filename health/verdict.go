@@ -51,7 +51,7 @@ type checker struct {
 	source  atomic.Pointer[StatusSource]
 }
 
-func (c *checker) setSourceRange(s StatusSource) { c.source.Store(&s) }
+func (c *checker) setSource(s StatusSource) { c.source.Store(&s) }
 
 // status returns the source's status, the zero Status until there is a source.
 func (c *checker) status() lb.Status {
