@@ -219,10 +219,6 @@ func (k *Kernel) DeleteSourceRange(key SourceRangeKey) error {
 	return k.wrap(ignoreMissing(err), mapSources, func() string { return "delete source range " + key.String() })
 }
 
-// SockPeerFD returns the file descriptor of map sock_peer. sock_diag takes it in requests for
-// sockets' storage.
-func (k *Kernel) SockPeerFD() int { return k.set.maps[mapSockPeer].FD() }
-
 // IsBackend reports whether a backend is of that service id and has that address and port. It
 // is safe from any goroutine.
 func (k *Kernel) IsBackend(id, service uint32, addr netip.AddrPort) bool {
