@@ -188,7 +188,9 @@ func (e *Expiry) step() (count, removed int, err error) {
 
 // remove removes the flows from a map for which ended returns true, until at least most entries are gone.
 // It adds the number of removed flows to counter, and returns the number of removed entries.
-func (e *Expiry) remove(from *flowTable, found []flowRecord, counter *atomic.Uint64, most int, ended func(*maps.Flow) bool) (entries int, err error) {
+func (e *Expiry) remove(
+	from *flowTable, found []flowRecord, counter *atomic.Uint64, most int, ended func(*maps.Flow) bool,
+) (entries int, err error) {
 	for i := range found {
 		if entries >= most {
 			break

@@ -27,7 +27,7 @@ func TestLinkerVariables(t *testing.T) {
 		t.Fatal(err)
 	}
 	for name := range set {
-		object := file.Scope.Lookup(strings.TrimPrefix(name, "shunt/cmd.")) //nolint:staticcheck // one file needs no type checker
+		object := file.Scope.Lookup(strings.TrimPrefix(name, "shunt/cmd."))
 		if object == nil || object.Kind != ast.Var {
 			t.Errorf("the linker sets %s, which is no variable of version.go", name)
 			continue

@@ -14,7 +14,8 @@ const anyService = 0
 // SetServiceCIDR adds a range. The programs refuse the addresses in it that are neither a
 // frontend's nor allocated.
 func (k *Kernel) SetServiceCIDR(p netip.Prefix) error {
-	if err := k.wrap(k.putSourceRange(NewSourceRangeKey(anyService, p)), mapSources, func() string { return "set service CIDR " + p.String() }); err != nil {
+	what := func() string { return "set service CIDR " + p.String() }
+	if err := k.wrap(k.putSourceRange(NewSourceRangeKey(anyService, p)), mapSources, what); err != nil {
 		return err
 	}
 	return k.countServiceCIDRs()

@@ -26,7 +26,8 @@ func (k ClientKey) abi() abiClientKey { return abiClientKey{Netns: k.Netns, Addr
 // address. Only the goroutine that owns the map may call it.
 func (k *Kernel) SetClientAddr(key ClientKey, source netip.Addr) error {
 	value := abiClientAddr{Netns: key.Netns, Addr: newAddr(source)}
-	return k.wrap(k.set.maps[mapClientAddrs].Put(key.abi(), value), mapClientAddrs, func() string { return "set the source address of " + key.String() })
+	err := k.set.maps[mapClientAddrs].Put(key.abi(), value)
+	return k.wrap(err, mapClientAddrs, func() string { return "set the source address of " + key.String() })
 }
 
 // DeleteClientAddr removes an entry; it need not exist.

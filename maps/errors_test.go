@@ -31,7 +31,7 @@ func TestFirstErrors(t *testing.T) {
 		if got != test.want {
 			t.Errorf("%v and %d more: %q, want %q", test.errs, test.more, got, test.want)
 		}
-		if len(given) > 1 && given[1] == a && !errors.Is(err, a) {
+		if len(given) > 1 && errors.Is(given[1], a) && !errors.Is(err, a) {
 			t.Errorf("%v: the result does not wrap its first error", given)
 		}
 		if !slices.Equal(given, test.errs) {
