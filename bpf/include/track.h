@@ -592,11 +592,11 @@ static __noinline int track_confirm(struct flow *flow)
 
 	if (!track_is_out(flow))
 		return 0;
-	if (flow->snat_port && !track_is_wire(flow))
-		flow->snat_port = 0;
 	flow_key_client(&key, flow);
 	if (!track_is_clients(&key, flow))
 		return 0;
+	if (flow->snat_port && !track_is_wire(flow))
+		flow->snat_port = 0;
 	flow->flags |= FLOW_FLAG_CONFIRMED;
 	if (track_move(&key, flow)) {
 		flow->flags &= ~FLOW_FLAG_CONFIRMED;
