@@ -15,10 +15,11 @@ import (
 )
 
 // Addrs returns the addresses of this network namespace's interfaces, sorted and without
-// duplicates. It leaves out link-local IPv6 addresses: they mean nothing without a device.
+// duplicates. It leaves out link-local IPv6 addresses, which are ambiguous without an interface.
 func Addrs() ([]netip.Addr, error) { return addrsWithout(nil) }
 
-// addrsWithout returns the addresses of Addrs, without those of some devices, by index.
+// addrsWithout returns the addresses that Addrs returns, without those of the devices in left,
+// which is by interface index.
 func addrsWithout(left map[int]bool) ([]netip.Addr, error) {
 	list, err := netlink.AddrList(nil, netlink.FAMILY_ALL)
 	if err != nil {
@@ -37,11 +38,13 @@ func addrsWithout(left map[int]bool) ([]netip.Addr, error) {
 	return slices.Compact(addrs), nil
 }
 
-// leftDevices are devices on which service proxies keep all cluster IPs for IPVS: kube-proxy and
-// kube-router. They stay when another proxy takes over, and their addresses are not the node's.
+// leftDevices are the dummy devices that kube-proxy and kube-router assign all cluster IPs to in
+// IPVS mode. The devices remain when another proxy replaces that one. Their addresses are those
+// of Services, not the node's.
 var leftDevices = []string{"kube-ipvs0", "kube-dummy-if"}
 
-// NodeAddrs returns the addresses of Addrs, without those that only devices of IPVS have.
+// NodeAddrs returns the addresses that Addrs returns, without addresses that only leftDevices
+// have.
 func NodeAddrs() ([]netip.Addr, error) {
 	left := map[int]bool{}
 	for _, name := range leftDevices {
@@ -54,8 +57,8 @@ func NodeAddrs() ([]netip.Addr, error) {
 	return addrsWithout(left)
 }
 
-// addrResync is how often the addresses are read again without a notice of a change, addrRetry
-// how long to wait before subscribing again after a failure.
+// addrResync is the interval at which the addresses are read again without a notification of a
+// change, addrRetry the delay before a new subscription after a failure.
 const (
 	addrResync = time.Minute
 	addrRetry  = time.Second

@@ -17,19 +17,20 @@ import (
 // hookState is the result of one scan of a hook.
 type hookState struct {
 	hook string
-	// found describes what was wrong; empty: nothing. foundOut: the hook was not in effect.
+	// found is the problem that the scan found; empty: none. foundOut reports whether the program
+	// was out of effect then.
 	found    string
 	foundOut bool
-	// problem describes what is still wrong, because the repair failed.
+	// problem is the problem that remains after the scan; empty: none.
 	problem string
-	// out: the hook is not in effect now.
+	// out reports whether the program is out of effect after the scan.
 	out bool
 }
 
-// Attach attaches the programs to the cgroup, which puts them into effect for it and all
-// cgroups below, and pins the links below root. A link that an earlier daemon pinned for this
-// cgroup is updated in place: there is no moment without a program. Attach changes nothing
-// where everything is as it should be. The error has a line for every hook with a problem.
+// Attach attaches the programs to the cgroup, and pins the links below root. The programs then
+// act on processes of this cgroup and of all its descendants. A link that an earlier daemon
+// pinned for the same cgroup is updated in place, so that the hook is never without a program.
+// Correct links are not changed. The error has a line for every hook with a problem.
 func (p *Programs) Attach(root, cgroup string) error {
 	states, err := p.repair(root, cgroup)
 	if err != nil {
@@ -44,7 +45,7 @@ func (p *Programs) Attach(root, cgroup string) error {
 	return errors.Join(errs...)
 }
 
-// repair scans all hooks and repairs those that are wrong.
+// repair scans all hooks and repairs those with a problem.
 func (p *Programs) repair(root, cgroup string) ([]hookState, error) {
 	dir := filepath.Join(root, linkDir)
 	if err := os.MkdirAll(dir, 0o700); err != nil {
@@ -78,7 +79,8 @@ func (p *Programs) look(root, cgroup string) ([]hookState, error) {
 	})
 }
 
-// lookHeld scans only the links that this process holds, for when the cgroup can't be opened.
+// lookHeld scans only the links that this process has open. It is used if the cgroup can't be
+// opened.
 func (p *Programs) lookHeld() (all []hookState) {
 	for _, h := range p.hooks() {
 		s := hookState{hook: h.pin}
@@ -153,7 +155,7 @@ func (p *Programs) carryOut(plan hookPlan, h hook, pin, cgroup string) error {
 			return err
 		}
 		if old := p.links[h.pin]; old != nil { // the new link is in effect now
-			_ = detach(old) // which fails where it was detached already
+			_ = detach(old) // the error is ignored: it may be detached already
 		}
 		p.hold(h, l)
 	}
@@ -175,19 +177,19 @@ func (p *Programs) hold(h hook, l link.Link) {
 	p.links[h.pin] = l
 }
 
-// pinLink pins a link. It detaches another link that is pinned there: that one has a program of
-// shunt for another cgroup, or for one that was removed.
+// pinLink pins a link. If another link is pinned at the path, pinLink detaches that link: it has
+// a program of shunt for another cgroup, or for a removed one.
 func pinLink(l link.Link, pin string) error {
 	if old, err := link.LoadPinnedLink(pin, nil); err == nil {
 		if viewLink(old).id != viewLink(l).id {
-			_ = detach(old) // which fails where it was detached already
+			_ = detach(old) // the error is ignored: it may be detached already
 		}
 		old.Close()
 	}
 	if err := os.Remove(pin); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("remove the file at the path of the link's pin: %w", err)
 	}
-	if err := l.Unpin(); err != nil { // the link object keeps the path of its last pin
+	if err := l.Unpin(); err != nil { // the link object retains the path of its last pin, which Pin would rename
 		return fmt.Errorf("pin the link: %w", err)
 	}
 	if err := l.Pin(pin); err != nil {
@@ -196,9 +198,9 @@ func pinLink(l link.Link, pin string) error {
 	return nil
 }
 
-// detach takes a link out of effect at once. The kernel does so too when the link's last pin
-// and file descriptor are gone, but some time later. A link of a removed cgroup is out of
-// effect already.
+// detach detaches a link at once. The kernel also detaches a link without pins and open file
+// descriptors, but only some time after the last of them is gone. A link of a removed cgroup is
+// detached already.
 func detach(l link.Link) error {
 	if linkCgroup(l) == 0 {
 		return nil
@@ -215,8 +217,8 @@ func cgroupID(dir string) (uint64, error) {
 	return st.Ino, nil
 }
 
-// linkCgroup returns the id of the cgroup that a link is attached to; 0 where the kernel does
-// not report it, or the cgroup is gone.
+// linkCgroup returns the id of the cgroup that a link is attached to; 0 if the kernel does not
+// report it, or the cgroup was removed.
 func linkCgroup(l link.Link) uint64 {
 	info, err := l.Info()
 	if err != nil {

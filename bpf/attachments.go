@@ -19,7 +19,7 @@ import (
 type Attachment struct {
 	Hook     string `json:"hook"`
 	Attached bool   `json:"attached"`
-	// Cgroup is the id (inode number) of the cgroup it is attached to.
+	// Cgroup is the id (inode number) of the cgroup that the link is attached to.
 	Cgroup  uint64 `json:"cgroup,omitempty"`
 	Program uint32 `json:"program,omitempty"`
 	Problem string `json:"problem,omitempty"`
@@ -61,7 +61,8 @@ func (a *Attachment) read(l link.Link, set *maps.Set) {
 	a.Attached = a.Problem == ""
 }
 
-// programProblem returns why a program is not the one that belongs to the hook; empty: it is.
+// programProblem returns why a program is not shunt's program for the hook, or does not use the
+// maps of set; empty: there is no problem. A nil set skips the check of maps.
 func programProblem(hook string, id ebpf.ProgramID, set *maps.Set) string {
 	prog, err := ebpf.NewProgramFromID(id)
 	if err != nil {
@@ -72,7 +73,7 @@ func programProblem(hook string, id ebpf.ProgramID, set *maps.Set) string {
 	if err != nil {
 		return err.Error()
 	}
-	// The kernel keeps the first 15 characters of a name.
+	// The kernel retains the first 15 characters of a name.
 	if info.Name == "" || !strings.HasPrefix("shunt_"+hook, info.Name) {
 		return fmt.Sprintf("its program was replaced by %q, which is not shunt's: a daemon (shunt run) puts its own back", info.Name)
 	}

@@ -20,14 +20,15 @@ import (
 	"shunt/maps"
 )
 
-// Clients maintains map client_addrs: the source address that a socket of this node will have,
-// by the socket's network namespace and its destination address. The map covers the addresses
-// of frontends with loadBalancerSourceRanges (the bound addresses). Clients is its only writer.
-// While there are no bound addresses the map is empty, no namespace is scanned, and no netlink
-// socket is open.
+// Clients maintains map client_addrs, by which programs check loadBalancerSourceRanges for
+// clients on this node: when a socket connects, the kernel has not chosen its source address yet.
+// An entry has the source address that sockets of one network namespace will have for one
+// destination address. The destinations are the addresses of frontends with source ranges (the
+// bound addresses). Clients is the map's only writer. While there are no bound addresses the map
+// is empty, no namespace is scanned, and no netlink socket is open.
 //
-// Every scan asks the kernel. A client that no scan has seen has no entry, and the programs
-// refuse it.
+// Every scan reads the namespaces from the kernel. The programs refuse a client without an entry,
+// such as one in a namespace that was not scanned yet.
 type Clients struct {
 	o     ClientsOptions
 	asked chan clientsRequest
@@ -37,9 +38,10 @@ type Clients struct {
 	bound  []netip.Addr
 	spaces map[uint64]*clientSpace // by the inode number of the namespace's file
 	held   map[maps.ClientKey]netip.Addr
-	// said is the problem that was logged last.
+	// said is the text of the problem that was logged last, so that a repeated problem is logged
+	// once.
 	said string
-	// full is when all namespaces were last read, fullTook how long that took.
+	// full is the start of the last scan of all namespaces, fullTook its duration.
 	full     time.Time
 	fullTook time.Duration
 }
@@ -57,25 +59,27 @@ type clientsRequest struct {
 
 // When to scan.
 const (
-	// clientsWait is how long Want waits for the map.
+	// clientsWait is the longest time that Want waits for the map.
 	clientsWait = time.Second
-	// clientsPoll is how often new network namespaces are looked for without a notice of a
-	// change, clientsResync how often all are read.
+	// clientsPoll is the interval at which new network namespaces are looked for without a
+	// notification, clientsResync the interval at which all namespaces are read.
 	clientsPoll   = 5 * time.Second
 	clientsResync = time.Minute
-	// After a scan Clients pauses for clientsShare times the scan's duration, between the two
-	// bounds. A scan of all namespaces waits for clientsShare times the duration of the last
-	// one. So scans use a tenth of a CPU at most, however often something changes.
+	// After a scan Clients pauses for clientsShare times the scan's duration, but at least
+	// clientsPause and at most clientsLongestPause. A change causes a scan of all namespaces only
+	// after clientsShare times the duration of the last such scan. So scans of all namespaces,
+	// and other scans of up to 10 ms, use a tenth of a CPU at most, however often something
+	// changes.
 	clientsShare        = 10
 	clientsPause        = 5 * time.Millisecond
 	clientsLongestPause = 100 * time.Millisecond
-	// clientYoung is how long a network namespace is read in every scan: a pod gets its
-	// devices and addresses one by one.
+	// clientYoung is the age up to which a network namespace is read in every scan: a new pod
+	// gets its devices and addresses one after another.
 	clientYoung = 30 * time.Second
 )
 
-// clientsAgain is when to scan again after a notice: a container runtime may make a network
-// namespace known after all its devices are there.
+// clientsAgain are the delays of further scans after a notification: a container runtime may
+// create the path of a network namespace (netnsGlobs) only after all devices are there.
 var clientsAgain = []time.Duration{50 * time.Millisecond, 200 * time.Millisecond, 500 * time.Millisecond, time.Second, 3 * time.Second}
 
 // NewClients returns a Clients that does nothing until Run.
@@ -83,14 +87,14 @@ func NewClients(o ClientsOptions) *Clients {
 	return &Clients{o: o, asked: make(chan clientsRequest, 1), ended: make(chan struct{})}
 }
 
-// Want sets the bound addresses: those of frontends with source ranges. The caller may not
-// write to the slice afterwards. Want returns when the map covers them, or after clientsWait
-// (one second), so that the clients of an address can be known before its frontend is
-// programmed. Only one goroutine may call it.
+// Want sets the bound addresses: those of frontends with source ranges. The caller must not
+// modify the slice afterwards. Want returns when the map covers these addresses, or after
+// clientsWait (one second). So the caller can program a frontend after the entries of its
+// clients. Only one goroutine may call Want.
 func (c *Clients) Want(bound []netip.Addr) {
 	r := clientsRequest{bound: bound, done: make(chan struct{})}
 	select {
-	case <-c.asked: // its caller has timed out
+	case <-c.asked: // an unanswered request, whose Want has timed out
 	default:
 	}
 	c.asked <- r
@@ -105,7 +109,7 @@ func (c *Clients) Want(bound []netip.Addr) {
 	}
 }
 
-// Run keeps the map in step with the network namespaces of this machine while there are bound
+// Run keeps the map up to date with the network namespaces of this machine while there are bound
 // addresses. It returns nil when the context ends.
 func (c *Clients) Run(ctx context.Context) error {
 	defer close(c.ended)
@@ -126,7 +130,7 @@ func (c *Clients) Run(ctx context.Context) error {
 	}
 }
 
-// answer brings the map in line with a request, and lets Want return.
+// answer updates the map for the requested bound addresses, and then lets Want return.
 func (c *Clients) answer(ctx context.Context, r clientsRequest) {
 	c.bound = r.bound
 	c.scan(ctx, func(s *clientSpace) bool { return s.several() })
@@ -141,8 +145,9 @@ func (c *Clients) follow(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("subscribe to changes of devices, addresses and routes: %w", err)
 	}
-	// Network namespaces to which a device of this one leads have an id here. With this option
-	// the socket also receives their notices.
+	// A network namespace that contains the peer of one of this namespace's devices has an id
+	// here (nsid). With this option the socket also receives the notifications of such
+	// namespaces.
 	if err := unix.SetsockoptInt(socket.GetFd(), unix.SOL_NETLINK, unix.NETLINK_LISTEN_ALL_NSID, 1); err != nil {
 		c.o.Log.Debug("changes in other network namespaces are not heard of", zap.Error(err))
 	}
@@ -160,10 +165,10 @@ func (c *Clients) follow(ctx context.Context) error {
 	return c.keep(ctx, heard, ended)
 }
 
-// listenAll signals heard at every message, until the socket is closed.
+// listenAll sends to heard after every message, until the socket is closed.
 func listenAll(socket *nl.NetlinkSocket, heard chan<- struct{}) error {
 	for {
-		if _, _, err := socket.Receive(); err != nil && !errors.Is(err, unix.ENOBUFS) { // messages were lost
+		if _, _, err := socket.Receive(); err != nil && !errors.Is(err, unix.ENOBUFS) { // ENOBUFS: messages were lost
 			return err
 		}
 		select {
@@ -173,8 +178,8 @@ func listenAll(socket *nl.NetlinkSocket, heard chan<- struct{}) error {
 	}
 }
 
-// keep scans at once, at every notice, at the times of clientsAgain after that, and every
-// clientsPoll.
+// keep scans at once, after every notification, after each delay of clientsAgain that follows it,
+// and every clientsPoll.
 func (c *Clients) keep(ctx context.Context, heard <-chan struct{}, ended <-chan error) error {
 	again, since, changed := 0, time.Now(), true
 	for len(c.bound) > 0 {
@@ -213,7 +218,7 @@ func (c *Clients) keep(ctx context.Context, heard <-chan struct{}, ended <-chan 
 func (c *Clients) scan(ctx context.Context, again func(*clientSpace) bool) {
 	err := c.read(ctx, again)
 	if ctx.Err() != nil {
-		return // an incomplete scan proves nothing
+		return // the scan was interrupted and is incomplete
 	}
 	err = errors.Join(err, c.write())
 	text := ""
@@ -227,7 +232,7 @@ func (c *Clients) scan(ctx context.Context, again func(*clientSpace) bool) {
 	c.said = text
 }
 
-// read brings spaces up to date. It leaves out a network namespace that can't be read.
+// read updates spaces. It leaves out a network namespace that can't be read.
 func (c *Clients) read(ctx context.Context, again func(*clientSpace) bool) error {
 	if len(c.bound) == 0 {
 		c.spaces = nil
@@ -260,7 +265,7 @@ func (c *Clients) read(ctx context.Context, again func(*clientSpace) bool) error
 		}
 		found[inode] = s
 	})
-	links := sync.OnceValues(netlink.LinkList) // one listing serves all of this scan
+	links := sync.OnceValues(netlink.LinkList) // read once for all namespaces of this scan
 	for _, s := range found {
 		s.settle(c.bound, links)
 	}
@@ -270,8 +275,9 @@ func (c *Clients) read(ctx context.Context, again func(*clientSpace) bool) error
 	return maps.FirstErrors(append(errs, err), 0)
 }
 
-// write brings the map in line with spaces. It adds before it deletes, so that a known client
-// stays known. If the map was full, it adds once more after deleting.
+// write adds and deletes entries so that the map has those of spaces. It adds before it deletes,
+// so that a client with an entry is never without one. If the map was full, write adds again
+// after the deletions.
 func (c *Clients) write() error {
 	if c.held == nil {
 		held, err := c.o.Maps.ClientAddrs()
@@ -313,8 +319,9 @@ func (c *Clients) add(wants map[maps.ClientKey]netip.Addr) error {
 	return nil
 }
 
-// clientEntries returns the entries of the network namespaces. Where there is no room for all,
-// it leaves out the last namespaces by compare, and returns an error.
+// clientEntries returns the map entries of the network namespaces. If there are more than room,
+// it adds the namespaces in the order of compare, leaves out each one whose entries do not fit,
+// and returns an error.
 func clientEntries(spaces map[uint64]*clientSpace, room int) (map[maps.ClientKey]netip.Addr, error) {
 	wants, left := map[maps.ClientKey]netip.Addr{}, 0
 	for _, s := range slices.SortedFunc(stdmaps.Values(spaces), (*clientSpace).compare) {

@@ -16,21 +16,23 @@ import (
 // clientSpace describes one network namespace. A new scan replaces it; only settle changes it.
 type clientSpace struct {
 	cookie uint64
-	// own: it is the daemon's namespace, which is the node's.
+	// own reports whether the namespace is the daemon's, which is the node's.
 	own bool
-	// near: a device of the node's namespace leads there, as with most pods.
+	// near reports whether a device of the node's namespace has its peer in this one, as with
+	// most pods.
 	near  bool
 	since time.Time
 	addrs []netip.Addr
-	// file is the opened namespace until settle has checked it; nil where there are no sources.
+	// file is the namespace's open file until settle closes it; nil if there are no sources.
 	file *os.File
-	// sources are the entries for map client_addrs, without the cookie: destination or bound
-	// address → source address.
+	// sources are the namespace's entries of map client_addrs without its cookie: source
+	// addresses, by the address that a socket is bound to or connects to (clientSources).
 	sources map[netip.Addr]netip.Addr
 }
 
-// clientSpaceAddrs limits the addresses of one network namespace, so that a pod with many does
-// not use up the map. Sockets that are bound to further addresses are refused.
+// clientSpaceAddrs is how many addresses of each family get entries in one network namespace, so
+// that a pod with many addresses does not fill the map. The programs refuse sockets that are
+// bound to further addresses.
 const clientSpaceAddrs = 64
 
 // several reports whether the kernel has a choice of source addresses.
@@ -38,9 +40,10 @@ func (s *clientSpace) several() bool {
 	return len(ofFamily(s.addrs, true)) > 1 || len(ofFamily(s.addrs, false)) > 1
 }
 
-// compare orders by who gets room first: the node, then the namespaces to which its devices lead,
-// since a process may be able to create any number of other ones. Among equals the older is first:
-// the kernel assigns cookies in ascending order.
+// compare orders namespaces by their priority for room in the map: first the node's, then those
+// that contain the peer of one of its devices. The others are last, since a process may be able
+// to create any number of them. Within a rank the older namespace is first: the kernel assigns
+// cookies in ascending order.
 func (s *clientSpace) compare(o *clientSpace) int {
 	return cmp.Or(s.rank()-o.rank(), cmp.Compare(s.cookie, o.cookie))
 }
@@ -66,7 +69,7 @@ func readClientSpace(bound []netip.Addr) (*clientSpace, error) {
 	if err != nil {
 		return nil, err
 	}
-	// The kernel uses a loopback address for loopback only.
+	// The kernel uses a loopback address only as the source of loopback packets.
 	addrs := slices.DeleteFunc(all, netip.Addr.IsLoopback)
 	s := &clientSpace{cookie: cookie, addrs: addrs, sources: clientSources(addrs, bound, routeSource)}
 	if len(s.sources) > 0 {
@@ -75,11 +78,13 @@ func readClientSpace(bound []netip.Addr) (*clientSpace, error) {
 	return s, err
 }
 
-// settle runs in the node's network namespace. It sets near. From the sources that the kernel has
-// chosen in a pod it removes those that the node would not route back to that pod. Otherwise a process that may add addresses and routes
-// in the pod could make the kernel name a source that is not the pod's, and connect with
-// another. The same holds for a bound address that the pod has: for the kernel it is its own
-// source, but the programs replace the destination, and the packets leave with another source.
+// settle sets near, and removes sources that a pod could have forged. It runs in the node's
+// network namespace. A process that may add addresses and routes in its pod could make the kernel
+// report a source that is not the pod's, and then connect with another one. So settle removes
+// each source that the kernel has chosen in a pod, unless the node routes this address to that
+// pod. It treats a bound address that the pod itself has in the same way: the kernel reports the
+// address as its own source, but the programs replace the destination, and the packets leave with
+// another source.
 func (s *clientSpace) settle(bound []netip.Addr, links func() ([]netlink.Link, error)) {
 	if s.file == nil {
 		return
@@ -105,9 +110,9 @@ func (s *clientSpace) settle(bound []netip.Addr, links func() ([]netlink.Link, e
 	}
 }
 
-// leadsInto reports whether packets to an address leave the calling thread's network namespace
-// by a device whose peer is in the namespace of that id, or by the bridge that such a device is a
-// port of.
+// leadsInto reports whether packets to an address leave the calling thread's network namespace by
+// a device whose peer is in the namespace with this id (nsid), or by the bridge that such a
+// device is a port of.
 func leadsInto(to netip.Addr, id int, links func() ([]netlink.Link, error)) bool {
 	routes, err := netlink.RouteGet(to.AsSlice())
 	if err != nil || len(routes) == 0 {
@@ -120,9 +125,10 @@ func leadsInto(to netip.Addr, id int, links func() ([]netlink.Link, error)) bool
 	})
 }
 
-// clientSources returns the source addresses of a namespace's sockets. The keys are: the
-// address that a socket is bound to; the unspecified address, where the family has one address
-// only; else the destination address, with the source that choose returns.
+// clientSources returns the source addresses of a namespace's sockets, by three sorts of keys:
+// each address that a socket can be bound to, which is its own source; the unspecified address,
+// if the namespace has only one address of the family; otherwise each bound address, with the
+// source that choose returns for this destination.
 func clientSources(addrs, bound []netip.Addr, choose func(to netip.Addr) (netip.Addr, error)) map[netip.Addr]netip.Addr {
 	sources := map[netip.Addr]netip.Addr{}
 	for _, six := range []bool{false, true} {

@@ -12,8 +12,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// clsact attaches by filters of qdisc clsact, which every supported kernel has. A filter is
-// shunt's if it has filterHandle and a name of the form "shunt_DIRECTION WHY".
+// clsact attaches programs as filters of qdisc clsact, which every supported kernel has. A filter
+// is shunt's if it has filterHandle and a name of the form "shunt_DIRECTION WHY".
 type clsact struct{}
 
 var _ way = clsact{}
@@ -24,10 +24,10 @@ func (clsact) String() string { return "clsact" }
 // filterHandle is "SHUN" in ASCII: no other program is likely to use it.
 const filterHandle = 0x5348554e
 
-// filterPriority is where to start: filters run by ascending priority. As with TCX links,
-// shunt's filter is the first at ingress and the last at egress, behind the filters whose
-// priority the kernel chose (0xC000 and less). Where a filter of another kind has the priority,
-// attach tries the next.
+// filterPriority is the first priority that attach tries. Filters run in ascending order of
+// priority. As with TCX links, shunt's filter is the first at ingress and the last at egress,
+// behind the filters whose priority the kernel chose (0xC000 and less). If a filter of another
+// kind has the priority, attach tries the next one.
 var filterPriority = [directions]uint16{ingress: 1, egress: 0xC001}
 
 const prioritiesTried = 16
@@ -36,7 +36,8 @@ var filterParent = [directions]uint32{ingress: netlink.HANDLE_MIN_INGRESS, egres
 
 func filterName(dir direction, why Why) string { return fmt.Sprintf("shunt_%s %s", dir, why) }
 
-// linkOf returns the form in which the netlink library takes an index.
+// linkOf returns a link with this index for requests of the netlink library, which uses nothing
+// else of it.
 func linkOf(index int) netlink.Link {
 	return &netlink.Device{LinkAttrs: netlink.LinkAttrs{Index: index}}
 }
@@ -70,7 +71,7 @@ func (c clsact) list() ([]attachment, error) {
 
 func listFilters(index int, dir direction) ([]netlink.Filter, error) {
 	filters, err := netlink.FilterList(linkOf(index), filterParent[dir])
-	if err != nil { // also an interrupted list: no foreign filter may be missed
+	if err != nil { // also for an interrupted list, which may lack another program's filter
 		return nil, fmt.Errorf("list %s filters of device %d: %w", dir, index, err)
 	}
 	return filters, nil

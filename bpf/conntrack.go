@@ -20,11 +20,12 @@ import (
 // conntrackPeriod is the least time between two dumps of conntrack's table.
 const conntrackPeriod = 10 * time.Second
 
-// strangers finds out whether conntrack translates connections to frontends. kube-proxy, when
-// shunt replaces it, leaves its connections to conntrack (or to IPVS, which records them there
-// too), and they must go on. shunt's programs translate before conntrack sees a packet, so no
-// such connections are added while the programs are attached: frontends without any are not
-// checked again. A frontend that is added later may have some.
+// strangers tracks whether conntrack translates connections to frontends. When shunt replaces
+// kube-proxy, the connections that kube-proxy translated remain with conntrack (IPVS records its
+// own there too), and must not be reset. While shunt's programs are attached, they translate
+// packets before conntrack sees them, so that conntrack gets no more such connections. So
+// frontends without such connections are not checked again. A frontend that is added later may
+// have some, and is checked.
 type strangers struct {
 	gone bool
 	// frontends is the value of maps.Kernel.NewFrontends at the last check.
@@ -64,8 +65,8 @@ func (s *strangers) look(frontends uint64, isFrontend func(netip.AddrPort, uint8
 // countTranslated returns how many TCP connections to frontends conntrack translates in the
 // network namespace of the calling thread.
 func countTranslated(isFrontend func(netip.AddrPort, uint8) bool) (n int, err error) {
-	// A namespace without connections has nothing to list, and a kernel must not load conntrack
-	// because of this check.
+	// A namespace without connections has nothing to list. And the kernel would load conntrack
+	// for the request, which this check must not cause.
 	known, err := os.ReadFile("/proc/sys/net/netfilter/nf_conntrack_count")
 	if errors.Is(err, os.ErrNotExist) || err == nil && strings.TrimSpace(string(known)) == "0" {
 		return 0, nil
@@ -85,7 +86,7 @@ func countTranslated(isFrontend func(netip.AddrPort, uint8) bool) (n int, err er
 	return n, nil
 }
 
-// conntrackTries is how often a list is read when it changes during the read.
+// conntrackTries is the number of attempts to read a list that changes during the read.
 const conntrackTries = 5
 
 func listConntrack(family netlink.InetFamily) (flows []*netlink.ConntrackFlow, err error) {
@@ -99,8 +100,8 @@ func listConntrack(family netlink.InetFamily) (flows []*netlink.ConntrackFlow, e
 	return flows, nil
 }
 
-// translatedFrom returns the original destination of a TCP connection, if its replies come from
-// another address or port: if it is translated.
+// translatedFrom returns the original destination of a TCP connection. ok is false unless the
+// connection is translated: its replies come from another address or port than this destination.
 func translatedFrom(f *netlink.ConntrackFlow) (to netip.AddrPort, ok bool) {
 	if f.Forward.Protocol != unix.IPPROTO_TCP ||
 		f.Forward.DstIP.Equal(f.Reverse.SrcIP) && f.Forward.DstPort == f.Reverse.SrcPort {

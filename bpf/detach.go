@@ -28,16 +28,17 @@ type Left struct {
 	Attached []string
 
 	links []link.ID
-	// ingress are those of links by which ingress programs are attached to devices.
+	// ingress are the links among these that attach ingress programs to devices.
 	ingress map[link.ID]bool
 	filters []attachment
 }
 
-// FindLeft finds what belongs to the daemon whose directory of pins is root. A link belongs to
-// it if its program has a name of shunt's, and the link is pinned in the directory of links or
-// the program uses a map that is pinned below root: a pin may have been removed or moved. A
-// filter outlives all pins: it belongs to root's daemon unless its program uses maps of a
-// daemon of another directory, whose links are in effect.
+// FindLeft finds the links, filters and pins of the daemon whose directory of pins is root. A
+// link is that daemon's if its program has a name of shunt's, and either the link is pinned in
+// the directory of links or the program uses a map that is pinned below root. The second
+// condition finds a link whose pin was removed or moved. A filter has no pin. If its program uses
+// a map of another daemon with links in effect, and no map that is pinned below root, the filter
+// is the other daemon's. All other filters belong to root's daemon.
 func FindLeft(root string) (left Left, err error) {
 	set, err := maps.FindLeft(root)
 	if err != nil {
@@ -84,7 +85,7 @@ func FindLeft(root string) (left Left, err error) {
 	return left, err
 }
 
-// addLink adds a link that is in effect if ours returns true.
+// addLink adds a link if it is in effect and ours returns true for it.
 func (l *Left) addLink(of link.Link, id link.ID, ours func(*link.Info) bool) {
 	info, err := of.Info()
 	if err != nil {
@@ -197,8 +198,9 @@ func Detach(root string) error {
 	return nil
 }
 
-// linksOf returns the links of ingress programs of devices, or all others, the last attached first:
-// the kernel lists links in the order of attaching.
+// linksOf returns the links of devices' ingress programs for ingress, and all other links for
+// egress. The link that was attached last comes first: the kernel lists links in the order of
+// attaching.
 func (l *Left) linksOf(dir direction) (ids []link.ID) {
 	for _, id := range slices.Backward(l.links) {
 		if l.ingress[id] == (dir == ingress) {
@@ -208,7 +210,7 @@ func (l *Left) linksOf(dir direction) (ids []link.ID) {
 	return ids
 }
 
-// detach detaches everything, devices in detachOrder.
+// detach detaches all links and filters, those of devices in detachOrder.
 func (l *Left) detach() error {
 	for _, dir := range detachOrder {
 		for _, id := range l.linksOf(dir) {

@@ -17,16 +17,16 @@ type device struct {
 	// kind is the kernel's name for the device's type (IFLA_INFO_KIND); "device" for hardware.
 	kind   string
 	header header
-	// master is the index of the device that this one is a port of; 0: of none. bridged:
-	// packets that arrive here belong to the master, as with bridges and bonds.
+	// master is the index of the device that this one is a port of; 0: none. bridged reports
+	// whether the master receives the packets that arrive here, as bridges and bonds do.
 	master  int
 	bridged bool
 	// addrs are in the kernel's order.
 	addrs []deviceAddr
-	// gateway: a route leads through this device to a gateway. defaultRoute: a default route leads
-	// through it.
+	// gateway reports whether a route by this device has a gateway, defaultRoute whether a
+	// default route uses this device.
 	gateway, defaultRoute bool
-	// parent: a VLAN, macvlan or ipvlan device is on top of it.
+	// parent reports whether a VLAN, macvlan or ipvlan device is on top of this one.
 	parent bool
 }
 
@@ -34,8 +34,9 @@ type device struct {
 type deviceAddr struct {
 	// prefix is the address with its prefix length, unmasked.
 	prefix netip.Prefix
-	// source: the kernel may choose it as the source of packets. It is of global scope, neither
-	// tentative nor deprecated nor temporary (IPv6) nor secondary (IPv4).
+	// source reports whether the kernel may choose the address as the source of packets: it is of
+	// global scope, and neither tentative nor deprecated nor temporary (IPv6) nor secondary
+	// (IPv4).
 	source bool
 }
 
@@ -48,30 +49,30 @@ const (
 	headerNone // packets begin with the IP header
 )
 
-// Why is the reason why a device is attached to, or is not: one word.
+// Why is the reason for attaching to a device, or for not attaching: one word.
 type Why string
 
-// Why a device is attached to. Where several apply, it is the first that choose and automatic
-// check.
+// Reasons for attaching to a device. If several apply, the reason is the first one that choose
+// and automatic check.
 const (
 	WhyAsked       Why = "asked"         // --devices names it
 	WhyPod         Why = "pod"           // --pod-devices names it
 	WhyTunnel      Why = "tunnel"        // its kind is one of tunnelKinds: it leads to other nodes
 	WhyAddress     Why = "address"       // it has a global address with a prefix shorter than /32 or /128
-	WhyGateway     Why = "gateway"       // a route leads through it to a gateway
-	WhyDefault     Why = "default-route" // a default route leads through it, without a gateway
+	WhyGateway     Why = "gateway"       // a route by it has a gateway
+	WhyDefault     Why = "default-route" // a default route without a gateway uses it
 	WhyNodeAddress Why = "node-address"  // it has an address of the Node
 	WhyLink        Why = "link"          // its kind is one of linkKinds, and nothing is on top of it
 )
 
-// Why a device is not attached to.
+// Reasons for not attaching to a device.
 const (
 	whyLoopback  Why = "loopback"    // its packets never come from outside
 	whyKind      Why = "kind"        // dummy, netkit: no packets from outside arrive there
-	whyPort      Why = "port"        // its packets belong to its bridge or bond
+	whyPort      Why = "port"        // its bridge or bond receives its packets
 	whyHeader    Why = "link-header" // the programs can't parse its link-layer header
 	whyNotAsked  Why = "not-asked"   // --devices names others
-	whyParent    Why = "parent"      // its packets belong to the VLANs on top of it
+	whyParent    Why = "parent"      // the VLANs on top of it receive its packets
 	whyNoNetwork Why = "no-network"  // no rule applies: a pod's veth, a virtual machine's tap
 )
 
@@ -87,7 +88,8 @@ func (d decision) pod() bool { return d.why == WhyPod }
 // DeviceNames are the names of --devices or --pod-devices, with the wildcards of a shell.
 type DeviceNames []string
 
-// Validate returns an error for what can't be a device's name or a pattern of names.
+// Validate returns an error for an element that is neither a device's name nor a pattern of
+// names.
 func (n DeviceNames) Validate() error {
 	for _, p := range n {
 		if _, err := path.Match(p, ""); err != nil || p == "" || strings.ContainsAny(p, "/ \t") {
@@ -106,7 +108,8 @@ func (n DeviceNames) match(name string) bool {
 
 // chooser decides which devices to attach to.
 type chooser struct {
-	// asked are --devices, pods --pod-devices. Without asked the rules of automatic apply.
+	// asked are the names of --devices, pods those of --pod-devices. If asked is empty, the rules
+	// of automatic apply.
 	asked, pods DeviceNames
 	// node are the addresses of the Node object.
 	node []netip.Addr
@@ -116,7 +119,7 @@ func (c chooser) choose(d device) decision {
 	switch {
 	case d.kind == kindLoopback:
 		return decision{false, whyLoopback}
-	case c.pods.match(d.name): // also a bridge's port: only ports see what its pods send to each other
+	case c.pods.match(d.name): // also a bridge's port: packets between two pods of a bridge pass only its ports
 		return unlessUnreadable(d, WhyPod)
 	case d.bridged:
 		return decision{false, whyPort}
@@ -138,21 +141,24 @@ func unlessUnreadable(d device, why Why) decision {
 // kindLoopback is the kind of the loopback device here: the kernel has no name for it.
 const kindLoopback = "loopback"
 
-// tunnelKinds are the kinds that lead to other nodes, whatever their addresses. A tun device
-// counts too, but not a tap, which leads to a virtual machine.
+// tunnelKinds are the kinds of tunnels to other nodes. Such a device is attached to, whatever its
+// addresses. automatic handles a tun device in the same way, but not a tap device, whose other
+// end is a virtual machine.
 var tunnelKinds = []string{"vxlan", "geneve", "ipip", "sit", "gre", "gretap", "erspan", "ip6tnl",
 	"ip6gre", "ip6gretap", "ip6erspan", "vti", "vti6", "xfrm", "wireguard"}
 
-// linkKinds are the kinds of links to other machines: hardware ("device"), and what is made of it.
-// Load-balancer IPs may come in where the node has no address, as another machine answers ARP for
-// them. A device that is not used costs nothing, as it has no packets.
+// linkKinds are the kinds of links to other machines: hardware ("device"), and devices that
+// combine or divide hardware. Packets to load-balancer IPs may arrive where the node has no
+// address, as another machine answers ARP for these IPs. Attaching to an unused device costs
+// nothing, as it has no packets.
 var linkKinds = []string{"device", "vlan", "bond", "team"}
 
-// parentedKinds are the kinds of devices that are on top of another one and take its packets.
+// parentedKinds are the kinds of devices that are on top of another device and receive its
+// packets.
 var parentedKinds = []string{"vlan", "macvlan", "macvtap", "ipvlan", "ipvtap"}
 
-// automatic decides where --devices is not given. A bridge's address is usually the gateway of
-// its pods, so that an address alone does not make a bridge an uplink.
+// automatic decides if --devices is not given. A bridge's address is usually the gateway of its
+// pods: so an address alone does not make a bridge an uplink.
 func (c chooser) automatic(d device) decision {
 	switch {
 	case d.kind == "dummy" || d.kind == "netkit":
@@ -179,11 +185,11 @@ func (c chooser) automatic(d device) decision {
 // addresses; the host end of a pod's veth has a single-host address or none.
 func (a deviceAddr) ofNetwork() bool { return a.source && !a.prefix.IsSingleIP() }
 
-// sources returns the SNAT address of each family for packets that leave by d: d's own, as the
-// kernel would choose it for a host on the link. Where d has none, as with unnumbered tunnels, it
-// is one of the Node's, node, or else another device's. Addresses of dummy devices come last: a
-// DNS cache or another proxy may keep addresses there that other nodes have too. devices are all
-// devices in the kernel's order. An invalid address: there is none.
+// sources returns the SNAT address of each family for packets that leave by d; an invalid
+// address: none. It prefers an address of d, as the kernel does for a host on the link. If d has
+// none, as with unnumbered tunnels, it prefers an address of the Node (node), then one of another
+// device. Addresses of dummy devices come last: a DNS cache or another proxy may have addresses
+// there that other nodes have too. devices are all devices in the kernel's order.
 func sources(d device, devices []device, node []netip.Addr) (addr4, addr6 netip.Addr) {
 	var byNode, dummies device
 	candidates := []device{d, {}}
@@ -211,9 +217,10 @@ func sources(d device, devices []device, node []netip.Addr) (addr4, addr6 netip.
 	return addr4, addr6
 }
 
-// source returns the device's first address of a family that can be a source. An address with a
-// subnet comes before a single-host one: the kernel chooses the address nearest to the
-// destination or its gateway, and lists the newest IPv6 address first.
+// source returns the device's first address of a family that can be a source. Addresses with a
+// subnet come before single-host ones: the kernel chooses the address nearest to the destination
+// or its gateway. The order of the list alone is not sufficient, as the kernel lists the newest
+// IPv6 address first.
 func (d device) source(family func(netip.Addr) bool) netip.Addr {
 	var alone netip.Addr
 	for _, a := range d.addrs {

@@ -69,8 +69,7 @@ func parseDiag(msg []byte) (diagSocket, bool) {
 	return s, true
 }
 
-// peerOf returns a socket's peer from its id. Ports and addresses there are in network byte
-// order.
+// peerOf returns the peer in a socket's id, which has ports and addresses in network byte order.
 func peerOf(family uint8, id diagID) netip.AddrPort {
 	port := binary.BigEndian.Uint16(id[2:])
 	if family == unix.AF_INET {

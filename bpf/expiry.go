@@ -18,29 +18,28 @@ import (
 	"shunt/maps"
 )
 
-// Expiry removes flows of the packet path from map flows. It removes expired flows; when the
-// map is nearly full it removes closed ones too, and then evicts those that were not used for
-// the longest time, UDP before TCP. Every scan reads the map as it is: a later scan removes
-// what an earlier one missed. It also removes expired entries of the maps of notes
-// (expirynotes.go).
+// Expiry removes flows of the packet path from map flows: the expired ones, and when the map is
+// nearly full also the closed ones. If that does not suffice, it evicts the least recently used
+// flows, UDP before TCP. Every scan reads the current map, so that it also removes flows that an
+// earlier scan missed. Expiry also removes expired entries of the maps of notes (expirynotes.go).
 type Expiry struct {
 	o     ExpiryOptions
 	flows *ebpf.Map
 	table *flowTable
 	// newFlows is map flows_new.
 	newFlows *flowTable
-	// timeouts are the ones that the programs are loaded with.
+	// timeouts are those that the programs are loaded with.
 	timeouts flowTimeouts
 	iter     *flowIter // nil: the kernel has no iterators over maps
 	size     uint32
-	// most is expiryStep. iterFrom is the number of entries from which on the iterator is used.
-	// Tests set less.
+	// most is the largest number of flows that one step reads: expiryStep. The iterator is used
+	// if the map has at least iterFrom entries. Tests set smaller values.
 	most     int
 	iterFrom uint32
 
 	used             atomic.Uint32
 	expired, evicted atomic.Uint64
-	// pressed: the last scan found the map nearly full.
+	// pressed reports whether the last scan found the map nearly full.
 	pressed bool
 }
 
@@ -57,16 +56,17 @@ const (
 	// not make enough room.
 	expiryPeriod  = 5 * time.Second
 	expiryPressed = 500 * time.Millisecond
-	// A scan is done in at most expirySteps steps, with a pause of expiryPause between them. A
-	// step removes at most expiryStep entries: that takes 2 MB of memory and some 50 ms.
+	// A scan has at most expirySteps steps, with a pause of expiryPause between them. A step
+	// reads at most expiryStep expired entries and removes their flows: that takes 2 MB of memory
+	// and some 50 ms.
 	expiryStep  = 16384
 	expirySteps = 64
 	expiryPause = 20 * time.Millisecond
-	// The kernel's iterator takes time for every bucket, also an empty one; a system call that
-	// reads a batch of entries takes time only for these. Both take the same time when one
+	// The kernel's iterator visits every bucket of the hash, also empty ones. A system call that
+	// reads a batch of entries takes time only for the entries. Both take the same time if one
 	// bucket in iterFill has an entry (BenchmarkExpiryScan).
 	iterFill = 8
-	// The map is under pressure from pressureHigh percent of its size on, until it is at
+	// The map is under pressure from pressureHigh percent of its size until it is down to
 	// pressureLow percent.
 	pressureHigh, pressureLow = 90, 80
 )
@@ -146,7 +146,7 @@ func sleep(ctx context.Context, d time.Duration) bool {
 	}
 }
 
-// pass scans the whole map, and reports whether there is room enough.
+// pass scans the whole map once, and reports whether the map has enough room.
 func (e *Expiry) pass(ctx context.Context) (enough bool, err error) {
 	for range expirySteps {
 		count, removed, err := e.step()
@@ -164,8 +164,8 @@ func (e *Expiry) pass(ctx context.Context) (enough bool, err error) {
 	return true, nil
 }
 
-// step removes expired flows, as many as one step may. count is the number of entries in the
-// map before; -1 where more expired entries are left.
+// step removes at most as many expired flows as one step may. count is the number of entries
+// before the removal; -1 if more expired entries are left.
 func (e *Expiry) step() (count, removed int, err error) {
 	var found []flowRecord
 	visit := func(r *flowRecord) bool {
@@ -186,8 +186,9 @@ func (e *Expiry) step() (count, removed int, err error) {
 	return count, removed, err
 }
 
-// remove removes the flows from a map for which ended returns true, until at least most entries are gone.
-// It adds the number of removed flows to counter, and returns the number of removed entries.
+// remove removes those of the found flows for which ended returns true, until it has removed at
+// least most entries. It adds the number of removed flows to counter, and returns the number of
+// removed entries.
 func (e *Expiry) remove(
 	from *flowTable, found []flowRecord, counter *atomic.Uint64, most int, ended func(*maps.Flow) bool,
 ) (entries int, err error) {
@@ -207,8 +208,8 @@ func (e *Expiry) remove(
 	return entries, nil
 }
 
-// relieve makes room where the map is under pressure, as much as one step may, and reports
-// whether that was enough.
+// relieve makes room if the map is under pressure, at most as much as one step may, and reports
+// whether the map has enough room then.
 func (e *Expiry) relieve() (enough bool, err error) {
 	used, limit := uint64(e.used.Load()), uint64(pressureHigh)
 	if e.pressed {
@@ -237,8 +238,8 @@ func (e *Expiry) relieve() (enough bool, err error) {
 	return used*100 <= uint64(e.size)*pressureLow, err
 }
 
-// evict removes at most about so many entries of these flows, in their order. It keeps a flow
-// that was used since the scan.
+// evict removes flows in the order of oldest, until it has removed at least most entries. It
+// leaves out a flow that was used after it was read.
 func (e *Expiry) evict(oldest []flowRecord, most int) (evicted int, err error) {
 	firstTCP := slices.IndexFunc(oldest, func(r flowRecord) bool { return r.flow.Protocol == unix.IPPROTO_TCP })
 	if firstTCP < 0 {
@@ -259,9 +260,9 @@ func (e *Expiry) evict(oldest []flowRecord, most int) (evicted int, err error) {
 }
 
 // byEviction orders flows that are not closed: UDP before TCP, then the least recently used
-// first. Datagrams with forged sources can fill the map, while a TCP flow needs a handshake to
-// stay. And the next datagram makes an evicted UDP flow anew, while an evicted TCP connection
-// is lost.
+// first. Datagrams with forged sources can fill the map, while a TCP flow requires a handshake.
+// And an evicted UDP flow is created again with its next datagram, while an evicted TCP
+// connection breaks.
 func byEviction(a, b flowRecord) int {
 	isTCP := func(r flowRecord) int {
 		if r.flow.Protocol == unix.IPPROTO_TCP {
@@ -272,9 +273,10 @@ func byEviction(a, b flowRecord) int {
 	return cmp.Or(cmp.Compare(isTCP(a), isTCP(b)), cmp.Compare(a.flow.Used, b.flow.Used))
 }
 
-// candidates returns flows that may be removed, each by its FlowKeyOut entry: the closed ones;
-// and the first of the others by byEviction, sorted, enough of them for so many entries.
-// Neither list is longer than a step may remove.
+// candidates returns flows whose removal frees at least so many entries, if there are enough
+// flows. Each flow is represented by its FlowKeyOut entry. closed has the closed flows, oldest
+// the first of the others by byEviction, sorted. Neither list has more flows than one step may
+// remove.
 func (e *Expiry) candidates(entries int) (closed, oldest []flowRecord, err error) {
 	flows := min((entries+1)/2, e.most)
 	err = maps.EachFlow(e.flows, func(k *maps.FlowKey, f *maps.Flow) error {

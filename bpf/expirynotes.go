@@ -15,9 +15,9 @@ import (
 	"shunt/maps"
 )
 
-// notesPeriod is the time between two scans of the maps that programs make notes in. Their
-// entries stop counting by their age alone. Removing them saves no time, but the number of
-// entries then says what the node does now.
+// notesPeriod is the interval between two scans of the maps in which programs make notes.
+// Programs ignore an outdated note whether it was removed or not. The removal saves no time, but
+// makes the number of entries that of current notes.
 const notesPeriod = 30 * time.Second
 
 // removeNotes removes the expired entries of maps flows_new, directs, local_ports and fragments.
@@ -40,8 +40,8 @@ func (e *Expiry) removeNotes() error {
 		}))
 }
 
-// removeNewFlows removes the expired flows of map flows_new. FlowStats does not count them: most
-// were never answered.
+// removeNewFlows removes the expired flows of map flows_new. FlowStats does not count these: most
+// of them got no answer.
 func (e *Expiry) removeNewFlows() error {
 	var found []flowRecord
 	if _, err := eachExpired(e.newFlows.m, &e.timeouts, func(r *flowRecord) bool {
@@ -57,9 +57,10 @@ func (e *Expiry) removeNewFlows() error {
 	return err
 }
 
-// removeOutdated removes the entries of a map of notes for which outdated returns true, as many
-// as one step may. A program may note an entry again between the read and the deletion: where the
-// kernel can (5.14), an entry is read and deleted in one step, and put back if it counts again.
+// removeOutdated removes entries of a map of notes for which outdated returns true, at most as
+// many as one step may. A program may renew an entry between the read and the deletion. So if the
+// kernel supports it (5.14), an entry is read and deleted by one system call, and inserted again
+// if it is no longer outdated.
 func removeOutdated[K, V any](e *Expiry, name string, outdated func(*K, *V) bool) error {
 	m := e.o.Set.Map(name)
 	var found []K
@@ -87,7 +88,7 @@ func removeOutdated[K, V any](e *Expiry, name string, outdated func(*K, *V) bool
 	return nil
 }
 
-// removeNote removes the entry of a key unless it counts again. takes is that of flowTable.
+// removeNote removes the entry of a key if it is still outdated. takes is that of flowTable.
 func removeNote[K, V any](m *ebpf.Map, takes bool, k *K, outdated func(*K, *V) bool) error {
 	var now V
 	var err error
@@ -103,7 +104,7 @@ func removeNote[K, V any](m *ebpf.Map, takes bool, k *K, outdated func(*K, *V) b
 		return err
 	case takes && !outdated(k, &now):
 		if err = m.Update(k, now, ebpf.UpdateNoExist); errors.Is(err, ebpf.ErrKeyExist) {
-			err = nil // a program has noted it once more
+			err = nil // a program has inserted a newer note
 		}
 	case !takes && outdated(k, &now):
 		if err = m.Delete(k); errors.Is(err, ebpf.ErrKeyNotExist) {

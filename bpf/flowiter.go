@@ -56,8 +56,8 @@ const (
 	flowChunk = 32 << 10
 )
 
-// each calls visit for the expired entries until it returns false. It returns the number of all
-// entries in the map, expired or not; -1 where visit ended it.
+// each calls visit for each expired entry, until visit returns false. It returns the number of
+// all entries in the map, expired or not; -1 if visit returned false.
 func (it *flowIter) each(visit func(*flowRecord) bool) (count int, err error) {
 	r, err := it.iter.Open()
 	if err != nil {
@@ -74,7 +74,7 @@ func (it *flowIter) each(visit func(*flowRecord) bool) (count int, err error) {
 				return -1, errors.New("read the iterator over map flows: it ended without a count")
 			}
 			return count, nil
-		case errors.Is(err, unix.EAGAIN): // the kernel's limit of a million entries without output: there are more
+		case errors.Is(err, unix.EAGAIN): // the kernel stops after a million entries without output: the next read continues
 		case err != nil:
 			return -1, fmt.Errorf("read the iterator over map flows: %w", err)
 		}
@@ -110,7 +110,7 @@ func eachExpired(flows *ebpf.Map, t *flowTimeouts, visit func(*flowRecord) bool)
 	return count, err
 }
 
-// monotonic returns the same clock as bpf_ktime_get_ns(), in ns.
+// monotonic returns the time of the clock of bpf_ktime_get_ns(), CLOCK_MONOTONIC, in ns.
 func monotonic() uint64 {
 	var ts unix.Timespec
 	if unix.ClockGettime(unix.CLOCK_MONOTONIC, &ts) != nil {

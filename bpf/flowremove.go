@@ -14,14 +14,14 @@ import (
 
 // flowTable removes flows from map flows or flows_new while programs use them.
 //
-// A flow has one to three entries (maps.Flow.Keys). A single expired entry does not mean that
-// the flow has expired: the entry may have been lost and made again, or be older than the
-// others. So all entries are read, and the latest use counts. A packet may use the flow between
-// that read and the deletion of an entry. Therefore an entry is read and deleted in one step,
-// where the kernel can (5.14), and put back if it has changed.
+// A flow has one to three entries (maps.Flow.Keys). The age of one entry does not prove that the
+// flow has expired: the entry may have been lost and made again, or be older than the flow's
+// other entries. So all entries are read, and the latest use counts. A packet may use the flow
+// between that read and the deletion of an entry. So if the kernel supports it (5.14), an entry
+// is read and deleted by one system call, and inserted again if it has changed.
 type flowTable struct {
 	m *ebpf.Map
-	// takes: the kernel can read and delete an entry in one step.
+	// takes reports whether the kernel can read and delete an entry by one system call.
 	takes bool
 	// before is called before an entry is deleted or refreshed, so that tests can use the flow
 	// at that moment; else nil.
@@ -34,14 +34,15 @@ func newFlowTable(m *ebpf.Map) *flowTable {
 	return &flowTable{m: m, takes: errors.Is(err, ebpf.ErrKeyNotExist)}
 }
 
-// entries returns the entries that a flow has now, and the state of the flow in its latest one:
-// a packet notes what its side has said, and when, in all entries (track.h). known is one entry
-// of the flow, read earlier. Entries of another flow under the same keys are left out, among
-// them those of an earlier connection with the same five-tuple.
+// entries returns the current entries of a flow, and its state, which is that of the entry used
+// last: a packet writes the time and what its side has said to all entries (track.h). known is an
+// entry of the flow that was read earlier. Under the same keys there can be entries of another
+// flow, such as an earlier connection with the same five-tuple and another backend. These are
+// left out (maps.Flow.IsSame).
 func (t *flowTable) entries(known *flowRecord) (all []flowRecord, flow maps.Flow, err error) {
 	keys := known.flow.Keys()
 	if !slices.Contains(keys, known.key) {
-		keys = append(keys, known.key) // the flow has another key since
+		keys = append(keys, known.key) // an entry under a key that the flow no longer has
 	}
 	for _, key := range keys {
 		rec := flowRecord{key: key}
@@ -63,9 +64,9 @@ func (t *flowTable) entries(known *flowRecord) (all []flowRecord, flow maps.Flow
 	return all, flow, nil
 }
 
-// remove deletes all entries of a flow if ended returns true for its latest state. If not, it
-// writes the latest use to the expired entries. It returns the number of deleted entries: 0
-// where the flow stays.
+// remove deletes all entries of a flow if ended returns true for its latest state. Otherwise it
+// writes the latest use to the expired entries. It returns the number of deleted entries: 0 if
+// the flow is retained.
 func (t *flowTable) remove(known *flowRecord, timeouts *flowTimeouts, ended func(*maps.Flow) bool) (int, error) {
 	all, flow, err := t.entries(known)
 	if err != nil || len(all) == 0 {
@@ -89,9 +90,9 @@ func (t *flowTable) remove(known *flowRecord, timeouts *flowTimeouts, ended func
 	return len(all), nil
 }
 
-// refresh writes the flow's latest use, and what its sides have said, to the expired entries.
-// It reads each again right before: if a packet has updated the entry meanwhile, it must not be
-// overwritten.
+// refresh writes the time of the flow's latest use, and what its sides have said, to the expired
+// entries. It reads each entry again immediately before the write, and skips one that a packet
+// has updated meanwhile.
 func (t *flowTable) refresh(all []flowRecord, flow maps.Flow, timeouts *flowTimeouts) error {
 	now := monotonic()
 	for i := range all {
@@ -114,8 +115,8 @@ func (t *flowTable) refresh(all []flowRecord, flow maps.Flow, timeouts *flowTime
 	return nil
 }
 
-// removeOne deletes an entry unless it has changed since it was read. A changed entry stays in
-// the map, and removeOne returns it if it is still of the same flow.
+// removeOne deletes an entry unless it has changed since it was read. A changed entry remains in
+// the map. removeOne returns it if it still belongs to the same flow.
 func (t *flowTable) removeOne(was *flowRecord) (used *maps.Flow, err error) {
 	var now maps.Flow
 	if t.takes {
@@ -156,7 +157,7 @@ func (t *flowTable) putBack(deleted []flowRecord, flow *maps.Flow) error {
 	return errors.Join(errs...)
 }
 
-// put inserts an entry where there is none: an entry that a program has made meanwhile is
+// put inserts an entry unless there is one: an entry that a program has inserted meanwhile is
 // newer.
 func (t *flowTable) put(k maps.FlowKey, f *maps.Flow) error {
 	err := t.m.Update(k, f, ebpf.UpdateNoExist)

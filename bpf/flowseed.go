@@ -14,13 +14,14 @@ import (
 	"github.com/cilium/ebpf"
 )
 
-// seedPin is the name of the pinned one-element map below root that has the seed: a bpf file
-// system has no regular files.
+// seedPin is the pin of the seed below root. A map of one element contains the seed, as a bpf
+// file system has no regular files.
 const seedPin = "flow-seed"
 
-// FlowSeed returns the node's secret that goes into the hash of a flow's addresses and ports,
-// by which a backend is chosen. It is the pinned one of an earlier daemon, so that a flow whose
-// entry is lost keeps its backend; or else a new one, which FlowSeed pins.
+// FlowSeed returns the node's secret seed for the hash of a flow's addresses and ports, by which
+// programs choose a backend. If an earlier daemon has pinned a seed, FlowSeed returns that one,
+// so that a flow whose entry is lost gets the same backend again. Otherwise it makes a new seed
+// and pins it.
 func FlowSeed(root string) (uint64, error) {
 	pin := filepath.Join(root, seedPin)
 	m, err := ebpf.LoadPinnedMap(pin, nil)
@@ -45,8 +46,7 @@ func newFlowSeed(pin string) (uint64, error) {
 	return seed, pinFlowSeed(pin, seed)
 }
 
-// keepFlowSeed pins the seed again if somebody removed the pin, and reports whether that was
-// so.
+// keepFlowSeed pins the seed again if the pin was removed, and reports whether it was.
 func keepFlowSeed(root string, seed uint64) (repaired bool, err error) {
 	pin := filepath.Join(root, seedPin)
 	if _, err := os.Lstat(pin); !errors.Is(err, fs.ErrNotExist) {

@@ -17,17 +17,18 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// deviceResync is how often the devices are scanned without a notice of a change, deviceRetry
-// how soon after a failure, devicePause how long changes gather after a scan.
+// deviceResync is the interval at which the devices are scanned without a notification of a
+// change, deviceRetry the delay after a failure. devicePause is the delay after a scan, so that
+// the next one covers several changes.
 const (
 	deviceResync = time.Minute
 	deviceRetry  = 2 * time.Second
 	devicePause  = 50 * time.Millisecond
 )
 
-// Run follows the devices, addresses, routes and filters of the network namespace of the
-// calling thread. It begins after Start, and returns nil when the context ends. All work but
-// the listening is done on the calling goroutine.
+// Run follows the devices, addresses, routes and filters of the network namespace of the calling
+// thread. It begins after Start, and returns nil when the context ends. Only the notifications
+// are read by another goroutine.
 func (p *PacketPath) Run(ctx context.Context) error {
 	select {
 	case <-ctx.Done():
@@ -88,9 +89,9 @@ func (p *PacketPath) follow(ctx context.Context) error {
 	}
 }
 
-// look asks the kernel whether every device that the last scan chose has its programs, and
-// returns a problem by direction; empty: none. It costs much less than a scan. It asks for a
-// scan where a program is gone: the kernel sends no notice when a TCX link is detached.
+// look checks that every device which the last scan chose has its programs in the kernel, and
+// returns one problem by direction; empty: none. It costs much less than a scan. If a program is
+// missing, look asks for a scan: the kernel sends no notification when a TCX link is detached.
 func (p *PacketPath) look() (problems [directions]string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -124,8 +125,8 @@ func (p *PacketPath) look() (problems [directions]string) {
 	return problems
 }
 
-// missing returns how what is attached at a point differs from what the last scan attached to its
-// device; empty: it does not, or the device is gone.
+// missing returns the difference between the program at a point and the one that the last scan
+// attached there; empty: there is none, or the device no longer exists.
 func (p *PacketPath) missing(found attachments, at point) string {
 	a, want := found.at(p.ways[0], at), p.wanted[at.index]
 	there := a != nil && a.inEffect
@@ -139,8 +140,9 @@ func (p *PacketPath) missing(found attachments, at point) string {
 	return fmt.Sprintf("device %s has lost its program, or the pin of its link", want.name)
 }
 
-// noteLost notes in p.lost what the scan that has found these attachments puts right. A scan may
-// begin by itself before look has seen the loss: the kernel sends notices of a removed qdisc.
+// noteLost notes in p.lost the programs that found lacks and that the current scan is about to
+// attach. A scan may begin before look has seen the loss, as the kernel sends a notification when
+// a qdisc is removed.
 func (p *PacketPath) noteLost(found attachments) {
 	for index := range p.wanted {
 		for dir := range direction(directions) {
@@ -151,7 +153,8 @@ func (p *PacketPath) noteLost(found attachments) {
 	}
 }
 
-// takeLost returns what scans have put right since the last call, by direction; empty: nothing.
+// takeLost returns the lost programs that scans have attached again since the last call, by
+// direction; empty: none.
 func (p *PacketPath) takeLost() (lost [directions]string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -159,8 +162,8 @@ func (p *PacketPath) takeLost() (lost [directions]string) {
 	return lost
 }
 
-// deviceGone reports whether no device has the index any more: the scan that takes it off the
-// list is due.
+// deviceGone reports whether the device no longer exists. A scan that removes it from p.wanted is
+// due then.
 func deviceGone(index int) bool {
 	_, err := net.InterfaceByIndex(index)
 	return err != nil
@@ -185,8 +188,8 @@ func (p *PacketPath) listen(socket *nl.NetlinkSocket) error {
 	}
 }
 
-// matters reports whether a message may change what is attached. Of routes without a gateway only
-// default routes do: every pod has one of the others.
+// matters reports whether a message may change what is attached. Of routes without a gateway it
+// considers only default routes: every pod has one of the others.
 func matters(m syscall.NetlinkMessage) bool {
 	if m.Header.Type != unix.RTM_NEWROUTE && m.Header.Type != unix.RTM_DELROUTE {
 		return true

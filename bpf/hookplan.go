@@ -23,7 +23,7 @@ type hookView struct {
 	// held is the link that this process has open, pinned the one that is pinned under the
 	// hook's name.
 	held, pinned linkView
-	// listed: the wanted program is in the cgroup's list for this hook.
+	// listed reports whether the wanted program is in the cgroup's list for this hook.
 	listed bool
 }
 
@@ -33,7 +33,7 @@ type hookWant struct {
 	program ebpf.ProgramID
 }
 
-// hookPlan is what to do to get there. Its steps are executed in this order.
+// hookPlan is the steps that repair a hook, in the order of execution.
 type hookPlan struct {
 	// take opens and holds the pinned link of an earlier daemon.
 	take bool
@@ -43,9 +43,9 @@ type hookPlan struct {
 	update bool
 	// pin pins the link under the hook's name.
 	pin bool
-	// wrong describes what the plan repairs; empty: nothing.
+	// wrong is the problem that the plan repairs; empty: none.
 	wrong string
-	// out: the program is not in effect before the repair.
+	// out reports whether the program is out of effect before the repair.
 	out bool
 }
 

@@ -17,13 +17,13 @@ import (
 	"shunt/maps"
 )
 
-// hooksResync is how often the hooks are scanned. The kernel sends no notice when a link is
-// detached.
+// hooksResync is the interval at which the hooks are scanned. The kernel sends no notification
+// when a link is detached.
 const hooksResync = 5 * time.Second
 
-// What Hooks reports has the names of the programs and these:
+// Names of the problems that Hooks reports, besides the names of hooks.
 const (
-	// EffectCgroup: the hooks act on the cgroup that holds this node's pods.
+	// EffectCgroup: the hooks act on the cgroup that contains this node's pods.
 	EffectCgroup = "cgroup"
 	// EffectPins: links, maps and seed are pinned, so that they outlive the daemon.
 	EffectPins = "pins"
@@ -57,29 +57,29 @@ type HooksOptions struct {
 	Earlier Earlier
 }
 
-// Hooks keeps the socket path's programs in effect, and reports problems of the packet path's,
-// which PacketPath keeps. It does not rely on what it did before: each scan asks the kernel for
-// links, programs, cgroup and pins, repairs what somebody changed, and checks by connect() and
-// sendto() that the hooks act.
+// Hooks keeps the socket path's programs attached. It also reports problems of the packet path's
+// programs, which PacketPath keeps attached. Each scan reads links, programs, cgroup and pins
+// from the kernel, repairs changes by others, and checks by connect() and sendto() that the hooks
+// act.
 type Hooks struct {
 	opts HooksOptions
-	// podCgroup is the part of a cgroup's name that shows that it is a pod's.
+	// podCgroup is the part of a cgroup's path that identifies a pod's cgroup.
 	podCgroup string
 	started   chan struct{}
 	poke      chan struct{}
 
 	mu     sync.Mutex // held during a scan
 	cgroup string
-	// first: no scan has ended yet. So what is missing was not lost, and the programs in effect
-	// are an earlier daemon's.
+	// first reports whether no scan has ended yet. A missing program then counts as not attached
+	// yet instead of lost, and the programs in effect are an earlier daemon's.
 	first bool
 	// missed are problems of the packet path that Now found since the last scan. PacketPath may
-	// have repaired them before the next.
+	// have repaired them before the next scan.
 	missed map[string]string
 
 	stateMu sync.Mutex
-	// problems are what the last scan left, by name, with "" for a name without a problem. A
-	// map that was stored here is not written again.
+	// problems are the problems that remain after the last scan, by name, with "" for a name
+	// without a problem. The map is not modified after it is stored here.
 	problems map[string]string
 }
 
@@ -126,9 +126,9 @@ func (h *Hooks) Run(ctx context.Context) error {
 	}
 }
 
-// Last returns the problems that the last scan left, by name, with "" for what is in effect.
-// Before Start it is about an earlier daemon's hooks; nil: there are none. The caller must not
-// write to the map.
+// Last returns the problems that remain after the last scan, by name, with "" for a name without
+// a problem. Before Start these are the problems of an earlier daemon's hooks; nil if it left
+// none. The caller must not modify the map.
 func (h *Hooks) Last() map[string]string {
 	h.stateMu.Lock()
 	defer h.stateMu.Unlock()
@@ -195,7 +195,7 @@ func (h *Hooks) pass(ctx context.Context) map[string]string {
 			p.found[[directions]string{EffectIngress, EffectEgress}[dir]] = text
 		}
 	}
-	if ctx.Err() == nil { // else the failures mean nothing
+	if ctx.Err() == nil { // else failures only show that the scan was canceled
 		h.report(&p)
 		h.first = false
 	}
@@ -236,10 +236,10 @@ func (h *Hooks) report(p *hooksScan) {
 // hooksScan is one scan of Hooks.
 type hooksScan struct {
 	h *Hooks
-	// problems are what is wrong at the end, found what was wrong and was repaired; both by
-	// name.
+	// problems are the problems that remain at the end of the scan, found those that it found
+	// before its repairs; both by name.
 	problems, found map[string]string
-	// lost: a hook was out of effect.
+	// lost reports whether a hook was out of effect.
 	lost bool
 }
 
@@ -327,8 +327,8 @@ func (p *hooksScan) repair() ([]hookState, error) {
 	if err == nil {
 		return states, nil
 	}
-	// Something else may be at the path of the links' directory, which does not mean that the
-	// hooks are out of effect.
+	// repair fails if another file is at the path of the links' directory. The hooks may be in
+	// effect nevertheless.
 	looked, failed := programs.look(p.h.opts.Root, p.h.cgroup)
 	if failed == nil {
 		p.problems[EffectPins] = err.Error()
@@ -371,5 +371,5 @@ func (p *hooksScan) readScope() {
 		p.problems[EffectCgroup] = err.Error()
 		return
 	}
-	p.problems[EffectCgroup] = scope.summary() // anybody can read it by a probe: no process is named
+	p.problems[EffectCgroup] = scope.summary() // without the name of a process: probes need no authentication
 }

@@ -12,17 +12,18 @@ import (
 // Earlier describes the hooks that an earlier daemon left. Hooks watches them until Start,
 // which may wait as long as an outage of the API server lasts.
 type Earlier struct {
-	// InEffect: they were in effect when this daemon began. If not, there is nothing to watch.
+	// InEffect reports whether these hooks were in effect when this daemon began. If not, Hooks
+	// does not watch them.
 	InEffect bool
-	// Adopted: Programs work with the earlier daemon's maps, which have its entries. If not, a
-	// hook that goes out of effect can't be repaired before Start.
+	// Adopted reports whether Programs use the earlier daemon's maps with its entries. If not, a
+	// detached hook can't be repaired before Start.
 	Adopted bool
-	// Lasts is called after each scan with whether they are still in effect.
+	// Lasts is called after each scan, with true if these hooks are still in effect.
 	Lasts func(bool)
 }
 
 // watchEarlier scans the earlier daemon's hooks. If one is out of effect and the maps were
-// adopted, this daemon attaches its own programs; from then on it scans these.
+// adopted, this daemon attaches its own programs. From then on watchEarlier scans these.
 func (h *Hooks) watchEarlier(ctx context.Context) {
 	if !h.opts.Earlier.InEffect {
 		return
@@ -40,8 +41,9 @@ func (h *Hooks) watchEarlier(ctx context.Context) {
 	}
 }
 
-// lookEarlier stores the problems, and reports whether all pinned links are in effect. own:
-// this daemon has attached its own programs, so that its scans store the problems.
+// lookEarlier stores the problems, and reports whether all pinned links are in effect. own
+// reports whether this daemon has attached its own programs. In that case pass stores the
+// problems instead.
 func (h *Hooks) lookEarlier() (ok, own bool) {
 	h.mu.Lock()
 	defer h.mu.Unlock()

@@ -18,7 +18,7 @@ type linkIDs struct {
 	// next returns the first ID after another, fs.ErrNotExist after the last.
 	next func(link.ID) (link.ID, error)
 	open func(link.ID) (link.Link, error)
-	// wait is how long to wait for an ID to become a link.
+	// wait is the longest time to wait until an allocated ID belongs to a link.
 	wait time.Duration
 }
 

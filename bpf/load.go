@@ -19,8 +19,8 @@ type Programs struct {
 	// HasSetRetval: the kernel has bpf_set_retval, so that a refused connect() fails with
 	// ECONNREFUSED instead of EPERM (see Features).
 	HasSetRetval bool
-	// links are the attached links, by the names of their pins. They are kept open: while this
-	// process lives, removing a pin takes no program out of effect.
+	// links are the attached links, by the names of their pins. They remain open, so that no
+	// removal of a pin detaches a program while this process lives.
 	links map[string]link.Link
 }
 
@@ -31,9 +31,8 @@ type hook struct {
 	prog   *ebpf.Program
 }
 
-// hooks returns the hooks in the order in which they are attached: those that show the
-// service's address to a translated socket come before those that translate. They are detached
-// in the opposite order.
+// hooks returns the hooks in the order of attaching: the hooks that show a translated socket the
+// service's address come before those that translate. They are detached in the opposite order.
 func (p *Programs) hooks() []hook {
 	return []hook{
 		{"getpeername4", ebpf.AttachCgroupInet4GetPeername, p.objects.ShuntGetpeername4},
@@ -112,7 +111,7 @@ func replacements(spec *ebpf.CollectionSpec, set *maps.Set) map[string]*ebpf.Map
 	return replaced
 }
 
-// Close closes the programs and links. Programs whose links are pinned stay in effect.
+// Close closes the programs and links. Programs whose links are pinned remain attached.
 func (p *Programs) Close() error {
 	errs := []error{p.objects.Close()}
 	for _, l := range p.links {

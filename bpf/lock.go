@@ -12,7 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Lock is the lock on a directory of pins. One daemon can hold it.
+// Lock is the lock on a directory of pins. Only one daemon can have it.
 type Lock struct{ dir *os.File }
 
 // ErrLocked means that another daemon holds the lock.
@@ -40,7 +40,7 @@ func TakeLock(root string) (*Lock, error) {
 func IsLocked(root string) bool {
 	l, err := tryLock(root)
 	if err == nil {
-		_ = l.Release() // it was taken only to see whether it is free
+		_ = l.Release() // taken only for this check
 	}
 	return errors.Is(err, ErrLocked)
 }
@@ -97,6 +97,6 @@ func (l *Lock) path(ours os.FileInfo) (string, bool) {
 	if err != nil {
 		return "", false
 	}
-	there, err := os.Stat(path) // another directory, where the file system was unmounted
+	there, err := os.Stat(path) // after an unmount there may be another directory at this path
 	return path, err == nil && os.SameFile(ours, there)
 }

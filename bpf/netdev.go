@@ -15,8 +15,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// readDevices returns the devices of the calling thread's network namespace, sorted by index.
-// It uses a list that changed during the read as it is: a notice of the change follows.
+// readDevices returns the devices of the calling thread's network namespace, sorted by index. It
+// accepts a list that changed during the read, since a notification of the change follows.
 func readDevices() ([]device, error) {
 	links, err := netlink.LinkList()
 	if err = complete(err); err != nil {
@@ -50,7 +50,7 @@ func readDevices() ([]device, error) {
 	return devices, readGateways(devices)
 }
 
-// complete returns nil for an error that only says that the list changed during the read.
+// complete returns nil for the error that a list changed during the read; else it returns err.
 func complete(err error) error {
 	if errors.Is(err, netlink.ErrDumpInterrupted) {
 		return nil

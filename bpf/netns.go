@@ -30,13 +30,14 @@ func InOtherNetns(pid uint32) bool {
 // processes: therefore its pod has hostPID.
 var netnsGlobs = []string{hostNetns, "/proc/[0-9]*/ns/net", "/run/netns/*", "/run/docker/netns/*"}
 
-// threadGlobs are the paths of single threads' network namespaces: a thread may have left that
-// of its process. These are many files, so they are read only for namespaces that are not found
-// by netnsGlobs.
+// threadGlobs are the paths of single threads' network namespaces: a thread may be in another
+// namespace than its process. There are many of these files, so they are read only to find
+// namespaces that have no path of netnsGlobs.
 var threadGlobs = []string{"/proc/[0-9]*/task/[0-9]*/ns/net"}
 
-// eachNetns calls visit once in each network namespace for which wanted returns true, by the
-// inode number of its file. visit runs on a thread of its own.
+// eachNetns calls visit once in each network namespace that has a path of globs and for which
+// wanted returns true. inode is the inode number of the namespace's file. wanted and visit run on
+// a thread of their own.
 func eachNetns(ctx context.Context, globs []string, wanted func(inode uint64) bool, visit func(inode uint64, path string)) error {
 	done := make(chan error, 1)
 	go func() {
@@ -49,7 +50,7 @@ func eachNetns(ctx context.Context, globs []string, wanted func(inode uint64) bo
 		}
 		defer home.Close()
 		err = visitNetns(ctx, globs, wanted, visit)
-		// A thread that can't return to its namespace stays locked: it ends with this
+		// A thread that can't return to its namespace remains locked: it ends with this
 		// goroutine, so that no other goroutine runs in a foreign network namespace.
 		if back := unix.Setns(int(home.Fd()), unix.CLONE_NEWNET); back == nil {
 			runtime.UnlockOSThread()
@@ -80,9 +81,9 @@ func visitNetns(ctx context.Context, globs []string, wanted func(uint64) bool, v
 	return nil
 }
 
-// splitGlob cuts off what follows a pattern's last wildcard. filepath.Glob would read a
-// directory for each part of that, and the kernel creates the entries of a process's
-// directories when they are read.
+// splitGlob splits a pattern behind the path element with its last wildcard. filepath.Glob would
+// also read a directory for each element of the rest. That is slow in /proc, as the kernel
+// creates the entries of a process's directories when they are read.
 func splitGlob(glob string) (dirs, rest string) {
 	last := strings.LastIndexAny(glob, "*?[]")
 	if i := strings.IndexByte(glob[last+1:], '/'); last >= 0 && i >= 0 {
@@ -109,7 +110,7 @@ func enterNetns(path string, seen map[uint64]bool, wanted func(uint64) bool) (in
 		return 0, false
 	}
 	if unix.Setns(int(f.Fd()), unix.CLONE_NEWNET) != nil {
-		return 0, false // not a network namespace: the file is left over from an unmounted name
+		return 0, false // not a network namespace, as the empty file that an unmount leaves
 	}
 	seen[st.Ino] = true
 	return st.Ino, true

@@ -30,9 +30,9 @@ func requireOwn(dir string) error {
 }
 
 // CheckOwn returns an error if another user can create, rename or remove anything in the
-// directory of pins, or in its parents on the same file system. It checks the parents first,
-// from the mount's root down: what is below a directory that others can't change stays as it
-// was checked. It changes nothing.
+// directory of pins, or in its parents on the same file system. It checks the parents first, from
+// the mount's root down: once others can't change a directory, they can't replace the directories
+// below it after their check. CheckOwn changes nothing.
 func CheckOwn(dir string) error {
 	var way []string // from the directory up to the mount's root
 	for at := dir; requireFS(at, unix.BPF_FS_MAGIC) == nil; at = filepath.Dir(at) {
