@@ -168,7 +168,7 @@ func (c *Clients) follow(ctx context.Context) error {
 // listenAll sends to heard after every message, until the socket is closed.
 func listenAll(socket *nl.NetlinkSocket, heard chan<- struct{}) error {
 	for {
-		if _, _, err := socket.Receive(); err != nil && !errors.Is(err, unix.ENOBUFS) { // ENOBUFS: messages were lost
+		if _, _, err := socket.Receive(); err != nil && !errors.Is(err, unix.ENOBUFS) { // messages were lost
 			return err
 		}
 		select {

@@ -74,7 +74,7 @@ func (it *flowIter) each(visit func(*flowRecord) bool) (count int, err error) {
 				return -1, errors.New("read the iterator over map flows: it ended without a count")
 			}
 			return count, nil
-		case errors.Is(err, unix.EAGAIN): // the kernel stops after a million entries without output: the next read continues
+		case errors.Is(err, unix.EAGAIN): // the kernel stops after a million entries without output
 		case err != nil:
 			return -1, fmt.Errorf("read the iterator over map flows: %w", err)
 		}

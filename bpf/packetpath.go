@@ -38,9 +38,9 @@ type PacketPathOptions struct {
 	noTCX bool
 }
 
-// PacketPath attaches the packet path's programs to the devices of its network namespace,
-// follows changes of devices, and keeps map devices in step with them. What it attached stays
-// in effect after Close.
+// PacketPath attaches the packet path's programs to the devices of its network namespace, follows
+// changes of devices, and updates map devices accordingly. Attached programs remain attached
+// after Close.
 type PacketPath struct {
 	opts     PacketPathOptions
 	programs *packetPrograms
@@ -57,18 +57,20 @@ type PacketPath struct {
 	mu sync.Mutex // held during a scan
 	// problems are those of the last scan, by device, so that each is logged once.
 	problems map[string]string
-	// inEffect: a scan has attached to all devices. From then on new connections are shunt's,
-	// and strangers counts connections of others.
+	// inEffect reports whether a scan has attached to all devices. From then on the programs
+	// translate all new connections, and strangers counts the connections that conntrack still
+	// translates.
 	inEffect  bool
 	strangers strangers
 	counted   atomic.Uint64 // maps.Kernel.NewFrontends as of the last scan
 	// wanted are the devices that the last scan chose, by index. Before the first scan they are
-	// those that an earlier daemon has attached to.
+	// the devices to which an earlier daemon has attached.
 	wanted map[int]wantedDevice
-	// lost is what scans have found missing, by direction, and put right, since takeLost.
+	// lost has the programs that scans have found missing and attached again since takeLost, by
+	// direction.
 	lost [directions]string
-	// held are the TCX links in effect. They are kept open: while this process lives, removing
-	// a pin detaches no program.
+	// held are the TCX links in effect. They remain open, so that no removal of a pin detaches a
+	// program while this process lives.
 	held map[point]link.Link
 }
 
@@ -122,7 +124,7 @@ func waysBelow(root string, noTCX bool) []way {
 	return ways
 }
 
-// Close closes the programs and links. What is attached stays in effect.
+// Close closes the programs and links. Attached programs remain attached.
 func (p *PacketPath) Close() error {
 	p.letGo(nil)
 	return p.programs.close()
@@ -171,8 +173,8 @@ func (p *PacketPath) Start() {
 	}
 }
 
-// SetNodeAddrs sets the addresses of the Node object, whose devices are attached to. It does
-// not wait for a scan under way.
+// SetNodeAddrs sets the addresses of the Node object, and asks for a scan if they have changed:
+// devices with such an address are attached to. It does not wait for a scan under way.
 func (p *PacketPath) SetNodeAddrs(addrs []netip.Addr) {
 	p.nodeMu.Lock()
 	defer p.nodeMu.Unlock()
@@ -196,9 +198,9 @@ func (p *PacketPath) wake() {
 	}
 }
 
-// sync scans: it attaches to the devices that exist now, and detaches from others. It asks the
-// kernel for everything, so that it also repairs what somebody else removed. It reports whether
-// there were no problems; else it is to be called again.
+// sync scans: it attaches to the devices that exist now, and detaches from others. It reads
+// everything from the kernel, so that it also repairs attachments that another program removed.
+// It reports whether there were no problems. If there were, the caller must call it again.
 func (p *PacketPath) sync() (ok bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -222,21 +224,21 @@ func (p *PacketPath) sync() (ok bool) {
 	p.problems = problems
 	if len(problems) == 0 && !p.inEffect {
 		p.inEffect = true
-		p.wake() // the next scan may let unknown connections be reset
+		p.wake() // the next scan may set DeviceResets
 	}
 	return len(problems) == 0
 }
 
-// settled reports whether no scan is due without a change: conntrack translates no connection
-// to any frontend.
+// settled reports whether no scan is due without a change, since conntrack translates no
+// connection to any frontend.
 func (p *PacketPath) settled() bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.strangers.gone && p.strangers.frontends == p.opts.Maps.NewFrontends()
 }
 
-// Reconciled is called when frontends may have been added. It asks for a scan if conntrack was
-// not checked for some of them, and does not wait for a scan under way.
+// Reconciled is called when frontends may have been added. If conntrack was not checked for some
+// of them, it asks for a scan. It does not wait for a scan under way.
 func (p *PacketPath) Reconciled() {
 	if p.opts.Maps.NewFrontends() != p.counted.Load() {
 		p.wake()
@@ -246,7 +248,7 @@ func (p *PacketPath) Reconciled() {
 // everyDevice is the name under which problems of no particular device are reported.
 const everyDevice = "all"
 
-// pass does one scan for sync. It puts a device's problems into problems, by its name.
+// pass does one scan for sync. It stores the problems of devices in problems, by device name.
 func (p *PacketPath) pass(problems map[string]string) error {
 	devices, err := readDevices()
 	if err != nil {
@@ -329,7 +331,7 @@ func (a attachments) at(w way, at point) *attachment {
 	return &a[w][i]
 }
 
-// forget removes the map's entries of devices that were not chosen.
+// forget removes the entries of map devices for devices that were not chosen.
 func (p *PacketPath) forget(chosen map[int]bool) error {
 	known, err := p.opts.Maps.Devices()
 	if err != nil {

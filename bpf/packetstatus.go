@@ -15,7 +15,8 @@ import (
 type DeviceAttachment struct {
 	Device string `json:"device"`
 	Index  int    `json:"ifindex"`
-	// Why the device was chosen. For one that is not attached: why automatic would choose it.
+	// Why is the reason for attaching to the device. If nothing is attached, it is the reason for
+	// which automatic would choose the device.
 	Why       Why    `json:"why"`
 	Direction string `json:"direction"`
 	// By is the method, "TCX" or "clsact"; empty: not attached.
@@ -30,8 +31,9 @@ type DeviceAttachment struct {
 	inEffect bool
 }
 
-// DeviceAttachments returns what is attached in this network namespace, sorted by device. It
-// reads the kernel and the pins below root, and needs no running daemon.
+// DeviceAttachments returns the attached programs of devices in this network namespace, and the
+// missing ones, sorted by device. It reads the kernel and the pins below root, and needs no
+// running daemon.
 func DeviceAttachments(root string, k *maps.Kernel) ([]DeviceAttachment, error) {
 	devices, err := readDevices()
 	if err != nil {
@@ -59,14 +61,16 @@ func DeviceAttachments(root string, k *maps.Kernel) ([]DeviceAttachment, error) 
 	return all, nil
 }
 
-// LeftOut is the devices of this network namespace that are not attached to for one reason.
+// LeftOut is a reason for not attaching, with the devices of this network namespace to which it
+// applies.
 type LeftOut struct {
 	Why     Why      `json:"why"`
 	Devices []string `json:"devices"`
 }
 
-// DevicesLeftOut returns the devices that nothing of all is attached to, by reason. Those that lack
-// a program are in all.
+// DevicesLeftOut returns the devices that have no element in all, by the reason for not
+// attaching. all is the result of DeviceAttachments, where a device that lacks a program has an
+// element.
 func DevicesLeftOut(all []DeviceAttachment) ([]LeftOut, error) {
 	devices, err := readDevices()
 	if err != nil {
@@ -109,9 +113,9 @@ func newDeviceAttachment(a attachment, w way, devices []device, known map[uint32
 	return s
 }
 
-// missing returns the directions that lack a program: the second one of a device with one
-// program, and both of a device that automatic would choose, unless devices were named by
-// --devices.
+// missing returns an element for each direction that lacks a program: for the second direction of
+// a device with one program, and for both directions of a device that automatic would choose,
+// unless devices were named by --devices.
 func missing(all []DeviceAttachment, devices []device) []DeviceAttachment {
 	asked := slices.ContainsFunc(all, func(a DeviceAttachment) bool { return a.Why == WhyAsked })
 	var lacking []DeviceAttachment

@@ -12,9 +12,9 @@ import (
 // follows 65535.
 type SNATPorts struct {
 	First, Count uint32
-	// Shared: too few ports are left without those that the kernel assigns to sockets of this
-	// node, so these are among them. Two such connections to one endpoint may be mistaken for
-	// one another.
+	// Shared reports whether the SNAT ports include those that the kernel assigns to sockets of
+	// this node, because too few other ports are left. A socket's connection and a translated one
+	// can then have the same port and endpoint, and be mistaken for one another.
 	Shared bool
 }
 
@@ -31,7 +31,8 @@ const (
 var nodePortSpan = portSpan{30000, 32767}
 
 // enoughPorts is the least number of SNAT ports, and so of connections to one endpoint. If fewer
-// are left without the ephemeral ports, those are used too and shared with the node's own sockets.
+// ports are left without the ephemeral ones, the ephemeral ports are used too, and shared with
+// the node's own sockets.
 const enoughPorts = 1024
 
 // chooseSNATPorts returns the longest run of ports without node ports, reserved ports and
@@ -57,7 +58,7 @@ func longestRun(taken []portSpan) (first, count uint32) {
 		}
 	}
 	run := uint32(0)
-	for i := range uint32(2 * portCount) { // twice round, for the run across the end
+	for i := range uint32(2 * portCount) { // two rounds, for a run that continues at the first port
 		if used[i%portCount] || run == portCount {
 			run = 0
 			continue

@@ -158,7 +158,8 @@ func requireFS(path string, magic int64) error {
 // Feature is a feature of the kernel that shunt uses.
 type Feature struct {
 	Name string
-	// Needed: shunt does not work without it. Else Without says what is lost without it.
+	// Needed reports whether shunt requires the feature. If not, Without describes the loss
+	// without it.
 	Needed  bool
 	Without string
 	// Err is nil where the kernel has it.
@@ -167,11 +168,12 @@ type Feature struct {
 
 // Features checks the kernel for each feature, by trying it and never by the kernel's version.
 func Features() []Feature {
-	// Where the kernel counts programs as locked memory, a process that has made no maps, such
-	// as shunt status, may load none, and the feature checks would fail for that reason.
-	// Without the right to lift the limit nothing can be done.
+	// Where the kernel counts programs as locked memory, a process that has made no maps, such as
+	// shunt status, may not be allowed to load one. The feature checks would fail for that reason
+	// instead of a missing feature. The error is ignored: without the privilege to lift the limit
+	// there is no remedy.
 	_ = rlimit.RemoveMemlock()
-	lacks := func(err error) error { // with any other error the check got as far as the feature itself
+	lacks := func(err error) error { // any other error comes from a kernel that has the feature
 		if errors.Is(err, ebpf.ErrNotSupported) || errors.Is(err, unix.ENOPROTOOPT) {
 			return err
 		}

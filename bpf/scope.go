@@ -20,9 +20,9 @@ import (
 // its cgroup drivers and below any --cgroup-root.
 const podCgroup = "kubepods"
 
-// scope has the cgroup that the hooks are attached to and those of processes. Paths are those
-// of /proc: relative to the root of the reader's cgroup namespace, so that a cgroup outside of
-// it begins with "/..".
+// scope has the cgroup that the hooks are attached to, and the cgroups of processes. Paths have
+// the form of /proc/PID/cgroup: they are relative to the root of the reader's cgroup namespace,
+// and the path of a cgroup outside of it begins with "/..".
 type scope struct {
 	attached string
 	// own is this process's cgroup.
@@ -48,8 +48,8 @@ func (s scope) problem() string {
 	return text
 }
 
-// summary is problem without the name of a pod's process, for clients that may only ask for the
-// node's state.
+// summary returns the text of problem without the name of a pod's process, for readers that may
+// only know the node's state.
 func (s scope) summary() string {
 	if outside := len(s.outside()); outside > 0 {
 		return fmt.Sprintf("%d of the %d processes of pods here are not below the cgroup %s that the hooks act on: "+
@@ -72,9 +72,9 @@ func (s scope) outside() (all []podProcess) {
 	return all
 }
 
-// isBelow reports whether a cgroup is root or below it, or may be. The names of cgroups above
-// the namespace's root are hidden ("/.."): if root's path goes up further than path's and down
-// again, path may be below root.
+// isBelow reports whether path is, or may be, root or below it. A path does not have the names of
+// cgroups above the cgroup namespace's root, but "/.." for each. If root's path has more of these
+// than path has, and then descends again, path may be below root.
 func isBelow(path, root string) bool {
 	up, rest := ups(path)
 	rootUp, rootRest := ups(root)
@@ -100,9 +100,9 @@ func scopeProblem(cgroup, named string) (string, error) {
 	return s.problem(), err
 }
 
-// scopeOf reads the scope of a cgroup directory. named is part of the names of pods' cgroups.
-// The root of the whole hierarchy holds every process: for it, scopeOf returns the zero value
-// and does not list processes.
+// scopeOf reads the scope of a cgroup directory. named is part of the names of pods' cgroups. The
+// root of the whole hierarchy contains every process: for it, scopeOf returns the zero value and
+// does not list processes.
 func scopeOf(cgroup, named string) (s scope, err error) {
 	if _, err := os.Stat(filepath.Join(cgroup, "cgroup.type")); errors.Is(err, fs.ErrNotExist) {
 		if _, err := os.Stat(filepath.Join(cgroup, "cgroup.procs")); err == nil {

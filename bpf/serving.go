@@ -13,7 +13,7 @@ import (
 	"shunt/maps"
 )
 
-// serving is a chosen device during a scan. After an error, nothing more is attached to it.
+// serving is a chosen device during a scan. After an error, no further program is attached to it.
 type serving struct {
 	device
 	why      Why
@@ -38,7 +38,8 @@ func (p *PacketPath) prepare(d device, choice decision, devices []device, resets
 }
 
 // attachAll attaches both programs to all devices, in attachOrder. If a device's egress program
-// can't be attached, its ingress program is not: clients would get answers from unknown addresses.
+// can't be attached, its ingress program is not attached either: clients would get replies from
+// the backend's address instead of the frontend's.
 func (p *PacketPath) attachAll(all []*serving, found attachments, problems map[string]string) {
 	for _, dir := range attachOrder {
 		for _, s := range all {
@@ -68,8 +69,8 @@ func (p *PacketPath) attach(s *serving, dir direction, found attachments) error 
 	return p.hold(at, s.why)
 }
 
-// removeUnwanted removes attachments to devices that are gone or not chosen, second ones at one
-// point, and those by other methods, in detachOrder.
+// removeUnwanted removes, in detachOrder, all attachments but those that this kernel's method has
+// at a chosen device; of several at one point it retains the first.
 func (p *PacketPath) removeUnwanted(found attachments, chosen map[int]bool) error {
 	var errs []error
 	for _, dir := range detachOrder {

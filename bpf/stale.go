@@ -18,22 +18,22 @@ import (
 	"shunt/maps"
 )
 
-// sockIters are the iterators in the kernel (sweep.c) over connected sockets: stale finds those
-// whose backend serves no more, translated all UDP sockets that are translated.
+// sockIters are the iterators in the kernel (sweep.c) over connected sockets: stale finds the
+// sockets whose backend no longer serves, translated finds all translated UDP sockets.
 type sockIters struct {
 	objects           sweepPrograms
 	stale, translated []*link.Iter
 }
 
-// staleSocket is a socket whose backend serves no more, with what sock_diag needs to destroy
-// it.
+// staleSocket is a socket whose backend no longer serves, with the fields that sock_diag needs to
+// destroy it.
 type staleSocket struct {
 	diagSocket
 	protocol uint8
 	// netns is the inode number of its network namespace.
 	netns uint64
-	// frontend is the address that it was connected to, service the id of the service port that
-	// had that address then.
+	// frontend is the address that the process connected to, service the id of the service port
+	// that had this address then.
 	frontend netip.AddrPort
 	service  uint32
 }
@@ -80,7 +80,8 @@ func (s *sockIters) Close() error {
 	return errors.Join(errs...)
 }
 
-// readStale returns the sockets whose backend serves no more, judged by ids (see judge).
+// readStale returns the sockets whose backend no longer serves according to the ids in their
+// storage (see judge).
 func (s *sockIters) readStale() ([]staleSocket, error) {
 	data, err := readIters(s.stale)
 	return parseStale(data), err
@@ -96,7 +97,8 @@ func (s *sockIters) readTranslated() (map[uint64]bool, error) {
 	return cookies, err
 }
 
-// readIters reads the output of several iterators, each over all sockets that have its storage.
+// readIters reads the output of several iterators. Each iterates over all sockets that have the
+// storage of its map.
 func readIters(all []*link.Iter) (data []byte, err error) {
 	for _, it := range all {
 		more, failed := readIter(it)

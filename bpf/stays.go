@@ -11,29 +11,33 @@ import (
 	"shunt/maps"
 )
 
-// The ids in a socket's storage do not decide alone: an address can move to another service
-// port, and an endpoint can get another id in map backends, while the endpoint serves all the
-// time. So sockets that are stale by their ids are judged by addresses here.
+// The ids in a socket's storage alone do not show whether its backend still serves. An address
+// can move to another service port, and an endpoint can get another id in map backends, while the
+// endpoint serves without interruption. So sockets that are stale by their ids are judged here by
+// their addresses.
 
-// movePause is how long an address may lead to another service port or to none before the UDP
-// sockets that are connected by it to a serving endpoint are destroyed. An address moves from
-// one Service to another by two changes of objects, one after the other.
+// movePause is a grace period for UDP sockets that are connected to a serving endpoint by an
+// address which now resolves to another service port or to none. After it, such a socket is
+// destroyed. An address moves from one Service to another by two changes of objects, one after
+// the other: between them it belongs to none.
 const movePause = 500 * time.Millisecond
 
 // verdict is the decision about a stale socket.
 type verdict uint8
 
 const (
-	// stays: the endpoint serves behind the address that the socket was connected to.
+	// stays: the endpoint serves behind the address that the socket was connected to. The socket
+	// remains.
 	stays verdict = iota
-	// waits: the endpoint serves, but not behind that address.
+	// waits: the endpoint serves, but not behind that address. The socket is destroyed after
+	// movePause.
 	waits
-	// ends: no client may send to the endpoint.
+	// ends: no client may send to the endpoint. The socket is destroyed.
 	ends
 )
 
-// judge decides about a socket that is stale by its ids. all are the records of map backends
-// that have its peer's address and port.
+// judge decides about a socket that is stale by its ids. all are the backends with the address
+// and port of the socket's peer.
 func judge(s *staleSocket, frontends frontends, all []maps.Backend) verdict {
 	owner := uint32(0)
 	if v, has := frontends.Frontend(s.frontend, s.protocol); has {
@@ -44,8 +48,8 @@ func judge(s *staleSocket, frontends frontends, all []maps.Backend) verdict {
 		if be.Protocol != s.protocol || s.protocol == unix.IPPROTO_UDP && be.Flags&maps.Unready != 0 {
 			continue
 		}
-		// A TCP connection lasts as long as its endpoint, whichever service port has the
-		// address now.
+		// A TCP connection is valid as long as its endpoint, even if another service port has the
+		// frontend's address now.
 		if be.ServiceId == owner || s.protocol == unix.IPPROTO_TCP && be.ServiceId == s.service {
 			return stays
 		}
@@ -61,7 +65,7 @@ type frontends interface {
 	Frontend(addr netip.AddrPort, protocol uint8) (maps.Frontend, bool)
 }
 
-// confirm returns the sockets that are to be destroyed now, and remembers those that wait.
+// confirm returns the sockets to destroy now, and remembers those that wait.
 func (s *Sweeper) confirm(all []staleSocket, now time.Time) []staleSocket {
 	if len(all) == 0 {
 		clear(s.waiting)

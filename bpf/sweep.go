@@ -15,24 +15,24 @@ import (
 	"shunt/maps"
 )
 
-// Sweeper destroys sockets whose backend serves no more. A connected socket is never translated
-// again, so only an error makes its owner connect anew. Sweeper looks at the sockets of every
-// network namespace and reads the maps as they are: a later sweep destroys what an earlier one
-// missed, and a sweep may be repeated.
+// Sweeper destroys connected sockets whose backend no longer serves. A connected socket is never
+// translated again: only an error makes its process connect to another backend. Sweeper handles
+// the sockets of every network namespace. Every sweep reads the current sockets and maps, so that
+// it can be repeated, and destroys sockets that an earlier sweep missed.
 type Sweeper struct {
 	o     SweeperOptions
 	poked chan Sweep
 	iters *sockIters // nil: the kernel has no such iterators
-	// waiting are the UDP sockets that a sweep has found and left (see waits in stays.go), by
-	// cookie, with the time of the first such sweep.
+	// waiting are the UDP sockets with verdict waits (stays.go), by cookie, with the time of the
+	// first sweep that found each.
 	waiting map[uint64]time.Time
 }
 
-// Sweep is which sockets to look for.
+// Sweep selects the sockets to look for.
 type Sweep struct {
-	// TCP and UDP are the sockets of that protocol whose backend serves no more.
+	// TCP and UDP select the sockets of that protocol whose backend no longer serves.
 	TCP, UDP bool
-	// Untranslated are the UDP sockets that were connected to an address before it was a
+	// Untranslated selects the UDP sockets that were connected to an address before it was a
 	// frontend.
 	Untranslated bool
 }
@@ -42,8 +42,8 @@ type SweeperOptions struct {
 	// Set has the maps that the programs use. Maps reads the same maps.
 	Set  *maps.Set
 	Maps *maps.Kernel
-	// Cgroup is the directory of the cgroup that the hooks are attached to: only processes
-	// below are clients.
+	// Cgroup is the directory of the cgroup that the hooks are attached to. Only sockets of this
+	// cgroup and of its descendants are translated.
 	Cgroup string
 	// Destroyed is called with each destroyed socket's IP protocol. It must not block, and may
 	// be nil.
@@ -51,13 +51,13 @@ type SweeperOptions struct {
 	Log       *zap.Logger
 }
 
-// sweepPause is the least time between two sweeps: the first is at once, and requests that
-// arrive during a pause are swept together.
+// sweepPause is the least time between two sweeps. The first sweep is at once. Requests that
+// arrive during a pause are merged into one sweep.
 const sweepPause = 20 * time.Millisecond
 
-// sweepAgain is when to sweep again after a request. A socket inside connect() may have been
-// assigned its backend and have no peer yet: no sweep finds it before the call returns, for
-// which its thread needs a CPU.
+// sweepAgain are the delays of further sweeps after a request. A socket inside connect() may have
+// its backend chosen by the hook, but no peer yet. No sweep finds such a socket before the call
+// returns, and the call needs CPU time to return.
 var sweepAgain = []time.Duration{100 * time.Millisecond, time.Second, 10 * time.Second}
 
 // NewSweeper returns a Sweeper that does nothing until Run.
@@ -94,7 +94,7 @@ func (s *Sweeper) Run(ctx context.Context) error {
 	var what Sweep
 	var asked time.Time
 	var again <-chan time.Time // nil: no sweep is due again
-	left := 0                  // how many times of sweepAgain are left
+	left := 0                  // how many delays of sweepAgain are left
 	for {
 		select {
 		case <-ctx.Done():
@@ -214,9 +214,9 @@ func (p *socketScan) isOurs(id uint64) bool {
 	return p.ours[id]
 }
 
-// isTranslated reports whether a socket's peer is a backend that was chosen for it. A socket
-// whose peer is a frontend's address can still be translated: a host process can be the
-// endpoint of a service that has the host's own address.
+// isTranslated reports whether a socket's peer is a backend that a hook chose for it. Even a
+// socket whose peer is a frontend's address can be translated: a host process can be the endpoint
+// of a Service with a frontend at the host's own address.
 func (p *socketScan) isTranslated(sock diagSocket) (bool, error) {
 	if p.translated == nil && p.s.iters != nil {
 		var err error

@@ -20,11 +20,11 @@ type PacketOptions struct {
 	SNATPorts SNATPorts
 	// FlowSeed is a secret of this node, see function FlowSeed.
 	FlowSeed uint64
-	// ClusterCIDRs are the ranges of all nodes' pods: at most CONFIG_CLUSTER_CIDRS (4).
+	// ClusterCIDRs are the pod CIDRs of all nodes: at most CONFIG_CLUSTER_CIDRS (4).
 	ClusterCIDRs []netip.Prefix
 	Timeouts     Timeouts
-	// UnreachableInterval is the least time between two ICMP errors of one CPU; a burst of one
-	// second's worth may go at once. Zero: the default of config.h.
+	// UnreachableInterval is the least time between two ICMP errors that one CPU sends, with a
+	// burst of at most one second's worth. Zero: the default of config.h.
 	UnreachableInterval time.Duration
 	// edit changes the programs before they are loaded, in tests; else nil.
 	edit func(*ebpf.CollectionSpec)
@@ -41,7 +41,7 @@ type packetPrograms struct {
 	set    *maps.Set
 	opts   PacketOptions
 	cookie uint64
-	// kernCtx: the kernel lets programs read how far a packet's checksum is computed (see
+	// kernCtx reports whether programs can read how far a packet's checksum is computed (see
 	// Features).
 	kernCtx bool
 	loaded  map[variant]*loadedPrograms
@@ -87,8 +87,8 @@ func (p *packetPrograms) get(v variant) (*loadedPrograms, error) {
 	l := &loadedPrograms{}
 	opts := ebpf.CollectionOptions{MapReplacements: replacements(spec, p.set)}
 	if !p.kernCtx {
-		// The kernel's types are read only in branches that are not taken then. The kernel may
-		// have no type information at all, so any types will do.
+		// The verifier then drops the branches that read the kernel's types, so that any types
+		// will do. The kernel may have been built without type information (BTF).
 		opts.Programs.KernelTypes = spec.Types
 	}
 	err = spec.LoadAndAssign(&l.objects, &opts)
@@ -178,7 +178,7 @@ func newCidr(p netip.Prefix) tcCidr {
 	return c
 }
 
-// close closes the programs. Those that are attached stay attached.
+// close closes the programs. Attached programs remain attached.
 func (p *packetPrograms) close() error {
 	var errs []error
 	for _, l := range p.loaded {

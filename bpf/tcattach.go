@@ -17,7 +17,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// direction is which packets of a device a program sees: those that arrive or those that leave.
+// direction is the direction of a device's packets that a program sees: packets that arrive
+// (ingress), or packets that leave (egress).
 type direction int
 
 const (
@@ -26,9 +27,10 @@ const (
 	directions = 2
 )
 
-// attachOrder and detachOrder are the orders of the directions, over all devices. A packet that an
-// ingress program translates has answers that only an egress program translates back, perhaps on
-// another device. So egress programs are attached first, and detached last.
+// attachOrder and detachOrder are the orders in which the programs of the two directions are
+// attached and detached, on all devices. Only an egress program, perhaps of another device,
+// translates the replies to packets that an ingress program has translated. So egress programs
+// are attached first, and detached last.
 var (
 	attachOrder = [directions]direction{egress, ingress}
 	detachOrder = [directions]direction{ingress, egress}
@@ -53,21 +55,21 @@ type attachment struct {
 	point
 	why     Why
 	program ebpf.ProgramID
-	// inEffect: the program runs for packets of the device that has the index now.
+	// inEffect reports whether the program runs for packets of the device that has the index now.
 	inEffect bool
 	// handle identifies the attachment for its method: a pin's path (tcx), a filter (clsact).
 	handle any
 }
 
 // way is a method of attaching programs to devices: tcx or clsact. Methods work on the network
-// namespace of the calling thread. What they attach outlives the process.
+// namespace of the calling thread. An attachment outlives the process.
 type way interface {
 	String() string
 	// list returns the attachments of shunt's programs, including those that are no longer in
 	// effect.
 	list() ([]attachment, error)
-	// attach attaches the program. old is the attachment at this point that is in effect, nil
-	// if there is none. It is replaced: there is no moment without a program.
+	// attach attaches the program. old is the attachment at this point that is in effect, or nil.
+	// attach replaces old in place, so that the point is never without a program.
 	attach(at point, why Why, prog loadedProgram, old *attachment) error
 	// remove detaches a program and removes its pin or filter.
 	remove(attachment) error
@@ -79,7 +81,7 @@ type tcx struct{ dir string }
 
 var _ way = tcx{}
 
-// String returns the name that shunt's output has for the method.
+// String returns the name of the method in shunt's output.
 func (tcx) String() string { return "TCX" }
 
 const tcxPrefix = "tcx"
@@ -115,7 +117,7 @@ func (t tcx) list() ([]attachment, error) {
 			a.program, a.inEffect = inEffect(l, at)
 			l.Close()
 		}
-		all = append(all, a) // also a pin that can't be opened: remove deletes it
+		all = append(all, a) // even if the pin can't be opened, so that remove deletes it
 	}
 	return all, nil
 }
@@ -126,9 +128,9 @@ func (d direction) attachType() ebpf.AttachType {
 }
 
 // inEffect reports whether the link is in the kernel's list for the point, in the calling
-// thread's network namespace, and returns its program's id. The index in the link's own
-// information is not enough: another device can get the index of one that is gone, and a device
-// that moves to another namespace takes its links along.
+// thread's network namespace, and returns its program's id. The index in the link's information
+// does not prove that: another device can get the index of a removed one, and a device that moves
+// to another namespace retains its links.
 func inEffect(l link.Link, at point) (ebpf.ProgramID, bool) {
 	info, err := l.Info()
 	if err != nil {
@@ -216,8 +218,8 @@ func (t tcx) remove(a attachment) error {
 	pin := a.handle.(string)
 	l, err := link.LoadPinnedLink(pin, nil)
 	if err == nil {
-		// Closing alone would leave it in effect for a while, or as long as another process has
-		// it open. ENOLINK: the device is gone.
+		// After Close alone the link would remain in effect for a while, or as long as another
+		// process has it open. ENOLINK: the device is gone.
 		err = l.Detach()
 		l.Close()
 		if err != nil && !errors.Is(err, unix.ENOLINK) {

@@ -51,7 +51,7 @@ func (t Timeouts) effective() (flowTimeouts, error) {
 	return all, nil
 }
 
-// of returns a flow's timeout in ns. It is flow_timeout of timeout.h.
+// of returns a flow's timeout in ns, by the rules of flow_timeout (timeout.h).
 func (t *expireTimeouts) of(f *maps.Flow) uint64 {
 	confirmed := f.Flags&maps.FlowConfirmed != 0
 	switch {
@@ -69,12 +69,13 @@ func (t *expireTimeouts) of(f *maps.Flow) uint64 {
 	return t.TcpNew
 }
 
-// expired is flow_is_expired of timeout.h. now is in ns of CLOCK_MONOTONIC.
+// expired reports whether a flow was not used for its timeout, as flow_is_expired of timeout.h
+// does. now is in ns of CLOCK_MONOTONIC.
 func (t *expireTimeouts) expired(f *maps.Flow, now uint64) bool {
 	return int64(now-f.Used) >= int64(t.of(f))
 }
 
-// isClosed is flow_is_closed of timeout.h.
+// isClosed reports whether a TCP connection has ended, as flow_is_closed of timeout.h does.
 func isClosed(f *maps.Flow) bool {
 	return (f.ClientSaid|f.BackendSaid)&maps.SaidRST != 0 || f.ClientSaid&f.BackendSaid&maps.SaidFIN != 0
 }

@@ -20,10 +20,11 @@ import (
 	"shunt/maps"
 )
 
-// An attached link need not be in effect: its cgroup may not be the one that pods are below, or
-// another program may end the chain. So the daemon runs a hook check: it calls connect() and
-// sendto() with an address that only an entry of shunt's has, which refuses everything, and
-// checks that the calls are refused. None of them sends a packet.
+// An attached link does not prove that the hooks act: pods may be below another cgroup than the
+// link's, or another program may end the chain. So the daemon runs a hook check: it calls
+// connect() and sendto() with the addresses of maps.HookCheckAddrs, and checks that the calls are
+// refused. Only entries of shunt's map addrs make the hooks refuse these addresses. No call sends
+// a packet.
 const probeEnv = "SHUNT_PROBE_CONNECT"
 
 // hookCheckPort is that of discard (RFC 863). A hook check's address has no frontend on any port.
@@ -108,7 +109,7 @@ func prove(ctx context.Context, k *maps.Kernel, cgroup string) (passed []string,
 		return nil, fmt.Errorf("check that the hooks are in effect: %w", err)
 	}
 	refused, passed := hookCheck()
-	if len(refused) > 0 { // this process is below the cgroup itself
+	if len(refused) > 0 { // this process is below the cgroup
 		return passed, nil
 	}
 	return proveBelow(ctx, cgroup)

@@ -49,15 +49,15 @@ func CheckABI(root string) error {
 	if err != nil {
 		return fmt.Errorf("read the ABI of the maps in %s: %w", dir, err)
 	}
-	// It is the first field in every ABI. 0: the maps are new, and their daemon has not written
-	// it yet.
+	// The number is the first field in every ABI. 0: the maps are new, and their daemon has not
+	// written it yet.
 	if abi := binary.NativeEndian.Uint32(value); abi != want && abi != 0 {
 		return &ABIError{Dir: dir, Pinned: abi, Binary: want}
 	}
 	return nil
 }
 
-// ABIError means that the pinned maps are of a version of shunt with another ABI.
+// ABIError means that a version of shunt with another ABI has made the pinned maps.
 type ABIError struct {
 	Dir            string
 	Pinned, Binary uint32

@@ -13,8 +13,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// addrIndex is what map addrs has, and why: the frontends and backends at each address. By it
-// Kernel keeps the map in step with the other maps and the node's addresses.
+// addrIndex is a copy of map addrs, with the number of frontends and of backends at each address.
+// Kernel uses it to keep the map consistent with the other maps and the node's addresses.
 type addrIndex struct {
 	// frontends counts the entries of map services by address.
 	frontends map[netip.Addr]int
@@ -24,9 +24,9 @@ type addrIndex struct {
 	known int
 	// backends counts the used backends by address.
 	backends map[netip.Addr]int
-	// left are the addresses that no backend has any more, the longest unused first. They stay
-	// marked. leftAt has each one's element of left, so that an address which is used again can
-	// be removed from it.
+	// left are the addresses whose last backend was removed, in the order of the removal. They
+	// remain marked. leftAt has the element of left of each address, to remove an address that
+	// gets a backend again.
 	left   list.List
 	leftAt map[netip.Addr]*list.Element
 }
@@ -41,13 +41,13 @@ const (
 	addrHookCheck = uint32(abiAddrFlagADDR_FLAG_HOOK_CHECK)
 )
 
-// leftAddrs is how many addresses stay marked as backends' after their last backend is gone
-// (LEFT_ADDRS of maps.h): connections to them go on.
+// leftAddrs is how many addresses remain marked as backends' after the removal of their last
+// backend (LEFT_ADDRS of maps.h): connections to such an address continue.
 const leftAddrs = 4096
 
-// openAddrs builds the index from the maps at the first write. It also repairs what a daemon
-// has left that was killed between two writes: a frontend whose address is not marked would
-// never be found.
+// openAddrs builds the index from the maps at the first write. It also repairs the map after a
+// daemon that was killed between two writes: programs would never find a frontend whose address
+// is not marked.
 func (k *Kernel) openAddrs() error {
 	if k.addrs != nil {
 		return nil
@@ -90,13 +90,13 @@ func (k *Kernel) openAddrs() error {
 	errs = append(errs, k.markBackends())
 	err = errors.Join(errs...)
 	if err != nil {
-		k.addrs = nil // the next write repairs it
+		k.addrs = nil // the next write builds the index again
 	}
 	return err
 }
 
-// markBackends marks the addresses of all backends. Marked addresses without a backend are
-// those that left before this daemon began.
+// markBackends marks the addresses of all backends. A marked address without a backend has lost
+// its last backend under an earlier daemon.
 func (k *Kernel) markBackends() error {
 	var errs []error
 	for a := range k.addrs.backends {
@@ -172,7 +172,7 @@ func (k *Kernel) addBackend(a netip.Addr) error {
 	return nil
 }
 
-// dropBackend counts one backend less at an address. An address without backends stays marked:
+// dropBackend counts one backend less at an address. An address without backends remains marked:
 // a pod that is not ready, or that shuts down, still has connections.
 func (k *Kernel) dropBackend(a netip.Addr) error {
 	if k.addrs.backends[a]--; k.addrs.backends[a] > 0 {
@@ -183,10 +183,10 @@ func (k *Kernel) dropBackend(a netip.Addr) error {
 	return k.forgetLeft()
 }
 
-// leave records that an address has no backend any more.
+// leave records that the last backend at an address was removed.
 func (ix *addrIndex) leave(a netip.Addr) { ix.leftAt[a] = ix.left.PushBack(a) }
 
-// forgetLeft unmarks the addresses that left first, until leftAddrs remain.
+// forgetLeft unmarks the oldest addresses of left, until leftAddrs remain.
 func (k *Kernel) forgetLeft() error {
 	ix := k.addrs
 	var errs []error

@@ -11,9 +11,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// carryOver copies the contents of old maps to new ones of the same ABI. Backends keep their
-// ids, so that sockets which name an id still name the same backend. Entries that do not fit
-// are left out: the loop adds what is missing.
+// carryOver copies the contents of old maps to new ones of the same ABI. Backends retain their
+// ids, since sockets have these ids in their storage. Entries that do not fit are left out: the
+// reconcile loop adds missing entries.
 func carryOver(from, to *Set) (err error) {
 	old, err := NewKernel(from)
 	if err != nil {
@@ -38,7 +38,7 @@ func carryOver(from, to *Set) (err error) {
 		}
 		k.stats[id] = old.Connections(id)
 	}
-	for key := range dump.Sources { // before the frontends, which refuse all other clients
+	for key := range dump.Sources { // before the frontends, which refuse clients in no source range
 		if err := k.SetSourceRange(key); err != nil && !isFull(err) && key.check() == nil {
 			return err
 		}
@@ -126,17 +126,17 @@ func carryAffinity(old, k *Kernel) error {
 }
 
 // carryFlows copies the entries of map flows to another map flows, which may have another size.
-// It replaces an entry that exists there if the copied one was used later. lost is the number
-// of entries that found no room, newest the latest use (Flow.Used) of all entries. An error
-// must not stop a start: the caller only reports it.
+// It replaces an entry that exists there if the copied one was used later. lost is the number of
+// entries for which there was no room, newest the latest use (Flow.Used) of all entries of from.
+// An error must not prevent the start of the daemon: the caller only reports it.
 //
-// It must not be used between maps of different ABI, where the meaning of an entry is unknown:
-// such an upgrade breaks connections from outside.
+// carryFlows must not be used between maps of different ABI, where the meaning of an entry is
+// unknown. So an upgrade to another ABI breaks connections from outside.
 func carryFlows(from, to *ebpf.Map) (lost int, newest uint64, err error) {
 	err = EachFlow(from, func(k *FlowKey, f *Flow) error {
 		newest = max(newest, f.Used)
 		var there Flow
-		flags := ebpf.UpdateNoExist // an entry that appears now is the programs', and newer
+		flags := ebpf.UpdateNoExist // an entry that a program inserts now is newer
 		if to.Lookup(k, &there) == nil {
 			if there.Used >= f.Used {
 				return nil
@@ -156,9 +156,10 @@ func carryFlows(from, to *ebpf.Map) (lost int, newest uint64, err error) {
 	return lost, newest, err
 }
 
-// dropFlows deletes the entries that carryFlows copied and that have been deleted from the old
-// map since: programs would find them before a newer, unconfirmed flow, which is in flows_new.
-// newest is what carryFlows returned: entries used later are the programs' own.
+// dropFlows deletes the entries that carryFlows copied and that were deleted from the old map
+// afterwards. Programs would find such an entry before a newer, unconfirmed flow, which is in
+// flows_new. newest is the result of carryFlows: programs have written the entries that were used
+// later.
 func dropFlows(from, to *ebpf.Map, newest uint64) error {
 	return EachFlow(to, func(k *FlowKey, f *Flow) error {
 		var there Flow

@@ -30,13 +30,14 @@ func (k *Kernel) DeleteServiceCIDR(p netip.Prefix) error {
 	return k.countServiceCIDRs()
 }
 
-// SetAllocated excepts an address from the service CIDRs: a service has it.
+// SetAllocated excepts an address from the service CIDRs, so that programs do not refuse it: a
+// Service without frontends here has this address.
 func (k *Kernel) SetAllocated(a netip.Addr) error {
 	err := k.putSourceRangeValue(allocatedKey(a), 0)
 	return k.wrap(err, mapSources, func() string { return "except " + a.String() + " from the service CIDRs" })
 }
 
-// DeleteAllocated removes that exception; it need not exist.
+// DeleteAllocated removes the exception of SetAllocated; it need not exist.
 func (k *Kernel) DeleteAllocated(a netip.Addr) error {
 	err := k.set.maps[mapSources].Delete(allocatedKey(a))
 	return k.wrap(ignoreMissing(err), mapSources, func() string { return "put " + a.String() + " back into the service CIDRs" })
@@ -78,11 +79,11 @@ func (f *Fake) SetAllocated(a netip.Addr) error {
 		return fmt.Errorf("except %s from the service CIDRs: %w", a, f.sizes.NewFullError(mapSources))
 	}
 	f.allocated[a] = true
-	delete(f.cidrs, netip.PrefixFrom(a, a.BitLen())) // the same key
+	delete(f.cidrs, netip.PrefixFrom(a, a.BitLen())) // both have one key
 	return nil
 }
 
-// DeleteAllocated removes that exception.
+// DeleteAllocated removes the exception of SetAllocated.
 func (f *Fake) DeleteAllocated(a netip.Addr) error {
 	delete(f.allocated, a)
 	return nil

@@ -11,7 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// DeviceResets is the flag by which programs reset TCP connections without a flow (enum
+// DeviceResets is the device flag that makes programs reset TCP connections without a flow (enum
 // device_flag).
 const DeviceResets = uint32(abiDeviceFlagDEVICE_FLAG_RESETS)
 
@@ -51,9 +51,10 @@ func (k *Kernel) SetDevice(ifindex uint32, d Device) error {
 // NewFrontends returns how many TCP frontends were added so far. It is safe from any goroutine.
 func (k *Kernel) NewFrontends() uint64 { return k.newFrontends.Load() }
 
-// expectOthers is called before a frontend is added. Another proxy may translate connections to
-// it, which the programs would reset as unknown. So it takes DeviceResets from all devices,
-// until a check has found no such connections.
+// expectOthers is called before a frontend is added. Conntrack may still translate connections to
+// it for another proxy, and the programs would reset these as unknown. So expectOthers clears
+// DeviceResets of all devices. A later check that finds no such connections sets the flag again
+// (SetDevice).
 func (k *Kernel) expectOthers(key FrontendKey) error {
 	if key.Protocol != unix.IPPROTO_TCP {
 		return nil
@@ -69,7 +70,7 @@ func (k *Kernel) expectOthers(key FrontendKey) error {
 	return err
 }
 
-// ClearResets takes DeviceResets from all devices. It is safe from any goroutine.
+// ClearResets clears DeviceResets of all devices. It is safe from any goroutine.
 func (k *Kernel) ClearResets() error {
 	all, err := k.Devices()
 	if err != nil {

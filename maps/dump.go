@@ -107,8 +107,8 @@ func (d *Dump) Text() string {
 	return b.String()
 }
 
-// Lasting returns the dump without the backends that are kept for flows and connections from
-// before: those of unready endpoints, and those whose port name has changed. A daemon that
+// Lasting returns the dump without the backends that are retained only for existing flows and
+// connections: those of unready endpoints, and those whose port name has changed. A daemon that
 // starts with empty maps makes none of them.
 func (d *Dump) Lasting() *Dump {
 	lasting := *d

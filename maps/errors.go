@@ -12,8 +12,9 @@ import (
 // writes may fail for the same reason.
 const MostErrors = 3
 
-// FirstErrors joins the first MostErrors errors. It counts the others in one more, together with
-// more errors that are not in the list. It returns nil if all errors are nil.
+// FirstErrors joins the first MostErrors errors, and one error with the number of all others.
+// more is the number of further errors, which are not in errs. FirstErrors returns nil if all
+// errors are nil and more is 0.
 func FirstErrors(errs []error, more int) error {
 	errs = slices.DeleteFunc(slices.Clone(errs), func(err error) bool { return err == nil })
 	if n := len(errs) - MostErrors; n > 0 {

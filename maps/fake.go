@@ -10,10 +10,10 @@ import (
 	"sync"
 )
 
-// Fake is Tables in memory, for tests without a kernel. It refuses what the kernel's maps
-// refuse, and two writes more, which on real maps would race with the programs: backends of
-// another service port into slots that a frontend names, and another address into a backend in
-// use.
+// Fake is Tables in memory, for tests without a kernel. It refuses the writes that the kernel's
+// maps refuse. It also refuses two writes that would race with the programs on real maps: a
+// backend of another service port into a slot that a frontend names, and another address into a
+// used backend.
 type Fake struct {
 	sizes     Sizes
 	frontends map[FrontendKey]Frontend
@@ -24,8 +24,8 @@ type Fake struct {
 	cidrs     map[netip.Prefix]bool
 	allocated map[netip.Addr]bool
 	sources   map[SourceRangeKey]bool
-	// services counts the frontends that are entries of map services: all but cluster IPs as a
-	// whole.
+	// services counts the frontends that are entries of map services: all kinds but
+	// UndefinedPort.
 	services int
 	// addrs counts, for each address, its frontends, and one more if it is the node's.
 	addrs map[netip.Addr]int
@@ -153,7 +153,8 @@ func (f *Fake) DeleteFrontend(key FrontendKey) error {
 	return nil
 }
 
-// WriteSlots writes slots that no frontend names, or only one of the same service port.
+// WriteSlots writes slots that no frontend names, or that a frontend of the same service port
+// names.
 func (f *Fake) WriteSlots(base uint32, ids []uint32) error {
 	end := uint64(base) + uint64(len(ids))
 	if end > uint64(len(f.slots)) {

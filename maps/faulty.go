@@ -11,7 +11,8 @@ import (
 // they were, as a failed system call does.
 type Faulty struct {
 	Tables
-	// Fail is called before every write, with the method's name; nil lets the write go on.
+	// Fail is called before every write, with the method's name. The write is executed if Fail is
+	// nil or returns nil.
 	Fail func(method string) error
 }
 
@@ -26,7 +27,8 @@ func (f *Faulty) try(method string, write func() error) error {
 	return write()
 }
 
-// SetFrontend fails if Fail("SetFrontend") does. The other methods do likewise.
+// SetFrontend returns the error of Fail("SetFrontend") if there is one. The other methods do
+// likewise.
 func (f *Faulty) SetFrontend(k FrontendKey, v Frontend) error {
 	return f.try("SetFrontend", func() error { return f.Tables.SetFrontend(k, v) })
 }

@@ -54,7 +54,7 @@ const (
 	SaidSYN        = uint8(abiFlowSaidFLOW_SAID_SYN)
 )
 
-// How long notes count that have no configured timeout (enum note_age).
+// Ages at which programs ignore a note that has no configured timeout (enum note_age).
 const (
 	FragmentAge  = time.Duration(abiNoteAgeNOTE_AGE_FRAGMENT) * time.Second
 	LocalPortAge = time.Duration(abiNoteAgeNOTE_AGE_LOCAL_PORT) * time.Second
@@ -81,11 +81,11 @@ func (k FlowKey) String() string {
 // Ends are the addresses of a flow: IPv4-mapped addresses as IPv4, ports in host byte order.
 type Ends struct {
 	Client, Frontend, Backend netip.AddrPort
-	// Inner is the client's address and port between this node's stack and the backend: the
-	// port is inner_port.
+	// Inner is the client's address and port between the ingress and the egress program: the port
+	// is inner_port.
 	Inner netip.AddrPort
-	// SNAT is the SNAT address and port to a backend of another node; the port is 0 until it is
-	// chosen.
+	// SNAT is the SNAT address and port of packets to a backend of another node; the port is 0
+	// until it is chosen.
 	SNAT netip.AddrPort
 }
 
@@ -112,12 +112,11 @@ func NewFlow(e Ends, protocol, flags uint8, used uint64) Flow {
 	}
 }
 
-// IsSame reports whether two entries are of one flow: they are equal in all fields that do not
-// change while a flow lives. flow_same of flow.h compares the same fields but Protocol and
-// SNAT.
+// IsSame reports whether two entries belong to one flow: all fields that do not change while a
+// flow exists are equal. flow_same of flow.h compares the same fields but Protocol and SNAT.
 func (f *Flow) IsSame(o *Flow) bool {
 	a, b := *f, *o
-	for _, x := range []*Flow{&a, &b} { // what changes while a flow lives
+	for _, x := range []*Flow{&a, &b} { // clear the fields that change while a flow exists
 		x.ClientAt, x.BackendAt = abiFlow{}.ClientAt, abiFlow{}.BackendAt
 		x.Flags, x.ClientSaid, x.BackendSaid, x.ServiceId, x.BackendId, x.Pad, x.Used = 0, 0, 0, 0, 0, 0, 0
 	}
@@ -154,8 +153,8 @@ const flowBatch = 1024
 func EachFlow(m *ebpf.Map, visit func(*FlowKey, *Flow) error) error { return EachEntry(m, visit) }
 
 // EachEntry calls visit for the entries of a hash, while programs change it. K and V have the
-// layout of its keys and values. An entry that exists all the time is visited once. EachEntry
-// ends with visit's error if that is not nil.
+// layout of its keys and values. An entry that exists during the whole call is visited once. If
+// visit returns an error, EachEntry ends and returns that error.
 func EachEntry[K, V any](m *ebpf.Map, visit func(*K, *V) error) error {
 	keys, values := make([]K, flowBatch), make([]V, flowBatch)
 	var cursor ebpf.MapBatchCursor

@@ -24,8 +24,8 @@ type Kernel struct {
 	meta     []Meta
 	problems []abiProblem
 	addrs    *addrIndex // nil before the first write
-	// newFrontends counts the TCP frontends that were added. resets: a device may have
-	// DeviceResets. Both are used by any goroutine.
+	// newFrontends counts the TCP frontends that were added. resets reports whether a device may
+	// have DeviceResets. Any goroutine may use both.
 	newFrontends atomic.Uint64
 	resets       atomic.Bool
 }
@@ -158,7 +158,7 @@ func (k *Kernel) Backend(id uint32) (Backend, bool) {
 	from := &k.backends[id]
 	service := atomic.LoadUint32(&from.ServiceId)
 	be := *from
-	// A backend that was freed or rewritten meanwhile may be a mixture of both.
+	// If the backend was freed or rewritten during the copy, be may be a mixture of two backends.
 	if service == 0 || be.ServiceId != service || atomic.LoadUint32(&from.ServiceId) != service {
 		return Backend{}, false
 	}
@@ -188,8 +188,9 @@ func (k *Kernel) DeleteName(id uint32) error {
 	return k.wrap(ignoreMissing(err), mapNames, func() string { return fmt.Sprintf("delete the name of service id %d", id) })
 }
 
-// SetSourceRange adds a source range. The value is the key's prefix_bits: by it, a look-up knows
-// which range it has found, the longest that contains the address.
+// SetSourceRange adds a source range. A look-up in the LPM trie finds the longest range that
+// contains the address. The value is the key's prefix_bits, by which the look-up knows that
+// range.
 func (k *Kernel) SetSourceRange(key SourceRangeKey) error {
 	if err := key.check(); err != nil {
 		return err
@@ -208,7 +209,7 @@ func (k *Kernel) putSourceRangeValue(key SourceRangeKey, value uint8) error {
 		return err
 	}
 	if sources.Lookup(key, &there) == nil && there == value {
-		return nil // an older kernel's full trie refuses even a key that it has
+		return nil // an older kernel's full trie also refuses an update of an existing key
 	}
 	return unix.E2BIG // the error of the other maps
 }
@@ -245,15 +246,15 @@ func (k *Kernel) IsFrontend(addr netip.AddrPort, protocol uint8) bool {
 	return has
 }
 
-// Frontend returns the frontend of an address and port, as IsFrontend does. It also finds a
-// node port on addresses that take it only from the node's own network namespace (HostNetns). It
-// is safe from any goroutine.
+// Frontend returns the frontend of an address and port, as IsFrontend does. Unlike IsFrontend it
+// also finds a node port on addresses that take node ports only from the node's own network
+// namespace (HostNetns). It is safe from any goroutine.
 func (k *Kernel) Frontend(addr netip.AddrPort, protocol uint8) (Frontend, bool) {
 	return k.frontend(addr, protocol, addrNodePorts|addrHostNetns)
 }
 
-// frontend finds a frontend. It takes a node port only on addresses whose flags about node
-// ports are all in nodePorts.
+// frontend returns the frontend of an address and port. It returns a node port only if the
+// address takes node ports, and has no other flag about node ports than those in nodePorts.
 func (k *Kernel) frontend(addr netip.AddrPort, protocol uint8, nodePorts uint32) (Frontend, bool) {
 	var info abiAddrInfo
 	if k.set.maps[mapAddrs].Lookup(newAddr(addr.Addr()), &info) != nil {
@@ -287,8 +288,9 @@ func (k *Kernel) service(key FrontendKey) (v Frontend, has bool) {
 	return Frontend{}, false
 }
 
-// wrap adds to an error what was tried. It turns the kernel's E2BIG into a FullError. what is
-// called only with an error: a first sync makes some 100,000 writes.
+// wrap adds the description of the failed write to an error, and turns the kernel's E2BIG into a
+// FullError. what returns the description, and is called only for an error: a first sync makes
+// some 100,000 writes.
 func (k *Kernel) wrap(err error, name string, what func() string) error {
 	switch {
 	case err == nil:

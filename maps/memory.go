@@ -16,8 +16,8 @@ import (
 )
 
 // Memory is a pinned map of texts that a daemon leaves for the next one and for `shunt status`.
-// No program reads it, and it belongs to no Set: it is declared here and not in C, and it
-// survives a change of the ABI, when it is needed most.
+// No program reads it, and it belongs to no Set. So it is declared here instead of in C, and
+// survives a change of the ABI, when its texts are needed most.
 type Memory struct {
 	texts *ebpf.Map
 }
@@ -27,7 +27,7 @@ type MemoryOf uint32
 
 // The texts, each JSON.
 const (
-	// MemoryServers are the endpoints of the API server that were found.
+	// MemoryServers are the endpoints of the API server that a daemon has found.
 	MemoryServers MemoryOf = 1
 	// MemoryWatches is the state of the watches of the API server.
 	MemoryWatches MemoryOf = 2
@@ -54,7 +54,7 @@ func memorySpec() *ebpf.MapSpec {
 // noPrealloc is BPF_F_NO_PREALLOC.
 const noPrealloc = 1
 
-// OpenMemory opens the memory below root, or makes it. A map of another layout is replaced.
+// OpenMemory opens the memory below root, or makes it. It replaces a map of another layout.
 func OpenMemory(root string) (*Memory, error) {
 	m, err := LoadMemory(root)
 	if err == nil {
@@ -64,7 +64,7 @@ func OpenMemory(root string) (*Memory, error) {
 	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("replace pinned map %s: %w", path, err)
 	}
-	// It may be the first map of the process. Before Linux 5.11 maps count as locked memory.
+	// This may be the first map of the process. Before Linux 5.11 maps count as locked memory.
 	if err := rlimit.RemoveMemlock(); err != nil {
 		return nil, fmt.Errorf("make map %s: raise the limit of locked memory (RLIMIT_MEMLOCK): %w", path, err)
 	}

@@ -11,8 +11,8 @@ import (
 )
 
 // DaemonMeta has the fields of map meta that the daemon writes. The others have other writers:
-// service_cidrs and problems follow their maps, and programs write direct, direct_noted and
-// local_port_noted. A daemon that starts must keep those.
+// service_cidrs and problems are written together with their maps, and programs write direct,
+// direct_noted and local_port_noted. A daemon that starts must not change those.
 type DaemonMeta struct {
 	// Abi is SHUNT_ABI, Pid the daemon's process id in its own pid namespace.
 	Abi, Pid uint32
@@ -36,10 +36,10 @@ func (k *Kernel) UpdateMeta(change func(*DaemonMeta)) {
 // Meta returns the element of map meta.
 func (k *Kernel) Meta() Meta { return k.meta[0] }
 
-// expectNotes writes to map meta that flows_new may have an unconfirmed direct TCP flow, and
-// that directs and local_ports may have new entries. A set that replaces another shares these
-// maps, but has its own element of meta: the notes of the older set's programs are missing
-// there.
+// expectNotes sets the times in map meta by which programs decide whether to search map flows_new
+// for an unconfirmed direct TCP flow, and maps directs and local_ports for new entries. A set
+// that replaces another shares these three maps, but has a map meta of its own. The times that
+// the older set's programs wrote are missing there.
 func (s *Set) expectNotes() (err error) {
 	if len(oldDirs(filepath.Dir(s.dir))) == 0 {
 		return nil

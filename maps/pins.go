@@ -12,7 +12,7 @@ import (
 	"github.com/cilium/ebpf"
 )
 
-// KeepPins pins maps again if their pins below root are gone or are of other maps, and returns
+// KeepPins pins maps again if their pins below root are gone or belong to other maps, and returns
 // the names of these maps. It does nothing for a staged set, before Switch.
 func (s *Set) KeepPins(root string) (repaired []string, err error) {
 	if s.staged {
@@ -33,8 +33,8 @@ func (s *Set) KeepPins(root string) (repaired []string, err error) {
 	return repaired, errors.Join(errs...)
 }
 
-// KeepPin pins the memory again if its pin below root is gone or is another map's, and reports
-// whether that was so.
+// KeepPin pins the memory again if its pin below root is gone or belongs to another map, and
+// reports whether it did.
 func (m *Memory) KeepPin(root string) (repaired bool, err error) {
 	return keepPin(m.texts, filepath.Join(root, memoryPin))
 }
@@ -69,7 +69,7 @@ func pinAgain(m *ebpf.Map, pin string) error {
 	if err := os.Remove(pin); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("remove the file at the path of a pinned map: %w", err)
 	}
-	again, err := m.Clone() // a clone has no path; m may have that of its lost pin, which Pin would move
+	again, err := m.Clone() // a clone has no path; m may have the path of its lost pin, which Pin would rename
 	if err != nil {
 		return fmt.Errorf("pin map %s again: %w", pin, err)
 	}

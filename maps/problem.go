@@ -72,7 +72,7 @@ func (k *Kernel) ProblemRoom() int { return len(k.problems) }
 // as fit, and writes total to map meta. It must be called from one goroutine.
 func (k *Kernel) SetProblems(list []Problem, total int) {
 	version := &k.meta[0].ProblemsVersion
-	writing := (atomic.LoadUint32(version) + 1) | 1 // odd, also if a daemon died while it wrote
+	writing := (atomic.LoadUint32(version) + 1) | 1 // odd, even if a daemon died during a write
 	atomic.StoreUint32(version, writing)
 	for i := range k.problems {
 		if i < len(list) {
@@ -85,7 +85,7 @@ func (k *Kernel) SetProblems(list []Problem, total int) {
 	atomic.StoreUint32(version, writing+1)
 }
 
-// problemReads is how often Problems reads the map at most when it changes during the read.
+// problemReads is the largest number of attempts of Problems to read the map while it changes.
 const problemReads = 100
 
 // Problems returns the contents of map problems, and the total number of problems. It works
@@ -127,8 +127,8 @@ func (r *abiProblem) problem() Problem {
 	}
 }
 
-// cutName does the same as newServiceName for names that are only displayed: it cuts what is
-// too long.
+// cutName returns the record of a name that is only displayed. Unlike newServiceName it cuts
+// texts that are too long.
 func cutName(n Name) abiServiceName {
 	const most = len(abiServiceName{}.Name)
 	v, _ := newServiceName(Name{Namespace: CutText(n.Namespace, most-1), Name: CutText(n.Name, most-1), Port: CutText(n.Port, most-1),

@@ -46,7 +46,7 @@ func (k *Kernel) eachFrontend(visit func(FrontendKey, Frontend)) error {
 	var v Frontend
 	it := k.set.maps[mapServices].Iterate()
 	for it.Next(&key, &v) {
-		v.Key = FrontendKey{} // the key is passed beside it
+		v.Key = FrontendKey{} // the key is an argument of its own
 		visit(key, v)
 	}
 	if err := it.Err(); err != nil {

@@ -19,10 +19,10 @@ const nameLength = 15
 
 // Left is what a daemon has left below its directory of pins.
 type Left struct {
-	// Pins are the paths of shunt's maps. Foreign are the other paths in the directories of
-	// maps, and that of the memory if it is another map.
+	// Pins are the paths of shunt's maps. Foreign are the other paths in the directories of maps,
+	// and the path of the memory if another map is pinned there.
 	Pins, Foreign []string
-	// IDs are the ids of these maps. Programs that use one of them are the daemon's.
+	// IDs are the ids of the maps at Pins. A program that uses one of them is the daemon's.
 	IDs []ebpf.MapID
 }
 
@@ -71,7 +71,7 @@ func (l *Left) add(path, name string) {
 	}
 }
 
-// Remove unpins shunt's maps below root, and removes the directories that are empty then.
+// Remove unpins shunt's maps below root, and then removes the empty directories.
 func Remove(root string) error {
 	left, err := FindLeft(root)
 	if err != nil {

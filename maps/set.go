@@ -17,10 +17,11 @@ import (
 type Set struct {
 	maps map[string]*ebpf.Map
 	dir  string // directory of the pins
-	// staged: the set is pinned in stagedDir, beside an older set, until Switch.
+	// staged reports whether the set is still pinned in stagedDir, beside an older set: until
+	// Switch.
 	staged bool
-	// older are the flows maps that the programs in effect may still write to. Commit copies
-	// from them.
+	// older are the maps flows of older sets that the programs in effect may still write to.
+	// Commit copies their entries.
 	older []olderFlows
 }
 
@@ -56,19 +57,19 @@ func DefaultSizes() Sizes {
 	return sizesFrom(func(name string) uint32 { return spec.Maps[name].MaxEntries })
 }
 
-// OpenResult is how Open got the maps.
+// OpenResult reports whether Open adopted or made the maps.
 type OpenResult struct {
-	// Adopted: they are the maps that an earlier daemon pinned.
+	// Adopted reports whether the maps are those that an earlier daemon pinned.
 	Adopted bool
-	// Replaces is why an earlier daemon's maps could not be adopted; empty where there were
-	// none. They stay in use until programs with the new ones are attached.
+	// Replaces is why an earlier daemon's maps could not be adopted; empty if there were none.
+	// They remain in use until programs with the new maps are attached.
 	Replaces string
 }
 
 // CarriedFlows is the result of copying an earlier daemon's flows.
 type CarriedFlows struct {
-	// Lost counts the entries that found no room in a smaller map flows. Such a connection
-	// ends, unless programs make the entry again from another one of the flow.
+	// Lost counts the entries for which a smaller map flows had no room. Such a connection
+	// breaks, unless programs make the entry again from another entry of the flow.
 	Lost int
 	// Err is why not all entries could be copied, or nil.
 	Err error
@@ -98,7 +99,7 @@ func Open(root string, sizes Sizes) (*Set, OpenResult, error) {
 	return set, result, nil
 }
 
-// adoptOrStage returns the pinned set if that fits, else a new one.
+// adoptOrStage returns the pinned set if it has the wanted ABI, layout and sizes, else a new one.
 func adoptOrStage(root string, specs map[string]*ebpf.MapSpec) (*Set, OpenResult, error) {
 	old, err := Load(root)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -160,7 +161,7 @@ func loadDir(dir string) (*Set, error) {
 	return set, nil
 }
 
-// misfit returns why these maps can't be adopted where the specs are wanted; empty: they can.
+// misfit returns why a set can't be adopted if these specs are wanted; empty: it can.
 func (s *Set) misfit(specs map[string]*ebpf.MapSpec) string {
 	want, err := ABI()
 	if err != nil {
@@ -192,8 +193,8 @@ func (s *Set) misfit(specs map[string]*ebpf.MapSpec) string {
 	return ""
 }
 
-// create makes and pins maps in dir. It shares the maps of old that the table says are shared, where
-// they fit.
+// create makes and pins maps in dir. It reuses the maps of old that are shared by their fate in
+// the table and have the wanted type and sizes.
 func create(dir string, specs map[string]*ebpf.MapSpec, old *Set) (*Set, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("make directory %s for pinned maps: %w", dir, err)

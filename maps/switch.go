@@ -25,7 +25,7 @@ import (
 //	Commit: maps-old is removed                   is removed, both by Commit
 //
 // From Switch on a start adopts the new set, which is filled. A set that programs may still write
-// to keeps its pins until none of its contents is needed. All renames are to unused names:
+// to retains its pins until its contents are no longer needed. All renames are to unused names:
 // exchanging two names needs Linux 5.17.
 const (
 	pinDir    = "maps"
@@ -40,7 +40,8 @@ type olderFlows struct {
 	flows *ebpf.Map
 	// until is the latest use (Flow.Used) of the entries that Open copied.
 	until uint64
-	// alone: this set's map had only the entries that were copied from here.
+	// alone reports whether this set's map flows had no other entries than those copied from this
+	// older map.
 	alone bool
 }
 
@@ -60,7 +61,7 @@ func isUnfinished(root string) bool {
 	return errors.Is(noMaps, fs.ErrNotExist) && noStaged == nil && len(oldDirs(root)) > 0
 }
 
-// oldDirs returns the directories of replaced sets, the last one last.
+// oldDirs returns the directories of replaced sets, the newest last.
 func oldDirs(root string) (dirs []string) {
 	entries, err := os.ReadDir(root)
 	if err != nil {
@@ -105,8 +106,8 @@ func recoverPins(root string) error {
 	return nil
 }
 
-// carryFirst copies the flows of all older sets, while their programs are still in effect, so
-// that less is left for Commit. Errors of copying are ignored here: Commit reports them.
+// carryFirst copies the flows of all older sets while their programs are still in effect, so that
+// Commit has fewer entries to copy. Errors of copying are ignored here: Commit reports them.
 func (s *Set) carryFirst(root string) error {
 	dirs := oldDirs(root)
 	if s.staged {
@@ -149,9 +150,9 @@ func (s *Set) openOlder(dir string) (*ebpf.Map, error) {
 	return set.maps[mapFlows].Clone()
 }
 
-// Switch renames a staged set to the directory that the next start adopts, and keeps the older
+// Switch renames a staged set to the directory that the next start adopts, and retains the older
 // set beside it. It must be called when the new set is filled, and before programs that use it
-// are in effect: so the pinned set is never older than the one that a program reads.
+// are in effect. So no program reads a newer set than the pinned one.
 func (s *Set) Switch() error {
 	for _, step := range s.switchSteps() {
 		if err := step(); err != nil {

@@ -44,14 +44,17 @@ const (
 	lost fate = iota
 	// copied: carryOver copies the entries, if both sets have one ABI.
 	copied
-	// shared: both sets have the same map, if it has the type, value size and number of entries that
-	// the new set needs. Programs fill it, and nothing else could.
+	// shared: both sets have the same map, if its type, key size, value size and number of
+	// entries are those of the new set. Only programs fill such a map, so that the daemon could
+	// not fill a new one.
 	shared
-	// sharedInABI: as shared, if both sets have one ABI. The values have ids of other maps.
+	// sharedInABI: as shared, but only if both sets have one ABI. The values have ids of other
+	// maps.
 	sharedInABI
 )
 
-// tableRow is what Go knows about one map. maps.h declares type, flags and number of entries.
+// tableRow has the properties of one map that Go code uses. maps.h declares type, flags and
+// number of entries.
 type tableRow struct {
 	name string
 	// key and value are zero values of the Go types of an entry. value is nil if Go has no type for
@@ -67,8 +70,8 @@ type tableRow struct {
 	used func(k *Kernel, d *Dump) (uint32, error)
 }
 
-// table has a row for each map of maps.h, in the order in which they are made. What is said about
-// a map as a whole is said here: flags, sizes, what is kept, layout and status derive from it.
+// table has a row for each map of maps.h, in the order in which they are made. It is the only
+// list of the maps' properties in Go: flags, sizes, carry-over, layout and status derive from it.
 var table = []tableRow{
 	{name: mapServices, key: FrontendKey{}, value: Frontend{}, fate: copied, sizes: flags(sizeServices), used: servicesUsed},
 	{name: mapSlots, key: uint32(0), value: uint32(0), element: slot{}, fate: copied, sizes: flags(sizeSlots), used: slotsUsed},
@@ -111,7 +114,7 @@ func sizeFlags() []*sizeFlag {
 	return all
 }
 
-// rowOf returns a map's row. A name without one has the zero row: no flag sets its size.
+// rowOf returns a map's row. For an unknown name it returns a row without sizes.
 func rowOf(name string) tableRow {
 	if i := slices.IndexFunc(table, func(r tableRow) bool { return r.name == name }); i >= 0 {
 		return table[i]
@@ -167,7 +170,7 @@ func (s Sizes) NewFullError(name string) *FullError {
 	return &FullError{Map: name, Flag: flagOf(name), Size: s.of(name)}
 }
 
-// FillOf returns the Fill of each map that used has, in the order of the table.
+// FillOf returns the Fill of each map that used has a key for, in the order of the table.
 func (s Sizes) FillOf(used map[string]uint32) []Fill {
 	all := make([]Fill, 0, len(used))
 	for _, row := range table {
@@ -178,7 +181,7 @@ func (s Sizes) FillOf(used map[string]uint32) []Fill {
 	return all
 }
 
-// Fill returns how full the maps are that `shunt status` shows. d is a dump of them.
+// Fill returns the Fill of each map that `shunt status` shows. d is a dump of these maps.
 func (k *Kernel) Fill(d *Dump) ([]Fill, error) {
 	var all []Fill
 	for _, row := range table {

@@ -8,9 +8,9 @@ import (
 )
 
 // Tables are the maps that the reconcile loop writes. Every method is idempotent, and must be
-// called from one goroutine; programs in the kernel read meanwhile. The caller's order of
-// writes makes a change safe: backends and slots before the frontend that names them, and frees
-// in the opposite order.
+// called from one goroutine; programs in the kernel read at the same time. A change is safe by
+// the caller's order of writes: backends and slots before the frontend that names them, and the
+// opposite order for removals.
 type Tables interface {
 	// SetFrontend adds or replaces a frontend in one step. A cluster IP as a whole
 	// (UndefinedPort: port and protocol 0) is a frontend here; in the kernel's maps it is a
@@ -18,8 +18,8 @@ type Tables interface {
 	SetFrontend(FrontendKey, Frontend) error
 	// DeleteFrontend removes a frontend; it need not exist.
 	DeleteFrontend(FrontendKey) error
-	// WriteSlots writes backend ids to slots from base on. A frontend that names these slots
-	// must be of the backends' own service id.
+	// WriteSlots writes backend ids to slots from base on. A frontend that names these slots must
+	// have the service id of these backends.
 	WriteSlots(base uint32, ids []uint32) error
 	// SetBackend writes a free backend, or changes the flags of a used one.
 	SetBackend(id uint32, b Backend) error
@@ -31,11 +31,12 @@ type Tables interface {
 	// SetNodeAddr adds an address that takes node ports. flags is HostNetns or 0.
 	SetNodeAddr(a netip.Addr, flags uint32) error
 	DeleteNodeAddr(a netip.Addr) error
-	// SetServiceCIDR adds a masked range. Addresses in it that no service has are refused.
+	// SetServiceCIDR adds a masked range. Programs refuse its addresses that are neither a
+	// frontend's nor allocated.
 	SetServiceCIDR(p netip.Prefix) error
 	DeleteServiceCIDR(p netip.Prefix) error
-	// SetAllocated excepts an address from the service CIDRs: a service without frontends here
-	// has it. It replaces a CIDR of this single address.
+	// SetAllocated excepts an address from the service CIDRs: a Service without frontends here
+	// has this address. The exception replaces a CIDR of this single address.
 	SetAllocated(a netip.Addr) error
 	DeleteAllocated(a netip.Addr) error
 	// SetSourceRange adds a source range of a service id: its load-balancer IPs with SourceRanges
@@ -64,7 +65,7 @@ const (
 	FlagFlows    = "--flows-map-size"
 )
 
-// FullError means that a map has no room for an entry. Its present entries stay in effect.
+// FullError means that a map has no room for an entry. Its existing entries remain in effect.
 type FullError struct {
 	// Flag is empty where no flag sets the map's size.
 	Map, Flag string

@@ -14,8 +14,8 @@ import (
 type (
 	// FrontendKey is the key of map services.
 	FrontendKey = abiFrontendKey
-	// Frontend is the value of map services. Its Key is for programs: Kernel writes
-	// it, and it is zero in all values that Kernel takes and returns.
+	// Frontend is the value of map services. Its Key is for programs. SetFrontend sets it, and
+	// Dump returns values without it.
 	Frontend = abiFrontend
 	// SlotRange is a range of map slots.
 	SlotRange = abiSlotRange
@@ -64,7 +64,7 @@ func (k FrontendKind) String() string {
 	return fmt.Sprintf("FrontendKind(%d)", uint8(k))
 }
 
-// Flags of Service.Flags (enum frontend_flag).
+// Flags of Frontend.Flags (enum frontend_flag).
 const (
 	InsideLocal  = uint16(abiFrontendFlagFRONTEND_FLAG_INSIDE_LOCAL)
 	OutsideLocal = uint16(abiFrontendFlagFRONTEND_FLAG_OUTSIDE_LOCAL)
@@ -78,8 +78,8 @@ const (
 	LocalSet    = uint8(abiBackendFlagBACKEND_FLAG_LOCAL_SET)
 	OnNode      = uint8(abiBackendFlagBACKEND_FLAG_ON_NODE)
 	Terminating = uint8(abiBackendFlagBACKEND_FLAG_TERMINATING)
-	// Unready: the backend is in no set, but its connections may go on. Only TCP endpoints have
-	// it.
+	// Unready: the backend is in no set, but its connections may continue. Only TCP endpoints
+	// have it.
 	Unready = uint8(abiBackendFlagBACKEND_FLAG_UNREADY)
 	// Renamed: the backend is in no set for a moment, while the name of its port changes.
 	Renamed = uint8(abiBackendFlagBACKEND_FLAG_RENAMED)
@@ -163,7 +163,7 @@ func (b Backend) AddrPort() netip.AddrPort { return addrPort(b.Addr, b.Port) }
 // Frontend returns the address and port that the socket was connected to, before translation.
 func (f SockFlow) Frontend() netip.AddrPort { return addrPort(f.FrontendAddr, f.FrontendPort) }
 
-// Backend returns the address and port that the socket is really connected to.
+// Backend returns the address and port of the backend that the socket is connected to.
 func (f SockFlow) Backend() netip.AddrPort { return addrPort(f.BackendAddr, f.BackendPort) }
 
 // NewSourceRangeKey returns the key of a source range of a service id. It masks the range.
@@ -202,8 +202,8 @@ func (k SourceRangeKey) String() string {
 	return fmt.Sprintf("%s of service id %d", p, k.ServiceId)
 }
 
-// check returns an error for a key that NewSourceRangeKey does not make, or without a service id: it
-// would let in other clients than those of its range.
+// check returns an error for a key without a service id, or one that NewSourceRangeKey does not
+// make: such an entry would admit clients outside of its range.
 func (k SourceRangeKey) check() error {
 	if !k.Prefix().IsValid() || k.ServiceId == 0 {
 		return fmt.Errorf("add source range %s: no range of a service", k)

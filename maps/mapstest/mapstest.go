@@ -14,9 +14,9 @@ import (
 	"shunt/maps"
 )
 
-// BPFFS returns the path of a new, empty bpf file system. It is mounted nowhere: the path leads
-// through a file descriptor of this process, so that nothing is left of it even if the process
-// is killed. It skips the test where making a file system is not allowed.
+// BPFFS returns the path of a new, empty bpf file system. It has no mount point: the path is that
+// of a file descriptor of this process, so that the file system disappears even if the process is
+// killed. The test is skipped if the process may not make a file system.
 func BPFFS(tb testing.TB) string {
 	tb.Helper()
 	fd, err := newBPFFS()
