@@ -14,14 +14,14 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// hookState is the result of one scan of a hook.
+// hookState is the result of one scan of one hook.
 type hookState struct {
 	hook string
-	// found is the problem that the scan found; empty: none. foundOut reports whether the program
+	// found is the problem that the scan found, or empty. foundOut reports whether the program
 	// was out of effect then.
 	found    string
 	foundOut bool
-	// problem is the problem that remains after the scan; empty: none.
+	// problem is the problem that remains after the scan, or empty.
 	problem string
 	// out reports whether the program is out of effect after the scan.
 	out bool

@@ -62,7 +62,7 @@ func (a *Attachment) read(l link.Link, set *maps.Set) {
 }
 
 // programProblem returns why a program is not shunt's program for the hook, or does not use the
-// maps of set; empty: there is no problem. A nil set skips the check of maps.
+// maps of set. It returns "" if there is no such problem. A nil set skips the check of maps.
 func programProblem(hook string, id ebpf.ProgramID, set *maps.Set) string {
 	prog, err := ebpf.NewProgramFromID(id)
 	if err != nil {

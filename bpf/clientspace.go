@@ -13,7 +13,8 @@ import (
 	"github.com/vishvananda/netlink"
 )
 
-// clientSpace describes one network namespace. A new scan replaces it; only settle changes it.
+// clientSpace describes one network namespace. A scan that reads the namespace again makes a new
+// clientSpace. Only settle changes one.
 type clientSpace struct {
 	cookie uint64
 	// own reports whether the namespace is the daemon's, which is the node's.
@@ -125,10 +126,10 @@ func leadsInto(to netip.Addr, id int, links func() ([]netlink.Link, error)) bool
 	})
 }
 
-// clientSources returns the source addresses of a namespace's sockets, by three sorts of keys:
-// each address that a socket can be bound to, which is its own source; the unspecified address,
-// if the namespace has only one address of the family; otherwise each bound address, with the
-// source that choose returns for this destination.
+// clientSources returns the source addresses of a namespace's sockets. Its result has three sorts
+// of keys. Each address that a socket can be bound to has itself as its source. The unspecified
+// address of a family has the namespace's address, if there is only one of the family. If there
+// are several, each bound address has the source that choose returns for this destination.
 func clientSources(addrs, bound []netip.Addr, choose func(to netip.Addr) (netip.Addr, error)) map[netip.Addr]netip.Addr {
 	sources := map[netip.Addr]netip.Addr{}
 	for _, six := range []bool{false, true} {

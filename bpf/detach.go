@@ -18,10 +18,10 @@ import (
 	"shunt/maps"
 )
 
-// Left is what a daemon has left attached and pinned.
+// Left has the links, filters and pins that a daemon has left.
 type Left struct {
-	// Pins are the paths of shunt's links and seed. Foreign are the other paths in the
-	// directory of links.
+	// Pins are the paths of shunt's links and seed. Foreign are all other paths in the directory
+	// of links.
 	Pins, Foreign []string
 	// Attached describes the links in effect, pinned or not, and the filters of devices in this
 	// network namespace.

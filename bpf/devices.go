@@ -17,8 +17,8 @@ type device struct {
 	// kind is the kernel's name for the device's type (IFLA_INFO_KIND); "device" for hardware.
 	kind   string
 	header header
-	// master is the index of the device that this one is a port of; 0: none. bridged reports
-	// whether the master receives the packets that arrive here, as bridges and bonds do.
+	// master is the index of the device that this one is a port of, or 0. bridged reports whether
+	// the master receives the packets that arrive here, as bridges and bonds do.
 	master  int
 	bridged bool
 	// addrs are in the kernel's order.
@@ -57,7 +57,7 @@ type Why string
 const (
 	WhyAsked       Why = "asked"         // --devices names it
 	WhyPod         Why = "pod"           // --pod-devices names it
-	WhyTunnel      Why = "tunnel"        // its kind is one of tunnelKinds: it leads to other nodes
+	WhyTunnel      Why = "tunnel"        // its kind is one of tunnelKinds: a tunnel to other nodes
 	WhyAddress     Why = "address"       // it has a global address with a prefix shorter than /32 or /128
 	WhyGateway     Why = "gateway"       // a route by it has a gateway
 	WhyDefault     Why = "default-route" // a default route without a gateway uses it
@@ -71,7 +71,7 @@ const (
 	whyKind      Why = "kind"        // dummy, netkit: no packets from outside arrive there
 	whyPort      Why = "port"        // its bridge or bond receives its packets
 	whyHeader    Why = "link-header" // the programs can't parse its link-layer header
-	whyNotAsked  Why = "not-asked"   // --devices names others
+	whyNotAsked  Why = "not-asked"   // --devices names other devices
 	whyParent    Why = "parent"      // the VLANs on top of it receive its packets
 	whyNoNetwork Why = "no-network"  // no rule applies: a pod's veth, a virtual machine's tap
 )
@@ -185,10 +185,10 @@ func (c chooser) automatic(d device) decision {
 // addresses; the host end of a pod's veth has a single-host address or none.
 func (a deviceAddr) ofNetwork() bool { return a.source && !a.prefix.IsSingleIP() }
 
-// sources returns the SNAT address of each family for packets that leave by d; an invalid
-// address: none. It prefers an address of d, as the kernel does for a host on the link. If d has
-// none, as with unnumbered tunnels, it prefers an address of the Node (node), then one of another
-// device. Addresses of dummy devices come last: a DNS cache or another proxy may have addresses
+// sources returns the SNAT address of each family for packets that leave by d, or an invalid
+// address. Addresses of d come first, as in the kernel's choice for a host on the link. If d has
+// none, as with unnumbered tunnels, addresses of the Node (node) are next, then those of other
+// devices. Addresses of dummy devices come last: a DNS cache or another proxy may have addresses
 // there that other nodes have too. devices are all devices in the kernel's order.
 func sources(d device, devices []device, node []netip.Addr) (addr4, addr6 netip.Addr) {
 	var byNode, dummies device

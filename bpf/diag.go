@@ -50,7 +50,7 @@ type diagSocket struct {
 	id     diagID
 	// peer is the address that the kernel sends to, IPv4-mapped addresses as IPv4.
 	peer netip.AddrPort
-	// cgroup is the id of the cgroup that the socket was created in; 0: unknown.
+	// cgroup is the id of the cgroup that the socket was created in, or 0 if it is unknown.
 	cgroup uint64
 }
 

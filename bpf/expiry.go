@@ -273,10 +273,10 @@ func byEviction(a, b flowRecord) int {
 	return cmp.Or(cmp.Compare(isTCP(a), isTCP(b)), cmp.Compare(a.flow.Used, b.flow.Used))
 }
 
-// candidates returns flows whose removal frees at least so many entries, if there are enough
-// flows. Each flow is represented by its FlowKeyOut entry. closed has the closed flows, oldest
-// the first of the others by byEviction, sorted. Neither list has more flows than one step may
-// remove.
+// candidates returns flows to remove, to free about so many entries. Each flow is represented by
+// its FlowKeyOut entry. closed has the closed flows. oldest has the first of the other flows in
+// the order of byEviction, one for every two entries, sorted. Neither list has more flows than
+// one step may remove.
 func (e *Expiry) candidates(entries int) (closed, oldest []flowRecord, err error) {
 	flows := min((entries+1)/2, e.most)
 	err = maps.EachFlow(e.flows, func(k *maps.FlowKey, f *maps.Flow) error {

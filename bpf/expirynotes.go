@@ -88,7 +88,7 @@ func removeOutdated[K, V any](e *Expiry, name string, outdated func(*K, *V) bool
 	return nil
 }
 
-// removeNote removes the entry of a key if it is still outdated. takes is that of flowTable.
+// removeNote removes the entry of a key if it is still outdated. takes is flowTable.takes.
 func removeNote[K, V any](m *ebpf.Map, takes bool, k *K, outdated func(*K, *V) bool) error {
 	var now V
 	var err error

@@ -34,11 +34,11 @@ func newFlowTable(m *ebpf.Map) *flowTable {
 	return &flowTable{m: m, takes: errors.Is(err, ebpf.ErrKeyNotExist)}
 }
 
-// entries returns the current entries of a flow, and its state, which is that of the entry used
-// last: a packet writes the time and what its side has said to all entries (track.h). known is an
-// entry of the flow that was read earlier. Under the same keys there can be entries of another
-// flow, such as an earlier connection with the same five-tuple and another backend. These are
-// left out (maps.Flow.IsSame).
+// entries returns the current entries of a flow, and the flow's state. The state is that of the
+// entry used last: a packet writes the time, and the flags of client_said and backend_said, to
+// all entries (track.h). known is an entry of the flow that was read earlier. Entries of another
+// flow under the same keys are left out (maps.Flow.IsSame), such as those of an earlier
+// connection with the same five-tuple and another backend.
 func (t *flowTable) entries(known *flowRecord) (all []flowRecord, flow maps.Flow, err error) {
 	keys := known.flow.Keys()
 	if !slices.Contains(keys, known.key) {
@@ -90,9 +90,9 @@ func (t *flowTable) remove(known *flowRecord, timeouts *flowTimeouts, ended func
 	return len(all), nil
 }
 
-// refresh writes the time of the flow's latest use, and what its sides have said, to the expired
-// entries. It reads each entry again immediately before the write, and skips one that a packet
-// has updated meanwhile.
+// refresh writes the time of the flow's latest use, and the flags of client_said and
+// backend_said, to the expired entries. It reads each entry again immediately before the write,
+// and skips one that a packet has updated meanwhile.
 func (t *flowTable) refresh(all []flowRecord, flow maps.Flow, timeouts *flowTimeouts) error {
 	now := monotonic()
 	for i := range all {

@@ -89,8 +89,8 @@ func (p *PacketPath) follow(ctx context.Context) error {
 	}
 }
 
-// look checks that every device which the last scan chose has its programs in the kernel, and
-// returns one problem by direction; empty: none. It costs much less than a scan. If a program is
+// look checks that every device which the last scan chose has its programs in the kernel. It
+// returns one problem by direction, or "". It costs much less than a scan. If a program is
 // missing, look asks for a scan: the kernel sends no notification when a TCX link is detached.
 func (p *PacketPath) look() (problems [directions]string) {
 	p.mu.Lock()
@@ -126,7 +126,7 @@ func (p *PacketPath) look() (problems [directions]string) {
 }
 
 // missing returns the difference between the program at a point and the one that the last scan
-// attached there; empty: there is none, or the device no longer exists.
+// attached there. It returns "" if there is none, or the device no longer exists.
 func (p *PacketPath) missing(found attachments, at point) string {
 	a, want := found.at(p.ways[0], at), p.wanted[at.index]
 	there := a != nil && a.inEffect
@@ -153,8 +153,8 @@ func (p *PacketPath) noteLost(found attachments) {
 	}
 }
 
-// takeLost returns the lost programs that scans have attached again since the last call, by
-// direction; empty: none.
+// takeLost returns, by direction, the lost programs that scans have attached again since the last
+// call, or "".
 func (p *PacketPath) takeLost() (lost [directions]string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -188,8 +188,8 @@ func (p *PacketPath) listen(socket *nl.NetlinkSocket) error {
 	}
 }
 
-// matters reports whether a message may change what is attached. Of routes without a gateway it
-// considers only default routes: every pod has one of the others.
+// matters reports whether a message may change what is attached. It ignores routes without a
+// gateway, of which every pod has one, except default routes.
 func matters(m syscall.NetlinkMessage) bool {
 	if m.Header.Type != unix.RTM_NEWROUTE && m.Header.Type != unix.RTM_DELROUTE {
 		return true

@@ -35,7 +35,7 @@ type hookWant struct {
 
 // hookPlan is the steps that repair a hook, in the order of execution.
 type hookPlan struct {
-	// take opens and holds the pinned link of an earlier daemon.
+	// take opens the pinned link of an earlier daemon and keeps it open.
 	take bool
 	// attach makes a new link, and detaches the one that is held.
 	attach bool
@@ -43,7 +43,7 @@ type hookPlan struct {
 	update bool
 	// pin pins the link under the hook's name.
 	pin bool
-	// wrong is the problem that the plan repairs; empty: none.
+	// wrong is the problem that the plan repairs, or empty.
 	wrong string
 	// out reports whether the program is out of effect before the repair.
 	out bool

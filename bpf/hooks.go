@@ -48,12 +48,12 @@ type HooksOptions struct {
 	FlowSeed   uint64
 	Memory     *maps.Memory
 	Log        *zap.Logger
-	// Repaired is called for each repair, with the name of what was repaired.
+	// Repaired is called for each repair, with the name of the problem that was repaired.
 	Repaired func(name string)
 	// Lost is called when a hook was out of effect for a time: sockets may have connected
 	// without translation.
 	Lost func()
-	// Earlier is the zero value where there was no earlier daemon.
+	// Earlier is the zero value if there was no earlier daemon.
 	Earlier Earlier
 }
 
@@ -135,8 +135,8 @@ func (h *Hooks) Last() map[string]string {
 	return h.problems
 }
 
-// Now returns what Last would return after a scan at this moment. It repairs nothing itself,
-// but wakes Run where the result differs from Last.
+// Now returns the problems that exist at this moment, in the form of Last. It repairs nothing,
+// but wakes Run if the result differs from Last.
 func (h *Hooks) Now() map[string]string {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -253,8 +253,8 @@ func (p *hooksScan) findCgroup() {
 	p.h.cgroup = dir
 }
 
-// keepPins restores what is missing on the bpf file system: the directory, and the pins of
-// maps, seed and the daemon's memory.
+// keepPins restores missing parts of the bpf file system: the directory, and the pins of maps,
+// seed and the daemon's memory.
 func (p *hooksScan) keepPins() {
 	o := &p.h.opts
 	var did []string
@@ -336,7 +336,7 @@ func (p *hooksScan) repair() ([]hookState, error) {
 	return looked, failed
 }
 
-// join prefixes a text with its subject; an empty text stays empty.
+// join prefixes a text with its subject, unless the text is empty.
 func join(what, text string) string {
 	if text == "" {
 		return ""

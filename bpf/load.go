@@ -16,8 +16,8 @@ import (
 // Programs are the loaded programs of the socket path, and their links once they are attached.
 type Programs struct {
 	objects sockPrograms
-	// HasSetRetval: the kernel has bpf_set_retval, so that a refused connect() fails with
-	// ECONNREFUSED instead of EPERM (see Features).
+	// HasSetRetval reports whether the kernel has bpf_set_retval, so that a refused connect()
+	// fails with ECONNREFUSED instead of EPERM (see Features).
 	HasSetRetval bool
 	// links are the attached links, by the names of their pins. They remain open, so that no
 	// removal of a pin detaches a program while this process lives.

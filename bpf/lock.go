@@ -15,16 +15,16 @@ import (
 // Lock is the lock on a directory of pins. Only one daemon can have it.
 type Lock struct{ dir *os.File }
 
-// ErrLocked means that another daemon holds the lock.
+// ErrLocked means that another daemon has the lock.
 var ErrLocked = errors.New("another shunt daemon is at work")
 
-// lockPatience is how long TakeLock tries: IsLocked holds the lock for a moment, and so does a
+// lockPatience is how long TakeLock tries: IsLocked has the lock for a moment, and so has a
 // daemon that is exiting.
 const lockPatience = 200 * time.Millisecond
 
-// TakeLock locks the directory itself (flock): the kernel releases the lock however the process
-// ends, and nothing is left on the bpf file system. It returns ErrLocked if a daemon holds the
-// lock for longer than lockPatience.
+// TakeLock locks the directory itself by flock(2): the kernel releases the lock however the
+// process ends, and no lock file remains on the bpf file system. TakeLock returns ErrLocked if a
+// daemon has the lock for longer than lockPatience.
 func TakeLock(root string) (*Lock, error) {
 	deadline := time.Now().Add(lockPatience)
 	for {
@@ -36,7 +36,7 @@ func TakeLock(root string) (*Lock, error) {
 	}
 }
 
-// IsLocked reports whether a daemon holds the lock on the directory.
+// IsLocked reports whether a daemon has the lock on the directory.
 func IsLocked(root string) bool {
 	l, err := tryLock(root)
 	if err == nil {
@@ -64,8 +64,8 @@ func tryLock(root string) (*Lock, error) {
 // Release releases the lock.
 func (l *Lock) Release() error { return l.dir.Close() }
 
-// Keep makes sure that root is the locked directory, and returns what it did; empty: nothing.
-// If the directory was renamed, Keep renames it to root again. If it was removed, or its file
+// Keep makes sure that root is the locked directory, and returns a description of its repair, or
+// "". If the directory was renamed, Keep renames it to root again. If it was removed, or its file
 // system unmounted, Keep makes a new one as RequireBPFFS does, and locks that.
 func (l *Lock) Keep(root string, mount bool) (did string, err error) {
 	ours, err := l.dir.Stat()

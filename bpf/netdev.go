@@ -143,7 +143,7 @@ func readGateways(devices []device) error {
 	return nil
 }
 
-// isDefault reports whether packets to any address may take the route.
+// isDefault reports whether the route is a default route: it matches every destination.
 func isDefault(r netlink.Route) bool {
 	if r.Type != unix.RTN_UNICAST {
 		return false

@@ -13,8 +13,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// requireOwn does what CheckOwn does for the daemon's own directory, and removes the
-// permissions of group and others: a process that can open a directory can hold its lock.
+// requireOwn checks the daemon's own directory as CheckOwn does, and removes the permissions of
+// group and others: a process that can open a directory can lock it.
 func requireOwn(dir string) error {
 	if err := CheckOwn(dir); err != nil {
 		return err

@@ -77,7 +77,7 @@ type PacketPath struct {
 // wantedDevice is a device that should have programs.
 type wantedDevice struct {
 	name string
-	// programs are the ids of the programs by direction; 0: any program of shunt.
+	// programs are the ids of the programs by direction; 0 stands for any program of shunt.
 	programs [directions]ebpf.ProgramID
 }
 

@@ -19,11 +19,11 @@ type DeviceAttachment struct {
 	// which automatic would choose the device.
 	Why       Why    `json:"why"`
 	Direction string `json:"direction"`
-	// By is the method, "TCX" or "clsact"; empty: not attached.
+	// By is the method, "TCX" or "clsact", or empty if no program is attached.
 	By      string `json:"by,omitempty"`
 	Program uint32 `json:"program,omitempty"`
-	// Source4 and Source6 are the SNAT addresses of packets that leave by the device; invalid:
-	// none.
+	// Source4 and Source6 are the SNAT addresses of packets that leave by the device, or invalid
+	// addresses.
 	Source4 netip.Addr `json:"source4,omitzero"`
 	Source6 netip.Addr `json:"source6,omitzero"`
 	Problem string     `json:"problem,omitempty"`

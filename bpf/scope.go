@@ -27,7 +27,7 @@ type scope struct {
 	attached string
 	// own is this process's cgroup.
 	own string
-	// childless: there is no cgroup below attached.
+	// childless reports whether attached has no cgroup below it.
 	childless bool
 	pods      []podProcess
 }

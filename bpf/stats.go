@@ -11,7 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// RunStats is what the kernel has counted for one program, while counting is enabled
+// RunStats has the kernel's counts of one program, which it makes while counting is enabled
 // (BPF_ENABLE_STATS, or sysctl kernel.bpf_stats_enabled).
 type RunStats struct {
 	Runs uint64

@@ -17,11 +17,11 @@ type PacketPrograms struct {
 
 // PacketDevice is a kind of device.
 type PacketDevice struct {
-	// NoEthernet: packets begin with their IP header.
+	// NoEthernet: packets begin with their IP header instead of an Ethernet header.
 	NoEthernet bool
 	// Pod: packets that arrive come from a pod of this node.
 	Pod bool
-	// NoKernCtx: the programs are those for a kernel without "checksum state in tc programs"
+	// NoKernCtx: load the programs as on a kernel without "checksum state in tc programs"
 	// (Features).
 	NoKernCtx bool
 }

@@ -103,7 +103,8 @@ func Verify(ctx context.Context, k *maps.Kernel, cgroup string) error {
 }
 
 // prove returns the hooks that do not act on processes below the cgroup. If at least one hook
-// refuses this process's own calls, the process is below the cgroup, and no child is needed.
+// refuses the calls of this process, this process is itself below the cgroup, and the check needs
+// no child.
 func prove(ctx context.Context, k *maps.Kernel, cgroup string) (passed []string, err error) {
 	if err := k.SetHookChecks(); err != nil {
 		return nil, fmt.Errorf("check that the hooks are in effect: %w", err)

@@ -16,7 +16,7 @@ import (
 const DeviceResets = uint32(abiDeviceFlagDEVICE_FLAG_RESETS)
 
 // NewDevice returns a value of map devices with the SNAT addresses of packets that leave by the
-// device; an invalid address: none of that family.
+// device. An invalid address stands for none of that family.
 func NewDevice(addr4, addr6 netip.Addr) Device {
 	var d Device
 	if addr4.IsValid() {
@@ -28,7 +28,8 @@ func NewDevice(addr4, addr6 netip.Addr) Device {
 	return d
 }
 
-// Addrs returns the SNAT addresses; an invalid address: none of that family.
+// Addrs returns the SNAT addresses of packets that leave by the device. An invalid address stands
+// for none of that family.
 func (d Device) Addrs() (addr4, addr6 netip.Addr) {
 	if d.Addr4 != (abiAddr{}) {
 		addr4 = d.Addr4.addr()

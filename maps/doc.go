@@ -2,6 +2,6 @@
 
 // Package maps has the eBPF maps as typed Go: it opens, sizes, pins, adopts and dumps them. It
 // has an in-memory fake and a fault-injecting wrapper, which must return the same results. It
-// never decides what a map should hold (that is package lb) and never loads a program (that is
-// package bpf). Start reading at Tables.
+// never decides about the contents of maps (that is package lb) and never loads a program (that
+// is package bpf). Start reading at Tables.
 package maps

@@ -85,7 +85,7 @@ func unmapArray[T any](s *[]T) error {
 	return unix.MunmapPtr(unsafe.Pointer(unsafe.SliceData(mem)), uintptr(length))
 }
 
-// Close unmaps the arrays. The set stays open.
+// Close unmaps the arrays. The set remains open.
 func (k *Kernel) Close() error {
 	return errors.Join(unmapArray(&k.slots), unmapArray(&k.backends), unmapArray(&k.stats), unmapArray(&k.meta),
 		unmapArray(&k.problems))
@@ -220,8 +220,8 @@ func (k *Kernel) DeleteSourceRange(key SourceRangeKey) error {
 	return k.wrap(ignoreMissing(err), mapSources, func() string { return "delete source range " + key.String() })
 }
 
-// IsBackend reports whether a backend is of that service id and has that address and port. It
-// is safe from any goroutine.
+// IsBackend reports whether the backend with this id has that service id, address and port. It is
+// safe from any goroutine.
 func (k *Kernel) IsBackend(id, service uint32, addr netip.AddrPort) bool {
 	be, used := k.Backend(id)
 	return used && be.ServiceId == service && be.AddrPort() == addr

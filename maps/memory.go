@@ -109,7 +109,7 @@ func (m *Memory) Put(of MemoryOf, v any) error {
 	return nil
 }
 
-// Get reads a text into v. It does not change v where there is no text.
+// Get reads a text into v. If there is no text, it does not change v.
 func (m *Memory) Get(of MemoryOf, v any) error {
 	var value []byte
 	err := m.texts.Lookup(uint32(of), &value)
@@ -125,5 +125,5 @@ func (m *Memory) Get(of MemoryOf, v any) error {
 	return nil
 }
 
-// Close closes the file descriptor. The pin stays.
+// Close closes the file descriptor. The pin remains.
 func (m *Memory) Close() error { return m.texts.Close() }

@@ -14,10 +14,10 @@ import (
 	"github.com/cilium/ebpf"
 )
 
-// nameLength is how many bytes of a map's name the kernel keeps.
+// nameLength is how many bytes of a map's name the kernel retains.
 const nameLength = 15
 
-// Left is what a daemon has left below its directory of pins.
+// Left has the pinned maps that a daemon has left below its directory of pins.
 type Left struct {
 	// Pins are the paths of shunt's maps. Foreign are the other paths in the directories of maps,
 	// and the path of the memory if another map is pinned there.

@@ -75,9 +75,9 @@ type CarriedFlows struct {
 	Err error
 }
 
-// Open adopts the maps pinned below root if they have this ABI and these sizes. If not, it
-// makes new ones; old ones keep their pins until Switch (see switch.go for the order). root is
-// a directory on a bpf file system.
+// Open adopts the maps pinned below root if they have this ABI and these sizes. If not, it makes
+// new maps. The old maps remain pinned until Commit (see switch.go for the order). root is a
+// directory on a bpf file system.
 func Open(root string, sizes Sizes) (*Set, OpenResult, error) {
 	if err := rlimit.RemoveMemlock(); err != nil {
 		return nil, OpenResult{}, fmt.Errorf("lift the limit on locked memory, which kernels before 5.11 count maps by: %w", err)
@@ -161,7 +161,7 @@ func loadDir(dir string) (*Set, error) {
 	return set, nil
 }
 
-// misfit returns why a set can't be adopted if these specs are wanted; empty: it can.
+// misfit returns why a set can't be adopted if these specs are wanted, or "" if it can.
 func (s *Set) misfit(specs map[string]*ebpf.MapSpec) string {
 	want, err := ABI()
 	if err != nil {
@@ -229,13 +229,13 @@ func createOne(row tableRow, spec *ebpf.MapSpec, old *Set) (*ebpf.Map, error) {
 	return ebpf.NewMap(spec)
 }
 
-// Map returns an open map by its name in C, nil where there is none.
+// Map returns an open map by its name in C, or nil.
 func (s *Set) Map(name string) *ebpf.Map { return s.maps[name] }
 
 // All returns the open maps by name, for loading programs with them.
 func (s *Set) All() map[string]*ebpf.Map { return s.maps }
 
-// Close closes the file descriptors. Pins stay.
+// Close closes the file descriptors. Pins remain.
 func (s *Set) Close() error {
 	var errs []error
 	for _, m := range s.maps {

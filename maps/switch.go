@@ -190,8 +190,8 @@ func (s *Set) switchSteps() []func() error {
 	}
 }
 
-// Commit copies what programs have written to the older sets since Open, and removes these
-// sets. It must be called when programs that use this set are in effect.
+// Commit copies the entries that programs have written to the older sets since Open, and removes
+// these sets. It must be called when programs that use this set are in effect.
 func (s *Set) Commit() (flows CarriedFlows, err error) {
 	if err := s.Switch(); err != nil { // does nothing if Switch was called before
 		return flows, err

@@ -36,7 +36,7 @@ var (
 		"is on another node", func(s *Sizes) *uint32 { return &s.Flows }}
 )
 
-// fate is what becomes of a map's contents when a new set replaces the set of an older daemon.
+// fate is the treatment of a map's contents when a new set replaces the set of an older daemon.
 type fate uint8
 
 const (
@@ -57,15 +57,15 @@ const (
 // number of entries.
 type tableRow struct {
 	name string
-	// key and value are zero values of the Go types of an entry. value is nil if Go has no type for
-	// it: only programs use it.
+	// key and value are zero values of the Go types of an entry. value is nil if only programs
+	// use the value: Go has no type for it then.
 	key, value any
 	// element is a zero value of the Go type of an element, if Kernel maps the array into memory.
 	element any
 	fate    fate
 	// sizes are the flags that change the number of entries. Errors name the first.
 	sizes []*sizeFlag
-	// used counts entries for `shunt status`, which does not show the map if used is nil. d is a
+	// used counts entries for `shunt status`, which does not show a map whose used is nil. d is a
 	// dump of the same maps.
 	used func(k *Kernel, d *Dump) (uint32, error)
 }
@@ -149,7 +149,7 @@ func (s *Sizes) EachFlag(visit func(field *uint32, flag, help string)) {
 	}
 }
 
-// flagOf returns the flag that sets a map's size, by the map's name; empty: none.
+// flagOf returns the flag that sets the size of the map with this name, or "".
 func flagOf(name string) string {
 	if row := rowOf(name); len(row.sizes) > 0 {
 		return row.sizes[0].flag
@@ -157,7 +157,7 @@ func flagOf(name string) string {
 	return ""
 }
 
-// of returns the size that a flag sets for a map, by its name; 0: no flag does.
+// of returns the size that a flag sets for the map with this name, or 0 if no flag does.
 func (s Sizes) of(name string) uint32 {
 	if row := rowOf(name); len(row.sizes) > 0 {
 		return *row.sizes[0].of(&s)

@@ -81,7 +81,7 @@ const (
 	// Unready: the backend is in no set, but its connections may continue. Only TCP endpoints
 	// have it.
 	Unready = uint8(abiBackendFlagBACKEND_FLAG_UNREADY)
-	// Renamed: the backend is in no set for a moment, while the name of its port changes.
+	// Renamed: the backend is in no set for a moment, because the name of its port changes.
 	Renamed = uint8(abiBackendFlagBACKEND_FLAG_RENAMED)
 )
 

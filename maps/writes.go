@@ -2,9 +2,9 @@
 
 package maps
 
-// Writes counts map writes by kind. Backends and Slots are stores to mapped memory, of one
-// backend and of one 4-byte slot each. The other kinds are system calls; ServiceCidrs includes
-// the addresses that are excepted from the CIDRs.
+// Writes counts map writes by kind. Backends counts stores to mapped memory of one backend each,
+// Slots those of one 4-byte slot each. The other kinds are system calls. ServiceCidrs includes
+// the writes of addresses that are excepted from the CIDRs.
 type Writes struct {
 	Frontends, Slots, Backends, Names, NodeAddrs, Sources, ServiceCidrs uint64
 }
