@@ -90,8 +90,7 @@ func programProblem(hook string, id ebpf.ProgramID, set *maps.Set) string {
 	return ""
 }
 
-// foreignMap returns the name of the map if set has a different map of that name; else it
-// returns "".
+// foreignMap returns the name of the map if set has another map of that name, else "".
 func foreignMap(id ebpf.MapID, set *maps.Set) string {
 	m, err := ebpf.NewMapFromID(id)
 	if err != nil {

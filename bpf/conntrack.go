@@ -21,11 +21,11 @@ import (
 const conntrackPeriod = 10 * time.Second
 
 // strangers tracks whether conntrack translates connections to frontends. When shunt replaces
-// kube-proxy, the connections that kube-proxy translated remain with conntrack (IPVS records its
-// own there too), and must not be reset. While shunt's programs are attached, they translate
-// packets before conntrack sees them, so that conntrack gets no more such connections. So
-// frontends without such connections are not checked again. A frontend that is added later may
-// have some, and is checked.
+// kube-proxy, the connections that kube-proxy has translated remain in conntrack (also those of
+// IPVS, which records them there), and must not be reset. shunt's programs translate packets
+// before conntrack sees them, so that no such connections are added while the programs are
+// attached. So strangers does not check a frontend without such connections again. It checks
+// frontends that are added later, which may have some.
 type strangers struct {
 	gone bool
 	// frontends is the value of maps.Kernel.NewFrontends at the last check.

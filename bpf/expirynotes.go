@@ -16,8 +16,8 @@ import (
 )
 
 // notesPeriod is the interval between two scans of the maps in which programs make notes.
-// Programs ignore an outdated note whether it was removed or not. The removal saves no time, but
-// makes the number of entries that of current notes.
+// Programs ignore an outdated note whether it was removed or not. Its removal saves no time, but
+// without outdated notes the number of entries reflects the node's current traffic.
 const notesPeriod = 30 * time.Second
 
 // removeNotes removes the expired entries of maps flows_new, directs, local_ports and fragments.

@@ -92,7 +92,7 @@ func (it *flowIter) each(visit func(*flowRecord) bool) (count int, err error) {
 	}
 }
 
-// eachExpired does the same as flowIter.each on kernels without such iterators: it reads every
+// eachExpired does the same as flowIter.each for kernels without such iterators: it reads every
 // entry by system calls.
 func eachExpired(flows *ebpf.Map, t *flowTimeouts, visit func(*flowRecord) bool) (count int, err error) {
 	now := monotonic()

@@ -73,8 +73,8 @@ type Hooks struct {
 	// first reports whether no scan has ended yet. A missing program then counts as not attached
 	// yet instead of lost, and the programs in effect are an earlier daemon's.
 	first bool
-	// missed are problems of the packet path that Now found since the last scan. PacketPath may
-	// have repaired them before the next scan.
+	// missed are problems of the packet path that Now has found since the last scan. PacketPath
+	// may have repaired them before the next scan.
 	missed map[string]string
 
 	stateMu sync.Mutex
@@ -166,7 +166,7 @@ func (h *Hooks) Now() map[string]string {
 	return h.changed(now, last)
 }
 
-// changed returns now, and asks for a scan where it differs from last.
+// changed returns now, and asks for a scan if now differs from last.
 func (h *Hooks) changed(now, last map[string]string) map[string]string {
 	if !stdmaps.Equal(now, last) {
 		select {

@@ -15,7 +15,7 @@ import (
 
 // linkIDs iterates over the kernel's links.
 type linkIDs struct {
-	// next returns the first ID after another, fs.ErrNotExist after the last.
+	// next returns the next higher ID, or fs.ErrNotExist after the last one.
 	next func(link.ID) (link.ID, error)
 	open func(link.ID) (link.Link, error)
 	// wait is the longest time to wait until an allocated ID belongs to a link.
@@ -24,7 +24,7 @@ type linkIDs struct {
 
 var kernelLinks = linkIDs{nextLinkID, link.NewFromID, 500 * time.Millisecond}
 
-// each calls do for every link. It leaves out links that are being made or freed meanwhile.
+// each calls do for every link. It leaves out links that are made or freed during the iteration.
 // (link.Iterator ends at the first link that is being made.)
 func (k linkIDs) each(do func(link.ID, link.Link)) error {
 	for id := link.ID(0); ; {
@@ -48,9 +48,9 @@ func (k linkIDs) each(do func(link.ID, link.Link)) error {
 	}
 }
 
-// get opens a link. EAGAIN means that the ID is allocated, but the link is not attached yet:
-// get waits for it, and then returns fs.ErrNotExist. The kernel does not soon reuse the ID of a
-// link that is gone.
+// get opens a link. EAGAIN means that the ID is allocated, but the link is not attached yet: get
+// retries until wait has passed, and then returns fs.ErrNotExist. The kernel does not soon reuse
+// the ID of a link that was freed.
 func (k linkIDs) get(id link.ID) (link.Link, error) {
 	for end := time.Now().Add(k.wait); ; time.Sleep(5 * time.Millisecond) {
 		l, err := k.open(id)

@@ -322,7 +322,7 @@ func (a attachments) removeStale() error {
 	return errors.Join(errs...)
 }
 
-// at returns the first attachment by a method at a point, nil where there is none.
+// at returns the first attachment by a method at a point, or nil.
 func (a attachments) at(w way, at point) *attachment {
 	i := slices.IndexFunc(a[w], func(one attachment) bool { return one.point == at })
 	if i < 0 {

@@ -17,9 +17,9 @@ import (
 // their addresses.
 
 // movePause is a grace period for UDP sockets that are connected to a serving endpoint by an
-// address which now resolves to another service port or to none. After it, such a socket is
-// destroyed. An address moves from one Service to another by two changes of objects, one after
-// the other: between them it belongs to none.
+// address which now resolves to another service port or to none. Such a socket is destroyed when
+// the period has passed. The period is necessary because an address moves from one Service to
+// another by two successive changes of objects: between them the address belongs to none.
 const movePause = 500 * time.Millisecond
 
 // verdict is the decision about a stale socket.

@@ -150,7 +150,8 @@ func (k *Kernel) FreeBackend(id uint32) error {
 	return k.dropBackend(k.backends[id].Addr.addr())
 }
 
-// Backend returns a backend by its id; false where it is free. It is safe from any goroutine.
+// Backend returns a backend by its id, or false if the backend is free. It is safe from any
+// goroutine.
 func (k *Kernel) Backend(id uint32) (Backend, bool) {
 	if id == 0 || int(id) >= len(k.backends) {
 		return Backend{}, false
@@ -274,8 +275,9 @@ func (k *Kernel) frontend(addr netip.AddrPort, protocol uint8, nodePorts uint32)
 	return k.service(NewFrontendKey(any, addr.Port(), protocol))
 }
 
-// service reads one entry of map services. The kernel may reuse an entry's memory for another
-// one while a look-up copies it; the Key in the value shows that, and the entry is read again.
+// service reads one entry of map services. The kernel may reuse the memory of an entry for
+// another one while a look-up copies it. The Key in the value then differs from key, and the
+// entry is read again.
 func (k *Kernel) service(key FrontendKey) (v Frontend, has bool) {
 	for range 4 {
 		if k.set.maps[mapServices].Lookup(key, &v) != nil {
@@ -313,7 +315,7 @@ func ignoreMissing(err error) error {
 }
 
 // Leads returns the endpoints to which a TCP connection from this node to an address is
-// translated; nil where it is not translated. It is safe from any goroutine.
+// translated, or nil if it is not translated. It is safe from any goroutine.
 func (k *Kernel) Leads(to netip.AddrPort) []netip.AddrPort {
 	v, has := k.Frontend(netip.AddrPortFrom(to.Addr().Unmap(), to.Port()), unix.IPPROTO_TCP)
 	if !has || uint64(v.Inside.Base)+uint64(v.Inside.Count) > uint64(len(k.slots)) {

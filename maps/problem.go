@@ -48,11 +48,11 @@ func (k ProblemKind) String() string {
 
 // Problem is an element of map problems: why a Service is not served as its object asks.
 type Problem struct {
-	// Service is the service port of one family. Port, Protocol and Family are zero where the
+	// Service is the service port of one family. Port, Protocol and Family are zero if the
 	// problem is not about one port.
 	Service Name
 	Kind    ProblemKind
-	// Frontend is zero where the problem is not about one frontend.
+	// Frontend is zero if the problem is not about one frontend.
 	Frontend FrontendKey
 	// OwnerNamespace and Owner name the Service that has the frontend (Conflict only).
 	OwnerNamespace, Owner string

@@ -57,7 +57,7 @@ func DefaultSizes() Sizes {
 	return sizesFrom(func(name string) uint32 { return spec.Maps[name].MaxEntries })
 }
 
-// OpenResult reports whether Open adopted or made the maps.
+// OpenResult describes whether Open adopted an earlier daemon's maps, and if not, why.
 type OpenResult struct {
 	// Adopted reports whether the maps are those that an earlier daemon pinned.
 	Adopted bool

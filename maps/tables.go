@@ -39,8 +39,9 @@ type Tables interface {
 	// has this address. The exception replaces a CIDR of this single address.
 	SetAllocated(a netip.Addr) error
 	DeleteAllocated(a netip.Addr) error
-	// SetSourceRange adds a source range of a service id: its load-balancer IPs with SourceRanges
-	// let in only clients in its ranges. The key must be one of NewSourceRangeKey.
+	// SetSourceRange adds a source range of a service id. The service port's load-balancer IPs
+	// with flag SourceRanges admit only clients in its source ranges. The key must be one of
+	// NewSourceRangeKey.
 	SetSourceRange(SourceRangeKey) error
 	// DeleteSourceRange removes a source range with any key; it need not exist.
 	DeleteSourceRange(SourceRangeKey) error

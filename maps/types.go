@@ -180,7 +180,8 @@ func NewSourceRangeKey(serviceID uint32, p netip.Prefix) SourceRangeKey {
 // those of ::ffff:0:0/96.
 const idBits, v4Bits = 32, 96
 
-// Prefix returns the key's range; an invalid prefix where NewSourceRangeKey makes no such key.
+// Prefix returns the key's range, or an invalid prefix if NewSourceRangeKey does not make such a
+// key.
 func (k SourceRangeKey) Prefix() netip.Prefix {
 	a, bits := k.Addr.addr(), int(k.PrefixBits)-idBits
 	if a.Is4() {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package mapstest has real maps for tests, and a bpf file system of their own to pin them in.
-// Nothing of it outlives the test process. Only tests import it.
+// Package mapstest has real maps for tests, pinned in a bpf file system of their own. Maps and
+// file system do not outlive the test process. Only tests import this package.
 package mapstest
 
 import (
