@@ -1,10 +1,10 @@
 //go:build ignore
 
 // SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
-/* tc.c: the packet path. One program runs on a device's ingress, and one on its egress. A packet
- * to a frontend goes to a backend before the stack sees it. The backend's reply gets the frontend
- * as its source after the stack. In between, the stack, netfilter and every rule of a CNI see a
- * client that speaks to a pod.
+/* tc.c: the packet path. One program runs on a device's ingress ("in" below), and one on its egress
+ * ("out"). Ingress replaces a frontend by a backend before the stack sees the packet. Egress
+ * restores the frontend as the source of the backend's reply after the stack. In between, the
+ * stack, netfilter and every rule of a CNI see packets between client and backend.
  *
  *   in    client → frontend       becomes client → backend
  *   out   client → backend        becomes SNAT address → backend, if the flow has FLOW_FLAG_SNAT
@@ -29,32 +29,32 @@
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
-/* The state of a run. It is not on the stack, of which a chain of calls has 512 bytes, and the
- * verifier does not follow it byte by byte: with packet and flow on the stack, 5.10 looked at
- * 755,000 instructions, and its limit is 1,000,000. A program is not interrupted by another run of
- * it on the same CPU. */
+/* The state of one run. It is in a map for two reasons. A chain of calls has only 512 bytes of
+ * stack. And the verifier tracks the stack byte by byte, but not a map's value: with packet and
+ * flow on the stack, Linux 5.10 checked 755,000 instructions, and its limit is 1,000,000. No other
+ * run of the program on the same CPU interrupts this one. */
 struct tc_work {
 	struct pkt pkt;
-	struct pkt quoted; /* which an ICMP error quotes */
+	struct pkt quoted; /* the packet that an ICMP error quotes */
 	struct flow flow;
 	struct flow_key key;
-	/* With TC_TRANSLATE: how the packet is to be changed, and the reason to count. */
+	/* With TC_TRANSLATE: the new address and ports, and the reason to count. */
 	struct nat nat;
 	enum reason reason;
-	/* Of a packet that begins a flow: whether an earlier flow has its key, and what its
-	 * destination means here (enum addr_flag). They are no arguments: the verifier would
-	 * follow the rest of the program for each of their values. */
+	/* Of a packet that begins a flow. found: an earlier flow has the packet's key. meaning:
+	 * enum addr_flag of the packet's destination. They are not arguments of functions, because
+	 * the verifier would check the rest of the program for each of their values. */
 	__u32 found, meaning;
-	/* Of a flow that begins: pkt_hash, and the number of the port to try (tc_try_out,
-	 * tc_try_source). */
+	/* Of a new flow: pkt_hash of its packet, and the number of the port candidate that is tried
+	 * (tc_try_out, tc_try_source). */
 	__u32 hash, attempt;
 	__u64 tick, now; /* tc_now */
 	struct reply_limit limit;
 };
 
-/* Returned instead of a verdict where the packet is not done yet. TC_TRANSLATE: change the packet
- * as tc_work says. TC_BEGINS: go on, the packet begins a flow. TC_REPLACE_SOURCE: translate the
- * source. */
+/* Returned in place of a verdict, where the packet needs more work. TC_TRANSLATE: write w->nat to
+ * the packet. TC_BEGINS: no flow applies to the packet, which may begin one. TC_REPLACE_SOURCE:
+ * call tc_replace_source. */
 #define TC_TRANSLATE -2
 #define TC_BEGINS -3
 #define TC_REPLACE_SOURCE -4
@@ -74,8 +74,8 @@ static __always_inline struct tc_work *tc_begin_work(void)
 }
 
 /* Returns the time of the first call in this kernel tick (1 to 10 ms) on this CPU, in ns of
- * CLOCK_MONOTONIC. All that is timed here is in seconds, and a reading of the clock costs as much
- * as finding the flow. */
+ * CLOCK_MONOTONIC. That is precise enough, since all timeouts here are in seconds. Reading the
+ * clock costs as much as the look-up of a flow. */
 static __always_inline __u64 tc_now(struct tc_work *w)
 {
 	__u64 tick = bpf_jiffies64();
@@ -93,8 +93,8 @@ static __always_inline int tc_end(enum reason reason, int verdict)
 	return verdict;
 }
 
-/* Ends a run. `verdict` is a verdict or TC_TRANSLATE, with which the packet gets the ends in
- * w->nat. A packet that is half changed is dropped. */
+/* Ends a run. `verdict` is a verdict, or TC_TRANSLATE: then w->nat is written to the packet. If the
+ * kernel refuses a part of that change, the packet is dropped. */
 static __always_inline int tc_finish(struct __sk_buff *skb, struct tc_work *w, int verdict)
 {
 	if (verdict != TC_TRANSLATE)
@@ -113,7 +113,7 @@ static __always_inline int tc_translate(struct tc_work *w, enum nat_end end, con
 	return TC_TRANSLATE;
 }
 
-/* in, client → frontend: on to the backend. */
+/* in, client → frontend: the backend becomes the destination. */
 static __always_inline int tc_to_backend(struct tc_work *w, enum reason reason)
 {
 	w->nat.sport = w->flow.inner_port;
@@ -121,7 +121,7 @@ static __always_inline int tc_to_backend(struct tc_work *w, enum reason reason)
 	return tc_translate(w, NAT_DESTINATION, &w->flow.backend, reason);
 }
 
-/* in, backend → SNAT address: back to the client. */
+/* in, backend → SNAT address: the client becomes the destination. */
 static __always_inline int tc_restore_source(struct tc_work *w)
 {
 	w->nat.sport = w->flow.backend_port;
@@ -129,8 +129,8 @@ static __always_inline int tc_restore_source(struct tc_work *w)
 	return tc_translate(w, NAT_DESTINATION, &w->flow.client, REASON_SOURCE_RESTORED);
 }
 
-/* Turns a packet into the answer that refuses it. A reset is never longer than the packet that it
- * answers. An ICMP error is longer, and is rate limited. */
+/* Turns a packet into a TCP reset or an ICMP error to its sender. ICMP errors are rate limited,
+ * since they are longer than the packets that they answer. A reset is never longer. */
 static __noinline int tc_answer(struct __sk_buff *skb, struct tc_work *w, enum reason reason)
 {
 	const struct pkt *pkt = &w->pkt;
@@ -194,19 +194,21 @@ static __noinline enum reason tc_choose(const struct pkt *pkt, struct flow *flow
 	flow->backend_port = to.port;
 	flow->backend_id = to.backend_id;
 	flow->service_id = to.service_id;
-	/* The reply has to come through this node. It does from this node's backends, and to this
-	 * node's pods. A backend that is its own client would keep it to itself. All else needs
-	 * another source. */
+	/* The reply has to pass through this node. Without SNAT it does where the backend is on
+	 * this node, or where the client is a pod of this node. All other packets need SNAT. So
+	 * does a backend that is its own client: it would deliver a reply to its own address
+	 * itself. */
 	if (lb_addr_equal(&flow->client, &flow->backend) ||
 	    (!config_pod_device && !(to.flags & BACKEND_FLAG_ON_NODE)))
 		flow->flags = FLOW_FLAG_SNAT;
 	return reason;
 }
 
-/* track_try_out with w->flow. It is global, as is tc_try_source: the verifier checks such a
- * function once, where it followed the loop around it sixteen times, for each path that leads
- * there. Linux 5.10 takes no argument but numbers and the context; clang leaves out one that is
- * not used. On 6.18 both programs together went from 308,000 instructions to 141,000. */
+/* Calls track_try_out with w->flow. The function is global, as is tc_try_source, because the
+ * verifier checks a global function only once. It checked a static one in each of the 16 rounds of
+ * the loop in tc_record, and for each path to that loop. On 6.18 both programs together went from
+ * 308,000 instructions to 141,000. Linux 5.10 accepts only numbers and the context as arguments of
+ * a global function. The asm makes clang keep the argument, which is not used. */
 __noinline int tc_try_out(struct __sk_buff *skb)
 {
 	struct tc_work *w = tc_begin_work();
@@ -215,10 +217,11 @@ __noinline int tc_try_out(struct __sk_buff *skb)
 	return w ? track_try_out(&w->flow, w->hash, w->attempt) : 0;
 }
 
-/* Records w->flow, which the packet begins. Its entries have the number of the client's SYN, which
- * the backend's answer has to acknowledge (track_is_answer). w->flow itself does not keep it:
- * entries that are made from it again may be another connection's. Returns 0; or -1, and w->reason
- * says whether no port or no room was found. */
+/* Inserts the entries of w->flow, which the packet begins. They contain the sequence number of the
+ * client's SYN, which the backend's answer has to acknowledge (track_is_answer). That number is
+ * then cleared in w->flow: an entry that is made again from w->flow may be used by another
+ * connection. Returns 0, or -1 with w->reason set: REASON_COLLISION where no port is free,
+ * REASON_FLOW_UNRECORDED where there is no room. */
 static __noinline int tc_record(struct __sk_buff *skb, struct tc_work *w)
 {
 	struct flow *flow = &w->flow;
@@ -239,9 +242,11 @@ static __noinline int tc_record(struct __sk_buff *skb, struct tc_work *w)
 	return err;
 }
 
-/* in, TCP in the middle of a connection whose client's entry is lost. The same packet leads to the
- * same backend while the service does not change, and the FLOW_KEY_OUT entry shows whether the
- * connection had that backend. Returns REASON_FLOW_KEPT, or why there is no flow. */
+/* in, TCP after the SYN, without an entry for the client's packets: the entry may have been lost.
+ * tc_choose has selected a backend by a hash of the packet's ends, or by affinity. While the
+ * service does not change, that is the backend of the SYN. A FLOW_KEY_OUT entry proves that the
+ * connection has that backend, and the client's entry is made again from it. Returns
+ * REASON_FLOW_KEPT, REASON_FLOW_UNRECORDED (no room), or REASON_NO_FLOW. */
 static __noinline enum reason tc_remember(struct flow *flow, enum reason reason, __u64 now)
 {
 	struct flow found = {};
@@ -257,11 +262,12 @@ static __noinline enum reason tc_remember(struct flow *flow, enum reason reason,
 	return track_put(&key, flow, BPF_ANY) ? REASON_FLOW_UNRECORDED : REASON_FLOW_KEPT;
 }
 
-/* in, TCP in the middle of a connection that has no flow. `reason` is that of tc_choose. To the
- * node's own addresses and sockets the packet is passed: the stack knows what to do with it. To
- * any other address the stack would forward it to where it came from. With DEVICE_FLAG_RESETS
- * nothing else translates connections to frontends. Then the client gets a reset at once, unless
- * source ranges keep it out or the entry kept changing: the packet is dropped. */
+/* in, TCP after the SYN, of no flow. `reason` is the result of tc_choose. A packet to an address
+ * that takes node ports, or to a socket of the node, is passed: the stack can handle it. Without
+ * DEVICE_FLAG_RESETS all packets are passed, since conntrack or IPVS may translate the connection.
+ * In all other cases the stack would forward the packet back to where it came from. So the client
+ * gets a reset. Where source ranges exclude the client, or the entry kept changing, the packet is
+ * dropped. */
 static __noinline int tc_unknown(struct __sk_buff *skb, struct tc_work *w, enum reason reason)
 {
 	__u32 ifindex = skb->ifindex;
@@ -279,12 +285,13 @@ static __noinline int tc_unknown(struct __sk_buff *skb, struct tc_work *w, enum 
 	return tc_answer(skb, w, REASON_CONNECTION_UNKNOWN);
 }
 
-/* in, to a backend's own address, of no service and no flow. If a flow has, or had, the same ends
- * before the stack, the backend's answers would be taken for that flow's. The direct connection
- * then becomes a flow itself, with the backend as its frontend, and with another port where it
- * needs one. Anything else is only noted. That includes a datagram from the other flow's backend
- * to its client, which can be a backend too: it is an answer, and gets the frontend as its source
- * on egress. */
+/* in, to a backend's own address, of no service and no flow: a direct connection. Normally it is
+ * noted, and the packet is passed. But a flow may have, or have had, the same ends between ingress
+ * and egress. Then egress would treat the backend's answers as those of that flow. So the direct
+ * connection becomes a flow itself (FLOW_FLAG_DIRECT), with the backend as its frontend, and is
+ * remapped where its port is not free. The exception is a datagram from that flow's backend to its
+ * client, which can be a backend too: it is a reply, and egress restores the frontend as its
+ * source. */
 static __noinline int tc_direct(struct __sk_buff *skb, struct tc_work *w)
 {
 	const struct pkt *pkt = &w->pkt;
@@ -293,8 +300,8 @@ static __noinline int tc_direct(struct __sk_buff *skb, struct tc_work *w)
 
 	if (!pkt_begins(pkt))
 		return tc_end(REASON_NO_FRONTEND, TC_ACT_UNSPEC);
-	/* Noted first: a flow that begins on another CPU at the same time finds the note, or is
-	 * found here. */
+	/* The note is written before the look-up. If a flow begins on another CPU at the same time,
+	 * either that CPU finds the note, or this CPU finds the flow. */
 	direct_note(&w->key, tc_now(w));
 	flow_key_ends(&w->key, pkt->protocol, &pkt->src, pkt->sport, &pkt->dst, pkt->dport);
 	there = flow_peek(&w->key);
@@ -320,7 +327,7 @@ static __noinline int tc_direct(struct __sk_buff *skb, struct tc_work *w)
 	return tc_to_backend(w, REASON_DIRECT_REMAPPED);
 }
 
-/* in, client → frontend, of no flow. */
+/* in, of no flow, to an address in map addrs. */
 static __always_inline int tc_begin(struct __sk_buff *skb, struct tc_work *w)
 {
 	const struct pkt *pkt = &w->pkt;
@@ -329,9 +336,9 @@ static __always_inline int tc_begin(struct __sk_buff *skb, struct tc_work *w)
 	enum reason reason;
 
 	w->hash = pkt_hash(pkt);
-	/* Through the map, since the verifier of Linux 5.10 takes two results of tc_choose for the
-	 * same state. It then removed the branch for REASON_NO_FRONTEND, and such packets were
-	 * dropped. */
+	/* The result is passed through the map, because the verifier of Linux 5.10 treats two
+	 * results of tc_choose as the same state. It removed the branch for REASON_NO_FRONTEND, and
+	 * packets with that reason were dropped. */
 	w->reason = tc_choose(pkt, flow, w->hash, midway);
 	asm volatile("" : : : "memory");
 	reason = w->reason;
@@ -356,10 +363,10 @@ static __always_inline int tc_begin(struct __sk_buff *skb, struct tc_work *w)
 	return tc_to_backend(w, reason);
 }
 
-/* A fragment whose first fragment was not seen, or leads to no flow. To an address that takes node
- * ports it may be for a process of the node, and is passed. To any other address of a frontend it
- * is dropped, as no host has that address to reassemble it. `meaning` is the address's enum
- * addr_flag. */
+/* A later fragment whose first fragment was not seen, or is of no flow. To an address that takes
+ * node ports it is passed, since it may be for a process of the node. To any other address of a
+ * frontend it is dropped: no host has that address, so no host would reassemble the datagram.
+ * `meaning` is enum addr_flag of the destination. */
 static __always_inline int tc_lost_fragment(__u32 meaning)
 {
 	if (meaning & ADDR_FLAG_FRONTEND && !(meaning & ADDR_FLAG_NODE_PORTS))
@@ -367,7 +374,7 @@ static __always_inline int tc_lost_fragment(__u32 meaning)
 	return tc_end(REASON_FRAGMENT_PASSED, TC_ACT_UNSPEC);
 }
 
-/* Returns what an address means to this node: enum addr_flag, 0 for nothing. */
+/* Returns enum addr_flag of an address; 0: the address has no entry. */
 static __always_inline __u32 tc_meaning(const struct addr *addr)
 {
 	struct addr_info *info = bpf_map_lookup_elem(&addrs, addr);
@@ -375,9 +382,10 @@ static __always_inline __u32 tc_meaning(const struct addr *addr)
 	return info ? info->flags : 0;
 }
 
-/* in, of a local flow: for this node's stack. A flow with a port of the SNAT range is a
- * masqueraded client's: packets that arrive refresh it. A flow with a node port's number is a
- * socket's: only what the socket sends refreshes it. */
+/* in, of a local flow: passes the packet to this node's stack. If the destination port is in the
+ * SNAT range, the flow is of a client that netfilter masquerades: arriving packets refresh it. If
+ * not, the flow is of a socket with a node port's number: only packets that the socket sends
+ * refresh it. */
 static __always_inline int tc_follow_local(struct tc_work *w)
 {
 	struct flow *flow = &w->flow;
@@ -391,7 +399,8 @@ static __always_inline int tc_follow_local(struct tc_work *w)
 	return tc_end(REASON_LOCAL_FLOW, TC_ACT_UNSPEC);
 }
 
-/* in, of the flow in w: the packet goes where the flow leads, unless it begins another flow. */
+/* in, of the flow in w->flow: translates the packet as the flow says. Returns TC_BEGINS if the flow
+ * has ended, or if the packet begins another flow. */
 static __always_inline int tc_follow(struct tc_work *w, struct flow *entry)
 {
 	const struct pkt *pkt = &w->pkt;
@@ -423,8 +432,8 @@ static __always_inline int tc_follow(struct tc_work *w, struct flow *entry)
 	return TC_BEGINS;
 }
 
-/* in, of no flow, or of one that has ended (w->found). In the second case the destination was not
- * looked up yet. */
+/* in, of no flow, or of a flow that has ended (w->found). In the second case tc_in may not have
+ * looked up the destination. */
 static __noinline int tc_in_new(struct __sk_buff *skb, struct tc_work *w)
 {
 	const struct pkt *pkt = &w->pkt;
@@ -443,8 +452,8 @@ static __noinline int tc_in_new(struct __sk_buff *skb, struct tc_work *w)
 	return tc_begin(skb, w);
 }
 
-/* in, not of a confirmed flow: reports whether the packet is known to be of a direct connection
- * that has no flow, so that `flows_new` need not be searched. */
+/* in, without an entry in `flows`: reports whether the packet is certainly of a direct connection
+ * that has no flow. Then `flows_new` need not be searched. */
 static __always_inline int tc_is_direct(struct tc_work *w)
 {
 	const struct pkt *pkt = &w->pkt;
@@ -456,8 +465,8 @@ static __always_inline int tc_is_direct(struct tc_work *w)
 	return !pkt_is_syn(pkt) && !direct_may_wait(tc_now(w)) && !flow_is_snat_port(pkt->dport);
 }
 
-/* in: most packets are of a confirmed flow, or of none. `flows_new` is searched only for the
- * others, and only if the destination can be that of an unconfirmed flow. */
+/* in, TCP and UDP. Most packets are of a confirmed flow, or of no flow. So `flows_new` is searched
+ * only if `flows` has no entry and the destination can be that of an unconfirmed flow. */
 static __always_inline int tc_in(struct __sk_buff *skb, struct tc_work *w)
 {
 	const struct pkt *pkt = &w->pkt;
@@ -479,8 +488,8 @@ static __always_inline int tc_in(struct __sk_buff *skb, struct tc_work *w)
 	return verdict == TC_BEGINS ? tc_in_new(skb, w) : verdict;
 }
 
-/* in, an ICMP error about a packet that left this node. The quoted packet gets back the ends that
- * its sender gave it. */
+/* in, an ICMP error about a packet that left this node. Restores the addresses and ports that the
+ * quoted packet had in the stack, and sends the error to the quoted packet's source. */
 static __noinline int tc_icmp_in(struct __sk_buff *skb, struct tc_work *w)
 {
 	struct nat nat = { .end = NAT_SOURCE }, outer = { .end = NAT_DESTINATION };
@@ -492,7 +501,8 @@ static __noinline int tc_icmp_in(struct __sk_buff *skb, struct tc_work *w)
 	__builtin_memset(&w->quoted, 0, sizeof(w->quoted));
 	if (!icmp_quoted(skb, pkt, &w->quoted))
 		return tc_end(REASON_ICMP_PASSED, TC_ACT_UNSPEC);
-	/* The quoted packet left, and the key is of packets that arrive: the ends are swapped. */
+	/* FLOW_KEY_IN is for packets that arrive, and the quoted packet has left: its source and
+	 * destination are swapped. */
 	flow_key_set(&key, FLOW_KEY_IN, quoted->protocol, &quoted->dst, quoted->dport, &quoted->src,
 		     quoted->sport);
 	if (!flow_find(&key, flow) || flow->flags & FLOW_FLAG_LOCAL || flow_is_expired(flow, tc_now(w)))
@@ -508,8 +518,8 @@ static __noinline int tc_icmp_in(struct __sk_buff *skb, struct tc_work *w)
 	return tc_end(REASON_ICMP_TRANSLATED, TC_ACT_UNSPEC);
 }
 
-/* Completes the packet's ports. A later fragment gets those of its first, which are noted. Returns
- * 0 if the first was not seen. */
+/* Sets a later fragment's ports to those of its datagram's first fragment; notes the ports of a
+ * first fragment. Returns 0 for a later fragment whose first fragment was not seen, else 1. */
 static __always_inline int tc_ports(struct tc_work *w, enum pkt_kind kind, int egress)
 {
 	if (kind == PKT_FRAGMENT)
@@ -525,8 +535,8 @@ int shunt_ingress(struct __sk_buff *skb)
 	struct tc_work *w = tc_begin_work();
 	enum pkt_kind kind;
 
-	/* Not addressed to this host, or broadcast or multicast. Without link addresses there is
-	 * no such packet. */
+	/* Frames to another host, broadcast and multicast are passed. A device without link
+	 * addresses receives no such packet. */
 	if (!w || (config_ethernet && skb->pkt_type != PKT_TYPE_HOST))
 		return tc_end(REASON_PROTOCOL, TC_ACT_UNSPEC);
 	kind = pkt_parse(skb, &w->pkt);
@@ -546,7 +556,7 @@ int shunt_ingress(struct __sk_buff *skb)
 	return tc_end(REASON_PROTOCOL, TC_ACT_UNSPEC);
 }
 
-/* snat_try with w->flow. It is global for the same reason as tc_try_out. */
+/* Calls snat_try with w->flow. The function is global for the same reason as tc_try_out. */
 __noinline int tc_try_source(struct __sk_buff *skb)
 {
 	struct tc_work *w = tc_begin_work();
@@ -602,8 +612,8 @@ static __always_inline int tc_restore_frontend(struct tc_work *w, struct flow *e
 	struct flow *flow = &w->flow;
 
 	if (!track_is_answer(entry, flow, &w->pkt)) {
-		if (!(w->pkt.tcp_flags & TCP_RST)) /* a reset ends the other connection: the port
-						    * is the flow's alone */
+		if (!(w->pkt.tcp_flags & TCP_RST)) /* a reset ends the direct connection: then the
+						    * port is the flow's alone */
 			track_yield(flow, tc_now(w));
 		return tc_end(REASON_EGRESS_PASSED, TC_ACT_UNSPEC);
 	}
@@ -614,8 +624,9 @@ static __always_inline int tc_restore_frontend(struct tc_work *w, struct flow *e
 	return tc_translate(w, NAT_SOURCE, &flow->frontend, REASON_REPLY_RESTORED);
 }
 
-/* Finds the flow of a packet that leaves, or that an ICMP error quotes: w->flow is the copy,
- * *entry the entry. Returns which side sent the packet. */
+/* Finds the flow of a packet that leaves, or of the packet that an ICMP error quotes. Sets *entry
+ * to the entry, and w->flow to a copy of it. Returns the side that sent the packet; FLOW_NONE:
+ * there is no flow. */
 static __always_inline enum flow_side tc_find_out(struct tc_work *w, const struct pkt *pkt,
 						  struct flow **entry)
 {
@@ -629,8 +640,9 @@ static __always_inline enum flow_side tc_find_out(struct tc_work *w, const struc
 	return flow_side_out(&w->flow, pkt);
 }
 
-/* out, a new local flow that collides with another flow's SNAT port towards the same host. It is
- * remapped to another port, as netfilter would do. */
+/* out, a new local flow whose source is another flow's SNAT address and SNAT port towards the same
+ * host. It becomes a flow with SNAT, so that it is remapped to another port, as netfilter would
+ * do. */
 static __always_inline int tc_remap(struct tc_work *w)
 {
 	const struct pkt *pkt = &w->pkt;
@@ -644,7 +656,8 @@ static __always_inline int tc_remap(struct tc_work *w)
 	return TC_REPLACE_SOURCE;
 }
 
-/* Reports whether a datagram's source has the number of a UDP node port. */
+/* Reports whether a datagram's source is an address that takes node ports, with the number of a UDP
+ * node port. */
 static __noinline int tc_is_node_port(const struct pkt *pkt)
 {
 	struct frontend_key from = { .addr = pkt->src, .port = pkt->sport, .protocol = IPPROTO_UDP };
@@ -656,7 +669,7 @@ static __noinline int tc_is_node_port(const struct pkt *pkt)
 }
 
 /* Reports whether a packet's source is, or may become, a flow's SNAT address and SNAT port. w->key
- * is the key of its replies. */
+ * is the FLOW_KEY_IN key of the replies to the packet. */
 static __always_inline int tc_is_source(struct __sk_buff *skb, struct tc_work *w)
 {
 	const struct pkt *pkt = &w->pkt;
@@ -665,11 +678,11 @@ static __always_inline int tc_is_source(struct __sk_buff *skb, struct tc_work *w
 	       (snat_is_device(skb->ifindex, &pkt->src) || flow_peek(&w->key));
 }
 
-/* out, of no flow, and begins one. If its source port is of the SNAT range, netfilter has chosen
- * it for a client that it masquerades, without knowing the flows. If it is UDP from a node port's
- * number, a socket sent it. (TCP from there needs no note: a reply is no SYN, and begins no flow.)
- * Replies to such packets are noted as a local flow: they are for the stack, and for no other flow
- * and no service. */
+/* out, of no flow, a packet that begins one. Replies to two sorts of packets are for the stack, and
+ * for no other flow and no service. So a local flow is noted for them. Packets with a source port
+ * in the SNAT range: netfilter has chosen the port for a client that it masquerades, without regard
+ * to flows. UDP with a source port that is a node port's number: a socket sent it. (TCP from such a
+ * port needs no note, since a reply is no SYN and begins no flow.) */
 static __noinline int tc_out_new(struct __sk_buff *skb, struct tc_work *w)
 {
 	const struct pkt *pkt = &w->pkt;
@@ -693,7 +706,8 @@ static __noinline int tc_out_new(struct __sk_buff *skb, struct tc_work *w)
 	return tc_end(REASON_EGRESS_PASSED, TC_ACT_UNSPEC);
 }
 
-/* out, of a remapped flow: its client is this node's end. */
+/* out, of a remapped flow, whose client is this node's end. Removes the flow's entries and returns
+ * TC_BEGINS if the flow has ended. */
 static __noinline int tc_follow_remapped(struct tc_work *w)
 {
 	struct flow *entry = flow_peek(&w->key);
@@ -740,7 +754,8 @@ static __always_inline int tc_out(struct __sk_buff *skb, struct tc_work *w)
 	return verdict == TC_REPLACE_SOURCE ? tc_replace_source(skb, w) : verdict;
 }
 
-/* out, an ICMP error about a packet between client and backend. */
+/* out, an ICMP error about a packet between client and backend. Restores the addresses and ports
+ * that the quoted packet had when it arrived. */
 static __noinline int tc_icmp_out(struct __sk_buff *skb, struct tc_work *w)
 {
 	struct nat nat = {}, outer = { .end = NAT_SOURCE };

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
 /* flow.h: finds the flow of a packet. It reads the maps of flows, and changes no packet.
  *
- * An entry of `flows_new` can be evicted and reused for another flow while it is read. So a packet
- * follows a copy, which is compared with the packet. */
+ * An entry of `flows_new` can be evicted and reused for another flow while it is read. So programs
+ * copy an entry first, and then compare the copy's addresses and ports with the packet's. */
 #pragma once
 
 #include <stddef.h>
@@ -11,14 +11,14 @@
 #include "stays.h"
 #include "timeout.h"
 
-/* How long a backend has to answer a SYN, in ns: a little less than the second after which its
- * client sends it again. */
+/* How long a backend has to answer a SYN, in ns. It is a little less than the second after which a
+ * client repeats its SYN. */
 #define FLOW_ANSWER (FLOW_TOUCH / 10 * 9)
 
 /* How many ports are tried for a flow that collides with another at the backend. */
 #define FLOW_PORT_TRIES 16
 
-/* The largest range of ports that is tried whole, one port after the other. It is not larger than
+/* The largest range of SNAT ports whose ports are tried one after the other, each once. At most
  * SNAT_TRIES. */
 #define FLOW_PORTS_WHOLE 64
 
@@ -58,8 +58,9 @@ static __always_inline void flow_key_ends(struct flow_key *key, __u8 protocol,
 		flow_key_set(key, FLOW_KEY_OUT, protocol, b, bport, a, aport);
 }
 
-/* The keys of a flow: of its client's packets as they arrive, of both directions as they leave the
- * stack, and of a backend's replies to the SNAT port as they arrive. */
+/* The three keys of a flow. flow_key_client: for the client's packets as they arrive. flow_key_out:
+ * for packets of both directions as they leave the stack. flow_key_wire: for the backend's replies
+ * to the SNAT port as they arrive. */
 static __always_inline void flow_key_client(struct flow_key *key, const struct flow *flow)
 {
 	flow_key_set(key, FLOW_KEY_IN, flow->protocol, &flow->client, flow->client_port,
@@ -78,7 +79,8 @@ static __always_inline void flow_key_wire(struct flow_key *key, const struct flo
 		     &flow->snat, flow->snat_port);
 }
 
-/* Returns the entry itself, which another flow may reuse at any time. NULL: there is none. */
+/* Returns the entry itself, not a copy: another flow may reuse it at any time. NULL: there is
+ * none. */
 static __always_inline struct flow *flow_peek(const struct flow_key *key)
 {
 	struct flow *flow = bpf_map_lookup_elem(&flows, key);
@@ -91,8 +93,8 @@ static __always_inline void flow_copy(struct flow *out, const struct flow *flow)
 	__builtin_memcpy(out, flow, offsetof(struct flow, client_at));
 }
 
-/* Copies the entry of that key, without client_at and backend_at. Returns the entry itself. NULL:
- * there is none. */
+/* Copies the entry of `key` to *out, without client_at and backend_at. Returns the entry itself.
+ * NULL: there is none. */
 static __always_inline struct flow *flow_find_in(void *map, const struct flow_key *key,
 						 struct flow *out)
 {
@@ -148,20 +150,20 @@ static __always_inline int flow_same_client(const struct flow *a, const struct f
 	       lb_addr_equal(&a->client, &b->client) && lb_addr_equal(&a->frontend, &b->frontend);
 }
 
-/* Reports whether both also have the same backend, and the same ports before the stack. */
+/* Reports whether both have the same client, frontend and backend, and the same inner port. */
 static __always_inline int flow_same_ends(const struct flow *a, const struct flow *b)
 {
 	return a->inner_port == b->inner_port && a->backend_port == b->backend_port &&
 	       flow_same_client(a, b) && lb_addr_equal(&a->backend, &b->backend);
 }
 
-/* Reports whether two entries are of one flow. */
+/* Reports whether two entries are of one flow: they have the same ends and the same SNAT port. */
 static __always_inline int flow_same(const struct flow *a, const struct flow *b)
 {
 	return a->snat_port == b->snat_port && flow_same_ends(a, b);
 }
 
-/* Reports whether the flow's backend still serves, in a set or not. */
+/* Reports whether the flow's backend still serves, even where new connections do not get it. */
 static __always_inline int flow_serves(const struct flow *flow)
 {
 	struct backend *be = lb_backend(flow->backend_id, flow->service_id);
@@ -179,8 +181,8 @@ static __noinline int flow_leads(const struct flow *flow)
 	return lb_leads(&key, 0, flow->service_id);
 }
 
-/* Reports whether the service that has the frontend now has the flow's backend too, with another
- * id. */
+/* Reports whether the frontend's current service sends new connections to the flow's endpoint. The
+ * backend id may differ from the flow's. */
 static __always_inline int flow_stays(const struct flow *flow)
 {
 	struct frontend_key key = { .addr = flow->frontend, .port = flow->frontend_port,
@@ -191,18 +193,20 @@ static __always_inline int flow_stays(const struct flow *flow)
 	return stays_with(&key, &client, &to);
 }
 
-/* Reports whether a client's packet follows its flow. Otherwise it begins a new one. An expired
- * flow has ended, though its entries may still be there. A TCP connection ends by itself, so that
- * only a SYN can begin another: the client reuses the port of a connection that has ended, or the
- * backend or the service is gone. A UDP flow must not lead to a backend that no longer serves, nor
- * from a frontend that belongs to another service by now.
+/* Reports whether a client's packet belongs to its flow. Otherwise the packet may begin a new one.
  *
- * Anybody can send a SYN, so that it ends no established connection: a backend that left its
- * service gets the SYN, and the flow goes on if it answers. The SYN begins another flow if the
- * client had ended the connection, or if two SYNs got no answer for FLOW_ANSWER each. One would
- * not do: Linux answers a SYN on an established connection at most every 500 ms, and a packet that
- * was sent before can have used up that limit. That the first SYN got no answer shows that it did
- * not use up the limit for the second. */
+ * An expired flow has ended, though its entries may still exist. A TCP connection ends by itself,
+ * so that only a SYN can begin another: the client reuses the port of a connection that has ended,
+ * or the backend or the service is gone. A datagram begins a new UDP flow if the backend no longer
+ * serves, or if the frontend belongs to another service by now. Both kinds of flow remain where
+ * that service has the same endpoint.
+ *
+ * A SYN can be forged, so it does not end an established connection. If the backend no longer
+ * serves, it still receives the SYN, and the flow remains if the backend answers. The SYN begins
+ * another flow if the client had sent a FIN, or if two SYNs got no answer within FLOW_ANSWER each.
+ * One unanswered SYN is no proof: Linux answers a SYN on an established connection at most every
+ * 500 ms, and an earlier packet can have used up that limit. But if the first SYN got no answer, it
+ * has not used up the limit for the second. */
 static __always_inline int flow_goes_on(const struct flow *flow, const struct pkt *pkt, __u64 now)
 {
 	if (flow_is_expired(flow, now))
@@ -220,9 +224,10 @@ static __always_inline int flow_goes_on(const struct flow *flow, const struct pk
 	return !(flow->client_said & FLOW_SAID_ASKED_AGAIN) || (__s64)(now - flow->used) < FLOW_ANSWER;
 }
 
-/* Returns the i-th port to try of the range for SNAT ports, in network order. Candidates that
- * follow each other are unrelated: ports that were taken in a row, or that a client uses in a row,
- * are not tried in a row. A range of at most FLOW_PORTS_WHOLE ports is tried whole. */
+/* Returns the i-th candidate from the range of SNAT ports, in network order. Consecutive candidates
+ * are not consecutive ports, because the ports that are in use often are consecutive: clients use
+ * them so, or got them so. A range of at most FLOW_PORTS_WHOLE ports is tried in order, each port
+ * once. */
 static __always_inline __be16 flow_snat_port(__u32 hash, __u32 i)
 {
 	__u32 count = config_snat_port_count, port;

@@ -28,14 +28,14 @@ static __always_inline void track_delete(const struct flow_key *key)
 }
 
 /* Inserts an entry of an unconfirmed flow under a key that has none. Returns 0, or -1 if the key
- * is taken. It must not be called where `flows` has an entry of that key: another CPU may be
+ * has an entry. Callers have to know that `flows` has no entry of that key: another CPU may be
  * replacing that entry, and both would write the same key of `flows_new`. */
 static __noinline int track_insert(const struct flow_key *key, const struct flow *flow)
 {
 	if (bpf_map_update_elem(&flows_new, key, flow, BPF_NOEXIST))
 		return -1;
-	/* track_move writes `flows` before it deletes from `flows_new`. So a flow that was
-	 * confirmed between the caller's look-up and this insert shows in `flows` now. */
+	/* track_move writes `flows` before it deletes from `flows_new`. So if a flow was confirmed
+	 * between the caller's look-up and this insert, its entry is in `flows` now. */
 	if (!bpf_map_lookup_elem(&flows, key))
 		return 0;
 	bpf_map_delete_elem(&flows_new, key);
@@ -48,15 +48,16 @@ enum track_replace {
 	TRACK_REUSABLE,  /* expired ones, and those whose port is reusable (track_is_reusable) */
 };
 
-/* Reports whether a flow's port is reusable: its connection is over at the backend too. That holds
- * after a reset, and after a close that the client began. A backend that closed first waits for
- * late packets (TIME_WAIT), and might take a new connection for the old one.
+/* Reports whether a flow's port is reusable: the backend no longer has the connection. That is so
+ * after a reset, and after a close that the client began. If the backend closed first, it waits for
+ * late packets (TIME_WAIT), and might mistake a new connection for the old one.
  *
  * The port of a half-open connection (unconfirmed and not local) is reusable after FLOW_TOUCH,
- * though the backend still has that connection. The backend's answer to another client's SYN makes
- * that client reset it, and try again. Otherwise a flood of SYNs with false sources would keep all
- * ports for a minute. UDP has nothing that would keep a late answer from the wrong client, so that
- * a UDP flow's port is not reusable before the flow expires. */
+ * though the backend still has that connection. If another client gets the port, the backend's
+ * answer to that client's SYN does not fit, so the client resets the old connection and repeats its
+ * SYN. Otherwise a flood of SYNs with forged sources would occupy all ports for a minute. In UDP
+ * nothing keeps a late answer from the wrong client. So a UDP flow's port is not reusable before
+ * the flow expires. */
 static __always_inline int track_is_reusable(const struct flow *flow, __u64 now)
 {
 	if (flow->protocol == IPPROTO_TCP && !(flow->flags & (FLOW_FLAG_CONFIRMED | FLOW_FLAG_LOCAL)) &&
@@ -76,9 +77,9 @@ static __always_inline int track_may_replace(const struct flow *old, const struc
 	return flow_is_closed(old) || flow_same_client(old, flow);
 }
 
-/* Replaces the entry of that key with one of `flow`, if track_may_replace allows it. Two CPUs may
- * find the same old flow at once: the one that locks the key in `claims` looks again, and no other
- * CPU replaces the entry meanwhile. Returns 0, or -1. */
+/* Replaces the entry of `key` with one of `flow`, if track_may_replace allows it. Two CPUs may find
+ * the same old flow at once. Only the CPU that locks the key in `claims` replaces the entry, after
+ * it has checked the entry again. Returns 0, or -1. */
 static __noinline int track_replace(const struct flow_key *key, const struct flow *flow,
 				    enum track_replace what)
 {
@@ -98,7 +99,7 @@ static __noinline int track_replace(const struct flow_key *key, const struct flo
 }
 
 /* Inserts or refreshes a local flow (FLOW_FLAG_LOCAL): packets that arrive with this key are for
- * this node's stack. Returns 0, or -1 if another flow keeps the key. */
+ * this node's stack. Returns 0, or -1 if the key remains another flow's. */
 static __noinline int track_local(const struct flow_key *key, const struct flow *own)
 {
 	struct flow *old = flow_peek(key);
@@ -143,21 +144,22 @@ static __always_inline int track_take_out(const struct flow_key *key, const stru
 }
 
 /* Tries the i-th candidate for flow->inner_port. The first (i == 0) is the client's own port.
- * Neither another flow nor a direct connection may have it between client and backend: two
- * frontends may share a backend, and the client may use one port for both, and for the backend
- * itself. Returns 1 if the flow's FLOW_KEY_OUT entry is inserted, else 0. */
+ * Neither another flow nor a direct connection may use the candidate between this client and this
+ * backend: a client may use one port for two frontends that share a backend, and for the backend's
+ * own address. Returns 1 if the flow's FLOW_KEY_OUT entry is inserted, else 0. */
 static __always_inline int track_try_out(struct flow *flow, __u32 hash, __u32 i)
 {
 	struct flow_key key;
 
 	flow->inner_port = i ? flow_snat_port(hash, i) : flow->client_port;
-	/* A backend that is its own client cannot have one port at both ends. */
+	/* Client and backend have one address: their ports must differ. */
 	if (flow->inner_port == flow->backend_port && lb_addr_equal(&flow->client, &flow->backend))
 		return 0;
 	flow_key_out(&key, flow);
 	if (track_take_out(&key, flow))
 		return 0;
-	/* Checked after the insert: a direct connection that is noted later finds the flow. */
+	/* Checked after the insert, so that a direct connection that is noted later finds the
+	 * flow. */
 	if ((!i && flow->flags & FLOW_FLAG_DIRECT) || !direct_is_there(flow))
 		return 1;
 	track_delete(&key);
@@ -183,8 +185,8 @@ struct track_note {
 	__u8 client_set, client_clear, backend_set, backend_clear;
 };
 
-/* Applies a note to an entry, or to a copy of one. A byte that does not change is not written:
- * packets of both directions may be noted at once. */
+/* Applies a note to an entry, or to a copy of one. An unchanged byte is not written, because
+ * another CPU may note a packet of the other direction at the same time. */
 static __always_inline void track_write(struct flow *to, const struct track_note *note, __u64 now)
 {
 	to->used = now;
@@ -194,9 +196,9 @@ static __always_inline void track_write(struct flow *to, const struct track_note
 		to->backend_said = (to->backend_said & ~note->backend_clear) | note->backend_set;
 }
 
-/* Applies a note to one entry of a flow, and sets `used`. A lost entry is made anew; an entry of
- * another flow is left alone. While another CPU confirms the flow (track_confirm), the entry that
- * was found may have been copied to `flows` already: then the copy gets the note as well. */
+/* Applies a note to one entry of a flow, and sets `used`. A lost entry is made again; an entry of
+ * another flow is left alone. While another CPU confirms the flow (track_confirm), it may have
+ * copied the entry to `flows` already. Then the copy gets the note as well. */
 static __noinline void track_refresh(const struct flow_key *key, const struct flow *flow,
 				     const struct track_note *note)
 {
@@ -232,13 +234,13 @@ static __noinline void track_note(struct flow *flow, const struct track_note *no
 	track_refresh(&key, flow, note);
 }
 
-/* In bytes: how far a side can be ahead of what the other has acknowledged (what a receive window
- * is), and how long a packet can be. */
+/* In bytes. TRACK_WINDOW: how far a side's sequence number can be ahead of the number that the
+ * other side has acknowledged (a receive window). TRACK_SEGMENT: how long a packet can be. */
 #define TRACK_WINDOW (1 << 24)
 #define TRACK_SEGMENT (1 << 19)
 
-/* Returns where the side opposite to `from` is, from the entry by which that side's packets are
- * found, or zero if that is not known. */
+/* Returns the last known sequence and acknowledgement numbers of the side opposite to `from`. They
+ * are in the entry by which that side's packets are found. Zero: not known. */
 static __always_inline struct tcp_point track_other(const struct flow *flow, enum flow_side from)
 {
 	int remapped = flow->flags & FLOW_FLAG_REMAPPED;
@@ -258,11 +260,13 @@ static __always_inline struct tcp_point track_other(const struct flow *flow, enu
 	return from == FLOW_FROM_CLIENT ? there->backend_at : there->client_at;
 }
 
-/* Reports whether a packet of an established connection is within both windows of what the other
- * side has shown. track_point asks it where the packet's numbers are far from its side's last
- * ones. A SYN is never within: its numbers are another connection's. The SYN-ACK that answers it
- * is, as it shows that the backend has that other connection. Returns 1 for an unconfirmed flow,
- * and where the other side's numbers are not known. */
+/* Reports whether the numbers of a packet fit its established connection. The sequence number must
+ * be within TRACK_WINDOW of the number that the other side last acknowledged. The acknowledged
+ * number must be at most TRACK_WINDOW before the other side's last sequence number, and at most
+ * TRACK_SEGMENT after it. track_point calls this for a packet whose numbers are far from the last
+ * ones of its side. Returns 0 for a SYN, whose numbers are another connection's. Returns 1 for the
+ * SYN-ACK that answers such a SYN, since the backend then has that other connection. Also returns 1
+ * for an unconfirmed flow, and where the other side's numbers are not known. */
 static __noinline int track_is_within(const struct flow *flow, const struct pkt *pkt,
 				      enum flow_side from)
 {
@@ -292,8 +296,8 @@ static __always_inline int track_is_near(__be32 a, __be32 b)
 }
 
 /* Notes a side's sequence and acknowledgement numbers in the entry by which its packet was found.
- * Anybody can send a packet with the side's address, so only numbers that can be the connection's
- * are noted. With others, the other side's FIN or reset would not be believed (track_believes). */
+ * Packets can be forged, so only numbers that fit the connection are noted. After wrong numbers, a
+ * genuine FIN or reset of the other side would not be believed (track_believes). */
 static __always_inline void track_point(struct flow *entry, const struct flow *flow,
 					const struct pkt *pkt, enum flow_side from)
 {
@@ -306,13 +310,13 @@ static __always_inline void track_point(struct flow *entry, const struct flow *f
 		*at = pkt->at;
 }
 
-/* Reports whether a FIN or a reset of an established connection is to be believed. Anybody can
- * send one with the side's address, but has to guess the sequence number. A reset has to be at the
- * very byte that the other side expects (RFC 5961, 3.2), or within the window and with an
- * acknowledgement of the other side's last packet, as from a sender that gives up. A FIN has to be
- * within both windows. A backend that does not know the connection resets a SYN with number 0 (RFC
- * 9293, 3.10.7.1). Returns 1 for an unconfirmed flow, and 0 where the other side's numbers are not
- * known. */
+/* Reports whether a FIN or a reset of an established connection is believed. A forged one has to
+ * guess the sequence number. A reset is believed if its sequence number is exactly the one that the
+ * other side expects (RFC 5961, 3.2). Within the window, a reset is believed if it acknowledges the
+ * other side's last packet, as does a sender that gives up. A FIN has to be within both windows. A
+ * reset with sequence number 0 is believed if the client has sent a SYN: a backend that does not
+ * know the connection answers so (RFC 9293, 3.10.7.1). Returns 1 for an unconfirmed flow, and 0
+ * where the other side's numbers are not known. */
 static __noinline int track_believes(const struct flow *flow, const struct pkt *pkt, enum flow_side from)
 {
 	struct tcp_point other;
@@ -352,12 +356,14 @@ static __noinline __u8 track_end(const struct flow *flow, const struct pkt *pkt,
 	return end && track_believes(flow, pkt, from) ? end : 0;
 }
 
-/* Set while the backend has not answered the client's SYNs on an established connection. */
+/* Bits that are set while the backend has not answered the client's SYNs on an established
+ * connection. */
 #define TRACK_ASKED (FLOW_SAID_ASKED | FLOW_SAID_ASKED_AGAIN)
 
-/* Notes a client's packet. A client can use its port again while the last connection's flow is
- * half closed, or established as far as shunt knows. Its SYN alone proves nothing: anybody can
- * send one, and a backend that still has the connection does not accept it. */
+/* Fills the note for a client's packet. A client can reuse its port while shunt still has the last
+ * connection as half closed or established. The client's SYN is no proof that the last connection
+ * has ended: the SYN can be forged, and a backend that still has the connection does not accept it.
+ * So the SYN is only noted. */
 static __always_inline void track_hear_client(const struct flow *flow, const struct pkt *pkt,
 					      struct track_note *note, __u64 now)
 {
@@ -376,9 +382,9 @@ static __always_inline void track_hear_client(const struct flow *flow, const str
 	note->client_set = set & ~said;
 }
 
-/* Notes a backend's packet. Its SYN-ACK after the client's SYN on a half-closed connection proves
- * that a new connection has replaced the old one. What was noted of the old one's end is
- * cleared. */
+/* Fills the note for a backend's packet. A SYN-ACK after the client's SYN on a half-closed
+ * connection proves that a new connection has replaced the old one. Then the FINs and resets that
+ * were noted of the old one are cleared. */
 static __always_inline void track_hear_backend(const struct flow *flow, const struct pkt *pkt,
 					       struct track_note *note)
 {
@@ -396,7 +402,8 @@ static __always_inline void track_hear_backend(const struct flow *flow, const st
 	note->backend_set = set & ~said;
 }
 
-/* Notes what a packet says, if that is new, or if nothing was noted for FLOW_TOUCH. */
+/* Notes what a packet says of its connection, if that is new, or if nothing was noted for
+ * FLOW_TOUCH. */
 static __always_inline void track_hear(struct flow *flow, const struct pkt *pkt,
 				       enum flow_side from, __u64 now)
 {
@@ -433,7 +440,8 @@ static __noinline void track_from_backend(struct flow *flow, const struct pkt *p
 	track_hear(flow, pkt, FLOW_FROM_BACKEND, now);
 }
 
-/* Calls track_hear for packets that can be news. Most cannot, and cost only this check. */
+/* Calls track_hear for a packet that can change the flow's state, or if `used` is older than
+ * FLOW_TOUCH. Most packets cost only this check. */
 static __always_inline void track_touch(struct flow *flow, const struct pkt *pkt,
 					enum flow_side from, __u64 now)
 {
@@ -452,8 +460,9 @@ static __always_inline void track_touch(struct flow *flow, const struct pkt *pkt
 		track_from_backend(flow, pkt, now);
 }
 
-/* Reports whether the client's FLOW_KEY_IN entry is this flow's, or missing. The client may have
- * begun another flow to another backend; a late packet of this flow must not change that entry. */
+/* Reports whether the client's FLOW_KEY_IN entry belongs to this flow, or is missing. The client
+ * may have begun a newer flow, to another backend. A late packet of this flow must not change the
+ * newer flow's entry. */
 static __always_inline int track_is_clients(const struct flow_key *key, const struct flow *flow)
 {
 	struct flow *there = flow_peek(key);
@@ -461,8 +470,8 @@ static __always_inline int track_is_clients(const struct flow_key *key, const st
 	return !there || flow_same_ends(there, flow);
 }
 
-/* Reports whether the flow's FLOW_KEY_OUT entry has its client and frontend, or is missing.
- * Otherwise a newer flow has that entry, and its client's port with it. */
+/* Reports whether the FLOW_KEY_OUT entry has the flow's client and frontend, or is missing.
+ * Otherwise a newer flow has taken the entry, and the inner port with it. */
 static __noinline int track_is_out(const struct flow *flow)
 {
 	struct flow_key key;
@@ -473,23 +482,23 @@ static __noinline int track_is_out(const struct flow *flow)
 	return !there || flow_same_client(there, flow);
 }
 
-/* Reports whether a client's packet shows that the client has received the backend's answer: it is
- * no SYN, and the backend has sent something. The answer alone proves nothing, as a sender with a
- * false source address causes one too. */
+/* Reports whether a client's packet proves that the client has received the backend's answer: the
+ * packet is no SYN, and the backend has sent a packet. The backend's answer alone is no proof, as a
+ * forged source address causes one too. */
 static __always_inline int track_is_confirmation(const struct flow *flow, const struct pkt *pkt)
 {
 	return !(flow->flags & FLOW_FLAG_CONFIRMED) && flow->backend_said & FLOW_SAID_ANYTHING &&
 	       !pkt_is_syn(pkt);
 }
 
-/* How many sequence numbers a SYN and its data can have. */
+/* The most sequence numbers that a SYN and its data can occupy. */
 #define TRACK_SYN_SIZE (1 << 16)
 
 /* Reports whether a TCP packet that leaves is the backend's answer to the flow's SYN: a SYN-ACK or
- * a reset that acknowledges it. Otherwise it is of a direct connection between the same ends that
- * is not noted. What a backend with such a connection sends on a SYN is an ACK (RFC 9293,
- * 3.10.7.4). `entry` is the one by which the packet was found. Returns 1 for UDP, and for a flow
- * that is confirmed or has its answer. */
+ * a reset that acknowledges the SYN. Any other packet is of a direct connection between the same
+ * ends whose note is missing: a backend with such a connection answers a SYN with an ACK (RFC 9293,
+ * 3.10.7.4). `entry` is the entry by which the packet was found. Returns 1 for UDP, and for a flow
+ * that is confirmed or whose backend has answered. */
 static __always_inline int track_is_answer(const struct flow *entry, const struct flow *flow,
 					   const struct pkt *pkt)
 {
@@ -504,8 +513,8 @@ static __always_inline int track_is_answer(const struct flow *entry, const struc
 	return !asked || bpf_ntohl(pkt->at.ack) - bpf_ntohl(asked) - 1 < TRACK_SYN_SIZE;
 }
 
-/* Notes a direct connection that has the flow's port at the backend, and removes the flow. The
- * client's next SYN then gets another port. */
+/* Yields to a direct connection that uses the flow's port at the backend: notes the direct
+ * connection and removes the flow. The client's next SYN then gets another port. */
 static __noinline void track_yield(const struct flow *flow, __u64 now)
 {
 	struct flow_key key;
@@ -533,8 +542,8 @@ static __noinline void track_drop_direct(const struct flow *flow)
 	track_delete(&key);
 }
 
-/* Reports whether the flow's SNAT port is its own, or unused. A flow whose handshake went on too
- * late may have lost it. */
+/* Reports whether the flow's SNAT port is still its own, or unused. If the client completed the
+ * handshake late, another flow may have taken the port. */
 static __noinline int track_is_wire(const struct flow *flow)
 {
 	struct flow_key key;
@@ -545,10 +554,11 @@ static __noinline int track_is_wire(const struct flow *flow)
 	return !there || flow_same(there, flow);
 }
 
-/* Writes a flow's SNAT address and SNAT port to an entry that has none yet. It writes in place,
- * which costs a fifth of an update and keeps what was noted meanwhile. If an entry of `flows_new`
- * is evicted and reused for another flow at this very moment, that flow finds that the SNAT port
- * is not its own, and chooses again. Returns 0, or the helper's error. */
+/* Writes a flow's SNAT address and SNAT port to an entry that has none yet. The entry is changed in
+ * place: that costs a fifth of an update, and retains notes that were written meanwhile. If an
+ * entry of `flows_new` is evicted and reused for another flow at this very moment, that flow gets a
+ * SNAT port that is not its own. It finds that out, and chooses another (snat_hold). Returns 0, or
+ * the helper's error. */
 static __always_inline long track_put_snat(const struct flow_key *key, const struct flow *flow)
 {
 	struct flow *there;
@@ -564,8 +574,8 @@ static __always_inline long track_put_snat(const struct flow_key *key, const str
 	return 0;
 }
 
-/* Moves a flow's entry to `flows`, with what is noted in it until it is deleted from `flows_new`.
- * Returns 0, or -1 without room. */
+/* Moves a flow's entry from `flows_new` to `flows`, with the notes that are written to the old
+ * entry meanwhile. Returns 0, or -1 without room. */
 static __noinline int track_move(const struct flow_key *key, const struct flow *flow)
 {
 	struct flow *old = bpf_map_lookup_elem(&flows_new, key), *there;
@@ -584,8 +594,8 @@ static __noinline int track_move(const struct flow_key *key, const struct flow *
 }
 
 /* Confirms a flow: its client has answered the backend. From now on its entries are removed only
- * when it ends, when it expires, or for want of room. The client's entry is moved first: if there
- * is no room for it, all entries stay in `flows_new`. Returns 0, or -1 without room. */
+ * when the flow ends or expires, or when room is needed. The client's entry is moved first: if
+ * there is no room for it, all entries remain in `flows_new`. Returns 0, or -1 without room. */
 static __noinline int track_confirm(struct flow *flow)
 {
 	struct flow_key key;
@@ -612,9 +622,10 @@ static __noinline int track_confirm(struct flow *flow)
 }
 
 /* Reports whether a TCP client's packet acknowledges the backend's last packet, to within
- * TRACK_SEGMENT. A sender with a false source address has not seen the backend's sequence number.
- * A SYN that comes again may be another connection's: the backend's answer then has to acknowledge
- * that one. */
+ * TRACK_SEGMENT. A sender with a forged source address does not know the backend's sequence number.
+ * Returns 0 for a SYN. A repeated SYN may be of another connection. While the backend has not
+ * answered, its numbers replace those of the first, since the answer has to acknowledge the last
+ * SYN. */
 static __noinline int track_acknowledges(const struct flow *flow, const struct pkt *pkt)
 {
 	struct flow_key key;
