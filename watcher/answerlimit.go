@@ -12,8 +12,8 @@ import (
 
 // Limits of the time until a response's headers arrive. A load balancer that has lost the API
 // server may accept a request and answer HTTP/2 pings, and never answer the request. The API server
-// sends the headers of a watch when it opens it, after at most 15 s in a queue. It ends any other
-// request itself after 60 s.
+// sends the headers of a watch when it opens the watch, after at most 15 s in a queue. The API
+// server itself ends any other request after 60 s.
 const (
 	watchAnswerIn   = 30 * time.Second
 	requestAnswerIn = 65 * time.Second
@@ -26,7 +26,7 @@ type answerLimit struct {
 	watch, request time.Duration
 }
 
-// WrappedRoundTripper lets client-go find the transport that it made.
+// WrappedRoundTripper returns the wrapped transport. client-go unwraps transports by this method.
 func (a answerLimit) WrappedRoundTripper() http.RoundTripper { return a.next }
 
 func (a answerLimit) RoundTrip(r *http.Request) (*http.Response, error) {

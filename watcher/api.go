@@ -24,11 +24,11 @@ import (
 	"shunt/lb"
 )
 
-// nodeGrace is how long SetSynced waits for this Node and the ServiceCIDRs after
-// Services and EndpointSlices are known. Endpoints are chosen by the Node's zone: a
-// first reconcile without it would move every flow that follows zone hints, and the
-// next would move it back. A Node that can't be read must not keep the proxy from
-// starting.
+// nodeGrace is how long SetSynced waits for this node's Node and the ServiceCIDRs after
+// Services and EndpointSlices are known. Topology hints select endpoints by the Node's zone:
+// a first reconcile without the zone would move every flow that follows zone hints, and the
+// second reconcile would move the flow back. The wait is bounded, so that the proxy also
+// starts while its Node can't be read.
 const nodeGrace = 5 * time.Second
 
 // APIOptions are the options of NewAPI.
@@ -36,15 +36,14 @@ type APIOptions struct {
 	Client kubernetes.Interface
 	// NodeName is metadata.name of this node's Node.
 	NodeName string
-	// FixedCIDRs is set where the service CIDRs are configured: ServiceCIDRs are not
-	// watched then.
+	// FixedCIDRs means that flags set the service CIDRs: ServiceCIDRs are not watched.
 	FixedCIDRs bool
 	Sink       lb.Sink
 	Log        *zap.Logger
-	// Hint returns what is missing while no API server answers. Where it is nil or
-	// returns "", the log has a hint that follows from the error.
+	// Hint returns advice for the log while no API server answers. If Hint is nil or
+	// returns "", the advice is derived from the error.
 	Hint func() string
-	// Recorder records Events. Where it is nil, warnings are only logged.
+	// Recorder records Events. If it is nil, warnings are only logged.
 	Recorder Recorder
 }
 
@@ -109,7 +108,8 @@ func (a *API) slice(obj any) (item[lb.SliceName, lb.EndpointSlice], bool) {
 	return item[lb.SliceName, lb.EndpointSlice]{lb.SliceName{Namespace: s.Namespace, Name: s.Name}, "", m, w}, true
 }
 
-// ownNode ignores other Nodes, in case the server does not apply the field selector.
+// ownNode converts this node's Node. It ignores other Nodes, in case the API server does not
+// apply the field selector.
 func (a *API) ownNode(obj any) (item[string, lb.Node], bool) {
 	n, ok := obj.(*v1.Node)
 	if !ok {
@@ -123,7 +123,7 @@ func (a *API) ownNode(obj any) (item[string, lb.Node], bool) {
 }
 
 // ServiceWarning records an Event of type Warning on a Service, with the Service's
-// current UID. It is for other packages. Without a Recorder it does nothing.
+// current UID. Other packages call it. Without a Recorder it does nothing.
 func (a *API) ServiceWarning(service lb.ServiceName, reason, note string) {
 	if a.Recorder != nil {
 		a.Recorder.ServiceWarning(service, a.services.uid(service), reason, note)
@@ -169,9 +169,9 @@ func (a *API) Run(ctx context.Context) error {
 }
 
 // reflect runs one reflector until ctx is done. It retries sooner than a controller's
-// reflector: at most 10–20 s apart instead of 30–60 s. A proxy with outdated endpoints
-// sends connections to dead ones. The reflector's own log lines have debug level; link
-// logs what an operator must know.
+// reflector: at most 10–20 s apart instead of 30–60 s, because a proxy with outdated
+// endpoints sends connections to dead backends. The reflector's own log lines have debug
+// level; link logs the failures that an operator must know.
 func (a *API) reflect(ctx context.Context, lw cache.ListerWatcher, example any, s cache.ReflectorStore) {
 	logger := zapr.NewLogger(a.Log.WithOptions(zap.WrapCore(func(c zapcore.Core) zapcore.Core { return demoted{c} })))
 	r := cache.NewReflectorWithOptions(lw, example, s, cache.ReflectorOptions{
@@ -214,8 +214,8 @@ func (a *API) announce(ctx context.Context) {
 	a.Sink.SetSynced()
 }
 
-// endingClock ends a reflector's wait for a retry when ctx is done. client-go does not
-// do so while it waits for the first streamed list.
+// endingClock ends a reflector's wait for a retry when ctx is done. client-go itself ignores
+// ctx while it waits between attempts at the first streamed list.
 type endingClock struct {
 	clock.RealClock
 	ctx context.Context

@@ -19,7 +19,7 @@ import (
 
 const kindServiceCIDR = "ServiceCIDR"
 
-// serviceCIDR is what is used of a ServiceCIDR (networking.k8s.io/v1).
+// serviceCIDR contains the fields of a ServiceCIDR (networking.k8s.io/v1) that shunt uses.
 type serviceCIDR struct {
 	name   string
 	ranges []netip.Prefix
@@ -29,9 +29,8 @@ func equalServiceCIDR(a, b *serviceCIDR) bool {
 	return a.name == b.name && slices.Equal(a.ranges, b.ranges)
 }
 
-// serviceCIDR converts a ServiceCIDR; the result is never nil. One that is being
-// deleted counts until it is gone: the API server keeps it while services use its
-// addresses.
+// serviceCIDR converts a ServiceCIDR; the result is never nil. A ServiceCIDR with a deletion
+// timestamp is converted too: the API server retains it while Services use its addresses.
 func (c *Converter) serviceCIDR(s *networkingv1.ServiceCIDR) (*serviceCIDR, []Warning) {
 	p := &warnings{of: Warning{Kind: kindServiceCIDR, Name: s.Name}}
 	out := &serviceCIDR{name: s.Name}
@@ -46,15 +45,15 @@ func (c *Converter) serviceCIDR(s *networkingv1.ServiceCIDR) (*serviceCIDR, []Wa
 	return out, p.list
 }
 
-// cidrs holds the ranges of all ServiceCIDRs and passes on their union, once all
-// are known.
+// cidrs contains the ranges of all ServiceCIDRs. It passes their union to pass once all
+// ranges are known, and after each change.
 type cidrs struct {
 	store *store[string, serviceCIDR]
 	pass  func([]netip.Prefix)
-	// asked is set when the API server has ServiceCIDRs and they are watched.
+	// asked is set once the watch of ServiceCIDRs starts: the API server has the resource.
 	asked atomic.Bool
 
-	// announced is closed when the ranges are known.
+	// announced is closed when the ranges are known, or known not to exist.
 	announced chan struct{}
 	once      sync.Once
 
@@ -81,7 +80,7 @@ func (c *cidrs) change(change func()) {
 	}
 }
 
-// announce passes on the current ranges, and from now on every change.
+// announce passes the current ranges to pass. From then on every change is passed too.
 func (c *cidrs) announce() {
 	c.change(func() { c.known = true })
 	c.once.Do(func() { close(c.announced) })
@@ -111,13 +110,13 @@ func (a *API) serviceCIDR(obj any) (item[string, serviceCIDR], bool) {
 	return item[string, serviceCIDR]{s.Name, s.UID, m, w}, true
 }
 
-// cidrsInterval is how often an API server without the resource ServiceCIDR is asked
-// again: a newer one may have replaced it.
+// cidrsInterval bounds the time between two requests for ServiceCIDRs to an API server that
+// does not have that resource: a newer API server may have replaced it.
 const cidrsInterval = 10 * time.Minute
 
 // followCIDRs watches ServiceCIDRs once the API server has that resource (since
-// Kubernetes 1.33). The first sync waits for the ranges as it does for the Node, for
-// nodeGrace at most: until ranges are known, the programmed ones stay.
+// Kubernetes 1.33). The first sync waits for the ranges, as for the Node, for nodeGrace at
+// most. Until the ranges are known, the programmed ranges remain.
 func (a *API) followCIDRs(ctx context.Context) {
 	api := a.Client.NetworkingV1().ServiceCIDRs()
 	wait, said := time.Second, false

@@ -19,8 +19,8 @@ import (
 	"k8s.io/client-go/tools/clientcmd"
 )
 
-// The environment variables that name the API server. The kubernetes Service can't be
-// used to reach it: no proxy serves that Service before shunt does.
+// The environment variables that name the API server. The cluster IP of the kubernetes
+// Service can't be used to reach the API server: no proxy serves that Service before shunt does.
 const (
 	// EnvAPIServer is the default of ClientOptions.APIServer.
 	EnvAPIServer = "SHUNT_APISERVER"
@@ -35,15 +35,15 @@ const serviceAccountDir = "/var/run/secrets/kubernetes.io/serviceaccount"
 
 // ClientOptions says how to reach the API server.
 type ClientOptions struct {
-	// Kubeconfig is a file; empty: the pod's service account is used.
+	// Kubeconfig is the path of a file; empty: the pod's service account is used.
 	Kubeconfig string
-	// APIServer is a URL, HOST:PORT or HOST, or several with commas between them,
-	// in the order in which they are tried. It overrides the kubeconfig's server;
-	// empty: $SHUNT_APISERVER, then the kubeconfig's server. Without a kubeconfig
-	// $CONTROL_PLANE_ENDPOINT and then
-	// $KUBERNETES_SERVICE_HOST:$KUBERNETES_SERVICE_PORT are tried after them.
+	// APIServer is a URL, HOST:PORT or HOST, or a comma-separated list of these, in
+	// the order in which they are tried. The default is $SHUNT_APISERVER. A value
+	// overrides the kubeconfig's server. Without a kubeconfig,
+	// $CONTROL_PLANE_ENDPOINT and $KUBERNETES_SERVICE_HOST:$KUBERNETES_SERVICE_PORT
+	// are appended to the list.
 	APIServer string
-	// Servers dials the servers and records which of them answer; nil: a new one.
+	// Servers dials the servers and records which of them answer; nil: a new Servers.
 	Servers *Servers
 	// QPS and Burst limit requests, not watch events; 0: client-go's defaults.
 	QPS   float32
@@ -86,11 +86,12 @@ func NewClient(o ClientOptions) (kubernetes.Interface, *rest.Config, error) {
 	return client, cfg, nil
 }
 
-// tune sets what does not depend on the API server's address. There is no timeout for
-// a whole request: it would end every watch; answerLimit bounds the time until it is answered. client-go's HTTP/2 pings find a connection
-// to a server that hangs dead within 45 s (HTTP2_READ_IDLE_TIMEOUT_SECONDS,
-// HTTP2_PING_TIMEOUT_SECONDS). TCP keepalive finds one to a server that has vanished
-// (Servers.dialer).
+// tune sets the fields of cfg that do not depend on the API server's address. There is no
+// timeout for a whole request, because it would end every watch; answerLimit bounds the time
+// until the response's headers arrive. client-go's HTTP/2 pings close a connection to a
+// server that hangs within 45 s (HTTP2_READ_IDLE_TIMEOUT_SECONDS,
+// HTTP2_PING_TIMEOUT_SECONDS). TCP keepalive closes a connection to a server that has
+// vanished (Servers.dialer).
 func tune(cfg *rest.Config, o ClientOptions) {
 	cfg.ContentType = runtime.ContentTypeProtobuf
 	cfg.AcceptContentTypes = runtime.ContentTypeProtobuf + "," + runtime.ContentTypeJSON
@@ -145,8 +146,8 @@ func fromKubeconfig(o ClientOptions) (*rest.Config, error) {
 	return cfg, nil
 }
 
-// inCluster uses the pod's service account, at the given addresses and those of
-// the environment.
+// inCluster returns a configuration with the credentials of the pod's service account. The
+// servers are o.APIServer and those of the environment variables.
 func inCluster(o ClientOptions) (*rest.Config, error) {
 	list := []string{o.APIServer, os.Getenv(envControlPlane)}
 	service := list[0] == "" && list[1] == ""
@@ -187,9 +188,9 @@ func inCluster(o ClientOptions) (*rest.Config, error) {
 	return cfg, nil
 }
 
-// ServerURLs returns the URLs of a comma-separated list of addresses, each as for
-// ServerURL; none for an empty list. All must have the same scheme: credentials that
-// are for https must not go to a server without it.
+// ServerURLs returns the URLs of a comma-separated list of addresses in the forms of
+// ServerURL; nil for an empty list. It returns an error if the schemes differ: credentials
+// for https must not be sent to an http server.
 func ServerURLs(list string) ([]*url.URL, error) {
 	var urls []*url.URL
 	for one := range strings.SplitSeq(list, ",") {
@@ -212,8 +213,8 @@ func ServerURLs(list string) ([]*url.URL, error) {
 	return urls, nil
 }
 
-// ServerURL returns the URL for s, which is a URL, HOST:PORT or HOST. The default
-// scheme is https.
+// ServerURL returns the URL for s, which is a URL, HOST:PORT or HOST. The default scheme is
+// https. It returns an error for any other form, and for a URL with a user or password.
 func ServerURL(s string) (string, error) {
 	full := s
 	if !strings.Contains(s, "://") {

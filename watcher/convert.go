@@ -11,21 +11,22 @@ import (
 	"shunt/lb"
 )
 
-// Labels of objects that shunt does not serve. The API server leaves such slices out
-// (sliceSelector); ignored does so for manifest files. Services of another proxy are
-// watched all the same, since their addresses are allocated. A second watch for them
-// would leave a moment in which a service whose label changes is in neither watch.
+// Labels of objects that shunt does not serve. The API server does not send EndpointSlices
+// with these labels (sliceSelector); for manifest files, ignored drops them. Services of
+// another proxy are watched, since their cluster IPs are allocated. They are in the same
+// watch as other Services: with two watches, a Service whose label changes would be missing
+// from both for a moment.
 const (
-	// labelProxyName: another proxy implements this Service (KEP-2447).
+	// labelProxyName means that another proxy implements this Service (KEP-2447).
 	labelProxyName = "service.kubernetes.io/service-proxy-name"
 	// labelHeadless is set by the EndpointSlice controller on the slices of a
-	// headless Service. It says nothing on a Service.
+	// headless Service. On a Service it has no meaning.
 	labelHeadless = v1.IsHeadlessService
 )
 
-// Converter converts API objects to the model of package lb. It is pure, except that
-// it remembers strings that many objects share. The zero value is ready. It is safe for
-// concurrent use. No method keeps or changes the object that it converts.
+// Converter converts API objects to the model of package lb. It is pure, except that it
+// interns strings that many objects share. The zero value is ready to use. It is safe for
+// concurrent use. No method retains or changes the object that it converts.
 type Converter struct {
 	shared interner
 }
@@ -48,8 +49,8 @@ const (
 	kindNode    = "Node"
 )
 
-// named checks an object's namespace and name as the API server would: they go
-// into maps, logs and metrics.
+// named reports whether an object's namespace and name are valid by the API server's rules,
+// and adds a warning if not. Both are written to maps, logs and metrics.
 func (p *warnings) named() bool {
 	if msgs := validation.IsDNS1123Label(p.of.Namespace); len(msgs) > 0 {
 		p.add("metadata.namespace", "%s: object ignored: %s", show(p.of.Namespace), msgs[0])
@@ -58,7 +59,8 @@ func (p *warnings) named() bool {
 	if !p.validName("metadata.name", p.of.Name) {
 		return false
 	}
-	// A Service's name is a DNS label, which is shorter: the maps have no room for more.
+	// A Service's name must be a DNS label (63 bytes), which is shorter than a subdomain:
+	// the maps have no room for more.
 	if msgs := validation.IsDNS1123Label(p.of.Name); p.of.Kind == kindService && len(msgs) > 0 {
 		p.add("metadata.name", "%s: object ignored: %s", show(p.of.Name), msgs[0])
 		return false
@@ -78,8 +80,8 @@ func (p *warnings) validName(field, name string) bool {
 	return true
 }
 
-// protocol converts a protocol; "" is TCP, the API's default. The text says why a
-// protocol is not supported.
+// protocol converts a protocol; "" is TCP, the API's default. The second result is the reason
+// why a protocol is not supported, "" if it is.
 func protocol(p v1.Protocol) (lb.Protocol, string) {
 	switch p {
 	case v1.ProtocolTCP, "":

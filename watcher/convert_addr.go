@@ -22,10 +22,10 @@ const (
 	asNode
 )
 
-// readAddr parses an address for a use, and reports whether it is usable. Forms that
-// kube-proxy accepts but that are not canonical (IPv4-mapped IPv6, leading zeros) are
-// accepted; a warning says how they were read. An address that can't be programmed is
-// refused with a warning.
+// readAddr parses an address for a use, and reports whether the address is usable. It accepts
+// the forms that are not canonical but that kube-proxy accepts (IPv4-mapped IPv6, leading
+// zeros), and adds a warning with the address that was parsed. It refuses an address that
+// can't be programmed, with a warning.
 func (p *warnings) readAddr(field path, s string, u use) (netip.Addr, bool) {
 	a, note := parseAddr(s)
 	if !a.IsValid() {
@@ -42,8 +42,8 @@ func (p *warnings) readAddr(field path, s string, u use) (netip.Addr, bool) {
 	return a, true
 }
 
-// parseAddr returns the address in s; an IPv4-mapped one is unmapped. The note says why
-// s is refused, or how a form that is not canonical was read.
+// parseAddr returns the address in s; an IPv4-mapped address is unmapped. The second result
+// is the reason why s is refused, or how a form that is not canonical was parsed.
 func parseAddr(s string) (netip.Addr, string) {
 	a, err := netip.ParseAddr(s)
 	switch {
@@ -61,8 +61,8 @@ func parseAddr(s string) (netip.Addr, string) {
 }
 
 // trimZeros removes leading zeros from the numbers of a dotted quad. Old objects may
-// have them. Go before 1.17, and the API server that accepted them, read them as
-// decimal; other programs read them as octal (CVE-2021-29923).
+// contain them. Go before 1.17, and so the API servers that accepted such objects, parsed
+// these numbers as decimal; other programs parse them as octal (CVE-2021-29923).
 func trimZeros(s string) string {
 	parts := strings.Split(s, ".")
 	if len(parts) != 4 || len(s) > 64 {
@@ -78,9 +78,10 @@ func trimZeros(s string) string {
 }
 
 // unusable returns why an address can't have this use, "" if it can. For externalIPs
-// and endpoints it refuses what API validation refuses: unspecified, loopback,
-// link-local and multicast addresses. For addresses that controllers write it refuses
-// only those that could not work or would capture this node's own loopback traffic.
+// and endpoints it refuses the addresses that API validation refuses: unspecified, loopback,
+// link-local and multicast. Of addresses that controllers write it refuses only those that
+// can't work or would capture this node's own loopback traffic: an IPv4 link-local address
+// is accepted.
 func unusable(a netip.Addr, u use) string {
 	switch {
 	case a.IsUnspecified():
@@ -97,8 +98,8 @@ func unusable(a netip.Addr, u use) string {
 	return ""
 }
 
-// parseRange returns the CIDR in s, masked; an IPv4-mapped one is unmapped. The note
-// says why s is not a CIDR.
+// parseRange returns the CIDR in s, masked; an IPv4-mapped CIDR is unmapped. The second
+// result is the reason why s is not a CIDR, "" if it is.
 func parseRange(s string) (netip.Prefix, string) {
 	r, err := netip.ParsePrefix(s)
 	if err != nil {

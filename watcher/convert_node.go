@@ -25,8 +25,8 @@ func (c *Converter) Node(n *v1.Node) (*lb.Node, []Warning) {
 			return t.Key == taintAutoscaler
 		}),
 	}
-	// Internal addresses go first, whatever their order in the object: the first
-	// InternalIP is the primary one.
+	// Internal addresses precede external ones, independent of the order in the object:
+	// the first InternalIP is the node's primary address.
 	for _, kind := range []v1.NodeAddressType{v1.NodeInternalIP, v1.NodeExternalIP} {
 		for i, a := range n.Status.Addresses {
 			if a.Type != kind {

@@ -12,12 +12,13 @@ import (
 	"shunt/lb"
 )
 
-// trimSpace removes blanks around a source range. No other field may have them.
+// trimSpace removes blanks around a source range: the API allows them in no other field.
 func trimSpace(s string) string { return strings.TrimSpace(s) }
 
-// servicePorts converts spec.ports by the rules of API validation. A number occurs once
-// per protocol. So does a name: the name and protocol together join endpoints. A port
-// without a name must be the only port. A port that breaks a rule is left out.
+// servicePorts converts spec.ports by the rules of API validation. A port number occurs once
+// per protocol. A name occurs once per protocol too, because the pair of name and protocol
+// selects the endpoints. A port without a name must be the only port. A port that breaks a
+// rule is left out, with a warning.
 func (c *Converter) servicePorts(p *warnings, spec *v1.ServiceSpec) []lb.ServicePort {
 	const field = "spec.ports"
 	var out []lb.ServicePort
@@ -58,8 +59,8 @@ func (c *Converter) servicePorts(p *warnings, spec *v1.ServiceSpec) []lb.Service
 	return named
 }
 
-// taken reports whether an earlier port has the number or the name of this one, and
-// adds a warning if so.
+// taken reports whether an earlier port has the number or the name of sp, and adds a warning
+// if so.
 func (p *warnings) taken(before []lb.ServicePort, at []int, i int, sp lb.ServicePort) bool {
 	for j, b := range before {
 		sameProtocol := b.Protocol == sp.Protocol
@@ -75,8 +76,8 @@ func (p *warnings) taken(before []lb.ServicePort, at []int, i int, sp lb.Service
 	return false
 }
 
-// nodePort returns the node port to serve, 0 for none. The service port's other
-// frontends do not depend on it.
+// nodePort returns the node port to serve, 0 for none. If the node port is refused, the
+// service port's other frontends are still served.
 func (p *warnings) nodePort(before []lb.ServicePort, at path, t v1.ServiceType, proto lb.Protocol, n int32) uint16 {
 	if n == 0 {
 		return 0
@@ -98,8 +99,8 @@ func (p *warnings) nodePort(before []lb.ServicePort, at path, t v1.ServiceType, 
 	return uint16(n)
 }
 
-// endpointPorts converts the ports of a slice. No service port can join a port whose
-// name is nil (an empty one is a name) or whose number is nil or 0.
+// endpointPorts converts the ports of a slice. It leaves out a port whose name is nil or whose
+// number is nil or 0, since no service port can match it. An empty name is a name.
 func (c *Converter) endpointPorts(p *warnings, ports []discoveryv1.EndpointPort) []lb.EndpointPort {
 	const field = "ports"
 	if len(ports) == 0 {
@@ -142,8 +143,8 @@ func (c *Converter) endpointPorts(p *warnings, ports []discoveryv1.EndpointPort)
 	return out
 }
 
-// sameJoin returns the index of the port that joins the same service port as ep, -1 if
-// there is none.
+// sameJoin returns the index of the port that belongs to the same service port as ep (same name
+// and protocol), -1 if there is none.
 func sameJoin(ports []lb.EndpointPort, ep lb.EndpointPort) int {
 	for j, o := range ports {
 		if o.Name == ep.Name && o.Protocol == ep.Protocol {

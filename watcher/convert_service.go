@@ -19,9 +19,9 @@ const (
 )
 
 // Service converts a Service. It returns nil for a Service that is headless or has no
-// cluster IP (without a warning), and for one without a usable name. Of a Service that
-// shunt does not serve (another proxy's, or of type ExternalName) it uses only the
-// cluster IPs.
+// cluster IP (without a warning), and for a Service without a valid name. Of a Service that
+// shunt does not serve (with the label of another proxy, or of type ExternalName) it converts
+// only the cluster IPs.
 func (c *Converter) Service(s *v1.Service) (*lb.Service, []Warning) {
 	if s.Spec.ClusterIP == "" || s.Spec.ClusterIP == v1.ClusterIPNone {
 		return nil, nil
@@ -95,8 +95,8 @@ func (p *warnings) clusterIPs(spec *v1.ServiceSpec) []netip.Addr {
 	return out
 }
 
-// families returns the families of a service: those of ipFamilies or, where that is
-// empty (an object that no API server has completed), those of its cluster IPs.
+// families returns the families of a service: those of ipFamilies or, if ipFamilies is empty
+// (in an object to which no API server has applied defaults), those of its cluster IPs.
 func families(spec *v1.ServiceSpec, clusterIPs []netip.Addr) []lb.Family {
 	var out []lb.Family
 	for _, s := range spec.IPFamilies {
@@ -113,8 +113,8 @@ func families(spec *v1.ServiceSpec, clusterIPs []netip.Addr) []lb.Family {
 	return out
 }
 
-// frontend appends an address if it is valid, not in the list yet, and of a family that
-// the service has.
+// frontend appends s to the list if s is a valid address, not in the list yet, and of a
+// family of the service.
 func (p *warnings) frontend(to []netip.Addr, at path, s string, u use, families []lb.Family) []netip.Addr {
 	a, ok := p.readAddr(at, s, u)
 	if !ok || slices.Contains(to, a) {
@@ -122,7 +122,7 @@ func (p *warnings) frontend(to []netip.Addr, at path, s string, u use, families 
 	}
 	if f := lb.FamilyOf(a); !slices.Contains(families, f) {
 		p.add(at.String(), "%s is %s, which the service does not have: ignored", show(s), f)
-		if u == asExternalIP { // a user's mistake; an ingress of both families is a cloud's habit
+		if u == asExternalIP { // a user's mistake; clouds often write ingress IPs of both families
 			p.list[len(p.list)-1].Event = EventIncorrectIPVersion
 		}
 		return to
@@ -130,9 +130,10 @@ func (p *warnings) frontend(to []netip.Addr, at path, s string, u use, families 
 	return append(to, a)
 }
 
-// ingress appends the IP of one status.loadBalancer.ingress. Only with ipMode
-// VIP (the default) does traffic arrive with that address as its destination
-// (KEP-1860); with Proxy it must reach the load balancer.
+// ingress appends the IP of one entry of status.loadBalancer.ingress. With ipMode VIP (the
+// default) packets arrive at the node with that IP as their destination (KEP-1860). With
+// ipMode Proxy they do not: the IP is left out, so that clients on this node reach the load
+// balancer.
 func (p *warnings) ingress(to []netip.Addr, i int, in *v1.LoadBalancerIngress, families []lb.Family) []netip.Addr {
 	const field = "status.loadBalancer.ingress"
 	if in.IP == "" {
@@ -169,7 +170,7 @@ func (p *warnings) affinity(spec *v1.ServiceSpec) time.Duration {
 	return time.Duration(seconds) * time.Second
 }
 
-// policies sets the traffic policies and what depends on them.
+// policies sets the traffic policies, and HealthCheckNodePort, which depends on them.
 func (p *warnings) policies(out *lb.Service, spec *v1.ServiceSpec) {
 	if t := spec.InternalTrafficPolicy; t != nil {
 		out.InternalLocal = p.local("spec.internalTrafficPolicy", string(*t))
@@ -197,9 +198,9 @@ func (p *warnings) local(field, policy string) bool {
 	return false
 }
 
-// sourceRanges sets the source ranges, and fails closed: a range that can't be read must
-// not open the service to everyone. If there is one, the load-balancer IPs of a family
-// without a valid range are not served at all.
+// sourceRanges sets the source ranges, and fails closed: an invalid range must not open the
+// Service to every client. If any range is invalid, the load-balancer IPs of a family
+// without a valid range are not served.
 func (p *warnings) sourceRanges(out *lb.Service, list []string) {
 	const field = "spec.loadBalancerSourceRanges"
 	wrong := false

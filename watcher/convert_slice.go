@@ -13,9 +13,9 @@ import (
 	"shunt/lb"
 )
 
-// Slice converts an EndpointSlice. It returns nil for a slice that can't be used: without
-// the label of a Service (no warning), of no IP family, with addresses of the other family
-// only, or without a usable name.
+// Slice converts an EndpointSlice. It returns nil for a slice without the label of a Service
+// (no warning), whose addressType is not IPv4 or IPv6, that has only addresses of the other
+// family, or that has no valid name.
 func (c *Converter) Slice(s *discoveryv1.EndpointSlice) (*lb.EndpointSlice, []Warning) {
 	service := s.Labels[discoveryv1.LabelServiceName]
 	if service == "" {
@@ -51,9 +51,8 @@ func (c *Converter) Slice(s *discoveryv1.EndpointSlice) (*lb.EndpointSlice, []Wa
 	return out, p.list
 }
 
-// lastChange returns the time in the annotation EndpointsLastChangeTriggerTime, zero
-// where it is missing or unreadable. Without it the change is not counted in the
-// programming latency; nothing else is lost.
+// lastChange returns the time in the annotation EndpointsLastChangeTriggerTime, zero if the
+// annotation is missing or malformed. Only the metric of the programming latency uses it.
 func (p *warnings) lastChange(annotations map[string]string) time.Time {
 	s, ok := annotations[v1.EndpointsLastChangeTriggerTime]
 	if !ok {
@@ -105,7 +104,7 @@ func (c *Converter) endpoints(p *warnings, in []discoveryv1.Endpoint, f lb.Famil
 	return out, wrong
 }
 
-// or returns *b, or for nil the API's default otherwise.
+// or returns *b, or the API's default if b is nil.
 func or(b *bool, otherwise bool) bool {
 	if b == nil {
 		return otherwise

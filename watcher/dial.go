@@ -17,12 +17,12 @@ import (
 	"time"
 )
 
-// dialDelay is how long an attempt to connect may take before the next address is
-// tried at the same time: an address whose packets are lost must not delay the others.
+// dialDelay is the delay after which the next address is dialled in parallel with a pending
+// attempt: an address whose packets are lost must not delay the others.
 const dialDelay = 500 * time.Millisecond
 
-// dialer returns the dialer of one address. TCP keepalive finds a connection to a server
-// that has vanished dead within 25 s.
+// dialer returns the dialer of one address. TCP keepalive ends a connection to a server
+// that has vanished within 25 s.
 func (s *Servers) dialer() *net.Dialer {
 	d := &net.Dialer{
 		Timeout:         dialTimeout,
@@ -37,9 +37,9 @@ func (s *Servers) dialer() *net.Dialer {
 	return d
 }
 
-// DialContext connects to a server, given as HOST:PORT. It dials the server's addresses
-// in the order of ways: the next one after dialDelay, or at once when one has failed. It
-// returns the first connection that is accepted.
+// DialContext connects to a server, given as HOST:PORT. It dials the server's addresses in
+// the order of ways: the next address after dialDelay, or at once after a failure. It
+// returns the first connection that is established.
 func (s *Servers) DialContext(ctx context.Context, network, host string) (net.Conn, error) {
 	ways := s.ways(ctx, host)
 	ctx, cancel := context.WithCancel(ctx)
@@ -90,10 +90,10 @@ type attempt struct {
 	err     error
 }
 
-// unreachable is the error for a server of which no address accepts a connection.
+// unreachable is the error for a server all of whose addresses fail to connect.
 type unreachable struct {
 	ways int
-	err  error // of the last of them
+	err  error // of the last attempt
 }
 
 func (u *unreachable) Error() string {
@@ -105,8 +105,8 @@ func (u *unreachable) Error() string {
 
 func (u *unreachable) Unwrap() error { return u.err }
 
-// serverConn is a connection that is proven once an API server has answered on it. A
-// connection that is only accepted may lead to any program that has the address now.
+// serverConn is a connection that is proven once an API server has answered a request on it.
+// An established connection alone is no proof: another program may listen at the address now.
 type serverConn struct {
 	net.Conn
 	servers       *Servers
@@ -115,8 +115,8 @@ type serverConn struct {
 	proven        atomic.Bool
 }
 
-// Close also records a failure of the address if no API server answered on the
-// connection.
+// Close closes the connection. It records a failure of the address if no API server has
+// answered on the connection.
 func (c *serverConn) Close() error {
 	if !c.proven.Load() {
 		c.servers.wayFailed(c.address, c.dialled)
@@ -130,15 +130,15 @@ func (c *serverConn) prove() {
 	}
 }
 
-// failover sends a request to the current server and, where that does not answer, to
-// each of the others. A server that accepts connections, and has several addresses, is
-// tried three times.
+// failover sends a request to the current server and, if that server does not answer, to
+// each of the other servers. A server that has several addresses, of which one accepts
+// connections, is tried three times.
 type failover struct {
 	next    http.RoundTripper
 	servers *Servers
 }
 
-// WrappedRoundTripper lets client-go find the transport that it made.
+// WrappedRoundTripper returns the wrapped transport. client-go unwraps transports by this method.
 func (f failover) WrappedRoundTripper() http.RoundTripper { return f.next }
 
 func (f failover) RoundTrip(r *http.Request) (*http.Response, error) {
@@ -161,7 +161,7 @@ func (f failover) RoundTrip(r *http.Request) (*http.Response, error) {
 	}
 }
 
-// rewind prepares a request for another attempt, and reports whether it could.
+// rewind resets the body of a request for another attempt, and reports whether that succeeded.
 func rewind(r *http.Request) bool {
 	if r.Body == nil || r.Body == http.NoBody {
 		return true
@@ -174,7 +174,7 @@ func rewind(r *http.Request) bool {
 	return err == nil
 }
 
-// once sends a request to one server, and proves the connection if there is an answer.
+// once sends a request to one server, and marks the connection as proven if there is a response.
 func (f failover) once(r *http.Request, server *url.URL) (*http.Response, error) {
 	var conn net.Conn
 	ctx := httptrace.WithClientTrace(r.Context(), &httptrace.ClientTrace{

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package watcher turns what an API server or manifest files say into calls on
-// an lb.Sink: Services, EndpointSlices and this node's Node, converted to the
-// model of package lb. It decides nothing about traffic, never touches a kernel
-// and keeps no object that the model does not need. Start reading at Converter
-// (pure), then API and Manifests, which feed it.
+// Package watcher reads Services, EndpointSlices, ServiceCIDRs and this node's Node from an
+// API server or from manifest files, converts them to the model of package lb, and passes
+// them to an lb.Sink. It decides nothing about traffic, makes no changes in the kernel and
+// retains only the fields that the model needs. Start reading at Converter (pure), then API
+// and Manifests, which call it.
 package watcher

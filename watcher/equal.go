@@ -8,8 +8,8 @@ import (
 	"shunt/lb"
 )
 
-// The functions below report whether two models are equal. The new one is dropped then,
-// and the Sink is not called.
+// The functions below report whether two models are equal. If the model of a changed object
+// equals the earlier one, the Sink is not called.
 
 func equalService(a, b *lb.Service) bool {
 	return a.Name == b.Name && a.NotServed == b.NotServed && a.Created.Equal(b.Created) &&

@@ -28,9 +28,9 @@ const (
 )
 
 // Events records Events (events.k8s.io/v1) through the API server. Equal Events become
-// a series. An Event that can't be written is logged. Its methods, except Run, may be
-// called at any time and return at once. Events wait in a queue for Run; those beyond
-// queuedEvents are dropped.
+// a series. An Event that can't be written is logged. All methods except Run may be
+// called at any time and return at once. Run writes Events from a queue; an Event that
+// finds queuedEvents in the queue is dropped.
 type Events struct {
 	node        string
 	log         *zap.Logger
@@ -85,8 +85,8 @@ func (e *Events) ServiceWarning(service lb.ServiceName, uid types.UID, reason, n
 	})
 }
 
-// Starting records on the Node that the proxy starts. The Event's UID is the node's
-// name: kubectl describe looks there for Events of programs that run on a node.
+// Starting records an Event on the Node: the proxy starts. The UID in the reference is the
+// node's name, since kubectl describe finds Events of a node's programs by that UID.
 func (e *Events) Starting() {
 	e.record(v1.EventTypeNormal, EventStarting, "shunt starts to serve Services on this node", &v1.ObjectReference{
 		APIVersion: "v1", Kind: kindNode, Name: e.node, UID: types.UID(e.node),

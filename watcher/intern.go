@@ -9,13 +9,13 @@ import (
 	"shunt/lb"
 )
 
-// interned is how many distinct values an interner remembers. When it is full it starts
-// over; a value may then be in memory twice.
+// interned is the maximum number of distinct values in an interner. A full interner is
+// emptied; a value may then be in memory twice.
 const interned = 1 << 16
 
-// interner keeps one copy of equal strings and of equal hints: 100,000 endpoints name a
-// few thousand nodes, a few dozen ports and a handful of zones. The zero value is ready.
-// It is safe for concurrent use.
+// interner retains one copy of equal strings and of equal hints: 100,000 endpoints name a
+// few thousand nodes, a few dozen ports and a handful of zones. The zero value is ready to
+// use. It is safe for concurrent use.
 type interner struct {
 	mu      sync.Mutex
 	strings map[string]string
@@ -23,7 +23,8 @@ type interner struct {
 	key     []byte // scratch for the key of hints
 }
 
-// string returns the one copy of s. It shares no memory with the text that s is part of.
+// string returns the interned copy of s. The copy shares no memory with s, which may be a
+// substring of a large text.
 func (t *interner) string(s string) string {
 	if s == "" {
 		return ""
@@ -45,8 +46,8 @@ func (t *interner) stringLocked(s string) string {
 	return s
 }
 
-// hintSet returns the one copy of hints for these nodes and zones, nil where both are
-// empty. The caller must not change it.
+// hintSet returns the interned hints for these nodes and zones, nil if both are empty. The
+// caller must not change the result.
 func (t *interner) hintSet(nodes, zones []string) *lb.Hints {
 	if len(nodes) == 0 && len(zones) == 0 {
 		return nil
@@ -57,7 +58,7 @@ func (t *interner) hintSet(nodes, zones []string) *lb.Hints {
 	for _, n := range nodes {
 		t.key = append(append(t.key, n...), 0)
 	}
-	t.key = append(t.key, 0) // no name is empty: this ends the nodes
+	t.key = append(t.key, 0) // an empty name ends the nodes: no name is empty
 	for _, z := range zones {
 		t.key = append(append(t.key, z...), 0)
 	}

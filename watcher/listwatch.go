@@ -16,10 +16,11 @@ import (
 	"k8s.io/client-go/tools/cache"
 )
 
-// sliceSelector selects slices at the API server. Services are not selected: see convert.go.
+// sliceSelector is the label selector for the EndpointSlices that the API server sends.
+// Services have no selector: see convert.go.
 const sliceSelector = "!" + labelProxyName + ",!" + labelHeadless
 
-// failureInterval is how often a failure that lasts is logged again.
+// failureInterval is the time after which a lasting failure is logged again.
 const failureInterval = 30 * time.Second
 
 // resource is the typed client of one kind of object.
@@ -28,10 +29,9 @@ type resource[L runtime.Object] interface {
 	Watch(context.Context, metav1.ListOptions) (watch.Interface, error)
 }
 
-// listWatch returns a ListerWatcher that lists and watches what sel selects, and that
-// reports the outcome of each request to link: a reflector does not report a watch that
-// can't be opened again. client determines whether streamed lists are used (a fake
-// client has none).
+// listWatch returns a ListerWatcher for the objects that sel selects. It reports the outcome
+// of each request to link, because a reflector does not report that a watch can't be
+// reopened. client determines whether streamed lists are used (a fake client has none).
 func listWatch[L runtime.Object](r resource[L], sel func(*metav1.ListOptions), link *link, client any) cache.ListerWatcher {
 	return cache.ToListWatcherWithWatchListSemantics(&cache.ListWatch{
 		ListWithContextFunc: func(ctx context.Context, o metav1.ListOptions) (list runtime.Object, err error) {
@@ -55,24 +55,24 @@ func listWatch[L runtime.Object](r resource[L], sel func(*metav1.ListOptions), l
 	}, client)
 }
 
-// link records whether the API server answers for one resource, and logs it: a failure
-// at once and then at most every failureInterval, its end once.
+// link records whether requests for one resource succeed. It logs a failure at once and then
+// at most every failureInterval, and the end of the failure once.
 type link struct {
 	resource string
 	log      *zap.Logger
-	// hint returns what is missing, if it knows. Where it is nil or returns "", the hint
-	// follows from the error.
+	// hint returns advice for the log. If hint is nil or returns "", the advice is derived
+	// from the error.
 	hint func() string
 
 	mu       sync.Mutex
-	since    time.Time // the failure's begin; zero without one
+	since    time.Time // when the failure began; zero: there is none
 	said     time.Time
 	failures int // since said
-	// noWatches is set when a watch has failed: a list that succeeds does not end the
-	// failure, since an account may be allowed to list but not to watch.
+	// noWatches is set when a watch has failed. The failure then ends with the next
+	// successful watch and not with a list: an account may be allowed to list but not to watch.
 	noWatches bool
-	// up is set while a watch is open, as far as is known. last is when the API server
-	// last sent something.
+	// up is set when a watch was opened and no request has failed since. last is when the
+	// API server last sent a list, an event or a bookmark.
 	up      bool
 	last    time.Time
 	lastErr string
@@ -98,14 +98,14 @@ func (l *link) state() WatchState {
 	return WatchState{Resource: l.resource, Up: l.up, LastEvent: l.last, FailingSince: l.since, Error: l.lastErr}
 }
 
-// heard records that the API server sent something.
+// heard records that the API server sent a list, an event or a bookmark.
 func (l *link) heard() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.last = time.Now()
 }
 
-// ask makes a request, and records its outcome and that of each attempt.
+// ask makes a request, and records each failed attempt and the outcome.
 func (l *link) ask(ctx context.Context, verb string, request func(context.Context) error) {
 	heard := false
 	err := request(withFailed(ctx, func(err error) {
@@ -163,7 +163,7 @@ func expired(err error) bool {
 	return apierrors.IsResourceExpired(err) || apierrors.IsGone(err)
 }
 
-// hint returns what to do about an error of the API server.
+// hint returns advice for the log on an error of the API server.
 func hint(err error, resource string) string {
 	switch {
 	case apierrors.IsForbidden(err):

@@ -19,8 +19,8 @@ type fileKey struct {
 	objectKey
 }
 
-// apply passes the difference between the objects that count now and those applied
-// before to the Sink. It sets new objects before it removes old ones: an endpoint that
+// apply passes to the Sink the difference between the objects that are valid now and those
+// that were applied before. It sets new objects before it removes old ones: an endpoint that
 // moves from one slice to another is never missing from both.
 func (m *Manifests) apply() {
 	desired, node := m.winners()
@@ -47,8 +47,8 @@ func (m *Manifests) apply() {
 		zap.Int("set", set), zap.Int("removed", removed))
 }
 
-// winners returns the models that count: of objects with the same name, the first one.
-// node is the Node of this node, or nil. It reports the warnings of every object.
+// winners returns the models to apply: of several objects with the same name, the model of
+// the first. node is this node's Node, or nil. winners reports the warnings of every object.
 func (m *Manifests) winners() (desired map[objectKey]any, node *lb.Node) {
 	desired = make(map[objectKey]any)
 	first := make(map[objectKey]string)
@@ -62,7 +62,7 @@ func (m *Manifests) winners() (desired map[objectKey]any, node *lb.Node) {
 					Problem: "is ignored: " + filepath.Base(winner) + " has it already",
 				})
 				if winner == path {
-					key.file += "#2" // the first one's warnings are reported under its own key
+					key.file += "#2" // the first object has the key without "#2"
 				}
 			} else {
 				first[o.key] = path
@@ -84,8 +84,8 @@ func (m *Manifests) winners() (desired map[objectKey]any, node *lb.Node) {
 	return desired, node
 }
 
-// set passes a model to the Sink unless an equal one is applied, and reports whether it
-// did.
+// set passes a model to the Sink unless an equal model is applied already. It reports whether
+// it called the Sink.
 func (m *Manifests) set(key objectKey, model any) bool {
 	old := m.applied[key]
 	switch n := model.(type) {
@@ -113,8 +113,8 @@ func (m *Manifests) remove(key objectKey) {
 	}
 }
 
-// setNode passes this node's Node to the Sink. Where no file has one, it is a Node that
-// has only a name: a machine without an API server is a node all the same.
+// setNode passes this node's Node to the Sink. If no file contains that Node, it passes a Node
+// that has only the configured name.
 func (m *Manifests) setNode(node *lb.Node) {
 	if node == nil && m.NodeName != "" {
 		node = &lb.Node{Name: m.NodeName}

@@ -13,9 +13,9 @@ import (
 	kjson "sigs.k8s.io/json"
 )
 
-// decode decodes data to into, an API object, and reports whether it could. Fields that
-// the API does not have become warnings. A value that can't be decoded is a failure that
-// names its field.
+// decode decodes data into the API object into, and reports whether that succeeded. A field
+// that the API does not define becomes a warning. A value that can't be decoded becomes a
+// failure that names the field.
 func (p *parsed) decode(o *object, data []byte, into any, fresh func() any) bool {
 	if o.key.name == "" {
 		p.failures = append(p.failures, failure{err: fmt.Errorf("%s: metadata.name: is missing", o.key.kind)})
@@ -43,10 +43,10 @@ func (p *parsed) decode(o *object, data []byte, into any, fresh func() any) bool
 // locateTries bounds how often locate decodes one object.
 const locateTries = 2000
 
-// locate returns the path of the field that decode fails on, "" if it can't be found.
+// locate returns the path of the field on which decode fails, "" if it can't be found.
 // The decoder's own message often has the field's type, but not its index in a list.
-// locate decodes again with one value after another set to null: where that succeeds,
-// the fault is in that value.
+// locate sets one value after another to null and decodes again: if decoding succeeds, the
+// fault is in the value that was set to null.
 func locate(data []byte, decode func([]byte) error) string {
 	var root any
 	if json.Unmarshal(data, &root) != nil {
@@ -72,8 +72,8 @@ func locate(data []byte, decode func([]byte) error) string {
 	return found
 }
 
-// blankChild returns the child of a node without which decoding succeeds, and its step
-// in the field path; "" if there is none.
+// blankChild finds the child of a node that makes decoding succeed when it is set to null. It
+// returns the child's step in the field path and the child; "" if there is none.
 func blankChild(node any, helps func() bool) (string, any) {
 	switch n := node.(type) {
 	case map[string]any:

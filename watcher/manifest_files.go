@@ -18,22 +18,22 @@ import (
 )
 
 const (
-	// missingGrace is how long a file must have been gone, or empty, before its
-	// objects are removed: some editors remove or truncate a file before they write it.
+	// missingGrace is how long a file must be missing or empty before its objects are
+	// removed: some editors remove or truncate a file before they write it.
 	missingGrace = 100 * time.Millisecond
-	// racy is how old a modification must be before an unchanged modification time
-	// means an unchanged file: the resolution of the coarsest file system's clock.
+	// racy is the resolution of the coarsest file system's clock. Within this time after a
+	// modification, the file can change again without a change of its modification time.
 	racy = 2 * time.Second
 )
 
-// file is the last good content of a file.
+// file is the state of one file: the last content that could be read, and its objects.
 type file struct {
 	is      identity
 	read    time.Time
 	sum     [sha256.Size]byte
 	docs    map[[sha256.Size]byte]*parsed // by the sum of a document's text
 	objects []*object                     // in the order of the file
-	missing time.Time                     // since when it is gone or empty; zero: it is there
+	missing time.Time                     // when the file was first missing or empty; zero: it is not
 	said    string                        // the last error of reading it
 }
 
@@ -44,15 +44,15 @@ type identity struct {
 	modified, status int64 // nanoseconds since 1970
 }
 
-// look reads the files that have changed since the last look, and passes the difference
-// to the Sink. It reports whether to look again after missingGrace.
+// look reads the files that have changed since the last call, and passes the difference
+// to the Sink. It reports whether it must be called again after missingGrace.
 func (m *Manifests) look() (again bool) {
 	paths, err := m.list()
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		m.sayOnce("cannot read manifests: what was read stays", err)
 		return false
 	}
-	changed, bad := m.applied == nil, false // the first look applies an empty result too
+	changed, bad := m.applied == nil, false // the first call applies an empty result too
 	for _, p := range paths {
 		c, a := m.readFile(p)
 		changed, again = changed || c, again || a
@@ -66,7 +66,7 @@ func (m *Manifests) look() (again bool) {
 		}
 		bad = bad || f.failed()
 	}
-	if !again { // else a missing path may exist again in a moment
+	if !again { // else the path may be missing only for a moment
 		m.sayOnce("the manifests are gone, and so is what they said", err)
 	}
 	if changed {
@@ -95,8 +95,8 @@ func (m *Manifests) sayOnce(what string, err error) {
 	m.said = now
 }
 
-// gone reports whether a missing or empty file counts as gone: after missingGrace, or at
-// once if it had no objects. The first call starts the time.
+// gone reports whether the objects of a missing or empty file are removed: after
+// missingGrace, or at once if the file had no objects. The first call starts missingGrace.
 func (f *file) gone() bool {
 	if f.missing.IsZero() {
 		f.missing = time.Now()
@@ -161,8 +161,8 @@ func (m *Manifests) readFile(path string) (changed, again bool) {
 // errWritten is the error for a file that changed while it was read.
 var errWritten = errors.New("is being written")
 
-// load returns the content of the file. fresh reports whether it differs from what was
-// read last.
+// load returns the content of the file. fresh reports whether the content differs from the
+// content that was read last; data is nil if the file's identity is unchanged.
 func (f *file) load(path string) (data []byte, fresh bool, err error) {
 	info, err := os.Stat(path)
 	if err != nil {
@@ -200,7 +200,7 @@ func identify(info fs.FileInfo) identity {
 func (m *Manifests) readDocuments(path string, f *file, data []byte) {
 	docs := make(map[[sha256.Size]byte]*parsed)
 	var objects []*object
-	unknown := false // there is a bad document, which may hold any object
+	unknown := false // a document that can't be parsed may contain any object
 	kept := make(map[objectKey]bool)
 	for _, d := range splitDocuments(data) {
 		sum := sha256.Sum256(d.text)
@@ -245,5 +245,5 @@ func (m *Manifests) complain(path string, d document, failures []failure) {
 	}
 }
 
-// sortedFiles returns the paths of the files in the order in which they count.
+// sortedFiles returns the paths of the files, sorted: the order of precedence.
 func (m *Manifests) sortedFiles() []string { return slices.Sorted(stdmaps.Keys(m.files)) }

@@ -17,7 +17,7 @@ import (
 	"sigs.k8s.io/yaml"
 )
 
-// maxListDepth bounds Lists within Lists.
+// maxListDepth is the maximum nesting of Lists within Lists.
 const maxListDepth = 4
 
 // objectKey identifies an object in manifest files.
@@ -60,9 +60,9 @@ type document struct {
 	text        []byte
 }
 
-// splitDocuments cuts a file at its document markers ("---" and "..." at the
-// start of a line: YAML 1.2.2, 9.1.2). It keeps documents without content, so
-// that the index is what a reader counts.
+// splitDocuments splits a file at its document markers ("---" and "..." at the start of a
+// line: YAML 1.2.2, 9.1.2). It retains documents without content, so that the index matches
+// the position in the file.
 func splitDocuments(data []byte) []document {
 	var out []document
 	cur := document{index: 1, line: 1}
@@ -76,7 +76,7 @@ func splitDocuments(data []byte) []document {
 		_, ends := marker(line, "...")
 		switch {
 		case starts && len(bytes.TrimSpace(cur.text)) == 0 && len(out) == 0:
-			cur = document{index: 1, line: n, text: body} // the marker that a file may begin with
+			cur = document{index: 1, line: n, text: body} // a file may begin with a marker
 		case starts:
 			out = append(out, cur)
 			cur = document{index: cur.index + 1, line: n, text: body}
@@ -88,8 +88,8 @@ func splitDocuments(data []byte) []document {
 	return append(out, cur)
 }
 
-// marker reports whether a line is the document marker mark, and returns the rest of the
-// line.
+// marker reports whether a line begins with the document marker mark, and returns the rest
+// of the line.
 func marker(line []byte, mark string) ([]byte, bool) {
 	rest, ok := bytes.CutPrefix(line, []byte(mark))
 	if !ok || (len(rest) > 0 && !bytes.ContainsRune([]byte(" \t\r\n"), rune(rest[0]))) {
@@ -117,7 +117,7 @@ func (c *Converter) parse(d document) *parsed {
 var yamlLine = regexp.MustCompile(`\bline (\d+)\b`)
 
 // toJSON converts a document to JSON. strict is an error that only a strict parser
-// reports, such as a duplicate key. Errors have line numbers of the file.
+// returns, such as a duplicate key. Line numbers in errors are those of the file.
 func toJSON(d document) (data []byte, strict, err error) {
 	if t := bytes.TrimSpace(d.text); len(t) > 0 && t[0] == '{' && json.Valid(t) {
 		return t, nil, nil
@@ -151,8 +151,8 @@ type head struct {
 	Items []json.RawMessage `json:"items"`
 }
 
-// parseObject reads an object, or the items of a List. of has the defaults for apiVersion
-// and kind: the items of a typed list need not repeat them.
+// parseObject reads an object, or the items of a List. The parameter of contains the defaults
+// for apiVersion and kind, since the items of a typed list need not repeat them.
 func (c *Converter) parseObject(out *parsed, line int, data []byte, of head, depth int) {
 	if t := bytes.TrimSpace(data); len(t) == 0 || bytes.Equal(t, []byte("null")) {
 		return

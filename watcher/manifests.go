@@ -19,24 +19,23 @@ import (
 )
 
 const (
-	// quiet is how long a path must have been unchanged before it is read: editors
-	// and kubectl write in bursts, and a file is incomplete during one. burst bounds
-	// the wait.
+	// quiet is how long a path must be unchanged before it is read: editors and kubectl
+	// write in bursts, and during a burst a file is incomplete. burst bounds the total wait.
 	quiet = 20 * time.Millisecond
 	burst = 500 * time.Millisecond
-	// pollInterval is how often files are looked at without an event, for file systems
-	// without inotify and for links into directories that are not watched.
+	// pollInterval is the interval at which files are checked without an event, for file
+	// systems without inotify and for links into directories that are not watched.
 	pollInterval = 5 * time.Second
 )
 
 // ManifestsOptions are the options of NewManifests.
 type ManifestsOptions struct {
-	// Path is a file, or a directory whose *.yaml, *.yml and *.json are read
-	// (not those of its subdirectories, nor hidden ones).
+	// Path is a file, or a directory whose *.yaml, *.yml and *.json files are read,
+	// except hidden files and files in subdirectories.
 	Path string
-	// NodeName is this node's name. Of the Nodes in the files only the one of that
-	// name counts; where there is none, the Node has only its name. If NodeName is
-	// empty, the first Node counts.
+	// NodeName is this node's name. Of the Nodes in the files only the Node of that name
+	// is used; if there is none, the Sink gets a Node that has only this name. If
+	// NodeName is empty, the first Node is used.
 	NodeName string
 	Sink     lb.Sink
 	Log      *zap.Logger
@@ -45,16 +44,16 @@ type ManifestsOptions struct {
 // Manifests reads Services, EndpointSlices and this node's Node from files, and
 // again whenever they change. Only the objects that differ are passed to the Sink:
 //
-//   - Documents are independent. One that can't be used is logged with its file,
-//     number, line and field. Its object keeps its last good version, and the
-//     file's other documents apply.
-//   - Where it is not known which object a bad document holds (it is not YAML, or
-//     has no kind or name), every object that is missing from the file stays until
-//     the document is repaired: the document may hold it.
-//   - A file that can't be read keeps its objects. One that is gone, or empty, for
-//     missingGrace loses them.
-//   - Of two objects with the same name the first counts, by file name and position
-//     in the file. The other one counts when the first is gone.
+//   - Documents are independent. A document that can't be used is logged with its
+//     file, number, line and field. The last valid version of its object remains
+//     applied, and the file's other documents are applied.
+//   - A document may be so malformed that its object is unknown (it is not YAML, or
+//     has no kind or name). Until it is repaired, every earlier object that is now
+//     missing from the file remains applied: the document may contain that object.
+//   - The objects of a file that can't be read remain applied. The objects of a file
+//     that is missing or empty for missingGrace are removed.
+//   - Of two objects with the same name the first is applied, by file name and
+//     position in the file. The second is applied when the first is removed.
 //   - Defaults and selection are those of the API server for a proxy. The namespace
 //     is "default" where it is missing. Slices with the label of another proxy or of
 //     a headless Service are left out. Of a Service with the label of another proxy
@@ -65,9 +64,9 @@ type Manifests struct {
 	reports   reporter[fileKey]
 	files     map[string]*file // by path
 
-	applied map[objectKey]any // what the Sink has: *lb.Service, *lb.EndpointSlice
-	node    *lb.Node          // what SetNode was called with last
-	usable  int               // services and slices that count
+	applied map[objectKey]any // the objects set in the Sink: *lb.Service, *lb.EndpointSlice
+	node    *lb.Node          // the argument of the last call of SetNode
+	usable  int               // number of Services and EndpointSlices that are applied
 	synced  bool
 	said    string        // the last error of the path as a whole
 	poll    time.Duration // pollInterval
@@ -90,8 +89,8 @@ func NewManifests(o ManifestsOptions) (*Manifests, error) {
 	return m, nil
 }
 
-// list returns the paths to read, sorted. Its error wraps fs.ErrNotExist where the path
-// is missing.
+// list returns the paths to read, sorted. Its error wraps fs.ErrNotExist if the path is
+// missing.
 func (m *Manifests) list() ([]string, error) {
 	info, err := os.Stat(m.Path)
 	if err != nil {
@@ -116,10 +115,10 @@ func (m *Manifests) list() ([]string, error) {
 	return out, nil // ReadDir sorts by name
 }
 
-// Run reads the files until ctx is done, and returns nil then. It returns an error only
-// if the path can't be read at the start. It calls SetSynced after the first look. If
-// that look finds bad files and no object, it waits for one that finds an object: bad
-// files must not empty what an earlier process programmed.
+// Run reads the files until ctx is done and then returns nil. It returns an error only if
+// the path can't be read at the start. It calls SetSynced after it has read all files once.
+// If they contain errors and no valid object, it calls SetSynced later, when they contain a
+// valid object or no error: malformed files must not remove what an earlier process programmed.
 func (m *Manifests) Run(ctx context.Context) error {
 	if _, err := m.list(); err != nil {
 		return err
@@ -168,7 +167,7 @@ func (m *Manifests) Run(ctx context.Context) error {
 	}
 }
 
-// concerns reports whether an event of this path can mean a change.
+// concerns reports whether an event of this path can mean a change of a manifest.
 func (m *Manifests) concerns(path string) bool {
 	if _, ok := m.files[path]; ok {
 		return true
@@ -188,9 +187,9 @@ func resolved(path string) string {
 	return path
 }
 
-// follow watches the directories whose changes matter. It does not watch the files: an
-// editor replaces a file by another, which ends a watch of the file. And a file may be a
-// link into another directory.
+// follow watches the directories of the files, and those that links resolve to. It does not
+// watch the files themselves: an editor replaces a file by another, which ends a watch of
+// the file.
 func (m *Manifests) follow(w *fsnotify.Watcher) {
 	if w == nil {
 		return

@@ -15,15 +15,15 @@ import (
 	"shunt/lb"
 )
 
-// Limits of the log lines about one object: mostSaid at once, and then one every
-// sayAgainIn. A line has the number of warnings that were left out before it.
+// Limits of the log lines about one object: a burst of mostSaid, then one every sayAgainIn.
+// A line contains the number of warnings that were left out before it.
 const (
 	mostSaid   = 10
 	sayAgainIn = 10 * time.Minute
 )
 
-// Limits of the log lines about all objects together, and of the Events about them: an
-// object may be created again and again, each time under a new name.
+// Limits of the log lines and of the Events about all objects together. The limits of one
+// object are not enough: an object may be created again and again under new names.
 const (
 	mostSaidOfAll   = 300
 	sayAgainOfAllIn = 10 * time.Second
@@ -31,7 +31,7 @@ const (
 	eventAgainIn    = 10 * time.Second
 )
 
-// budget is how many log lines and Events all objects of several reporters may have.
+// budget limits the log lines and Events of all objects of several reporters.
 type budget struct {
 	mu            sync.Mutex
 	lines, events *rate.Limiter
@@ -66,7 +66,7 @@ type Recorder interface {
 }
 
 // reporter logs every warning once. A relist, or a newer version of the object with the
-// same fault, does not log it again.
+// same fault, does not repeat the warning.
 type reporter[K comparable] struct {
 	log      *zap.Logger
 	recorder Recorder // nil: none
@@ -81,17 +81,17 @@ type reporter[K comparable] struct {
 	said map[K]*saidOf
 }
 
-// saidOf is what was logged about one object. It is kept as long as the object exists:
-// one that is repaired and broken again does not start with new limits.
+// saidOf records what was logged about one object. It exists as long as the object, so that an
+// object which is repaired and broken again does not start with new limits.
 type saidOf struct {
-	// warnings are those of its newest version.
+	// warnings are those of the object's newest version.
 	warnings map[string]struct{}
 	lines    *rate.Limiter
 	unsaid   int
 }
 
-// report logs the new warnings of an object, records their Events, and forgets warnings
-// that the object no longer has. Each log line has the fields.
+// report logs the new warnings of an object, records their Events, and removes the warnings
+// that the object no longer has from its state. Each log line contains fields.
 func (r *reporter[K]) report(key K, warnings []Warning, fields ...zap.Field) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -135,7 +135,7 @@ func (r *reporter[K]) report(key K, warnings []Warning, fields ...zap.Field) {
 			r.recorder.ServiceWarning(w.Service, r.uidOf(w.Service), w.Event, w.String())
 		}
 	}
-	if unsaid > 0 && of.unsaid == 0 && !full { // for later versions they are only counted
+	if unsaid > 0 && of.unsaid == 0 && !full { // warnings left out of later versions are only counted
 		r.say(warnings[0].Object()+": and more of the like", append(slices.Clone(fields), zap.Int("warnings", unsaid)))
 	}
 	of.unsaid += unsaid
@@ -181,8 +181,8 @@ func (r *reporter[K]) retain(keep func(K) bool) {
 	}
 }
 
-// identity returns the warning without the indices in its field: another entry of the
-// list that is added or removed does not make the same fault a new one.
+// identity returns the warning without the indices in its field: if another entry of the list
+// is added or removed, the index of the same fault changes.
 func (w Warning) identity() string {
 	var b strings.Builder
 	in := false

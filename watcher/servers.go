@@ -21,7 +21,7 @@ import (
 const (
 	// mostRemembered bounds the endpoints that Servers remembers for one address.
 	mostRemembered = 8
-	// mostTimes bounds the addresses of which Servers remembers a failure or an answer: the
+	// mostTimes bounds the addresses for which Servers records a failure or an answer: the
 	// endpoints of a Service may change for as long as the daemon runs.
 	mostTimes = 128
 	// learnInterval is how often the endpoints of a Service's address are read.
@@ -36,28 +36,29 @@ type Endpoints map[string][]netip.AddrPort
 
 // ServersOptions are what NewServers needs; every field may be nil.
 type ServersOptions struct {
-	// Leads returns the endpoints to which this node translates connections to an
-	// address; none where it translates none. It may be called at any time.
+	// Leads returns the endpoints to which this node translates connections to an address;
+	// none if the address is not a frontend. It may be called at any time.
 	Leads func(netip.AddrPort) []netip.AddrPort
 	// Save stores Endpoints for the next daemon, which passes them to Recall.
 	Save func(Endpoints) error
 	// Room is how many bytes of JSON Save can store; 0: no limit.
 	Room int
-	// Uses is called with each address of an API server that is used: a configured one,
-	// and any other when a server has answered there.
+	// Uses is called with each configured address of an API server, and with any other
+	// address at which an API server has answered.
 	Uses func(netip.AddrPort)
 	// Control is called for each socket before it connects.
 	Control func(fd uintptr) error
 	Log     *zap.Logger
 }
 
-// Servers has the addresses of the API server, and other addresses to dial for each.
+// Servers contains the addresses of the API server, and further addresses to dial for each.
 //
-// An address may be that of a Service which shunt itself serves. A connection to it then
-// goes to an endpoint from the Service's EndpointSlices, and shunt reads those over that
-// same connection: a slice that was wrong once would never be corrected. So Servers
-// dials the endpoints directly. It remembers endpoints, over restarts too, and tries
-// earlier ones after the current ones.
+// A configured address may be a frontend of a Service that shunt itself serves. A connection
+// to the frontend is translated to an endpoint of the Service's EndpointSlices, and shunt
+// reads these EndpointSlices over the same connection: with wrong EndpointSlices shunt could
+// not connect, and would never read the corrected ones. So Servers dials the endpoints
+// directly. It remembers endpoints, also over restarts, and tries earlier endpoints after the
+// current ones.
 type Servers struct {
 	o    ServersOptions
 	dial func(ctx context.Context, network, address string) (net.Conn, error)
@@ -74,7 +75,8 @@ type Servers struct {
 	remembered Endpoints
 	// unsaved is set when remembered differs from what was saved last.
 	unsaved bool
-	// failed and proven are times by the address that was dialled.
+	// failed and proven are the times of the last failure and the last proof, by the
+	// address that was dialled.
 	failed, proven map[string]time.Time
 }
 
@@ -122,8 +124,8 @@ func (s *Servers) setURLs(urls []*url.URL, service bool) {
 	}
 }
 
-// uses reports an address of an API server to ServersOptions.Uses. It ignores a host
-// name, of which no address is known yet.
+// uses reports an address of an API server to ServersOptions.Uses. It ignores a host name,
+// since its addresses are not resolved yet.
 func (s *Servers) uses(address string) {
 	if ap, err := netip.ParseAddrPort(address); err == nil && s.o.Uses != nil {
 		s.o.Uses(netip.AddrPortFrom(ap.Addr().Unmap(), ap.Port()))
@@ -162,8 +164,8 @@ func (s *Servers) Run(ctx context.Context) error {
 	}
 }
 
-// Hint returns what is missing as long as no server has answered. It is empty where the
-// error of the request is enough.
+// Hint returns advice for the log as long as no server has answered: that the only address is
+// the cluster IP of the kubernetes Service. It returns "" in every other case.
 func (s *Servers) Hint() string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -215,8 +217,8 @@ func (s *Servers) save() {
 }
 
 // fitting returns the remembered endpoints that fit in Room. While there are too many, it
-// drops the oldest endpoint of the address with the most of them; among addresses with as
-// many, of the one that was configured last.
+// drops the oldest endpoint of the address that has the most endpoints; among equals, of the
+// address that was configured last.
 func (s *Servers) fitting() Endpoints {
 	kept := stdmaps.Clone(s.remembered)
 	for s.o.Room > 0 {
@@ -239,9 +241,9 @@ func (s *Servers) fitting() Endpoints {
 	return kept
 }
 
-// ways returns the addresses to dial for a server's HOST:PORT: its current endpoints on
-// this node, the address itself, and remembered endpoints. Addresses that failed come
-// last, the latest failure at the end.
+// ways returns the addresses to dial for a server's HOST:PORT: the endpoints to which this
+// node translates it, the address itself, and remembered endpoints. Addresses that failed are
+// sorted to the end, by the time of the failure.
 func (s *Servers) ways(ctx context.Context, host string) []string {
 	var ways []string
 	add := func(address string) {
@@ -302,7 +304,7 @@ func (s *Servers) server() *url.URL {
 	return s.urls[s.current]
 }
 
-// first returns the server whose URL client-go puts into requests.
+// first returns the first configured server: client-go's requests have its URL.
 func (s *Servers) first() *url.URL {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -350,7 +352,8 @@ func (s *Servers) wayProven(host, address string) {
 	}
 }
 
-// note records the present time for an address. It forgets the earliest of more than mostTimes.
+// note records the present time for an address. It removes the earliest entry if there are
+// more than mostTimes.
 func note(times map[string]time.Time, address string) {
 	times[address] = time.Now()
 	if len(times) <= mostTimes {

@@ -10,17 +10,17 @@ import (
 	"k8s.io/client-go/tools/cache"
 )
 
-// item is a converted API object for a store. It holds nothing of the original.
+// item is a converted API object for a store. It does not reference the API object.
 type item[K comparable, M any] struct {
 	key      K
 	uid      types.UID
-	model    *M // nil: nothing of it is programmed
+	model    *M // nil: nothing of the object is programmed
 	warnings []Warning
 }
 
-// handling is what differs between the kinds of object.
+// handling contains the functions that differ between the kinds of object.
 type handling[K comparable, M any] struct {
-	// convert converts an API object, and returns false for one of another type.
+	// convert converts an API object, and returns false for an object of another type.
 	convert func(obj any) (item[K, M], bool)
 	equal   func(a, b *M) bool
 	// set and remove pass a change to the Sink. They return at once.
@@ -28,25 +28,26 @@ type handling[K comparable, M any] struct {
 	remove func(K)
 }
 
-// store holds the objects of one kind that a reflector delivers. It replaces an
-// informer's queue and cache: it holds the model, which it shares with the Sink, so
-// nothing is in memory twice. It compares a new model with the one that it holds.
-// Neither a relist (after a restart of the API server, or a lost watch) nor a change of
-// a field that shunt does not use reaches the Sink. Replace finds what was deleted in
-// between. An object that was deleted and created again between two lists has another
-// UID. It is set without being removed first, so that it is programmed all the time.
+// store contains the objects of one kind that a reflector delivers. It replaces an
+// informer's queue and cache. It contains the model and shares it with the Sink, so that
+// nothing is in memory twice. It compares a new model with the stored model, and calls the
+// Sink only if they differ: neither a relist (after a restart of the API server, or a lost
+// watch) nor a change of a field that shunt does not use reaches the Sink. Replace finds the
+// objects that were deleted between two lists. An object that was deleted and created again
+// between two lists has another UID: the store passes the new model, without a removal before,
+// so that the object remains programmed.
 //
-// A reflector calls it from one goroutine; the lock is for other callers of uid and len.
+// A reflector calls the store from one goroutine; the lock is for other callers of uid and len.
 type store[K comparable, M any] struct {
 	handling[K, M]
 	reports reporter[K]
 
 	mu   sync.RWMutex
 	held map[K]entry[M]
-	// heard is called each time the API server has sent something.
+	// heard is called for each list, event and bookmark that the API server sends.
 	heard  func()
 	once   sync.Once
-	synced chan struct{} // closed when the initial list has been passed on
+	synced chan struct{} // closed when the initial list has been passed to the Sink
 }
 
 type entry[M any] struct {
@@ -98,8 +99,7 @@ func (s *store[K, M]) Add(obj any) error {
 // Update is called for an object that has changed.
 func (s *store[K, M]) Update(obj any) error { return s.Add(obj) }
 
-// Delete is called for an object that is gone, or that the selector no longer
-// matches.
+// Delete is called for an object that was deleted, or that the selector no longer matches.
 func (s *store[K, M]) Delete(obj any) error {
 	it, err := s.item(obj)
 	if err == nil {
@@ -109,9 +109,9 @@ func (s *store[K, M]) Delete(obj any) error {
 	return err
 }
 
-// Replace is called with a whole list: at start, and for each relist. It sets the
-// objects of the list before it removes those that are gone: endpoints that moved from
-// one slice to another are never missing from both.
+// Replace is called with a whole list: at start, and for each relist. It sets the objects of
+// the list before it removes those that are not in the list: an endpoint that moved from one
+// slice to another is never missing from both.
 func (s *store[K, M]) Replace(list []any, _ string) error {
 	seen := make(map[K]struct{}, len(list))
 	for _, obj := range list {

@@ -10,24 +10,24 @@ import (
 	"shunt/lb"
 )
 
-// The reasons of the Events that shunt records, as kube-proxy's users know them.
+// The reasons of the Events that shunt records. The first two and Starting are kube-proxy's.
 const (
-	// EventIncorrectIPVersion (Warning, on a Service): an address is not of the IP
-	// family that the object specifies for it.
+	// EventIncorrectIPVersion (Warning, on a Service): an address is not of the IP family
+	// that the Service or EndpointSlice specifies.
 	EventIncorrectIPVersion = "KubeProxyIncorrectIPVersion"
 	// EventFailedHealthCheck (Warning, on a Service): the server on its
 	// healthCheckNodePort could not be started.
 	EventFailedHealthCheck = "FailedToStartServiceHealthcheck"
-	// EventFrontendConflict (Warning, on a Service): another Service has an address
-	// and port that this one asks for.
+	// EventFrontendConflict (Warning, on a Service): another Service has a frontend (address,
+	// port and protocol) that this Service asks for.
 	EventFrontendConflict = "FrontendConflict"
-	// EventTooManyFrontends (Warning, on a Service): it asks for more frontends than
-	// one Service may have.
+	// EventTooManyFrontends (Warning, on a Service): the Service asks for more frontends
+	// than one Service may have.
 	EventTooManyFrontends = "TooManyFrontends"
-	// EventFrontendRefused (Warning, on a Service): it asks for a frontend that is
+	// EventFrontendRefused (Warning, on a Service): the Service asks for a frontend that is
 	// never programmed.
 	EventFrontendRefused = "FrontendRefused"
-	// EventNoRoom (Warning, on a Service): a map has no room for a part of it.
+	// EventNoRoom (Warning, on a Service): a map has no room for a part of the Service.
 	EventNoRoom = "NoRoomInMap"
 	// EventNotProgrammed (Warning, on a Service): a write to a map failed.
 	EventNotProgrammed = "ServiceNotProgrammed"
@@ -35,8 +35,8 @@ const (
 	EventStarting = "Starting"
 )
 
-// Warning says which part of an object is not used as it is written, and why. The rest of
-// the object is used.
+// Warning names a field of an object that is not used as it is written, and why. The other
+// fields of the object are used, unless Problem reports the contrary.
 type Warning struct {
 	// Kind is Service, EndpointSlice, Node or ServiceCIDR; Namespace is empty for
 	// the last two.
@@ -44,11 +44,11 @@ type Warning struct {
 	// Field is the path of the field within the object, like
 	// spec.externalIPs[1]; empty where the whole object is meant.
 	Field string
-	// Problem says what is wrong, and what is done instead.
+	// Problem describes the fault, and what shunt does instead.
 	Problem string
 	// Event is the reason of the Event to record on Service, empty for none.
 	Event string
-	// Service is the Service that the object is, or belongs to.
+	// Service is the object itself if it is a Service, or the Service of an EndpointSlice.
 	Service lb.ServiceName
 }
 
@@ -86,7 +86,7 @@ func (p *warnings) event(reason, field, format string, args ...any) {
 	p.list[len(p.list)-1].Event = reason
 }
 
-// path is a field path. It is formatted only when a warning needs it.
+// path is a field path. It is formatted only for a warning.
 type path struct {
 	list string
 	i    int
