@@ -15,17 +15,17 @@ import (
 	"shunt/maps"
 )
 
-// collector is every metric of shunt itself. Events are counted when they are reported.
-// States are read from their sources at each scrape.
+// collector contains every metric of shunt itself. Counters and histograms are updated when
+// something is reported. States are read from their sources at each scrape.
 //
-// The names that begin with kubeproxy_ are those of kube-proxy's dashboards and
-// alerts. One reconcile programs both families, so its durations and times
-// carry no ip_family label.
+// The names that begin with kubeproxy_ are kube-proxy's, so that its dashboards and alerts
+// work. One reconcile programs both families, so the metrics of its durations and times have
+// no ip_family label.
 type collector struct {
 	checker *checker
 	reasons ReasonSource
-	// start is when this process began. Older changes were made while no daemon watched:
-	// their age would measure the pause and not the programming.
+	// start is when this process began. The programming latency of earlier changes is not
+	// measured: it would include the time while no daemon ran.
 	start time.Time
 
 	sync, syncFull, syncPartial prometheus.Histogram
@@ -41,8 +41,8 @@ type collector struct {
 // ones, in seconds: a reconcile of one changed endpoint takes less than a millisecond.
 var syncBuckets = prometheus.ExponentialBuckets(0.000125, 2, 18)
 
-// programmingBuckets range from the time that shunt needs for a change to the time that
-// an overloaded control plane may need, in seconds.
+// programmingBuckets, in seconds, range from the time that shunt needs to program a change to
+// the time that an overloaded control plane may need to deliver one.
 var programmingBuckets = []float64{
 	0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2, 4, 8, 15, 30, 60, 120, 300, 600, 1800,
 }
@@ -109,8 +109,7 @@ func (m *collector) reconciled(r lb.Report) {
 	}
 	for _, changed := range r.Programmed {
 		if !changed.Before(m.start) {
-			// The times are from the clocks of two machines, so the difference can
-			// be negative.
+			// The clocks of two machines are compared, so the difference can be negative.
 			m.programming.Observe(max(0, r.Ended.Sub(changed).Seconds()))
 		}
 	}

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package health has the HTTP servers of a running shunt: healthz, livez and readyz, the
-// healthCheckNodePort of services, and the metrics. It reads what packages lb and maps
-// report, and changes nothing there. It never decides which endpoints are used. Start
-// reading at New, then Verdict.
+// Package health contains the HTTP servers of a running shunt: healthz, livez and readyz, the
+// healthCheckNodePort of Services, and the metrics. It reads the state of packages lb and
+// maps, and does not change it. It never decides which endpoints are used. Start reading at
+// New, then Verdict.
 package health
 
 import (
@@ -24,8 +24,8 @@ import (
 // ipvs, nftables).
 const ProxyMode = "shunt"
 
-// DefaultTimeout is how old a queued change may get before the proxy counts as
-// unhealthy. kube-proxy too uses twice its default sync period.
+// DefaultTimeout is the age of a queued change above which the proxy is unhealthy. It is
+// kube-proxy's default: twice its default sync period.
 const DefaultTimeout = 2 * time.Minute
 
 // StatusSource is the reconcile loop. Status is called for every request and
@@ -34,7 +34,7 @@ type StatusSource interface {
 	Status() lb.Status
 }
 
-// ReasonSource reads how often the eBPF programs ended for each reason, by the reason's
+// ReasonSource returns how often the eBPF programs ended with each reason, by the reason's
 // name. It is called for every scrape, from any goroutine.
 type ReasonSource interface {
 	Reasons() (map[string]uint64, error)
@@ -46,9 +46,9 @@ type FlowSource interface {
 	FlowStats() maps.FlowStats
 }
 
-// HookSource reports what is wrong with each hook, by its name; "" means that the hook is
-// in effect. Now reads the kernel and is called for every scrape. Last returns the latest
-// result and is called for every probe. Both are called from any goroutine.
+// HookSource returns the fault of each hook, by the hook's name; "" means that the hook is
+// in effect. Now reads the kernel's state and is called for every scrape. Last returns the
+// latest result and is called for every probe. Both are called from any goroutine.
 type HookSource interface {
 	Now() map[string]string
 	Last() map[string]string
@@ -67,39 +67,41 @@ type Options struct {
 	// --metrics-bind-address. The zero value: not served. A wildcard of either family
 	// serves both families.
 	HealthzAddress, MetricsAddress netip.AddrPort
-	// ProbeAddress is --probe-bind-address, for the probes of shunt's own pod: a
-	// kube-proxy that still runs answers at the other two. The zero value: not served.
+	// ProbeAddress is --probe-bind-address, for the probes of shunt's own pod: at the
+	// other two addresses a kube-proxy that still runs may answer. The zero value: not
+	// served.
 	ProbeAddress netip.AddrPort
-	// BindHardFail (--bind-address-hard-fail) makes Run return when one of these three
-	// addresses cannot be bound. Without it the failure is logged and tried again: a
-	// port in use must not cost a node its services.
+	// BindHardFail (--bind-address-hard-fail) makes Run return an error if one of these
+	// three addresses cannot be bound. Without BindHardFail the failure is logged and the
+	// bind retried: a port in use must not stop the proxy.
 	BindHardFail bool
-	// Timeout is how old a queued change may get; 0 means DefaultTimeout.
+	// Timeout is the age of a queued change above which the proxy is unhealthy; 0 means
+	// DefaultTimeout.
 	Timeout time.Duration
-	// RequireNode is false where there is no API server, from which a Node could be
-	// read.
+	// RequireNode makes this node ineligible for traffic while its Node is unknown. It is
+	// false without an API server.
 	RequireNode bool
 	// SelectAddresses (--nodeport-addresses) makes healthCheckNodePorts listen only on
-	// the addresses of SetNodePortAddresses, and not on all.
+	// the addresses of SetNodePortAddresses; without it they listen on all addresses.
 	SelectAddresses bool
-	// BindFailed is called when a healthCheckNodePort cannot be bound, once for
-	// failures in a row. A goroutine of Run calls it, so it must not block. It
-	// records the Event FailedToStartServiceHealthcheck. It may be nil.
+	// BindFailed is called for the first of consecutive failures to bind a
+	// healthCheckNodePort, to record the Event FailedToStartServiceHealthcheck. A
+	// goroutine of Run calls it, so it must not block. It may be nil.
 	BindFailed func(service lb.ServiceName, port uint16, err error)
 	// Config is the effective configuration, which /configz shows as JSON.
 	Config any
 	// Profiling serves /debug/pprof beside the metrics.
 	Profiling bool
-	// Reasons may be nil: their metric is left out then.
+	// Reasons may be nil: its metric is then left out.
 	Reasons ReasonSource
-	// Flows may be nil: its metrics are left out then.
+	// Flows may be nil: its metrics are then left out.
 	Flows FlowSource
 	// Watches returns the state of each watch; nil: there is no API server.
 	Watches func() []Watch
 	// Requests counts the requests to the API server; nil: a new one.
 	Requests *Requests
 	Build    BuildInfo
-	// Hooks may be nil: their metrics are left out then.
+	// Hooks may be nil: its metrics are then left out.
 	Hooks HookSource
 	// Now is the clock, nil means time.Now.
 	Now func() time.Time
@@ -168,8 +170,8 @@ func New(opts Options) (*Server, error) {
 }
 
 // Run serves until ctx is done. It then ends within a second and returns nil. It returns
-// an error only where an address could not be bound and BindHardFail is set. It may be
-// called once.
+// an error only if an address could not be bound or a server failed, and BindHardFail is
+// set. It may be called once.
 func (s *Server) Run(ctx context.Context) error {
 	group, ctx := errgroup.WithContext(ctx)
 	for _, site := range []*site{s.healthz, s.metrics, s.probes} {
@@ -184,22 +186,22 @@ func (s *Server) Run(ctx context.Context) error {
 	return group.Wait()
 }
 
-// SetStatus sets the source of the proxy's status. Until then the proxy counts as
-// starting: /healthz answers 503 unless SetAdoptedInEffect has set true. SetStatus exists
-// because the reconcile loop is made after its observer.
+// SetStatus sets the source of the proxy's status. Before that call the proxy is starting:
+// /healthz answers 503 unless SetAdoptedInEffect has set true. The source is no field of
+// Options because the reconcile loop is created after its observer.
 func (s *Server) SetStatus(source StatusSource) { s.checker.setSource(source) }
 
-// SetAdoptedInEffect sets whether what an earlier daemon programmed is in effect. Then a
-// start is healthy before anything was read from the API server.
+// SetAdoptedInEffect sets whether the adopted maps of an earlier daemon are in effect. If
+// they are, the proxy is healthy before it has read anything from the API server.
 func (s *Server) SetAdoptedInEffect(is bool) { s.checker.adopted.Store(is) }
 
 // SetHealthChecks replaces the healthCheckNodePorts that are served. It returns at once;
 // the sockets are opened and closed later.
 func (s *Server) SetHealthChecks(checks []lb.HealthCheck) { s.nodePorts.setChecks(checks) }
 
-// SetNodePortAddresses replaces the addresses that healthCheckNodePorts listen on where
-// Options.SelectAddresses is set, and does nothing where it is not. It returns at once;
-// the sockets are opened and closed later.
+// SetNodePortAddresses replaces the addresses on which healthCheckNodePorts listen. Without
+// Options.SelectAddresses it does nothing. It returns at once; the sockets are opened and
+// closed later.
 func (s *Server) SetNodePortAddresses(addrs []netip.Addr) { s.nodePorts.setAddresses(addrs) }
 
 // Reconciled counts the results of one reconcile.
@@ -211,22 +213,22 @@ func (s *Server) SocketsDestroyed(protocol lb.Protocol, n int) {
 	s.collector.socketsDestroyed(protocol, n)
 }
 
-// DeviceFailed counts an attempt to attach to a network device that failed.
+// DeviceFailed counts a failed attempt to attach programs to a network device.
 func (s *Server) DeviceFailed() { s.collector.deviceFailures.Inc() }
 
 // HookRepaired counts a hook that was not in effect and was repaired.
 func (s *Server) HookRepaired(name string) { s.collector.repairs.WithLabelValues(name).Inc() }
 
-// SetAdopted sets how many entries of each map were found at start and kept, by the
-// map's name.
+// SetAdopted sets how many entries of each map were adopted at start, by the map's name.
 func (s *Server) SetAdopted(entries map[string]int) { s.collector.setAdopted(entries) }
 
-// HealthzAddr returns where the server of HealthzAddress listens now, the zero value
-// while it does not listen. With port 0 the kernel chooses the port.
+// HealthzAddr returns the address on which the server of HealthzAddress listens now, with the
+// port that the kernel chose for port 0. It returns the zero value while the server does not
+// listen.
 func (s *Server) HealthzAddr() netip.AddrPort { return s.healthz.bound() }
 
-// ProbeAddr returns the same for ProbeAddress as HealthzAddr for HealthzAddress.
+// ProbeAddr is HealthzAddr for the server of ProbeAddress.
 func (s *Server) ProbeAddr() netip.AddrPort { return s.probes.bound() }
 
-// MetricsAddr returns the same for MetricsAddress as HealthzAddr for HealthzAddress.
+// MetricsAddr is HealthzAddr for the server of MetricsAddress.
 func (s *Server) MetricsAddr() netip.AddrPort { return s.metrics.bound() }

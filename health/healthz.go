@@ -16,15 +16,16 @@ import (
 // answer is the body of healthz, livez and readyz. The first three fields have the names
 // of kube-proxy's answer.
 type answer struct {
-	// LastUpdated is null until the maps first held everything.
+	// LastUpdated is null until the maps first contained every known object.
 	LastUpdated *time.Time `json:"lastUpdated"`
 	CurrentTime time.Time  `json:"currentTime"`
-	// Healthy is about the proxy alone, as in kube-proxy: it is true on a node that is
-	// being deleted.
+	// Healthy is the health of the proxy alone, as in kube-proxy: it can be true on a node
+	// that is being deleted.
 	Healthy bool `json:"healthy"`
 	// NodeEligible is in the answer of healthz only.
 	NodeEligible *bool `json:"nodeEligible,omitempty"`
-	// Status is the health by family. One loop programs both, so both have the same.
+	// Status is the health by family. One loop programs both families, so both have the
+	// same health.
 	Status   map[string]familyAnswer `json:"status"`
 	Reasons  []string                `json:"reasons,omitempty"`
 	Warnings []string                `json:"warnings,omitempty"`
@@ -38,7 +39,7 @@ type familyAnswer struct {
 	Healthy     bool       `json:"healthy"`
 }
 
-// answerHealthz answers load balancers: may this node get traffic?
+// answerHealthz answers load balancers: 200 if this node may get traffic, else 503.
 func answerHealthz(v Verdict) (int, answer) {
 	a := newAnswer(v)
 	a.NodeEligible = &v.NodeEligible
@@ -47,8 +48,9 @@ func answerHealthz(v Verdict) (int, answer) {
 	return code(a.Healthy && v.NodeEligible), a
 }
 
-// answerReadyz answers the kubelet's readiness probe: is what was programmed in effect?
-// The state of the node does not count: a pod that is not ready does not repair a node.
+// answerReadyz answers the kubelet's readiness probe: 200 if the programmed maps are in effect,
+// else 503. It ignores the state of the Node: shunt's pod is ready on a node that is being
+// deleted.
 func answerReadyz(v Verdict) (int, answer) {
 	a := newAnswer(v)
 	a.Reasons = slices.Concat(v.ProxyReasons, v.StartReasons)
@@ -56,9 +58,9 @@ func answerReadyz(v Verdict) (int, answer) {
 	return code(a.Healthy), a
 }
 
-// answerLivez answers the kubelet's liveness probe: would a restart repair anything? A
-// node that is being deleted is no reason for a restart, nor is an API server that does
-// not answer.
+// answerLivez answers the kubelet's liveness probe: 503 if a restart could repair the proxy,
+// else 200. It ignores the state of the Node and an API server that does not answer, since a
+// restart repairs neither.
 func answerLivez(v Verdict) (int, answer) {
 	a := newAnswer(v)
 	a.Warnings = slices.Concat(v.StartReasons, v.Warnings)
@@ -83,8 +85,8 @@ func code(ok bool) int {
 	return http.StatusServiceUnavailable
 }
 
-// public removes from an answer what names objects of the cluster's tenants. It is for
-// addresses that any client can reach.
+// public removes Details, which name objects of the cluster's tenants, from an answer. It is
+// for addresses that any client can reach.
 func public(what func(Verdict) (int, answer)) func(Verdict) (int, answer) {
 	return func(v Verdict) (int, answer) {
 		v.Details = nil
@@ -104,8 +106,8 @@ func probe(c *checker, what func(Verdict) (int, answer), counted func(code int))
 	}
 }
 
-// writeJSON answers with a value that can always be encoded. A write can only fail since
-// the client is gone, which is no error of the server.
+// writeJSON writes body, which must be encodable, as the response. It ignores the error of a
+// write: the client has closed the connection.
 func writeJSON(w http.ResponseWriter, code int, body any) {
 	w.Header().Set("Content-Type", "application/json")
 	w.Header().Set("X-Content-Type-Options", "nosniff")
@@ -135,8 +137,8 @@ func addDetailed(mux *http.ServeMux, c *checker) {
 	mux.Handle("/readyz", probe(c, answerReadyz, nil))
 }
 
-// plainHealthz is the answer that kube-proxy has beside its metrics: the word ok. With a
-// problem it is a list of the reasons.
+// plainHealthz serves /healthz at kube-proxy's metrics address. The body is "ok" with status
+// 200, and the reasons, one a line, with status 503.
 func plainHealthz(c *checker) http.HandlerFunc {
 	return func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", "text/plain; charset=utf-8")

@@ -16,26 +16,26 @@ import (
 	"go.uber.org/zap"
 )
 
-// grace is how long answers that are being written may take when a server is closed.
-// Closing takes less than a second in all.
+// grace bounds the wait for responses that are being written when a server is closed.
+// Closing takes less than a second in total.
 const grace = 700 * time.Millisecond
 
-// maxHeader bounds the header of a request, in bytes. No probe sends as much.
+// maxHeader bounds the header of a request, in bytes. No probe sends a header of that size.
 const maxHeader = 16 << 10
 
-// backoff is how long to wait between attempts to bind an address: it doubles from min
-// to max. The kernel does not report when a port becomes free, and a load balancer or a
-// probe waits for it: max is one second. An attempt costs microseconds.
+// backoff is the wait between attempts to bind an address: it doubles from min to max. The
+// kernel does not report when a port becomes free, and a load balancer or a probe waits for
+// the server: max is one second. An attempt costs microseconds.
 type backoff struct {
 	min, max time.Duration
 }
 
 var bindBackoff = backoff{min: 250 * time.Millisecond, max: time.Second}
 
-// sayAgain is how often a lasting failure to bind is logged again.
+// sayAgain is the time after which a lasting failure to bind is logged again.
 const sayAgain = time.Minute
 
-// after returns the wait after a number of failures, which is at least one.
+// after returns the wait after a number of failures, which must be at least one.
 func (b backoff) after(failures int) time.Duration {
 	d := b.min
 	for i := 1; i < failures && d < b.max; i++ {
@@ -76,9 +76,9 @@ func bindHint(err error, flag string) string {
 	return "choose another address by " + flag
 }
 
-// serve answers on l until ctx is done. It then closes l at once, waits up to grace for
-// answers that are being written, and returns nil. It returns an error if l fails before.
-// net/http logs to log, about broken connections for example.
+// serve serves h on l until ctx is done. It then closes l at once, waits up to grace for
+// responses that are being written, and returns nil. It returns an error if l fails before.
+// net/http writes its messages, such as those about broken connections, to log at debug level.
 func serve(ctx context.Context, l net.Listener, h http.Handler, log *zap.Logger) error {
 	complaints, err := zap.NewStdLogAt(log, zap.DebugLevel)
 	if err != nil {
@@ -126,7 +126,7 @@ type site struct {
 	at netip.AddrPort
 }
 
-// bound returns where the site listens, the zero value while it does not.
+// bound returns the address on which the site listens, the zero value while it does not.
 func (s *site) bound() netip.AddrPort {
 	if s == nil {
 		return netip.AddrPort{}
@@ -142,8 +142,8 @@ func (s *site) setBound(at netip.AddrPort) {
 	s.at = at
 }
 
-// run binds and serves until ctx is done. A failure is tried again with backoff,
-// or returned where hardFail is set.
+// run binds and serves until ctx is done. After a failure it retries with backoff, or
+// returns the error if hardFail is set.
 func (s *site) run(ctx context.Context, hardFail bool) error {
 	var said time.Time
 	for failures := 0; ; {

@@ -18,8 +18,8 @@ import (
 // scrapesAtOnce bounds the cost of a misconfigured scraper.
 const scrapesAtOnce = 4
 
-// metricsMux serves MetricsAddress, by default 127.0.0.1:10249. Its healthz is not
-// counted in kubeproxy_proxy_healthz_total, which is about HealthzAddress.
+// metricsMux serves MetricsAddress, by default 127.0.0.1:10249. Requests of its /healthz are
+// not counted in kubeproxy_proxy_healthz_total, which counts those at HealthzAddress.
 func metricsMux(c *checker, metrics *collector, opts Options) (http.Handler, error) {
 	config, err := json.Marshal(opts.Config)
 	if err != nil {
@@ -38,7 +38,7 @@ func metricsMux(c *checker, metrics *collector, opts Options) (http.Handler, err
 	}
 	mux := http.NewServeMux()
 	mux.Handle("/metrics", promhttp.HandlerFor(registry, promhttp.HandlerOpts{
-		// A source that cannot be read must not hide the others.
+		// If one source cannot be read, the metrics of the others are still served.
 		ErrorHandling:       promhttp.ContinueOnError,
 		ErrorLog:            scrapeLog{opts.Log},
 		Registry:            registry,
@@ -69,7 +69,7 @@ func addProfiling(mux *http.ServeMux) {
 	mux.HandleFunc("/debug/pprof/trace", pprof.Trace)
 }
 
-// scrapeLog logs what a scrape could not read.
+// scrapeLog logs the errors of a scrape.
 type scrapeLog struct{ log *zap.Logger }
 
 // Println implements promhttp.Logger.

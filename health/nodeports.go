@@ -21,9 +21,9 @@ import (
 	"shunt/lb"
 )
 
-// nodePorts serves the healthCheckNodePort of every service that has one: a cloud's load
-// balancer asks there whether this node has a local endpoint. Only the goroutine of run
-// opens and closes sockets; the setters store what it shall serve.
+// nodePorts serves the healthCheckNodePort of every Service that has one: a cloud's load
+// balancer probes this port to find out whether the node has a local endpoint. Only the
+// goroutine of run opens and closes sockets; the setters store what run must serve.
 type nodePorts struct {
 	checker  *checker
 	log      *zap.Logger
@@ -32,9 +32,9 @@ type nodePorts struct {
 	listen   func(context.Context, netip.AddrPort) (net.Listener, error)
 	selected bool
 
-	// changed holds a token when wanted or addrs were replaced.
+	// changed contains a token after wanted or addrs was replaced.
 	changed chan struct{}
-	// broken takes a socket that has failed.
+	// broken receives each socket that has failed.
 	broken chan *checkSocket
 
 	mu     sync.Mutex
@@ -42,8 +42,8 @@ type nodePorts struct {
 	addrs  []netip.Addr
 }
 
-// noFamilyRetry is the wait before an IP family that the node does not have is tried
-// again.
+// noFamilyRetry is the wait before a socket of an IP family that the node does not have is
+// tried again.
 const noFamilyRetry = time.Minute
 
 // checkKey identifies a socket: another port or address of a service is another socket.
@@ -55,12 +55,13 @@ type checkKey struct {
 // checkSocket is a socket that is wanted: open, or waiting for its next attempt.
 type checkSocket struct {
 	key checkKey
-	// endpoints is the number in the handler's answer. It changes while the socket serves.
+	// endpoints is the number of local endpoints in the handler's answer. It changes while
+	// the socket serves.
 	endpoints atomic.Int64
 	// listener is nil while the socket is not open.
 	listener net.Listener
 	stop     context.CancelFunc
-	// failures in a row, and when the next attempt is due.
+	// failures counts consecutive failures; retryAt is when the next attempt is due.
 	failures int
 	retryAt  time.Time
 }
@@ -96,7 +97,7 @@ func (n *nodePorts) setAddresses(addrs []netip.Addr) {
 	if !n.selected {
 		return
 	}
-	// A wildcard is left out: as a socket's address it would stand for every address.
+	// A wildcard is left out: a socket bound to it would accept connections to every address.
 	addrs = slices.DeleteFunc(slices.Clone(addrs), netip.Addr.IsUnspecified)
 	slices.SortFunc(addrs, netip.Addr.Compare)
 	n.mu.Lock()
@@ -169,9 +170,9 @@ type wantedSocket struct {
 	endpoints int
 }
 
-// snapshot returns the wanted sockets: one for each check and address of the check's
-// family. They are in the order of the checks: of two services with the same port, the
-// same one gets it after every start.
+// snapshot returns the wanted sockets: one for each check and each address of the check's
+// family. They are in the order of the checks, so that of two Services with the same port
+// the same Service gets the port after every start.
 func (n *nodePorts) snapshot() []wantedSocket {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -188,7 +189,7 @@ func (n *nodePorts) snapshot() []wantedSocket {
 	return wanted
 }
 
-// open binds a socket and serves it, or sets when to try again.
+// open binds a socket and serves it. If the bind fails, it sets the time of the next attempt.
 func (n *nodePorts) open(ctx context.Context, wg *sync.WaitGroup, s *checkSocket) {
 	l, err := n.listen(ctx, s.key.at)
 	if errors.Is(err, syscall.EAFNOSUPPORT) {
@@ -221,7 +222,7 @@ func (n *nodePorts) open(ctx context.Context, wg *sync.WaitGroup, s *checkSocket
 	})
 }
 
-// giveUp closes a broken socket, so that it is opened again.
+// giveUp closes a broken socket, so that apply opens it again.
 func (n *nodePorts) giveUp(s *checkSocket, sockets map[checkKey]*checkSocket) {
 	if sockets[s.key] != s {
 		return
@@ -231,8 +232,8 @@ func (n *nodePorts) giveUp(s *checkSocket, sockets map[checkKey]*checkSocket) {
 		s.key.at.Port(), s.key.service, s.key.at.Addr()))
 }
 
-// putOff records a failure and sets the next attempt. It reports only the first of
-// failures in a row.
+// putOff records a failure and sets the time of the next attempt. It logs and reports only the
+// first of consecutive failures.
 func (n *nodePorts) putOff(s *checkSocket, err error) {
 	s.failures++
 	wait := n.backoff.after(s.failures)
@@ -244,7 +245,7 @@ func (n *nodePorts) putOff(s *checkSocket, err error) {
 	n.failed(s.key.service, s.key.at.Port(), err)
 }
 
-// close frees the port at once. The goroutine ends by itself within grace.
+// close frees the port at once. The goroutine that serves the socket ends within grace.
 func (s *checkSocket) close() {
 	if s.listener == nil {
 		return
@@ -254,8 +255,8 @@ func (s *checkSocket) close() {
 	s.listener = nil
 }
 
-// nextRetry returns a channel that receives when the next attempt is due (nil if none is
-// due), and a function that stops it.
+// nextRetry returns a channel that receives when the next attempt is due (nil if all sockets
+// are open), and a function that stops its timer.
 func (n *nodePorts) nextRetry(sockets map[checkKey]*checkSocket) (<-chan time.Time, func()) {
 	var next time.Time
 	for _, s := range sockets {
@@ -282,8 +283,8 @@ type checkService struct {
 	Name      string `json:"name"`
 }
 
-// handler answers any path and method. The state of the Node does not count: while a node
-// drains, its endpoints leave one by one, and their number is in the answer.
+// handler answers any path and method. It ignores the state of the Node: while a node is
+// drained, its endpoints are removed one by one, and their number is in the answer.
 func (n *nodePorts) handler(s *checkSocket) http.HandlerFunc {
 	return func(w http.ResponseWriter, _ *http.Request) {
 		endpoints, healthy := s.endpoints.Load(), n.checker.serving()

@@ -8,9 +8,9 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 )
 
-// Requests are the metrics of requests to the API server, with the names, labels and
-// buckets of the dashboards of Kubernetes components. Its methods may be called from any
-// goroutine. This package does not import client-go: the caller connects them.
+// Requests contains the metrics of requests to the API server, with the names, labels and
+// buckets of Kubernetes components. Its methods may be called from any goroutine. This
+// package does not import client-go: the caller registers Requests with client-go.
 type Requests struct {
 	latency, rateLimiter      *prometheus.HistogramVec
 	requestSize, responseSize *prometheus.HistogramVec
@@ -22,7 +22,7 @@ var (
 	sizeBuckets    = []float64{64, 256, 512, 1024, 4096, 16384, 65536, 262144, 1048576, 4194304, 16777216}
 )
 
-// NewRequests returns metrics that are zero.
+// NewRequests returns a Requests without observations.
 func NewRequests() *Requests {
 	histogram := func(name, help string, buckets []float64) *prometheus.HistogramVec {
 		return prometheus.NewHistogramVec(prometheus.HistogramOpts{Name: name, Help: help, Buckets: buckets}, []string{"verb", "host"})

@@ -62,7 +62,7 @@ var described = []*prometheus.Desc{
 	exceptions, exceptionsMax,
 }
 
-// counted returns the metrics that are counted when something is reported.
+// counted returns the metrics that are updated by reports and not at a scrape.
 func (m *collector) counted() []prometheus.Collector {
 	return []prometheus.Collector{
 		m.sync, m.syncFull, m.syncPartial, m.programming, m.healthz, m.livez,
@@ -80,8 +80,8 @@ func (m *collector) Describe(out chan<- *prometheus.Desc) {
 	}
 }
 
-// Collect implements prometheus.Collector. A source that cannot be read makes its own
-// metrics invalid, and no others.
+// Collect implements prometheus.Collector. A source that cannot be read invalidates only its
+// own metrics.
 func (m *collector) Collect(out chan<- prometheus.Metric) {
 	for _, c := range m.counted() {
 		c.Collect(out)

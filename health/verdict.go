@@ -14,26 +14,27 @@ import (
 	"shunt/maps"
 )
 
-// pressure is the fill of a map, in percent, from which on there is a warning. The rest
-// must last until an operator has read it.
+// pressure is the fill of a map, in percent, from which on there is a warning. The free
+// entries must suffice until an operator has read the warning.
 const pressure = 80
 
 // Verdict is the health of the proxy and of its node, at one moment.
 type Verdict struct {
-	// Time is that moment. LastUpdated is when the maps last held everything that was
-	// known, zero if they never did.
+	// Time is that moment. LastUpdated is when the maps last contained every known object,
+	// zero if they never did.
 	Time, LastUpdated time.Time
-	// Healthy is true if the proxy makes progress or has nothing to do: a restart
-	// would repair nothing.
+	// Healthy is true if the proxy makes progress or has nothing to do, so that a restart
+	// would not help.
 	Healthy bool
-	// Serving is true if what this daemon or an earlier one programmed is in effect.
+	// Serving is true if the maps that this daemon or an earlier one programmed are in
+	// effect.
 	Serving bool
 	// NodeEligible is true if load balancers may send new traffic to the node.
 	NodeEligible bool
-	// ProxyReasons say why the proxy is not healthy, StartReasons why it is not
-	// serving, NodeReasons why the node is not eligible. Warnings say what is not
-	// wrong yet, or is being repaired. None of these names objects of the cluster's
-	// tenants. Details do: they are for clients that may read metrics.
+	// ProxyReasons are the reasons why the proxy is not Healthy, StartReasons why it is
+	// not Serving, NodeReasons why the node is not eligible. Warnings are faults that do
+	// not make the proxy unhealthy. Only Details name objects of the cluster's tenants:
+	// they are for clients that may read the metrics.
 	ProxyReasons, StartReasons, NodeReasons, Warnings, Details []string
 }
 
@@ -46,7 +47,7 @@ type checker struct {
 	hooks       HookSource // nil: there are none
 	// watches is nil where there is no API server.
 	watches func() []Watch
-	// adopted is set when what an earlier daemon programmed is in effect.
+	// adopted is set if the maps of an earlier daemon were adopted and are in effect.
 	adopted atomic.Bool
 	source  atomic.Pointer[StatusSource]
 }
@@ -61,7 +62,7 @@ func (c *checker) status() lb.Status {
 	return lb.Status{}
 }
 
-// fill returns how full the maps are.
+// fill returns the number of used entries and the size of each map.
 func (c *checker) fill(st lb.Status) []maps.Fill {
 	if c.flows == nil {
 		return st.Fill
@@ -77,8 +78,8 @@ func (c *checker) serving() bool {
 	return reason == "" && c.inEffect(st)
 }
 
-// inEffect reports whether what was programmed is in effect: by this daemon or, while it
-// waits for the API server, by an earlier one.
+// inEffect reports whether programmed maps are in effect: those of this daemon or, while it
+// waits for the API server, those of an earlier daemon.
 func (c *checker) inEffect(st lb.Status) bool { return st.Synced || c.adopted.Load() }
 
 // verdict reads all sources once.
@@ -124,9 +125,9 @@ func (c *checker) verdict() Verdict {
 	return v
 }
 
-// proxy returns why the proxy is not healthy, "" if it is, and when it was last up to
-// date. A change that was tried and failed is no reason: it is a problem of one Service,
-// and not of the loop. A change that waits for longer than timeout is one.
+// proxy returns the reason why the proxy is not healthy, "" if it is, and when the maps were
+// last up to date. A change that waits for longer than timeout makes the proxy unhealthy. A
+// change that was tried and failed does not: it is a problem of one Service, not of the loop.
 func (c *checker) proxy(st lb.Status, now time.Time) (string, time.Time) {
 	if st.QueuedSince.IsZero() {
 		if !st.Synced {
@@ -141,8 +142,8 @@ func (c *checker) proxy(st lb.Status, now time.Time) (string, time.Time) {
 	return "", st.LastSync
 }
 
-// node returns why this node should get no new traffic, "" if it may. By KEP-3836 load
-// balancers drain a node that is being deleted.
+// node returns the reason why this node should get no new traffic, "" if it may. By KEP-3836
+// load balancers drain a node that is being deleted.
 func (c *checker) node(st lb.Status) string {
 	n := st.Node
 	switch {
@@ -186,8 +187,8 @@ func mapWarnings(fills []maps.Fill) []string {
 	return warnings
 }
 
-// underPressure returns how full a map is, in percent, and whether that is at least
-// pressure. A map of size 0 holds nothing and is never full.
+// underPressure returns how full a map is, in percent, and reports whether that is at least
+// pressure. For a map of size 0 it returns 0.
 func underPressure(f maps.Fill) (percent uint64, high bool) {
 	if f.Size == 0 {
 		return 0, false

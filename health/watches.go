@@ -14,7 +14,8 @@ type Watch struct {
 	Resource string `json:"resource"`
 	// Up is set when a watch was opened and no request has failed since.
 	Up bool `json:"up"`
-	// LastEvent is when the API server last sent anything for it, a bookmark too.
+	// LastEvent is when the API server last sent a list, an event or a bookmark of this
+	// resource.
 	LastEvent time.Time `json:"lastEvent,omitzero"`
 	// FailingSince is when requests began to fail, Error the error of the latest one;
 	// zero and empty while requests succeed.
