@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Package kubeproxy finds and removes what a kube-proxy leaves on a node: rules, tables,
-// devices and ipsets. It also finds running kube-proxies. It never changes rules of other
-// programs, and keeps kube-proxy's rules that those use. Start reading at Clean. names.go
-// has the names that are kube-proxy's, plan.go decides what is removed.
+// IPVS virtual servers, devices and ipsets. It also finds running kube-proxies. It never
+// changes rules of other programs, and retains the rules of kube-proxy that other programs
+// use. Start reading at Clean. names.go contains kube-proxy's names, plan.go decides what is
+// removed.
 package kubeproxy
 
 import (
@@ -17,15 +18,16 @@ import (
 // was done about it.
 type Report struct {
 	DryRun bool `json:"dryRun"`
-	// Found can be removed. Kept is kube-proxy's too, but other programs use it.
+	// Found lists what can be removed. Kept lists what is retained because other programs
+	// use it.
 	Found []Finding `json:"found"`
 	Kept  []Kept    `json:"kept"`
-	// Unseen could not be read, or could not be removed since a tool is missing.
+	// Unseen lists what could not be read, or can't be removed since a tool is missing.
 	Unseen []Unseen `json:"unseen"`
 	// Running are the signs of a kube-proxy that runs now.
 	Running []Sign `json:"running"`
-	// Held are shunt's own rules that keep kube-proxy's established connections
-	// translated.
+	// Held are shunt's own rules that make the kernel continue to translate kube-proxy's
+	// established connections.
 	Held []string `json:"held"`
 }
 
@@ -34,23 +36,23 @@ type Finding struct {
 	// By is the mechanism: iptables-nft, iptables-legacy, nftables or ipvs.
 	By     string `json:"by"`
 	Family Family `json:"family,omitempty"`
-	// Table is the name of a table, Chains the number of kube-proxy's chains in it.
-	// Jumps are the rules of built-in chains that jump to those, as iptables-save
-	// prints them.
+	// Table is the name of a table, Chains the number of kube-proxy's chains in the table.
+	// Jumps are the rules of built-in chains that jump to these chains, in the format of
+	// iptables-save.
 	Table  string   `json:"table,omitempty"`
 	Chains int      `json:"chains,omitempty"`
 	Jumps  []string `json:"jumps,omitempty"`
-	// Name is set for what is not a table: a device, an ipset, a virtual server.
+	// Name is set for a finding that is not a table: a device, an ipset, a virtual server.
 	Name    string `json:"name,omitempty"`
 	Removed bool   `json:"removed"`
 }
 
-// Kept is what stays in one table or mechanism, and why.
+// Kept lists what is retained in one table or mechanism, and why.
 type Kept struct {
 	By     string `json:"by"`
 	Family Family `json:"family,omitempty"`
 	Table  string `json:"table,omitempty"`
-	// Names are those of chains or of virtual servers.
+	// Names are the names of chains or of virtual servers.
 	Names  []string `json:"names"`
 	Reason string   `json:"reason"`
 }
@@ -63,7 +65,7 @@ type Unseen struct {
 
 // Options are the options of Clean.
 type Options struct {
-	// DryRun only reports, and changes nothing.
+	// DryRun makes Clean report without changing anything.
 	DryRun bool
 }
 
@@ -75,17 +77,18 @@ var ErrRunning = errors.New("a kube-proxy runs in this network namespace and wou
 // kube-proxy left.
 var ErrUnseen = errors.New("not everything could be looked at or removed")
 
-// Look finds what Clean would remove.
+// Look returns the report of Clean without removing anything.
 func Look(ctx context.Context) (*Report, error) { return Clean(ctx, Options{DryRun: true}) }
 
 // Clean removes what a kube-proxy left in the network namespace of the calling thread:
 // rules of all its modes, for both families, in both variants of iptables. The rules of
 // one iptables table are removed in one transaction, and so is an nftables table.
-// Established connections stay, since conntrack translates them; those of IPVS do not.
-// With nothing to remove, Clean changes nothing but a holder that is no longer needed.
+// Established connections of iptables and nftables mode survive, since conntrack translates
+// them; those of IPVS mode break. If nothing is left to remove, Clean only removes a holder
+// that is no longer needed.
 //
-// The report is valid with an error too: ErrRunning, ErrUnseen, or the error of a tool or
-// of the kernel.
+// The error wraps ErrRunning, ErrUnseen, or the error of a tool or of the kernel. The report
+// is valid with an error too.
 func Clean(ctx context.Context, options Options) (*Report, error) {
 	c := &cleaner{report: Report{Found: []Finding{}, Kept: []Kept{}, Unseen: []Unseen{}, Held: []string{}}}
 	c.look(ctx)
@@ -111,8 +114,8 @@ type cleaner struct {
 	steps  []step // in the order of the removal
 }
 
-// look finds everything and changes nothing. Its order is that of the removal: what
-// refers to something else is removed before that.
+// look finds everything and changes nothing. The findings are in the order of removal: an
+// object that refers to another is removed before the other.
 func (c *cleaner) look(ctx context.Context) {
 	nft, err := readNFT()
 	if err != nil {
@@ -123,8 +126,8 @@ func (c *cleaner) look(ctx context.Context) {
 	c.lookIPVS()
 }
 
-// found adds a finding, and run, which removes it. A nil run means that it can't be
-// removed.
+// found adds a finding and the function run that removes it. A nil run means that the finding
+// can't be removed.
 func (c *cleaner) found(f Finding, run func(ctx context.Context) error) {
 	c.report.Found = append(c.report.Found, f)
 	if run != nil {
@@ -163,7 +166,8 @@ func (c *cleaner) remove(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
-// verify looks again: a kube-proxy that Running can't see may write during the removal.
+// verify returns an error if there are findings again: a kube-proxy that Running does not find
+// may write its rules during the removal.
 func (c *cleaner) verify(ctx context.Context) error {
 	again := &cleaner{}
 	again.look(ctx)

@@ -18,12 +18,12 @@ const (
 	keepChain = "SHUNT-KEEP-NAT"
 )
 
-// holder keeps established connections translated. Their conntrack entries translate
-// them, not kube-proxy's rules. But the kernel stops conntrack and NAT in a network
-// namespace when the last rule that needs them is removed, and that can be a rule of
-// kube-proxy's: the connections would hang from one packet to the next. So where there
-// are such connections and no other NAT rule, one rule of shunt's stays. It needs
-// conntrack and NAT and does nothing else. A later Clean, or a reboot, removes it.
+// holder is a rule that makes the kernel continue to translate established connections. Their
+// conntrack entries translate them, not kube-proxy's rules. But the kernel stops conntrack
+// and NAT in a network namespace when the last rule that needs them is removed. If that is a
+// rule of kube-proxy, the connections hang from one packet to the next. So if there are
+// translated connections and no other NAT rule, Clean leaves one rule of shunt, whose only
+// effect is that it needs conntrack and NAT. A later Clean, or a reboot, removes the rule.
 type holder struct {
 	made []Family // by this run
 }
@@ -52,8 +52,7 @@ func (h *holder) hold(ctx context.Context) error {
 	return nil
 }
 
-// joinUnlessNil returns nil if the last attempt succeeded: earlier failures do not
-// matter then.
+// joinUnlessNil returns nil if the last attempt succeeded, else the errors of all attempts.
 func joinUnlessNil(before, now error) error {
 	if now == nil {
 		return nil
@@ -61,7 +60,8 @@ func joinUnlessNil(before, now error) error {
 	return errors.Join(before, now)
 }
 
-// release removes every holder that is no longer needed, and returns those that are.
+// release removes every holder that is no longer needed, and returns the descriptions of
+// those that are needed.
 func (h *holder) release(ctx context.Context) (held []string, err error) {
 	nft, err := readNFT()
 	if err != nil {
@@ -94,7 +94,7 @@ func (h *holder) release(ctx context.Context) (held []string, err error) {
 	return held, errors.Join(errs...)
 }
 
-// place is a holder that exists: its description, and how to remove it.
+// place is a holder that exists: its description, and the function that removes it.
 type place struct {
 	text    string
 	release func(context.Context) error
@@ -123,8 +123,8 @@ func holders(nft *nftState, legacy *table, family Family) []place {
 	return places
 }
 
-// isNeeded reports whether there are translated connections and no NAT rule but a
-// holder's.
+// isNeeded reports whether there are translated connections and no NAT rule other than a
+// holder.
 func isNeeded(family Family, legacy *table) (bool, error) {
 	live, err := translated(family)
 	if err != nil || !live {
@@ -141,8 +141,8 @@ func isNeeded(family Family, legacy *table) (bool, error) {
 	return !others, err
 }
 
-// translated reports whether conntrack translates a connection of the family. Then the
-// entry's reply tuple is not its original tuple with source and destination swapped.
+// translated reports whether conntrack translates a connection of the family: whether there
+// is an entry whose reply tuple differs from its reversed original tuple.
 func translated(family Family) (bool, error) {
 	af := netlink.InetFamily(unix.AF_INET)
 	if family == IPv6 {
@@ -156,7 +156,7 @@ func translated(family Family) (bool, error) {
 	if isAbsent(err) {
 		return false, nil
 	}
-	// An interrupted dump of a large and busy table is enough: one entry is searched for.
+	// A dump that changes interrupted is sufficient: one translated entry is enough.
 	if err != nil && !errors.Is(err, netlink.ErrDumpInterrupted) {
 		return false, fmt.Errorf("list conntrack's %s entries: %w", family, err)
 	}

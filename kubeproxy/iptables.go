@@ -14,8 +14,8 @@ import (
 	"time"
 )
 
-// The two variants of iptables. Their rules are in different parts of the kernel, and
-// both can have rules at the same time.
+// The two variants of iptables. Their rules are in different subsystems of the kernel, and
+// both variants can have rules at the same time.
 const (
 	variantNFT    = "iptables-nft"
 	variantLegacy = "iptables-legacy"
@@ -34,8 +34,8 @@ type xtables struct {
 	save, restore string // paths
 }
 
-// findXTables finds the programs of a variant, by its own names (iptables-nft-save) or by
-// the plain ones (iptables-save) where those are of the variant.
+// findXTables finds the programs of a variant by the variant's names (iptables-nft-save), or
+// by the plain names (iptables-save) if these programs are of the variant.
 func findXTables(ctx context.Context, variant string, family Family) (*xtables, error) {
 	x := &xtables{variant: variant, family: family}
 	plain := "iptables"
@@ -53,15 +53,15 @@ func findXTables(ctx context.Context, variant string, family Family) (*xtables, 
 	return nil, fmt.Errorf("%s-save and -restore of %s are not installed: run this where they are (package iptables)", plain, variant)
 }
 
-// isVariant asks iptables for its variant. Before 1.8 there was only the legacy variant,
-// and the version did not name it.
+// isVariant reports whether the plain program is of the variant, by its --version. Before 1.8
+// there was only the legacy variant, and the version did not name it.
 func isVariant(ctx context.Context, plain, variant string) bool {
 	out, err := runTool(ctx, "", plain, "--version")
 	return err == nil && strings.Contains(out, "(nf_tables)") == (variant == variantNFT)
 }
 
-// read reads a table. The table must exist: older programs create the table that they
-// are asked for.
+// read reads a table. The table must exist, since older versions of iptables-save create a
+// missing table.
 func (x *xtables) read(ctx context.Context, name string) (*table, error) {
 	out, err := runTool(ctx, "", x.save, "-t", name)
 	if err != nil {
@@ -89,8 +89,9 @@ func runTool(ctx context.Context, stdin, path string, args ...string) (string, e
 	return stdout.String(), nil
 }
 
-// lookIPTables looks at both variants and families. It needs the programs only where the
-// kernel has chains of kube-proxy's, or legacy tables that may contain such chains.
+// lookIPTables looks for kube-proxy's chains in both variants and families. It runs the
+// programs of a variant only if the kernel has chains of kube-proxy, or legacy tables, which
+// may contain such chains.
 func (c *cleaner) lookIPTables(ctx context.Context, nft *nftState) {
 	for _, family := range families {
 		var tables []string

@@ -15,8 +15,8 @@ import (
 )
 
 // lookIPVS finds what IPVS mode leaves besides its iptables chains: virtual servers, the
-// device with their addresses, and ipsets. The chains are removed before, since they
-// refer to the ipsets.
+// device with their addresses, and ipsets. lookIPTables precedes it: the chains refer to the
+// ipsets, so they are removed before the ipsets.
 func (c *cleaner) lookIPVS() {
 	sets, err := readSets()
 	if err != nil {
@@ -40,8 +40,7 @@ func (c *cleaner) lookIPVS() {
 	}
 }
 
-// lookSet adds an ipset to the findings. It stays if a rule still refers to it when it is
-// to be removed.
+// lookSet adds an ipset to the findings. Its removal fails if a rule still refers to the ipset.
 func (c *cleaner) lookSet(name string) {
 	c.found(Finding{By: "ipvs", Name: "ipset " + name}, func(context.Context) error {
 		err := netlink.IpsetDestroy(name)
@@ -117,7 +116,8 @@ func readDevice() (netlink.Link, map[netip.Addr]bool, error) {
 const ipvsFile = "/proc/thread-self/net/ip_vs"
 
 // lookServers finds the virtual servers of kube-proxy: those at addresses of its device
-// and at node ports of its ipsets. Others are another program's (keepalived's).
+// and at node ports of its ipsets. Other virtual servers belong to other programs, such as
+// keepalived.
 func (c *cleaner) lookServers(addrs map[netip.Addr]bool, ports map[uint16]bool) {
 	if _, err := os.Stat(ipvsFile); errors.Is(err, os.ErrNotExist) {
 		return

@@ -18,7 +18,7 @@ var families = []Family{IPv4, IPv6}
 // NFTable is the name of kube-proxy's table in nftables mode, in families ip and ip6.
 const NFTable = "kube-proxy"
 
-// ipvsDevice holds the service addresses in IPVS mode.
+// ipvsDevice is the device to which IPVS mode assigns the service addresses.
 const ipvsDevice = "kube-ipvs0"
 
 // Chains that makePlan handles by name.
@@ -30,12 +30,12 @@ const (
 // xtTables are the iptables tables that kube-proxy writes to.
 var xtTables = []string{"nat", "filter", "mangle"}
 
-// chains has kube-proxy's chains by table; true: kube-proxy jumps to the chain from a
-// built-in one. The source is KEP-3178 and what kube-proxies of 1.9 to 1.37 write, in
+// chains contains kube-proxy's chains by table; true: kube-proxy jumps to the chain from a
+// built-in chain. The sources are KEP-3178 and the rules of kube-proxy 1.9 to 1.37 in
 // iptables and IPVS mode.
-// KUBE-FIREWALL of table filter, KUBE-MARK-DROP and KUBE-KUBELET-CANARY are the
-// kubelet's; KUBE-HOSTPORTS is a CNI plugin's; KUBE-ROUTER-…, KUBE-POD-FW-… and
-// KUBE-NWPLCY-… are kube-router's.
+// KUBE-FIREWALL of table filter, KUBE-MARK-DROP and KUBE-KUBELET-CANARY belong to the
+// kubelet, KUBE-HOSTPORTS to a CNI plugin, KUBE-ROUTER-…, KUBE-POD-FW-… and KUBE-NWPLCY-… to
+// kube-router.
 var chains = map[string]map[string]bool{
 	"nat": {
 		"KUBE-SERVICES": true, "KUBE-NODEPORTS": true, chainPostrouting: true,
@@ -51,7 +51,7 @@ var chains = map[string]map[string]bool{
 	"mangle": {"KUBE-PROXY-CANARY": false},
 }
 
-// hashed are the chains of one service port or endpoint.
+// hashed matches the names of chains of one service port or endpoint.
 var hashed = regexp.MustCompile(`^KUBE-(SVC|SVL|SEP|FW|EXT|XLB)-[A-Z2-7]{16}$`)
 
 // isChain reports whether a chain of an iptables table is kube-proxy's.
@@ -62,7 +62,7 @@ func isChain(table, chain string) bool {
 	return table == "nat" && hashed.MatchString(chain)
 }
 
-// isEntry reports whether kube-proxy jumps to the chain from a built-in one.
+// isEntry reports whether kube-proxy jumps to the chain from a built-in chain.
 func isEntry(table, chain string) bool { return chains[table][chain] }
 
 // isSet reports whether an ipset is kube-proxy's.

@@ -12,8 +12,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// nftState has the tables and chains of the kernel's nftables, those of iptables-nft
-// included. It is read without any program. A nil one is empty.
+// nftState contains the tables and chains of the kernel's nftables, including those of
+// iptables-nft. It is read by netlink, without nft or iptables. A nil nftState is empty.
 type nftState struct {
 	tables map[Family]map[string][]string // chains by table
 }
@@ -60,7 +60,7 @@ func readNFT() (*nftState, error) {
 }
 
 // natByNFT reports whether a rule of nftables, or of iptables-nft, translates addresses of
-// the family. The kernel keeps NAT and conntrack active as long as there is one.
+// the family. As long as there is such a rule, NAT and conntrack remain active.
 func natByNFT(family Family) (bool, error) {
 	found := false
 	for _, protocol := range []uint8{nfProtocols[family], unix.NFPROTO_INET} {
@@ -89,12 +89,12 @@ func isNATExpression(e attrs) bool {
 // natTargets are the extensions of iptables that translate addresses.
 var natTargets = map[string]bool{"MASQUERADE": true, "DNAT": true, "SNAT": true, "REDIRECT": true, "NETMAP": true}
 
-// dumpTries bounds the attempts at a dump that changes interrupt.
+// dumpTries bounds the attempts at a dump, which a concurrent change interrupts.
 const dumpTries = 5
 
-// dumpNFT asks nfnetlink (include/uapi/linux/netfilter/nf_tables.h) for all objects of a
-// kind, and calls each once for the attributes of each object. A kernel without nftables
-// has none.
+// dumpNFT requests all objects of a kind from nfnetlink
+// (include/uapi/linux/netfilter/nf_tables.h), and calls each with the attributes of each
+// object. In a kernel without nftables there are no objects.
 func dumpNFT(message int, protocol uint8, each func(attrs)) error {
 	var replies [][]byte
 	var err error = netlink.ErrDumpInterrupted
@@ -130,7 +130,7 @@ type attrs map[uint16][]byte
 // parseAttrs parses attributes up to the first malformed one.
 func parseAttrs(b []byte) attrs {
 	a := attrs{}
-	list, _ := nl.ParseRouteAttr(b) // with an error too, it returns the attributes before
+	list, _ := nl.ParseRouteAttr(b) // with an error it also returns the attributes before the malformed one
 	for _, attr := range list {
 		a[attr.Attr.Type&nl.NLA_TYPE_MASK] = attr.Value
 	}

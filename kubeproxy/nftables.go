@@ -18,8 +18,8 @@ func nftFamily(family Family) knftables.Family {
 	return knftables.IPv4Family
 }
 
-// lookNFTables finds the tables of nftables mode. A rule of another table can't jump into
-// them, so they are removed as a whole.
+// lookNFTables finds the tables of nftables mode. Rules of other tables can't jump into them,
+// so each table is removed as a whole.
 func (c *cleaner) lookNFTables(nft *nftState) {
 	for _, family := range families {
 		if !nft.hasTable(family, NFTable) {
@@ -46,7 +46,7 @@ func deleteTable(ctx context.Context, nft knftables.Interface, name string) erro
 	return nil
 }
 
-// holdByNFT makes the table keepTable, which needs conntrack and NAT and does nothing else.
+// holdByNFT creates the table keepTable, whose only effect is that it needs conntrack and NAT.
 func holdByNFT(ctx context.Context, family Family) error {
 	nft, err := knftables.New(nftFamily(family), keepTable)
 	if err != nil {
@@ -74,8 +74,8 @@ func releaseByNFT(ctx context.Context, family Family) error {
 	return deleteTable(ctx, nft, keepTable)
 }
 
-// holdByIPTables makes the chain keepChain, to which no rule jumps. The kernel counts its
-// rule as a user of conntrack all the same, and its table as a user of NAT.
+// holdByIPTables creates the chain keepChain, to which no rule jumps. The kernel nevertheless
+// counts the chain's rule as a user of conntrack, and its table as a user of NAT.
 func holdByIPTables(ctx context.Context, variant string, family Family) error {
 	x, err := findXTables(ctx, variant, family)
 	if err != nil {

@@ -19,10 +19,10 @@ type plan struct {
 
 func (p *plan) empty() bool { return len(p.jumps) == 0 && len(p.remove) == 0 }
 
-// makePlan decides what is removed. A chain of kube-proxy's stays if another program's
-// rule jumps to it (the CNI plugin portmap can be configured to use KUBE-MARK-MASQ), with
-// all chains that it jumps to. If KUBE-MARK-MASQ stays, so does KUBE-POSTROUTING, which
-// masquerades the marked packets.
+// makePlan decides what is removed. If a rule of another program jumps to a chain of
+// kube-proxy (the CNI plugin portmap can be configured to use KUBE-MARK-MASQ), that chain
+// is retained, and so are all chains that it jumps to. With KUBE-MARK-MASQ, KUBE-POSTROUTING
+// is retained too, since it masquerades the marked packets.
 func makePlan(t *table) *plan {
 	p := &plan{table: t.name}
 	byChain := map[string][]rule{}
@@ -55,14 +55,14 @@ func makePlan(t *table) *plan {
 	return p
 }
 
-// isOwnJump reports whether kube-proxy wrote a rule that jumps to one of its chains: the
-// rule is in a built-in chain, jumps to an entry chain, and has kube-proxy's comment.
+// isOwnJump reports whether kube-proxy wrote r, a rule that jumps to a chain of kube-proxy. Such
+// a rule is in a built-in chain, jumps to a chain of isEntry, and has kube-proxy's comment.
 func isOwnJump(t *table, r rule) bool {
 	return !t.users[r.chain] && isEntry(t.name, r.target) && strings.HasPrefix(r.comment, "kubernetes ")
 }
 
-// reach returns the chains in from, and kube-proxy's chains that they jump to, directly
-// or through others.
+// reach returns the chains in from, and kube-proxy's chains to which they jump, directly or
+// indirectly.
 func reach(table string, byChain map[string][]rule, from []string) map[string]bool {
 	seen := map[string]bool{}
 	queue := slices.Clone(from)

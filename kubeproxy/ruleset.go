@@ -23,7 +23,7 @@ type rule struct {
 	comment string // of -m comment
 }
 
-// incompatible is the text of iptables-nft-save for a table that it can't print.
+// incompatible is the message of iptables-nft-save for a table that it can't print.
 const incompatible = "is incompatible, use 'nft' tool"
 
 // parseTable parses one table. A line that it can't parse is an error.

@@ -18,10 +18,10 @@ import (
 
 // Sign is a sign of a kube-proxy that runs in this network namespace.
 type Sign struct {
-	// PID is 0 where only its answer is known: it can be part of another process (k3s),
-	// or be invisible in /proc.
+	// PID is 0 if only the HTTP answer is known: the kube-proxy can be part of another
+	// process (k3s), or be invisible in /proc.
 	PID int `json:"pid,omitempty"`
-	// Address is where it answers, Mode is its answer.
+	// Address is the address at which the kube-proxy answers /proxyMode, Mode its answer.
 	Address string `json:"address,omitempty"`
 	Mode    string `json:"mode,omitempty"`
 }
@@ -34,17 +34,17 @@ func (s Sign) String() string {
 	return fmt.Sprintf("a kube-proxy that answers at %s, mode %s", s.Address, s.Mode)
 }
 
-// metricsAddress is where a kube-proxy answers /proxyMode by default.
+// metricsAddress is the default address at which a kube-proxy answers /proxyMode.
 const metricsAddress = "127.0.0.1:10249"
 
-// modes are kube-proxy's answers. shunt answers another word at the same path.
+// modes are kube-proxy's answers at /proxyMode. shunt's answer is health.ProxyMode.
 var modes = []string{"iptables", "ipvs", "nftables", "userspace"}
 
 // probeTimeout bounds the request to a local port.
 const probeTimeout = time.Second
 
-// Running returns the signs of kube-proxies in the network namespace of the calling
-// thread: processes of that name, and one that answers /proxyMode at metricsAddress.
+// Running returns the signs of kube-proxies in the network namespace of the calling thread:
+// processes named kube-proxy, and a kube-proxy that answers /proxyMode at metricsAddress.
 func Running(ctx context.Context) []Sign {
 	signs := processes()
 	if mode := askMode(ctx, metricsAddress); slices.Contains(modes, mode) {
@@ -53,8 +53,8 @@ func Running(ctx context.Context) []Sign {
 	return signs
 }
 
-// processes returns the kube-proxies that are visible in /proc. A process that can't be
-// read, since it has ended for example, is left out.
+// processes returns the kube-proxies that are visible in /proc. It leaves out a process that
+// can't be read, for example because it has ended.
 func processes() []Sign {
 	here, err := os.Readlink("/proc/thread-self/ns/net")
 	if err != nil {
@@ -81,8 +81,8 @@ func processes() []Sign {
 func askMode(ctx context.Context, address string) string {
 	ctx, cancel := context.WithTimeout(ctx, probeTimeout)
 	defer cancel()
-	// Dialled here, on this thread: the transport would dial on another one, which is in
-	// another network namespace if this thread is not in that of the process.
+	// Dial on this thread: the transport would dial on another thread, which can be in
+	// another network namespace.
 	conn, err := (&net.Dialer{}).DialContext(ctx, "tcp", address)
 	if err != nil {
 		return ""

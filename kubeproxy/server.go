@@ -33,7 +33,7 @@ type server struct {
 	addr     netip.Addr
 	protocol uint16 // IPPROTO_
 	port     uint16
-	mark     uint32 // not 0: a firewall mark identifies it, and it has no address
+	mark     uint32 // not 0: a firewall mark identifies the server, and addr and port are unset
 }
 
 func (s server) String() string {
