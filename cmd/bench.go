@@ -113,8 +113,8 @@ func runBench(ctx context.Context, stdout, stderr io.Writer, o *benchFlags) erro
 	return writeOutput(stdout, o.output, report, report.Table)
 }
 
-// writable checks before the measurement that a file can be written. It does not change
-// what is in the file.
+// writable returns an error if the file can't be written. It is called before the measurement,
+// and does not change the file's contents.
 func writable(file string) error {
 	if file == "" {
 		return nil

@@ -12,18 +12,18 @@ import (
 	"shunt/maps"
 )
 
-// keptChecks stores the healthCheckNodePorts in map memory for the next daemon. That daemon
-// answers them before it has read anything from the API server: what is programmed works,
-// and load balancers must not drain the node in the meantime.
+// keptChecks stores the healthCheckNodePorts in map memory for the next daemon. The next
+// daemon answers their probes before it has read anything from the API server: the adopted
+// maps are in effect, so load balancers must not drain the node in the meantime.
 type keptChecks struct {
 	memory *maps.Memory
 	log    *zap.Logger
-	// parts is how many entries were written last.
+	// parts is the number of entries that the last call of keep wrote.
 	parts int
 	said  bool
 }
 
-// keptCheck is the stored form of a check. Later versions read it too.
+// keptCheck is the stored form of a check. Later versions of shunt read this format too.
 type keptCheck struct {
 	// Service is NAMESPACE/NAME, Family 4 or 6.
 	Service string `json:"service"`
@@ -50,8 +50,8 @@ func (c keptCheck) check() lb.HealthCheck {
 		Port: c.Port, LocalEndpoints: c.Local}
 }
 
-// partsOf splits a list into parts that each fit in an entry of map memory. There are no
-// more parts than most; left is the number of checks for which there is no room.
+// partsOf splits a list into at most most parts that each fit in an entry of map memory. left
+// is the number of checks for which there is no room.
 func partsOf(checks []lb.HealthCheck, most int) (parts [][]keptCheck, left int) {
 	var part []keptCheck
 	size := len("[]")

@@ -18,11 +18,11 @@ import (
 
 type cleanupResult struct {
 	BPFFSRoot string `json:"bpffsRoot"`
-	// Removed is set if there was something to remove and it is gone.
+	// Removed is set if something was removed.
 	Removed bool `json:"removed"`
 	DryRun  bool `json:"dryRun"`
-	// Attached is what was in effect, Pins what was pinned. Kept is what is in the
-	// directory and can't be recognised as shunt's.
+	// Attached lists the programs that were attached, Pins the paths that were pinned, Kept
+	// the paths in the directory that can't be recognised as shunt's.
 	Attached []string `json:"attached"`
 	Pins     []string `json:"pins"`
 	Kept     []string `json:"kept"`
@@ -88,7 +88,7 @@ func (r *cleanupResult) table(w io.Writer) {
 	}
 }
 
-// survey finds what can be removed.
+// survey sets Attached, Pins and Kept.
 func (r *cleanupResult) survey() error {
 	set, err := maps.FindLeft(r.BPFFSRoot)
 	if err != nil {
@@ -104,8 +104,8 @@ func (r *cleanupResult) survey() error {
 	return nil
 }
 
-// cleanup detaches the programs before it removes the maps: no program runs without its
-// maps.
+// cleanup detaches the programs before it removes the maps, so that no attached program is
+// left without its pinned maps.
 func cleanup(root string, dryRun bool) (*cleanupResult, error) {
 	root, err := bpffsRoot(root)
 	res := &cleanupResult{BPFFSRoot: root, DryRun: dryRun, Attached: []string{}, Pins: []string{}, Kept: []string{}}
@@ -129,7 +129,7 @@ func cleanup(root string, dryRun bool) (*cleanupResult, error) {
 	if err := res.survey(); err != nil || dryRun {
 		return res, err
 	}
-	if gone { // filters on devices need no pins, and outlive a bpf file system
+	if gone { // filters on devices have no pins, and can remain without the bpf file system
 		res.Removed = len(res.Attached) > 0
 		return res, bpf.Detach(root)
 	}

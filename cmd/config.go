@@ -17,8 +17,8 @@ import (
 	"shunt/watcher"
 )
 
-// Config is the checked configuration of `shunt run`: everything that can be refused
-// without asking the kernel or an API server has been refused.
+// Config is the configuration of `shunt run`. After validate, every value has been checked as
+// far as that is possible without the kernel or an API server.
 type Config struct {
 	ConfigFile string `json:"config,omitempty"`
 	Kubeconfig string `json:"kubeconfig,omitempty"`
@@ -72,7 +72,7 @@ type Config struct {
 }
 
 const (
-	// defaultBPFFSRoot is where the maps and links are pinned.
+	// defaultBPFFSRoot is the directory in which the maps and links are pinned.
 	defaultBPFFSRoot = "/sys/fs/bpf/shunt"
 
 	defaultHealthz = "0.0.0.0:10256"
@@ -80,8 +80,8 @@ const (
 	defaultProbes  = "127.0.0.1:10266"
 	defaultLog     = "json"
 
-	// defaultMaxFrontends is far more than a Service of a hundred ports needs, and a
-	// small part of what fits: no single object can fill the maps.
+	// defaultMaxFrontends is far more than a Service of a hundred ports needs, and a small
+	// part of the maps' capacity: no single Service can fill the maps.
 	defaultMaxFrontends = 4096
 )
 
@@ -173,7 +173,7 @@ func (c *Config) validate(flags *pflag.FlagSet) error {
 	return c.checkAddresses()
 }
 
-// checkAddresses refuses servers that can't listen at the same time.
+// checkAddresses returns an error if two of the servers can't listen at the same time.
 func (c *Config) checkAddresses() error {
 	type server struct {
 		flag string
@@ -190,14 +190,15 @@ func (c *Config) checkAddresses() error {
 	return nil
 }
 
-// collide reports whether two servers can't listen at the same time: they have the same
-// port, and the same address or an unspecified one, which is of both families.
+// collide reports whether two servers can't listen at the same time: they have the same port,
+// and either the same address or one of them an unspecified address, which binds both families.
 func collide(a, b netip.AddrPort) bool {
 	return a.IsValid() && b.IsValid() && a.Port() == b.Port() && a.Port() != 0 &&
 		(a.Addr() == b.Addr() || a.Addr().IsUnspecified() || b.Addr().IsUnspecified())
 }
 
-// bpffsRoot checks --bpffs-root, for every command that has it, and returns it cleaned.
+// bpffsRoot returns the cleaned path of --bpffs-root, or an error if it is not absolute. Every
+// command with that flag calls it.
 func bpffsRoot(dir string) (string, error) {
 	if !filepath.IsAbs(dir) {
 		return dir, usageErrorf("--bpffs-root %q: give an absolute path", dir)
@@ -216,7 +217,7 @@ func (c *Config) parseServiceCIDRs() error {
 	return nil
 }
 
-// adopt copies the merged kube-proxy configuration to c. shunt's own flags win over it.
+// adopt copies the merged kube-proxy configuration to c. shunt's own flags override it.
 func (c *Config) adopt(flags *pflag.FlagSet) error {
 	conf := &c.settings.conf
 	given := flags.Changed
@@ -258,8 +259,8 @@ func (c *Config) adopt(flags *pflag.FlagSet) error {
 }
 
 // adoptAddresses sets the addresses of healthz and metrics. As for kube-proxy, an empty
-// address in the file means the default one, whose family bindAddress sets. An empty
-// flag means that there is no server.
+// address in the file means the default address, whose family the field bindAddress selects.
+// An empty flag disables the server.
 func (c *Config) adoptAddresses(flags *pflag.FlagSet) {
 	conf := &c.settings.conf
 	if a, err := netip.ParseAddr(conf.BindAddress); err == nil && a.Is6() {
@@ -315,7 +316,7 @@ func (c *Config) adoptNodeName(flags *pflag.FlagSet) error {
 	return nil
 }
 
-// notes returns what is logged once about the configuration.
+// notes returns the settings without effect, which are logged once.
 func (c *Config) notes() []note {
 	notes := c.settings.withoutEffect()
 	if kubeconfig := c.settings.conf.ClientConnection.Kubeconfig; c.Manifests != "" && kubeconfig != "" {
@@ -327,8 +328,8 @@ func (c *Config) notes() []note {
 	return notes
 }
 
-// bindAddress parses IP:PORT, or an IP alone, for which port is the default. kube-proxy
-// does the same. An empty value is the zero address.
+// bindAddress parses IP:PORT, or an IP alone, with port as the default, like kube-proxy. For
+// an empty value it returns the zero AddrPort.
 func bindAddress(value string, port uint16) (netip.AddrPort, error) {
 	if value == "" {
 		return netip.AddrPort{}, nil

@@ -34,7 +34,7 @@ const (
 	// demoRounds is how often each question is asked. The probability that 200 random
 	// choices between two endpoints are all the same is 1 in 2^199.
 	demoRounds = 200
-	// demoRefusals is how often a question is asked that must be refused.
+	// demoRefusals is how often a question is asked whose expected outcome is a refusal.
 	demoRefusals = 10
 	demoTimeout  = 2 * time.Second
 )
@@ -60,7 +60,7 @@ type demoResult struct {
 	Protocol string         `json:"protocol"`
 	Expected demoExpect     `json:"expected"`
 	OK       bool           `json:"ok"`
-	// Problem says what was not as expected.
+	// Problem describes the difference from the expected outcome.
 	Problem  string `json:"problem,omitempty"`
 	Requests int    `json:"requests"`
 	// Answers is the number of answers by the name of the pod that answered.
@@ -131,8 +131,9 @@ func (c *demoCluster) questions() []demoQuestion {
 	return all
 }
 
-// ask asks once and checks all addresses of the exchange, then often and measures. It
-// returns an error if it could not ask; a wrong answer is in the result.
+// ask makes one request and checks all addresses of the exchange. Then it makes many requests
+// and measures them. It returns an error if it could not send requests; a wrong answer is
+// reported in the result.
 func (q demoQuestion) ask(ctx context.Context) (demoResult, error) {
 	if err := ctx.Err(); err != nil {
 		return demoResult{}, err
@@ -163,8 +164,8 @@ func (q demoQuestion) askRefused(r *demoResult) {
 	r.Service = microseconds(median(took))
 }
 
-// look checks the addresses that the client and the server see in one request. It returns
-// what is wrong, "" if nothing is.
+// look checks the addresses that the client and the server see in one request. It returns the
+// fault, "" if there is none.
 func (q demoQuestion) look() string {
 	a := q.from.Request(q.network, q.dst, lab.RequestOptions{Timeout: demoTimeout, Unconnected: q.unconnected})
 	peer := netip.AddrPortFrom(a.Peer.Addr().Unmap(), a.Peer.Port())
@@ -206,7 +207,7 @@ func (q demoQuestion) measure(ctx context.Context, r *demoResult) error {
 	return nil
 }
 
-// judge returns what is wrong with the answers, "" if nothing is.
+// judge returns how the answers differ from the expected outcome, "" if they do not.
 func (q demoQuestion) judge(s lab.Summary) string {
 	names := slices.Sorted(stdmaps.Keys(s.Servers))
 	switch {

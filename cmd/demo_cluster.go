@@ -20,7 +20,7 @@ import (
 	"shunt/lab"
 )
 
-// demoCluster is the nodes and pods whose addresses are in demo.yaml.
+// demoCluster contains the nodes and pods whose addresses are in demo.yaml.
 type demoCluster struct {
 	lab    *lab.Lab
 	nodes  []*lab.Node
@@ -44,13 +44,13 @@ const (
 	demoUDPPort = 5353
 	demoHealthz = "127.0.0.1:10256"
 	demoMetrics = "127.0.0.1:10249"
-	// demoStartDeadline is how long a daemon may take until it is healthy.
+	// demoStartDeadline bounds the time until a started daemon is healthy.
 	demoStartDeadline = 20 * time.Second
 )
 
 // newDemoCluster makes the nodes and pods. The servers serve when it returns.
 func newDemoCluster(l *lab.Lab) (*demoCluster, error) {
-	// This link stays valid if the file is replaced in the meantime.
+	// This link remains valid if the executable's file is replaced in the meantime.
 	c := &demoCluster{lab: l, executable: "/proc/self/exe"}
 	for i, name := range []string{"n1", "n2"} {
 		n := l.Node(name)
@@ -108,7 +108,7 @@ func (c *demoCluster) daemonsAlive() error {
 	return nil
 }
 
-// failed returns an error that says what happened to a daemon, with the end of its log.
+// failed returns an error that contains the parameter what and the end of the daemon's log.
 func (d *demoDaemon) failed(what string, err error) error {
 	text := fmt.Sprintf("the daemon of node %s %s", d.node.Name(), what)
 	if err != nil {
@@ -171,7 +171,7 @@ func (c *demoCluster) direct(like netip.Addr, port uint16) []netip.AddrPort {
 	return all
 }
 
-// lastLines keeps the end of a log.
+// lastLines is a Writer that retains the end of a log.
 type lastLines struct {
 	mu  sync.Mutex
 	buf []byte

@@ -14,9 +14,9 @@ import (
 	"go.uber.org/zap"
 )
 
-// configInterval is how often the file of --config is read again. A ConfigMap volume is
-// replaced by links, and a file on the node may be on any file system: polling works for
-// all.
+// configInterval is the interval at which the file of --config is read again. A ConfigMap
+// volume is updated by replacing a link, and a file on the node may be on any file system:
+// polling works in all cases.
 const configInterval = 5 * time.Second
 
 // followedFile is the file of --config with the content that is in effect.
@@ -26,7 +26,7 @@ type followedFile struct {
 	sum   [sha256.Size]byte
 }
 
-// readFollowedFile records the content that is about to take effect.
+// readFollowedFile records the content that the daemon is about to use.
 func readFollowedFile(path string, flags *pflag.FlagSet) followedFile {
 	text, err := os.ReadFile(path)
 	if err != nil {
@@ -35,10 +35,10 @@ func readFollowedFile(path string, flags *pflag.FlagSet) followedFile {
 	return followedFile{path, flags, sha256.Sum256(text)}
 }
 
-// follow returns an error when the content of the file has changed. The daemon ends then,
-// as kube-proxy does, and is expected to be restarted with the new content; what is
-// programmed stays in effect until then. Content that would be refused is logged once,
-// and the daemon continues. follow returns nil when ctx is done.
+// follow returns an error when the content of the file has changed. The error ends the daemon,
+// as in kube-proxy, so that it is restarted with the new content; the programmed maps remain
+// in effect meanwhile. If the new content would be refused, follow logs that once and the
+// daemon continues. follow returns nil when ctx is done.
 func (f followedFile) follow(ctx context.Context, every time.Duration, log *zap.Logger) error {
 	if f.path == "" {
 		return nil
@@ -70,8 +70,8 @@ func (f followedFile) follow(ctx context.Context, every time.Duration, log *zap.
 	}
 }
 
-// canStart returns why a daemon with the same flags would refuse to start now, nil if it
-// would start. It checks a new Config, since validate changes the one that it checks.
+// canStart returns the error with which a daemon with the same flags would refuse to start
+// now, nil if it would start. It checks a new Config, since validate changes its receiver.
 func canStart(flags *pflag.FlagSet) error {
 	var c Config
 	again := pflag.NewFlagSet(flags.Name(), pflag.ContinueOnError)

@@ -12,7 +12,8 @@ import (
 	"shunt/maps"
 )
 
-// newHooks makes the Hooks, which keep the programs in effect. It attaches nothing yet.
+// newHooks returns the Hooks, which attach the programs and repair their attachments. It
+// attaches nothing: attach does.
 func (d *daemon) newHooks() *bpf.Hooks {
 	return bpf.NewHooks(bpf.HooksOptions{
 		Root: d.cfg.BPFFSRoot, MountBPFFS: d.cfg.MountBPFFS, Lock: d.lock, Set: d.set, Maps: d.kernel,
@@ -26,8 +27,8 @@ func (d *daemon) newHooks() *bpf.Hooks {
 	})
 }
 
-// attach puts the programs into effect once the maps hold everything, so that a partial
-// view is never in effect. It runs on the reconcile goroutine.
+// attach puts the programs into effect. The loop calls it on the reconcile goroutine once the
+// maps contain every known Service, so that incomplete maps are never in effect.
 func (d *daemon) attach(ctx context.Context) error {
 	d.reporter.synced()
 	if err := d.set.Switch(); err != nil {
@@ -46,7 +47,8 @@ func (d *daemon) attach(ctx context.Context) error {
 			zap.Int("entries_without_room", flows.Lost), zap.String("flag", maps.FlagFlows), zap.Error(flows.Err))
 	}
 	d.log.Info("in effect", zap.String("cgroup", d.cgroup))
-	// Sockets may have an old address, since an earlier daemon, or none, was in effect.
+	// Sockets may be connected to a removed endpoint, or to an untranslated address: until
+	// now the maps of an earlier daemon, or none, were in effect.
 	d.sweeper.Poke(d.everySocket())
 	return nil
 }

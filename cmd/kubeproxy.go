@@ -15,15 +15,14 @@ import (
 	"shunt/kubeproxy"
 )
 
-// What a kube-proxy beside shunt means for an operator.
+// The effect of a kube-proxy beside shunt, and what an operator must do about it.
 const (
 	rulesMeaning = "its rules still translate what shunt leaves alone: stop kube-proxy and run 'shunt cleanup --kube-proxy' on this node"
 	runsMeaning  = "it translates what shunt leaves alone, and writes its rules again: " +
 		"stop it (delete its DaemonSet), then run 'shunt cleanup --kube-proxy' on this node"
 )
 
-// cleanupKubeProxy runs `shunt cleanup --kube-proxy`. It prints what was done, also if
-// there was an error.
+// cleanupKubeProxy runs `shunt cleanup --kube-proxy`. It prints the report even after an error.
 func cleanupKubeProxy(c *cobra.Command, output string, dryRun bool) error {
 	if err := bpf.RequireRoot(); err != nil {
 		return err
@@ -67,7 +66,7 @@ func kubeProxyTable(w io.Writer, r *kubeproxy.Report) {
 
 // kubeProxyStatus is what `shunt status` reports about a kube-proxy beside shunt.
 type kubeProxyStatus struct {
-	// Rules is set if something in this network namespace can be removed.
+	// Rules is set if kube-proxy left something in this network namespace.
 	Rules   bool                `json:"rules"`
 	Found   []kubeproxy.Finding `json:"found"`
 	Running []kubeproxy.Sign    `json:"running"`
@@ -101,8 +100,8 @@ func (s *kubeProxyStatus) table(w io.Writer) {
 	}
 }
 
-// warnKubeProxy logs once what a kube-proxy has on this node. It looks before the daemon's
-// servers bind their ports. A failure does not keep the daemon from starting.
+// warnKubeProxy logs once the rules and processes of kube-proxy on this node. It must be called
+// before the daemon's own servers bind their ports. A failure is only logged.
 func (d *daemon) warnKubeProxy(ctx context.Context) {
 	s, err := readKubeProxy(ctx)
 	if err != nil {

@@ -19,9 +19,9 @@ import (
 	"shunt/lb"
 )
 
-// The checks of KubeProxyConfiguration's fields. Their bounds are those in the comments of
-// the API's types. An empty value means none, and passes. A value of another type than
-// the field's is a mistake in the table of fields, and fails too.
+// The checks of KubeProxyConfiguration's fields. Their bounds are those in the comments of the
+// API's types. An empty value means that the field is not set, and is valid. A value of
+// another type than the check expects is a mistake in the table fields, and returns an error.
 
 func checkNotNegative(v any) error {
 	var d time.Duration
@@ -177,7 +177,7 @@ func checkCIDRs(v any) error {
 }
 
 // mostClusterCIDRs is CONFIG_CLUSTER_CIDRS of bpf/include/config.h. kube-proxy accepts one
-// of each family; there are clusters with more.
+// CIDR of each family; there are clusters with more.
 const mostClusterCIDRs = 4
 
 func checkClusterCIDR(v any) error {

@@ -27,10 +27,10 @@ const (
 	kubeProxyKind       = "KubeProxyConfiguration"
 )
 
-// readKubeProxyConfig reads a KubeProxyConfiguration, in YAML or JSON. set has the paths
-// of the fields that are set to a value (see saysNothing). A file of another kind or
-// version is an error, and so are unknown and malformed fields: one error has all of
-// them, each with the field's path.
+// readKubeProxyConfig reads a KubeProxyConfiguration, in YAML or JSON. set contains the paths
+// of the fields that are set to a value (see saysNothing). It returns an error for a file of
+// another kind or version, and for unknown and malformed fields: one error lists all such
+// fields with their paths.
 func readKubeProxyConfig(file string) (conf kubeproxy.KubeProxyConfiguration, set map[string]bool, err error) {
 	content, err := os.ReadFile(file)
 	if err != nil {
@@ -94,7 +94,7 @@ func onlyDocument(content []byte) ([]byte, error) {
 // decoder decodes JSON to a value, field by field, so that each error has the path of its
 // field. encoding/json names the field only in some errors.
 type decoder struct {
-	// set has the paths of the fields that are set to a value (see saysNothing).
+	// set contains the paths of the fields that are set to a value (see saysNothing).
 	set  map[string]bool
 	errs []error
 }
@@ -199,8 +199,8 @@ func (d *decoder) mapping(path string, raw json.RawMessage, v reflect.Value) {
 	}
 }
 
-// saysNothing reports whether a value stands for no value. kubeadm writes such values. The
-// unspecified address is one of them.
+// saysNothing reports whether a value means that the field is not set. kubeadm writes such
+// values, among them the unspecified address.
 func saysNothing(raw json.RawMessage) bool {
 	switch string(raw) {
 	case `null`, `""`, `0`, `"0"`, `"0s"`, `false`, `[]`, `{}`, `"0.0.0.0"`, `"::"`:

@@ -8,9 +8,9 @@ type field struct {
 	path string
 	// flag is the flag's name without dashes; empty where kube-proxy has no flag.
 	flag string
-	// fate says why the field has no effect; honoured: it has one.
+	// fate is the reason why the field has no effect; honoured: it has an effect.
 	fate fate
-	// check refuses malformed values. It is called with the zero value too. nil: every
+	// check returns an error for a malformed value, and nil for the zero value. nil: every
 	// value of the type is valid.
 	check func(any) error
 }

@@ -13,8 +13,8 @@ import (
 )
 
 // kubeProxyFlags are kube-proxy's flags for which its configuration file has no field.
-// kube-proxy has removed some of them since, but operators' manifests still have them. All
-// are hidden.
+// kube-proxy has removed some of these flags, but operators' manifests still contain them.
+// All are hidden in the help.
 type kubeProxyFlags struct {
 	master      string
 	cleanup     bool
@@ -59,8 +59,8 @@ func (k *kubeProxyFlags) validate() error {
 	return nil
 }
 
-// wantsVersion reports whether --version asks for the version. kube-proxy's flag can also
-// set the version that it reports; shunt's can't.
+// wantsVersion reports whether --version requests the version. kube-proxy's flag can also set
+// the version that kube-proxy reports; shunt's flag can't.
 func (k *kubeProxyFlags) wantsVersion() (bool, error) {
 	if k.version == "raw" {
 		return true, nil
@@ -72,8 +72,8 @@ func (k *kubeProxyFlags) wantsVersion() (bool, error) {
 	return wants, nil
 }
 
-// atPort applies a server's flag for the port to its address. The flag counts where the
-// address was not given or has no port. Port 0 means no server.
+// atPort returns the address of a server with the port of the server's port flag. The port
+// flag is used if the address was not given or has no port. Port 0 disables the server.
 func atPort(address string, port int32, addressGiven, portGiven bool) string {
 	if !portGiven || address == "" {
 		return address

@@ -16,15 +16,15 @@ import (
 	"sigs.k8s.io/yaml"
 )
 
-// settings are a KubeProxyConfiguration: the fields of a file, and the flags that were
-// given, which win. kube-proxy differs in that: with a file, it ignores most flags.
+// settings is a KubeProxyConfiguration: the fields of a file, overridden by the flags that
+// were given. kube-proxy, unlike shunt, ignores most flags if there is a file.
 type settings struct {
 	conf kubeproxy.KubeProxyConfiguration
 	file string
-	// said has, by field path, what sets the field: the path itself for the file, or
-	// the flag with its dashes.
+	// said is the source of each field that is set, by the field's path: the path itself
+	// for the file, or the flag with its dashes.
 	said map[string]string
-	// overruled are the fields of the file that a flag has replaced.
+	// overruled are the fields of the file that a flag overrides.
 	overruled []string
 }
 
@@ -35,7 +35,7 @@ type note struct {
 }
 
 // loadSettings reads the file, if there is one, and the flags that were given. Its error
-// has the field or flag of each malformed value.
+// names the field or flag of each malformed value.
 func loadSettings(file string, flags *pflag.FlagSet) (*settings, error) {
 	s := &settings{file: file, said: map[string]string{}}
 	if file != "" {
@@ -79,7 +79,8 @@ func (s *settings) who(path string) string {
 	}
 }
 
-// checkDetectLocal checks that two of the modes have the name that they need.
+// checkDetectLocal returns an error if detectLocalMode is BridgeInterface or
+// InterfaceNamePrefix and the name that this mode needs is not set.
 func (s *settings) checkDetectLocal() error {
 	mode, with := s.conf.DetectLocalMode, s.conf.DetectLocal
 	switch {
@@ -188,8 +189,8 @@ func (s *settings) write(file string, c *Config) error {
 	return nil
 }
 
-// addFieldFlags adds kube-proxy's flags for the fields that have no flag of shunt's yet.
-// They are hidden: the help has what has an effect in shunt.
+// addFieldFlags adds kube-proxy's flags for the fields for which shunt has no flag of its
+// own. They are hidden in the help.
 func addFieldFlags(f *pflag.FlagSet) {
 	var conf kubeproxy.KubeProxyConfiguration
 	for _, field := range fields {

@@ -11,13 +11,14 @@ import (
 	"shunt/lab"
 )
 
-// labCommands returns the commands that make nodes of network namespaces and load them. A
-// build with the tag node lacks them: see lab_node.go.
+// labCommands returns the commands that create nodes from network namespaces and generate
+// load. A build with the tag node does not contain them: see lab_node.go.
 func labCommands() []*cobra.Command {
 	return []*cobra.Command{newDemoCommand(), newBenchCommand()}
 }
 
-// maybeLab does not return in a process that one of labCommands started as its helper.
+// maybeLab runs the helper, and does not return, if one of labCommands started this process
+// as its helper.
 func maybeLab() {
 	lab.MaybeAgent()
 	bench.MaybeProxy()

@@ -7,8 +7,8 @@ package cmd
 import "github.com/spf13/cobra"
 
 // The image is built with the tag node. A node needs no load generator, and without the
-// reports of bench the linker can leave out a third of the binary: html/template calls methods
-// by name, so with it the linker keeps every exported method of every type in use.
+// reports of bench the binary is a third smaller: html/template calls methods by name, so
+// that the linker must retain every exported method of every type in use.
 
 func labCommands() []*cobra.Command { return nil }
 

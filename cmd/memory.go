@@ -13,16 +13,16 @@ import (
 )
 
 // trimMemory returns to the kernel the memory that only the start needed: free memory of
-// the heap, which the garbage collector would keep for as much garbage again, and pages of
+// the heap, which the Go runtime would otherwise retain for later allocations, and pages of
 // this process's code.
 func trimMemory() error {
 	debug.FreeOSMemory()
 	return dropCode()
 }
 
-// dropCode removes this process's code from its resident memory. Code that still runs is
-// mapped again from the page cache at once. Most code is used at the start only, and would
-// count as resident as long as the machine has free memory.
+// dropCode removes this process's code from its resident memory. Code that is still used is
+// mapped again from the page cache at the next access. Most code is used at the start only,
+// but would count as resident as long as the machine has free memory.
 func dropCode() error {
 	f, err := os.Open("/proc/self/maps")
 	if err != nil {
@@ -37,8 +37,8 @@ func dropCode() error {
 		if _, err := fmt.Sscanf(lines.Text(), "%x-%x %s", &from, &to, &rights); err != nil {
 			return fmt.Errorf("read %q of /proc/self/maps: %w", lines.Text(), err)
 		}
-		// Only executable, unwritable mappings of files: MADV_DONTNEED would discard what was
-		// written to a private page.
+		// Only executable mappings of files that are not writable: on a private mapping
+		// MADV_DONTNEED discards pages that were written to.
 		if rights != "r-xp" || !strings.Contains(lines.Text(), " /") {
 			continue
 		}

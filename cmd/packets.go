@@ -44,8 +44,8 @@ func (d *daemon) openPackets() (*bpf.PacketPath, error) {
 	})
 }
 
-// startPackets puts the packet path into effect. A device to which a program can't be
-// attached is tried again, and does not keep the others from working.
+// startPackets puts the packet path into effect. If a program can't be attached to one device,
+// the attempt is repeated, and the other devices are served meanwhile.
 func (d *daemon) startPackets() {
 	problems, err := bpf.ForwardingProblems()
 	if err != nil {
@@ -58,9 +58,9 @@ func (d *daemon) startPackets() {
 	d.packets.Start()
 }
 
-// timeouts returns the timeouts that kube-proxy would set for conntrack; 0 is the default.
-// Unlike kube-proxy's they are bpf.MinTimeout at least: the programs do not refresh a flow
-// with every packet.
+// timeouts returns the timeouts that kube-proxy would set for conntrack; 0 means the default.
+// Other values below bpf.MinTimeout are raised to it: the programs do not refresh a flow with
+// every packet.
 func (c *Config) timeouts() bpf.Timeouts {
 	if c.settings == nil {
 		return bpf.Timeouts{}

@@ -18,25 +18,26 @@ import (
 	"shunt/watcher"
 )
 
-// Limits of the Events about problems of Services: problemEvents at once, and then one
-// every problemEventPeriod. Without a limit one object could cause thousands.
+// Limits of the Events about problems of Services: a burst of problemEvents, then one every
+// problemEventPeriod. Without a limit one Service could cause thousands of Events.
 const (
 	problemEvents      = 50
 	problemEventPeriod = 2 * time.Second
 )
 
-// problemReporter records the problems that the loop reports: as Events, and in map
-// problems. The reconcile goroutine calls it.
+// problemReporter records the problems that the loop reports, as Events and in map problems.
+// Only the reconcile goroutine calls it.
 type problemReporter struct {
 	log    *zap.Logger
 	node   string
 	kernel *maps.Kernel
-	// warn is nil where Events can't be recorded.
+	// warn records an Event; nil without an API server.
 	warn    func(service lb.ServiceName, reason, note string)
 	limiter *rate.Limiter
-	// unsaid is the number of Events that the limiter has refused since the last one.
+	// unsaid is the number of Events that the limiter has refused since the last recorded
+	// Event.
 	unsaid int
-	// written is the version in map problems. It is nil at first: the map may have the
+	// written is the version in map problems. It is nil at first: the map may contain the
 	// problems of an earlier daemon.
 	written *uint64
 }
@@ -46,7 +47,7 @@ func newProblemReporter(d *daemon, src *source) *problemReporter {
 		limiter: rate.NewLimiter(rate.Every(problemEventPeriod), problemEvents)}
 }
 
-// found records an Event on the Service of a new problem.
+// found records an Event for a new problem on the problem's Service, if the limiter allows.
 func (r *problemReporter) found(p lb.Problem) {
 	if r.warn == nil {
 		return
@@ -64,7 +65,7 @@ func (r *problemReporter) found(p lb.Problem) {
 	r.warn(p.Service, problemEvent(p.Kind), fmt.Sprintf("node %s: %s", r.node, said.text()))
 }
 
-// write updates map problems, if there is another version.
+// write replaces the contents of map problems if the version has changed.
 func (r *problemReporter) write(p lb.Problems) {
 	if r.written != nil && *r.written == p.Version {
 		return
@@ -105,12 +106,12 @@ type problemStatus struct {
 	Kind      string `json:"kind"`
 	Namespace string `json:"namespace"`
 	Service   string `json:"service"`
-	// PortName, Protocol and Family are empty where the problem is not of one port.
+	// PortName, Protocol and Family are empty if the problem concerns the whole Service.
 	PortName string `json:"portName,omitempty"`
 	Protocol string `json:"protocol,omitempty"`
 	Family   string `json:"family,omitempty"`
-	// Frontend is empty where the problem is not of one frontend. Owner is the Service
-	// that has the frontend.
+	// Frontend is empty if the problem does not concern one frontend. Owner is the Service
+	// to which the frontend belongs.
 	Frontend string    `json:"frontend,omitempty"`
 	Owner    string    `json:"owner,omitempty"`
 	Error    string    `json:"error,omitempty"`
@@ -122,7 +123,7 @@ type problemStatus struct {
 
 // problemsStatus is what `shunt status` reports about problems of Services.
 type problemsStatus struct {
-	// Total is the number of all problems; List has the first of them.
+	// Total is the number of all problems; List contains the first of them.
 	Total int             `json:"total"`
 	List  []problemStatus `json:"list"`
 }
@@ -154,7 +155,7 @@ func newProblemStatus(p maps.Problem) problemStatus {
 	return s
 }
 
-// name returns the Service, with the port where the problem is of one port.
+// name returns the Service, with the port if the problem concerns one port.
 func (p *problemStatus) name() string {
 	name := p.Namespace + "/" + p.Service
 	if p.PortName != "" {
@@ -169,7 +170,7 @@ func (p *problemStatus) name() string {
 	return name
 }
 
-// text returns what is wrong, without the Service's name.
+// text returns the description of the problem, without the Service's name.
 func (p *problemStatus) text() string {
 	var parts []string
 	if p.Frontend != "" {
@@ -191,7 +192,7 @@ func (p *problemStatus) text() string {
 	return text
 }
 
-// shownProblems bounds the lines of `shunt status`.
+// shownProblems is the maximum number of problems in the table of `shunt status`.
 const shownProblems = 20
 
 func (s *problemsStatus) table(w io.Writer) {
@@ -218,9 +219,9 @@ func counted(n int, one, many string) string {
 	return fmt.Sprintf("%d %s", n, many)
 }
 
-// addProblems sets the problem in the reports of the frontends that it concerns. A report
-// is added for a frontend that the Service does not have, and for a Service without
-// frontends.
+// addProblems sets Problem in the reports of the frontends that a problem concerns. It adds a
+// report for each frontend that is not served and, if all is set, for each Service that has a
+// problem and no frontend.
 func addProblems(list []frontendReport, problems []maps.Problem, match func(netip.AddrPort) bool, all bool) []frontendReport {
 	for _, p := range problems {
 		text := newProblemStatus(p)
@@ -242,19 +243,18 @@ func addProblems(list []frontendReport, problems []maps.Problem, match func(neti
 	return list
 }
 
-// of reports whether a frontend is of the Service in n, and of its port if n has one.
+// of reports whether a frontend belongs to the Service in n, and to the port in n if n has one.
 func of(r *frontendReport, n maps.Name) bool {
 	return r.Namespace == n.Namespace && r.Service == n.Name &&
 		(n.Family == 0 || r.Family == lb.Family(n.Family).String()) &&
 		(n.Protocol == 0 || r.PortName == n.Port && r.Protocol == maps.ProtocolName(n.Protocol))
 }
 
-// notServed is the kind in the report of a frontend that a Service asks for and does not
-// have.
+// notServed is the Kind of a frontend that a Service asks for and that is not served.
 const notServed = "none"
 
-// unserved returns the report of a frontend that is not served. Its address is empty
-// where the problem has no frontend.
+// unserved returns the report of a frontend that is not served. The report's address is empty
+// if the problem has no frontend.
 func unserved(p maps.Problem) frontendReport {
 	s := newProblemStatus(p)
 	r := frontendReport{Namespace: s.Namespace, Service: s.Service, PortName: s.PortName, Protocol: s.Protocol, Family: s.Family,
@@ -267,8 +267,8 @@ func unserved(p maps.Problem) frontendReport {
 	return r
 }
 
-// anyProblem reports whether a frontend has a problem: only then the table has a column
-// for it.
+// anyProblem reports whether a frontend has a problem. The table has a column for problems only
+// in that case.
 func anyProblem(list []frontendReport) bool {
 	return slices.ContainsFunc(list, func(r frontendReport) bool { return r.Problem != "" })
 }

@@ -20,7 +20,7 @@ type reporter struct {
 	health   *health.Server
 	problems *problemReporter
 	checks   keptChecks
-	// checked is set when the loop has reported healthCheckNodePorts.
+	// checked is set once the loop has called SetHealthChecks.
 	checked bool
 	// first is set until the first reconcile was reported.
 	first bool
@@ -62,7 +62,8 @@ func (r *reporter) setAdopted(a lb.Adopted) {
 		maps.NameServices: a.Frontends, maps.NameBackends: a.Backends, maps.NameNames: a.Services})
 }
 
-// Reconciled logs the first reconcile, and those that took long or failed.
+// Reconciled passes the report to the metrics, map problems, the packet path and map meta. It
+// logs the first reconcile at info level, and the others at debug level.
 func (r *reporter) Reconciled(rep lb.Report) {
 	r.health.Reconciled(rep)
 	status := r.d.loop.Status()
@@ -89,15 +90,16 @@ func (r *reporter) Reconciled(rep lb.Report) {
 		zap.Uint64("source_range_writes", w.Sources), zap.Uint64("service_cidr_writes", w.ServiceCidrs))
 }
 
-// SetHealthChecks passes healthCheckNodePorts to their server, and stores them.
+// SetHealthChecks passes the healthCheckNodePorts to their server, and stores them for the
+// next daemon.
 func (r *reporter) SetHealthChecks(checks []lb.HealthCheck) {
 	r.checked = true
 	r.health.SetHealthChecks(checks)
 	r.checks.keep(checks)
 }
 
-// synced is called after the first reconcile. The loop does not report healthCheckNodePorts
-// if there are none; synced then removes those of an earlier daemon.
+// synced is called after the first reconcile. If the Services have no healthCheckNodePorts,
+// the loop does not call SetHealthChecks; synced then removes those of an earlier daemon.
 func (r *reporter) synced() {
 	if !r.checked {
 		r.SetHealthChecks(nil)

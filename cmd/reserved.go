@@ -11,8 +11,8 @@ import (
 	"shunt/maps"
 )
 
-// mostAPIAddresses bounds the addresses of API servers that are reserved: a name may
-// resolve to ever new ones.
+// mostAPIAddresses bounds the reserved addresses of API servers: a host name may resolve to
+// new addresses again and again.
 const mostAPIAddresses = 64
 
 // reserved collects the addresses that no Service may have on this node.
@@ -23,8 +23,8 @@ type reserved struct {
 	now lb.Reserved
 }
 
-// newReserved reserves the addresses at which the daemon will listen, and those of the
-// hook check. It also refuses externalIPs where those are switched off.
+// newReserved reserves the addresses at which the daemon will listen, and those of the hook
+// check. With --external-ips=false it also makes the store refuse all externalIPs.
 func newReserved(store *lb.Store, c *Config) *reserved {
 	r := &reserved{store: store, now: lb.Reserved{NoExternalIPs: !c.ExternalIPs, Probes: maps.HookCheckAddrs[:]}}
 	for _, a := range []netip.AddrPort{c.healthz, c.metrics, c.probes} {

@@ -19,19 +19,19 @@ import (
 	"shunt/bpf"
 )
 
-// Exit codes of every command. For status, exitFailure means that something does not
-// serve as it should.
+// Exit codes of every command. For status, exitFailure means that something required is not
+// in effect, such as a hook.
 const (
 	exitOK      = 0
 	exitFailure = 1
 	// exitUsage means that the command line is wrong, and nothing was done.
 	exitUsage = 2
-	// exitDegraded (status) means that all serves, but something is missing, such as the
-	// daemon.
+	// exitDegraded (status) means that everything required is in effect, but something else
+	// is missing, such as the daemon.
 	exitDegraded = 3
 )
 
-// exitError ends a command that has done its work with an exit code and a line of text.
+// exitError makes a command that has completed end with an exit code and a line of text.
 type exitError struct {
 	code int
 	text string

@@ -23,8 +23,8 @@ import (
 	"shunt/maps"
 )
 
-// gcPercent saves memory for a little more time of the garbage collector: the heap is
-// mostly the model, which rarely changes.
+// gcPercent is GOGC, in percent. Half of the default saves memory and costs little CPU time:
+// most of the heap is the model, which rarely changes.
 const gcPercent = 50
 
 func newRunCommand() *cobra.Command {
@@ -58,7 +58,7 @@ func newRunCommand() *cobra.Command {
 	return c
 }
 
-// daemon is all parts of a daemon, which run connects.
+// daemon contains the parts of a daemon, which run connects.
 type daemon struct {
 	cfg      *Config
 	version  versionInfo
@@ -80,8 +80,8 @@ type daemon struct {
 	reporter *reporter
 	memory   *maps.Memory
 	requests requests
-	// adopted is set if the maps are an earlier daemon's. inEffect is set if what an earlier
-	// daemon programmed, in these maps or in those that they replace, was in effect at start.
+	// adopted is set if the maps were adopted from an earlier daemon. inEffect is set if an
+	// earlier daemon's maps, adopted or to be replaced, were in effect at start.
 	adopted, inEffect bool
 	// mapsMu protects kernel from readers that may outlive serve.
 	mapsMu sync.RWMutex
@@ -110,7 +110,7 @@ func run(ctx context.Context, cfg *Config) (err error) {
 	if err != nil {
 		return err
 	}
-	// After newSource, so that a refused configuration leaves nothing pinned.
+	// OpenMemory pins a map. It follows newSource, so that a refused configuration pins nothing.
 	if d.memory, err = maps.OpenMemory(cfg.BPFFSRoot); err != nil {
 		return bpf.Explain(err)
 	}
@@ -130,8 +130,8 @@ func run(ctx context.Context, cfg *Config) (err error) {
 	return err
 }
 
-// prepare checks the machine's requirements, and takes the lock. It only makes the directory
-// of --bpffs-root, and with --mount-bpffs mounts a bpf file system.
+// prepare checks the machine's requirements, and takes the lock. Its only changes are that it
+// creates the directory of --bpffs-root and, with --mount-bpffs, mounts a bpf file system.
 func (d *daemon) prepare() (*bpf.Lock, error) {
 	if err := bpf.RequireRoot(); err != nil {
 		return nil, err
@@ -245,7 +245,8 @@ func (d *daemon) serve(ctx context.Context, source *source) (err error) {
 	})
 	d.logStarted(adopted)
 
-	// Before the first reconcile, so that node ports work when the programs take effect.
+	// Set the node's addresses before the first reconcile, so that node ports work when the
+	// programs take effect.
 	addrs, err := bpf.NodeAddrs()
 	if err != nil {
 		return err

@@ -35,13 +35,14 @@ type frontendReport struct {
 	// network: Cluster or Local.
 	InsidePolicy  string `json:"insidePolicy,omitempty"`
 	OutsidePolicy string `json:"outsidePolicy,omitempty"`
-	// SourceRanges are the clients from outside that are let in; empty: all are.
+	// SourceRanges are the source ranges of a load-balancer IP; empty: all clients are let in.
 	SourceRanges []string `json:"sourceRanges,omitempty"`
-	// Inside and Outside are what new connections may reach.
+	// Inside and Outside are the backends that new connections from inside and from outside
+	// may get.
 	Inside  []backendReport `json:"inside"`
 	Outside []backendReport `json:"outside"`
-	// Problem says what the Service asks for and does not get, and why. A frontend
-	// that is not served at all has kind "none".
+	// Problem describes why the frontend is not served as the Service asks. A frontend that
+	// is not served at all has Kind "none".
 	Problem string `json:"problem,omitempty"`
 }
 
@@ -106,8 +107,8 @@ func parseMatch(s string) (func(netip.AddrPort) bool, error) {
 	return func(o netip.AddrPort) bool { return o.Addr() == a }, nil
 }
 
-// readServices returns the frontends that match. all is set if every frontend matches:
-// then Services that have a problem and no frontend are listed too.
+// readServices returns the frontends that match. all means that every frontend matches: the
+// result then also contains the Services that have a problem and no frontend.
 func readServices(root string, match func(netip.AddrPort) bool, all bool) ([]frontendReport, error) {
 	set, kernel, err := openPins(root)
 	if err != nil {

@@ -11,9 +11,9 @@ import (
 	"go.uber.org/zap"
 )
 
-// endOnHangup returns a context that ends on SIGHUP too (the terminal is gone), unless the
-// command was started to ignore it (nohup). It is for commands that have something to
-// clean up, and not for the daemon.
+// endOnHangup returns a context that is also cancelled by SIGHUP (the terminal was closed),
+// unless the process ignores SIGHUP (nohup). It is for commands that must clean up, and not
+// for the daemon.
 func endOnHangup(ctx context.Context) (context.Context, context.CancelFunc) {
 	if signal.Ignored(syscall.SIGHUP) {
 		return context.WithCancel(ctx)
@@ -21,17 +21,17 @@ func endOnHangup(ctx context.Context) (context.Context, context.CancelFunc) {
 	return signal.NotifyContext(ctx, syscall.SIGHUP)
 }
 
-// surviveBrokenPipe keeps SIGPIPE from ending the process when the reader of its output is
-// gone: the write fails with EPIPE instead. The caller must call stop at the end.
+// surviveBrokenPipe prevents SIGPIPE from ending the process when the reader has closed the
+// process's output: the write fails with EPIPE instead. The caller must call stop at the end.
 func surviveBrokenPipe() (stop func()) {
 	broken := make(chan os.Signal, 1)
 	signal.Notify(broken, syscall.SIGPIPE)
 	return func() { signal.Stop(broken) }
 }
 
-// surviveHangup keeps SIGHUP from ending the daemon, and logs that the signal has no
-// effect: many daemons reload their configuration on it. The caller must call stop at the
-// end.
+// surviveHangup prevents SIGHUP from ending the daemon. It logs that the signal has no
+// effect, since many daemons reload their configuration on SIGHUP. The caller must call stop
+// at the end.
 func surviveHangup(log *zap.Logger) (stop func()) {
 	hangup, ended := make(chan os.Signal, 1), make(chan struct{})
 	signal.Notify(hangup, syscall.SIGHUP)

@@ -21,13 +21,14 @@ type source struct {
 	warn func(service lb.ServiceName, reason, note string)
 	// watches returns the state of each watch; nil without an API server.
 	watches func() []health.Watch
-	// hasNode is set with an API server, which has this node's Node.
+	// hasNode is set if an API server is the source: it has this node's Node.
 	hasNode bool
-	// recall reads what an earlier daemon left in map memory; nil if nothing is needed.
+	// recall reads the endpoints of the API server that an earlier daemon stored in map
+	// memory; nil without an API server.
 	recall func()
 }
 
-// newSource makes the watcher that the flags select. It fills d.store.
+// newSource returns the source that the flags select. The source's parts fill d.store.
 func newSource(d *daemon) (*source, error) {
 	if d.cfg.Manifests != "" {
 		m, err := watcher.NewManifests(watcher.ManifestsOptions{

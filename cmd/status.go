@@ -26,8 +26,8 @@ import (
 type statusReport struct {
 	BPFFSRoot string `json:"bpffsRoot"`
 	Kernel    string `json:"kernel"`
-	// Wrong is what does not serve as it should (exit code 1). Degraded is what is missing
-	// while all serves (exit code 3).
+	// Wrong lists the faults that affect traffic (exit code 1). Degraded lists what is
+	// missing while Services are served (exit code 3).
 	Wrong    []string `json:"wrong"`
 	Degraded []string `json:"degraded"`
 	// InEffect is set if every hook of the socket path is attached, for this node's pods.
@@ -35,12 +35,13 @@ type statusReport struct {
 	Daemon      daemonStatus     `json:"daemon"`
 	APIServer   watchReport      `json:"apiServer"`
 	Attachments []bpf.Attachment `json:"attachments"`
-	// Scope says why the hooks don't act on this node's pods; empty if they seem to.
+	// Scope is the reason why the hooks don't act on this node's pods; empty if none was
+	// found.
 	Scope   string       `json:"scope,omitempty"`
 	Packets packetStatus `json:"packets"`
 	// ServiceCIDRs are the ranges in which addresses that no service has are refused.
 	ServiceCIDRs []netip.Prefix `json:"serviceCIDRs"`
-	// Problems are those of Services that are not served as they ask.
+	// Problems are the problems of Services.
 	Problems  problemsStatus    `json:"problems"`
 	Maps      []mapStatus       `json:"maps"`
 	Reasons   map[string]uint64 `json:"reasons"`
@@ -52,7 +53,8 @@ type daemonStatus struct {
 	Running bool   `json:"running"`
 	PID     uint32 `json:"pid,omitempty"`
 	ABI     uint32 `json:"abi"`
-	// Started and Synced are nil if that never happened.
+	// Started is when the daemon started, Synced when the maps last contained every known
+	// object; nil if never.
 	Started *time.Time `json:"started,omitempty"`
 	Synced  *time.Time `json:"synced,omitempty"`
 	// Pending is the number of changes that were not in the maps after the last reconcile.
@@ -69,7 +71,7 @@ type mapStatus struct {
 type featureStatus struct {
 	Feature string `json:"feature"`
 	Has     bool   `json:"has"`
-	// Lost says what does not work without it.
+	// Lost describes what does not work without the feature; empty if the kernel has it.
 	Lost string `json:"lost,omitempty"`
 }
 

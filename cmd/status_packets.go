@@ -16,12 +16,13 @@ import (
 // packetStatus is what `shunt status` reports about the packet path.
 type packetStatus struct {
 	Devices []bpf.DeviceAttachment `json:"devices"`
-	// LeftOut are the devices that are not attached to.
+	// LeftOut are the devices to which no program is attached, with the reason.
 	LeftOut []bpf.LeftOut `json:"leftOut"`
-	// Problems are those that are not of one device.
+	// Problems are the problems that concern no single device.
 	Problems []string `json:"problems,omitempty"`
 
-	// OwnClusterIPs are cluster IPs that a device of this node has: they are left to it.
+	// OwnClusterIPs are cluster IPs that are not served here and that are also assigned to a
+	// device of this node: their packets are delivered to that device.
 	OwnClusterIPs []netip.Addr `json:"ownClusterIPs,omitempty"`
 
 	// elsewhere is set if the daemon is in another network namespace.
@@ -45,8 +46,7 @@ func readPackets(root string, kernel *maps.Kernel, daemon daemonStatus) (s packe
 	return s, err
 }
 
-// setOwn finds the cluster IPs that are left to a device of this node. unserved are all cluster IPs
-// that are not served here.
+// setOwn sets OwnClusterIPs. unserved are all cluster IPs that are not served here.
 func (s *packetStatus) setOwn(unserved []netip.Addr) error {
 	if s.elsewhere {
 		return nil

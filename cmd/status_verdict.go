@@ -9,8 +9,8 @@ import (
 	"shunt/bpf"
 )
 
-// readScope compares the cgroups to which hooks are attached with those of pods. It
-// returns what is wrong, "" if nothing is.
+// readScope compares the cgroups to which hooks are attached with those of pods. It returns
+// the problem, "" if there is none.
 func readScope(hooks []bpf.Attachment) (string, error) {
 	looked := map[uint64]bool{}
 	for _, a := range hooks {
