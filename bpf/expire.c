@@ -1,8 +1,8 @@
 //go:build ignore
 
 // SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
-/* expire.c: finds the expired entries of map `flows`. It is an iterator in the kernel: of a map
- * full of established connections, nothing crosses to user space but their number. */
+/* expire.c: finds the expired entries of map `flows`, with an iterator in the kernel. Entries of
+ * flows that have not expired are only counted, and not copied to user space. */
 #include <linux/bpf.h>
 #include <bpf/bpf_helpers.h>
 
@@ -27,15 +27,15 @@ struct bpf_iter__bpf_map_elem {
 	__bpf_md_ptr(void *, value);
 } KERNEL;
 
-/* What user space reads, one after another. The last one has a key of kind FLOW_KEY_UNSPEC, and
- * the number of all entries of the map in flow.used. */
+/* The records that user space reads. The last one has a key of kind FLOW_KEY_UNSPEC, and the number
+ * of all entries of the map in flow.used. */
 struct expired {
 	struct flow_key key;
 	struct flow flow;
 };
 _Static_assert(sizeof(struct expired) == sizeof(struct flow_key) + sizeof(struct flow), "struct expired");
 
-/* The session of the iterator that was opened last, and how many entries it has passed. */
+/* The session of the iterator that was opened last, and how many entries it has visited. */
 __u64 expire_session, expire_count;
 
 SEC("iter/bpf_map_elem")
@@ -54,7 +54,7 @@ int shunt_expired(struct bpf_iter__bpf_map_elem *ctx)
 		bpf_seq_write(ctx->meta->seq, &out, sizeof(out));
 		return 0;
 	}
-	/* A copy, so that user space gets the same entry that was judged. */
+	/* A copy, so that user space gets the same state of the entry that is checked here. */
 	out.flow = *flow;
 	if (flow_is_expired(&out.flow, bpf_ktime_get_ns())) {
 		out.key = *key;

@@ -1,12 +1,12 @@
 //go:build ignore
 
 // SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
-/* sock.c: the socket path. cgroup hooks on connect, sendmsg, recvmsg and getpeername: a frontend's
- * address becomes a backend's before the kernel makes a packet, and no packet is translated after
- * that.
+/* sock.c: the socket path. cgroup hooks on connect, sendmsg, recvmsg and getpeername: a backend's
+ * address replaces a frontend's before the kernel makes a packet, so that no packet has to be
+ * translated.
  *
  * The four hooks of each family only convert addresses. The functions above them do the work. A
- * hook returns 1 to go on and 0 to refuse. */
+ * hook returns 1 (the system call proceeds) or 0 (the system call fails). */
 #include <stddef.h>
 
 #include <linux/bpf.h>
@@ -26,9 +26,9 @@ char LICENSE[] SEC("license") = "Dual BSD/GPL";
 #define SOCK_PASS 1
 #define SOCK_REFUSE 0
 
-/* Sets the errno for a refusal. Where a packet would be dropped, a socket cannot be left to time
- * out, as there is no packet yet. It gets EHOSTUNREACH, which differs from the error of a service
- * without endpoints. */
+/* Sets the errno for a refusal. Where the packet path would drop a packet, a socket has no packet
+ * yet that could time out. So the call fails with EHOSTUNREACH, which differs from the error of a
+ * service without endpoints. */
 static __always_inline int sock_refuse(enum reason reason)
 {
 	int dropped = reason == REASON_NO_LOCAL_ENDPOINT || reason == REASON_UNALLOCATED ||
@@ -51,8 +51,8 @@ static __always_inline int sock_in_host_netns(__u64 cookie)
 	return cookie == (own ? own : bpf_get_netns_cookie(NULL));
 }
 
-/* Fills the client: for affinity by its network namespace (abi.h, affinity_key), for source ranges
- * by the same and `bound`. */
+/* Fills *client. Affinity identifies a client by its network namespace (abi.h, affinity_key).
+ * Source ranges use the network namespace and `bound`. */
 static __always_inline void sock_client(struct bpf_sock_addr *ctx, const struct addr *bound,
 					struct lb_client *client)
 {
@@ -66,7 +66,8 @@ static __always_inline void sock_client(struct bpf_sock_addr *ctx, const struct 
 	client->host_netns = sock_in_host_netns(cookie);
 }
 
-/* Reports whether a UDP socket that has no flow to dst answers a process of the node there. */
+/* Reports whether a UDP socket without a flow to dst answers a process of the node, which has sent
+ * from dst's address and port. */
 static __always_inline int sock_is_answer(struct bpf_sock_addr *ctx, const struct frontend_key *dst,
 					  enum reason reason)
 {
@@ -75,7 +76,8 @@ static __always_inline int sock_is_answer(struct bpf_sock_addr *ctx, const struc
 	       local_port_answers(bpf_get_netns_cookie(ctx), ctx->sk->src_port, dst);
 }
 
-/* Notes that a UDP socket sends to dst, or to a backend instead. `port` is the destination's. */
+/* Notes that a UDP socket sends to dst, if its source port may be a node port's number
+ * (local_port_note). `port` is the destination port after translation. */
 static __always_inline void sock_sends(struct bpf_sock_addr *ctx, const struct frontend_key *dst,
 				       __be16 port)
 {
@@ -87,15 +89,16 @@ static __always_inline void sock_sends(struct bpf_sock_addr *ctx, const struct f
 		local_port_note(own, &dst->addr, port);
 }
 
-/* Reports whether a flow to dst that does not hold can keep its endpoint, which is in *to. */
+/* Reports whether a flow to dst that is no longer valid (sock_flow_holds) can still keep its
+ * endpoint, which is in *to. */
 static __always_inline int sock_flow_stays(const struct frontend_key *dst,
 					   const struct lb_client *client, struct lb_choice *to)
 {
 	return to->port && stays_with(dst, client, to);
 }
 
-/* Reports whether a frontend can have this address. Most connections are to one that none has, and
- * need neither the client nor a random number. */
+/* Reports whether a frontend can have this address. For most connections none can: then neither the
+ * client nor a random number is computed. */
 static __always_inline int sock_may_lead(const struct addr *addr)
 {
 	struct addr_info *info = bpf_map_lookup_elem(&addrs, addr);
@@ -143,9 +146,9 @@ static __always_inline enum reason sock_connect(struct bpf_sock_addr *ctx,
 	return sock_peer_store(ctx->sk, dst, to) ? REASON_UNRECORDED : reason;
 }
 
-/* Begins a flow of an unconnected socket. The first pick follows from socket and destination: a
- * flow whose record was replaced comes back to its backend while the service does not change. The
- * next picks are for a backend that another flow of this socket has already. */
+/* Begins a flow of an unconnected socket. The first pick is computed from socket and destination: a
+ * flow whose record was replaced gets the same backend again, while the service does not change. If
+ * another flow of this socket has that backend already, the next slots are tried. */
 static __always_inline enum reason sock_flow_begin(struct bpf_sock_addr *ctx,
 						   const struct frontend_key *dst,
 						   const struct lb_client *client,
@@ -216,8 +219,8 @@ static __always_inline int sock_is_translated(enum reason reason)
 	       reason == REASON_FLOW_KEPT || reason == REASON_UNRECORDED;
 }
 
-/* Reports whether this is the daemon's hook check (ADDR_FLAG_HOOK_CHECK). It runs every few seconds,
- * which must not look like a client with a wrong port. */
+/* Reports whether this is the daemon's hook check (ADDR_FLAG_HOOK_CHECK). It runs every few
+ * seconds, and must not be counted as a client with a wrong port. */
 static __always_inline int sock_is_hook_check(const struct frontend_key *dst)
 {
 	struct addr_info *info = bpf_map_lookup_elem(&addrs, &dst->addr);
@@ -226,8 +229,8 @@ static __always_inline int sock_is_hook_check(const struct frontend_key *dst)
 }
 
 /* Does the work of connect and sendmsg, for both families. `bound` is the source address that the
- * socket, or the datagram, has already. Returns the hook's verdict; *translated says whether `to`
- * has to be written to the context. */
+ * socket or the datagram already has. Returns the hook's verdict. *translated says whether `to` has
+ * to be written to the context. */
 static __always_inline int sock_forward(struct bpf_sock_addr *ctx, const struct frontend_key *dst,
 					const struct addr *bound, int is_connect,
 					struct lb_choice *to, int *translated)
@@ -249,8 +252,8 @@ static __always_inline int sock_forward(struct bpf_sock_addr *ctx, const struct 
 	return SOCK_PASS;
 }
 
-/* recvmsg(): replaces the sender by the address that the process sent to. A received datagram
- * makes no new record: anybody can have sent it. */
+/* recvmsg(): replaces the sender by the address that the process sent to. A received datagram makes
+ * no new record, since it can be forged. */
 static __always_inline int sock_reply(struct bpf_sock_addr *ctx, struct addr *addr, __be16 *port)
 {
 	int restored = sock_reply_restore(ctx->sk, addr, port);
@@ -363,7 +366,8 @@ static __always_inline void sock6_write(struct bpf_sock_addr *ctx, const struct 
 	ctx->user_port = port;
 }
 
-/* Reads the source address that a socket, or a datagram, has already; unspecified: none. */
+/* Reads the source address that a socket or a datagram already has. The unspecified address:
+ * none. */
 static __always_inline void sock6_bound(const struct bpf_sock_addr *ctx, int is_connect,
 					struct addr *addr)
 {

@@ -1,12 +1,12 @@
 //go:build ignore
 
 // SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
-/* sweep.c: finds connected sockets whose backend no longer serves, or whose frontend no longer
- * leads to it. Iterators over the storage that connect() left, in all network namespaces at once:
- * the cost is that of the translated sockets, and of no others.
+/* sweep.c: finds connected sockets whose backend no longer serves, or whose frontend belongs to
+ * another service. It has iterators over the socket storage that connect() wrote, of all network
+ * namespaces at once: their cost depends on the number of translated sockets only.
  *
- * sock_diag can report a socket's storage too, but leaves it out for UDP (6.18: inet_sk_diag_fill
- * returns for a socket that is not connection-oriented before it comes to storage). */
+ * sock_diag can report a socket's storage too, but omits it for UDP (6.18: for a socket that is not
+ * connection-oriented, inet_sk_diag_fill returns before it reports storage). */
 #include <linux/bpf.h>
 #include <linux/in.h>
 #include <bpf/bpf_core_read.h>
@@ -21,7 +21,7 @@ char LICENSE[] SEC("license") = "Dual BSD/GPL";
 #define AF_INET 2
 
 /* States of a socket that has a peer (net/tcp_states.h). UDP has only the first. Half-closed
- * connections are among them: each side can still wait for the other for ever. */
+ * connections are included: either side can wait for the other without end. */
 #define STATE_ESTABLISHED 1
 #define STATE_SYN_SENT 2
 #define STATE_FIN_WAIT1 4
@@ -82,7 +82,7 @@ struct bpf_iter__bpf_sk_storage_map {
 	__bpf_md_ptr(void *, value);
 } KERNEL;
 
-/* One such socket, with what sock_diag needs to find it. */
+/* A socket that shunt_stale has found, with the fields by which sock_diag finds it. */
 struct stale_socket {
 	struct addr local, peer; /* an IPv4 address is in the last word alone */
 	__be16 local_port, peer_port;
@@ -113,7 +113,7 @@ static __always_inline void sweep_addrs(struct sock *sk, struct stale_socket *ou
 	BPF_CORE_READ_INTO(&out->peer, sk, __sk_common.skc_v6_daddr);
 }
 
-/* Reports whether the socket still has the peer that the flow is about. */
+/* Reports whether the socket's peer still is the flow's backend. */
 static __always_inline int sweep_is_peer(const struct stale_socket *s, const struct sock_flow *flow)
 {
 	struct addr peer = s->peer;
@@ -155,9 +155,9 @@ static __always_inline int sweep_socket(struct sock *sk, const struct sock_flow 
 	return 1;
 }
 
-/* Reports whether the socket's flow goes on. A TCP connection does until its backend is gone. A
- * UDP flow has no end of its own: it ends when the backend no longer serves or the frontend
- * belongs to another service. */
+/* Reports whether the socket's flow is still valid. A TCP flow is valid as long as its backend
+ * exists. A UDP flow has no end of its own: it is valid as long as the backend serves and the
+ * frontend belongs to the same service. */
 static __always_inline int sweep_holds(struct sock *sk, const struct sock_flow *flow)
 {
 	if (BPF_CORE_READ(sk, sk_protocol) != IPPROTO_UDP)
@@ -165,8 +165,8 @@ static __always_inline int sweep_holds(struct sock *sk, const struct sock_flow *
 	return sock_flow_serves(flow) && sock_flow_leads(flow, 1);
 }
 
-/* Writes the sockets whose backend no longer serves, by its id. An endpoint that got another
- * record has another id: user space finds it by its address. */
+/* Writes the sockets whose flow is no longer valid. The check is by backend id: an endpoint that
+ * got another record has another id, and user space has to compare addresses. */
 SEC("iter/bpf_sk_storage_map")
 int shunt_stale(struct bpf_iter__bpf_sk_storage_map *ctx)
 {
@@ -183,8 +183,9 @@ int shunt_stale(struct bpf_iter__bpf_sk_storage_map *ctx)
 	return 0;
 }
 
-/* Writes the cookies of all translated UDP sockets. A backend can have the address of a frontend,
- * and sockets that send to it must not be taken for untranslated ones. */
+/* Writes the cookies of all translated UDP sockets. A backend can have the address of a frontend.
+ * Sockets that were translated to it must not be mistaken for sockets that send to the frontend
+ * untranslated. */
 SEC("iter/bpf_sk_storage_map")
 int shunt_translated(struct bpf_iter__bpf_sk_storage_map *ctx)
 {

@@ -36,8 +36,8 @@ enum frontend_kind {
 	FRONTEND_KIND_NODE_PORT,
 	FRONTEND_KIND_LOAD_BALANCER_IP,
 	FRONTEND_KIND_EXTERNAL_IP,
-	/* A cluster IP as a whole: ports that no service has are refused. It has no entry in
-	 * `services` but a flag in `addrs`. */
+	/* All ports of a cluster IP that no service has: they are refused. They have no entry in
+	 * `services`, but the cluster IP has a flag in `addrs`. */
 	FRONTEND_KIND_UNDEFINED_PORT,
 };
 
@@ -74,8 +74,8 @@ enum backend_flag {
 	BACKEND_FLAG_LOCAL_SET = 2,   /* in the local set: those with policy Local may */
 	BACKEND_FLAG_ON_NODE = 4,     /* the endpoint is on this node */
 	BACKEND_FLAG_TERMINATING = 8,
-	BACKEND_FLAG_UNREADY = 16,    /* TCP: takes no new connections, but is not gone:
-				       * connections go on */
+	BACKEND_FLAG_UNREADY = 16,    /* TCP: gets no new connections. Its established connections
+				       * remain */
 	BACKEND_FLAG_RENAMED = 32,    /* serves under the name of another port: in no set, for a
 				       * moment */
 };
@@ -91,8 +91,8 @@ struct backend {
 };
 _Static_assert(sizeof(struct backend) == 24, "struct backend");
 
-/* One flow of a socket: the peer that its process asked for, and the backend that this was
- * translated to. */
+/* One flow of a socket: the frontend that its process sends to, and the backend that the frontend
+ * was translated to. */
 struct sock_flow {
 	struct addr frontend_addr;
 	struct addr backend_addr;
@@ -104,8 +104,8 @@ struct sock_flow {
 };
 _Static_assert(sizeof(struct sock_flow) == 48, "struct sock_flow");
 
-/* How many frontends an unconnected UDP socket can send to at once, so that every reply still
- * comes from the address that it sent to. */
+/* How many flows of an unconnected UDP socket are recorded at once, so that the process sees the
+ * frontend as the sender of every reply. */
 #define SOCK_FLOWS 16
 
 struct sock_flows {
@@ -117,21 +117,24 @@ struct sock_flows {
 };
 _Static_assert(sizeof(struct sock_flows) == 16 + SOCK_FLOWS * 48, "struct sock_flows");
 
-/* Key of `local_ports`: the two ports of a datagram that a socket of the node's own network
- * namespace sent. A second entry has the network namespace of a socket that received such a
- * datagram: only sockets there can answer it. */
+/* Key of `local_ports`: source port and destination port of a datagram that a socket of the node's
+ * own network namespace sent. Where a socket received such a datagram, a second entry has the
+ * cookie of that socket's network namespace: answers are accepted only from sockets there. */
 struct local_port_key {
-	__u64 netns;  /* cookie of the receiver's network namespace; 0: of the sender's note */
+	__u64 netns;  /* cookie of the receiver's network namespace; 0: noted when the datagram was
+		       * sent */
 	__be16 own;   /* the sender's, which is the number of a node port too */
 	__be16 other; /* the destination's */
 	__u32 pad;
 };
 _Static_assert(sizeof(struct local_port_key) == 16, "struct local_port_key");
 
-/* Key of `affinity`. A client on this node is its network namespace's cookie in the last 8 bytes,
- * after 8 zero bytes: the cookie's upper half comes first, and each half is in the machine's
- * order. A client from outside is its address. No host has an address in ::/64 but ::1, which no
- * packet from outside can have, so the two cannot be confused. */
+/* Key of `affinity`. For a client on this node, `client` is 8 zero bytes and the cookie of the
+ * client's network namespace: the cookie's upper half comes first, and each half is in the
+ * machine's order. For a client outside, `client` is its address. The two cannot be confused. ::/64
+ * contains one IPv6 address of a host, ::1, which no packet from outside can have. It also contains
+ * the IPv4 addresses (::ffff:a.b.c.d), but ::ffff would be the upper half of a cookie, and the
+ * kernel counts cookies from 1. */
 struct affinity_key {
 	__u32 service_id;
 	struct addr client;
@@ -148,21 +151,21 @@ _Static_assert(sizeof(struct affinity_value) == 16, "struct affinity_value");
 /* Key of `sources`: source ranges (loadBalancerSourceRanges) of a service port. Service id 0,
  * which no service has, stands for the service CIDRs. */
 struct source_range_key {
-	__u32 prefix_bits; /* 32 for service_id, and the bits of the range, counted as in an IPv6
-			    * address */
+	__u32 prefix_bits; /* 32 (service_id), plus the prefix length of the range; 96 more for
+			    * IPv4 */
 	__u32 service_id;
 	struct addr addr;
 };
 _Static_assert(sizeof(struct source_range_key) == 24, "struct source_range_key");
 
-/* Key of `client_addrs`: a network namespace, and
+/* Key of `client_addrs`: a network namespace, and one of
  *
- *   ::, or ::ffff:0.0.0.0   where it has only one address of that family
- *   an address              that it has
- *   a frontend's address    that source ranges bind, where it has several addresses
+ *   ::, or ::ffff:0.0.0.0   if the namespace has only one address of that family
+ *   an address              of the namespace
+ *   a frontend's address    with source ranges, if the namespace has several addresses
  *
- * The value is the source of packets from sockets there: the only address; the address itself; the
- * address that the kernel chooses for that destination. */
+ * The value is the source address of packets from sockets of the namespace. In this order: the only
+ * address; the address itself; the address that the kernel chooses for that destination. */
 struct client_key {
 	__u64 netns; /* cookie of the network namespace */
 	struct addr addr;
@@ -178,16 +181,15 @@ _Static_assert(sizeof(struct client_addr) == 24, "struct client_addr");
 /* The flows of the packet path. A client sends to a frontend. Between the ingress and the egress
  * program the same packets are between `client`, with inner_port, and `backend`. On the network to
  * a backend of another node they are between `snat`, with snat_port (SNAT address and SNAT port),
- * and `backend`. So a flow is found by
+ * and `backend`. So a flow has entries with these keys:
  *
- *   FLOW_KEY_IN   a packet as it arrives: client → frontend, or, where the source
- *                 is translated, backend → snat. Source and destination are the
- *                 packet's.
- *   FLOW_KEY_OUT  a packet as it leaves the stack, in either direction: client,
- *                 inner_port and backend. The lower of the two ends, byte by byte
- *                 and then by port, is src.
+ *   FLOW_KEY_IN   for packets as they arrive: client → frontend, and with SNAT also
+ *                 backend → snat. Source and destination are the packet's.
+ *   FLOW_KEY_OUT  for packets of both directions as they leave the stack: between
+ *                 client with inner_port, and backend. The lower of the two ends,
+ *                 byte by byte and then by port, is src.
  *
- * Every entry holds the whole flow, so that a lost entry is made again from another. */
+ * Every entry contains the whole flow, so that a lost entry is made again from another one. */
 enum flow_key_kind {
 	FLOW_KEY_UNSPEC,
 	FLOW_KEY_IN,
@@ -217,22 +219,22 @@ enum flow_flag {
 				  * had, the client's port there */
 };
 
-/* What one side of a flow has said. Each side has a byte of its own, and a note changes only its
- * own bits there, so that packets of both directions can be noted at once. */
+/* What one side of a flow has sent. Each side has its own byte, and a byte without a change is not
+ * written. So two CPUs can note packets of both directions at once. */
 enum flow_said {
-	FLOW_SAID_FIN = 1,       /* it has sent its last byte */
-	FLOW_SAID_FIN_LATER = 2, /* and the other side had done so before */
+	FLOW_SAID_FIN = 1,       /* a FIN */
+	FLOW_SAID_FIN_LATER = 2, /* with FIN: it came after the other side's FIN */
 	FLOW_SAID_RST = 4,
-	FLOW_SAID_ANYTHING = 8,  /* of the backend: it has sent a packet */
-	FLOW_SAID_SYN = 16,      /* of the client: a SYN, after one side had sent its last byte,
-				  * and nothing else since */
+	FLOW_SAID_ANYTHING = 8,  /* of the backend: any packet */
+	FLOW_SAID_SYN = 16,      /* of the client: a SYN after a FIN of either side, and nothing
+				  * else since */
 	FLOW_SAID_ASKED = 32,    /* of the client: a SYN on a confirmed flow, and no answer of the
 				  * backend since */
 	FLOW_SAID_ASKED_AGAIN = 64, /* and another SYN, FLOW_ANSWER or more after that */
 };
 
-/* A side's last packet that was no reset: its sequence number, and the number that it
- * acknowledged. Zero: not known. Aligned, so that both are copied at once. */
+/* Sequence number and acknowledged number of a side's last packet that was no reset. Zero: not
+ * known. Aligned, so that both are copied at once. */
 struct tcp_point {
 	__be32 seq, ack;
 } __attribute__((aligned(8)));
@@ -252,16 +254,16 @@ struct flow {
 	__u8 client_said, backend_said; /* enum flow_said */
 	__u16 pad;
 	__u64 used;                /* ns, CLOCK_MONOTONIC, to within FLOW_TOUCH */
-	/* TCP. Written with each packet, only in the entry by which it is found, and not copied
-	 * with the other fields. */
+	/* TCP. Every packet writes the numbers of its side, but only in the entry by which the
+	 * packet is found. They are not copied with the other fields (flow_copy). */
 	struct tcp_point client_at, backend_at;
 };
 _Static_assert(sizeof(struct flow) == 112, "struct flow");
 
-/* How long notes count that have no configured timeout, in seconds. */
+/* How long notes without a configured timeout are valid, in seconds. */
 enum note_age {
 	NOTE_AGE_FRAGMENT = 31,    /* a second longer than Linux waits for the missing fragments of
-				    * an IPv4 datagram. Ids are used again */
+				    * an IPv4 datagram. No longer, as ids are reused */
 	NOTE_AGE_LOCAL_PORT = 120, /* after the last datagram of either direction, as for UDP in
 				    * `flows` */
 };
@@ -288,9 +290,9 @@ struct fragment {
 _Static_assert(sizeof(struct fragment) == 16, "struct fragment");
 
 enum device_flag {
-	DEVICE_FLAG_RESETS = 1, /* conntrack and IPVS translate no connection to a frontend. So TCP
-				 * to a frontend, in the middle of a connection that has no flow,
-				 * belongs to nothing on this node */
+	DEVICE_FLAG_RESETS = 1, /* neither conntrack nor IPVS translates connections to frontends.
+				 * So TCP to a frontend, after the SYN and of no flow, belongs to no
+				 * connection of this node */
 };
 
 /* Value of `devices`, by interface index: the source addresses of packets that leave there. Zero:

@@ -7,17 +7,17 @@
 
 #include "abi.h"
 
-/* The cookie of the node's network namespace, which is the daemon's. It need not be the machine's
- * first one. 0: the kernel does not report it to user space (before 5.14), and the first one is
- * taken. */
+/* The cookie of the node's network namespace, which is the daemon's. It may differ from the
+ * machine's first network namespace. 0: the kernel does not report the cookie to user space (before
+ * 5.14), and programs use the first one's. */
 const volatile __u64 config_netns_cookie;
 
 /* bpf_set_retval exists (Linux 5.18), so that a refusal can return ECONNREFUSED. Without it the
  * kernel returns EPERM. */
 const volatile __u8 config_has_set_retval;
 
-/* The range of ports that the kernel chooses for sockets that ask for none, in host byte order. No
- * port of it is a node port's number; otherwise the range here is empty. */
+/* The range of ports from which the kernel chooses for sockets that ask for none, in host byte
+ * order. If a node port has a number in that range, the range here is empty. */
 const volatile __u32 config_ephemeral_first = 32768;
 const volatile __u32 config_ephemeral_last = 60999;
 

@@ -1,18 +1,18 @@
 // SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
 /* direct.h: notes direct connections: packets to a backend's own address, without a service. Most
- * clients in a cluster reach backends so, as their own node has translated the socket. The same
- * client may use the same port for a service by packets: the two connections would collide at the
+ * clients in a cluster do so, because their own node has translated the socket. The same client may
+ * use the same port for a service by packets. Then the two connections would collide at the
  * backend. Knows notes; changes no packet.
  *
- * A note says that between two ends there may be a connection that is no flow. It can be evicted.
- * TCP does not depend on it: a backend that has a connection between the same ends does not answer
- * a SYN with a SYN-ACK (track_is_answer). */
+ * A note says that two ends may have a connection without a flow. A note can be evicted. TCP does
+ * not depend on notes: a backend that already has a connection between the same ends does not
+ * answer a SYN with a SYN-ACK (track_is_answer). */
 #pragma once
 
 #include "flow.h"
 
-/* The key of a direct connection from the flow's client, with inner_port, to its backend: of
- * packets that no flow changes. */
+/* The key of a direct connection between the same ends as the flow has in the stack: from the
+ * client, with inner_port, to the backend. */
 static __always_inline void direct_key(struct flow_key *key, const struct flow *flow)
 {
 	flow_key_set(key, FLOW_KEY_IN, flow->protocol, &flow->client, flow->inner_port,
@@ -30,8 +30,8 @@ static __always_inline void direct_note(const struct flow_key *key, __u64 now)
 	bpf_map_update_elem(&directs, key, &now, BPF_ANY);
 }
 
-/* Reports whether a connection was noted less than FLOW_TOUCH ago: no flow can have its ends
- * then. */
+/* Reports whether a direct connection was noted less than FLOW_TOUCH ago. Then no flow can have the
+ * same ends. */
 static __always_inline int direct_is_noted(const struct flow_key *key, __u64 now)
 {
 	__u64 *noted = bpf_map_lookup_elem(&directs, key);
@@ -39,8 +39,8 @@ static __always_inline int direct_is_noted(const struct flow_key *key, __u64 now
 	return noted && (__s64)(now - *noted) < FLOW_TOUCH;
 }
 
-/* Reports whether there may be a direct connection between the ends that a flow is to have before
- * the stack. */
+/* Reports whether a direct connection may exist between the ends that a flow is to have in the
+ * stack. */
 static __noinline int direct_is_there(const struct flow *flow)
 {
 	__u64 age = flow->protocol == IPPROTO_TCP ? config_timeouts.tcp_established :

@@ -7,7 +7,7 @@
 
 #include "pkt.h"
 
-/* How long a first fragment is remembered, in ns. */
+/* How long the note of a first fragment is valid, in ns. */
 #define FRAGMENT_AGE (NOTE_AGE_FRAGMENT * 1000000000LL)
 
 static __always_inline void fragment_key_set(struct fragment_key *key, const struct pkt *pkt,
@@ -36,8 +36,8 @@ static __noinline void fragment_note(const struct pkt *pkt, int egress, __u64 no
 	bpf_map_update_elem(&fragments, &key, &value, BPF_ANY);
 }
 
-/* Sets a later fragment's ports and protocol to those of its first. Returns 1, or 0 where the
- * first was not seen, or too long ago. */
+/* Sets a later fragment's ports and protocol to those of its first fragment. Returns 1, or 0 if the
+ * first fragment was not seen within FRAGMENT_AGE. */
 static __noinline int fragment_find(struct pkt *pkt, int egress, __u64 now)
 {
 	struct fragment_key key;

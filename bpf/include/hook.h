@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
-/* hook.h: a program ends with a reason, which it counts. */
+/* hook.h: counts the reason with which a run of a program ends. */
 #pragma once
 
 #include "maps.h"

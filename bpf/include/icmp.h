@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
-/* icmp.h: ICMP errors, and the packets that they quote. A sender must recognize its own packet in
- * them, by the addresses and ports that it gave the packet. Knows packets; knows no flows.
+/* icmp.h: ICMP errors, and the packets that they quote. A sender recognizes its own packet in an
+ * error by the addresses and ports that it had sent. Knows packets; knows no flows.
  *
- * Errors are rare, so fields are computed here and stored with BPF_F_RECOMPUTE_CSUM, which keeps a
- * device's sum over the packet right. */
+ * Errors are rare. So fields are computed here and stored with BPF_F_RECOMPUTE_CSUM, which updates
+ * a device's sum over the packet. */
 #pragma once
 
 #include "nat.h"
@@ -105,7 +105,8 @@ static __noinline long icmp_apply(struct __sk_buff *skb, const struct pkt *pkt,
 	__builtin_memcpy(&new, to, sizeof(new));
 	if (icmp_address(skb, quoted, nat->end, &nat->addr, &change))
 		return -1;
-	/* An IPv4 header sums up to nothing, before and after. All else counts. */
+	/* The sum of an IPv4 header with its own checksum is the same before and after. All other
+	 * changes count. */
 	diff = quoted->is_v4 ? 0 : change;
 	if (bpf_skb_store_bytes(skb, quoted->l4, &new, sizeof(new), BPF_F_RECOMPUTE_CSUM))
 		return -1;

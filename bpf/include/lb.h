@@ -2,11 +2,11 @@
 /* lb.h: chooses the backend of a new connection. Knows services, slots, backends and affinity;
  * knows no packet and no hook's context.
  *
- * Entries may change in two ways while they are read. An element of a hash can be reused for
- * another key: the value names its key, which is compared last. A slot can belong to another
- * service by the time that it is read: the backend that it leads to does not name the service that
- * the search began with. In both cases the look-up begins again. An entry without backends leads
- * to no record that could be compared, so it has to be seen twice. */
+ * An entry may change in two ways while a program reads it. The kernel can reuse an element of a
+ * hash for another key: so the value contains its key, which is compared after the copy. And a slot
+ * can get another service's backend: so the backend's record contains its service id, which is
+ * compared with the frontend's. If either differs, the look-up begins again. A frontend without
+ * backends has no record to compare. So that result has to be found twice. */
 #pragma once
 
 #include <linux/errno.h>
@@ -14,8 +14,8 @@
 
 #include "maps.h"
 
-/* Look-ups of one entry before the choice fails: it would have to change within each of as many
- * fractions of a microsecond. */
+/* How often an entry is looked up before the choice fails. Each look-up takes a fraction of a
+ * microsecond, and the entry would have to change during every one of them. */
 #define LB_TRIES 4
 
 enum lb_side { LB_INSIDE, LB_OUTSIDE };
@@ -28,7 +28,8 @@ struct lb_client {
 	__u8 side;        /* enum lb_side */
 	__u8 host_netns;   /* a socket in the node's own network namespace */
 	__u8 by_packet;   /* addr is a packet's source */
-	__u8 forgetful;   /* no new connection: affinity is read, and neither written nor refreshed */
+	__u8 forgetful;   /* not a new connection: affinity is read, but neither written nor
+			   * refreshed */
 };
 
 struct lb_choice {
@@ -84,11 +85,11 @@ enum lb_found {
 	LB_CHANGED, /* while it was read: look again */
 };
 
-/* Copies the entry of that key. A program in a process's context can be interrupted anywhere, and
- * a replaced element is reused at once. What was looked up for one frontend would then be
- * another's by the time that it is read, perhaps as a whole, and of another family. The kernel
- * writes a value from its beginning on, and the key is its first field. So if a copy has anything
- * of another entry, that entry's key was there by then, and the comparison below finds it. */
+/* Copies the entry of `key`. A program in process context can be interrupted at any point, and the
+ * kernel reuses a replaced element at once. So the copy can be another frontend's in part or as a
+ * whole, even of another family. But the kernel writes a value from its first byte on, and the key
+ * is its first field. So if any part of the copy is another entry's, the key of that entry had been
+ * written before, and the comparison below fails. */
 static __always_inline enum lb_found lb_read(const struct frontend_key *key, struct frontend *out)
 {
 	const struct frontend *entry = bpf_map_lookup_elem(&services, key);
@@ -102,8 +103,8 @@ static __always_inline enum lb_found lb_read(const struct frontend_key *key, str
 }
 
 /* Finds the service of a frontend: by the frontend's own entry, or else as a node port on an
- * address of the node. host_netns says that the client is in the node's own network namespace. If
- * there is no service, *undefined says whether the address is a cluster IP all the same. */
+ * address of the node. host_netns: the client is in the node's own network namespace. *undefined is
+ * set if the address is a cluster IP, and no service has the port. */
 static __always_inline enum lb_found lb_frontend(const struct frontend_key *dst, int host_netns,
 						 __u32 *undefined, struct frontend *out)
 {
@@ -159,7 +160,7 @@ static __always_inline int lb_affinity_find(const struct frontend *svc, __u8 set
 	struct backend *be;
 	__u32 id;
 
-	/* Another CPU may have written last_used after this `now`: the difference has a sign. */
+	/* Signed, because another CPU may have written a last_used that is later than `now`. */
 	if (!aff || (__s64)(now - aff->last_used) >= (__s64)(svc->affinity_seconds * 1000000000ULL))
 		return 0;
 	id = aff->backend_id;
@@ -172,8 +173,8 @@ static __always_inline int lb_affinity_find(const struct frontend *svc, __u8 set
 	return 1;
 }
 
-/* Stores a choice for session affinity. If two first connections come at once, both take the
- * backend that was stored first. */
+/* Stores a choice for session affinity. If two CPUs handle a client's first connections at once,
+ * both use the backend that was stored first. */
 static __always_inline void lb_affinity_store(const struct frontend *svc, __u8 set,
 					      const struct affinity_key *key, __u64 now,
 					      struct lb_choice *out)
@@ -238,7 +239,7 @@ static __always_inline int lb_source_range(const struct frontend_key *dst, const
 		*out = client->addr;
 		return 1;
 	}
-	/* One branch: three double the instructions that the verifier checks. */
+	/* One branch: with three, the verifier checks twice as many instructions. */
 	if (lb_word(bound, 0) | lb_word(bound, 1) | lb_word(bound, 3)) {
 		key.addr = *bound;
 		return lb_client_addr(&key, out) && lb_addr_equal(out, bound);
@@ -264,7 +265,8 @@ static __always_inline enum reason lb_source_range_refused(const struct frontend
 	return lb_in_range(svc->id, &source) ? REASON_UNSPEC : REASON_SOURCE_RANGE;
 }
 
-/* Returns the element of `meta`. That costs a load: the kernel inlines look-ups in arrays. */
+/* Returns the element of `meta`. The cost is one load, since the kernel inlines look-ups in
+ * arrays. */
 static __always_inline struct meta_value *lb_meta(void)
 {
 	__u32 zero = 0;
@@ -281,10 +283,11 @@ static __always_inline int lb_unallocated(const struct addr *addr)
 	return m && m->service_cidrs && lb_in_range(0, addr);
 }
 
-/* Looks once at dst's entry, for a new connection, and chooses a backend of the client's side.
- * `pick` is any number: the slot is pick modulo the range's size. `empty` counts the looks that
- * found no backend. Returns REASON_TRANSLATED or REASON_AFFINITY_KEPT with *out filled,
- * REASON_ENTRY_CHANGED to look again, or the reason why there is no backend. */
+/* Looks up dst's entry once, for a new connection, and chooses a backend of the client's side.
+ * `pick` is any number: the slot is pick modulo the range's size. *empty counts the calls that
+ * found no backend: the first returns REASON_ENTRY_CHANGED, so that the result has to be found
+ * twice. Returns REASON_TRANSLATED or REASON_AFFINITY_KEPT with *out filled, REASON_ENTRY_CHANGED
+ * to look again, or the reason why there is no backend. */
 static __always_inline enum reason lb_try(const struct frontend_key *dst,
 					  const struct lb_client *client, __u32 pick,
 					  int *empty, struct lb_choice *out)
@@ -337,8 +340,9 @@ static __always_inline enum reason lb_try(const struct frontend_key *dst,
 	return REASON_TRANSLATED;
 }
 
-/* Chooses a backend for a new connection to dst: calls lb_try until the entry does not change
- * meanwhile. Returns as lb_try, and REASON_ENTRY_CHANGED if it changed LB_TRIES times. */
+/* Chooses a backend for a new connection to dst: calls lb_try until an entry is read that does not
+ * change during the look-up. Returns as lb_try, and REASON_ENTRY_CHANGED if it changed LB_TRIES
+ * times. */
 static __always_inline enum reason lb_select(const struct frontend_key *dst,
 					     const struct lb_client *client, __u32 pick,
 					     struct lb_choice *out)
@@ -351,9 +355,9 @@ static __always_inline enum reason lb_select(const struct frontend_key *dst,
 	return reason;
 }
 
-/* Reports whether a flow's frontend still belongs to its service. The address may be another
- * service's by now, or of no service, while the backend still serves. It looks twice, since an
- * entry that changes while it is read can look like another's. */
+/* Reports whether a flow's frontend still belongs to its service. The address may belong to another
+ * service by now, or to none, while the backend still serves. The entry is looked up twice, because
+ * an entry that changes during a look-up can seem to be another service's. */
 static __always_inline int lb_leads(const struct frontend_key *dst, int host_netns,
 				    __u32 service_id)
 {

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
 /* localport.h: UDP of the node's own processes from a port that is a node port's number. An answer
- * to that port must not be taken for a client's datagram to the service. What a process sends
- * proves that it has the port. What arrives at a socket proves nothing: it only keeps such an
- * entry fresh, and says in which network namespace answers may come from. Knows map local_ports;
- * knows no hook's context. */
+ * to that port must not be treated as a client's datagram to the service. A datagram that a process
+ * sends proves that the process uses the port. A datagram that arrives at a socket proves nothing:
+ * it only refreshes an existing entry, and notes the network namespace from which answers are
+ * accepted. Knows map local_ports; knows no hook's context. */
 #pragma once
 
 #include <linux/in.h>
@@ -12,7 +12,7 @@
 #include "lb.h"
 #include "maps.h"
 
-/* How long an entry counts, and how precise that is: ns. */
+/* How long an entry is valid, and how precise that is: ns. */
 #define LOCAL_PORT_AGE (NOTE_AGE_LOCAL_PORT * 1000000000ULL)
 #define LOCAL_PORT_TOUCH 1000000000ULL
 
@@ -89,8 +89,8 @@ static __always_inline int local_port_answers(__u64 netns, __u32 port,
 	return local_port_find(&key, bpf_ktime_get_ns()) && local_port_is_node(&dst->addr);
 }
 
-/* Notes a datagram from that address to a socket with this port, in host order, of that network
- * namespace, if a process of the node has sent such a datagram. */
+/* Notes that a socket of network namespace netns received a datagram from from:own, if a process of
+ * the node has sent such a datagram. `port` is the socket's, in host order. */
 static __always_inline void local_port_heard(__u64 netns, __u32 port, const struct addr *from,
 					     __be16 own)
 {

@@ -18,9 +18,9 @@
 #define DEFAULT_SOURCES 65536
 #endif
 
-/* Entries for unconfirmed flows, and for datagrams in fragments: both maps evict what was not used
- * lately. A hash has as many buckets as the next power of two. A few entries more than 2^16 halve
- * the chains of a map that is full most of the time, and each link of a chain is a cache miss. */
+/* Entries of the LRU maps for unconfirmed flows, and for datagrams in fragments. The number of
+ * buckets of a hash is the next power of two. So a few entries more than 2^16 halve the chains of a
+ * map that is full most of the time. Each link of a chain is a cache miss. */
 #define NEW_FLOWS 69632
 #define FRAGMENTS 8192
 
@@ -54,8 +54,8 @@ struct {
 	__type(value, struct frontend);
 } services SEC(".maps");
 
-/* Backend ids, in slot ranges. A range that an entry of `services` names is not written. The
- * exception is its own service, if the map has no room for another range. */
+/* Backend ids, in slot ranges. A range to which an entry of `services` points is not overwritten,
+ * unless the map has no room for another range of the same service. */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(map_flags, BPF_F_MMAPABLE);
@@ -83,9 +83,9 @@ struct {
 	__type(value, __u64);
 } backend_stats SEC(".maps");
 
-/* What the last connect() of a socket was translated to. The hook runs before the kernel makes the
- * connection, which can still fail. So a record counts only while its backend is the peer that the
- * kernel has for the socket. */
+/* The flow of a socket's last connect(). The hook runs before the kernel connects the socket, and
+ * connect() can still fail. So a record describes the socket's peer only if its backend is that
+ * peer. */
 struct {
 	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
@@ -93,8 +93,8 @@ struct {
 	__type(value, struct sock_flow);
 } sock_peer SEC(".maps");
 
-/* The same for the peer that a UDP socket had before that connect(), and keeps if it fails. Few
- * sockets connect twice, so this is a map of its own. */
+/* The flow of the peer that a UDP socket had before its last connect(), and retains if that
+ * connect() fails. A map of its own, since few sockets connect twice. */
 struct {
 	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
@@ -110,7 +110,7 @@ struct {
 	__type(value, struct sock_flows);
 } sock_flows SEC(".maps");
 
-/* UDP that processes of the node sent from a port that is a node port's number: answers to that
+/* Datagrams that processes of the node sent from a port with a node port's number: answers to that
  * port are for the process, not for the service. The value is the time of the last datagram: ns,
  * CLOCK_MONOTONIC. */
 struct {
@@ -127,7 +127,8 @@ struct {
 	__type(value, struct affinity_value);
 } affinity SEC(".maps");
 
-/* What an address means to this node. Most addresses mean nothing, and cost one look-up here. */
+/* Addresses of frontends, backends and this node. A packet with any other destination costs one
+ * look-up here. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
@@ -157,8 +158,8 @@ struct {
 	__type(value, struct client_addr);
 } client_addrs SEC(".maps");
 
-/* Confirmed flows: both sides have received from the other. It is no LRU: packets that come from
- * outside alone cannot evict an entry. Two or three entries a flow. */
+/* Confirmed flows: each side has received a packet of the other side. The map is no LRU, so that
+ * packets from outside alone cannot evict an entry. Two or three entries a flow. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
@@ -175,8 +176,9 @@ struct {
 	__type(value, struct flow);
 } flows_new SEC(".maps");
 
-/* Direct connections: ends between which there may be a connection that is no flow (direct.h). The
- * key is that of the client's packets. The value is when it was last seen: ns, CLOCK_MONOTONIC. */
+/* Direct connections: pairs of ends that may have a connection without a flow (direct.h). The key
+ * is FLOW_KEY_IN of the client's packets. The value is the time of the last packet that was noted:
+ * ns, CLOCK_MONOTONIC. */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__uint(max_entries, DIRECTS);

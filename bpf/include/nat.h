@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
 /* nat.h: changes a packet's addresses and ports. Knows packets; knows neither flows nor services.
  *
- * Checksums are updated by difference. A field holds either a checksum, or only the pseudo
- * header's sum for a device to complete (CHECKSUM_PARTIAL). The kernel's helpers know which. Two
- * calls of them were a third of the cost of an established packet. So where the kernel shows it to
- * programs too (summed.h), all that changes in a plain packet is written at once. */
+ * Checksums are updated by difference. A checksum field contains either a checksum, or only the
+ * pseudo header's sum, which a device is to complete (CHECKSUM_PARTIAL). The kernel's helpers
+ * distinguish the two. But two calls of them were a third of the cost of an established packet. So
+ * where programs can read ip_summed themselves (summed.h), all changes of a plain packet are
+ * written at once. */
 #pragma once
 
 #include <stddef.h>
@@ -43,8 +44,8 @@ static __always_inline __u64 nat_check_flags(const struct pkt *pkt)
 	return pkt->protocol == IPPROTO_UDP ? BPF_F_MARK_MANGLED_0 : 0;
 }
 
-/* The fields of a packet that are written, as they follow each other in it. Where the IP header
- * has options or extensions, the transport header is further on. */
+/* The fields of a packet that are written, in the packet's order. After IP options or extension
+ * headers, the transport header does not follow at once. */
 union nat_l4 {
 	struct udphdr udp; /* TCP's ports have the same offsets */
 	struct tcphdr tcp;
@@ -139,8 +140,8 @@ static __always_inline __u32 nat_renew_l4(struct __sk_buff *skb, const struct pk
 	}
 	l4->udp.source = nat->sport;
 	l4->udp.dest = nat->dport;
-	/* A checksum cancels what it covers in the device's sum. Two of IPv4's cover the address,
-	 * so the sum changes by the opposite. */
+	/* A checksum cancels the fields that it covers in the device's sum. In IPv4 two checksums
+	 * cover the address, so the sum changes by the opposite of the address's change. */
 	if (summed == SUMMED_COMPLETE && pkt->is_v4)
 		bpf_csum_update(skb, ~change->addrs);
 	return size;

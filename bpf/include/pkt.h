@@ -19,7 +19,7 @@
 #include "lb.h"
 
 enum pkt_kind {
-	PKT_OTHER,     /* passed: no IP, or another protocol */
+	PKT_OTHER,     /* passed: neither IPv4 nor IPv6, or a protocol without ports */
 	PKT_MALFORMED,
 	PKT_TRANSPORT, /* TCP or UDP, with ports */
 	PKT_FRAGMENT,     /* a later fragment: no ports */
@@ -45,7 +45,8 @@ struct pkt {
 	__u8 protocol;    /* of an IPv6 fragment: the next header that the fragment header names */
 	__u8 is_v4;
 	__u8 first_fragment; /* the first fragment */
-	__u8 later_fragment;       /* a later fragment: `sport` and `dport` are not in it */
+	__u8 later_fragment;       /* a later fragment, which does not contain `sport` and
+				    * `dport` */
 	__u8 tcp_flags;
 	__u8 pad;
 	__sum16 check; /* of the IPv4 header */
@@ -68,7 +69,7 @@ static __always_inline int pkt_is_syn_ack(const struct pkt *pkt)
 	return (pkt->tcp_flags & (TCP_SYN | TCP_ACK | TCP_RST)) == (TCP_SYN | TCP_ACK);
 }
 
-/* Reports whether it can be the first packet of a flow: a TCP SYN, or any datagram. */
+/* Reports whether a packet can be the first one of a flow: a TCP SYN, or any datagram. */
 static __always_inline int pkt_begins(const struct pkt *pkt)
 {
 	return pkt->protocol != IPPROTO_TCP || pkt_is_syn(pkt);
@@ -190,7 +191,8 @@ static __always_inline enum pkt_kind pkt_parse6(struct __sk_buff *skb, struct pk
 		return PKT_MALFORMED;
 	__builtin_memcpy(&pkt->src, &ip.saddr, sizeof(pkt->src));
 	__builtin_memcpy(&pkt->dst, &ip.daddr, sizeof(pkt->dst));
-	/* shunt would take it for an IPv4 address. On a wire it is not valid (RFC 4942, 2.2). */
+	/* An IPv4-mapped address: shunt would treat it as an IPv4 address. On a wire it is not
+	 * valid (RFC 4942, 2.2). */
 	if (lb_addr_is_v4(&pkt->src) || lb_addr_is_v4(&pkt->dst))
 		return PKT_MALFORMED;
 	pkt->protocol = ip.nexthdr;
@@ -224,10 +226,10 @@ static __always_inline int pkt_plain_ports(struct pkt *pkt, const void *l4, cons
 	return 1;
 }
 
-/* Parse what nearly all packets are: whole TCP or UDP packets with plain headers, in the linear
- * data. A call of bpf_skb_load_bytes costs 20 ns, and each packet took two. Return 1 with all of
- * *pkt filled that is not only for fragments, or 0 where pkt_parse4 or pkt_parse6 has to parse the
- * packet. These fill *pkt alike. */
+/* Parse whole TCP or UDP packets with plain headers, in the linear data: nearly all packets are of
+ * that kind. A call of bpf_skb_load_bytes costs 20 ns, and each packet took two. Return 1 with *pkt
+ * filled, but for the fields that only fragments have. Return 0 where pkt_parse4 or pkt_parse6 has
+ * to parse the packet, which fill *pkt in the same way. */
 static __always_inline int pkt_plain4(struct __sk_buff *skb, struct pkt *pkt, __u32 l3)
 {
 	const void *end = (void *)(long)skb->data_end;
@@ -277,8 +279,8 @@ static __noinline enum pkt_kind pkt_parse_any(struct __sk_buff *skb, struct pkt 
 	return PKT_OTHER;
 }
 
-/* Parses a packet. If the device took off a VLAN's tag, the tag is beside the packet: such a
- * packet is passed, as it comes again on the VLAN's device. */
+/* Parses a packet. A packet whose VLAN tag was moved to the skb (vlan_present) is passed, because
+ * it arrives again on the VLAN device. */
 static __always_inline enum pkt_kind pkt_parse(struct __sk_buff *skb, struct pkt *pkt)
 {
 	const __u32 l3 = pkt_l3();

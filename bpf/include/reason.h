@@ -18,7 +18,7 @@ enum reason {
 	REASON_TRANSLATED,        /* to a backend chosen now */
 	REASON_AFFINITY_KEPT,     /* to the client's backend, by session affinity */
 	REASON_FLOW_KEPT,         /* to the backend that the flow has */
-	REASON_UNRECORDED,        /* translated, but no memory to remember the frontend */
+	REASON_UNRECORDED,        /* translated, but there was no memory to record the frontend */
 	REASON_NO_ENDPOINT,       /* refused: no endpoint serves */
 	REASON_NO_LOCAL_ENDPOINT, /* dropped: policy Local, and no endpoint on this node serves */
 	REASON_UNDEFINED_PORT,    /* refused: a cluster IP's port that no service has */
@@ -47,19 +47,19 @@ enum reason {
 				   * source */
 	REASON_FRAGMENT_UNKNOWN,  /* dropped: a later fragment to a frontend's address, of no known
 				   * datagram or flow */
-	REASON_FRAGMENT_PASSED,   /* passed: the same to any other address or to the node's, or on
-				   * egress */
+	REASON_FRAGMENT_PASSED,   /* passed: such a fragment to any other address or to the node's,
+				   * or on egress */
 	REASON_ICMP_TRANSLATED,   /* an error about a packet of a flow */
 	REASON_ICMP_PASSED,       /* passed: ICMP that is no error about a packet of a flow */
 	REASON_SOURCE_RESTORED,   /* a reply to a SNAT port, back to the client */
-	REASON_FLOW_OVER,         /* dropped: late, of a flow that has ended and whose port another
-				   * flow has */
+	REASON_FLOW_OVER,         /* dropped: a late packet of a flow that has ended, and whose port
+				   * another flow has */
 	REASON_WRITE_FAILED,      /* dropped: the packet could not be changed, or turned into an
 				   * answer */
 	/* connect, sendmsg and tc */
 	REASON_UNALLOCATED,       /* dropped: in a service CIDR, and no service has the address */
 	/* tc */
-	REASON_ANSWER_WITHHELD,   /* dropped, not refused: a reset, or from an address that must
+	REASON_ANSWER_WITHHELD,   /* dropped, not refused: the packet is a reset, or its source must
 				   * not be answered */
 	REASON_ANSWER_LIMITED,    /* dropped, not refused: this CPU has sent too many ICMP errors
 				   * lately */

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
-/* reply.h: turns a refused packet into the answer that says so, and sends it back by the device
+/* reply.h: turns a refused packet into a reset or an ICMP error, and sends it back by the device
  * that it came from. Knows packets; knows no flows.
  *
  * TCP gets a reset (RFC 9293, 3.10.7.1). UDP gets an ICMP or ICMPv6 port unreachable (RFC 792, RFC
@@ -17,7 +17,8 @@
 
 #define IP_DF 0x4000
 
-/* Limits the ICMP errors of one CPU: the ns that are left to spend, as of `at`. */
+/* A token bucket for the ICMP errors of one CPU: `left` is the ns that were left to spend at time
+ * `at`. */
 struct reply_limit {
 	__u64 at;
 	__s64 left;
@@ -53,8 +54,8 @@ static __always_inline int reply_is_host(const struct addr *addr)
 	return bpf_ntohl(lb_word(addr, 3)) > 1;
 }
 
-/* Reports whether a packet may be answered. A reset may not, nor a packet whose answer would go to
- * others than its sender, or back to the address that it was sent to. */
+/* Reports whether a packet may be answered. Three are not: a reset; a packet whose source is not
+ * the address of one host; a packet whose source is its destination. */
 static __always_inline int reply_is_answerable(const struct pkt *pkt)
 {
 	return !(pkt->protocol == IPPROTO_TCP && pkt->tcp_flags & TCP_RST) &&
@@ -153,9 +154,10 @@ static __always_inline void reply_reset_header(const struct tcphdr *got, __u16 s
 }
 
 /* Reports whether a device is to complete the TCP checksum (CHECKSUM_PARTIAL: the packet is from a
- * virtual device's other end). The field then holds the pseudo header's sum, and must hold the new
- * one, as this state cannot be cleared. To find out, a change that is not of the pseudo header is
- * made: the kernel then leaves the field as it is. */
+ * virtual device's other end). The field then contains the pseudo header's sum. In the answer it
+ * must contain the new pseudo header's sum, as a program cannot clear this state. To detect the
+ * state, bpf_l4_csum_replace is called with a change that is not of the pseudo header: with
+ * CHECKSUM_PARTIAL it leaves the field unchanged. */
 static __always_inline int reply_is_unfinished(struct __sk_buff *skb, const struct pkt *pkt,
 					       __sum16 check)
 {

@@ -61,8 +61,8 @@ static __always_inline int snat_by_device(__u32 ifindex, int v4, struct addr *ou
 	return snat_is_set(out);
 }
 
-/* Reports whether this node's own packets have that source address when they leave by this device.
- * Netfilter's masquerade chooses it, and flows may too. */
+/* Reports whether this is the source address of this node's own packets that leave by this device.
+ * Netfilter's masquerade chooses that address, and flows may have it as their SNAT address. */
 static __always_inline int snat_is_device(__u32 ifindex, const struct addr *addr)
 {
 	struct addr own;
@@ -100,7 +100,7 @@ static __noinline int snat_is_socket(struct __sk_buff *skb, const struct flow_ke
 	return 1;
 }
 
-/* Tries the i-th SNAT port. Returns 1 if it is the flow's now, in flow->snat_port, else 0. */
+/* Tries the i-th SNAT port. Returns 1 if the flow now has that port (flow->snat_port), else 0. */
 static __always_inline int snat_try(struct __sk_buff *skb, struct flow *flow, __u32 hash, __u32 i)
 {
 	struct flow_key key;
@@ -137,8 +137,9 @@ static __noinline int snat_record(const struct flow *flow)
 	return track_is_clients(&key, flow) && track_put_snat(&key, flow) ? -1 : 0;
 }
 
-/* Reports whether the flow's SNAT port still is its own, and takes it again if it is free. A flow
- * that has ended may have lost it, and the entry of an unconfirmed flow may have been evicted. */
+/* Reports whether the flow still has its SNAT port. If no flow has the port, inserts the entry
+ * again. A flow that has ended may have lost the port to another flow, and the entry of an
+ * unconfirmed flow may have been evicted. */
 static __noinline int snat_hold(const struct flow *flow)
 {
 	struct flow_key key;

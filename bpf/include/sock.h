@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
-/* sock.h: records what a socket asked for, and the backend that it really sends to. Knows socket
- * storage; knows neither services nor how a hook represents an address. */
+/* sock.h: records the frontend that a socket's process sends to, and the backend that the socket
+ * sends to in its place. Knows socket storage; knows neither services nor how a hook represents an
+ * address. */
 #pragma once
 
 #include "lb.h"
@@ -42,8 +43,8 @@ static __always_inline void sock_flow_choice(const struct sock_flow *flow, struc
 	out->service_id = flow->service_id;
 }
 
-/* Returns the record of the flow's backend; NULL if the endpoint is gone. The record may be
- * another endpoint's of the same service by now, so address and port are compared too. */
+/* Returns the record of the flow's backend; NULL if the endpoint is gone. By now another endpoint
+ * of the same service may have the record, so address and port are compared too. */
 static __always_inline struct backend *sock_flow_backend(const struct sock_flow *flow)
 {
 	struct backend *be = lb_backend(flow->backend_id, flow->service_id);
@@ -76,7 +77,7 @@ static __always_inline int sock_flow_holds(const struct sock_flow *flow, int hos
 	return sock_flow_serves(flow) && sock_flow_leads(flow, host_netns);
 }
 
-/* Reports whether the kernel has this address and port as the socket's peer. */
+/* Reports whether this address and port are the socket's peer in the kernel. */
 static __always_inline int sock_peer_is(const struct bpf_sock *sk, const struct addr *addr,
 					__be16 port)
 {
@@ -109,9 +110,10 @@ static __always_inline struct sock_flow *sock_peer_find(struct bpf_sock *sk)
 	return flow && sock_flow_is_peer(flow, sk) ? flow : NULL;
 }
 
-/* Finds the backend of a UDP socket's peer, if the socket was connected to dst and the flow holds.
- * Returns 1 with *out filled. Else *out has the address and port of the peer's backend, for
- * stays_with, and is not changed where the peer was not reached by dst. */
+/* Finds the backend of a UDP socket's peer, if the socket was connected to dst and the flow is
+ * still valid (sock_flow_holds). Returns 1 with *out filled. If the flow is not valid, returns 0
+ * and sets *out to the peer's backend, for stays_with. If the socket was not connected to dst,
+ * returns 0 and leaves *out unchanged. */
 static __always_inline int sock_peer_keep(struct bpf_sock *sk, const struct frontend_key *dst,
 					  int host_netns, struct lb_choice *out)
 {
@@ -123,9 +125,9 @@ static __always_inline int sock_peer_keep(struct bpf_sock *sk, const struct fron
 	return sock_flow_holds(peer, host_netns);
 }
 
-/* The same for a UDP socket whose peer was removed (connect() to AF_UNSPEC): its flow to dst goes
- * on. If *out has an endpoint already, that is of a later flow, and is kept unless this flow
- * holds. */
+/* The same for a UDP socket whose peer was removed (connect() to AF_UNSPEC): a later sendmsg() to
+ * dst continues the flow of that connect(). If *out already has an endpoint, it is from a later
+ * flow: a flow that is not valid leaves it unchanged. */
 static __always_inline int sock_peer_resume(struct bpf_sock *sk, const struct frontend_key *dst,
 					    int host_netns, struct lb_choice *out)
 {
@@ -141,9 +143,10 @@ static __always_inline int sock_peer_resume(struct bpf_sock *sk, const struct fr
 	return holds;
 }
 
-/* Called before the record of the last connect() is overwritten. Saves it if it is of the socket's
- * current peer, which the socket keeps if this connect() fails. If both have the same backend,
- * they cannot be distinguished later, and the new one counts. Returns 0, or -1 without memory. */
+/* Called before a connect() overwrites the record of the last one. If that record is of the current
+ * peer, it is saved, because the socket retains the peer if this connect() fails. If old and new
+ * backend are the same, the two records cannot be distinguished later, and only the new one is
+ * valid. Returns 0, or -1 without memory. */
 static __always_inline int sock_peer_save(struct bpf_sock *sk, const struct sock_flow *peer,
 					  const struct lb_choice *to)
 {
@@ -182,8 +185,9 @@ static __always_inline int sock_peer_store(struct bpf_sock *sk, const struct fro
 	return err;
 }
 
-/* Called when the socket connects to an address of no service. Records of another backend do not
- * count once it has that peer. One of this backend would, and is removed. */
+/* Called when the socket connects to an address of no service. A record of another backend is not
+ * valid once the socket has the new peer. A record of a backend with this very address would be,
+ * and is removed. */
 static __always_inline void sock_peer_forget(struct bpf_sock *sk, const struct frontend_key *dst)
 {
 	struct sock_flow *peer = bpf_sk_storage_get(&sock_peer, sk, NULL, 0);
@@ -197,9 +201,10 @@ static __always_inline void sock_peer_forget(struct bpf_sock *sk, const struct f
 		peer->used = 0;
 }
 
-/* Finds the backend of an unconnected socket's flow to dst, if there is one that holds. Returns 1
- * with *out filled. Else *out has the address and port of the flow's backend, for stays_with, and
- * is not changed where there is no flow to dst. */
+/* Finds the backend of an unconnected socket's flow to dst, if the flow is still valid
+ * (sock_flow_holds). Returns 1 with *out filled. If the flow is not valid, returns 0 and sets *out
+ * to its backend, for stays_with. If there is no flow to dst, returns 0 and leaves *out
+ * unchanged. */
 static __always_inline int sock_flow_keep(struct bpf_sock *sk, const struct frontend_key *dst,
 					  int host_netns, struct lb_choice *out)
 {
@@ -225,8 +230,8 @@ static __always_inline int sock_flow_keep(struct bpf_sock *sk, const struct fron
 	return sock_flow_holds(&found, host_netns); /* no helper may be called under the lock */
 }
 
-/* Reports whether this socket sends to the same backend by another frontend already. The replies
- * could then not be told apart. */
+/* Reports whether the socket already has a flow to the same backend by another frontend. Replies of
+ * the two flows could not be distinguished. */
 static __always_inline int sock_flow_taken(struct bpf_sock *sk, const struct frontend_key *dst,
 					   const struct lb_choice *to)
 {
@@ -248,10 +253,11 @@ static __always_inline int sock_flow_taken(struct bpf_sock *sk, const struct fro
 	return taken;
 }
 
-/* Returns the record for a new flow to dst: its own, a free one, or one that was not used lately.
- * A search for the very oldest would make the verifier follow every order of sixteen ages (6.18:
- * over a million instructions). So a clock (second chance) is used: a hand goes round and skips
- * what is in use, and each step is like the others. Call it with the lock held. */
+/* Returns the record for a new flow to dst: the record of an earlier flow to dst, a free record, or
+ * one that was not used lately. A search for the oldest record would make the verifier follow every
+ * order of sixteen ages (6.18: over a million instructions). The clock algorithm (second chance)
+ * avoids that: a hand goes round and skips records in use, and the verifier sees equal steps. Call
+ * it with the lock held. */
 static __always_inline struct sock_flow *sock_flow_place(struct sock_flows *flows,
 							 const struct frontend_key *dst)
 {
@@ -316,9 +322,10 @@ static __always_inline int sock_knows(struct bpf_sock *sk, const struct addr *ad
 	return peer && sock_flow_is_from(peer, addr, port);
 }
 
-/* Called when an unconnected socket sends to an address that is no frontend's. If that is a
- * backend of the socket, datagrams from there answer this one, until the socket sends to the
- * frontend again. That is recorded as a flow whose frontend is the backend itself. */
+/* Called when an unconnected socket sends to an address that is no frontend's. If that is the
+ * address of one of the socket's backends, later datagrams from there are shown with that address,
+ * until the socket sends to the frontend again. So a flow is recorded whose frontend is the backend
+ * itself. */
 static __always_inline void sock_flow_direct(struct bpf_sock *sk, const struct frontend_key *dst)
 {
 	struct lb_choice self = { .addr = dst->addr, .port = dst->port };
@@ -345,9 +352,9 @@ enum sock_sender {
 	SOCK_DIRECT, /* the socket has sent to the address itself */
 };
 
-/* Replaces a sender by the frontend of an unconnected socket's flow to it. If two frontends share
- * the backend, the one that the socket sent to last counts. Returns SOCK_FRONTEND with *addr and
- * *port replaced. */
+/* Replaces a sender by the frontend of an unconnected socket's flow to that sender. If two
+ * frontends share the backend, the frontend that the socket sent to last is used. Returns
+ * SOCK_FRONTEND with *addr and *port replaced. */
 static __always_inline enum sock_sender sock_reply_of_flows(struct bpf_sock *sk,
 							    struct addr *addr, __be16 *port)
 {
@@ -380,10 +387,10 @@ static __always_inline enum sock_sender sock_reply_of_flows(struct bpf_sock *sk,
 }
 
 /* Replaces the sender of a datagram by the address that the process sent to. Returns 1 with *addr
- * and *port replaced, 0 where the sender is no backend of this socket. A datagram of the socket's
- * peer is of the connect() by which the socket got the peer. Any other came before the socket had
- * that peer, or the socket has none: then the flow that it sent on last counts, and after that an
- * earlier connect(). */
+ * and *port replaced, or 0 if the sender is no backend of this socket. For the socket's peer, the
+ * record of the connect() that set the peer is used. For any other sender, the socket has no peer,
+ * or got the datagram before it had that peer. Then the last used flow to the sender decides, and
+ * without one the record of an earlier connect(). */
 static __always_inline int sock_reply_restore(struct bpf_sock *sk, struct addr *addr, __be16 *port)
 {
 	enum sock_sender sender;

@@ -41,10 +41,10 @@ static __always_inline int stays_find(const struct slot_range *range, __u32 serv
 	return 0;
 }
 
-/* Reports whether new connections to dst can get the endpoint with to's address and port.
- * Connections by packets search both sides: their flow also stays with an endpoint that only
- * clients inside can get. Returns 1 with *to filled. If an entry changes while it is read, the
- * search is not repeated: the flow then gets an endpoint like a new one. */
+/* Reports whether new connections to dst can get the endpoint with to's address and port. For a
+ * client by packets both sides are searched, so that a flow can also keep an endpoint that only
+ * clients inside can get. Returns 1 with *to filled. If an entry changes during the search, the
+ * search is not repeated: the flow then gets an endpoint as a new flow does. */
 static __noinline int stays_with(const struct frontend_key *dst, const struct lb_client *client,
 				struct lb_choice *to)
 {

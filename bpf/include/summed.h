@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
-/* summed.h: how far a packet's checksum is computed. The kernel keeps that in ip_summed, which
- * __sk_buff does not have. Helpers that change a checksum look there. */
+/* summed.h: how far a packet's checksum is computed. The kernel has that in ip_summed of struct
+ * sk_buff, which __sk_buff lacks. Helpers that change a checksum read ip_summed. */
 #pragma once
 
 #include <linux/bpf.h>

@@ -33,9 +33,9 @@ static __always_inline __u64 flow_timeout(const struct flow *flow)
 	return confirmed ? config_timeouts.tcp_established : config_timeouts.tcp_new;
 }
 
-/* Reports whether the flow was not used for its timeout. `used` may be of another CPU's later
- * clock, so the age has a sign. A timeout is at least twice FLOW_TOUCH, so it is not computed for
- * a flow in use. */
+/* Reports whether the flow was not used for its timeout. The age is signed, because another CPU may
+ * have written a `used` that is later than `now`. A timeout is at least twice FLOW_TOUCH, so for a
+ * younger `used` the timeout is not computed. */
 static __always_inline int flow_is_expired(const struct flow *flow, __u64 now)
 {
 	__s64 age = now - flow->used;
