@@ -262,12 +262,12 @@ static __noinline enum reason tc_remember(struct flow *flow, enum reason reason,
 	return track_put(&key, flow, BPF_ANY) ? REASON_FLOW_UNRECORDED : REASON_FLOW_KEPT;
 }
 
-/* in, TCP after the SYN, of no flow. `reason` is the result of tc_choose. A packet to an address
- * that takes node ports, or to a socket of the node, is passed: the stack can handle it. Without
- * DEVICE_FLAG_RESETS all packets are passed, since conntrack or IPVS may translate the connection.
- * In all other cases the stack would forward the packet back to where it came from. So the client
- * gets a reset. Where source ranges exclude the client, or the entry kept changing, the packet is
- * dropped. */
+/* in, TCP after the SYN, of no flow. `reason` is the result of tc_choose. A packet to no frontend
+ * is passed. So is a packet to an address that takes node ports, or to a socket of the node: the
+ * stack can handle it. Without DEVICE_FLAG_RESETS all packets are passed, since conntrack or IPVS
+ * may translate the connection. In all other cases the stack would forward the packet back to where
+ * it came from. So the client gets a reset. Where source ranges exclude the client, or the entry
+ * kept changing, the packet is dropped. */
 static __noinline int tc_unknown(struct __sk_buff *skb, struct tc_work *w, enum reason reason)
 {
 	__u32 ifindex = skb->ifindex;

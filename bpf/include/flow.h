@@ -225,9 +225,8 @@ static __always_inline int flow_goes_on(const struct flow *flow, const struct pk
 }
 
 /* Returns the i-th candidate from the range of SNAT ports, in network order. Consecutive candidates
- * are not consecutive ports, because the ports that are in use often are consecutive: clients use
- * them so, or got them so. A range of at most FLOW_PORTS_WHOLE ports is tried in order, each port
- * once. */
+ * are unrelated ports, because ports that are in use are often consecutive. A range of at most
+ * FLOW_PORTS_WHOLE ports is tried in order, each port once. */
 static __always_inline __be16 flow_snat_port(__u32 hash, __u32 i)
 {
 	__u32 count = config_snat_port_count, port;

@@ -89,8 +89,9 @@ static __always_inline int local_port_answers(__u64 netns, __u32 port,
 	return local_port_find(&key, bpf_ktime_get_ns()) && local_port_is_node(&dst->addr);
 }
 
-/* Notes that a socket of network namespace netns received a datagram from from:own, if a process of
- * the node has sent such a datagram. `port` is the socket's, in host order. */
+/* Notes that a socket in network namespace netns received a datagram from address `from` and port
+ * `own`, if a process of the node has sent such a datagram. `port` is the socket's, in host
+ * order. */
 static __always_inline void local_port_heard(__u64 netns, __u32 port, const struct addr *from,
 					     __be16 own)
 {

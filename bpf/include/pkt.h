@@ -19,7 +19,8 @@
 #include "lb.h"
 
 enum pkt_kind {
-	PKT_OTHER,     /* passed: neither IPv4 nor IPv6, or a protocol without ports */
+	PKT_OTHER,     /* passed: not IP, another protocol, a VLAN tag in the skb, or too many
+		        * extension headers */
 	PKT_MALFORMED,
 	PKT_TRANSPORT, /* TCP or UDP, with ports */
 	PKT_FRAGMENT,     /* a later fragment: no ports */

@@ -40,7 +40,8 @@ enum reason {
 	REASON_SOURCE_KEPT,       /* passed: to a backend, and its source need not be translated */
 	REASON_SOURCE_TRANSLATED, /* to a backend of another node, from the SNAT address */
 	REASON_UNCONFIRMED,       /* as FLOW_KEPT, but map flows has no room for the flow */
-	REASON_SOURCE_RANGE,      /* dropped: not in loadBalancerSourceRanges; connect and sendmsg too */
+	REASON_SOURCE_RANGE,      /* dropped: not in loadBalancerSourceRanges; connect and sendmsg
+				   * too */
 	REASON_FLOW_UNRECORDED,   /* dropped: no room for the flow */
 	REASON_PORTS_EXHAUSTED,   /* dropped: no free SNAT port to the backend was found */
 	REASON_NO_NODE_ADDRESS,   /* dropped: neither route nor device has an address for the

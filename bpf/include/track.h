@@ -513,7 +513,7 @@ static __always_inline int track_is_answer(const struct flow *entry, const struc
 	return !asked || bpf_ntohl(pkt->at.ack) - bpf_ntohl(asked) - 1 < TRACK_SYN_SIZE;
 }
 
-/* Yields to a direct connection that uses the flow's port at the backend: notes the direct
+/* Cedes the port at the backend to a direct connection between the same ends: notes the direct
  * connection and removes the flow. The client's next SYN then gets another port. */
 static __noinline void track_yield(const struct flow *flow, __u64 now)
 {
