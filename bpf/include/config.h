@@ -17,7 +17,8 @@ const volatile __u64 config_netns_cookie;
 const volatile __u8 config_has_set_retval;
 
 /* The range of ports from which the kernel chooses for sockets that ask for none, in host byte
- * order. If a node port has a number in that range, the range here is empty. */
+ * order. A socket with such a port cannot send from a node port's number. If the range overlaps
+ * with that of node ports, the range here is empty. */
 const volatile __u32 config_ephemeral_first = 32768;
 const volatile __u32 config_ephemeral_last = 60999;
 

@@ -126,8 +126,8 @@ static __always_inline int sock_peer_keep(struct bpf_sock *sk, const struct fron
 }
 
 /* The same for a UDP socket whose peer was removed (connect() to AF_UNSPEC): a later sendmsg() to
- * dst continues the flow of that connect(). If *out already has an endpoint, it is from a later
- * flow: a flow that is not valid leaves it unchanged. */
+ * dst continues the flow of the last connect(). If *out already has an endpoint, that is from a
+ * later flow. Then *out changes only if the flow of the connect() is still valid. */
 static __always_inline int sock_peer_resume(struct bpf_sock *sk, const struct frontend_key *dst,
 					    int host_netns, struct lb_choice *out)
 {

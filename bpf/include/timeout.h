@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
-/* timeout.h: how long a flow is kept after its last packet, by what its two sides have said. The
- * programs and the sweep (expire.c) share it. */
+/* timeout.h: how long a flow is kept after its last packet. That depends on the FINs, resets and
+ * other packets that its two sides have sent (enum flow_said). Both the programs and the iterator
+ * in expire.c include it. */
 #pragma once
 
 #include <linux/in.h>

@@ -341,8 +341,8 @@ static __noinline int track_believes(const struct flow *flow, const struct pkt *
 	return acked + TRACK_WINDOW <= TRACK_WINDOW + TRACK_SEGMENT;
 }
 
-/* Returns the bits of enum flow_said that a FIN or a reset adds to what its side has said, or 0 if
- * it adds none or is not believed. */
+/* Returns the bits of enum flow_said that a FIN or a reset newly sets for its side, or 0 if it sets
+ * none or is not believed. */
 static __noinline __u8 track_end(const struct flow *flow, const struct pkt *pkt, enum flow_side from)
 {
 	__u8 said = from == FLOW_FROM_CLIENT ? flow->client_said : flow->backend_said;
@@ -513,7 +513,7 @@ static __always_inline int track_is_answer(const struct flow *entry, const struc
 	return !asked || bpf_ntohl(pkt->at.ack) - bpf_ntohl(asked) - 1 < TRACK_SYN_SIZE;
 }
 
-/* Cedes the port at the backend to a direct connection between the same ends: notes the direct
+/* Leaves the port at the backend to a direct connection between the same ends: notes the direct
  * connection and removes the flow. The client's next SYN then gets another port. */
 static __noinline void track_yield(const struct flow *flow, __u64 now)
 {
