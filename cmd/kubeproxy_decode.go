@@ -49,7 +49,7 @@ func decodeKubeProxyConfig(content []byte) (conf kubeproxy.KubeProxyConfiguratio
 	}
 	raw, err := yaml.YAMLToJSONStrict(doc)
 	if err != nil {
-		// Its message has a line for each mistake.
+		// The message of err has a line for each mistake: join them to one line.
 		return conf, nil, fmt.Errorf("neither YAML nor JSON: %s", strings.Join(strings.Fields(err.Error()), " "))
 	}
 	var kind metav1.TypeMeta

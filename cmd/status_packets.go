@@ -21,8 +21,8 @@ type packetStatus struct {
 	// Problems are the problems that concern no single device.
 	Problems []string `json:"problems,omitempty"`
 
-	// OwnClusterIPs are cluster IPs that are not served here and that are also assigned to a
-	// device of this node: their packets are delivered to that device.
+	// OwnClusterIPs are cluster IPs that are not served here and that are assigned to a
+	// device of this node. shunt passes packets to them.
 	OwnClusterIPs []netip.Addr `json:"ownClusterIPs,omitempty"`
 
 	// elsewhere is set if the daemon is in another network namespace.
