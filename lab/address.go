@@ -10,11 +10,11 @@ import (
 	"github.com/vishvananda/netlink"
 )
 
-// AddAddr adds an address to a pod and routes it on the node to that pod, so that one
-// server can be many endpoints. The address must be in the node's pod range and unused (the
-// last addresses of the range are those of the last pods), or in SharedCIDR4. Pods of
-// several nodes may have the same address of SharedCIDR4: then the same services work on
-// each of these nodes.
+// AddAddr adds an address to a pod and a route to that pod on the node, so that one server
+// can be many endpoints. The address must be in SharedCIDR4, or in the node's pod range and
+// unused (the last addresses of the range are assigned to the last pods). Pods of several
+// nodes may have the same address of SharedCIDR4, so that the same services work on each of
+// these nodes.
 func (p *Pod) AddAddr(addr netip.Addr) {
 	p.lab.t.Helper()
 	if p.lab.Err() != nil {
@@ -39,9 +39,8 @@ func (p *Pod) addAddr(addr netip.Addr) error {
 	return p.node.space.route(prefix, netip.Addr{}, p.veth)
 }
 
-// BorrowAddr adds an address to a pod that the node does not route to it, and makes it the
-// source of the pod's packets to toward. A process that may change the pod's own network can
-// do the same.
+// BorrowAddr adds an address to a pod without a route on the node, and makes the address the
+// source of the pod's packets to toward. A process with CAP_NET_ADMIN in a pod can do the same.
 func (p *Pod) BorrowAddr(addr, toward netip.Addr) {
 	p.lab.t.Helper()
 	p.change(fmt.Sprintf("borrow the address %v for packets to %v", addr, toward), func() error {

@@ -12,7 +12,8 @@ import (
 	"sync"
 )
 
-// agentEnv makes a process an agent. Its value is the pod's name.
+// agentEnv is the environment variable that makes a process an agent. Its value is the pod's
+// name.
 const agentEnv = "SHUNT_LAB_AGENT"
 
 // MaybeAgent turns this process into the agent of a pod if a lab started it as

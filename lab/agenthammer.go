@@ -18,7 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// maxExchanges bounds one hammer, and so what it keeps in memory.
+// maxExchanges bounds the exchanges of one hammer, and so its memory.
 const maxExchanges = 4 << 20
 
 // clock reads CLOCK_MONOTONIC through the runtime's clock, which makes no system call.
@@ -80,7 +80,7 @@ func (a *asker) ask() {
 	a.record(m, op, n, err)
 }
 
-// again calls ask and returns true: a loop goes on after failures.
+// again calls ask and returns true, so that a loop continues after a failure.
 func (a *asker) again() bool {
 	a.ask()
 	return true

@@ -16,8 +16,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// maxHeld bounds the connections that one agent keeps open. A process that may not raise
-// its limit of open files may have 20,000 or fewer.
+// maxHeld bounds the open connections of one agent. A process that may not raise its limit of
+// open files may have 20,000 or fewer.
 const maxHeld = 100_000
 
 // held is the agent's end of a Held.

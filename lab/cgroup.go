@@ -69,8 +69,8 @@ func cgroupTree(path string) ([]string, error) {
 	return all, err
 }
 
-// killCgroup sends SIGKILL to every process in the cgroup and below it. It holds only
-// processes that a lab started.
+// killCgroup sends SIGKILL to every process in the cgroup and below it. The cgroup must
+// contain only processes that a lab started.
 func killCgroup(path string) error {
 	// No O_CREATE: on this file system it returns EACCES where the file does not exist.
 	kill, err := os.OpenFile(filepath.Join(path, "cgroup.kill"), os.O_WRONLY, 0)
@@ -100,8 +100,9 @@ func killCgroup(path string) error {
 	return nil
 }
 
-// removeCgroup kills the processes in the cgroup and below it, and removes it. A killed
-// process needs a moment to leave: removeCgroup retries for up to ten seconds.
+// removeCgroup kills the processes in the cgroup and below it, and removes the cgroup. A
+// killed process remains in its cgroup for a moment, so removeCgroup retries for up to ten
+// seconds.
 func removeCgroup(path string) error {
 	deadline := time.Now().Add(10 * time.Second)
 	for {

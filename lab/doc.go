@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package lab makes nodes and pods out of network namespaces and cgroups, with
-// real processes and real sockets in them, for tests, `shunt demo` and `shunt
-// bench`. It removes everything it makes, never touches the machine's own network,
-// and knows nothing of Services or eBPF. Start reading at Lab, then Node and Pod;
-// the process inside a pod is in agent.go.
+// Package lab creates nodes and pods from network namespaces and cgroups, with
+// real processes and real sockets, for tests, `shunt demo` and `shunt bench`. It
+// removes everything that it creates, does not change the machine's own network,
+// and does not depend on Services or eBPF. Start reading at Lab, then Node and
+// Pod; agent.go contains the process inside a pod.
 //
 // # Shape
 //
@@ -49,18 +49,19 @@
 //
 // # The line protocol
 //
-// A server of a pod (Pod.Serve) reads one line, the token, and answers one line of
-// four words: over TCP on a connection that stays open for more requests, over UDP
-// in a datagram from the destination address of the request:
+// A server of a pod (Pod.Serve) reads one line, the token, and answers with one line
+// of four words: over TCP on a connection that remains open for more requests, over
+// UDP in a datagram whose source is the destination address of the request:
 //
 //	TOKEN
 //	TOKEN SERVER CLIENT-ADDRESS:PORT OWN-ADDRESS:PORT
 //
 // The server reads data that begins with a zero byte and does not answer (Pod.Pour).
 //
-// CLIENT is the client that the server saw, OWN the address at which it was reached.
-// The answer to an empty token has "-" instead. Over TCP, the client sends N bytes
-// after a token "!take N", which the server reads before it answers. After "!give N"
-// the server sends N bytes before its answer. TOKEN is then SUM/MTU: the CRC-32C of
-// the bytes, in hexadecimal, and the server's path MTU for the connection.
+// CLIENT is the source of the request as the server received it, OWN the destination.
+// If the token is empty, the first word of the answer is "-". Over TCP, a client that
+// sends the token "!take N" then sends N bytes, which the server reads before it
+// answers; after "!give N" the server sends N bytes before its answer. The first word
+// of these answers is SUM/MTU: the CRC-32C of the bytes, in hexadecimal, and the
+// server's path MTU for the connection.
 package lab

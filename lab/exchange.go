@@ -14,8 +14,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// target is a destination, with everything that can be prepared before the clock starts.
-// Its methods make blocking system calls only and allocate nothing.
+// target is a destination, with all data that can be prepared before the measurement. Its
+// methods only make blocking system calls, and allocate nothing.
 type target struct {
 	domain, kind int
 	sa, bind     unix.Sockaddr // bind is nil where the kernel chooses
@@ -56,7 +56,7 @@ func newTarget(args requestArgs) (*target, error) {
 	return t, err
 }
 
-// open makes a socket that is ready to connect. On failure, op is the call that failed.
+// open opens a socket that is ready to connect. On failure, op is the system call that failed.
 func (t *target) open() (fd int, op string, err error) {
 	if fd, err = unix.Socket(t.domain, t.kind|unix.SOCK_CLOEXEC, 0); err != nil {
 		return -1, "socket", err
@@ -191,8 +191,8 @@ func (t *target) converse(fd int, a *Answer) *Error {
 	return t.hear(fd, a)
 }
 
-// hear waits for the answer with the token. It skips datagrams for an earlier owner of the
-// port.
+// hear waits for the answer with the token. It skips datagrams for an earlier socket with the
+// same port.
 func (t *target) hear(fd int, a *Answer) *Error {
 	buf := make([]byte, maxLine)
 	deadline := time.Now().Add(t.timeout)

@@ -9,9 +9,9 @@ import (
 	"net/netip"
 )
 
-// Packets describes packets that a client sends past its own stack. Each is a whole IP
-// packet and looks like the first of a connection. The destination need not be an address
-// of the node that gets them.
+// Packets describes packets that a client sends without its own network stack. Each is a whole
+// IP packet, in the form of the first packet of a connection. The destination need not be an
+// address of the node that receives the packets.
 type Packets struct {
 	// Network is tcp (SYN without data) or udp (one request of the line protocol).
 	Network string
@@ -33,8 +33,8 @@ type floodArgs struct {
 // maxPackets bounds one call.
 const maxPackets = 16 << 20
 
-// Flood sends packets to a node as fast as it can, and returns how many were sent. The
-// client must be on the wire.
+// Flood sends packets to a node as fast as possible, and returns the number of packets sent.
+// The client must be on the wire.
 func (p *Pod) Flood(ctx context.Context, to *Node, packets Packets) (sent int, err error) {
 	args := floodArgs{Packets: packets, Device: "eth0"}
 	if args.MAC, err = to.space.hardwareAddr("eth0"); err != nil {

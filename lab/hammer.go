@@ -13,8 +13,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// HammerOptions say how many exchanges to make. At least one of Count and Duration must be
-// set. If both are, the first limit reached ends it.
+// HammerOptions are the options of Hammer. At least one of Count and Duration must be set. If
+// both are set, the first limit that is reached ends the Hammer.
 type HammerOptions struct {
 	Count    int
 	Duration time.Duration
@@ -116,8 +116,8 @@ func (r *summaryReply) unpack() (Summary, error) {
 
 // Hammer makes many exchanges with dst, each on its own socket as Request does. TCP
 // connections are closed by a RST, so that their ports are free at once. When ctx ends,
-// Hammer stops and returns what it has. Failed exchanges are counted in the summary; the
-// error means that Hammer could not run.
+// Hammer stops and returns the summary of the exchanges made. The summary counts failed
+// exchanges; an error means that Hammer could not run.
 func (p *Pod) Hammer(ctx context.Context, network string, dst netip.AddrPort, opts HammerOptions) (Summary, error) {
 	var reply summaryReply
 	if err := p.call(ctx, "hammer", hammerArgs{network, dst, opts}, &reply); err != nil {
@@ -179,9 +179,9 @@ type compareArgs struct {
 	Options CompareOptions
 }
 
-// Compare asks several destinations in turn from one thread, with one exchange each per
-// round. Every round starts at the next destination: disturbances of the machine affect all
-// alike. It returns a summary per destination.
+// Compare makes one exchange with each of several destinations per round, from one thread.
+// Every round starts at the next destination, so that disturbances of the machine affect all
+// destinations alike. It returns a summary per destination.
 func (p *Pod) Compare(ctx context.Context, network string, dsts []netip.AddrPort, opts CompareOptions) ([]Summary, error) {
 	var replies []summaryReply
 	if err := p.call(ctx, "compare", compareArgs{network, dsts, opts}, &replies); err != nil {

@@ -64,8 +64,8 @@ type heldCloseArgs struct {
 	Reset  bool
 }
 
-// Hold opens connections, makes one exchange on each and keeps them. The error means that
-// it could not try; failures of single connections are in Held.First.
+// Hold opens connections, makes one exchange on each, and leaves the connections open. An
+// error means that Hold could not start; failures of single connections are in Held.First.
 func (p *Pod) Hold(network string, opts HoldOptions, dsts ...netip.AddrPort) (*Held, error) {
 	var reply holdReply
 	if err := p.call(context.Background(), "hold", holdArgs{network, dsts, opts}, &reply); err != nil {
@@ -74,8 +74,8 @@ func (p *Pod) Hold(network string, opts HoldOptions, dsts ...netip.AddrPort) (*H
 	return &Held{pod: p, handle: reply.Handle, First: reply.First}, nil
 }
 
-// Ask makes one exchange on every connection that has not failed, and drops those that fail
-// now.
+// Ask makes one exchange on every connection that has not failed. A connection that fails is
+// closed and not used again.
 func (h *Held) Ask() (s HeldSummary, err error) {
 	err = h.pod.call(context.Background(), "hold.ask", handleArgs{h.handle}, &s)
 	return s, err

@@ -68,7 +68,7 @@ func (h *interruptHandler) wait(signals chan os.Signal, stop chan struct{}) {
 				fmt.Fprintf(os.Stderr, "lab %s was not removed completely: %v\n", l.ID(), err)
 			}
 		}
-		// Die of the signal, as if it had never been caught.
+		// End by the signal, so that the parent sees the same exit status as without a handler.
 		signal.Reset(syscall.SIGINT, syscall.SIGTERM)
 		_ = syscall.Kill(os.Getpid(), sig.(syscall.Signal))
 	}

@@ -31,10 +31,9 @@ type Options struct {
 
 // Lab is a set of nodes, pods and clients.
 //
-// Methods that make something (Node, Pod, Client, Serve, Socket, BPFFS …) return only what
-// they made. If one fails, the lab keeps the first error (see Err) and later calls do
-// nothing: a topology takes a few lines and one check. In a lab of ForTest the test fails
-// at once.
+// Methods that create something (Node, Pod, Client, Serve, Socket, BPFFS …) return no error.
+// If one fails, the lab records the first error (see Err) and later calls do nothing, so that
+// a topology needs few lines and one check. In a lab of ForTest the test fails at once.
 type Lab struct {
 	t     T
 	state *state
@@ -56,16 +55,15 @@ type Lab struct {
 	err   error
 }
 
-// New makes an empty lab, after a Sweep. When ctx ends, the processes in the lab are
-// killed, but the lab remains: the caller must call Close, also after another call has
-// failed.
+// New calls Sweep and then creates an empty lab. When ctx ends, the processes in the lab are
+// killed, but the lab remains: the caller must call Close, even if another call has failed.
 func New(ctx context.Context, opts Options) (*Lab, error) {
 	return newLab(ctx, noTest{opts.Logf}, opts.CloseOnSignal)
 }
 
-// ForTest makes a lab that is closed with the test, and also when the test process is
-// interrupted. Anything that cannot be made fails the test, so ForTest must be called from
-// the test's own goroutine, like t.Fatal.
+// ForTest creates a lab that is closed at the end of the test, and when the test process is
+// interrupted. The test fails if something cannot be created, so ForTest and the lab's methods
+// must be called from the test's own goroutine, like t.Fatal.
 func ForTest(t T) *Lab {
 	t.Helper()
 	if os.Geteuid() != 0 {

@@ -16,7 +16,7 @@ type Error struct {
 	Op string
 	// Errno is 0 if no system call failed.
 	Errno syscall.Errno
-	// Detail is more text, mostly where there is no errno.
+	// Detail is further text, mostly if there is no errno.
 	Detail string
 }
 
@@ -53,8 +53,8 @@ func failure(op string, err error) *Error {
 	return &Error{Op: op, Detail: err.Error()}
 }
 
-// request is one line to an agent. Several can be in flight. With Cancel it ends the
-// request with that ID early, which is still answered.
+// request is one line to an agent. Several requests can be in flight. A request with Cancel
+// ends the earlier request with the same ID early; the earlier request is still answered.
 type request struct {
 	ID     uint64          `json:"id"`
 	Op     string          `json:"op,omitempty"`

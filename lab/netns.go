@@ -16,7 +16,7 @@ import (
 // netnsDir is the directory of iproute2's named network namespaces.
 const netnsDir = "/run/netns"
 
-// netns is a network namespace that its name in netnsDir keeps alive.
+// netns is a network namespace that exists as long as its name in netnsDir.
 type netns struct {
 	name   string
 	handle *os.File
@@ -32,9 +32,9 @@ func (n *netns) path() string {
 	return filepath.Join(netnsDir, n.name)
 }
 
-// onThread runs fn on its own OS thread, then returns the thread to the network namespace
-// it came from. If that fails, the thread stays locked: the runtime ends it together with
-// the goroutine, so no other goroutine runs in the wrong namespace.
+// onThread runs fn on its own OS thread, then returns the thread to its original network
+// namespace. If the return fails, the thread remains locked: the runtime ends the thread
+// together with the goroutine, so no other goroutine runs in the wrong namespace.
 func onThread(fn func() error) error {
 	done := make(chan error, 1)
 	go func() {

@@ -12,8 +12,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Network is how a lab's pods are connected. The zero value is what the CNI plugin "ptp"
-// and plain routes make: a host route per pod, a route per node.
+// Network selects how a lab's pods are connected. The zero value connects them as the CNI
+// plugin "ptp" with plain routes does: a host route per pod, a route per node.
 type Network struct {
 	// VXLAN carries packets to other nodes' pods in a tunnel, as flannel does: flannel.1
 	// over IPv4 and flannel-v6.1 over IPv6. Each has the first address of the node's range
@@ -23,8 +23,8 @@ type Network struct {
 	Bridge bool
 }
 
-// Use sets how the pods of nodes made from now on are connected. Call it before the first
-// node.
+// Use sets the Network of the nodes that are created afterwards. It must be called before the
+// first node is created.
 func (l *Lab) Use(n Network) {
 	l.t.Helper()
 	l.mu.Lock()
@@ -44,8 +44,8 @@ const (
 	vxlanPort = 8472
 	vxlanID   = 1
 	wireMTU   = 1500
-	// vxlanHeader and vxlanHeader6 are the bytes that a tunnel takes off the MTU: Ethernet,
-	// VXLAN, UDP and IP.
+	// vxlanHeader and vxlanHeader6 are the bytes by which a tunnel reduces the MTU: the
+	// headers of Ethernet, VXLAN, UDP and IP.
 	vxlanHeader  = 50
 	vxlanHeader6 = 70
 )
@@ -108,8 +108,8 @@ func (n *Node) makeTunnels() error {
 	return nil
 }
 
-// tunnelTo routes traffic for the other node's pods through the tunnels. It writes the
-// neighbour and forwarding entries: the tunnels learn nothing.
+// tunnelTo routes traffic for the other node's pods through the tunnels. It adds the neighbour
+// and forwarding entries, since learning is disabled for the tunnels.
 func (n *Node) tunnelTo(other *Node) error {
 	for _, t := range tunnelsOf(other.number) {
 		device, err := n.space.nl.LinkByName(t.name)

@@ -151,9 +151,9 @@ func (n *Node) Do(fn func() error) error {
 	return n.space.do(fn)
 }
 
-// DialContext connects from the node's network namespace, but from this process and so from
-// outside the node's cgroup: no socket hook of the node sees it. The address must be an IP
-// address and a port. It fits http.Transport.
+// DialContext connects from the node's network namespace, but in this process and so outside
+// the node's cgroup: the connect() runs no socket hook of the node. The address must be an IP
+// address and a port. The signature is that of http.Transport.DialContext.
 func (n *Node) DialContext(ctx context.Context, network, address string) (net.Conn, error) {
 	return dial(ctx, n.Do, network, address)
 }

@@ -39,7 +39,7 @@ func (n *Node) Pod(name string) *Pod {
 }
 
 // Sandbox adds a pod whose processes are outside the node's cgroup, as those of a virtual
-// machine: no socket hook of the node sees their calls.
+// machine: their system calls run no socket hook of the node.
 func (n *Node) Sandbox(name string) *Pod {
 	n.lab.t.Helper()
 	p := &Pod{lab: n.lab, node: n, name: name, cgroup: filepath.Join(n.lab.state.cgroup, n.name+"-"+name)}
@@ -167,7 +167,7 @@ func (p *Pod) Addrs() []netip.Addr { return []netip.Addr{p.Addr4(), p.Addr6()} }
 // Veth returns the name of the node's end of the veth pair, empty if there is none.
 func (p *Pod) Veth() string { return p.veth }
 
-// NodeDevice returns the name of the node's device that leads to the pod, empty if there is
+// NodeDevice returns the name of the node's device behind which the pod is, empty if there is
 // none.
 func (p *Pod) NodeDevice() string {
 	if p.veth != "" && p.lab.network.Bridge {
@@ -196,7 +196,7 @@ func (p *Pod) DialContext(ctx context.Context, network, address string) (net.Con
 }
 
 // Remove kills the pod's processes and removes its namespace and cgroup, as when a pod is
-// deleted: peers of its connections get no FIN or RST.
+// deleted: the peers of its connections receive no FIN or RST.
 func (p *Pod) Remove() {
 	p.lab.t.Helper()
 	if p.lab.Err() != nil {

@@ -9,12 +9,12 @@ import (
 	"time"
 )
 
-// Poured is the result of a Pour, which measures throughput: it runs for a time instead of
-// a size and computes no checksums, as Transfer does.
+// Poured is the result of a Pour. A Pour measures throughput: unlike a transfer, it runs for a
+// duration, not up to a size, and computes no checksums.
 type Poured struct {
 	// Bytes is what the server has read, of all streams together.
 	Bytes int64
-	// Elapsed is from the start of the streams until the server has read everything.
+	// Elapsed is the time from the start of the streams until the server has read everything.
 	Elapsed time.Duration
 }
 
@@ -38,9 +38,9 @@ type awaitArgs struct {
 	Deadline time.Duration
 }
 
-// Await asks one destination after the other until each has answered, with a new socket for
-// each try. It returns the time (see Monotonic) at which the last one had answered. try
-// bounds each try. After deadline Await returns an error.
+// Await sends requests to one destination after the other until each has answered, with a new
+// socket for each try. It returns the time (see Monotonic) at which the last destination had
+// answered. try bounds each try. After deadline Await returns an error.
 func (p *Pod) Await(ctx context.Context, network string, dsts []netip.AddrPort, try, deadline time.Duration) (at int64, err error) {
 	if err := p.call(ctx, "await", awaitArgs{network, dsts, try, deadline}, &at); err != nil {
 		return 0, fmt.Errorf("wait for %d destinations to answer: %w", len(dsts), err)

@@ -17,10 +17,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// forker starts processes from one OS thread that lives as long as the lab. A child
-// inherits the network namespace of the thread that forks it, and it gets its parent-death
-// signal when that thread ends, not when the process does: a thread of the runtime's choice
-// may end at any time.
+// forker starts processes from one OS thread that exists as long as the lab. A child inherits
+// the network namespace of the thread that forks it. The kernel sends the child its
+// parent-death signal when that thread ends, not when the process ends: a thread that the
+// runtime chooses may end at any time.
 type forker struct {
 	mu     sync.Mutex
 	closed bool
@@ -85,7 +85,7 @@ func (f *forker) start(cmd *exec.Cmd, space *netns) error {
 	return <-done
 }
 
-// stopTimeout is how long killed processes may take to end.
+// stopTimeout bounds the time until killed processes have ended.
 const stopTimeout = 10 * time.Second
 
 // Cmd is a process in a pod, like exec.Cmd. It is killed when its context, the lab, or this

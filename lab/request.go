@@ -8,7 +8,7 @@ import (
 	"time"
 )
 
-// RequestOptions describe a request. The zero value is usual.
+// RequestOptions are the options of a request. The zero value has the defaults.
 type RequestOptions struct {
 	// Timeout is for connect and for the answer, each. 0 means five seconds.
 	Timeout time.Duration
@@ -67,8 +67,8 @@ func (p *Pod) Ask(network string, dst netip.AddrPort) Answer {
 	return p.Request(network, dst, RequestOptions{})
 }
 
-// NetnsCookie returns the cookie of the pod's network namespace (SO_NETNS_COOKIE), which
-// eBPF programs see too.
+// NetnsCookie returns the cookie of the pod's network namespace (SO_NETNS_COOKIE). In eBPF
+// programs bpf_get_netns_cookie returns the same cookie.
 func (p *Pod) NetnsCookie() (cookie uint64, err error) {
 	err = p.call(context.Background(), "netns.cookie", none{}, &cookie)
 	return cookie, err

@@ -17,10 +17,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// runDir holds a directory per lab. The file "owner" in it is locked (flock) as long as the
-// lab's process lives: the kernel drops the lock with the process, however it ends, so that
-// nothing is guessed from process ids. The lock on runDir/lock serializes making a lab's
-// directory and looking for dead labs; it is held only for a moment.
+// runDir contains a directory per lab. The file "owner" in a lab's directory is locked (flock)
+// as long as the lab's process exists: the kernel releases the lock when the process ends for
+// any reason, so that a lab does not depend on process ids. The lock on runDir/lock serializes
+// the creation of a lab's directory and the search for dead labs; it is held only briefly.
 const runDir = "/run/shunt-lab"
 
 // owner is the content of the owner file: information for people and, for Sweep, the lab's

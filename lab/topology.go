@@ -138,8 +138,9 @@ func (n *netns) route(dst netip.Prefix, via netip.Addr, device string) error {
 	return nil
 }
 
-// settle waits until the kernel answers at own and can resolve neighbours on the device: it
-// works on IPv6 addresses after the call that added them has returned.
+// settle waits until the kernel answers at own and can resolve neighbours on the device: the
+// kernel completes the addition of IPv6 addresses only after the call that adds them has
+// returned.
 func (n *netns) settle(device string, own netip.Addr) error {
 	link, err := n.nl.LinkByName(device)
 	if err != nil {

@@ -66,8 +66,9 @@ func (t *Transferring) Resume() error {
 	return t.pod.call(context.Background(), "transfer.resume", handleArgs{t.handle}, &none{})
 }
 
-// Wait waits for the end. The error is a failure of the connection, a timeout or a
-// different checksum. The report holds what was done until then.
+// Wait waits for the end of the transfer. The error is a failure of the connection, a timeout
+// or a wrong checksum. The report is valid with an error too: it covers the transfer until
+// then.
 func (t *Transferring) Wait() (TransferReport, error) {
 	var r transferReply
 	if err := t.pod.call(context.Background(), "transfer.wait", handleArgs{t.handle}, &r); err != nil {
