@@ -24,7 +24,7 @@ import (
 	clientcmdapi "k8s.io/client-go/tools/clientcmd/api"
 )
 
-// apiServer holds the workload as objects, for contenders that watch an API server.
+// apiServer writes the workload as objects to an API server, for contenders that watch it.
 type apiServer struct {
 	client   kubernetes.Interface
 	config   *clientcmdapi.Config // with one context, and the content of all files it names
@@ -106,8 +106,8 @@ func (a *apiServer) kubeconfig(path, addr string) error {
 	return nil
 }
 
-// idle refuses an API server that is in use: the benchmark creates thousands of services
-// with fixed addresses.
+// idle returns an error if the API server is in use: the benchmark creates thousands of
+// services with fixed addresses.
 func (a *apiServer) idle(ctx context.Context) error {
 	nodes, err := a.client.CoreV1().Nodes().List(ctx, metav1.ListOptions{})
 	if err != nil {
@@ -180,15 +180,16 @@ func (a *apiServer) clear(ctx context.Context) error {
 	return nil
 }
 
-// leave clears the API server at the end of a run, also of an interrupted one.
+// leave clears the API server at the end of a run, also of an interrupted run.
 func (a *apiServer) leave(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), leaveDeadline)
 	defer cancel()
 	return a.clear(ctx)
 }
 
-// fill makes the API server hold the workload. The workload has no fewer services than the
-// API server. Services whose role changed are created anew.
+// fill creates the objects of the workload that the API server does not have yet. The workload
+// has at least as many services as the API server. Services whose role changed are created
+// anew.
 func (a *apiServer) fill(ctx context.Context, w *workload, done func(int)) error {
 	group, ctx := errgroup.WithContext(ctx)
 	group.SetLimit(apiParallel)
@@ -224,7 +225,7 @@ func (a *apiServer) replace(ctx context.Context, svc *v1.Service, slice *discove
 	return err
 }
 
-// move writes the slice of the moving service as it is in w.
+// move writes the slice of the moving service in its state in w.
 func (a *apiServer) move(ctx context.Context, w *workload) error {
 	_, slice := apiObjects(w, w.moving())
 	a.there[w.moving()] = fmt.Sprint(w.frontends(w.moving()))

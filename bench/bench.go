@@ -122,8 +122,9 @@ type runner struct {
 	total  float64
 }
 
-// Run makes a lab, measures every contender in it, and removes it. With an error the report
-// is of no use. context.Canceled means that everything was removed.
+// Run creates a lab, measures every contender in it, and removes the lab. With an error the
+// report is not valid. The error context.Canceled means that the run was interrupted and
+// everything was removed.
 func Run(ctx context.Context, o Options) (_ *Report, err error) {
 	if err := o.Check(); err != nil {
 		return nil, err
@@ -183,7 +184,7 @@ func afterwards(ctx context.Context, err, cleanUp error) error {
 	return ctx.Err() // an interrupt ended the processes: other errors follow from that
 }
 
-// warmup returns the number of rounds before those that count.
+// warmup returns the number of warm-up rounds, which are not in the report.
 func (o *Options) warmup() int { return max(1, o.Rounds/10) }
 
 // Estimated costs of the parts of a run, for the progress bar. The unit is a round of one

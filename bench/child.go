@@ -22,7 +22,7 @@ import (
 	"shunt/maps"
 )
 
-// proxyEnv makes a process shunt's contender.
+// proxyEnv is the environment variable that makes a process shunt's contender.
 const proxyEnv = "SHUNT_BENCH_PROXY"
 
 // proxyTask is a task for the process: a line of JSON. The answer is another line.
@@ -108,7 +108,7 @@ func (p *inside) do(t proxyTask) error {
 	case "load":
 		return p.load()
 	case "update":
-		select { // a report that nothing waited for is not about this change
+		select { // drop a report of an earlier reconcile
 		case <-p.reports:
 		default:
 		}
@@ -121,7 +121,7 @@ func (p *inside) do(t proxyTask) error {
 	return fmt.Errorf("no such task: %q", t.Op)
 }
 
-// load puts everything into effect in the daemon's order: maps, programs, the first
+// load puts the workload into effect in the daemon's order: maps, programs, the first
 // reconcile, then the hooks.
 func (p *inside) load() error {
 	if err := p.open(); err != nil {

@@ -32,7 +32,7 @@ type Comparison struct {
 	OnlyNew []Key `json:"onlyNew"`
 }
 
-// Compare returns what changed from old to new, and whether it is beyond noise.
+// Compare returns the changes from old to new, and whether each is beyond noise.
 func Compare(old, new *Report) *Comparison {
 	c := &Comparison{Warnings: differences(old, new), Changes: []Change{}}
 	for _, a := range old.Series {

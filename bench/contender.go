@@ -48,18 +48,18 @@ func needsAPI(name string) bool {
 	return name == nameShuntAPI || strings.HasPrefix(name, kubeProxyPrefix)
 }
 
-// step is prepared work, to be done while a clock runs.
+// step is prepared work whose duration is measured.
 type step func(context.Context) error
 
 // contender is a service proxy of one node. To add one: a type, a name, a case in
 // newContender.
 type contender interface {
-	// load prepares to put the workload into effect on an empty node. The step starts that,
-	// and may return before it is done.
+	// load prepares to put the workload into effect on an empty node. The step may return
+	// before the workload is in effect.
 	load(context.Context, *workload) (step, error)
 	// update prepares to move the endpoint.
 	update(before, after *workload) (step, error)
-	// memory returns the memory that it uses.
+	// memory returns the memory that the contender uses.
 	memory() (memoryUse, error)
 	// unload removes everything.
 	unload(context.Context) error
@@ -132,7 +132,7 @@ func (r *runner) newKubeProxy(name string, n *lab.Node) (contender, ContenderInf
 	return &subscriber{name: name, node: n, api: r.api, args: kubeProxyArgs(r.KubeProxy, mode), clean: cleanRules}, i
 }
 
-// noIPVS returns why there is no IPVS, empty if there is.
+// noIPVS returns why the kernel has no IPVS, empty if it has.
 func noIPVS() string {
 	if _, err := os.Stat("/proc/net/ip_vs"); err != nil {
 		return "this kernel has no IPVS (no /proc/net/ip_vs: not built in, or the module ip_vs is not loaded)"
@@ -140,7 +140,7 @@ func noIPVS() string {
 	return ""
 }
 
-// direct is the limit of all others: a node with no proxy and no rules.
+// direct is a node with no proxy and no rules: the limit for all other contenders.
 type direct struct{}
 
 func (direct) load(context.Context, *workload) (step, error) { return nil, nil }
@@ -191,7 +191,7 @@ func toolVersion(mode string) (version, missing string) {
 	return strings.TrimSpace(string(out)), ""
 }
 
-// probe loads and unloads a few services. It returns why that fails, empty if it does not.
+// probe loads and unloads a few services. It returns why that fails, empty if it succeeds.
 func (r *rules) probe() string {
 	w := &workload{Size: Size{minServices, 2}, Far: lab.ClusterCIDR4.Addr()}
 	ctx := context.Background()

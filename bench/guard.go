@@ -14,8 +14,8 @@ import (
 	"shunt/bpf"
 )
 
-// Preflight refuses a run that could do harm or would measure something else. pins is the
-// directory of the maps of a daemon on this machine.
+// Preflight returns an error if a run could disturb this machine or would not measure the
+// contenders alone. pins is the directory of the maps of a daemon on this machine.
 func Preflight(o Options, pins string) error {
 	if err := o.Check(); err != nil {
 		return err

@@ -21,7 +21,7 @@ const (
 	// tryTime bounds one try to reach a service: a SYN sent before the service works gets
 	// no answer.
 	tryTime = 50 * time.Millisecond
-	// answerDeadline is when all services must answer.
+	// answerDeadline bounds the time until all services answer.
 	answerDeadline = 10 * time.Minute
 	// sampleSize is how many services are asked while the clock runs, spread over all of
 	// them, and proofSize after it has stopped.
@@ -31,9 +31,9 @@ const (
 // errTooLong: services did not all answer within answerDeadline.
 var errTooLong = fmt.Errorf("not all services answered within %v", answerDeadline)
 
-// loadAll loads every contender Loads times, or until loadBudget is spent, in turn. All are
-// loaded when it returns. A contender that exceeds answerDeadline takes no part from this
-// size on.
+// loadAll loads every contender Loads times, or until loadBudget is spent, in turn. All
+// contenders are loaded when it returns. A contender that exceeds answerDeadline is not
+// measured at this size and all following sizes.
 func (r *runner) loadAll(ctx context.Context, size Size, loads map[*place]*workload) error {
 	spent := map[*place]time.Duration{}
 	for i := range r.Loads {
@@ -69,7 +69,7 @@ func (r *runner) giveUp(ctx context.Context, p *place, size Size) error {
 	return p.unload(ctx)
 }
 
-// measureLoad puts everything into effect, and asks services until all answer.
+// measureLoad puts the workload into effect, and sends requests to services until all answer.
 func (r *runner) measureLoad(ctx context.Context, p *place, w *workload, first bool) error {
 	do, err := p.load(ctx, w)
 	if err != nil || do == nil {

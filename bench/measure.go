@@ -11,7 +11,7 @@ import (
 	"shunt/lab"
 )
 
-// target is what one client asks in every round.
+// target is a destination to which one client sends requests in every round.
 type target struct {
 	place *place
 	path  Path
@@ -80,7 +80,7 @@ func (r *runner) measureConnections(ctx context.Context, size Size) error {
 	return nil
 }
 
-// putter receives the result of a target's part of a round.
+// putter records the result of a target's part of a round.
 type putter func(m Measure, values []float64, errors int)
 
 // ask runs one target's part of a round. Rounds below 0 warm up.
@@ -195,7 +195,7 @@ func (r *runner) pour(ctx context.Context, t target, put putter) error {
 	return nil
 }
 
-// whole returns err, or an error if an interrupt cut the part short (whole is false).
+// whole returns err, or an error if an interrupt ended the part early (whole is false).
 func (r *runner) whole(ctx context.Context, err error, whole bool) error {
 	if err == nil {
 		err = ctx.Err()

@@ -138,8 +138,8 @@ func (p *place) closeRelay() {
 	}
 }
 
-// rest waits until a contender that watches is idle, and stops its process until it is
-// needed, so that it takes no CPU from others.
+// rest waits until a contender that watches the API server is idle, and stops its process
+// until wake, so that the process uses no CPU while others are measured.
 func (p *place) rest(ctx context.Context) error {
 	w, ok := p.contender.(*subscriber)
 	if !ok {

@@ -45,10 +45,9 @@ func middle(sorted []float64) float64 {
 	return (sorted[(n-1)/2] + sorted[n/2]) / 2
 }
 
-// medianInterval returns the median with an interval by order statistics, which presumes
-// nothing of how the values are distributed: the k-th smallest and the k-th largest hold
-// the true median between them with a probability of 1 - 2·P(B < k), where B counts heads
-// in n throws of a coin.
+// medianInterval returns the median with an interval by order statistics, for any distribution
+// of the values: the true median is between the k-th smallest and the k-th largest value with
+// a probability of 1 - 2·P(B < k), where B is the number of heads in n throws of a coin.
 func medianInterval(values []float64) Interval {
 	sorted := slices.Sorted(slices.Values(values))
 	n := len(sorted)

@@ -36,7 +36,7 @@ type subscriber struct {
 	said  *lab.Tail
 }
 
-// errLabClosed means that an interrupt closed the lab first.
+// errLabClosed means that an interrupt closed the lab before the process was started.
 var errLabClosed = errors.New("the lab is closed")
 
 // kubeProxyArgs returns kube-proxy's arguments. They differ from a cluster's only so that

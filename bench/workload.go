@@ -50,8 +50,8 @@ var (
 	nextAddr   = netip.AddrFrom4([4]byte{10, 245, 1, 1})
 )
 
-// endpoint returns an address of the pod "server". One server is behind all of them, so
-// that the choice of an endpoint makes no difference.
+// endpoint returns an address of the pod "server". All these addresses belong to one server, so
+// that the choice of an endpoint does not affect the measurement.
 func endpoint(e int) netip.Addr {
 	b := lab.SharedCIDR4.Addr().As4()
 	b[3] = byte(1 + e)
@@ -140,7 +140,7 @@ func nameOf(i int) lb.ServiceName {
 	return lb.ServiceName{Namespace: namespace, Name: fmt.Sprintf("svc-%d", i)}
 }
 
-// namespace holds all services.
+// namespace is the namespace of all services.
 const namespace = "shunt-bench"
 
 // objectSink is the part of lb.Sink that a workload uses.

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Package benchtest checks the report of a benchmark that has just been run: that
-// all of it is there, and that its numbers follow from its samples. It knows the
-// report and not how it is made; tests that run a benchmark call Check.
+// the report is complete, and that its numbers follow from its samples. It does not
+// depend on how the report is made. Tests that run a benchmark call Check.
 package benchtest
 
 import (
@@ -14,8 +14,8 @@ import (
 	"shunt/bench"
 )
 
-// Check fails the test where something of the report is missing or wrong.
-// contenders are those that were asked for.
+// Check fails the test if a part of the report is missing or wrong. contenders are
+// the contenders of the run's options.
 func Check(t *testing.T, r *bench.Report, contenders []string) {
 	t.Helper()
 	for _, s := range r.Series {
@@ -56,7 +56,7 @@ func paths(name string) []bench.Path {
 		bench.PathNearFirst, bench.PathNearLast, bench.PathFarFirst, bench.PathFarLast}
 }
 
-// allMeasured says what a contender has to have at a size.
+// allMeasured fails the test if a series of a contender is missing at a size.
 func allMeasured(t *testing.T, r *bench.Report, name string, n bench.Size) {
 	t.Helper()
 	o := r.Setup
@@ -99,7 +99,8 @@ func allMeasured(t *testing.T, r *bench.Report, name string, n bench.Size) {
 	}
 }
 
-// rank is the value that a part of all is not above (nearest rank).
+// rank returns the smallest value such that at least the given part of all values is
+// not above it (nearest rank).
 func rank(v []float64, part float64) float64 {
 	v = slices.Clone(v)
 	slices.Sort(v)
@@ -111,7 +112,7 @@ func rank(v []float64, part float64) float64 {
 	return math.NaN()
 }
 
-// recount works a series' numbers out of its samples another way.
+// recount computes a series' numbers from its samples, independently of package bench.
 func recount(t *testing.T, s, direct *bench.Series) {
 	t.Helper()
 	var all, medians, ratios []float64
