@@ -14,11 +14,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// maxLine bounds a request, and the bytes that a server buffers of a connection.
+// maxLine bounds a request, and the bytes that a server buffers for a connection.
 const maxLine = 64 << 10
 
-// server serves one socket from one thread, with an epoll loop of plain system calls: a
-// client measures little but the network.
+// server serves one socket from one thread, with an epoll loop of plain system calls, so that
+// a client measures little else than the network.
 type server struct {
 	name   string
 	kind   int // SOCK_STREAM or SOCK_DGRAM
@@ -39,7 +39,7 @@ type server struct {
 // conn is an accepted connection. Its addresses are formatted once.
 type conn struct {
 	client, own string
-	partial     []byte // a line that has not arrived in full
+	partial     []byte // the received part of a line
 	discard     bool   // true for a connection of Pour
 }
 

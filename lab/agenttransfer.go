@@ -30,7 +30,7 @@ const (
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
-// order is a request line that asks a server to send bytes (give) or to receive them.
+// order is a request line by which a client makes a server send bytes (give) or receive bytes.
 type order struct {
 	give  bool
 	bytes int64
@@ -45,18 +45,18 @@ func parseOrder(line []byte) (o order, ok bool) {
 	return order{verb == "!give", n}, err == nil && n > 0 && n <= maxTransfer
 }
 
-// stream is a blocking socket with a checksum and a count of the bytes it moved.
+// stream is a blocking socket with a checksum and a count of the bytes sent and received.
 type stream struct {
 	fd    int
 	ahead []byte // read already, together with the order
 	sum   uint32
 	moved *atomic.Int64
-	// pause is called once, when at bytes have moved and before more do.
+	// pause is called once: when at bytes have been moved, and before the next byte is moved.
 	pause func()
 	at    int64
 }
 
-// step returns how many bytes to move at once: never beyond the point of the pause.
+// step returns the number of bytes of the next system call: never beyond the point of the pause.
 func (s *stream) step(left int64) int64 {
 	n := min(left, blockSize)
 	if s.pause == nil {

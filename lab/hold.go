@@ -9,13 +9,13 @@ import (
 	"time"
 )
 
-// HoldOptions describe the connections to make.
+// HoldOptions are the options of Hold.
 type HoldOptions struct {
 	// Count is the number of connections to each destination.
 	Count int
-	// FirstPort is the source port of the first connection to each destination. The next
-	// ones have the following ports: connections to several destinations share source
-	// ports. 0 means that the kernel chooses.
+	// FirstPort is the source port of the first connection to each destination. Further
+	// connections to that destination have the following ports, so that connections to
+	// several destinations share source ports. 0 means that the kernel chooses the ports.
 	FirstPort uint16
 	// Concurrency is the number of threads. 0 means four.
 	Concurrency int
@@ -25,12 +25,12 @@ type HoldOptions struct {
 	Tries int
 }
 
-// Held is a set of connections (or connected UDP sockets) that stay open.
+// Held is a set of open connections (or connected UDP sockets).
 type Held struct {
 	pod    *Pod
 	handle uint64
-	// First is the result of making them: a connection counts as answered once its first
-	// request was. Failed connections are not kept.
+	// First is the result of the first exchange on each connection, including connect(2).
+	// Failed connections are closed.
 	First HeldSummary
 }
 
@@ -41,9 +41,9 @@ type HeldSummary struct {
 	// that the server saw.
 	Servers map[string]int
 	Clients map[netip.Addr]int
-	// Errors counts failures by errno: EBADMSG for an answer to another request, ESTALE if
-	// another server answered than at first, or if the same server saw another client
-	// address or port.
+	// Errors counts failures by errno. EBADMSG means an answer to another request. ESTALE
+	// means that another server answered than the first time, or that the same server saw
+	// another client address or port.
 	Errors     map[syscall.Errno]int
 	FirstError string
 }

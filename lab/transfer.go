@@ -8,13 +8,13 @@ import (
 	"time"
 )
 
-// TransferOptions describe what to move over one TCP connection.
+// TransferOptions are the options of a transfer over one TCP connection.
 type TransferOptions struct {
-	// Up is the number of bytes that the client sends first, Down what the server sends
-	// then. Both sides compute checksums of what they sent and received.
+	// Up is the number of bytes that the client sends first, Down the number of bytes that
+	// the server sends afterwards. Both sides compute checksums of the bytes sent and received.
 	Up, Down int64
-	// Pause stops the client after so many bytes, sent and received, until Resume. 0 means
-	// no pause.
+	// Pause is the number of bytes, sent and received, after which the client stops until
+	// Resume. 0 means no pause.
 	Pause int64
 	// Timeout is how long the transfer may stall. 0 means twenty seconds.
 	Timeout time.Duration
@@ -22,13 +22,13 @@ type TransferOptions struct {
 
 // TransferReport is the result of a transfer.
 type TransferReport struct {
-	// Up and Down are the bytes that were received with the sender's checksum.
+	// Up and Down are the numbers of bytes that were received with the sender's checksum.
 	Up, Down int64
 	Server   string
 	// ClientSeen is the client address that the server saw.
 	ClientSeen netip.AddrPort
-	// ClientMTU and ServerMTU are each side's path MTU in bytes, as its kernel had it after
-	// the last byte was sent. 0 means that the side sent nothing.
+	// ClientMTU and ServerMTU are each side's path MTU in bytes, as its kernel reported it
+	// after the last byte was sent. 0 means that the side sent nothing.
 	ClientMTU, ServerMTU int
 	Elapsed              time.Duration
 }
