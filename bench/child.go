@@ -27,8 +27,8 @@ const proxyEnv = "SHUNT_BENCH_PROXY"
 
 // proxyTask is a task for the process: a line of JSON. The answer is another line.
 type proxyTask struct {
-	// Op is prepare (make the objects), load (put them into effect), update (move the
-	// endpoint of the moving service) or stop (remove everything).
+	// Op is prepare (create the objects), load (put the objects into effect), update (move
+	// the endpoint of the moving service) or stop (remove everything).
 	Op           string
 	Workload     workload
 	Root, Cgroup string

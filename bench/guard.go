@@ -53,9 +53,9 @@ func Preflight(o Options, pins string) error {
 	return lock.Release()
 }
 
-// needMiB returns a rough upper bound of memory in MiB, mostly for iptables-restore and the
-// kernel's form of its rules; with an API server also for the daemons that watch it and the
-// server itself.
+// needMiB returns a rough upper bound of the memory that a run needs, in MiB. Most of it is for
+// iptables-restore and the kernel's form of the rules; with an API server it includes that
+// server and the daemons that watch it.
 func needMiB(o *Options) int {
 	endpoints := slices.Max(o.Services) * slices.Max(o.Endpoints)
 	need := 400 + endpoints*12/1024 + slices.Max(o.Services)*16/1024

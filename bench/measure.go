@@ -15,13 +15,13 @@ import (
 type target struct {
 	place *place
 	path  Path
-	// client asks dst, and server must answer.
+	// client sends requests to dst, and server must answer.
 	client, server *lab.Pod
 	dst            netip.AddrPort
 }
 
-// established reports whether open connections are measured too: only for one path of each
-// kind, since the number of services does not matter to them.
+// established reports whether established connections are measured on this path too: only on
+// one path of each kind, since the number of services does not affect them.
 func (t *target) established() bool {
 	switch t.path {
 	case PathLast, PathNear, PathFar, PathNearLast, PathFarLast:
@@ -32,9 +32,9 @@ func (t *target) established() bool {
 	return false
 }
 
-// targets returns the targets at a size. From a pod: every contender's own pod (the node's
-// cost for connections to no service), its first and its last service. From outside: node
-// ports, or with direct the pods behind them.
+// targets returns the targets at a size. The targets of a pod are, for every contender, the
+// server's own address (the cost of connections without a service), the first and the last
+// service. The targets of outside clients are node ports or, for direct, the pods' addresses.
 func (r *runner) targets(size Size) []target {
 	var all []target
 	for _, p := range r.places {

@@ -17,8 +17,8 @@ import (
 )
 
 // pin restricts every thread of the pods' processes to these CPUs. If a client and a server
-// share one CPU, the time of an exchange is the sum of the work on its path. Otherwise it
-// depends more on which CPU the scheduler wakes the server on.
+// share one CPU, the time of an exchange is the sum of the work on its path. On several CPUs
+// the time depends more on the CPU on which the scheduler wakes the server.
 func pin(cpus *unix.CPUSet, pods ...*lab.Pod) error {
 	for _, p := range pods {
 		err := eachThread(p.Cgroup(), func(tid int) error { return unix.SchedSetaffinity(tid, cpus) })
@@ -29,9 +29,9 @@ func pin(cpus *unix.CPUSet, pods ...*lab.Pod) error {
 	return nil
 }
 
-// yielding makes a server never preempt its client when it is woken (SCHED_BATCH).
-// Otherwise connect(2) takes twice as long whenever the scheduler lets the server accept
-// before connect has returned.
+// yielding sets SCHED_BATCH for a server, so that the server never preempts its client when
+// the kernel wakes the server. Without SCHED_BATCH, connect(2) takes twice as long whenever
+// the scheduler runs accept in the server before connect has returned.
 func yielding(p *lab.Pod) error {
 	err := eachThread(p.Cgroup(), func(tid int) error {
 		return unix.SchedSetAttr(tid, &unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: unix.SCHED_BATCH}, 0)

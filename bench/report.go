@@ -21,10 +21,10 @@ type Report struct {
 	Seconds float64 `json:"seconds"`
 	Machine Machine `json:"machine"`
 	Setup   Setup   `json:"setup"`
-	// Contenders holds all that were asked for, also those that could not run.
+	// Contenders are the contenders of the run's options, including those that could not run.
 	Contenders  []ContenderInfo `json:"contenders"`
 	NotMeasured []NotMeasured   `json:"notMeasured"`
-	// Notes say what numbers mean and what they do not mean.
+	// Notes explain the meaning of the numbers and its limits.
 	Notes          []string  `json:"notes"`
 	QuantilePoints []float64 `json:"quantilePoints"`
 	Series         []*Series `json:"series"`
@@ -32,13 +32,13 @@ type Report struct {
 
 // Setup is the configuration of a run.
 type Setup struct {
-	// API: services came from an API server, for the contenders that watch one.
+	// API means that the contenders that watch an API server read the services from one.
 	API       bool  `json:"api"`
 	Services  []int `json:"services"`
 	Endpoints []int `json:"endpoints"`
 	Rounds    int   `json:"rounds"`
 	Warmup    int   `json:"warmupRounds"`
-	// Exchanges of each kind, contender and destination in a round.
+	// Exchanges is the number of exchanges of each kind, contender and destination in a round.
 	Exchanges int     `json:"exchangesPerRound"`
 	Burst     float64 `json:"burstSeconds"`
 	Updates   int     `json:"updates"`
@@ -48,14 +48,14 @@ type Setup struct {
 // ContenderInfo describes a contender.
 type ContenderInfo struct {
 	Name string `json:"name"`
-	// What describes it in a sentence. Version names the versions of its parts.
+	// What describes the contender in a sentence. Version lists the versions of its parts.
 	What    string `json:"what"`
 	Version string `json:"version,omitempty"`
-	// Missing is why it did not take part, empty if it did.
+	// Missing is the reason why the contender did not take part, empty if it did.
 	Missing string `json:"missing,omitempty"`
 }
 
-// NotMeasured names a measurement that a reader may miss.
+// NotMeasured names a measurement that a reader may expect, and why it was not made.
 type NotMeasured struct {
 	What string `json:"what"`
 	Why  string `json:"why"`

@@ -10,18 +10,18 @@ import (
 	"shunt/lb"
 )
 
-// workload is the same for every contender: services with endpoints, in the same order. It
-// is sent to a process as JSON.
+// workload is a set of services with endpoints, the same and in the same order for every
+// contender. It is sent to a process as JSON.
 //
-// Every service answers: its endpoints are addresses of the node's pod "server", the same
-// on every contender's node. Those of the second service and the last but one are addresses
-// of a pod on another node, which all contenders share. The one endpoint of the service in
-// the middle moves between two pods.
+// Every service answers. Its endpoints are addresses of the pod "server", which are the same
+// on every contender's node. Two services are exceptions: the endpoints of the second service
+// and of the second-last service are addresses of a pod on another node, which all contenders
+// share. The service in the middle has one endpoint, which moves between two pods.
 type workload struct {
 	Size
 	// Far is the first address of the pod on the other node, see farEndpoint.
 	Far netip.Addr
-	// Moved: the endpoint of the moving service is at nextAddr.
+	// Moved means that the endpoint of the moving service is at nextAddr.
 	Moved bool
 }
 
@@ -32,13 +32,13 @@ const (
 	maxServices  = 100_000
 	minServices  = 5 // first and last of two kinds, and the moving one
 	servicePort  = 80
-	// firstNodePort, and how many services have a node port besides the measured ones: the
-	// API server's range of node ports ends at 32767.
+	// firstNodePort is the first node port, nodePorts the number of services that have a node
+	// port in addition to the measured services: the API server's range ends at 32767.
 	firstNodePort = 30_000
 	nodePorts     = 1000
 )
 
-// Names of nodes in API objects and for proxies. Each contender's node has the first one.
+// Names of nodes in API objects and for proxies. Each contender's node has the name nodeName.
 const (
 	nodeName    = "bench"
 	farNodeName = "bench-far"
@@ -69,7 +69,7 @@ func farEndpoint(far netip.Addr, e int) netip.Addr {
 
 // frontend is one port of a service.
 type frontend struct {
-	// Index of the service, Name of the service port as NAMESPACE/NAME:PORT.
+	// Index is the index of the service, Name the service port as NAMESPACE/NAME:PORT.
 	Index    int
 	Name     string
 	Protocol lb.Protocol

@@ -56,7 +56,7 @@ func paths(name string) []bench.Path {
 		bench.PathNearFirst, bench.PathNearLast, bench.PathFarFirst, bench.PathFarLast}
 }
 
-// allMeasured fails the test if a series of a contender is missing at a size.
+// allMeasured fails the test if a series of a contender at a size is missing or incomplete.
 func allMeasured(t *testing.T, r *bench.Report, name string, n bench.Size) {
 	t.Helper()
 	o := r.Setup
