@@ -13,13 +13,20 @@ import (
 )
 
 // sysctls returns the settings of a namespace: the common ones and more. IPv6 addresses are
-// usable at once (no duplicate address detection), and there is no reverse-path filter.
+// usable at once (no duplicate address detection), and there is no reverse-path filter. ICMP
+// redirects are ignored: a node without hooks sends one for a load-balancer IP, and a client that
+// accepted it would not send to that node for five minutes.
 func sysctls(more map[string]string) map[string]string {
 	all := map[string]string{
 		"ipv6/conf/all/accept_dad":     "0",
 		"ipv6/conf/default/accept_dad": "0",
 		"ipv4/conf/all/rp_filter":      "0",
 		"ipv4/conf/default/rp_filter":  "0",
+
+		"ipv4/conf/all/accept_redirects":     "0",
+		"ipv4/conf/default/accept_redirects": "0",
+		"ipv6/conf/all/accept_redirects":     "0",
+		"ipv6/conf/default/accept_redirects": "0",
 	}
 	for k, v := range more {
 		all[k] = v
