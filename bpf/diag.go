@@ -3,9 +3,8 @@
 package bpf
 
 import (
-	"fmt"
-
 	"encoding/binary"
+	"fmt"
 	"io/fs"
 	"net/netip"
 	"path/filepath"

@@ -22,7 +22,8 @@ import (
 //	          |                             |                             |
 //	          +------- install (add) -------+<----- taken by key ---------+
 //	          +------- retire (remove) -----+                             |
-//	                                                 removed by prune, after the first sync
+//	                                       removed by prune: in the first reconcile after the Services,
+//	                                       and later where a failing Service may want them
 //
 // A change is written in the order of install and then of retire, so that a look-up finds complete
 // data at each moment: the name of the service id, backends, source ranges, slots, frontends; then
