@@ -115,7 +115,7 @@ func TestLoopbackFromOutside(t *testing.T) {
 		for _, pair := range [][2]string{{"127.0.0.1", c.n1.Addr4().String()}, {"127.1.2.3", c.n1.Addr4().String()}, {"::1", c.n1.Addr6().String()}} {
 			before := count()
 			send(netip.MustParseAddr(pair[0]))
-			send(netip.MustParseAddr(pair[1])) // sent later on the same path: when these have arrived, so have the others
+			send(netip.MustParseAddr(pair[1])) // sent last: when these have arrived, the earlier ones would have too
 			rig.Eventually(t, "packets to the node's own address are served", func() bool { return count() >= before+packets })
 			if n := count() - before; n != packets {
 				t.Errorf("route_localnet %s: %d packets were served, of %d to %s and %d to %s", value, n, packets, pair[0], packets, pair[1])

@@ -120,10 +120,10 @@ func TestFlood(t *testing.T) {
 			}
 			flooding = false
 		default:
-			for i, h := range held[:2] { // TCP, which retransmits what the flood crowds out
+			for i, h := range held[:2] { // only TCP, which retransmits packets lost in the flood
 				askAll(t, fmt.Sprintf("under the flood, %s", families[i]), h, 2*each)
 			}
-			time.Sleep(50 * time.Millisecond) // otherwise there are more of these than of the flood
+			time.Sleep(50 * time.Millisecond) // otherwise these packets outnumber those of the flood
 		}
 	}
 	t.Logf("%d packets in %v; every connection was asked %d times meanwhile", million, time.Since(start).Round(time.Millisecond), rounds-1)

@@ -54,9 +54,9 @@ func TestPodsUnknown(t *testing.T) {
 	eachWay(func(network string, family int) { wantSilence(t, client, network, c.nodePortAt(1, family)) })
 }
 
-// TestPodDevices: a pod whose sockets the hooks do not see reaches every kind of address by
-// packets, also one that leads back to itself. It is a client of this node: it gets
-// endpoints of other nodes with the policy Local too.
+// TestPodDevices: the packet path serves a pod whose sockets the socket hooks do not see, at
+// every kind of frontend, also when the pod itself is the endpoint. The pod is an inside
+// client: with the policy Local it gets endpoints of other nodes too.
 func TestPodDevices(t *testing.T) {
 	t.Parallel()
 	c := startCluster(t, lab.Network{}, "--pod-devices=veth*")
@@ -69,7 +69,7 @@ func TestPodDevices(t *testing.T) {
 		rig.Service("nobody", 7, rig.Everywhere(7)))
 	rig.Eventually(t, "the pod's device is attached to", func() bool { return answers(vm, "tcp", rig.VIP(1, 4)) })
 	for _, cell := range cells() {
-		// The server sees a pod of this node itself: its replies pass this node anyway.
+		// The server sees the pod's own address: replies to it pass this node without SNAT.
 		seen := vm.Addrs()[cell.family]
 		dst := cell.frontend.of(c, cell.backend.service, cell.family)
 		if err := checkAnswer(ask(vm, cell.network, dst, 0), cell.network, dst, cell.backend.server(c), seen); err != nil {

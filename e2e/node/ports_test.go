@@ -26,8 +26,8 @@ func (c *cluster) fewPorts() (room int) {
 	return 2100 - 1024
 }
 
-// TestSNATPortsOfSockets: a port on which a process of the node serves is no SNAT port of
-// a flow: otherwise each would get the other's packets.
+// TestSNATPortsOfSockets: no flow gets a SNAT port on which a process of the node serves.
+// Otherwise the process and the flow would receive each other's packets.
 func TestSNATPortsOfSockets(t *testing.T) {
 	t.Parallel()
 	c := newCluster(t, lab.Network{})
@@ -106,8 +106,8 @@ COMMIT
 `
 
 // TestMasqueradedPorts: netfilter and the daemon choose SNAT ports towards one backend from
-// the same range, independently. No flow gets another's packets, whichever was first: with
-// as many of each as here, some three of eight ports would be chosen twice.
+// the same range, independently. No flow receives another flow's packets, whichever of the two
+// began first. Without remapping, about three of eight ports would be used twice here.
 func TestMasqueradedPorts(t *testing.T) {
 	t.Parallel()
 	c := newCluster(t, lab.Network{})

@@ -90,10 +90,10 @@ const dnat = `table %[1]s other {
 }
 `
 
-// TestConnectionOfAnother: a connection that another proxy has set up in conntrack
-// continues when shunt replaces that proxy, and unknown connections are not reset until it
-// is gone. The same holds for one to a service that shunt learns of when it resets unknown
-// connections already.
+// TestConnectionOfAnother: a connection that another proxy translates by conntrack continues
+// when shunt replaces that proxy. shunt does not reset unknown connections until the conntrack
+// entry is gone. The same holds if shunt already resets unknown connections when the service
+// of that connection is added.
 func TestConnectionOfAnother(t *testing.T) {
 	for name, late := range map[string]bool{"at the start": false, "learnt later": true} {
 		t.Run(name, func(t *testing.T) { testConnectionOfAnother(t, late) })
@@ -151,7 +151,8 @@ func testConnectionOfAnother(t *testing.T, late bool) {
 			t.Fatal("unknown connections are reset while conntrack translates some")
 		}
 	}
-	// A table of NAT keeps conntrack active. Without entries there is nothing to spare.
+	// The other proxy's NAT table keeps conntrack active. Without conntrack entries, unknown
+	// connections are reset again.
 	if out, err := runIn(c.hostNear, "", "conntrack", "-F"); err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}

@@ -72,9 +72,9 @@ type pkt struct {
 	more     bool
 }
 
-// The state of a TCP connection: the next sequence number of each side is firstSeq, and each
-// has acknowledged all of the other's bytes up to lastAck, which is the sequence number of a
-// RST. A SYN has the number before that.
+// Sequence and acknowledgement numbers of TCP packets, the same for both sides. A packet has
+// sequence number firstSeq and acknowledges lastAck. A RST has sequence number lastAck, and a
+// SYN or SYN-ACK has lastAck-1.
 const firstSeq, lastAck = 1000, 77
 
 func tcp(src, dst netip.AddrPort, flags uint8) pkt {

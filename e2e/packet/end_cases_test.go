@@ -155,10 +155,12 @@ var endCases = []packetCase{
 			c.rig.age(2 * time.Second)
 		}
 		c.clientSays(syn, c.external, c.local, "flow_kept")
-		c.clientSays(ack, c.external, c.local, "flow_kept") // nor does a client that sends an ACK begin a new connection
+		// The client sends an ACK, so it has not begun a new connection: the SYN was forged.
+		c.clientSays(ack, c.external, c.local, "flow_kept")
 		c.rig.age(2 * time.Second)
 		c.clientSays(syn, c.external, c.local, "flow_kept")
-		// The backend answers none of these SYNs until the client repeats it: the backend is gone.
+		// The backend leaves this SYN and a repetition of it unanswered: the backend is gone, and
+		// the next SYN begins a new flow.
 		c.rig.age(time.Second)
 		c.clientSays(syn, c.external, c.local, "flow_kept")
 		c.rig.age(time.Second)

@@ -77,7 +77,7 @@ func (m *model) isAnswer(f flow, v view) bool {
 	return v.flags&ack != 0 && v.flags&(syn|rst) != 0 && (asked == 0 || v.at.ack-asked-1 < synSize)
 }
 
-// yield removes a flow whose addresses and ports another connection has.
+// yield removes a flow that collides with a direct connection, and records that connection.
 func (m *model) yield(f flow) {
 	m.directs[flowKey{maps.FlowKeyIn, f.proto, f.inside(), f.backend}] = m.now
 	m.remove(f.outKey())

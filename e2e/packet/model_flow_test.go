@@ -152,8 +152,9 @@ func (m *model) remove(k flowKey) {
 	delete(m.fresh, k)
 }
 
-// begin records a new flow. It chooses the client's port towards the backend: one that no other
-// flow has there.
+// begin records a new flow, and chooses the client's port that the backend sees: the client's
+// own port, or another one if a flow to that backend already uses it. It returns false if all
+// ports that it tries are in use.
 func (m *model) begin(f *flow, v view) bool {
 	hash, claimed := pick(v.src, v.dst, v.proto), false
 	if v.proto == protoTCP {
@@ -208,8 +209,8 @@ func (m *model) snatPort(hash, i uint32) uint16 {
 	return uint16(p)
 }
 
-// heard confirms a flow, whose entries cannot be evicted then, if this packet of the client
-// answers the backend. It returns false if there is no room.
+// heard confirms the flow if this packet of the client answers the backend. Entries of
+// confirmed flows cannot be evicted. heard returns false if there is no room for them.
 func (m *model) heard(f *flow, v view) bool {
 	if f.flags&maps.FlowConfirmed != 0 || f.backendSaid&maps.SaidAnything == 0 || v.proto == protoTCP && isSYN(v.flags) ||
 		!m.clients(*f) {

@@ -192,7 +192,8 @@ func (m *model) touch(f *flow, v view, fromClient bool) {
 		if m.now < f.used+touchEvery {
 			return
 		}
-		if v.flags&rst == 0 { // a packet other than a RST later than touchEvery: the earlier RST did not end the connection
+		// A RST did not end the connection if its sender still sends after touchEvery.
+		if v.flags&rst == 0 {
 			if fromClient {
 				client &^= maps.SaidRST
 			} else {

@@ -58,7 +58,7 @@ type fragment struct {
 	noted        int64
 }
 
-// fragmentAge is how long that is kept.
+// fragmentAge is how long the ports of a first fragment are kept.
 const fragmentAge = 31 * time.Second
 
 type affinityKey struct {

@@ -176,7 +176,7 @@ var portCases = []packetCase{
 		c.open(c.client, c.external, c.remote)
 		c.arrives(c.continues(c.remote, c.source())).becomes(c.continues(c.remote, c.client), "source_restored")
 		c.arrives(c.opens(c.other, c.external)).becomes(c.opens(c.other, c.remote), "translated")
-		for range 2 { // longer than its timeout when it is unused
+		for range 2 { // in total, longer than the timeout of an unused entry
 			c.rig.age(4 * time.Second)
 			c.arrives(c.opens(c.other, c.external)).becomes(c.opens(c.other, c.remote), "flow_kept")
 			c.leaves(c.opens(c.other, c.remote)).dropped("ports_exhausted")
@@ -201,8 +201,8 @@ var portCases = []packetCase{
 			c.Fatalf("not confirmed: %v", left)
 		}
 		c.arrives(c.continues(c.remote, second)).becomes(c.continues(c.remote, source), "source_restored")
-		// After it ends, other flows can have its ports, and its next connection is remapped
-		// again.
+		// When the remapped connection has ended, other flows can get its ports, and the next
+		// connection from its source is remapped again.
 		c.rig.age(timeouts.UDPEstablished - slack)
 		c.arrives(c.continues(c.remote, c.source())).becomes(c.continues(c.remote, c.client), "source_restored")
 		if c.proto == protoTCP {

@@ -208,7 +208,8 @@ var stateCases = []packetCase{
 		v, _ := readPacket(s.out, 0)
 		kept := at(c.local, v.dst.port)
 		s.becomes(c.opens(c.client, kept), "translated")
-		// With any source port and frontend, and for long if the client returns in time.
+		// Affinity applies to every source port and frontend. Each connection restarts its
+		// timeout.
 		for i := range uint16(16) {
 			c.rig.age(15 * time.Second)
 			from := at(c.client, 50000+i)
@@ -238,7 +239,7 @@ var stateCases = []packetCase{
 		c.arrives(tcp(at(c.client, 50000), c.external, ack)).passes("no_flow")
 		c.rig.age(6 * time.Second)
 		c.arrives(c.opens(at(c.client, 50001), c.external)).becomes(c.opens(at(c.client, 50001), c.local), "translated")
-		// Nor is affinity recorded.
+		// Affinity has expired. A packet that begins no connection records none.
 		c.rig.age(21 * time.Second)
 		c.arrives(tcp(at(c.client, 50000), c.external, ack)).passes("no_flow")
 		c.arrives(c.opens(at(c.client, 50002), c.external)).becomes(c.opens(at(c.client, 50002), c.local), "translated")

@@ -69,8 +69,8 @@ func TestAffinity(t *testing.T) {
 		}
 	})
 	t.Run("pods are clients of their own", func(t *testing.T) {
-		// If they were one client, the second pod's first connection would be counted as
-		// kept by affinity.
+		// If all pods were one client, a new pod's first connection would be counted as
+		// affinity_kept.
 		for i := range 3 {
 			pod := c.n1.Pod(fmt.Sprintf("new-%d", i))
 			for _, w := range []way{ways[0], ways[1], ways[3], ways[7]} {

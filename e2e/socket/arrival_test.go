@@ -81,7 +81,7 @@ func sockaddrOf(a netip.AddrPort) unix.Sockaddr {
 
 // TestLocalPort: a process of the node uses a port with the number of a node port. A server's
 // datagrams to that port reach the process if the two have exchanged datagrams within two
-// minutes. Those of another pod, with the same port, reach the service all the time.
+// minutes. Datagrams of another pod from the same source port always reach the service.
 func TestLocalPort(t *testing.T) {
 	t.Parallel()
 	rig.NeedOwnNetns(t)

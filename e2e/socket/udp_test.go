@@ -98,7 +98,8 @@ func scaledToZero(t *testing.T, c *cluster, name string, n int) {
 	}
 }
 
-// deleted: as scaledToZero, and then the address has no service.
+// deleted: connected sockets are destroyed, as in scaledToZero. Datagrams of unconnected
+// sockets are then sent untranslated: the address has no service.
 func deleted(t *testing.T, c *cluster, name string, n int) {
 	server := c.web[0].Serve("udp", 9999)
 	c.apply(rig.Service(name, n), rig.SlicesOf(name, rig.UpAt(9999, c.web[0])...))
@@ -249,9 +250,9 @@ func direct(t *testing.T, c *cluster, name string, n int) {
 	}
 }
 
-// endpointIsFrontend: a process of the node serves at the node's own address, which the
-// service has as an external IP. Clients of the service are translated, though the address
-// stays the same, and another new service does not affect them.
+// endpointIsFrontend: a process of the node serves at the node's own address and port, which
+// are also an external IP frontend of the service. Sockets of that frontend are translated to
+// the same address. They are not destroyed when another service is added.
 func endpointIsFrontend(t *testing.T, c *cluster, name string, n int) {
 	c.host.Serve("udp", rig.ServicePort)
 	svc := rig.Service(name, n)
@@ -278,9 +279,9 @@ func endpointIsFrontend(t *testing.T, c *cluster, name string, n int) {
 	}
 }
 
-// TestOtherNodes: a daemon does not destroy sockets of other nodes, though it can see them
-// here: sockets that another daemon has translated to the same endpoint, and untranslated
-// sockets to an address that becomes its service's.
+// TestOtherNodes: a daemon does not destroy sockets of other nodes, which it can see because
+// all nodes of the lab share one kernel: neither sockets that another daemon translated to the
+// same endpoint, nor untranslated sockets to an address that becomes a frontend here.
 func TestOtherNodes(t *testing.T) {
 	t.Parallel()
 	c := startCluster(t)

@@ -10,10 +10,10 @@ import (
 	"shunt/lab"
 )
 
-// TestUDPReplies: servers reply from the pod's address, whether they are bound to it or to
-// all of the pod's, and hostNetwork servers from the node's. recvfrom(2) and recvmsg(2),
-// which share one hook, and getpeername(2) return the service's address, for each kind of
-// frontend, also for several services that one socket asks in turn.
+// TestUDPReplies: a server replies from the pod's address, whether it is bound to that address
+// or to the unspecified one. A hostNetwork server replies from the node's address. To the client,
+// recvfrom(2), recvmsg(2) (both by one hook) and getpeername(2) return the frontend's address,
+// for each kind of frontend, also if one socket asks several services in turn.
 func TestUDPReplies(t *testing.T) {
 	t.Parallel()
 	c := startCluster(t)
