@@ -10,7 +10,7 @@ import (
 	"shunt/maps"
 )
 
-// TestOwnClusterIP gives a device of the node the cluster IP of a service, as a node-local DNS
+// TestOwnClusterIP sets on a device of the node the cluster IP of a service, as a node-local DNS
 // cache does, and takes it away again. In between, the address is the node's: neither the service
 // nor node ports are served there. The order of the address and the Service does not matter.
 func TestOwnClusterIP(t *testing.T) {

@@ -60,7 +60,7 @@ type scene struct {
 	*world
 	*column
 	*testing.T
-	// number tells the Services of situations apart.
+	// number distinguishes the Services of situations.
 	number int
 	wrong  []string
 }
