@@ -30,8 +30,9 @@ func ofRanges(svc *Service, f Family) []netip.Prefix {
 	return slices.DeleteFunc(slices.Clone(svc.SourceRanges), func(p netip.Prefix) bool { return FamilyOf(p.Addr()) != f })
 }
 
-// isRestricted reports whether the source ranges leave out an address of the family. A range of all
-// addresses admits clients whose source is not known, so no range is looked up.
+// isRestricted reports whether the service has source ranges of the family, and none of them is a
+// range of all addresses (/0). Such a range admits clients whose source is not known, too, so that
+// programs look up no range.
 func isRestricted(svc *Service, f Family) bool {
 	ranges := ofRanges(svc, f)
 	return len(ranges) > 0 && !slices.ContainsFunc(ranges, func(p netip.Prefix) bool { return p.Bits() == 0 })
