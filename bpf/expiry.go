@@ -180,23 +180,22 @@ func (e *Expiry) step() (count, removed int, err error) {
 	if err != nil {
 		return count, 0, err
 	}
-	removed, err = e.remove(e.table, found, &e.expired, math.MaxInt, func(f *maps.Flow) bool {
-		return e.timeouts.expired(f, monotonic())
-	})
+	removed, err = e.remove(found, &e.expired, math.MaxInt, e.isExpired)
 	return count, removed, err
 }
+
+// isExpired reports whether the flow is expired now.
+func (e *Expiry) isExpired(f *maps.Flow) bool { return e.timeouts.expired(f, monotonic()) }
 
 // remove removes those of the found flows for which ended returns true, until it has removed at
 // least most entries. It adds the number of removed flows to counter, and returns the number of
 // removed entries.
-func (e *Expiry) remove(
-	from *flowTable, found []flowRecord, counter *atomic.Uint64, most int, ended func(*maps.Flow) bool,
-) (entries int, err error) {
+func (e *Expiry) remove(found []flowRecord, counter *atomic.Uint64, most int, ended func(*maps.Flow) bool) (entries int, err error) {
 	for i := range found {
 		if entries >= most {
 			break
 		}
-		n, err := from.remove(&found[i], &e.timeouts, ended)
+		n, err := e.table.remove(&found[i], &e.timeouts, ended)
 		entries += n
 		if n > 0 {
 			counter.Add(1)
@@ -225,7 +224,7 @@ func (e *Expiry) relieve() (enough bool, err error) {
 	if err != nil {
 		return true, err
 	}
-	ended, err := e.remove(e.table, closed, &e.expired, math.MaxInt, isClosed)
+	ended, err := e.remove(closed, &e.expired, math.MaxInt, isClosed)
 	evicted := 0
 	if err == nil {
 		evicted, err = e.evict(oldest, most-ended)
@@ -250,7 +249,7 @@ func (e *Expiry) evict(oldest []flowRecord, most int) (evicted int, err error) {
 			continue
 		}
 		cutoff := part[len(part)-1].flow.Used
-		n, err := e.remove(e.table, part, &e.evicted, most-evicted, func(f *maps.Flow) bool { return f.Used <= cutoff })
+		n, err := e.remove(part, &e.evicted, most-evicted, func(f *maps.Flow) bool { return f.Used <= cutoff })
 		evicted += n
 		if err != nil {
 			return evicted, err
@@ -279,7 +278,7 @@ func byEviction(a, b flowRecord) int {
 // one step may remove.
 func (e *Expiry) candidates(entries int) (closed, oldest []flowRecord, err error) {
 	flows := min((entries+1)/2, e.most)
-	err = maps.EachFlow(e.flows, func(k *maps.FlowKey, f *maps.Flow) error {
+	err = maps.EachEntry(e.flows, func(k *maps.FlowKey, f *maps.Flow) error {
 		switch {
 		case k.Kind != maps.FlowKeyOut:
 		case isClosed(f):

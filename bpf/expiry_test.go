@@ -139,7 +139,7 @@ func (r *expiryRig) has(f maps.Flow) map[int]maps.Flow {
 func (r *expiryRig) count() int {
 	r.t.Helper()
 	n := 0
-	if err := maps.EachFlow(r.flows, func(*maps.FlowKey, *maps.Flow) error { n++; return nil }); err != nil {
+	if err := maps.EachEntry(r.flows, func(*maps.FlowKey, *maps.Flow) error { n++; return nil }); err != nil {
 		r.t.Fatal(err)
 	}
 	return n

@@ -5,11 +5,8 @@ package bpf
 import (
 	"errors"
 	"fmt"
-	"math"
-	"sync/atomic"
 	"time"
 
-	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
 
 	"shunt/maps"
@@ -50,11 +47,12 @@ func (e *Expiry) removeNewFlows() error {
 	}); err != nil {
 		return err
 	}
-	var uncounted atomic.Uint64
-	_, err := e.remove(e.newFlows, found, &uncounted, math.MaxInt, func(f *maps.Flow) bool {
-		return e.timeouts.expired(f, monotonic())
-	})
-	return err
+	for i := range found {
+		if _, err := e.newFlows.remove(&found[i], &e.timeouts, e.isExpired); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // removeOutdated removes entries of a map of notes for which outdated returns true, at most as
@@ -81,35 +79,10 @@ func removeOutdated[K, V any](e *Expiry, name string, outdated func(*K, *V) bool
 		if e.newFlows.before != nil {
 			e.newFlows.before(maps.FlowKey{})
 		}
-		if err := removeNote(m, e.newFlows.takes, &found[i], outdated); err != nil {
+		var now V
+		if _, err := removeIf(m, e.newFlows.takes, &found[i], &now, func() bool { return outdated(&found[i], &now) }); err != nil {
 			return fmt.Errorf("remove an entry of map %s: %w", name, err)
 		}
 	}
 	return nil
-}
-
-// removeNote removes the entry of a key if it is still outdated. takes is flowTable.takes.
-func removeNote[K, V any](m *ebpf.Map, takes bool, k *K, outdated func(*K, *V) bool) error {
-	var now V
-	var err error
-	if takes {
-		err = m.LookupAndDelete(k, &now)
-	} else {
-		err = m.Lookup(k, &now)
-	}
-	switch {
-	case errors.Is(err, ebpf.ErrKeyNotExist):
-		return nil
-	case err != nil:
-		return err
-	case takes && !outdated(k, &now):
-		if err = m.Update(k, now, ebpf.UpdateNoExist); errors.Is(err, ebpf.ErrKeyExist) {
-			err = nil // a program has inserted a newer note
-		}
-	case !takes && outdated(k, &now):
-		if err = m.Delete(k); errors.Is(err, ebpf.ErrKeyNotExist) {
-			err = nil
-		}
-	}
-	return err
 }

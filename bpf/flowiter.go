@@ -97,7 +97,7 @@ func (it *flowIter) each(visit func(*flowRecord) bool) (count int, err error) {
 func eachExpired(flows *ebpf.Map, t *flowTimeouts, visit func(*flowRecord) bool) (count int, err error) {
 	now := monotonic()
 	stop := errors.New("stop")
-	err = maps.EachFlow(flows, func(k *maps.FlowKey, f *maps.Flow) error {
+	err = maps.EachEntry(flows, func(k *maps.FlowKey, f *maps.Flow) error {
 		count++
 		if t.expired(f, now) && !visit(&flowRecord{*k, *f}) {
 			return stop

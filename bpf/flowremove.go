@@ -119,33 +119,39 @@ func (t *flowTable) refresh(all []flowRecord, flow maps.Flow, timeouts *flowTime
 // the map. removeOne returns it if it still belongs to the same flow.
 func (t *flowTable) removeOne(was *flowRecord) (used *maps.Flow, err error) {
 	var now maps.Flow
-	if t.takes {
-		err = t.m.LookupAndDelete(was.key, &now)
-	} else {
-		err = t.m.Lookup(was.key, &now)
-	}
-	if errors.Is(err, ebpf.ErrKeyNotExist) {
-		return nil, nil
-	}
+	changed, err := removeIf(t.m, t.takes, was.key, &now, func() bool { return now == was.flow })
 	if err != nil {
-		return nil, fmt.Errorf("delete flow %s: %w", was.key, err)
+		err = fmt.Errorf("delete flow %s: %w", was.key, err)
 	}
-	if now != was.flow {
-		if t.takes {
-			err = t.put(was.key, &now)
-		}
-		if !now.IsSame(&was.flow) {
-			return nil, err
-		}
-		return &now, err
+	if !changed || !now.IsSame(&was.flow) {
+		return nil, err
 	}
-	if !t.takes {
-		err = t.m.Delete(was.key)
-		if err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
-			return nil, fmt.Errorf("delete flow %s: %w", was.key, err)
+	return &now, err
+}
+
+// removeIf reads the entry of a key into *value, deletes the entry if removable then returns true,
+// and reports whether the entry remains. A program may write the entry at any moment: with takes,
+// the entry is read and deleted in one step, and put back if it is not removable.
+func removeIf[V any](m *ebpf.Map, takes bool, key any, value *V, removable func() bool) (remains bool, err error) {
+	if takes {
+		err = m.LookupAndDelete(key, value)
+	} else {
+		err = m.Lookup(key, value)
+	}
+	if err == nil {
+		remains = !removable()
+		switch {
+		case takes && remains:
+			err = m.Update(key, value, ebpf.UpdateNoExist)
+		case !takes && !remains:
+			err = m.Delete(key)
 		}
 	}
-	return nil, nil
+	// ErrKeyExist: an entry that a program has inserted meanwhile is newer.
+	if errors.Is(err, ebpf.ErrKeyNotExist) || errors.Is(err, ebpf.ErrKeyExist) {
+		err = nil
+	}
+	return remains, err
 }
 
 // putBack inserts the deleted entries of a flow that is in use again.

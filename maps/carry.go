@@ -133,7 +133,7 @@ func carryAffinity(old, k *Kernel) error {
 // carryFlows must not be used between maps of different ABI, where the meaning of an entry is
 // unknown. So an upgrade to another ABI breaks connections from outside.
 func carryFlows(from, to *ebpf.Map) (lost int, newest uint64, err error) {
-	err = EachFlow(from, func(k *FlowKey, f *Flow) error {
+	err = EachEntry(from, func(k *FlowKey, f *Flow) error {
 		newest = max(newest, f.Used)
 		var there Flow
 		flags := ebpf.UpdateNoExist // an entry that a program inserts now is newer
@@ -161,7 +161,7 @@ func carryFlows(from, to *ebpf.Map) (lost int, newest uint64, err error) {
 // flows_new. newest is the result of carryFlows: programs have written the entries that were used
 // later.
 func dropFlows(from, to *ebpf.Map, newest uint64) error {
-	return EachFlow(to, func(k *FlowKey, f *Flow) error {
+	return EachEntry(to, func(k *FlowKey, f *Flow) error {
 		var there Flow
 		if f.Used > newest || !errors.Is(from.Lookup(k, &there), ebpf.ErrKeyNotExist) {
 			return nil

@@ -149,9 +149,6 @@ func (f *Flow) Keys() []FlowKey {
 // bucket of the hash; buckets have a few entries.
 const flowBatch = 1024
 
-// EachFlow calls visit for the entries of a map of flows, as EachEntry does.
-func EachFlow(m *ebpf.Map, visit func(*FlowKey, *Flow) error) error { return EachEntry(m, visit) }
-
 // EachEntry calls visit for the entries of a hash, while programs change it. K and V have the
 // layout of its keys and values. An entry that exists during the whole call is visited once. If
 // visit returns an error, EachEntry ends and returns that error.
@@ -178,6 +175,6 @@ func EachEntry[K, V any](m *ebpf.Map, visit func(*K, *V) error) error {
 // FlowsUsed returns the number of entries in map flows. It reads the whole map.
 func (k *Kernel) FlowsUsed() (uint32, error) {
 	var n uint32
-	err := EachFlow(k.set.maps[mapFlows], func(*FlowKey, *Flow) error { n++; return nil })
+	err := EachEntry(k.set.maps[mapFlows], func(*FlowKey, *Flow) error { n++; return nil })
 	return n, err
 }

@@ -100,7 +100,7 @@ func putFlows(t *testing.T, set *maps.Set, flows ...maps.Flow) {
 func readFlows(t *testing.T, set *maps.Set) map[maps.FlowKey]maps.Flow {
 	t.Helper()
 	all := map[maps.FlowKey]maps.Flow{}
-	err := maps.EachFlow(set.Map("flows"), func(k *maps.FlowKey, f *maps.Flow) error {
+	err := maps.EachEntry(set.Map("flows"), func(k *maps.FlowKey, f *maps.Flow) error {
 		if _, twice := all[*k]; twice {
 			return fmt.Errorf("%s twice", k)
 		}
@@ -114,7 +114,7 @@ func readFlows(t *testing.T, set *maps.Set) map[maps.FlowKey]maps.Flow {
 }
 
 // Every entry is visited once, also if the map has more than one system call reads.
-func TestEachFlow(t *testing.T) {
+func TestEachEntry(t *testing.T) {
 	sizes := small
 	sizes.Flows = 8192
 	root := mapstest.BPFFS(t)
@@ -140,7 +140,7 @@ func TestEachFlow(t *testing.T) {
 		t.Errorf("%d entries, counted %d, %v", len(all), n, err)
 	}
 	stop := fmt.Errorf("stop")
-	if err := maps.EachFlow(set.Map("flows"), func(*maps.FlowKey, *maps.Flow) error { return stop }); err != stop { //nolint:errorlint // as it is
+	if err := maps.EachEntry(set.Map("flows"), func(*maps.FlowKey, *maps.Flow) error { return stop }); err != stop { //nolint:errorlint // as it is
 		t.Errorf("it ended with %v", err)
 	}
 }

@@ -179,16 +179,22 @@ func wantImage(t *testing.T, s *source, img v1.Image) {
 	if !reflect.DeepEqual(c.Entrypoint, []string{"shunt"}) || !reflect.DeepEqual(c.Env, []string{"PATH=/" + filepath.Dir(binaryPath)}) {
 		t.Errorf("entry point %q, environment %q", c.Entrypoint, c.Env)
 	}
-	layers, err := img.Layers()
-	if err != nil || len(layers) != 1 {
-		t.Fatalf("%d layers, %v", len(layers), err)
-	}
-	content, err := layers[0].Uncompressed()
+	content, err := onlyLayer(t, img).Uncompressed()
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer content.Close()
 	wantMembers(t, content, s.time)
+}
+
+// onlyLayer returns the layer of an image that must have one.
+func onlyLayer(t *testing.T, img v1.Image) v1.Layer {
+	t.Helper()
+	layers, err := img.Layers()
+	if err != nil || len(layers) != 1 {
+		t.Fatalf("%d layers, %v", len(layers), err)
+	}
+	return layers[0]
 }
 
 // wantMembers checks the members of a layer: each directory comes before what is in it.
@@ -315,11 +321,7 @@ func wantSBOM(t *testing.T, of name.Digest, file string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	layers, err := artifact.Layers()
-	if err != nil || len(layers) != 1 {
-		t.Fatalf("%d layers, %v", len(layers), err)
-	}
-	content, err := layers[0].Compressed()
+	content, err := onlyLayer(t, artifact).Compressed()
 	if err != nil {
 		t.Fatal(err)
 	}
